@@ -1,0 +1,53 @@
+"""Random features for softmax and other kernels in linear time.
+
+Importing this module imports neither JAX nor Numba.
+"""
+
+from importlib.metadata import version as _version
+
+from rfkernels import kernels, samplers
+from rfkernels.attention import (
+    AttentionResult,
+    attention,
+    linear_attention,
+    log_kernel,
+    log_normalizer,
+    read_state,
+    transform,
+    write_state,
+)
+from rfkernels.exact import exact_attention, exact_log_kernel, exact_log_normalizer
+from rfkernels.features import Features, Side, draw
+from rfkernels.kernels import Kernel
+from rfkernels.maps import FeatureMap, lookup, names, register
+from rfkernels.state import DecodeState, State, empty_state, merge_states
+
+__version__ = _version("rfkernels")
+
+__all__ = [
+    "AttentionResult",
+    "DecodeState",
+    "FeatureMap",
+    "Features",
+    "Kernel",
+    "Side",
+    "State",
+    "attention",
+    "draw",
+    "empty_state",
+    "exact_attention",
+    "exact_log_kernel",
+    "exact_log_normalizer",
+    "kernels",
+    "linear_attention",
+    "log_kernel",
+    "log_normalizer",
+    "lookup",
+    "merge_states",
+    "names",
+    "read_state",
+    "register",
+    "samplers",
+    "transform",
+    "write_state",
+]

@@ -1,0 +1,36 @@
+"""Array namespaces and dtypes, found without importing what the user did not import."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+def is_jax(x: Any) -> bool:
+    """Whether `x` is a JAX array or tracer."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(x, jax.Array)
+
+
+def namespace(*arrays: Any) -> Any:
+    """Return jax.numpy if any array is JAX's, else numpy."""
+    if any(is_jax(x) for x in arrays):
+        return sys.modules["jax.numpy"]
+    return np
+
+
+def accumulator(xp: Any, *arrays: Any) -> Any:
+    """Return the dtype that sums are kept in: float64 if any array has it, else float32."""
+    double = any(x.dtype == np.float64 for x in arrays if x is not None)
+    return xp.float64 if double else xp.float32
+
+
+def matmul(xp: Any, a: Any, b: Any) -> Any:
+    """Multiply matrices at full precision: accelerators round float32 inputs by default, and these sit in exponents."""
+    if xp is np:
+        return np.matmul(a, b)
+    return xp.matmul(a, b, precision="highest")

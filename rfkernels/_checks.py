@@ -1,0 +1,149 @@
+"""Validation of arguments: errors name the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rfkernels._arrays import FLOATS, is_jax, namespace
+from rfkernels.features import Features
+
+_BLOCK = 1 << 18
+
+
+def check_array(name: str, x: Any, axes: int) -> None:
+    """Require a NumPy or JAX array of a real floating dtype with at least `axes` axes."""
+    if not (isinstance(x, np.ndarray) or is_jax(x)):
+        raise TypeError(f"{name} must be a numpy.ndarray or jax.Array, got {type(x).__name__}")
+    if x.dtype.name not in FLOATS:
+        raise TypeError(f"{name} must have one of the dtypes {', '.join(FLOATS)}, got {x.dtype}")
+    if x.ndim < axes:
+        expected = "(*batch, length, dim)" if axes == 2 else "(*batch, dim)"
+        raise ValueError(f"{name} must have shape {expected}, got {x.shape}")
+
+
+def broadcast_batch(**shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """Broadcast batch axes, naming the arguments that disagree."""
+    try:
+        return np.broadcast_shapes(*shapes.values())
+    except ValueError as error:
+        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(
+            f"batch axes do not broadcast: {listed}. Shapes are (*batch, length, dim) with heads as batch axes; "
+            "were length and heads swapped?"
+        ) from error
+
+
+def check_qk(q: Any, k: Any, names: tuple[str, str] = ("q", "k"), pairs: bool = False) -> None:
+    """Require two arrays of equal width whose batch axes broadcast; `pairs` are single vectors, batch axes otherwise."""
+    own = 1 if pairs else 2
+    check_array(names[0], q, own)
+    check_array(names[1], k, own)
+    if q.shape[-1] != k.shape[-1]:
+        raise ValueError(f"{names[0]} and {names[1]} must agree in dim, got shapes {q.shape} and {k.shape}")
+    broadcast_batch(**{names[0]: q.shape[:-own], names[1]: k.shape[:-own]})
+
+
+def check_kv(k: Any, v: Any) -> None:
+    """Require keys and values of equal length whose batch axes broadcast."""
+    check_array("k", k, 2)
+    check_array("v", v, 2)
+    if k.shape[-2] != v.shape[-2]:
+        raise ValueError(f"k and v must agree in length, got shapes {k.shape} and {v.shape}")
+    broadcast_batch(k=k.shape[:-2], v=v.shape[:-2])
+
+
+def check_qkv(q: Any, k: Any, v: Any) -> None:
+    """Require queries, keys and values that fit together."""
+    check_qk(q, k)
+    check_kv(k, v)
+    broadcast_batch(q=q.shape[:-2], k=k.shape[:-2], v=v.shape[:-2])
+
+
+def check_features(features: Any, name: str, x: Any) -> None:
+    """Require Features of the array's width, with batch axes that broadcast."""
+    if not isinstance(features, Features):
+        raise TypeError(f"features must be a Features (see rfkernels.draw), got {type(features).__name__}")
+    if features.dim != x.shape[-1]:
+        raise ValueError(f"features are of dim {features.dim}, but {name} has shape {x.shape}")
+    broadcast_batch(features=features.batch, **{name: x.shape[:-2]})
+
+
+def check_mask(mask: Any, k: Any) -> None:
+    """Require a boolean key mask (*batch, keys)."""
+    if mask is None:
+        return
+    if not (isinstance(mask, np.ndarray) or is_jax(mask)):
+        raise TypeError(f"mask must be a boolean array, got {type(mask).__name__}")
+    if mask.dtype != bool:
+        raise TypeError(f"mask must be of dtype bool (True = may be attended), got {mask.dtype}")
+    keys = k.shape[-2]
+    if mask.ndim < 1 or mask.shape[-1] != keys:
+        raise ValueError(
+            f"mask must be over keys, shape (*batch, {keys}), got {mask.shape}; linear attention cannot honour a mask "
+            "over pairs of queries and keys, only causal=, window= and key masks"
+        )
+    broadcast_batch(mask=mask.shape[:-1], k=k.shape[:-2])
+
+
+def check_window(window: Any) -> None:
+    """Require a positive integer or None."""
+    if window is None:
+        return
+    if isinstance(window, bool) or not isinstance(window, int | np.integer) or window < 1:
+        raise ValueError(f"window must be a positive integer or None, got {window!r}")
+
+
+def check_finite_arrays(**arrays: Any) -> None:
+    """Refuse NaN and infinity with the argument's name and the first bad index; tracers pass."""
+    for name, x in arrays.items():
+        index = first_nonfinite(x)
+        if index is not None:
+            value = np.asarray(x[index]).astype(np.float64).item()
+            raise ValueError(f"{name} must be finite, but {name}{list(index)} is {value}; check_finite=False lets it pass")
+
+
+def first_nonfinite(x: Any) -> tuple[int, ...] | None:
+    """Return the first index of an array that is NaN or infinite, without a temporary of the array's size."""
+    if is_jax(x):
+        if _is_tracer(x) or bool(namespace(x).isfinite(x).all()):
+            return None
+        x = np.asarray(x)
+    rows = x.reshape(-1, x.shape[-1]) if x.flags.c_contiguous else None
+    if rows is None:
+        for leading in np.ndindex(x.shape[:-2]):
+            found = _first_bad_row(x[leading])
+            if found is not None:
+                return (*leading, *found)
+        return None
+    found = _first_bad_row(rows)
+    if found is None:
+        return None
+    return (*(int(i) for i in np.unravel_index(found[0], x.shape[:-1])), found[1])
+
+
+def _first_bad_row(matrix: Any) -> tuple[int, int] | None:
+    step = max(1, _BLOCK // max(1, matrix.shape[-1]))
+    for start in range(0, len(matrix), step):
+        bad = ~np.isfinite(matrix[start : start + step])
+        if bad.any():
+            row, column = np.argwhere(bad)[0]
+            return start + int(row), int(column)
+    return None
+
+
+def _is_tracer(x: Any) -> bool:
+    import jax
+
+    return isinstance(x, jax.core.Tracer)
+
+
+def result_dtype(xp: Any, *arrays: Any) -> Any:
+    """Return the common dtype of the arrays, which must be one that is computed in."""
+    try:
+        dtype = xp.result_type(*arrays)
+    except TypeError as error:
+        listed = ", ".join(str(x.dtype) for x in arrays)
+        raise TypeError(f"the arrays have no common dtype: {listed}") from error
+    return dtype

@@ -1,0 +1,74 @@
+"""Backends: records of functions, imported only when arrays of their kind arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from rfkernels._arrays import is_jax
+from rfkernels.core import Options
+from rfkernels.features import Features
+from rfkernels.state import State
+
+
+class Pass(NamedTuple):
+    """What a pass returns: the output, what it was normalised by, and the state after the last key."""
+
+    output: Any
+    log_normalizer: Any
+    sign: Any
+    state: State | None
+
+
+class Backend(NamedTuple):
+    """The functions that a backend provides.
+
+    Parameters
+    ----------
+    name : str
+        What it is called.
+    attend : callable
+        ``attend(q, k, v, features, options, mask, state, check_finite, dtype)``: a whole pass; `dtype` is the output's.
+    write : callable
+        ``write(state, k, v, features, mask, check_finite)``: the state with keys added.
+    read : callable
+        ``read(state, q, features, check_finite, dtype)``: a pass over the keys of a state.
+    """
+
+    name: str
+    attend: Callable[[Any, Any, Any, Features, Options, Any, State, bool, Any], Pass]
+    write: Callable[[State, Any, Any, Features, Any, bool], State]
+    read: Callable[[State, Any, Features, bool, Any], Pass]
+
+
+_MODULES = {"jax": "rfkernels.backends.jax", "numba": "rfkernels.backends.numba", "numpy": "rfkernels.backends.numpy"}
+
+
+@cache
+def load(name: str) -> Backend:
+    """Import the backend of that name."""
+    if name not in _MODULES:
+        raise ValueError(f"unknown backend {name!r}; known are: {', '.join(sorted(_MODULES))}")
+    try:
+        backend: Backend = import_module(_MODULES[name]).BACKEND
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"backend {name!r} needs the package {error.name!r}: pip install 'rfkernels[{name}]'"
+        ) from error
+    return backend
+
+
+def choose(name: str | None, *arrays: Any) -> Backend:
+    """Return the named backend, or the one for these arrays: jax for jax.Array, numba for numpy.ndarray."""
+    any_jax = any(is_jax(x) for x in arrays)
+    if name is None:
+        return load("jax" if any_jax else "numba")
+    if not isinstance(name, str):
+        raise TypeError(f"backend must be a name or None, got {type(name).__name__}")
+    backend = load(name)
+    if any_jax and name != "jax":
+        raise TypeError(f"backend {name!r} takes numpy arrays, got a jax.Array; convert with numpy.asarray")
+    return backend
+

@@ -1,0 +1,217 @@
+"""Executable specification of linear attention, in terms of a namespace: NumPy's or jax.numpy's.
+
+Causal passes go a key at a time, so nothing can leak from later keys and every norm is handled exactly. In float64 on
+NumPy this is the oracle that faster schedules are tested against.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from rfkernels import partials
+from rfkernels._arrays import matmul
+from rfkernels.exact import exact_partial
+from rfkernels.features import Features, SideName
+from rfkernels.kernels import Kernel
+from rfkernels.partials import Partial
+from rfkernels.state import State
+
+
+class Options(NamedTuple):
+    """What a pass computes, beyond its arrays."""
+
+    causal: bool = False
+    window: int | None = None
+    kernel: Kernel | None = None
+
+
+def project(xp: Any, x: Any, features: Features, side: SideName) -> tuple[Any, Any]:
+    """Return u_j = w_j · T(x − centre), (*batch, length, rows), and a = c |T(x − centre)|² + linear · x, (*batch, length)."""
+    dtype = x.dtype
+    given = features.side(side)
+    t = x if given.centre is None else x - xp.asarray(given.centre, dtype)[..., None, :]
+    if given.matrix is None:
+        t = t * xp.sqrt(xp.asarray(features.scale, dtype))
+    else:
+        t = matmul(xp, t, xp.swapaxes(xp.asarray(given.matrix, dtype), -1, -2))
+    u = matmul(xp, t, xp.swapaxes(xp.asarray(features.projection, dtype), -1, -2))
+    a = features.map.offset * xp.sum(t * t, -1)
+    if given.linear is not None:
+        a = a + xp.sum(xp.asarray(given.linear, dtype)[..., None, :] * x, -1)
+    return u, a
+
+
+def log_weights(xp: Any, features: Features, dtype: Any) -> Any:
+    """Return b for each column, (*batch, 1, count)."""
+    b = xp.asarray(features.log_weight, dtype)[..., None, :]
+    return xp.concatenate([b] * len(features.map.activations), -1)
+
+
+def exponents(xp: Any, features: Features, u: Any) -> Any:
+    """Return what is added to a in the exponent of each column: slope · u + b."""
+    assert features.map.slopes is not None
+    b = xp.asarray(features.log_weight, u.dtype)[..., None, :]
+    return xp.concatenate([slope * u + b for slope in features.map.slopes], -1)
+
+
+def activate(xp: Any, features: Features, u: Any, a: Any) -> Any:
+    """Return h(u, a) for each column; `a` has one entry per column or broadcasts."""
+    columns, rows = [], features.rows
+    a = xp.broadcast_to(a, (*a.shape[:-1], features.count))
+    for i, activation in enumerate(features.map.activations):
+        value = activation(xp, u, a[..., i * rows : (i + 1) * rows])
+        columns.append(xp.broadcast_to(value, u.shape))
+    return xp.concatenate(columns, -1)
+
+
+def write(xp: Any, state: State, k: Any, v: Any, features: Features, mask: Any = None) -> State:
+    """Add keys and values to a state."""
+    u, a = project(xp, k, features, "key")
+    seen = None if mask is None else mask[..., None]
+    shift = state.shift
+    if features.map.exponential:
+        exponent = exponents(xp, features, u) + a[..., None]
+        exponent = exponent if seen is None else xp.where(seen, exponent, -xp.inf)
+        shift = xp.maximum(shift, xp.max(exponent, -2, initial=-xp.inf))
+    base = xp.where(shift == -xp.inf, 0, shift)
+    phi = activate(xp, features, u, a[..., None] + log_weights(xp, features, u.dtype) - base[..., None, :])
+    phi = phi if seen is None else xp.where(seen, phi, 0)
+    decay = xp.exp(state.shift - base)
+    kv = state.kv * decay[..., None] + matmul(xp, xp.swapaxes(phi, -1, -2), v)
+    return State(kv, state.z * decay + xp.sum(phi, -2), shift)
+
+
+def read(xp: Any, state: State, q: Any, features: Features) -> Partial:
+    """Sum estimated kernels over the keys of a state, for each query."""
+    u, a = project(xp, q, features, "query")
+    empty = xp.all(state.shift == -xp.inf, -1)[..., None]
+    base = xp.where(state.shift == -xp.inf, 0, state.shift)[..., None, :]
+    b = log_weights(xp, features, u.dtype)
+    if features.map.exponential:
+        top = xp.max(exponents(xp, features, u) + base, -1)
+        phi, shift = activate(xp, features, u, b + base - top[..., None]), top + a
+    else:
+        phi, shift = activate(xp, features, u, b + a[..., None]), xp.zeros_like(a)
+    numerator = matmul(xp, phi, state.kv)
+    denominator = xp.sum(phi * state.z[..., None, :], -1)
+    shift = xp.where(empty, -xp.inf, shift - math.log(features.count))
+    return Partial(numerator, denominator, xp.broadcast_to(shift, denominator.shape))
+
+
+def attend(
+    xp: Any, q: Any, k: Any, v: Any, features: Features, options: Options, mask: Any, state: State
+) -> tuple[Partial, State | None]:
+    """Run a whole pass: sums for each query over what it sees, and the state after the last key.
+
+    The state is that of the keys which the next query would see through features; None after a bidirectional pass with a
+    window, which has no such set.
+    """
+    if options.causal:
+        part, after = _causal(xp, q, k, v, features, options.window or 0, mask, state)
+    elif options.window is None:
+        after = write(xp, state, k, v, features, mask)
+        part = read(xp, after, q, features)
+    else:
+        part, after = _two_sided(xp, q, k, v, features, options.window, mask, state), None
+    if options.window is not None:
+        assert options.kernel is not None
+        near = exact_partial(
+            q, k, v, scale=features.scale, causal=options.causal, window=options.window, mask=mask, kernel=options.kernel
+        )
+        part = partials.join(xp, part, near)
+    return part, after
+
+
+def _causal(
+    xp: Any, q: Any, k: Any, v: Any, features: Features, lag: int, mask: Any, state: State
+) -> tuple[Partial, State]:
+    """Let query t see keys s <= t + (keys - length) - lag."""
+    length, keys = q.shape[-2], k.shape[-2]
+
+    def absorb(state: State, start: int, stop: int) -> State:
+        part = slice(max(start, 0), max(stop, 0))
+        seen = None if mask is None else mask[..., part]
+        return write(xp, state, k[..., part, :], v[..., part, :], features, seen)
+
+    first = keys - length - lag
+    state = absorb(state, 0, first)
+    parts = [read(xp, state, q[..., :0, :], features)]
+    for t in range(length):
+        if t + first >= 0:
+            state = absorb(state, t + first, t + first + 1)
+        parts.append(read(xp, state, q[..., t : t + 1, :], features))
+    return partials.stack(xp, parts), state
+
+
+def _two_sided(
+    xp: Any, q: Any, k: Any, v: Any, features: Features, window: int, mask: Any, state: State
+) -> Partial:
+    """Let query t see keys s with |t − s| >= window: a pass over prefixes, and one over suffixes read backwards."""
+    length, keys = q.shape[-2], k.shape[-2]
+    lag = window + keys - length
+    empty = State(xp.zeros_like(state.kv), xp.zeros_like(state.z), empty_shift(xp, features, state.shift))
+    before, _ = _causal(xp, q, k, v, features, lag, mask, state)
+    backward = (xp.flip(q, -2), xp.flip(k, -2), xp.flip(v, -2))
+    turned = None if mask is None else xp.flip(mask, -1)
+    after, _ = _causal(xp, *backward, features, window, turned, empty)
+    flipped = Partial(xp.flip(after.numerator, -2), xp.flip(after.denominator, -1), xp.flip(after.shift, -1))
+    return partials.join(xp, before, flipped)
+
+
+def empty_shift(xp: Any, features: Features, like: Any) -> Any:
+    """Return the shift of no keys."""
+    return xp.full_like(like, -xp.inf if features.map.exponential else 0.0)
+
+
+def transform(xp: Any, x: Any, features: Features, side: SideName) -> tuple[Any, Any]:
+    """Return log |φ(x)| and its sign, both (*batch, length, count), to be trusted at any norm."""
+    u, a = project(xp, x, features, side)
+    b = log_weights(xp, features, u.dtype)
+    if features.map.exponential:
+        top = exponents(xp, features, u)
+        value, shift = activate(xp, features, u, b - top), top + a[..., None]
+    else:
+        value, shift = activate(xp, features, u, b + a[..., None]), xp.zeros_like(u[..., :1])
+    magnitude = xp.abs(value)
+    log = xp.log(xp.where(magnitude == 0, 1, magnitude)) + shift - math.log(features.count) / 2
+    return xp.where(magnitude == 0, -xp.inf, log), xp.sign(value)
+
+
+def log_kernel(xp: Any, x: Any, y: Any, features: Features) -> tuple[Any, Any]:
+    """Return the log and sign of φ(x)·φ(y), pair by pair; x and y are (*batch, dim)."""
+    log_x, sign_x = transform(xp, x[..., None, :], features, "query")
+    log_y, sign_y = transform(xp, y[..., None, :], features, "key")
+    log = (log_x + log_y)[..., 0, :]
+    shift = xp.max(log, -1)
+    base = xp.where(shift == -xp.inf, 0, shift)
+    total = xp.sum((sign_x * sign_y)[..., 0, :] * xp.exp(log - base[..., None]), -1)
+    return partials.log_denominator(xp, Partial(total[..., None], total, base))
+
+
+def linear_attention(xp: Any, phi_q: Any, phi_k: Any, v: Any, causal: bool, mask: Any, chunk: int = 128) -> Any:
+    """Normalise φ_q (φ_kᵀ v) for features that are given, a chunk of positions at a time when causal."""
+    if mask is not None:
+        phi_k = xp.where(mask[..., None], phi_k, 0)
+    if not causal:
+        kv, z = matmul(xp, xp.swapaxes(phi_k, -1, -2), v), xp.sum(phi_k, -2)
+        numerator = matmul(xp, phi_q, kv)
+        denominator = matmul(xp, phi_q, z[..., None])[..., 0]
+        return partials.normalize(xp, Partial(numerator, denominator, xp.zeros_like(denominator)))
+    length, keys = phi_q.shape[-2], phi_k.shape[-2]
+    offset, outputs = keys - length, []
+    done = max(offset, 0)
+    kv = matmul(xp, xp.swapaxes(phi_k[..., :done, :], -1, -2), v[..., :done, :])
+    z = xp.sum(phi_k[..., :done, :], -2)
+    for start in range(0, max(length, 1), chunk):
+        rows = phi_q[..., start : start + chunk, :]
+        low, high = max(start + offset, 0), max(min(start + offset + chunk, keys), 0)
+        keys_here, values_here = phi_k[..., low:high, :], v[..., low:high, :]
+        seen = xp.arange(low, high) <= xp.arange(start, start + rows.shape[-2])[:, None] + offset
+        near = xp.where(seen, matmul(xp, rows, xp.swapaxes(keys_here, -1, -2)), 0)
+        numerator = matmul(xp, rows, kv) + matmul(xp, near, values_here)
+        denominator = matmul(xp, rows, z[..., None])[..., 0] + xp.sum(near, -1)
+        outputs.append(partials.normalize(xp, Partial(numerator, denominator, xp.zeros_like(denominator))))
+        kv = kv + matmul(xp, xp.swapaxes(keys_here, -1, -2), values_here)
+        z = z + xp.sum(keys_here, -2)
+    return xp.concatenate(outputs, -2)

@@ -1,0 +1,191 @@
+"""A feature map bound to drawn arrays, and how they are drawn without looking at data."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from rfkernels import maps, samplers
+from rfkernels._arrays import is_jax
+from rfkernels.maps import FeatureMap
+from rfkernels.samplers import Normal, Sampler
+
+SideName = Literal["query", "key"]
+
+
+class Side(NamedTuple):
+    """The affine preprocessing of one side, queries or keys: u = w · T(x − centre), a = c |T(x − centre)|² + linear · x.
+
+    Parameters
+    ----------
+    matrix : array, shape (*batch, dim, dim), optional
+        T. None (the default) stands for √scale times the identity.
+    centre : array, shape (*batch, dim), optional
+        What is subtracted first; None for zero.
+    linear : array, shape (*batch, dim), optional
+        Weights of x in the exponent; None for zero. Only an exponential map has them.
+    """
+
+    matrix: Any = None
+    centre: Any = None
+    linear: Any = None
+
+
+@dataclass(frozen=True)
+class Features:
+    """A feature map bound to its arrays: what `draw` returns and what every computation takes. A pytree under JAX.
+
+    Parameters
+    ----------
+    map : FeatureMap
+        What is computed.
+    projection : array, shape (*batch, rows, dim)
+        The rows w_j. Batch axes broadcast against those of keys, such as one set per head.
+    log_weight : array, shape (*batch, rows)
+        b_j, the log-weight of each row, added on both sides.
+    query, key : Side
+        The affine preprocessing of each side.
+    scale : array, shape ()
+        The kernel is estimated at inputs multiplied by √scale on both sides: exp(scale · q·k) for softmax maps.
+    """
+
+    map: FeatureMap
+    projection: Any
+    log_weight: Any
+    query: Side
+    key: Side
+    scale: Any
+
+    def __post_init__(self) -> None:
+        _register_pytree()
+
+    @property
+    def rows(self) -> int:
+        """How many projection rows there are."""
+        return int(self.projection.shape[-2])
+
+    @property
+    def dim(self) -> int:
+        """The width of queries and keys."""
+        return int(self.projection.shape[-1])
+
+    @property
+    def count(self) -> int:
+        """How many feature columns there are, m: rows times activations."""
+        return self.rows * len(self.map.activations)
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """Batch axes of the arrays, which broadcast against those of keys."""
+        return tuple(self.projection.shape[:-2])
+
+    def side(self, name: SideName) -> Side:
+        """Return the preprocessing of "query" or "key"."""
+        if name not in ("query", "key"):
+            raise ValueError(f"side must be 'query' or 'key', got {name!r}")
+        return self.query if name == "query" else self.key
+
+
+def draw(
+    feature_map: str | FeatureMap,
+    dim: int,
+    count: int,
+    *,
+    sampler: str | Sampler = "orthogonal",
+    scale: float | None = None,
+    batch: tuple[int, ...] = (),
+    rng: Any,
+) -> Features:
+    """Draw features without looking at data.
+
+    Parameters
+    ----------
+    feature_map : str or FeatureMap
+        A registered name, such as "positive", "hyperbolic", "trigonometric" or "relu", or a map of your own.
+    dim : int
+        The width of queries and keys.
+    count : int
+        Feature columns, m. Equal counts mean equal cost; a map with two activations uses count / 2 projection rows.
+    sampler : str or Sampler, default "orthogonal"
+        "iid", "orthogonal", "antithetic", or a function ``(normal, count, dim) -> rows``.
+    scale : float, optional
+        Multiplies q·k; split evenly over both sides. 1/√dim (the default) is that of attention.
+    batch : tuple of int, default ()
+        Draw independent rows for each element of these batch axes, such as ``(heads,)``.
+    rng : int, numpy.random.SeedSequence, numpy.random.Generator or JAX key
+        Source of randomness. The same integer gives the same projection on every backend.
+
+    Returns
+    -------
+    Features
+        Arrays are NumPy float64, or JAX arrays when `rng` is a JAX key.
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type.
+    ValueError
+        If a name is unknown, a size is not positive, `count` is not a multiple of the number of activations, or `scale`
+        is not positive and finite.
+    """
+    feature_map, sampler = maps.resolve(feature_map), samplers.resolve(sampler)
+    dim, count = _positive_integer("dim", dim), _positive_integer("count", count)
+    activations = len(feature_map.activations)
+    if count % activations:
+        raise ValueError(f"count must be a multiple of the map's {activations} activations, got {count}")
+    if scale is None:
+        scale = 1 / math.sqrt(dim)
+    if not (isinstance(scale, int | float | np.floating) and math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale must be a positive finite number, got {scale!r}")
+    normal, xp = _normal_source(rng)
+    rows = count // activations
+    sets = [sampler(normal, rows, dim) for _ in range(math.prod(batch))]
+    if sets and sets[0].shape != (rows, dim):
+        raise ValueError(f"sampler returned shape {sets[0].shape}, expected {(rows, dim)}")
+    projection = xp.stack(sets).reshape(*batch, rows, dim) if sets else xp.zeros((*batch, rows, dim))
+    log_weight = xp.zeros(projection.shape[:-1], projection.dtype)
+    return Features(feature_map, projection, log_weight, Side(), Side(), xp.asarray(scale, projection.dtype))
+
+
+def _positive_integer(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    return int(value)
+
+
+def _normal_source(rng: Any) -> tuple[Normal, Any]:
+    if is_jax(rng):
+        return _jax_normal(rng), sys.modules["jax.numpy"]
+    if isinstance(rng, bool) or not isinstance(rng, int | np.integer | np.random.SeedSequence | np.random.Generator):
+        raise TypeError(f"rng must be an int, SeedSequence, numpy Generator or JAX key, got {type(rng).__name__}")
+    generator = np.random.default_rng(rng)
+    return generator.standard_normal, np
+
+
+def _jax_normal(key: Any) -> Normal:
+    jax = sys.modules["jax"]
+
+    def normal(shape: tuple[int, ...]) -> Any:
+        nonlocal key
+        key, used = jax.random.split(key)
+        return jax.random.normal(used, shape)
+
+    return normal
+
+
+_registered = False
+
+
+def _register_pytree() -> None:
+    """Tell JAX, if the user imported it, that Features is a pytree with the map as its static part."""
+    global _registered
+    jax = sys.modules.get("jax")
+    if _registered or not hasattr(jax, "tree_util"):
+        return
+    _registered = True
+    arrays = [field.name for field in fields(Features) if field.name != "map"]
+    jax.tree_util.register_dataclass(Features, data_fields=arrays, meta_fields=["map"])  # type: ignore[union-attr]

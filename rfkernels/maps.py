@@ -1,0 +1,198 @@
+"""Feature maps: what is computed from a projection, and the table of the named ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from rfkernels import kernels
+from rfkernels.activations import Activation, Program, trace
+from rfkernels.kernels import Kernel
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """An elementwise feature map φ(x) = m^-½ [h(u + …)] of projections u_j = w_j · x, without its arrays.
+
+    With u_j = w_j · T(x − centre) and a = c |T(x − centre)|² + linear · x, column j of activation h is
+    m^-½ h(xp, u_j, a + b_j): the general form of the random features of Performers (arXiv 2009.14794, eq. 5). The affine
+    parts and the log-weights b belong to `Features`.
+
+    Parameters
+    ----------
+    activations : tuple of callables
+        Each is ``h(xp, u, a)``, elementwise, written once with arithmetic and the functions of the namespace `xp`. A
+        projection row yields one column for each.
+    offset : float, default 0.0
+        c, the weight of the squared norm in a.
+    slopes : tuple of float, optional
+        For an exponential map, the slope of u in the exponent of each activation: the exponent is slope · u + a, and
+        h(u, a + s) = eˢ h(u, a). None (the default) for a map that is not exponential.
+    nonnegative : bool, default False
+        Whether no activation is ever negative, so that estimated kernels need no sign.
+    kernel : Kernel, optional
+        The closed form that the map estimates under standard normal rows, if one is known.
+
+    Raises
+    ------
+    ValueError
+        If an activation is not elementwise code that every backend can run, or a declared exponent does not hold.
+
+    Examples
+    --------
+    >>> import rfkernels as rfk
+    >>> softplus = rfk.FeatureMap((lambda xp, u, a: xp.log1p(xp.exp(-xp.abs(u))) + xp.maximum(u, 0),))
+    >>> softplus.exponential
+    False
+    """
+
+    activations: tuple[Activation, ...]
+    offset: float = 0.0
+    slopes: tuple[float, ...] | None = None
+    nonnegative: bool = False
+    kernel: Kernel | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.activations, tuple) or not self.activations:
+            raise ValueError(f"activations must be a non-empty tuple of functions, got {self.activations!r}")
+        self.programs()
+        if self.slopes is not None:
+            self._check_exponents(self.slopes)
+
+    @property
+    def exponential(self) -> bool:
+        """Whether h(u, a + s) = eˢ h(u, a), so that sums are kept on a log scale."""
+        return self.slopes is not None
+
+    def programs(self) -> tuple[Program, ...]:
+        """Trace the activations anew: what they compute now, closures and globals included."""
+        return tuple(trace(activation) for activation in self.activations)
+
+    def _check_exponents(self, slopes: tuple[float, ...]) -> None:
+        if len(slopes) != len(self.activations):
+            raise ValueError(f"slopes must have one entry per activation ({len(self.activations)}), got {slopes!r}")
+        u, shift = np.array([-1.7, -0.3, 0.4, 2.1]), 0.75
+        for activation, slope in zip(self.activations, slopes, strict=True):
+            value, shifted = activation(np, u, -0.5), activation(np, u, -0.5 + shift)
+            if not np.allclose(shifted, math.exp(shift) * value, rtol=1e-6):
+                raise ValueError(f"slopes declares {activation!r} exponential, but h(u, a + s) is not exp(s) h(u, a)")
+            far = np.linspace(-30.0, 30.0, 241)
+            if not np.all(np.abs(activation(np, far, -slope * far)) <= math.e**2):
+                raise ValueError(f"slopes declares the exponent {slope} u + a for {activation!r}, which outgrows it")
+
+
+def _exponential(xp: Any, u: Any, a: Any) -> Any:
+    return xp.exp(u + a)
+
+
+def _exponential_reflected(xp: Any, u: Any, a: Any) -> Any:
+    return xp.exp(a - u)
+
+
+def _cosine(xp: Any, u: Any, a: Any) -> Any:
+    return math.sqrt(2) * xp.cos(u) * xp.exp(a)
+
+
+def _sine(xp: Any, u: Any, a: Any) -> Any:
+    return math.sqrt(2) * xp.sin(u) * xp.exp(a)
+
+
+def _relu(xp: Any, u: Any, a: Any) -> Any:
+    return xp.maximum(u, 0)
+
+
+def _squared_relu(xp: Any, u: Any, a: Any) -> Any:
+    return xp.square(xp.maximum(u, 0))
+
+
+def _elu_plus_one(xp: Any, u: Any, a: Any) -> Any:
+    return xp.where(u > 0, u + 1, xp.exp(xp.minimum(u, 0)))
+
+
+_positive = partial(FeatureMap, nonnegative=True)
+
+_TABLE: dict[str, FeatureMap] = {
+    "positive": _positive((_exponential,), -0.5, (1.0,), kernel=kernels.EXPONENTIAL),
+    "hyperbolic": _positive(
+        (_exponential, _exponential_reflected), -0.5, (1.0, -1.0), kernel=kernels.EXPONENTIAL
+    ),
+    "trigonometric": FeatureMap((_cosine, _sine), 0.5, (0.0, 0.0), kernel=kernels.EXPONENTIAL),
+    "relu": _positive((_relu,), kernel=kernels.ARC_COSINE_1),
+    "elu+1": _positive((_elu_plus_one,)),
+    "squared_relu": _positive((_squared_relu,), kernel=kernels.ARC_COSINE_2),
+    "exp": _positive((_exponential,), 0.0, (1.0,), kernel=kernels.SHIFTED_GAUSSIAN),
+}
+
+
+def names() -> tuple[str, ...]:
+    """Names of the registered feature maps, sorted."""
+    return tuple(sorted(_TABLE))
+
+
+def lookup(name: str) -> FeatureMap:
+    """Return the registered feature map of that name.
+
+    Parameters
+    ----------
+    name : str
+        One of `names()`.
+
+    Returns
+    -------
+    FeatureMap
+
+    Raises
+    ------
+    ValueError
+        If no map has that name; the message lists those known.
+    """
+    if name not in _TABLE:
+        raise ValueError(f"unknown feature map {name!r}; known are: {', '.join(names())}")
+    return _TABLE[name]
+
+
+def register(name: str, feature_map: FeatureMap, *, replace: bool = False) -> FeatureMap:
+    """Make a feature map available by name.
+
+    Parameters
+    ----------
+    name : str
+        The new name.
+    feature_map : FeatureMap
+        The map.
+    replace : bool, default False
+        Whether a map that already has the name gives way.
+
+    Returns
+    -------
+    FeatureMap
+        The map given.
+
+    Raises
+    ------
+    TypeError
+        If `feature_map` is not a FeatureMap.
+    ValueError
+        If the name is empty, or taken and `replace` is False.
+    """
+    if not isinstance(feature_map, FeatureMap):
+        raise TypeError(f"feature_map must be a FeatureMap, got {type(feature_map).__name__}")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"name must be a non-empty str, got {name!r}")
+    if name in _TABLE and not replace:
+        raise ValueError(f"the feature map {name!r} exists; pass replace=True to replace it. Known: {', '.join(names())}")
+    _TABLE[name] = feature_map
+    return feature_map
+
+
+def resolve(feature_map: str | FeatureMap) -> FeatureMap:
+    """Return the map itself, or the registered one of that name."""
+    if isinstance(feature_map, FeatureMap):
+        return feature_map
+    if isinstance(feature_map, str):
+        return lookup(feature_map)
+    raise TypeError(f"feature_map must be a name or a FeatureMap, got {type(feature_map).__name__}")

@@ -1,0 +1,127 @@
+"""The monoid of sums over keys: an identity, an associative merge, no inverse."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rfkernels._arrays import namespace
+from rfkernels.features import Features
+
+
+class State(NamedTuple):
+    """Sums over keys of feature j, both divided by exp(shift_j): Σ φ_j(k) vᵀ and Σ φ_j(k).
+
+    Parameters
+    ----------
+    kv : array, shape (*batch, count, width)
+        Σ φ_j(k) vᵀ e^-shift_j.
+    z : array, shape (*batch, count)
+        Σ φ_j(k) e^-shift_j.
+    shift : array, shape (*batch, count)
+        The largest exponent of feature j over the keys, −inf before the first; 0 throughout for maps that are not
+        exponential.
+    """
+
+    kv: Any
+    z: Any
+    shift: Any
+
+
+class DecodeState(NamedTuple):
+    """A state that a windowed causal pass is resumed from: keys leave the window for `state` as new ones arrive.
+
+    Parameters
+    ----------
+    state : State
+        Sums over the keys that every later query sees through features.
+    keys, values : array, shape (*batch, window, dim) and (*batch, window, width)
+        The last keys and values, which later queries still see exactly.
+    mask : array of bool, shape (*batch, window)
+        Which of them exist and may be attended.
+    position : int or array, shape ()
+        How many keys were seen.
+    """
+
+    state: State
+    keys: Any
+    values: Any
+    mask: Any
+    position: Any
+
+
+def empty_state(
+    features: Features, width: int, batch: tuple[int, ...] = (), dtype: Any = None, *, window: int | None = None
+) -> State | DecodeState:
+    """Return the state of no keys, the identity of `merge_states`.
+
+    Parameters
+    ----------
+    features : Features
+        The features that will write to it.
+    width : int
+        The width of values.
+    batch : tuple of int, default ()
+        Batch axes of the keys to come.
+    dtype : dtype, optional
+        float32 (the default) or float64. Sums are promoted when float64 keys are written.
+    window : int, optional
+        Return a `DecodeState` for causal attention with that window instead.
+
+    Returns
+    -------
+    State or DecodeState
+
+    Raises
+    ------
+    ValueError
+        If `dtype` is neither float32 nor float64, or a size is negative.
+    """
+    if width < 0 or (window is not None and window < 1):
+        raise ValueError(f"width must be at least 0 and window at least 1, got width={width}, window={window}")
+    kind = np.dtype(np.float32 if dtype is None else dtype)
+    if kind not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise ValueError(f"dtype must be float32 or float64, got {kind}")
+    xp = namespace(features.projection)
+    shape = (*batch, features.count)
+    shift = xp.full(shape, -np.inf if features.map.exponential else 0.0, kind)
+    state = State(xp.zeros((*shape, width), kind), xp.zeros(shape, kind), shift)
+    if window is None:
+        return state
+    keys, values = xp.zeros((*batch, window, features.dim), kind), xp.zeros((*batch, window, width), kind)
+    return DecodeState(state, keys, values, xp.zeros((*batch, window), bool), 0)
+
+
+def merge_states(first: State, second: State) -> State:
+    """Return the state of the keys of both: associative and commutative, with `empty_state` as identity.
+
+    Parameters
+    ----------
+    first, second : State
+        States written with the same features; their batch axes broadcast.
+
+    Returns
+    -------
+    State
+
+    Raises
+    ------
+    TypeError
+        If an argument is not a State.
+    ValueError
+        If counts or widths differ.
+    """
+    for name, state in (("first", first), ("second", second)):
+        if not isinstance(state, State):
+            raise TypeError(f"{name} must be a State, got {type(state).__name__}")
+    if first.kv.shape[-2:] != second.kv.shape[-2:]:
+        raise ValueError(
+            f"first and second must agree in (count, width), got {first.kv.shape[-2:]} and {second.kv.shape[-2:]}"
+        )
+    xp = namespace(first.kv, second.kv)
+    shift = xp.maximum(first.shift, second.shift)
+    base = xp.where(shift == -xp.inf, 0, shift)
+    one, two = xp.exp(first.shift - base), xp.exp(second.shift - base)
+    kv = first.kv * one[..., None] + second.kv * two[..., None]
+    return State(kv, first.z * one + second.z * two, shift)
