@@ -110,6 +110,8 @@ def first_nonfinite(x: Any) -> tuple[int, ...] | None:
         if _is_tracer(x) or bool(namespace(x).isfinite(x).all()):
             return None
         x = np.asarray(x)
+    if x.size == 0:
+        return None
     rows = x.reshape(-1, x.shape[-1]) if x.flags.c_contiguous else None
     if rows is None:
         for leading in np.ndindex(x.shape[:-2]):

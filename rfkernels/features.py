@@ -23,7 +23,7 @@ class Side(NamedTuple):
     Parameters
     ----------
     matrix : array, shape (*batch, dim, dim), optional
-        T. None (the default) stands for √scale times the identity.
+        The matrix T; None (the default) stands for √scale times the identity.
     centre : array, shape (*batch, dim), optional
         What is subtracted first; None for zero.
     linear : array, shape (*batch, dim), optional
@@ -35,7 +35,7 @@ class Side(NamedTuple):
     linear: Any = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Features:
     """A feature map bound to its arrays: what `draw` returns and what every computation takes. A pytree under JAX.
 

@@ -1,0 +1,118 @@
+"""The Numba backend: fused tile pipelines for NumPy arrays on the CPU, on all cores."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from rfkernels._checks import check_finite_arrays
+from rfkernels.backends import Backend, Pass
+from rfkernels.backends.numba import passes
+from rfkernels.backends.numba.jit import host_width, machine
+from rfkernels.backends.numba.packing import Layout, layout, pack_weights, to_internal, to_state
+from rfkernels.backends.numba.threads import thread_count
+from rfkernels.core import Options
+from rfkernels.features import Features
+from rfkernels.state import State
+
+
+def describe() -> dict[str, str]:
+    """Say what kernels are compiled for and how many threads run them."""
+    import llvmlite.binding as llvm
+
+    return {
+        "cpu": llvm.get_host_cpu_name(),
+        "vector bytes": f"{machine().width} (host {host_width()})",
+        "threads": str(thread_count()),
+    }
+
+
+def _layout(features: Features, state: State, dtype: Any, width: int, check: bool, **arrays: Any) -> Layout:
+    double = any(x.dtype == np.float64 for x in (state.kv, *arrays.values()))
+    names = tuple(arrays[name].dtype.name if name in arrays else "float32" for name in ("q", "k", "v"))
+    out = np.dtype(dtype).name
+    return layout(features, 64 if double else 32, width, (*names, out), check)  # type: ignore[arg-type]
+
+
+def _empty(internal: State, given: Layout, features: Features) -> State:
+    lowest = given.sentinel if features.map.exponential else 0.0
+    return State(np.zeros_like(internal.kv), np.zeros_like(internal.z), np.full_like(internal.shift, lowest))
+
+
+def _attend(
+    q: Any, k: Any, v: Any, features: Features, options: Options, mask: Any, state: State, check: bool, dtype: Any
+) -> Pass:
+    if options.window is not None and (options.kernel is None or options.kernel.norm_weight is None):
+        raise ValueError(
+            "window= with this map's kernel is not in the numba backend, which joins exponential kernels only; "
+            "pass backend='numpy'"
+        )
+    given = _layout(features, state, dtype, v.shape[-1], check, q=q, k=k, v=v)
+    batch = state.z.shape[:-1]
+    outer = np.broadcast_shapes(q.shape[:-2], batch)
+    out, logs = _outputs(outer, q.shape[-2], v.shape[-1], dtype, given)
+    weights = pack_weights(given, features)
+    arrays = {"q": q, "k": k, "v": v, "out": out, "mask": mask}
+    h = passes.heads(given, features, weights, batch, arrays, logs)
+    start = to_internal(given, features, state)
+    empty = _empty(start, given, features)
+    after: State | None = None
+    if options.causal:
+        fine, after = passes.causal(h, start, empty, options.window)
+    elif options.window is None:
+        fine, after = passes.write(h, start, empty)
+        fine = fine and passes.read(h, after)
+    else:
+        fine = passes.two_sided(h, start, empty, options.window)
+    if not fine:
+        check_finite_arrays(q=q, k=k, v=v)
+    log, sign = _logs(*logs, features)
+    return Pass(out, log, sign, None if after is None else to_state(given, features, after, batch))
+
+
+def _outputs(outer: tuple[int, ...], length: int, width: int, dtype: Any, given: Layout) -> tuple[Any, tuple[Any, Any]]:
+    out = np.empty((*outer, length, width), dtype)
+    return out, (np.empty((*outer, length), given.dtype), np.empty((*outer, length), given.dtype))
+
+
+def _logs(denominator: Any, shift: Any, features: Features) -> tuple[Any, Any]:
+    nothing = denominator == 0
+    log = np.log(np.where(nothing, 1, np.abs(denominator))) + shift
+    if not features.map.exponential:
+        log -= math.log(features.count)
+    return np.where(nothing, -np.inf, log).astype(denominator.dtype), np.sign(denominator)
+
+
+def _write(state: State, k: Any, v: Any, features: Features, mask: Any, check: bool) -> State:
+    given = _layout(features, state, k.dtype, v.shape[-1], check, k=k, v=v)
+    batch = state.z.shape[:-1]
+    h = passes.heads(given, features, pack_weights(given, features), batch, {"k": k, "v": v, "mask": mask}, None)
+    start = to_internal(given, features, state)
+    fine, after = passes.write(h, start, _empty(start, given, features))
+    if not fine:
+        check_finite_arrays(k=k, v=v)
+    return to_state(given, features, after, batch)
+
+
+def _read(state: State, q: Any, features: Features, check: bool, dtype: Any) -> Pass:
+    width = state.kv.shape[-1]
+    given = _layout(features, state, dtype, width, check, q=q)
+    batch = np.broadcast_shapes(state.z.shape[:-1], features.batch)
+    wide = State(
+        np.broadcast_to(state.kv, (*batch, *state.kv.shape[-2:])),
+        np.broadcast_to(state.z, (*batch, state.z.shape[-1])),
+        np.broadcast_to(state.shift, (*batch, state.z.shape[-1])),
+    )
+    out, logs = _outputs(np.broadcast_shapes(q.shape[:-2], batch), q.shape[-2], width, dtype, given)
+    h = passes.heads(given, features, pack_weights(given, features), batch, {"q": q, "out": out}, logs)
+    if not passes.read(h, to_internal(given, features, wide)):
+        check_finite_arrays(q=q)
+    log, sign = _logs(*logs, features)
+    return Pass(out, log, sign, state)
+
+
+BACKEND = Backend("numba", _attend, _write, _read)
+
+__all__ = ["BACKEND", "describe"]

@@ -26,7 +26,6 @@ class _Precision:
     tanh_limit: float
     ln2: tuple[float, ...]
     pi: tuple[float, ...]
-    exp: tuple[float, ...]
     expm1: tuple[float, ...]
     log: tuple[float, ...]
     sin: tuple[float, ...]
@@ -40,23 +39,9 @@ _SINGLE = _Precision(
     tanh_limit=10.0,
     ln2=(0.693145751953125, 1.4286068203094173e-06),
     pi=(3.140625, 0.0009675025939941406, 1.5099579909783765e-07),
-    exp=(1.0, 0.9999997, 0.49999142, 0.16667643, 0.04189885, 0.008290145),
     expm1=(0.5, 0.16666542, 0.04166628, 0.0083667105, 0.0013946668),
     log=(0.66666776, 0.3997745, 0.29874417),
     sin=(-0.16666655, 0.008332981, -0.00019804016, 2.594376e-06),
-)
-
-_EXPM1_DOUBLE = (
-    0.5000000000000006,
-    0.16666666666666685,
-    0.0416666666665722,
-    0.008333333333314314,
-    0.0013888888932877712,
-    0.00019841269903715092,
-    2.480150381340609e-05,
-    2.7557227281298997e-06,
-    2.7626589519711315e-07,
-    2.511470251664875e-08,
 )
 
 _DOUBLE = _Precision(
@@ -66,26 +51,18 @@ _DOUBLE = _Precision(
     tanh_limit=20.0,
     ln2=(0.693147180559663, 2.8235290563031577e-13),
     pi=(3.1415926534682512, 1.2154201012607932e-10, 4.044532497591901e-21),
-    exp=(1.0, 1.0, *_EXPM1_DOUBLE),
-    expm1=_EXPM1_DOUBLE,
+    expm1=(
+        *(0.5000000000000006, 0.16666666666666685, 0.0416666666665722, 0.008333333333314314, 0.0013888888932877712),
+        *(0.00019841269903715092, 2.480150381340609e-05, 2.7557227281298997e-06, 2.7626589519711315e-07),
+        2.511470251664875e-08,
+    ),
     log=(
-        0.6666666666666735,
-        0.3999999999940749,
-        0.2857142874414078,
-        0.22222198378591124,
-        0.18183575157792858,
-        0.15313755988130043,
-        0.14799063585670885,
+        *(0.6666666666666735, 0.3999999999940749, 0.2857142874414078, 0.22222198378591124, 0.18183575157792858),
+        *(0.15313755988130043, 0.14799063585670885),
     ),
     sin=(
-        -0.16666666666666663,
-        0.00833333333333305,
-        -0.0001984126984116532,
-        2.7557319204530177e-06,
-        -2.50521063261976e-08,
-        1.6058914397369168e-10,
-        -7.642376432764018e-13,
-        2.7150653732848722e-15,
+        *(-0.16666666666666663, 0.00833333333333305, -0.0001984126984116532, 2.7557319204530177e-06),
+        *(-2.50521063261976e-08, 1.6058914397369168e-10, -7.642376432764018e-13, 2.7150653732848722e-15),
     ),
 )
 
@@ -211,12 +188,14 @@ class VectorMath:
         return self.mul(x, x)
 
     def exp(self, x: ir.Value) -> ir.Value:
-        """Exponential; exactly zero below -87 (float32) or -708 (float64)."""
+        """Exponential; exactly zero below -87 (float32) or -708 (float64), infinite where it overflows."""
         low, high = self._precision.exp_limits
         power, r = self._powers_of_two(x)
-        y = self._float(self.builder.add(self._bits(self._polynomial(r, self._precision.exp)), power))
-        y = self.where(self.lt(x, self.constant(low)), self.constant(0.0), y)
-        return self.where(self.gt(x, self.constant(high)), self.constant(math.inf), y)
+        i = self.builder.add(self._bits(self._polynomial(r, (1.0, 1.0, *self._precision.expm1))), power)
+        # Selecting integers lets the mask merge into the addition.
+        i = self.where(self.lt(x, self.constant(low)), self._whole(0), i)
+        i = self.where(self.gt(x, self.constant(high)), self._whole(self._pattern(math.inf)), i)
+        return self._float(i)
 
     def expm1(self, x: ir.Value) -> ir.Value:
         """``exp(x) - 1``, with full relative accuracy near zero."""
@@ -298,12 +277,11 @@ class VectorMath:
 
     def _sin(self, x: ir.Value, shifted: ir.Value, turns: ir.Value) -> ir.Value:
         """Sine of x less some half turns, with the sign in the lowest bit of `shifted`."""
-        # The bound only acts where the reduction has failed; a nan in the second place becomes the bound.
-        bound = self.constant(1.6)
-        r = self.minimum(bound, self._reduced(x, turns, self._precision.pi))
-        r = self.maximum(self.neg(bound), r)
+        r = self._reduced(x, turns, self._precision.pi)
         z = self.mul(r, r)
         y = self.fma(self.mul(r, z), self._polynomial(z, self._precision.sin), r)
+        # Rounding could pass 1, and a failed reduction anything; minimum and maximum return the bound for a nan.
+        y = self.maximum(self.constant(-1.0), self.minimum(self.constant(1.0), y))
         sign = self.builder.shl(self._bits(shifted), self._whole(self.bits - 1))
         return self._float(self.builder.xor(self._bits(y), sign))
 

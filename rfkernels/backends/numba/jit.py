@@ -1,0 +1,95 @@
+"""Compile LLVM modules to function addresses, for the host or a narrower machine of its kind."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import cache
+from typing import Any, NamedTuple
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+
+_ENGINES: list[Any] = []
+"""Compiled code lives as long as its engine."""
+
+
+class Machine(NamedTuple):
+    """What is compiled for.
+
+    Parameters
+    ----------
+    width : int
+        Bytes in a vector register.
+    rows, vectors : int
+        The register tile of a matrix product: `rows` times `vectors` accumulators.
+    """
+
+    width: int
+    rows: int
+    vectors: int = 2
+
+    def lanes(self, bits: int) -> int:
+        """Elements of `bits` bits in a vector."""
+        return self.width * 8 // bits
+
+
+_ROWS = {64: 8, 32: 4, 16: 4}
+_LEFT_OUT = {64: (), 32: ("avx512",), 16: ("avx", "fma", "f16c", "vaes", "vpclmul", "gfni", "xop")}
+
+
+@cache
+def _initialize() -> None:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+
+
+def host_width() -> int:
+    """Return the widest vector in bytes that the host computes with."""
+    features = llvm.get_host_cpu_features()
+    if all(features.get(name) for name in ("avx512f", "avx512dq", "avx512bw", "avx512vl")):
+        return 64
+    return 32 if features.get("avx2") and features.get("fma") else 16
+
+
+def machine() -> Machine:
+    """Return what to compile for: the host, or narrower if the variable RFKERNELS_VECTOR_BYTES says so."""
+    host = host_width()
+    given = os.environ.get("RFKERNELS_VECTOR_BYTES", str(host))
+    if given not in {str(width) for width in _ROWS if width <= host}:
+        raise ValueError(f"RFKERNELS_VECTOR_BYTES must be 16, 32 or 64 and at most this host's {host}, got {given!r}")
+    rows = 8 if platform.machine() in ("aarch64", "arm64") else _ROWS[int(given)]
+    return Machine(int(given), rows)
+
+
+def _target(width: int) -> Any:
+    _initialize()
+    features = llvm.get_host_cpu_features()
+    if width < host_width():
+        for name in features:
+            if name.startswith(_LEFT_OUT[width]):
+                features[name] = False
+    flags = features.flatten()
+    if width == 64:
+        flags += ",-prefer-256-bit"
+    target = llvm.Target.from_default_triple()
+    return target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=flags, opt=3)
+
+
+def compile_module(module: ir.Module, width: int) -> dict[str, int]:
+    """Compile a module and return the address of each of its functions."""
+    machine = _target(width)
+    module.triple = llvm.get_default_triple()
+    module.data_layout = str(machine.target_data)
+    parsed = llvm.parse_assembly(str(module))
+    parsed.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_vectorization = False
+    options.slp_vectorization = False
+    passes = llvm.create_pass_builder(machine, options)
+    passes.getModulePassManager().run(parsed, passes)
+    names = [function.name for function in parsed.functions if not function.is_declaration]
+    engine = llvm.create_mcjit_compiler(parsed, machine)
+    engine.finalize_object()
+    _ENGINES.append(engine)
+    return {name: engine.get_function_address(name) for name in names}

@@ -1,0 +1,362 @@
+"""Tile kernels that every map shares: matrix products, packing, sums on a log scale, normalisation.
+
+Addresses and sizes are 64-bit integers; matrices are row-major with a leading dimension in elements. Packed matrices are
+padded to whole register tiles, so no kernel has a ragged edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from llvmlite import ir
+
+from rfkernels.backends.numba import conversions
+from rfkernels.backends.numba.emitter import INT, Emitter
+from rfkernels.backends.numba.jit import Machine, compile_module
+
+SENTINEL = {32: -3e38 / 8, 64: -1.7e308 / 8}
+"""Stands for the exponent of a key that does not count: finite, so that differences are never nan."""
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+Emit = Callable[[Emitter], None]
+
+
+@cache
+def shared(machine: Machine, bits: int) -> dict[str, int]:
+    """Compile the kernels for elements of `bits` bits; return their addresses by name."""
+    module = ir.Module(name=f"rfkernels_{bits}")
+    lanes = machine.lanes(bits)
+
+    def function(name: str, parameters: str, emit: Emit) -> None:
+        emitter = Emitter(module, name, parameters, bits, lanes)
+        emit(emitter)
+
+    product = "a a_row a_column b b_row c c_row rows columns depth"
+    function("gemm", product, lambda e: _gemm(e, machine, accumulate=False))
+    function("gemm_add", product, lambda e: _gemm(e, machine, accumulate=True))
+    for name in DTYPES if bits == 64 else (name for name in DTYPES if name != "float64"):
+        function(f"pack_{name}", "source row column first last rows width centre out out_row", _packing(name, bits))
+        function(f"unpack_{name}", "sums sums_row denominator rows width out out_row", _unpacking(name))
+    function("transpose", "source source_row out out_row rows columns", _transpose)
+    function("valid", "mask stride first last columns out", _valid)
+    function("first_valid", "valid columns", _first_valid)
+    function("offsets_columns", "y y_row y_rows x x_row x_rows linear parameters valid out columns", _offsets_columns)
+    function("offsets_rows", "y y_row y_width x x_row x_width linear parameters out rows", _offsets_rows)
+    function("rescale", "shift new kv kv_row width z count", _rescale)
+    function("accumulate", "into terms count", _accumulate)
+    function("sum", "x y out count", _sum)
+    function("copy", "source out count", _copy)
+    function("triangle", "scores row rows denominator", _triangle)
+    function("band", "scores row rows columns low high key_term query_term scale shift sums sums_row width den", _band)
+    function("join", "sums sums_row den shift other other_row other_den other_shift rows width", _join)
+    return compile_module(module, machine.width)
+
+
+def _gemm(e: Emitter, machine: Machine, accumulate: bool) -> None:
+    """C (+)= A B; A has any strides, rows and columns are multiples of the register tile."""
+    a, a_row, a_column, b, b_row, c, c_row, rows, columns, depth = e.arguments
+    tile = [(r, v) for r in range(machine.rows) for v in range(machine.vectors)]
+    with e.loop(0, columns, machine.vectors * e.lanes) as j, e.loop(0, rows, machine.rows) as i:
+        at = [e.add(e.mul(e.add(i, r), c_row), j, v * e.lanes) for r, v in tile]
+        zero = e.math.constant(0.0)
+        sums = [e.variable(e.load_vector(c, index) if accumulate else zero) for index in at]
+        starts = [e.mul(e.add(i, r), a_row) for r in range(machine.rows)]
+        with e.loop(0, depth) as k:
+            right = [e.load_vector(b, e.add(e.mul(k, b_row), j, v * e.lanes)) for v in range(machine.vectors)]
+            along = e.mul(k, a_column)
+            for r in range(machine.rows):
+                left = e.math.splat(e.load(a, e.add(starts[r], along)))
+                for v in range(machine.vectors):
+                    total = sums[r * machine.vectors + v]
+                    total.set(e.math.fma(left, right[v], total.get()))
+        for index, total in zip(at, sums, strict=True):
+            e.store_vector(total.get(), c, index)
+    e.finish()
+
+
+def _packing(name: str, bits: int) -> Emit:
+    """Copy rows first <= r < last less a centre, zeros elsewhere; return whether all were finite."""
+
+    def emit(e: Emitter) -> None:
+        source, row, column, first, last, rows, width, centre, out, out_row = e.arguments
+        b = e.builder
+        kind = conversions.STORAGE[name]
+        largest = e.variable(e.integer(0))
+        step = 2 * e.lanes
+        padded = b.and_(e.add(width, step - 1), e.integer(-step))
+        with e.loop(0, rows) as r:
+            start = e.mul(r, out_row)
+            with e.loop(0, padded, e.lanes) as j:
+                e.store_vector(e.math.constant(0.0), out, e.add(start, j))
+        size = conversions.SIZE[name]
+        whole = b.select(b.icmp_signed("==", column, e.integer(size)), b.and_(width, e.integer(-e.lanes)), e.integer(0))
+        worst = e.variable(ir.Constant(e.math.integer, [0] * e.lanes))
+        with e.loop(first, last) as r:
+            base, start = e.add(source, e.mul(r, row)), e.mul(r, out_row)
+            with e.loop(0, whole, e.lanes) as j:
+                value = conversions.widen(e, name, e.load_vector(base, j, kind))
+                worst.set(conversions.largest_exponent(e, worst.get(), value))
+                e.store_vector(b.fsub(value, e.load_vector(centre, j)), out, e.add(start, j))
+            with e.loop(whole, width) as j:
+                value = conversions.widen(e, name, e.load(e.add(base, e.mul(j, column)), e.integer(0), kind))
+                largest.set(conversions.largest_exponent_scalar(e, largest.get(), value))
+                e.store(b.fsub(value, e.load(centre, j)), out, e.add(start, j))
+        e.finish(conversions.all_finite(e, worst.get(), largest.get()))
+
+    return emit
+
+
+def _unpacking(name: str) -> Emit:
+    """Write sums / denominator in the dtype asked for; zeros where the denominator is exactly zero."""
+
+    def emit(e: Emitter) -> None:
+        sums, sums_row, denominator, rows, width, out, out_row = e.arguments
+        b = e.builder
+        whole = b.and_(width, e.integer(-e.lanes))
+        with e.loop(0, rows) as r:
+            below = e.load(denominator, r)
+            nothing = b.fcmp_ordered("==", below, e.scalar(0.0))
+            below = b.select(nothing, e.scalar(1.0), below)
+            numerator = b.select(nothing, e.scalar(0.0), e.scalar(1.0))
+            bases = e.add(out, e.mul(r, out_row))
+            start = e.mul(r, sums_row)
+            divisor, kept = e.math.splat(below), e.math.splat(numerator)
+            with e.loop(0, whole, e.lanes) as j:
+                value = b.fdiv(b.fmul(e.load_vector(sums, e.add(start, j)), kept), divisor)
+                e.store_vector(conversions.narrow(e, name, value), bases, j)
+            with e.loop(whole, width) as j:
+                value = b.fdiv(b.fmul(e.load(sums, e.add(start, j)), numerator), below)
+                e.store(conversions.narrow(e, name, value), bases, j)
+        e.finish()
+
+    return emit
+
+
+def _transpose(e: Emitter) -> None:
+    """Transpose blocks of lanes × lanes by a network of two-source shuffles; both sizes are multiples of lanes."""
+    source, source_row, out, out_row, rows, columns = e.arguments
+    n = e.lanes
+    lane = ir.VectorType(ir.IntType(32), n)
+    with e.loop(0, rows, n) as i, e.loop(0, columns, n) as j:
+        block = [e.load_vector(source, e.add(e.mul(e.add(i, r), source_row), j)) for r in range(n)]
+        step = n // 2
+        while step:
+            upper = ir.Constant(lane, [x if not x & step else n + x - step for x in range(n)])
+            lower = ir.Constant(lane, [x + step if not x & step else n + x for x in range(n)])
+            for r in (r for r in range(n) if not r & step):
+                one, two = block[r], block[r + step]
+                block[r] = e.builder.shuffle_vector(one, two, upper)
+                block[r + step] = e.builder.shuffle_vector(one, two, lower)
+            step //= 2
+        for r in range(n):
+            e.store_vector(block[r], out, e.add(e.mul(e.add(j, r), out_row), i))
+    e.finish()
+
+
+def _valid(e: Emitter) -> None:
+    """Write 1 where a key exists and the mask (of bytes, none at address 0) allows it, 0 elsewhere; return their number."""
+    mask, stride, first, last, columns, out = e.arguments
+    b = e.builder
+    count = e.variable(e.integer(0))
+    masked = b.icmp_signed("!=", mask, e.integer(0))
+    byte = ir.IntType(8)
+    one = e.variable(e.integer(0))
+    with e.loop(0, columns) as c:
+        inside = b.and_(b.icmp_signed(">=", c, first), e.less(c, last))
+        one.set(b.zext(inside, INT))
+        with b.if_then(b.and_(inside, masked)):
+            given = e.load(e.add(mask, e.mul(c, stride)), e.integer(0), byte)
+            one.set(b.zext(b.icmp_signed("!=", given, byte(0)), INT))
+        count.set(e.add(count.get(), one.get()))
+        e.store(b.sitofp(one.get(), e.element), out, c)
+    e.finish(count.get())
+
+
+def _offsets_columns(e: Emitter) -> None:
+    """a = weight Σ y² + Σ linear x + constant down each column; the sentinel where a column is not valid."""
+    y, y_row, y_rows, x, x_row, x_rows, linear, parameters, valid, out, columns = e.arguments
+    m, b = e.math, e.builder
+    weight, constant = m.splat(e.load(parameters, e.integer(0))), m.splat(e.load(parameters, e.integer(1)))
+    with e.loop(0, columns, e.lanes) as c:
+        total, slope = e.variable(m.constant(0.0)), e.variable(constant)
+        with e.loop(0, y_rows) as i:
+            value = e.load_vector(y, e.add(e.mul(i, y_row), c))
+            total.set(m.fma(value, value, total.get()))
+        with b.if_then(b.icmp_signed("!=", linear, e.integer(0))), e.loop(0, x_rows) as i:
+            value = e.load_vector(x, e.add(e.mul(i, x_row), c))
+            slope.set(m.fma(value, m.splat(e.load(linear, i)), slope.get()))
+        result = m.fma(weight, total.get(), slope.get())
+        exists = m.gt(e.load_vector(valid, c), m.constant(0.0))
+        e.store_vector(m.where(exists, result, m.constant(SENTINEL[e.align * 8])), out, c)
+    e.finish()
+
+
+def _offsets_rows(e: Emitter) -> None:
+    """a = weight Σ y² + Σ linear x + constant along each row."""
+    y, y_row, y_width, x, x_row, x_width, linear, parameters, out, rows = e.arguments
+    m, b = e.math, e.builder
+    weight, constant = e.load(parameters, e.integer(0)), e.load(parameters, e.integer(1))
+    with e.loop(0, rows) as r:
+        total, slope = e.variable(m.constant(0.0)), e.variable(m.constant(0.0))
+        with e.loop(0, y_width, e.lanes) as j:
+            value = e.load_vector(y, e.add(e.mul(r, y_row), j))
+            total.set(m.fma(value, value, total.get()))
+        with b.if_then(b.icmp_signed("!=", linear, e.integer(0))), e.loop(0, x_width, e.lanes) as j:
+            value = e.load_vector(x, e.add(e.mul(r, x_row), j))
+            slope.set(m.fma(value, e.load_vector(linear, j), slope.get()))
+        squared = b.fmul(weight, m.reduce_add(total.get()))
+        e.store(b.fadd(b.fadd(squared, m.reduce_add(slope.get())), constant), out, r)
+    e.finish()
+
+
+def _rescale(e: Emitter) -> None:
+    """Where new_j > shift_j: multiply row j of kv and z_j by exp(shift_j − new_j) and move shift_j there."""
+    shift, new, kv, kv_row, width, z, count = e.arguments
+    m, b = e.math, e.builder
+    with e.loop(0, count) as j:
+        old, moved = e.load(shift, j), e.load(new, j)
+        with b.if_then(b.fcmp_ordered(">", moved, old)):
+            factor = m.exp(m.splat(b.fsub(old, moved)))
+            with e.loop(0, width, e.lanes) as i:
+                index = e.add(e.mul(j, kv_row), i)
+                e.store_vector(m.mul(e.load_vector(kv, index), factor), kv, index)
+            single = b.extract_element(factor, e.integer(0))
+            e.store(b.fmul(e.load(z, j), single), z, j)
+            e.store(moved, shift, j)
+    e.finish()
+
+
+def _accumulate(e: Emitter) -> None:
+    """into += terms; the count is a multiple of lanes."""
+    into, terms, count = e.arguments
+    with e.loop(0, count, e.lanes) as i:
+        e.store_vector(e.math.add(e.load_vector(into, i), e.load_vector(terms, i)), into, i)
+    e.finish()
+
+
+def _sum(e: Emitter) -> None:
+    """out = x + y, writing exactly `count` elements."""
+    x, y, out, count = e.arguments
+    whole = e.builder.and_(count, e.integer(-e.lanes))
+    with e.loop(0, whole, e.lanes) as i:
+        e.store_vector(e.math.add(e.load_vector(x, i), e.load_vector(y, i)), out, i)
+    with e.loop(whole, count) as i:
+        e.store(e.builder.fadd(e.load(x, i), e.load(y, i)), out, i)
+    e.finish()
+
+
+def _copy(e: Emitter) -> None:
+    """out = source, writing exactly `count` elements."""
+    source, out, count = e.arguments
+    whole = e.builder.and_(count, e.integer(-e.lanes))
+    with e.loop(0, whole, e.lanes) as i:
+        e.store_vector(e.load_vector(source, i), out, i)
+    with e.loop(whole, count) as i:
+        e.store(e.load(source, i), out, i)
+    e.finish()
+
+
+def _first_valid(e: Emitter) -> None:
+    """Return the first column that is valid, the number of columns if none is."""
+    valid, columns = e.arguments
+    b = e.builder
+    found = e.variable(columns)
+    with e.loop(0, columns) as c:
+        counts = b.fcmp_ordered(">", e.load(valid, c), e.scalar(0.0))
+        found.set(b.select(b.and_(counts, e.less(c, found.get())), c, found.get()))
+    e.finish(found.get())
+
+
+def _lane_numbers(e: Emitter) -> Any:
+    return ir.Constant(ir.VectorType(ir.IntType(32), e.lanes), list(range(e.lanes)))
+
+
+def _splat_number(e: Emitter, value: Any) -> Any:
+    kind = ir.VectorType(ir.IntType(32), e.lanes)
+    number = e.builder.trunc(value, ir.IntType(32))
+    single = e.builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.IntType(32)(0))
+    return e.builder.shuffle_vector(single, single, ir.Constant(kind, [0] * e.lanes))
+
+
+def _triangle(e: Emitter) -> None:
+    """Zero column c > r of row r, up to the register tile's edge, and add the rest of the row to its denominator."""
+    scores, row, rows, denominator = e.arguments
+    m, b = e.math, e.builder
+    lane = _lane_numbers(e)
+    with e.loop(0, rows) as r:
+        total = e.variable(m.constant(0.0))
+        # The product that reads row r goes as deep as the last row of its register tile: 8 rows at the most.
+        edge = e.add(b.and_(r, e.integer(-8)), 8)
+        with e.loop(0, edge, e.lanes) as c:
+            index = e.add(e.mul(r, row), c)
+            seen = b.icmp_signed("<=", lane, _splat_number(e, b.sub(r, c)))
+            value = m.where(seen, e.load_vector(scores, index), m.constant(0.0))
+            total.set(m.add(total.get(), value))
+            e.store_vector(value, scores, index)
+        e.store(b.fadd(e.load(denominator, r), m.reduce_add(total.get())), denominator, r)
+    e.finish()
+
+
+def _band(e: Emitter) -> None:
+    """Turn dot products into exact weights and put the rows of `sums` on the new log scale.
+
+    Row r counts columns low + r <= c < high + r. The log-weight is scale · score + key_term + query_term; `shift` is the
+    running maximum of each row, to which sums and denominators are rescaled; weights that do not count become zero.
+    """
+    scores, row, rows, columns, low, high, key_term, query_term, scale, shift, sums, sums_row, width, den = e.arguments
+    m, b = e.math, e.builder
+    lane, missing = _lane_numbers(e), m.constant(SENTINEL[e.align * 8])
+    factor = m.splat(e.load(scale, e.integer(0)))
+    absent = m.constant(SENTINEL[e.align * 8] / 2)
+    with e.loop(0, rows) as r:
+        first, last = e.add(low, r), e.add(high, r)
+        top = e.variable(m.splat(e.load(shift, r)))
+        query = m.splat(e.load(query_term, r))
+        with e.loop(0, columns, e.lanes) as c:
+            index = e.add(e.mul(r, row), c)
+            log = m.add(m.fma(factor, e.load_vector(scores, index), e.load_vector(key_term, c)), query)
+            after = b.icmp_signed(">=", lane, _splat_number(e, b.sub(first, c)))
+            before = b.icmp_signed("<", lane, _splat_number(e, b.sub(last, c)))
+            log = m.where(b.and_(after, before), log, missing)
+            top.set(m.maximum(top.get(), log))
+            e.store_vector(log, scores, index)
+        old, new = e.load(shift, r), m.reduce_max(top.get())
+        moved = m.splat(new)
+        total = e.variable(m.constant(0.0))
+        with e.loop(0, columns, e.lanes) as c:
+            index = e.add(e.mul(r, row), c)
+            log = e.load_vector(scores, index)
+            weight = m.where(m.gt(log, absent), m.exp(m.sub(log, moved)), m.constant(0.0))
+            total.set(m.add(total.get(), weight))
+            e.store_vector(weight, scores, index)
+        shrink = m.exp(m.splat(b.fsub(old, new)))
+        single = b.extract_element(shrink, e.integer(0))
+        with b.if_then(b.fcmp_ordered(">", new, old)), e.loop(0, width, e.lanes) as i:
+            index = e.add(e.mul(r, sums_row), i)
+            e.store_vector(m.mul(e.load_vector(sums, index), shrink), sums, index)
+        e.store(b.fadd(b.fmul(e.load(den, r), single), m.reduce_add(total.get())), den, r)
+        e.store(new, shift, r)
+    e.finish()
+
+
+def _join(e: Emitter) -> None:
+    """Add the rows of another partial sum, on the larger of the two log scales; its rows may run backwards."""
+    sums, sums_row, den, shift, other, other_row, other_den, other_shift, rows, width = e.arguments
+    m, b = e.math, e.builder
+    with e.loop(0, rows) as r:
+        back = b.sub(e.integer(0), r)
+        one, two = e.load(shift, r), e.load(other_shift, back)
+        new = b.select(b.fcmp_ordered(">", two, one), two, one)
+        keep, take = m.exp(m.splat(b.fsub(one, new))), m.exp(m.splat(b.fsub(two, new)))
+        with e.loop(0, width, e.lanes) as i:
+            index = e.add(e.mul(r, sums_row), i)
+            theirs = e.load_vector(other, e.add(e.mul(back, other_row), i))
+            e.store_vector(m.fma(theirs, take, m.mul(e.load_vector(sums, index), keep)), sums, index)
+        kept = b.fmul(e.load(den, r), b.extract_element(keep, e.integer(0)))
+        taken = b.fmul(e.load(other_den, back), b.extract_element(take, e.integer(0)))
+        e.store(b.fadd(kept, taken), den, r)
+        e.store(new, shift, r)
+    e.finish()

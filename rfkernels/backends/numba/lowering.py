@@ -1,0 +1,147 @@
+"""Lower a feature map's activations to the three tile kernels that depend on it.
+
+The kernels are compiled in each process from what the activations trace to at that moment: nothing is read from disk,
+so nothing can be stale.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from llvmlite import ir
+
+from rfkernels.activations import Program
+from rfkernels.backends.numba.emitter import Emitter
+from rfkernels.backends.numba.jit import Machine, compile_module
+from rfkernels.backends.numba.kernels import SENTINEL
+from rfkernels.backends.numba.vectormath import emit
+
+JUMP_LIMIT = 40.0
+"""How far, in log scale, a tile's keys may exceed the earliest key that its first query sees.
+
+A query's weights are at least e^-40 of the tile's scale then: far from underflow in float32, where e^-87 is the smallest.
+"""
+
+Slopes = tuple[float, ...]
+
+
+@lru_cache(maxsize=64)
+def lowered(machine: Machine, bits: int, programs: tuple[Program, ...], slopes: Slopes | None) -> dict[str, int]:
+    """Compile the kernels of a map; return their addresses by name."""
+    module = ir.Module(name="rfkernels_map")
+    lanes = machine.lanes(bits)
+    keys = "u u_row offsets add valid rows pad columns sums"
+    _key_activation(Emitter(module, "key_activation", keys, bits, lanes), programs, ragged=False)
+    _key_activation(Emitter(module, "key_activation_ragged", keys, bits, lanes), programs, ragged=True)
+    queries = "u u_row offsets add z rows pad queries denominator top"
+    _query_activation(Emitter(module, "query_activation", queries, bits, lanes), programs, slopes)
+    if slopes is not None:
+        shifts = "u u_row offsets log_weight rows pad columns shift first new add"
+        _key_shift(Emitter(module, "key_shift", shifts, bits, lanes), slopes)
+    return compile_module(module, machine.width)
+
+
+def _key_activation(e: Emitter, programs: tuple[Program, ...], ragged: bool) -> None:
+    """Activate projections (row j of u is feature j of every key) in place; sums_j = Σ over the tile's keys.
+
+    Activation i of row j is written to row i · pad + j. Rows between `rows` and `pad` become zero. In the ragged form
+    the features of keys that are not valid are zero.
+    """
+    u, u_row, offsets, add, valid, rows, pad, columns, sums = e.arguments
+    m = e.math
+    zero = m.constant(0.0)
+    starts = [e.mul(pad, i) for i in range(len(programs))]
+    with e.loop(0, rows) as j:
+        adds = [m.splat(e.load(add, e.add(start, j))) for start in starts]
+        totals = [e.variable(zero) for _ in programs]
+        row = e.mul(j, u_row)
+        with e.loop(0, columns, e.lanes) as c:
+            projected, offset = e.load_vector(u, e.add(row, c)), e.load_vector(offsets, c)
+            for program, start, added, total in zip(programs, starts, adds, totals, strict=True):
+                value = emit(program, m, projected, m.add(offset, added))
+                if ragged:
+                    value = m.where(m.gt(e.load_vector(valid, c), zero), value, zero)
+                total.set(m.add(total.get(), value))
+                e.store_vector(value, u, e.add(e.mul(e.add(start, j), u_row), c))
+        for start, total in zip(starts, totals, strict=True):
+            e.store(m.reduce_add(total.get()), sums, e.add(start, j))
+    with e.loop(rows, pad) as j:
+        for start in starts:
+            e.store(e.scalar(0.0), sums, e.add(start, j))
+            with e.loop(0, columns, e.lanes) as c:
+                e.store_vector(zero, u, e.add(e.mul(e.add(start, j), u_row), c))
+    e.finish()
+
+
+def _key_shift(e: Emitter, slopes: Slopes) -> None:
+    """Take new_j, the larger of shift_j and the tile's largest exponent, and add_j = log_weight_j − new_j.
+
+    Returns 1 if some new_j exceeds the exponent of key `first` and shift_j (shift_j alone when `first` is negative) by
+    more than the limit, else 0.
+    """
+    u, u_row, offsets, log_weight, rows, pad, columns, shift, first, new, add = e.arguments
+    m, b = e.math, e.builder
+    worst = e.variable(e.scalar(0.0))
+    sees = b.icmp_signed(">=", first, e.integer(0))
+    column = b.select(sees, first, e.integer(0))
+    earliest_offset = e.load(offsets, column)
+    lowest = m.constant(SENTINEL[e.align * 8])
+    for i, slope in enumerate(slopes):
+        start, steep = e.mul(pad, i), m.constant(slope)
+        with e.loop(0, rows) as j:
+            top = e.variable(lowest)
+            row = e.mul(j, u_row)
+            with e.loop(0, columns, e.lanes) as c:
+                exponent = e.load_vector(offsets, c)
+                if slope != 0:
+                    exponent = m.fma(e.load_vector(u, e.add(row, c)), steep, exponent)
+                top.set(m.maximum(top.get(), exponent))
+            index = e.add(start, j)
+            weight, old = e.load(log_weight, index), e.load(shift, index)
+            reached = b.fadd(m.reduce_max(top.get()), weight)
+            moved = b.select(b.fcmp_ordered(">", reached, old), reached, old)
+            e.store(moved, new, index)
+            e.store(b.fsub(weight, moved), add, index)
+            projected = b.fmul(e.scalar(slope), e.load(u, e.add(row, column)))
+            earliest = b.fadd(b.fadd(projected, earliest_offset), weight)
+            use = b.and_(sees, b.fcmp_ordered(">", earliest, old))
+            jump = b.fsub(moved, b.select(use, earliest, old))
+            worst.set(b.select(b.fcmp_ordered(">", jump, worst.get()), jump, worst.get()))
+        with e.loop(rows, pad) as j:
+            e.store(e.load(shift, e.add(start, j)), new, e.add(start, j))
+            e.store(e.scalar(0.0), add, e.add(start, j))
+    e.finish(b.zext(b.fcmp_ordered(">", worst.get(), e.scalar(JUMP_LIMIT)), e.arguments[0].type))
+
+
+def _query_activation(e: Emitter, programs: tuple[Program, ...], slopes: Slopes | None) -> None:
+    """Activate projections (row r of u is query r) in place and take each query's denominator.
+
+    Activation i of column j is written to column i · pad + j. For an exponential map a query's own offset cancels: its
+    features are taken at add_j − top, top = max_j (slope · u_j + add_j), which is written out.
+    """
+    u, u_row, offsets, add, z, rows, pad, queries, denominator, top = e.arguments
+    m, b = e.math, e.builder
+    starts = [e.mul(pad, i) for i in range(len(programs))]
+    with e.loop(0, queries) as r:
+        row = e.mul(r, u_row)
+        offset = m.splat(e.load(offsets, r))
+        if slopes is not None:
+            highest = e.variable(m.constant(SENTINEL[e.align * 8]))
+            with e.loop(0, pad, e.lanes) as j:
+                projected = e.load_vector(u, e.add(row, j))
+                for start, slope in zip(starts, slopes, strict=True):
+                    exponent = m.fma(projected, m.constant(slope), e.load_vector(add, e.add(start, j)))
+                    highest.set(m.maximum(highest.get(), exponent))
+            largest = m.reduce_max(highest.get())
+            e.store(largest, top, r)
+            offset = m.splat(b.fneg(largest))
+        total = e.variable(m.constant(0.0))
+        with e.loop(0, pad, e.lanes) as j:
+            projected = e.load_vector(u, e.add(row, j))
+            for program, start in zip(programs, starts, strict=True):
+                column = e.add(start, j)
+                value = emit(program, m, projected, m.add(e.load_vector(add, column), offset))
+                total.set(m.fma(value, e.load_vector(z, column), total.get()))
+                e.store_vector(value, u, e.add(row, column))
+        e.store(m.reduce_add(total.get()), denominator, r)
+    e.finish()

@@ -1,0 +1,245 @@
+"""Turn arrays into what schedules take: plans, packed weights, scratch memory, addresses of heads."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+from rfkernels.backends.numba import kernels
+from rfkernels.backends.numba.jit import Machine, machine
+from rfkernels.backends.numba.lowering import lowered
+from rfkernels.backends.numba.schedule import Plan, Scratch, Weights
+from rfkernels.features import Features, Side
+from rfkernels.state import State
+
+TILE = 64
+"""Positions in a tile: a multiple of every register tile."""
+
+NEAR_TILE = 192
+"""Keys in a tile of exact weights: with a window of 128, all that a tile of queries sees."""
+
+
+def up(n: int, step: int) -> int:
+    """Round up to a multiple."""
+    return -(-n // step) * step
+
+
+class Layout(NamedTuple):
+    """The machine, the element type and the plan of a pass."""
+
+    machine: Machine
+    dtype: Any
+    plan: Plan
+    sentinel: float
+
+
+def layout(features: Features, bits: int, width: int, names: tuple[str, str, str, str], check: bool) -> Layout:
+    """Lay out a pass over arrays of the dtypes named (q, k, v and the output)."""
+    target = machine()
+    lanes = target.lanes(bits)
+    step = target.vectors * lanes
+    shared = kernels.shared(target, bits)
+    own = lowered(target, bits, features.map.programs(), features.map.slopes)
+    q, k, v, out = names
+    pad = up(features.rows, step)
+    functions = {
+        **{name: address for name, address in shared.items() if name in Plan._fields},
+        **own,
+        "key_shift": own.get("key_shift", 0),
+        "pack_q": shared[f"pack_{q}"],
+        "pack_k": shared[f"pack_{k}"],
+        "pack_v": shared[f"pack_{v}"],
+        "unpack": shared[f"unpack_{out}"],
+    }
+    plan = Plan(
+        **functions,
+        element=bits // 8,
+        tile=TILE,
+        band_tile=NEAR_TILE,
+        row_step=target.rows,
+        column_step=step,
+        dim=features.dim,
+        dim_pad=up(features.dim, step),
+        rows=features.rows,
+        pad=pad,
+        count=pad * len(features.map.activations),
+        width=width,
+        width_pad=up(width, step),
+        check=int(check),
+    )
+    return Layout(target, np.float32 if bits == 32 else np.float64, plan, kernels.SENTINEL[bits])
+
+
+_memory = threading.local()
+
+
+def scratch(given: Layout) -> Scratch:
+    """Return this thread's working memory, kept between calls."""
+    p = given.plan
+    x, u, near = p.dim_pad + p.column_step, p.tile + p.column_step, p.band_tile + p.column_step
+    sizes = {
+        "x": p.tile * x,
+        "xt": p.dim_pad * u,
+        "y": max(up(p.dim, p.row_step) * u, p.tile * p.dim_pad),
+        "offsets": u,
+        "valid": u,
+        "u": p.count * u,
+        "sums": p.count,
+        "new": p.count,
+        "add": p.count,
+        "v": p.tile * p.width_pad,
+        "query": p.tile * (p.count + p.column_step),
+        "scores": p.tile * u,
+        "out": p.tile * p.width_pad,
+        "denominator": u,
+        "top": u,
+        "near_x": p.band_tile * x,
+        "near_xt": p.dim_pad * near,
+        "near_v": p.band_tile * p.width_pad,
+        "near_valid": near,
+        "near_term": near,
+        "near_scores": p.row_step * near,
+        "query_x": p.tile * x,
+        "query_term": u,
+    }
+    bytes_of = {name: up(size * p.element + 64, 64) for name, size in sizes.items()}
+    total = sum(bytes_of.values()) + 64
+    if getattr(_memory, "buffer", None) is None or _memory.buffer.nbytes < total:
+        _memory.buffer = np.zeros(total, np.uint8)
+    position = up(_memory.buffer.ctypes.data, 64)
+    addresses = {}
+    for name, size in bytes_of.items():
+        addresses[name] = position
+        position += size
+    return Scratch(**addresses)
+
+
+class PackedWeights(NamedTuple):
+    """Addresses for each set of features, and the arrays that they point into."""
+
+    sets: list[Weights]
+    arrays: list[Any]
+
+
+def pack_weights(given: Layout, features: Features) -> PackedWeights:
+    """Fold the preprocessing of each side into its projection, padded to register tiles."""
+    p = given.plan
+    sets = math.prod(features.batch)
+    activations = len(features.map.activations)
+    arrays: list[Any] = []
+
+    def keep(array: Any) -> tuple[int, int]:
+        packed = np.ascontiguousarray(array, given.dtype)
+        arrays.append(packed)
+        return packed.ctypes.data, packed.nbytes // max(sets, 1)
+
+    def flat(array: Any, *tail: int) -> Any:
+        return np.broadcast_to(np.asarray(array, np.float64), (*features.batch, *tail)).reshape(sets, *tail)
+
+    projection = flat(features.projection, p.rows, p.dim)
+    scale = float(features.scale)
+    log_weight = np.zeros((sets, activations, p.pad))
+    log_weight[:, :, : p.rows] = flat(features.log_weight, p.rows)[:, None]
+    zeros = np.zeros(max(p.count, p.dim_pad, p.width_pad, p.tile + p.column_step))
+    fields: dict[str, tuple[int, int]] = {"log_weight": keep(log_weight)}
+    plain = features.query.matrix is None and features.key.matrix is None
+    for name, side in (("query", features.query), ("key", features.key)):
+        if not (plain and name == "key"):
+            fields[name] = keep(_folded(p, projection, side, scale, flat))
+        else:
+            fields["key"] = fields["query"]
+        fields |= {f"{name}_{part}": found for part, found in _affine(p, features, name, side, flat, keep).items()}
+    kernel = features.map.kernel
+    near = kernel.norm_weight if kernel is not None and kernel.norm_weight is not None else 0.0
+    constants = {
+        "near_parameters": keep(np.array([near * scale, 0.0])),
+        "scale": keep(np.array([scale])),
+        "zeros": keep(zeros),
+        "lowest": keep(np.full(p.tile + p.column_step, given.sentinel)),
+    }
+    centred = int(features.query.centre is not None or features.key.centre is not None)
+    shared = {name: address for name, (address, _) in constants.items()}
+    centres = {name: shared["zeros"] for name in ("query_centre", "key_centre") if fields[name][0] == 0}
+    packed = []
+    for i in range(sets):
+        own = {name: address + i * size if address else 0 for name, (address, size) in fields.items()}
+        packed.append(Weights(**{**own, **shared, **centres}, centred=centred))
+    return PackedWeights(packed, arrays)
+
+
+def _folded(p: Plan, projection: Any, side: Side, scale: float, flat: Any) -> Any:
+    """Return Tᵀ W, (sets, dim, pad)."""
+    weights = np.zeros((len(projection), p.dim, p.pad))
+    folded = projection * math.sqrt(scale) if side.matrix is None else projection @ flat(side.matrix, p.dim, p.dim)
+    weights[:, :, : p.rows] = np.swapaxes(folded, 1, 2)
+    return weights
+
+
+def _affine(p: Plan, features: Features, name: str, side: Side, flat: Any, keep: Any) -> dict[str, tuple[int, int]]:
+    """Pack what enters the offset a = weight |·|² + linear · (x − centre) + constant of one side."""
+    scale, exponential = float(features.scale), features.map.exponential
+    sets = math.prod(features.batch)
+    centre = np.zeros((sets, p.dim_pad)) if side.centre is None else _padded(p, flat(side.centre, p.dim))
+    constant = np.zeros(sets)
+    if name == "query" and exponential:
+        constant -= math.log(features.count)
+    fields = {"matrix": (0, 0), "linear": (0, 0), "centre": (0, 0)}
+    if side.centre is not None:
+        fields["centre"] = keep(centre)
+    if side.linear is not None:
+        linear = _padded(p, flat(side.linear, p.dim))
+        constant += np.sum(linear * centre, 1)
+        fields["linear"] = keep(linear)
+    weight = features.map.offset
+    if side.matrix is None:
+        weight *= scale
+    elif weight != 0:
+        matrix = np.zeros((sets, up(p.dim, p.row_step), p.dim_pad))
+        given = flat(side.matrix, p.dim, p.dim)
+        matrix[:, : p.dim, : p.dim] = np.swapaxes(given, 1, 2) if name == "query" else given
+        fields["matrix"] = keep(matrix)
+    fields["parameters"] = keep(np.stack([np.full(sets, weight), constant], 1))
+    return fields
+
+
+def _padded(p: Plan, vectors: Any) -> Any:
+    padded = np.zeros((len(vectors), p.dim_pad))
+    padded[:, : p.dim] = vectors
+    return padded
+
+
+def addresses(array: Any, batch: tuple[int, ...], own: int) -> Any:
+    """Return the address of each batch element of an array with `own` axes of its own, broadcast to `batch`."""
+    wide = np.broadcast_to(array, (*batch, *array.shape[array.ndim - own :]))
+    result = np.full(batch, wide.__array_interface__["data"][0], np.int64)
+    for axis, (size, stride) in enumerate(zip(batch, wide.strides, strict=False)):
+        result += (np.arange(size) * stride).reshape(-1, *(1,) * (len(batch) - axis - 1))
+    return result
+
+
+def to_internal(given: Layout, features: Features, state: State) -> State:
+    """Copy a state to padded arrays (heads, count, width) in which the sentinel stands for −inf."""
+    p, n = given.plan, math.prod(state.z.shape[:-1])
+    kv = np.zeros((n, p.count, p.width_pad), given.dtype)
+    z = np.zeros((n, p.count), given.dtype)
+    shift = np.full((n, p.count), given.sentinel if features.map.exponential else 0.0, given.dtype)
+    for i in range(len(features.map.activations)):
+        inside, outside = slice(i * p.pad, i * p.pad + p.rows), slice(i * p.rows, (i + 1) * p.rows)
+        kv[:, inside, : p.width] = state.kv[..., outside, :].reshape(n, p.rows, p.width)
+        z[:, inside] = state.z[..., outside].reshape(n, p.rows)
+        shift[:, inside] = np.maximum(state.shift[..., outside].reshape(n, p.rows), given.sentinel)
+    return State(kv, z, shift)
+
+
+def to_state(given: Layout, features: Features, internal: State, batch: tuple[int, ...]) -> State:
+    """Undo `to_internal`."""
+    p, m = given.plan, features.count
+    rows = np.concatenate([np.arange(p.rows) + i * p.pad for i in range(len(features.map.activations))])
+    shift = internal.shift[:, rows]
+    shift = np.where(shift <= given.sentinel / 2, -np.inf, shift).astype(given.dtype)
+    kv = internal.kv[:, rows, : p.width]
+    return State(kv.reshape(*batch, m, p.width), internal.z[:, rows].reshape(*batch, m), shift.reshape(*batch, m))

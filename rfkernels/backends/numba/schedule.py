@@ -1,0 +1,452 @@
+"""Schedules of tiles, compiled by Numba once for every map, dtype and machine.
+
+Only integers pass through here: addresses, strides and sizes. The kernels that do arithmetic are called by address, so
+these functions are cached on disk whatever map they run. Everything that they need is in this file, because Numba's
+cache notices a change of this file alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+
+class Plan(NamedTuple):
+    """What is the same for every head of a pass: kernels by address, sizes in elements, flags."""
+
+    gemm: int
+    gemm_add: int
+    pack_q: int
+    pack_k: int
+    pack_v: int
+    unpack: int
+    transpose: int
+    valid: int
+    first_valid: int
+    offsets_columns: int
+    offsets_rows: int
+    rescale: int
+    accumulate: int
+    sum: int
+    copy: int
+    triangle: int
+    band: int
+    join: int
+    key_activation: int
+    key_activation_ragged: int
+    key_shift: int
+    query_activation: int
+    element: int
+    tile: int
+    band_tile: int
+    row_step: int
+    column_step: int
+    dim: int
+    dim_pad: int
+    rows: int
+    pad: int
+    count: int
+    width: int
+    width_pad: int
+    check: int
+
+
+class Scratch(NamedTuple):
+    """Addresses of the working memory of one thread."""
+
+    x: int
+    xt: int
+    y: int
+    offsets: int
+    valid: int
+    u: int
+    sums: int
+    new: int
+    add: int
+    v: int
+    query: int
+    scores: int
+    out: int
+    denominator: int
+    top: int
+    near_x: int
+    near_xt: int
+    near_v: int
+    near_valid: int
+    near_term: int
+    near_scores: int
+    query_x: int
+    query_term: int
+
+
+class Weights(NamedTuple):
+    """Addresses of the packed arrays of one set of features; 0 for what it does not have."""
+
+    query: int
+    key: int
+    log_weight: int
+    query_matrix: int
+    key_matrix: int
+    query_centre: int
+    key_centre: int
+    query_linear: int
+    key_linear: int
+    query_parameters: int
+    key_parameters: int
+    near_parameters: int
+    scale: int
+    zeros: int
+    lowest: int
+    centred: int
+
+
+class Task(NamedTuple):
+    """One run over the keys of one head: addresses of row 0, strides in bytes, what each query sees.
+
+    Query i sees keys s <= i + delta through features and, if `near`, keys i + near_low <= s < i + near_high exactly.
+    With `part_mode` 1 the sums go unnormalised to the buffer at `part`, with 2 those found there, of the same rows in
+    reverse, are joined.
+    """
+
+    k: int
+    k_row: int
+    k_column: int
+    v: int
+    v_row: int
+    v_column: int
+    mask: int
+    mask_row: int
+    q_row: int
+    q_column: int
+    out_row: int
+    keys: int
+    kv: int
+    z: int
+    shift: int
+    seen: int
+    delta: int
+    near: int
+    near_low: int
+    near_high: int
+    groups: int
+    part: int
+    part_rows: int
+    part_mode: int
+
+
+class Group(NamedTuple):
+    """Where each query head that shares the keys is read and written: arrays of addresses of row 0."""
+
+    q: Any
+    out: Any
+    denominator: Any
+    shift: Any
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def call(context: Any, address: Any, arguments: Any) -> Any:
+    """Call the function at an address with 64-bit integers."""
+    signature = types.int64(address, arguments)
+
+    def code(target: Any, builder: Any, signature: Any, values: Any) -> Any:
+        given = cgutils.unpack_tuple(builder, values[1])
+        kinds = signature.args[1].types if hasattr(signature.args[1], "types") else [signature.args[1].dtype] * len(given)
+        cast = [target.cast(builder, x, kind, types.int64) for x, kind in zip(given, kinds, strict=True)]
+        integer = ir.IntType(64)
+        function = ir.FunctionType(integer, [integer] * len(cast))
+        return builder.call(builder.inttoptr(values[0], function.as_pointer()), cast)
+
+    return signature, code
+
+
+_jit = njit(nogil=True, cache=True)
+
+
+@_jit
+def _up(n: int, step: int) -> int:
+    return (n + step - 1) // step * step
+
+
+@_jit
+def load_keys(p: Plan, w: Weights, s: Scratch, t: Task, start: int, count: int) -> tuple[int, int]:
+    """Pack and project `count` keys from `start`; return how many count (−1 if one is not finite), and the columns."""
+    first, last = max(0, -start), max(0, min(count, t.keys - start))
+    columns, x_row, u_row = _up(count, p.column_step), p.dim_pad + p.column_step, p.tile + p.column_step
+    address = t.k + start * t.k_row
+    x = (address, t.k_row, t.k_column, first, last, columns, p.dim, w.key_centre, s.x, x_row)
+    if call(p.pack_k, x) == 0 and p.check:
+        return -1, columns
+    mask = 0 if t.mask == 0 else t.mask + start * t.mask_row
+    found = call(p.valid, (mask, t.mask_row, first, last, columns, s.valid))
+    if found == 0:
+        return 0, columns
+    call(p.transpose, (s.x, x_row, s.xt, u_row, columns, p.dim_pad))
+    call(p.gemm, (w.key, 1, p.pad, s.xt, u_row, s.u, u_row, p.pad, columns, p.dim))
+    y, y_rows = s.xt, p.dim
+    if w.key_matrix != 0:
+        y = s.y
+        call(p.gemm, (w.key_matrix, p.dim_pad, 1, s.xt, u_row, y, u_row, _up(p.dim, p.row_step), columns, p.dim))
+    end = (w.key_linear, w.key_parameters, s.valid, s.offsets, columns)
+    call(p.offsets_columns, (y, u_row, y_rows, s.xt, u_row, p.dim, *end))
+    return found, columns
+
+
+@_jit
+def load_values(p: Plan, w: Weights, s: Scratch, t: Task, start: int, count: int, columns: int, out: int) -> int:
+    """Pack the values of `count` keys; return whether they are finite."""
+    first, last = max(0, -start), max(0, min(count, t.keys - start))
+    v = (t.v + start * t.v_row, t.v_row, t.v_column, first, last, columns, p.width, w.zeros, out, p.width_pad)
+    return call(p.pack_v, v) | (1 - p.check)
+
+
+@_jit
+def move_shift(p: Plan, w: Weights, s: Scratch, t: Task, columns: int, first: int) -> int:
+    """Find the shift that the loaded keys bring; return whether it is too far from what the first query sees."""
+    if p.key_shift == 0:
+        return 0
+    u_row = p.tile + p.column_step
+    keys = (s.u, u_row, s.offsets, w.log_weight, p.rows, p.pad, columns, t.shift, first, s.new, s.add)
+    return call(p.key_shift, keys)
+
+
+@_jit
+def rescale(p: Plan, s: Scratch, t: Task) -> None:
+    """Put the state on the shift found by `move_shift`."""
+    if p.key_shift != 0:
+        call(p.rescale, (t.shift, s.new, t.kv, p.width_pad, p.width_pad, t.z, p.count))
+
+
+@_jit
+def activate_keys(p: Plan, w: Weights, s: Scratch, columns: int, found: int) -> None:
+    """Turn projections into features; their sums over the tile go to scratch."""
+    add = s.add if p.key_shift != 0 else w.log_weight
+    function = p.key_activation if found == columns else p.key_activation_ragged
+    call(function, (s.u, p.tile + p.column_step, s.offsets, add, s.valid, p.rows, p.pad, columns, s.sums))
+
+
+@_jit
+def add_tile(p: Plan, s: Scratch, t: Task, columns: int) -> None:
+    """Add the features of a tile to the state."""
+    call(p.accumulate, (t.z, s.sums, p.count))
+    u_row = p.tile + p.column_step
+    call(p.gemm_add, (s.u, u_row, 1, s.v, p.width_pad, t.kv, p.width_pad, p.count, p.width_pad, columns))
+
+
+@_jit
+def absorb(p: Plan, w: Weights, s: Scratch, t: Task, low: int, high: int) -> int:
+    """Write keys low <= s < high to the state; return 1 if some input is not finite."""
+    i = low
+    while i < high:
+        n = min(p.tile, high - i)
+        found, columns = load_keys(p, w, s, t, i, n)
+        if found < 0 or load_values(p, w, s, t, i, n, columns, s.v) == 0:
+            return 1
+        if found > 0:
+            move_shift(p, w, s, t, columns, -1)
+            rescale(p, s, t)
+            activate_keys(p, w, s, columns, found)
+            add_tile(p, s, t, columns)
+        i += n
+    return 0
+
+
+@_jit
+def load_queries(p: Plan, w: Weights, s: Scratch, t: Task, q: int, count: int) -> int:
+    """Pack and project queries; return whether they are finite."""
+    rows, x_row, q_row = _up(count, p.row_step), p.dim_pad + p.column_step, p.count + p.column_step
+    x = (q, t.q_row, t.q_column, 0, count, rows, p.dim, w.query_centre, s.x, x_row)
+    fine = call(p.pack_q, x) | (1 - p.check)
+    call(p.gemm, (s.x, x_row, 1, w.query, p.pad, s.query, q_row, rows, p.pad, p.dim))
+    y, y_row, y_width = s.x, x_row, p.dim_pad
+    if w.query_matrix != 0:
+        y, y_row, y_width = s.y, p.dim_pad, p.dim_pad
+        call(p.gemm, (s.x, x_row, 1, w.query_matrix, p.dim_pad, y, y_row, rows, p.dim_pad, p.dim))
+    end = (w.query_linear, w.query_parameters, s.offsets, rows)
+    call(p.offsets_rows, (y, y_row, y_width, s.x, x_row, p.dim_pad, *end))
+    return fine
+
+
+@_jit
+def read_state(p: Plan, w: Weights, s: Scratch, t: Task, count: int) -> None:
+    """Activate loaded queries, and contract them with the state into sums, denominators and their log scale."""
+    rows, q_row = _up(count, p.row_step), p.count + p.column_step
+    call(p.sum, (w.log_weight, t.shift, s.new, p.count))
+    queries = (s.query, q_row, s.offsets, s.new, t.z, p.rows, p.pad, rows, s.denominator, s.top)
+    call(p.query_activation, queries)
+    call(p.gemm, (s.query, q_row, 1, t.kv, p.width_pad, s.out, p.width_pad, rows, p.width_pad, p.count))
+    if p.key_shift != 0:
+        call(p.sum, (s.top, s.offsets, s.top, rows))
+    else:
+        call(p.copy, (w.zeros, s.top, rows))
+
+
+@_jit
+def add_triangle(p: Plan, s: Scratch, count: int) -> None:
+    """Let query r see keys c <= r of its own tile."""
+    q_row, u_row = p.count + p.column_step, p.tile + p.column_step
+    rows = _up(count, p.row_step)
+    for r in range(0, rows, p.row_step):
+        columns = _up(min(r + p.row_step, rows), p.column_step)
+        queries, scores = s.query + r * q_row * p.element, s.scores + r * u_row * p.element
+        call(p.gemm, (queries, q_row, 1, s.u, u_row, scores, u_row, p.row_step, columns, p.count))
+    call(p.triangle, (s.scores, u_row, rows, s.denominator))
+    for r in range(0, rows, p.row_step):
+        scores, out = s.scores + r * u_row * p.element, s.out + r * p.width_pad * p.element
+        depth = min(r + p.row_step, rows)
+        call(p.gemm_add, (scores, u_row, 1, s.v, p.width_pad, out, p.width_pad, p.row_step, p.width_pad, depth))
+
+
+@_jit
+def no_features(p: Plan, w: Weights, s: Scratch, count: int) -> None:
+    """Set the sums of queries that see nothing through features."""
+    rows = _up(count, p.row_step)
+    call(p.gemm, (w.zeros, 0, 0, w.zeros, 0, s.out, p.width_pad, rows, p.width_pad, 0))
+    call(p.copy, (w.zeros, s.denominator, rows))
+    call(p.copy, (w.lowest, s.top, rows))
+
+
+@_jit
+def add_near(p: Plan, w: Weights, s: Scratch, t: Task, q: int, first: int, count: int) -> int:
+    """Add exact weights of the keys near queries first <= i < first + count; return whether inputs are finite."""
+    rows, x_row, near_row = _up(count, p.row_step), p.dim_pad + p.column_step, p.band_tile + p.column_step
+    queries = s.x
+    if w.centred != 0:
+        queries = s.query_x
+        call(p.pack_q, (q, t.q_row, t.q_column, 0, count, rows, p.dim, w.zeros, queries, x_row))
+    none = (0, w.near_parameters)
+    call(p.offsets_rows, (queries, x_row, p.dim_pad, queries, x_row, p.dim_pad, *none, s.query_term, rows))
+    low, high = max(0, first + t.near_low), min(t.keys, first + count - 1 + t.near_high)
+    start = low
+    while start < high:
+        n = min(p.band_tile, high - start)
+        columns = _up(n, p.column_step)
+        k = (t.k + start * t.k_row, t.k_row, t.k_column, 0, n, columns, p.dim, w.zeros, s.near_x, x_row)
+        if call(p.pack_k, k) == 0 and p.check:
+            return 0
+        if load_values(p, w, s, t, start, n, columns, s.near_v) == 0:
+            return 0
+        mask = 0 if t.mask == 0 else t.mask + start * t.mask_row
+        call(p.valid, (mask, t.mask_row, 0, n, columns, s.near_valid))
+        call(p.transpose, (s.near_x, x_row, s.near_xt, near_row, columns, p.dim_pad))
+        end = (*none, s.near_valid, s.near_term, columns)
+        call(p.offsets_columns, (s.near_xt, near_row, p.dim, s.near_xt, near_row, p.dim, *end))
+        for r in range(0, rows, p.row_step):
+            _near_rows(p, w, s, t, queries, r, first - start, columns)
+        start += n
+    return 1
+
+
+@_jit
+def _near_rows(p: Plan, w: Weights, s: Scratch, t: Task, queries: int, r: int, offset: int, columns: int) -> None:
+    """Add exact weights for one register tile of queries and the part of a key tile that any of them sees."""
+    e, near_row = p.element, p.band_tile + p.column_step
+    x_row = p.dim_pad + p.column_step
+    low = max(0, offset + r + t.near_low) // p.column_step * p.column_step
+    high = min(columns, _up(max(0, offset + r + p.row_step - 1 + t.near_high), p.column_step))
+    if low >= high:
+        return
+    x, out = queries + r * x_row * e, s.out + r * p.width_pad * e
+    call(p.gemm, (x, x_row, 1, s.near_xt + low * e, near_row, s.near_scores, near_row, p.row_step, high - low, p.dim))
+    first = offset + r - low
+    limits = (high - low, first + t.near_low, first + t.near_high)
+    terms = (s.near_term + low * e, s.query_term + r * e, w.scale)
+    sums = (s.top + r * e, out, p.width_pad, p.width_pad, s.denominator + r * e)
+    call(p.band, (s.near_scores, near_row, p.row_step, *limits, *terms, *sums))
+    values = s.near_v + low * p.width_pad * e
+    call(p.gemm_add, (s.near_scores, near_row, 1, values, p.width_pad, out, p.width_pad, p.row_step, p.width_pad, high - low))
+
+
+@_jit
+def store(p: Plan, s: Scratch, t: Task, g: Group, index: int, first: int, count: int, high: int) -> None:
+    """Normalise and write the sums of queries from `first`, or pass them on as a part."""
+    e = p.element
+    if t.part_mode != 0:
+        sums = t.part + index * t.part_rows * (p.width_pad + 2) * e
+        denominators = sums + t.part_rows * p.width_pad * e
+        shifts = denominators + t.part_rows * e
+        if t.part_mode == 1:
+            call(p.copy, (s.out, sums + first * p.width_pad * e, count * p.width_pad))
+            call(p.copy, (s.denominator, denominators + first * e, count))
+            call(p.copy, (s.top, shifts + first * e, count))
+            return
+        last = high - 1 - first
+        other = (sums + last * p.width_pad * e, p.width_pad, denominators + last * e, shifts + last * e)
+        call(p.join, (s.out, p.width_pad, s.denominator, s.top, *other, count, p.width_pad))
+    if g.denominator[index] != 0:
+        call(p.copy, (s.denominator, g.denominator[index] + first * e, count))
+        call(p.copy, (s.top, g.shift[index] + first * e, count))
+    out = g.out[index] + first * t.out_row
+    call(p.unpack, (s.out, p.width_pad, s.denominator, count, p.width, out, t.out_row))
+
+
+@_jit
+def emit(p: Plan, w: Weights, s: Scratch, t: Task, g: Group, low: int, high: int) -> int:
+    """Let queries low <= i < high read the whole state; return 1 if some input is not finite."""
+    for index in range(t.groups):
+        i = low
+        while i < high:
+            n = min(p.tile, high - i)
+            if load_queries(p, w, s, t, g.q[index] + i * t.q_row, n) == 0:
+                return 1
+            if t.seen != 0:
+                read_state(p, w, s, t, n)
+            else:
+                no_features(p, w, s, n)
+            store(p, s, t, g, index, i, n, high)
+            i += n
+    return 0
+
+
+@_jit
+def span(p: Plan, w: Weights, s: Scratch, t: Task, g: Group, low: int, high: int) -> int:
+    """Let queries low <= i < high read a state that grows by key i + delta; return 1 if some input is not finite.
+
+    A tile whose keys raise the shift too far above what its first query sees is halved until they do not: with a
+    common shift its early queries would read zeros.
+    """
+    seen = t.seen
+    i = low
+    while i < high:
+        n = min(p.tile, high - i)
+        found, columns = 0, 0
+        while True:
+            start = i + t.delta
+            found = 0
+            if start + n > 0 and start < t.keys:
+                found, columns = load_keys(p, w, s, t, start, n)
+            if found < 0:
+                return 1
+            if found == 0:
+                break
+            visible = call(p.first_valid, (s.valid, columns))
+            first = visible if seen == 0 or visible == 0 else -1
+            if move_shift(p, w, s, t, columns, first) == 0 or n == 1:
+                break
+            n = (n + 1) // 2
+        if found > 0:
+            seen = 1
+            rescale(p, s, t)
+            if load_values(p, w, s, t, start, n, columns, s.v) == 0:
+                return 1
+            activate_keys(p, w, s, columns, found)
+        for index in range(t.groups):
+            q = g.q[index] + i * t.q_row
+            if load_queries(p, w, s, t, q, n) == 0:
+                return 1
+            if seen != 0:
+                read_state(p, w, s, t, n)
+            else:
+                no_features(p, w, s, n)
+            if found > 0:
+                add_triangle(p, s, n)
+            if t.near != 0 and add_near(p, w, s, t, q, i, n) == 0:
+                return 1
+            store(p, s, t, g, index, i, n, high)
+        if found > 0:
+            add_tile(p, s, t, columns)
+        i += n
+    return 0

@@ -1,0 +1,95 @@
+"""The machine's best rate of matrix multiplication, and ours as a fraction of it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import NamedTuple
+
+from rfkernels.benchmark.children import ProductWorker
+from rfkernels.benchmark.line import Line, show_threads
+from rfkernels.benchmark.peers import jax_product
+from rfkernels.benchmark.plan import Plan, allowed_threads, inputs, ours
+from rfkernels.benchmark.timing import Sampler, interleave, reason, timed
+
+_OURS = "rfkernels"
+_FINALISTS = 3
+_SCREENING_ROUNDS = 2
+
+
+class Rival(NamedTuple):
+    """A way to multiply matrices: how many operations one sample takes, and the sampler."""
+
+    operations: float
+    sampler: Sampler
+
+
+def fraction(plan: Plan) -> Iterator[Line]:
+    """Compare the rate of bidirectional attention with the best matrix multiplication of the same minutes."""
+    operations = attention_operations(plan)
+    mine = timed(ours(plan, inputs(plan, plan.length)), plan.seconds)
+    with rivals(plan) as (found, left_out):
+        screened = interleave({name: rival.sampler for name, rival in found.items()}, _SCREENING_ROUNDS)
+        rates = {name: rival.operations / min(screened[name]) for name, rival in found.items()}
+        finalists = sorted(rates, key=rates.__getitem__, reverse=True)[:_FINALISTS]
+        samples = interleave({_OURS: mine, **{name: found[name].sampler for name in finalists}}, plan.rounds)
+    rates |= {name: found[name].operations / statistics.median(samples[name]) for name in finalists}
+    best = max(finalists, key=rates.__getitem__)
+    scale = operations / found[best].operations
+    quotients = [scale * other / own for own, other in zip(samples[_OURS], samples[best], strict=True)]
+    name = f"rate of bidirectional L={plan.length:,} / best matrix multiply"
+    detail = _detail(operations / statistics.median(samples[_OURS]), quotients, rates, left_out)
+    yield Line(name, statistics.median(quotients), "x", ">= 0.70", detail)
+
+
+def _detail(rate: float, quotients: list[float], rates: Mapping[str, float], left_out: Mapping[str, str]) -> str:
+    ordered = sorted(rates, key=rates.__getitem__, reverse=True)
+    parts = [
+        f"{_OURS} {rate / 1e9:.0f} GFLOP/s",
+        f"rounds {min(quotients):.3g} to {max(quotients):.3g}",
+        show_threads(allowed_threads()),
+        "matrix multiply " + ", ".join(f"{name} {rates[name] / 1e9:.0f}" for name in ordered),
+        *(f"without {name} ({why})" for name, why in left_out.items()),
+    ]
+    return "; ".join(parts)
+
+
+def attention_operations(plan: Plan) -> float:
+    """Floating-point operations of two projections and two contractions: 8 L H d m."""
+    return 8.0 * plan.length * plan.heads * plan.dim * plan.count
+
+
+@contextmanager
+def rivals(plan: Plan) -> Iterator[tuple[dict[str, Rival], dict[str, str]]]:
+    """Start everything that multiplies matrices: what was found, warmed up, and what was left out and why."""
+    found: dict[str, Rival] = {}
+    left_out: dict[str, str] = {}
+    with ExitStack() as stack:
+        for name, order, build in _candidates(plan, stack):
+            try:
+                found[f"{name} {order}"] = Rival(2.0 * order**3, build())
+            except Exception as error:  # noqa: BLE001 - whatever a rival fails of, the others are compared with
+                left_out[name] = reason(error)
+        yield found, left_out
+
+
+def _candidates(plan: Plan, stack: ExitStack) -> Iterator[tuple[str, int, Callable[[], Sampler]]]:
+    for core_type in ("", *plan.core_types):
+        worker = ProductWorker(core_type, allowed_threads())
+        stack.callback(worker.close)
+        name = f"NumPy as {core_type}" if core_type else "NumPy"
+        for order in plan.products:
+            yield name, order, partial(_warm, partial(worker.seconds, order))
+    for order in plan.products:
+        yield "jax.jit", order, partial(_jax, order)
+
+
+def _warm(sampler: Sampler) -> Sampler:
+    sampler()
+    return sampler
+
+
+def _jax(order: int) -> Sampler:
+    return timed(jax_product(order), 0)

@@ -1,0 +1,163 @@
+"""Ratios of times at one length: against the peers, and between the library's own options."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from rfkernels.benchmark import peers
+from rfkernels.benchmark.line import Line, Ratio, missing_line, ratio_line, show_threads, time_line
+from rfkernels.benchmark.plan import Plan, allowed_threads, inputs, ours
+from rfkernels.benchmark.timing import Call, Timings, measure
+from rfkernels.maps import FeatureMap
+
+_OURS = "rfkernels"
+_DIRECTIONS = {"bidirectional": False, "causal": True}
+
+
+def bidirectional(plan: Plan) -> Iterator[Line]:
+    """Time bidirectional attention against three peers."""
+    arrays = inputs(plan, plan.length)
+    builders = {
+        _OURS: lambda: ours(plan, arrays),
+        "performer-pytorch": lambda: peers.performer(plan, arrays, causal=False),
+        "jax.jit": lambda: peers.jax_plain(plan, arrays),
+        "torch exact": lambda: peers.torch_exact(plan, arrays, causal=False),
+    }
+    timings = measure(builders, plan.rounds, plan.seconds)
+    where = f"bidirectional L={plan.length:,}"
+    yield time_line(where, timings, _OURS, allowed_threads())
+    same = "" if {_OURS, "jax.jit"} & timings.missing.keys() else _difference(builders[_OURS](), builders["jax.jit"]())
+    for peer, target, note in (
+        ("performer-pytorch", ">= 20", ""),
+        ("jax.jit", ">= 4", f"the plain mathematics{same}"),
+        ("torch exact", "", ""),
+    ):
+        yield _line(timings, Ratio(f"{where}: {peer} / {_OURS}", peer, _OURS, target, note=note))
+
+
+def _difference(mine: Call, other: Call) -> str:
+    """Say how far two outputs differ, relative to the largest value."""
+    x, y = np.asarray(mine()), np.asarray(other())
+    return f", whose output differs by {np.max(np.abs(x - y)) / np.max(np.abs(y)):.1g}"
+
+
+def causal(plan: Plan) -> Iterator[Line]:
+    """Time causal attention against bidirectional attention, and against the slow causal pass of performer-pytorch."""
+    arrays = inputs(plan, plan.length)
+    builders = {name: partial(ours, plan, arrays, causal=value) for name, value in _DIRECTIONS.items()}
+    timings = measure(builders, plan.rounds, plan.seconds)
+    where = f"causal L={plan.length:,}"
+    yield time_line(where, timings, "causal", allowed_threads())
+    yield _line(timings, Ratio(f"{where} / bidirectional", "causal", "bidirectional", "<= 1.3"))
+    short = inputs(plan, plan.slow_length)
+    slow: dict[str, Any] = {
+        _OURS: lambda: ours(plan, short, causal=True),
+        "performer-pytorch": lambda: peers.performer(plan, short, causal=True),
+    }
+    name = f"causal L={plan.slow_length:,}: performer-pytorch / {_OURS}"
+    timings = measure(slow, rounds=2, seconds=0)
+    yield _line(timings, Ratio(name, "performer-pytorch", _OURS, ">= 200", note="its causal pass without CUDA code"))
+
+
+def crossover(plan: Plan) -> Iterator[Line]:
+    """Time torch's exact attention against ours at several lengths, and find from which one on ours is faster."""
+    for direction, target in (("bidirectional", 512), ("causal", 1024)):
+        is_causal = _DIRECTIONS[direction]
+        ratios: dict[int, float] = {}
+        for length in plan.crossover:
+            arrays = inputs(plan, length)
+            builders = {
+                "torch exact": partial(peers.torch_exact, plan, arrays, is_causal),
+                _OURS: partial(ours, plan, arrays, causal=is_causal),
+            }
+            timings = measure(builders, plan.rounds, plan.seconds)
+            name = f"{direction} L={length:,}: torch exact / {_OURS}"
+            line = _line(timings, Ratio(name, "torch exact", _OURS, "> 1" if length >= target else ""))
+            ratios[length] = line.value
+            yield line
+        yield _first_faster(direction, ratios, f"<= {target}")
+
+
+def _first_faster(direction: str, ratios: Mapping[int, float], target: str) -> Line:
+    name = f"{direction}: shortest length from which on ours is faster than torch exact"
+    if any(math.isnan(value) for value in ratios.values()):
+        return missing_line(name, "positions", target, "a length above was not measured")
+    tried = ", ".join(f"{length:,}" for length in sorted(ratios))
+    detail = f"of {tried}; {show_threads(allowed_threads())}"
+    return Line(name, first_faster(ratios), "positions", target, detail)
+
+
+def first_faster(ratios: Mapping[int, float]) -> float:
+    """Return the smallest length from which on every ratio exceeds 1; infinity if the longest does not."""
+    first = math.inf
+    for length in sorted(ratios, reverse=True):
+        if not ratios[length] > 1:
+            break
+        first = length
+    return first
+
+
+def _squared_leaky_relu_plus(xp: Any, u: Any, a: Any) -> Any:
+    return xp.square(xp.maximum(u, 0.1 * u)) + 0.5
+
+
+def maps(plan: Plan) -> Iterator[Line]:
+    """Time other feature maps against positive features, at equal counts."""
+    custom = FeatureMap((_squared_leaky_relu_plus,), nonnegative=True)
+    named: dict[str, tuple[str | FeatureMap, str]] = {
+        "relu": ("relu", "<= 1"),
+        "custom, (leaky ReLU)² + ½,": (custom, "<= 1"),
+        "hyperbolic": ("hyperbolic", ""),
+        "trigonometric": ("trigonometric", ""),
+    }
+    arrays = inputs(plan, plan.length)
+    for direction, is_causal in _DIRECTIONS.items():
+        builders = {"positive": partial(ours, plan, arrays, causal=is_causal)}
+        for name, (feature_map, _) in named.items():
+            builders[name] = partial(ours, plan, arrays, feature_map, causal=is_causal)
+        timings = measure(builders, plan.rounds, plan.seconds)
+        for name, (_, target) in named.items():
+            yield _line(timings, Ratio(f"{direction} L={plan.length:,}: {name} / positive", name, "positive", target))
+
+
+def window(plan: Plan) -> Iterator[Line]:
+    """Time attention with an exact window against attention without."""
+    arrays = inputs(plan, plan.length)
+    for direction, is_causal in _DIRECTIONS.items():
+        builders = {
+            "window": partial(ours, plan, arrays, causal=is_causal, window=plan.window),
+            "none": partial(ours, plan, arrays, causal=is_causal),
+        }
+        timings = measure(builders, plan.rounds, plan.seconds)
+        name = f"{direction} L={plan.length:,}: window of {plan.window} / none"
+        yield _line(timings, Ratio(name, "window", "none", "<= 1.35"))
+
+
+def dtypes(plan: Plan) -> Iterator[Line]:
+    """Compare the throughput in other dtypes with that in float32."""
+    names = ("float64", "float16", "bfloat16")
+    for direction, is_causal in _DIRECTIONS.items():
+        builders = {name: partial(_in_dtype, plan, name, is_causal) for name in ("float32", *names)}
+        timings = measure(builders, plan.rounds, plan.seconds)
+        for name in names:
+            yield _line(
+                timings, Ratio(f"{direction} L={plan.length:,}: throughput in {name} / float32", "float32", name)
+            )
+
+
+def _in_dtype(plan: Plan, name: str, is_causal: bool) -> Call:
+    dtype: Any = name
+    if name == "bfloat16":
+        import ml_dtypes
+
+        dtype = ml_dtypes.bfloat16
+    return ours(plan, inputs(plan, plan.length, dtype=dtype), causal=is_causal)
+
+
+def _line(timings: Timings, ratio: Ratio) -> Line:
+    return ratio_line(timings, ratio, allowed_threads())

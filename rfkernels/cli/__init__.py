@@ -1,0 +1,57 @@
+"""The command line: `rfkernels COMMAND`, or `python -m rfkernels COMMAND`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from types import FrameType
+
+import click
+
+import rfkernels
+from rfkernels.cli.attend import attend
+from rfkernels.cli.bench import bench
+from rfkernels.cli.demo import demo
+from rfkernels.cli.doctor import doctor
+
+__all__ = ["commands", "run"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(rfkernels.__version__, prog_name="rfkernels", message="%(prog)s %(version)s")
+@click.option("--traceback", "show_traceback", is_flag=True, help="Show the traceback of an unexpected failure.")
+@click.pass_context
+def commands(context: click.Context, show_traceback: bool) -> None:
+    """Random-feature attention in linear time, and how far it is from exact attention.
+
+    \b
+    Example: rfkernels demo
+
+    The exit status is 0 if all went well, 2 if the arguments or the files given cannot be used, and 1 for any other
+    failure.
+    """
+    context.find_root().meta["traceback"] = show_traceback
+
+
+for _command in (demo, attend, bench, doctor):
+    commands.add_command(_command)
+
+
+def run() -> None:
+    """Run the command that the arguments name; a failure that nobody foresaw is one line on stderr and exit status 1."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        commands(prog_name="rfkernels")
+    except Exception as error:  # noqa: BLE001 - the last resort of the program
+        if "--traceback" in sys.argv:
+            traceback.print_exc()
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        hint = "`rfkernels --traceback ...` shows where; please report it with what `rfkernels doctor` prints."
+        print(f"Error: unexpected failure: {reason}\n{hint}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _terminate(number: int, _frame: FrameType | None) -> None:
+    """Leave through SystemExit, so that unfinished files are removed."""
+    sys.exit(128 + number)

@@ -1,0 +1,198 @@
+"""What the demonstration measures: errors, times and memory on the heads that come with the package."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import rfkernels as rfk
+
+EXACT, AVERAGE, WINDOW_ONLY = "exact", "average of v", "window alone"
+_MAPS = ("positive", "hyperbolic", "trigonometric", "relu", "elu+1")
+_REPEATS = 3
+TIMED_FEATURES = 256
+ONLY_DRAWN = (64, 128, 512)  # numbers of features that are in the picture and not in the table
+
+
+class Plan(NamedTuple):
+    """How much is measured: heads, numbers of features, draws of them, and lengths for the growth of time."""
+
+    heads: int
+    counts: tuple[int, ...]
+    draws: int
+    window: int
+    exact_lengths: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+
+FULL = Plan(12, (64, 128, 256, 512, 1024), 3, 64, (512, 1024, 2048, 4096), (512, 1024, 2048, 4096, 8192, 16384))
+QUICK = Plan(4, (64, 256), 1, 64, (512, 1024), (512, 1024, 2048))
+
+
+class Heads(NamedTuple):
+    """Queries, keys and values, float32 (heads, length, dim), and which heads they are."""
+
+    q: Any
+    k: Any
+    v: Any
+    layer: Any
+    head: Any
+
+
+class Row(NamedTuple):
+    """One way to compute the heads' output, and how it does.
+
+    `error` and `worst` are the median and the largest relative error over heads and draws, `seconds` the time of a call for
+    all heads, `memory` the bytes that one head's keys and values are reduced to (of exact attention: its weights).
+    """
+
+    name: str
+    features: int | None
+    window: int | None
+    causal: bool
+    error: float
+    worst: float
+    seconds: float | None
+    memory: int
+
+
+class Timing(NamedTuple):
+    """The time of one call at a length."""
+
+    name: str
+    features: int | None
+    causal: bool
+    heads: int
+    length: int
+    seconds: float
+
+
+class Report(NamedTuple):
+    """Everything measured."""
+
+    heads: int
+    length: int
+    dim: int
+    draws: int
+    seed: int
+    rows: list[Row]
+    timings: list[Timing]
+
+
+def load_heads(count: int) -> Heads:
+    """Read the heads that come with the package, `count` of them spread over the layers."""
+    with files("rfkernels").joinpath("data", "minilm_heads.npz").open("rb") as file, np.load(file) as archive:
+        q, k, v = (archive[name].astype(np.float32) for name in "qkv")
+        layer, head = archive["layer"], archive["head"]
+    chosen = np.linspace(0, len(q) - 1, count).round().astype(int)
+    return Heads(q[chosen], k[chosen], v[chosen], layer[chosen], head[chosen])
+
+
+def settings(plan: Plan) -> list[tuple[str, int, int | None]]:
+    """List the maps, feature counts and windows; only the kernel of softmax joins with exact softmax weights."""
+    made = []
+    for name in _MAPS:
+        windows = (None, plan.window) if rfk.lookup(name).kernel is rfk.kernels.EXPONENTIAL else (None,)
+        made += [(name, count, window) for window in windows for count in plan.counts]
+    return made
+
+
+def steps(plan: Plan) -> int:
+    """How many times `measure` advances."""
+    return 2 * (len(settings(plan)) + 1) + len(plan.exact_lengths) + 2 * len(plan.lengths)
+
+
+def measure(heads: Heads, plan: Plan, seed: int, advance: Callable[[str], None]) -> Report:
+    """Measure everything, telling `advance` what comes next before each step."""
+    rows: list[Row] = []
+    for causal in (False, True):
+        advance("exact attention")
+        exact = rfk.exact_attention(heads.q, heads.k, heads.v, causal=causal)
+        rows += _baselines(heads, plan.window, causal, exact)
+        for name, count, window in settings(plan):
+            advance(f"{name}, {count} features")
+            rows.append(_row(heads, name, count, window, causal, exact, plan.draws, seed))
+    timings = list(_timings(heads, plan, seed, advance))
+    count, length, dim = heads.q.shape
+    return Report(count, length, dim, plan.draws, seed, rows, timings)
+
+
+def draw(heads: Heads, name: str, count: int, seed: int) -> rfk.Features:
+    """Draw features, independent rows for each head."""
+    return rfk.draw(name, heads.q.shape[-1], count, sampler="orthogonal", batch=heads.q.shape[:1], rng=seed)
+
+
+def relative_errors(out: Any, exact: Any) -> Any:
+    """Return |out − exact| / |exact| of each head."""
+    return np.linalg.norm(out - exact, axis=(-2, -1)) / np.linalg.norm(exact, axis=(-2, -1))
+
+
+def _row(
+    heads: Heads, name: str, count: int, window: int | None, causal: bool, exact: Any, draws: int, seed: int
+) -> Row:
+    errors, times = [], []
+    for i in range(draws):
+        features = draw(heads, name, count, seed + i)
+        call = partial(rfk.attention, heads.q, heads.k, heads.v, features, causal=causal, window=window)
+        if i == 0:
+            call()  # compiles, if need be
+        out, seconds = _timed(call)
+        errors.append(relative_errors(out, exact))
+        times.append(seconds)
+    while len(times) < _REPEATS:
+        times.append(_timed(call)[1])
+    memory = _nbytes(rfk.empty_state(features, heads.v.shape[-1], window=window))
+    error, worst = float(np.median(errors)), float(np.max(errors))
+    return Row(name, count, window, causal, error, worst, statistics.median(times), memory)
+
+
+def _baselines(heads: Heads, window: int, causal: bool, exact: Any) -> Iterator[Row]:
+    """What features are to be judged by: exact attention, and two ways that need none."""
+    q, k, v = heads.q, heads.k, heads.v
+    length, width = v.shape[-2:]
+    given = (
+        (EXACT, q, None, length * length),
+        (WINDOW_ONLY, q, window, window * (k.shape[-1] + width)),
+        (AVERAGE, np.zeros_like(q), None, width + 1),  # equal queries give every key the same weight
+    )
+    for name, queries, reach, numbers in given:
+        call = partial(rfk.exact_attention, queries, k, v, causal=causal, window=reach)
+        done = [_timed(call) for _ in range(_REPEATS)]
+        errors = relative_errors(done[0][0], exact)
+        seconds = None if name == AVERAGE else statistics.median(spent for _, spent in done)
+        error, worst = float(np.median(errors)), float(np.max(errors))
+        yield Row(name, None, reach, causal, error, worst, seconds, numbers * v.itemsize)
+
+
+def _timings(heads: Heads, plan: Plan, seed: int, advance: Callable[[str], None]) -> Iterator[Timing]:
+    """Time calls on two heads, repeated end to end to each length."""
+    few = Heads(*(x[:2] for x in heads))
+    features = draw(few, "positive", TIMED_FEATURES, seed)
+    for length in plan.lengths:
+        q, k, v = (np.tile(x, (1, length // x.shape[-2], 1)) for x in few[:3])
+        for causal in (False, True):
+            advance(f"{length} tokens")
+            call = partial(rfk.attention, q, k, v, features, causal=causal)
+            seconds = statistics.median(_timed(call)[1] for _ in range(_REPEATS))
+            yield Timing("positive", TIMED_FEATURES, causal, len(few.q), length, seconds)
+        if length in plan.exact_lengths:
+            advance(f"{length} tokens, exactly")
+            seconds = _timed(partial(rfk.exact_attention, q, k, v))[1]
+            yield Timing(EXACT, None, False, len(few.q), length, seconds)
+
+
+def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - start
+
+
+def _nbytes(state: Any) -> int:
+    """Bytes of the arrays of a state, nested or not."""
+    return sum(_nbytes(x) if isinstance(x, tuple) else getattr(x, "nbytes", 0) for x in state)

@@ -1,0 +1,130 @@
+"""The picture of the demonstration."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+import rfkernels as rfk
+from rfkernels.cli import measure
+from rfkernels.cli.measure import AVERAGE, EXACT, WINDOW_ONLY, Heads, Report, Row
+
+_COLOURS = {
+    "positive": "#0072b2",
+    "hyperbolic": "#d55e00",
+    "trigonometric": "#cc79a7",
+    "relu": "#009e73",
+    "elu+1": "#e69f00",
+}
+_TOP = 2.0  # errors above are named, not drawn
+_LEAST_WEIGHT = 1e-4
+
+
+def draw_report(report: Report, heads: Heads, window: int) -> bytes:
+    """Draw errors, times and weights, and return the PNG file."""
+    figure = Figure(figsize=(13.5, 9.2), dpi=110, layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.05))
+    errors, causal, times = upper.subplots(1, 3)
+    causal.sharey(errors)
+    _draw_errors(errors, report, causal=False)
+    _draw_errors(causal, report, causal=True)
+    errors.legend(fontsize=7.5, loc="lower left", framealpha=0.9)
+    _draw_times(times, report)
+    _draw_weights(lower, heads, report, window)
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()
+
+
+def _draw_errors(axes: Axes, report: Report, causal: bool) -> None:
+    above = []
+    for label, style, line in _lines(report, causal):
+        features, errors = [row.features for row in line], [row.error for row in line]
+        if min(errors) > _TOP:
+            above.append(f"{label}: {max(errors):.0f} to {min(errors):.0f}")
+        else:
+            axes.plot(features, errors, style, color=_COLOURS[line[0].name], markersize=4, label=label)
+    for row in report.rows:
+        if row.causal == causal and row.name in (AVERAGE, WINDOW_ONLY):
+            style, label = (":", "average of v") if row.name == AVERAGE else ("-.", f"window {row.window} alone")
+            axes.axhline(row.error, color="0.3", linestyle=style, linewidth=1.3, label=label)
+    if above:
+        text = "off the scale\n" + "\n".join(above)
+        axes.text(0.97, 0.97, text, transform=axes.transAxes, ha="right", va="top", fontsize=7.5)
+    kind = "causal" if causal else "bidirectional"
+    axes.set(xscale="log", yscale="log", xlabel="features", title=f"Error against exact attention, {kind}")
+    axes.set_ylim(top=_TOP)
+    axes.set_ylabel(f"relative error, median of {report.heads} heads")
+    counts = sorted({row.features for row in report.rows if row.features is not None})
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        which(FuncFormatter(lambda value, _: f"{value:g}" if value in (0.2, 0.3, 0.5, 0.7, 1, 1.5, 2) else ""))
+    axes.grid(alpha=0.3, which="both")
+
+
+def _lines(report: Report, causal: bool) -> list[tuple[str, str, list[Row]]]:
+    made = []
+    for windowed, style in ((False, "o-"), (True, "s--")):
+        for name in _COLOURS:
+            line = [row for row in report.rows if (row.name, row.causal) == (name, causal)]
+            line = [row for row in line if (row.window is not None) == windowed]
+            if line:
+                made.append((f"{name}, window {line[0].window}" if windowed else name, style, line))
+    return made
+
+
+def _draw_times(axes: Axes, report: Report) -> None:
+    for name, causal, style, colour in (
+        (EXACT, False, "k-^", "k"),
+        ("positive", False, "o-", _COLOURS["positive"]),
+        ("positive", True, "o--", _COLOURS["positive"]),
+    ):
+        line = [t for t in report.timings if (t.name, t.causal) == (name, causal)]
+        kind = "causal" if causal else "bidirectional"
+        label = f"exact (NumPy), {kind}" if name == EXACT else f"{name}, {line[0].features} features, {kind}"
+        axes.plot([t.length for t in line], [t.seconds for t in line], style, color=colour, markersize=4, label=label)
+    lengths = sorted({t.length for t in report.timings})
+    axes.set(xscale="log", yscale="log", xlabel="tokens (the sequence repeated)", ylabel="seconds")
+    axes.set_title(f"Time of a call, {report.timings[0].heads} heads")
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths], rotation=30)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.legend(fontsize=7.5)
+    axes.grid(alpha=0.3)
+
+
+def _draw_weights(figure: SubFigure, heads: Heads, report: Report, window: int) -> None:
+    """Draw the matrix of weights of one head: exact, estimated, and estimated beyond an exact window."""
+    q, k, v = (x[None] for x in _middle(heads))
+    count = measure.TIMED_FEATURES
+    one = Heads(q, k, v, None, None)
+    features = measure.draw(one, "positive", count, report.seed)
+    identity = np.eye(k.shape[-2], dtype=k.dtype)[None]  # attention whose values are the identity returns its weights
+    shown = (
+        ("exact", rfk.exact_attention(q, k, identity)),
+        (f"positive, {count} features", rfk.attention(q, k, identity, features)),
+        (f"positive, {count} features, window {window}", rfk.attention(q, k, identity, features, window=window)),
+    )
+    norm = LogNorm(_LEAST_WEIGHT, 1.0, clip=True)
+    panels = figure.subplots(1, 3, sharex=True, sharey=True)
+    for axes, (title, weights) in zip(panels, shown, strict=True):
+        image = axes.imshow(weights[0], norm=norm, cmap="magma", interpolation="nearest")
+        axes.set(title=f"Weights of one head: {title}", xlabel="key")
+    panels[0].set_ylabel("query")
+    figure.colorbar(image, ax=list(panels), shrink=0.85, label="weight (each row sums to 1)", extend="min")
+
+
+def _middle(heads: Heads) -> tuple[Any, Any, Any]:
+    """Return the head on which the average of v has its median error."""
+    exact = rfk.exact_attention(heads.q, heads.k, heads.v)
+    average = np.broadcast_to(heads.v.mean(-2, keepdims=True), heads.v.shape)
+    order = np.argsort(measure.relative_errors(average, exact))
+    middle = int(order[len(order) // 2])
+    return heads.q[middle], heads.k[middle], heads.v[middle]
