@@ -87,7 +87,7 @@ class Plan:
 FULL = Plan()
 QUICK = Plan(
     length=2048,
-    slow_length=512,
+    slow_length=256,
     crossover=(512, 1024),
     long=((2, 65_536),),
     single=16_384,

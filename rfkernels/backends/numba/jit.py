@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import llvmlite.binding as llvm
 from llvmlite import ir
 
+from rfkernels.backends.numba import objects
+
 _ENGINES: list[Any] = []
 """Compiled code lives as long as its engine."""
 
@@ -44,6 +46,7 @@ def _initialize() -> None:
     llvm.initialize_native_asmprinter()
 
 
+@cache
 def host_width() -> int:
     """Return the widest vector in bytes that the host computes with."""
     features = llvm.get_host_cpu_features()
@@ -58,11 +61,16 @@ def machine() -> Machine:
     given = os.environ.get("RFKERNELS_VECTOR_BYTES", str(host))
     if given not in {str(width) for width in _ROWS if width <= host}:
         raise ValueError(f"RFKERNELS_VECTOR_BYTES must be 16, 32 or 64 and at most this host's {host}, got {given!r}")
-    rows = 8 if platform.machine() in ("aarch64", "arm64") else _ROWS[int(given)]
-    return Machine(int(given), rows)
+    return _machine(int(given))
 
 
-def _target(width: int) -> Any:
+@cache
+def _machine(width: int) -> Machine:
+    return Machine(width, 8 if platform.machine() in ("aarch64", "arm64") else _ROWS[width])
+
+
+def _target(width: int) -> tuple[Any, str]:
+    """Return a new target machine, which its engine comes to own, and the processor and features it stands for."""
     _initialize()
     features = llvm.get_host_cpu_features()
     if width < host_width():
@@ -70,26 +78,41 @@ def _target(width: int) -> Any:
             if name.startswith(_LEFT_OUT[width]):
                 features[name] = False
     flags = features.flatten()
-    if width == 64:
-        flags += ",-prefer-256-bit"
+    cpu = llvm.get_host_cpu_name()
     target = llvm.Target.from_default_triple()
-    return target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=flags, opt=3)
+    return target.create_target_machine(cpu=cpu, features=flags, opt=3), f"{cpu}|{flags}"
 
 
-def compile_module(module: ir.Module, width: int) -> dict[str, int]:
-    """Compile a module and return the address of each of its functions."""
-    machine = _target(width)
+def compile_module(module: ir.Module, width: int, keep: bool = False) -> dict[str, int]:
+    """Compile a module and return the address of each of its functions.
+
+    Parameters
+    ----------
+    module : llvmlite.ir.Module
+        What to compile.
+    width : int
+        Bytes in a vector register.
+    keep : bool, default False
+        Whether object code is kept on disk for later processes, under a key made of the module's whole text, the
+        target and LLVM's version.
+    """
+    machine, flags = _target(width)
     module.triple = llvm.get_default_triple()
     module.data_layout = str(machine.target_data)
-    parsed = llvm.parse_assembly(str(module))
-    parsed.verify()
-    options = llvm.create_pipeline_tuning_options(speed_level=2)
-    options.loop_vectorization = False
-    options.slp_vectorization = False
-    passes = llvm.create_pass_builder(machine, options)
-    passes.getModulePassManager().run(parsed, passes)
+    text = str(module)
+    stored = objects.Stored("|".join((text, flags, str(llvm.llvm_version_info)))) if keep else None
+    parsed = llvm.parse_assembly(text)
     names = [function.name for function in parsed.functions if not function.is_declaration]
+    if stored is None or stored.code is None:
+        parsed.verify()
+        options = llvm.create_pipeline_tuning_options(speed_level=2)
+        options.loop_vectorization = False
+        options.slp_vectorization = False
+        passes = llvm.create_pass_builder(machine, options)
+        passes.getModulePassManager().run(parsed, passes)
     engine = llvm.create_mcjit_compiler(parsed, machine)
+    if stored is not None:
+        engine.set_object_cache(lambda _, code: stored.save(code), lambda _: stored.code)
     engine.finalize_object()
     _ENGINES.append(engine)
     return {name: engine.get_function_address(name) for name in names}

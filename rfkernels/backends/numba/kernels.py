@@ -52,7 +52,7 @@ def shared(machine: Machine, bits: int) -> dict[str, int]:
     function("triangle", "scores row rows denominator", _triangle)
     function("band", "scores row rows columns low high key_term query_term scale shift sums sums_row width den", _band)
     function("join", "sums sums_row den shift other other_row other_den other_shift rows width", _join)
-    return compile_module(module, machine.width)
+    return compile_module(module, machine.width, keep=True)
 
 
 def _gemm(e: Emitter, machine: Machine, accumulate: bool) -> None:

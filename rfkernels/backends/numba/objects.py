@@ -1,0 +1,57 @@
+"""Object code kept on disk between processes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+_DIGEST = 32
+
+
+def directory() -> Path | None:
+    """Return where compiled code is kept: NUMBA_CACHE_DIR, the package's own cache, or the user's; None if none can."""
+    given = os.environ.get("NUMBA_CACHE_DIR")
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rfkernels"
+    for place in (Path(given),) if given else (Path(__file__).parent / "__pycache__", user):
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(place, os.W_OK):
+            return place
+    return None
+
+
+class Stored:
+    """Object code under a key; what is found is checked against its digest.
+
+    Parameters
+    ----------
+    key : str
+        Everything that the code depends on.
+    """
+
+    def __init__(self, key: str) -> None:
+        place = directory()
+        self._path = place and place / f"rfkernels-{hashlib.sha256(key.encode()).hexdigest()[:32]}.o"
+        self.code = self._load()
+
+    def _load(self) -> bytes | None:
+        if self._path is None or not self._path.exists():
+            return None
+        whole = self._path.read_bytes()
+        digest, code = whole[:_DIGEST], whole[_DIGEST:]
+        return code if hashlib.sha256(code).digest() == digest else None
+
+    def save(self, code: bytes) -> None:
+        """Write the code under its key, in one step; a full or read-only disk only costs the next process time."""
+        if self._path is None or self.code is not None:
+            return
+        try:
+            with tempfile.NamedTemporaryFile(dir=self._path.parent, delete=False) as file:
+                file.write(hashlib.sha256(code).digest() + code)
+            os.replace(file.name, self._path)
+        except OSError:
+            self._path = None

@@ -1,0 +1,70 @@
+"""Run every result: ``python -m theory [--out DIR]``.
+
+Prints a verdict line for each and writes an index with figures; the exit status is 1 if one is false.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from theory import RESULTS, Result, Verdict
+
+
+def section(result: Result, verdict: Verdict) -> str:
+    """Write up one result in Markdown, with everything that was measured."""
+    rows = [
+        f"| {one.method} | {one.subject} | {one.error:.1e} | {one.threshold:.0e} | {'yes' if one.holds else 'NO'} |"
+        for one in verdict.measured
+    ]
+    table = ["| method | of | largest deviation | claimed | holds |", "| --- | --- | --- | --- | --- |", *rows]
+    figure = f"![{result.name}]({result.name}.png)"
+    parts = [f"## {result.name}", result.statement.strip(), result.citation, f"**{verdict}**", "\n".join(table), figure]
+    return "\n\n".join(parts) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None, results: Sequence[Result] = RESULTS) -> int:
+    """Run the results, print a line for each and write index.md with figures.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Of the command line; those of the process by default.
+    results : sequence of Result, optional
+        What to run.
+
+    Returns
+    -------
+    int
+        0 if every result holds, else 1.
+    """
+    parser = argparse.ArgumentParser(prog="python -m theory", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=Path(__file__).parent / "out",
+        help="where the index and the figures go (default: theory/out)",
+    )
+    out: Path = parser.parse_args(arguments).out
+    out.mkdir(parents=True, exist_ok=True)
+    sections, held = [], []
+    for result in results:
+        start = time.perf_counter()
+        verdict = result.check()
+        print(f"{result.name}: {verdict} ({time.perf_counter() - start:.1f} s)", flush=True)
+        result.figure().savefig(out / f"{result.name}.png", dpi=120)
+        sections.append(section(result, verdict))
+        held.append(verdict.holds)
+    heading = "# Results, as checked\n\nWritten by `python -m theory`.\n"
+    index = out / "index.md"
+    index.write_text("\n".join([heading, *sections]), encoding="utf-8")
+    print(f"{sum(held)} of {len(held)} results hold; written to {index}")
+    return 0 if all(held) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
