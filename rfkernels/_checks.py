@@ -36,7 +36,7 @@ def broadcast_batch(**shapes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def check_qk(q: Any, k: Any, names: tuple[str, str] = ("q", "k"), pairs: bool = False) -> None:
-    """Require two arrays of equal width whose batch axes broadcast; `pairs` are single vectors, batch axes otherwise."""
+    """Require two arrays of equal width whose batch axes broadcast; with `pairs` every axis but the last is one."""
     own = 1 if pairs else 2
     check_array(names[0], q, own)
     check_array(names[1], k, own)
@@ -101,7 +101,9 @@ def check_finite_arrays(**arrays: Any) -> None:
         index = first_nonfinite(x)
         if index is not None:
             value = np.asarray(x[index]).astype(np.float64).item()
-            raise ValueError(f"{name} must be finite, but {name}{list(index)} is {value}; check_finite=False lets it pass")
+            raise ValueError(
+                f"{name} must be finite, but {name}{list(index)} is {value}; check_finite=False lets it pass"
+            )
 
 
 def first_nonfinite(x: Any) -> tuple[int, ...] | None:

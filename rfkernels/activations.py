@@ -48,9 +48,9 @@ class Program:
     Parameters
     ----------
     instructions : tuple of (str, tuple of operand)
-        An operation and its operands, in order. An operand is ``"u"`` or ``"a"`` (the inputs), an ``int`` (the result of
-        that earlier instruction) or a ``float`` (a constant). Operations are ``add sub mul div neg gt ge lt le and or
-        not`` and the names in `FUNCTIONS`.
+        An operation and its operands, in order. An operand is ``"u"`` or ``"a"`` (the inputs), an ``int`` (the result
+        of that earlier instruction) or a ``float`` (a constant). Operations are ``add sub mul div neg gt ge lt le and
+        or not`` and the names in `FUNCTIONS`.
     result : operand
         What the program returns.
     """
@@ -168,9 +168,8 @@ class _Recorder:
         if name in CONSTANTS:
             return CONSTANTS[name]
         if name not in FUNCTIONS:
-            raise ValueError(
-                f"an activation used xp.{name}, which not every backend has; allowed are: {', '.join(sorted(FUNCTIONS))}"
-            )
+            allowed = ", ".join(sorted(FUNCTIONS))
+            raise ValueError(f"an activation used xp.{name}, which not every backend has; allowed are: {allowed}")
 
         def record(*operands: object) -> Traced:
             if len(operands) != FUNCTIONS[name]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple
 
 from rfkernels import core
 from rfkernels._arrays import accumulator, namespace
@@ -44,40 +44,6 @@ class AttentionResult(NamedTuple):
     state: State | DecodeState | None
     log_normalizer: Any
     sign: Any
-
-
-@overload
-def attention(
-    q: Any,
-    k: Any,
-    v: Any,
-    features: Features,
-    *,
-    causal: bool = ...,
-    window: int | None = ...,
-    mask: Any = ...,
-    state: State | DecodeState | None = ...,
-    full: Literal[False] = ...,
-    backend: str | None = ...,
-    check_finite: bool = ...,
-) -> Any: ...
-
-
-@overload
-def attention(
-    q: Any,
-    k: Any,
-    v: Any,
-    features: Features,
-    *,
-    causal: bool = ...,
-    window: int | None = ...,
-    mask: Any = ...,
-    state: State | DecodeState | None = ...,
-    full: Literal[True],
-    backend: str | None = ...,
-    check_finite: bool = ...,
-) -> AttentionResult: ...
 
 
 def attention(
@@ -222,7 +188,9 @@ def _decode_state(
         return None
     if not causal:
         if state is not None:
-            raise ValueError("state= cannot be combined with window= in a bidirectional pass: its keys have no position")
+            raise ValueError(
+                "state= cannot be combined with window= in a bidirectional pass: its keys have no position"
+            )
         return None
     if state is None:
         start = _start(None, features, k, v, mask)
@@ -267,7 +235,13 @@ def _advance(xp: Any, decode: DecodeState, done: Pass, window: int, keys: Any, v
 
 
 def write_state(
-    state: State, k: Any, v: Any, features: Features, *, mask: Any = None, backend: str | None = None,
+    state: State,
+    k: Any,
+    v: Any,
+    features: Features,
+    *,
+    mask: Any = None,
+    backend: str | None = None,
     check_finite: bool = True,
 ) -> State:
     """Add keys and values to a state.
@@ -303,7 +277,12 @@ def write_state(
 
 
 def read_state(
-    state: State, q: Any, features: Features, *, full: bool = False, backend: str | None = None,
+    state: State,
+    q: Any,
+    features: Features,
+    *,
+    full: bool = False,
+    backend: str | None = None,
     check_finite: bool = True,
 ) -> Any:
     """Attend to the keys of a state.
@@ -381,14 +360,11 @@ def linear_attention(
         check_finite_arrays(phi_q=phi_q, phi_k=phi_k, v=v)
     xp = namespace(phi_q, phi_k, v)
     dtype = accumulator(xp, phi_q, phi_k, v)
-    arrays = (x.astype(dtype) for x in (phi_q, phi_k, v))
-    out = core.linear_attention(xp, *arrays, causal, mask)
+    out = core.linear_attention(xp, phi_q.astype(dtype), phi_k.astype(dtype), v.astype(dtype), causal, mask)
     return out.astype(result_dtype(xp, phi_q, phi_k, v))
 
 
-def transform(
-    x: Any, features: Features, *, side: SideName, log: bool = False, check_finite: bool = True
-) -> Any:
+def transform(x: Any, features: Features, *, side: SideName, log: bool = False, check_finite: bool = True) -> Any:
     """Return φ(x) itself.
 
     Parameters
@@ -434,9 +410,7 @@ def _signed(log: Any, sign: Any, features: Features, return_sign: bool) -> Any:
     return log
 
 
-def log_kernel(
-    x: Any, y: Any, features: Features, *, return_sign: bool = False, check_finite: bool = True
-) -> Any:
+def log_kernel(x: Any, y: Any, features: Features, *, return_sign: bool = False, check_finite: bool = True) -> Any:
     """Estimate log k(x, y), pair by pair: the log of φ(x)·φ(y), whose mean (not that of its log) is the kernel.
 
     Parameters
@@ -471,8 +445,14 @@ def log_kernel(
 
 
 def log_normalizer(
-    queries: Any, keys: Any, features: Features, *, mask: Any = None, return_sign: bool = False,
-    backend: str | None = None, check_finite: bool = True,
+    queries: Any,
+    keys: Any,
+    features: Features,
+    *,
+    mask: Any = None,
+    return_sign: bool = False,
+    backend: str | None = None,
+    check_finite: bool = True,
 ) -> Any:
     """Estimate log Σ_s k(q, k_s) for each query, from a state: linear in the number of keys.
 

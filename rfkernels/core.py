@@ -27,7 +27,7 @@ class Options(NamedTuple):
 
 
 def project(xp: Any, x: Any, features: Features, side: SideName) -> tuple[Any, Any]:
-    """Return u_j = w_j · T(x − centre), (*batch, length, rows), and a = c |T(x − centre)|² + linear · x, (*batch, length)."""
+    """Return u = w · T(x − centre), (*batch, length, rows), and a = c |T(x − centre)|² + linear · x, (*batch, length)."""
     dtype = x.dtype
     given = features.side(side)
     t = x if given.centre is None else x - xp.asarray(given.centre, dtype)[..., None, :]
@@ -104,8 +104,8 @@ def attend(
 ) -> tuple[Partial, State | None]:
     """Run a whole pass: sums for each query over what it sees, and the state after the last key.
 
-    The state is that of the keys which the next query would see through features; None after a bidirectional pass with a
-    window, which has no such set.
+    The state is that of the keys which the next query would see through features; None after a bidirectional pass with
+    a window, which has no such set.
     """
     if options.causal:
         part, after = _causal(xp, q, k, v, features, options.window or 0, mask, state)
@@ -117,7 +117,14 @@ def attend(
     if options.window is not None:
         assert options.kernel is not None
         near = exact_partial(
-            q, k, v, scale=features.scale, causal=options.causal, window=options.window, mask=mask, kernel=options.kernel
+            q,
+            k,
+            v,
+            scale=features.scale,
+            causal=options.causal,
+            window=options.window,
+            mask=mask,
+            kernel=options.kernel,
         )
         part = partials.join(xp, part, near)
     return part, after
@@ -144,9 +151,7 @@ def _causal(
     return partials.stack(xp, parts), state
 
 
-def _two_sided(
-    xp: Any, q: Any, k: Any, v: Any, features: Features, window: int, mask: Any, state: State
-) -> Partial:
+def _two_sided(xp: Any, q: Any, k: Any, v: Any, features: Features, window: int, mask: Any, state: State) -> Partial:
     """Let query t see keys s with |t − s| >= window: a pass over prefixes, and one over suffixes read backwards."""
     length, keys = q.shape[-2], k.shape[-2]
     lag = window + keys - length

@@ -101,9 +101,7 @@ def exact_partial(
     return partials.stack(xp, parts)
 
 
-def _visible(
-    start: int, rows: int, keys: int, length: int, causal: bool, window: int | None
-) -> tuple[int, int]:
+def _visible(start: int, rows: int, keys: int, length: int, causal: bool, window: int | None) -> tuple[int, int]:
     offset = keys - length if causal else 0
     first, last = start + offset, start + offset + rows
     reach = keys + length + abs(offset) if window is None else window
@@ -111,9 +109,7 @@ def _visible(
     return min(max(first - reach + 1, 0), keys), min(max(high, 0), keys)
 
 
-def _allowed(
-    xp: Any, start: int, rows: int, low: int, high: int, offset: int, causal: bool, window: int | None
-) -> Any:
+def _allowed(xp: Any, start: int, rows: int, low: int, high: int, offset: int, causal: bool, window: int | None) -> Any:
     position, key = xp.arange(start, start + rows)[:, None] + offset, xp.arange(low, max(low, high))
     allowed = key <= position if causal else xp.ones((rows, key.shape[0]), bool)
     if window is not None:
@@ -130,9 +126,7 @@ def _block(xp: Any, q: Any, k: Any, v: Any, allowed: Any, kernel: Kernel) -> Par
     return Partial(matmul(xp, weight, v), xp.sum(weight, -1), shift)
 
 
-def exact_log_kernel(
-    x: Any, y: Any, *, scale: float = 1.0, kernel: Kernel = kernels.EXPONENTIAL
-) -> Any:
+def exact_log_kernel(x: Any, y: Any, *, scale: float = 1.0, kernel: Kernel = kernels.EXPONENTIAL) -> Any:
     """Return log k(√scale x, √scale y), pair by pair.
 
     Parameters

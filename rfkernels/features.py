@@ -18,7 +18,7 @@ SideName = Literal["query", "key"]
 
 
 class Side(NamedTuple):
-    """The affine preprocessing of one side, queries or keys: u = w · T(x − centre), a = c |T(x − centre)|² + linear · x.
+    """The affine preprocessing of one side: u = w · T(x − centre), a = c |T(x − centre)|² + linear · x.
 
     Parameters
     ----------

@@ -19,8 +19,8 @@ class FeatureMap:
     """An elementwise feature map φ(x) = m^-½ [h(u + …)] of projections u_j = w_j · x, without its arrays.
 
     With u_j = w_j · T(x − centre) and a = c |T(x − centre)|² + linear · x, column j of activation h is
-    m^-½ h(xp, u_j, a + b_j): the general form of the random features of Performers (arXiv 2009.14794, eq. 5). The affine
-    parts and the log-weights b belong to `Features`.
+    m^-½ h(xp, u_j, a + b_j): the general form of the random features of Performers (arXiv 2009.14794, eq. 5). The
+    affine parts and the log-weights b belong to `Features`.
 
     Parameters
     ----------
@@ -117,9 +117,7 @@ _positive = partial(FeatureMap, nonnegative=True)
 
 _TABLE: dict[str, FeatureMap] = {
     "positive": _positive((_exponential,), -0.5, (1.0,), kernel=kernels.EXPONENTIAL),
-    "hyperbolic": _positive(
-        (_exponential, _exponential_reflected), -0.5, (1.0, -1.0), kernel=kernels.EXPONENTIAL
-    ),
+    "hyperbolic": _positive((_exponential, _exponential_reflected), -0.5, (1.0, -1.0), kernel=kernels.EXPONENTIAL),
     "trigonometric": FeatureMap((_cosine, _sine), 0.5, (0.0, 0.0), kernel=kernels.EXPONENTIAL),
     "relu": _positive((_relu,), kernel=kernels.ARC_COSINE_1),
     "elu+1": _positive((_elu_plus_one,)),
@@ -184,7 +182,9 @@ def register(name: str, feature_map: FeatureMap, *, replace: bool = False) -> Fe
     if not isinstance(name, str) or not name:
         raise ValueError(f"name must be a non-empty str, got {name!r}")
     if name in _TABLE and not replace:
-        raise ValueError(f"the feature map {name!r} exists; pass replace=True to replace it. Known: {', '.join(names())}")
+        raise ValueError(
+            f"the feature map {name!r} exists; pass replace=True to replace it. Known: {', '.join(names())}"
+        )
     _TABLE[name] = feature_map
     return feature_map
 

@@ -33,9 +33,7 @@ def join(xp: Any, first: Partial, second: Partial) -> Partial:
 def stack(xp: Any, parts: list[Partial]) -> Partial:
     """Put the sums of consecutive queries together."""
     numerators, denominators, shifts = zip(*parts, strict=True)
-    return Partial(
-        xp.concatenate(numerators, -2), xp.concatenate(denominators, -1), xp.concatenate(shifts, -1)
-    )
+    return Partial(xp.concatenate(numerators, -2), xp.concatenate(denominators, -1), xp.concatenate(shifts, -1))
 
 
 def normalize(xp: Any, part: Partial) -> Any:

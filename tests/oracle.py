@@ -254,7 +254,7 @@ def log_estimates(q: Any, k: Any, features: rfk.Features) -> tuple[Any, Any]:
     """Return log |k̂(q_t, k_s)| and its sign for all pairs, (*batch, length, keys)."""
 
     def widen(x: Any, tail: int) -> Any:
-        return None if x is None else np.asarray(x).reshape(*np.shape(x)[: np.ndim(x) - tail], 1, 1, *np.shape(x)[np.ndim(x) - tail :])
+        return None if x is None else np.expand_dims(np.asarray(x), (-tail - 2, -tail - 1))
 
     def side(given: rfk.Side) -> rfk.Side:
         return rfk.Side(widen(given.matrix, 2), widen(given.centre, 1), widen(given.linear, 1))

@@ -33,7 +33,7 @@ class Pairs(NamedTuple):
 
 
 def pairs(norms: tuple[float, ...] = (0.1, 0.5, 1.0), turns: int = 12) -> Pairs:
-    """Return all pairs of these norms with the angles 2πi / `turns` + 0.1 between them, x itself turned by one radian."""
+    """Return all pairs of these norms with the angles 2πi / `turns` + 0.1 between them; x points at one radian."""
     first, second, angle = np.meshgrid(norms, norms, 2 * math.pi * np.arange(turns) / turns + 0.1)
     x = first.reshape(-1, 1) * np.array([math.cos(1.0), math.sin(1.0)])
     turned = angle.reshape(-1) + 1.0
@@ -51,8 +51,8 @@ def hermite(nodes: int = 48) -> Grid:
 def polar(x: Array, y: Array, nodes: int = 24, radial: int = 64, reach: float = 12.0) -> Grid:
     """Return a polar Gauss–Legendre grid for one pair, for integrands with a kink where w·x = 0 or w·y = 0.
 
-    The angle is cut into pieces at the four directions perpendicular to x or y; the radius runs to `reach`, beyond which
-    a normal of two dimensions has the mass exp(−reach²/2).
+    The angle is cut into pieces at the four directions perpendicular to x or y; the radius runs to `reach`, beyond
+    which a normal of two dimensions has the mass exp(−reach²/2).
     """
     directions = [math.atan2(v[1], v[0]) + turn for v in (x, y) for turn in (math.pi / 2, -math.pi / 2)]
     start = min(direction % (2 * math.pi) for direction in directions)

@@ -149,9 +149,8 @@ def _sector(term: Any, start: Any, stop: Any) -> Any:
 
 def compare(subject: str, one: Any, other: Any) -> Measured:
     """Prove that two expressions in |x|, |y| and the cosine are equal, or say what is left of their difference."""
-    apart = sp.expand(one - other)
-    if apart != 0:
-        apart = sp.simplify(apart.rewrite(sp.exp))
+    apart = sp.expand(sp.expand_trig((one - other).rewrite([sp.sinh], sp.exp)))
+    apart = apart if apart == 0 else sp.simplify(apart)
     if apart == 0:
         return Measured("SymPy", subject, 0.0, 0.0)
     somewhere = {X: sp.Rational(3, 4), Y: sp.Rational(1, 2), C: sp.Rational(1, 3)}

@@ -24,11 +24,11 @@ $$\mathbb{E}\, \varphi(x) \cdot \varphi(y) = k(x, y) .$$
 
 - positive, hyperbolic and trigonometric features: $k = \exp(x \cdot y)$;
 - exp features without an offset: $k = \exp(|x + y|^2 / 2)$;
-- ReLU features: $k = |x||y| (\sin\theta + (\pi - \theta) \cos\theta) / 2\pi$, with $\theta$ the angle between $x$ and $y$;
+- ReLU features: $k = |x||y| (\sin\theta + (\pi - \theta) \cos\theta) / 2\pi$, $\theta$ the angle of $x$ and $y$;
 - squared ReLU features: $k = |x|^2|y|^2 (3 \sin\theta \cos\theta + (\pi - \theta)(1 + 2 \cos^2\theta)) / 2\pi$.
 
-Deviations are relative to $k(x, y)$ for exponential maps, and to $\sqrt{k(x, x)\, k(y, y)}$ for the others, whose kernel
-vanishes where $x$ and $y$ are opposed.
+Deviations are relative to $k(x, y)$ for exponential maps, and to $\sqrt{k(x, x)\, k(y, y)}$ for the others, whose
+kernel vanishes where $x$ and $y$ are opposed.
 """
 
 CITATION = (

@@ -71,4 +71,3 @@ def choose(name: str | None, *arrays: Any) -> Backend:
     if any_jax and name != "jax":
         raise TypeError(f"backend {name!r} takes numpy arrays, got a jax.Array; convert with numpy.asarray")
     return backend
-

@@ -1,4 +1,4 @@
-"""Conversions between stored dtypes and computed elements, by integer arithmetic on bits where hardware may lack them."""
+"""Conversions between stored dtypes and computed elements, by integer arithmetic where hardware may lack them."""
 
 from __future__ import annotations
 

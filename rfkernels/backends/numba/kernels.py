@@ -1,7 +1,7 @@
 """Tile kernels that every map shares: matrix products, packing, sums on a log scale, normalisation.
 
-Addresses and sizes are 64-bit integers; matrices are row-major with a leading dimension in elements. Packed matrices are
-padded to whole register tiles, so no kernel has a ragged edge.
+Addresses and sizes are 64-bit integers; matrices are row-major with a leading dimension in elements. Packed matrices
+are padded to whole register tiles, so no kernel has a ragged edge.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def _transpose(e: Emitter) -> None:
 
 
 def _valid(e: Emitter) -> None:
-    """Write 1 where a key exists and the mask (of bytes, none at address 0) allows it, 0 elsewhere; return their number."""
+    """Write 1 where a key exists and the mask (bytes; none at address 0) allows it, else 0; return their number."""
     mask, stride, first, last, columns, out = e.arguments
     b = e.builder
     count = e.variable(e.integer(0))
@@ -176,7 +176,7 @@ def _valid(e: Emitter) -> None:
 
 
 def _offsets_columns(e: Emitter) -> None:
-    """a = weight Σ y² + Σ linear x + constant down each column; the sentinel where a column is not valid."""
+    """Sum a = weight Σ y² + Σ linear x + constant down each column; the sentinel where a column is not valid."""
     y, y_row, y_rows, x, x_row, x_rows, linear, parameters, valid, out, columns = e.arguments
     m, b = e.math, e.builder
     weight, constant = m.splat(e.load(parameters, e.integer(0))), m.splat(e.load(parameters, e.integer(1)))
@@ -195,7 +195,7 @@ def _offsets_columns(e: Emitter) -> None:
 
 
 def _offsets_rows(e: Emitter) -> None:
-    """a = weight Σ y² + Σ linear x + constant along each row."""
+    """Sum a = weight Σ y² + Σ linear x + constant along each row."""
     y, y_row, y_width, x, x_row, x_width, linear, parameters, out, rows = e.arguments
     m, b = e.math, e.builder
     weight, constant = e.load(parameters, e.integer(0)), e.load(parameters, e.integer(1))
@@ -230,7 +230,7 @@ def _rescale(e: Emitter) -> None:
 
 
 def _accumulate(e: Emitter) -> None:
-    """into += terms; the count is a multiple of lanes."""
+    """Add terms to `into`; the count is a multiple of lanes."""
     into, terms, count = e.arguments
     with e.loop(0, count, e.lanes) as i:
         e.store_vector(e.math.add(e.load_vector(into, i), e.load_vector(terms, i)), into, i)
@@ -238,7 +238,7 @@ def _accumulate(e: Emitter) -> None:
 
 
 def _sum(e: Emitter) -> None:
-    """out = x + y, writing exactly `count` elements."""
+    """Take out = x + y, writing exactly `count` elements."""
     x, y, out, count = e.arguments
     whole = e.builder.and_(count, e.integer(-e.lanes))
     with e.loop(0, whole, e.lanes) as i:
@@ -249,7 +249,7 @@ def _sum(e: Emitter) -> None:
 
 
 def _copy(e: Emitter) -> None:
-    """out = source, writing exactly `count` elements."""
+    """Take out = source, writing exactly `count` elements."""
     source, out, count = e.arguments
     whole = e.builder.and_(count, e.integer(-e.lanes))
     with e.loop(0, whole, e.lanes) as i:
@@ -303,8 +303,8 @@ def _triangle(e: Emitter) -> None:
 def _band(e: Emitter) -> None:
     """Turn dot products into exact weights and put the rows of `sums` on the new log scale.
 
-    Row r counts columns low + r <= c < high + r. The log-weight is scale · score + key_term + query_term; `shift` is the
-    running maximum of each row, to which sums and denominators are rescaled; weights that do not count become zero.
+    Row r counts columns low + r <= c < high + r. The log-weight is scale · score + key_term + query_term; `shift` is
+    the running maximum of each row, to which sums and denominators are rescaled; weights that do not count become zero.
     """
     scores, row, rows, columns, low, high, key_term, query_term, scale, shift, sums, sums_row, width, den = e.arguments
     m, b = e.math, e.builder

@@ -19,7 +19,7 @@ from rfkernels.backends.numba.vectormath import emit
 JUMP_LIMIT = 40.0
 """How far, in log scale, a tile's keys may exceed the earliest key that its first query sees.
 
-A query's weights are at least e^-40 of the tile's scale then: far from underflow in float32, where e^-87 is the smallest.
+A query's weights are then at least e^-40 of the tile's scale: far from underflow, which in float32 begins at e^-87.
 """
 
 Slopes = tuple[float, ...]
@@ -119,7 +119,7 @@ def _query_activation(e: Emitter, programs: tuple[Program, ...], slopes: Slopes 
     Activation i of column j is written to column i · pad + j. For an exponential map a query's own offset cancels: its
     features are taken at add_j − top, top = max_j (slope · u_j + add_j), which is written out.
     """
-    u, u_row, offsets, add, z, rows, pad, queries, denominator, top = e.arguments
+    u, u_row, offsets, add, z, _, pad, queries, denominator, top = e.arguments
     m, b = e.math, e.builder
     starts = [e.mul(pad, i) for i in range(len(programs))]
     with e.loop(0, queries) as r:

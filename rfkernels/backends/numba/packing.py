@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-
 from rfkernels.backends.numba import kernels
 from rfkernels.backends.numba.jit import Machine, machine
 from rfkernels.backends.numba.lowering import lowered
@@ -66,7 +65,7 @@ def layout(features: Features, bits: int, width: int, names: tuple[str, str, str
         dim_pad=up(features.dim, step),
         rows=features.rows,
         pad=pad,
-        count=pad * len(features.map.activations),
+        total=pad * len(features.map.activations),
         width=width,
         width_pad=up(width, step),
         check=int(check),
@@ -87,12 +86,12 @@ def scratch(given: Layout) -> Scratch:
         "y": max(up(p.dim, p.row_step) * u, p.tile * p.dim_pad),
         "offsets": u,
         "valid": u,
-        "u": p.count * u,
-        "sums": p.count,
-        "new": p.count,
-        "add": p.count,
+        "u": p.total * u,
+        "sums": p.total,
+        "new": p.total,
+        "add": p.total,
         "v": p.tile * p.width_pad,
-        "query": p.tile * (p.count + p.column_step),
+        "query": p.tile * (p.total + p.column_step),
         "scores": p.tile * u,
         "out": p.tile * p.width_pad,
         "denominator": u,
@@ -144,7 +143,7 @@ def pack_weights(given: Layout, features: Features) -> PackedWeights:
     scale = float(features.scale)
     log_weight = np.zeros((sets, activations, p.pad))
     log_weight[:, :, : p.rows] = flat(features.log_weight, p.rows)[:, None]
-    zeros = np.zeros(max(p.count, p.dim_pad, p.width_pad, p.tile + p.column_step))
+    zeros = np.zeros(max(p.total, p.dim_pad, p.width_pad, p.tile + p.column_step))
     fields: dict[str, tuple[int, int]] = {"log_weight": keep(log_weight)}
     plain = features.query.matrix is None and features.key.matrix is None
     for name, side in (("query", features.query), ("key", features.key)):
@@ -224,9 +223,9 @@ def addresses(array: Any, batch: tuple[int, ...], own: int) -> Any:
 def to_internal(given: Layout, features: Features, state: State) -> State:
     """Copy a state to padded arrays (heads, count, width) in which the sentinel stands for −inf."""
     p, n = given.plan, math.prod(state.z.shape[:-1])
-    kv = np.zeros((n, p.count, p.width_pad), given.dtype)
-    z = np.zeros((n, p.count), given.dtype)
-    shift = np.full((n, p.count), given.sentinel if features.map.exponential else 0.0, given.dtype)
+    kv = np.zeros((n, p.total, p.width_pad), given.dtype)
+    z = np.zeros((n, p.total), given.dtype)
+    shift = np.full((n, p.total), given.sentinel if features.map.exponential else 0.0, given.dtype)
     for i in range(len(features.map.activations)):
         inside, outside = slice(i * p.pad, i * p.pad + p.rows), slice(i * p.rows, (i + 1) * p.rows)
         kv[:, inside, : p.width] = state.kv[..., outside, :].reshape(n, p.rows, p.width)

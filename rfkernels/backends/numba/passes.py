@@ -107,9 +107,7 @@ def _grouped(at: Any, batch: tuple[int, ...]) -> Any:
     return np.ascontiguousarray(at.transpose(order).reshape(math.prod(batch), -1))
 
 
-def task(
-    h: Heads, head: int, state: State, slot: int, reverse: bool = False, last_row: int = 0, **changes: int
-) -> Task:
+def task(h: Heads, head: int, state: State, slot: int, changes: dict[str, int], reverse: bool = False) -> Task:
     """Return the task of one head on the state in `slot`; in reverse, of keys and rows read backwards."""
     s, size = h.strides, h.layout.plan.element
     keys, row = h.keys - 1, -1 if reverse else 1
@@ -158,7 +156,7 @@ def absorbing(h: Heads, head: int, state: State, slot: int, low: int, high: int,
     """Return the work of writing keys low <= s < high to a slot."""
 
     def work() -> int:
-        given = task(h, head, state, slot, reverse)
+        given = task(h, head, state, slot, {}, reverse)
         return schedule.absorb(h.layout.plan, _weights(h, head), scratch(h.layout), given, low, high)
 
     return work
@@ -170,7 +168,7 @@ def _weights(h: Heads, head: int) -> Any:
 
 def _run(h: Heads, work: list[Runner]) -> bool:
     p = h.layout.plan
-    size = (h.length * h.groups + h.keys) * h.count * p.count * (p.dim + p.width)
+    size = (h.length * h.groups + h.keys) * h.count * p.total * (p.dim + p.width)
     return threads.run(work, h.threads if size > _SERIAL_WORK else 1) == 0
 
 
@@ -232,7 +230,7 @@ def read(h: Heads, state: State) -> bool:
     bounds = _bounds(h.length, _chunks(h, h.length, cheap=True), h.layout.plan.tile)
 
     def emitting(head: int, low: int, high: int) -> int:
-        given = task(h, head, state, head)
+        given = task(h, head, state, head, {})
         p, s = h.layout.plan, scratch(h.layout)
         return schedule.emit(p, _weights(h, head), s, given, group(h, head), low, high)
 
@@ -251,7 +249,7 @@ def causal(h: Heads, state: State, empty: State, window: int | None) -> tuple[bo
     near = {"near": int(lag > 0), "near_low": delta + 1, "near_high": delta + lag + 1, "delta": delta}
 
     def spanning(head: int, index: int) -> int:
-        given = task(h, head, _slot(slots, index), head, **near)
+        given = task(h, head, _slot(slots, index), head, near)
         p, s, w = h.layout.plan, scratch(h.layout), _weights(h, head)
         return schedule.span(p, w, s, given, group(h, head), bounds[index], bounds[index + 1])
 
@@ -260,7 +258,9 @@ def causal(h: Heads, state: State, empty: State, window: int | None) -> tuple[bo
     return fine, _slot(slots, -1)
 
 
-def _prefixes(h: Heads, slots: State, ends: list[int], reverse: bool = False, only: range | None = None) -> list[Runner]:
+def _prefixes(
+    h: Heads, slots: State, ends: list[int], reverse: bool = False, only: range | None = None
+) -> list[Runner]:
     """Return the work of writing to each slot the keys between its end and that of the slot before."""
     return [
         absorbing(h, head, _slot(slots, i), head, low, high, reverse)
@@ -305,12 +305,11 @@ def _two_sided(h: Heads, state: State, empty: State, window: int, bounds: list[i
         buffer = np.empty(h.groups * rows * (p.width_pad + 2), h.layout.dtype)
         part = {"part": buffer.ctypes.data, "part_rows": rows}
         s, w = scratch(h.layout), _weights(h, head)
-        behind = task(
-            h, head, _slot(after, len(spans) - 1 - index), head, True, delta=h.keys - high - window, part_mode=1, **part
-        )
+        backward = {"part_mode": 1, "delta": h.keys - high - window}
+        behind = task(h, head, _slot(after, len(spans) - 1 - index), head, backward | part, reverse=True)
         failed = schedule.span(p, w, s, behind, group(h, head, high - 1), 0, rows)
         near = {"near": 1, "near_low": 1 - window, "near_high": window, "delta": -window}
-        ahead = task(h, head, _slot(before, index), head, part_mode=2, **part, **near)
+        ahead = task(h, head, _slot(before, index), head, {"part_mode": 2} | part | near)
         return failed or schedule.span(p, w, s, ahead, group(h, head), low, high)
 
     return fine and _run(h, [partial(spanning, head, i) for i in range(len(spans)) for head in some])

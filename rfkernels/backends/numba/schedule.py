@@ -49,7 +49,7 @@ class Plan(NamedTuple):
     dim_pad: int
     rows: int
     pad: int
-    count: int
+    total: int
     width: int
     width_pad: int
     check: int
@@ -147,20 +147,24 @@ class Group(NamedTuple):
     shift: Any
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def call(context: Any, address: Any, arguments: Any) -> Any:
-    """Call the function at an address with 64-bit integers."""
+def _call(context: Any, address: Any, arguments: Any) -> Any:
     signature = types.int64(address, arguments)
 
     def code(target: Any, builder: Any, signature: Any, values: Any) -> Any:
-        given = cgutils.unpack_tuple(builder, values[1])
-        kinds = signature.args[1].types if hasattr(signature.args[1], "types") else [signature.args[1].dtype] * len(given)
+        given = cgutils.unpack_tuple(builder, values[1])  # type: ignore[no-untyped-call]
+        kinds = (
+            signature.args[1].types if hasattr(signature.args[1], "types") else [signature.args[1].dtype] * len(given)
+        )
         cast = [target.cast(builder, x, kind, types.int64) for x, kind in zip(given, kinds, strict=True)]
         integer = ir.IntType(64)
         function = ir.FunctionType(integer, [integer] * len(cast))
         return builder.call(builder.inttoptr(values[0], function.as_pointer()), cast)
 
     return signature, code
+
+
+call: Any = intrinsic(_call)
+"""``call(address, arguments)`` calls the function at an address with a tuple of 64-bit integers."""
 
 
 _jit = njit(nogil=True, cache=True)
@@ -217,7 +221,7 @@ def move_shift(p: Plan, w: Weights, s: Scratch, t: Task, columns: int, first: in
 def rescale(p: Plan, s: Scratch, t: Task) -> None:
     """Put the state on the shift found by `move_shift`."""
     if p.key_shift != 0:
-        call(p.rescale, (t.shift, s.new, t.kv, p.width_pad, p.width_pad, t.z, p.count))
+        call(p.rescale, (t.shift, s.new, t.kv, p.width_pad, p.width_pad, t.z, p.total))
 
 
 @_jit
@@ -231,9 +235,9 @@ def activate_keys(p: Plan, w: Weights, s: Scratch, columns: int, found: int) -> 
 @_jit
 def add_tile(p: Plan, s: Scratch, t: Task, columns: int) -> None:
     """Add the features of a tile to the state."""
-    call(p.accumulate, (t.z, s.sums, p.count))
+    call(p.accumulate, (t.z, s.sums, p.total))
     u_row = p.tile + p.column_step
-    call(p.gemm_add, (s.u, u_row, 1, s.v, p.width_pad, t.kv, p.width_pad, p.count, p.width_pad, columns))
+    call(p.gemm_add, (s.u, u_row, 1, s.v, p.width_pad, t.kv, p.width_pad, p.total, p.width_pad, columns))
 
 
 @_jit
@@ -257,7 +261,7 @@ def absorb(p: Plan, w: Weights, s: Scratch, t: Task, low: int, high: int) -> int
 @_jit
 def load_queries(p: Plan, w: Weights, s: Scratch, t: Task, q: int, count: int) -> int:
     """Pack and project queries; return whether they are finite."""
-    rows, x_row, q_row = _up(count, p.row_step), p.dim_pad + p.column_step, p.count + p.column_step
+    rows, x_row, q_row = _up(count, p.row_step), p.dim_pad + p.column_step, p.total + p.column_step
     x = (q, t.q_row, t.q_column, 0, count, rows, p.dim, w.query_centre, s.x, x_row)
     fine = call(p.pack_q, x) | (1 - p.check)
     call(p.gemm, (s.x, x_row, 1, w.query, p.pad, s.query, q_row, rows, p.pad, p.dim))
@@ -273,11 +277,11 @@ def load_queries(p: Plan, w: Weights, s: Scratch, t: Task, q: int, count: int) -
 @_jit
 def read_state(p: Plan, w: Weights, s: Scratch, t: Task, count: int) -> None:
     """Activate loaded queries, and contract them with the state into sums, denominators and their log scale."""
-    rows, q_row = _up(count, p.row_step), p.count + p.column_step
-    call(p.sum, (w.log_weight, t.shift, s.new, p.count))
+    rows, q_row = _up(count, p.row_step), p.total + p.column_step
+    call(p.sum, (w.log_weight, t.shift, s.new, p.total))
     queries = (s.query, q_row, s.offsets, s.new, t.z, p.rows, p.pad, rows, s.denominator, s.top)
     call(p.query_activation, queries)
-    call(p.gemm, (s.query, q_row, 1, t.kv, p.width_pad, s.out, p.width_pad, rows, p.width_pad, p.count))
+    call(p.gemm, (s.query, q_row, 1, t.kv, p.width_pad, s.out, p.width_pad, rows, p.width_pad, p.total))
     if p.key_shift != 0:
         call(p.sum, (s.top, s.offsets, s.top, rows))
     else:
@@ -287,12 +291,12 @@ def read_state(p: Plan, w: Weights, s: Scratch, t: Task, count: int) -> None:
 @_jit
 def add_triangle(p: Plan, s: Scratch, count: int) -> None:
     """Let query r see keys c <= r of its own tile."""
-    q_row, u_row = p.count + p.column_step, p.tile + p.column_step
+    q_row, u_row = p.total + p.column_step, p.tile + p.column_step
     rows = _up(count, p.row_step)
     for r in range(0, rows, p.row_step):
         columns = _up(min(r + p.row_step, rows), p.column_step)
         queries, scores = s.query + r * q_row * p.element, s.scores + r * u_row * p.element
-        call(p.gemm, (queries, q_row, 1, s.u, u_row, scores, u_row, p.row_step, columns, p.count))
+        call(p.gemm, (queries, q_row, 1, s.u, u_row, scores, u_row, p.row_step, columns, p.total))
     call(p.triangle, (s.scores, u_row, rows, s.denominator))
     for r in range(0, rows, p.row_step):
         scores, out = s.scores + r * u_row * p.element, s.out + r * p.width_pad * p.element
@@ -357,7 +361,10 @@ def _near_rows(p: Plan, w: Weights, s: Scratch, t: Task, queries: int, r: int, o
     sums = (s.top + r * e, out, p.width_pad, p.width_pad, s.denominator + r * e)
     call(p.band, (s.near_scores, near_row, p.row_step, *limits, *terms, *sums))
     values = s.near_v + low * p.width_pad * e
-    call(p.gemm_add, (s.near_scores, near_row, 1, values, p.width_pad, out, p.width_pad, p.row_step, p.width_pad, high - low))
+    call(
+        p.gemm_add,
+        (s.near_scores, near_row, 1, values, p.width_pad, out, p.width_pad, p.row_step, p.width_pad, high - low),
+    )
 
 
 @_jit
