@@ -27,7 +27,7 @@ class Options(NamedTuple):
 
 
 def project(xp: Any, x: Any, features: Features, side: SideName) -> tuple[Any, Any]:
-    """Return u = w · T(x − centre), (*batch, length, rows), and a = c |T(x − centre)|² + linear · x, (*batch, length)."""
+    """Return u = w · T(x − centre), (*batch, length, rows), and c |T(x − centre)|² + linear · x, (*batch, length)."""
     dtype = x.dtype
     given = features.side(side)
     t = x if given.centre is None else x - xp.asarray(given.centre, dtype)[..., None, :]

@@ -122,7 +122,7 @@ def draw(
     Returns
     -------
     Features
-        Arrays are NumPy float64, or JAX arrays when `rng` is a JAX key.
+        Arrays are NumPy float64 and read-only, or JAX arrays when `rng` is a JAX key.
 
     Raises
     ------
@@ -148,7 +148,16 @@ def draw(
         raise ValueError(f"sampler returned shape {sets[0].shape}, expected {(rows, dim)}")
     projection = xp.stack(sets).reshape(*batch, rows, dim) if sets else xp.zeros((*batch, rows, dim))
     log_weight = xp.zeros(projection.shape[:-1], projection.dtype)
-    return Features(feature_map, projection, log_weight, Side(), Side(), xp.asarray(scale, projection.dtype))
+    arrays = projection, log_weight, xp.asarray(scale, projection.dtype)
+    projection, log_weight, scale = arrays if xp is not np else (_read_only(x) for x in arrays)
+    return Features(feature_map, projection, log_weight, Side(), Side(), scale)
+
+
+def _read_only(array: Any) -> Any:
+    """Return a copy that nobody can write to, so that what is derived from it can be kept."""
+    copy = np.array(array)
+    copy.setflags(write=False)
+    return copy
 
 
 def _positive_integer(name: str, value: Any) -> int:

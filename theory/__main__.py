@@ -17,7 +17,7 @@ from theory import RESULTS, Result, Verdict
 def section(result: Result, verdict: Verdict) -> str:
     """Write up one result in Markdown, with everything that was measured."""
     rows = [
-        f"| {one.method} | {one.subject} | {one.error:.1e} | {one.threshold:.0e} | {'yes' if one.holds else 'NO'} |"
+        f"| {one.method} | {one.subject} | {' | '.join(one.figures)} | {'yes' if one.holds else 'NO'} |"
         for one in verdict.measured
     ]
     table = ["| method | of | largest deviation | claimed | holds |", "| --- | --- | --- | --- | --- |", *rows]

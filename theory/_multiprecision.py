@@ -72,4 +72,4 @@ def plane_mean(feature_map: FeatureMap, x: Any, y: Any, angle: Any) -> Any:
         return r * mp.exp(-r * r / 2) * estimate(feature_map, u, v, x * x, y * y) / (2 * mp.pi)
 
     cuts = [-quarter, angle - quarter, quarter, angle + quarter, 3 * quarter]
-    return mp.quad(integrand, [0, 4, 8, 14], cuts, method="gauss-legendre", maxdegree=4)
+    return mp.quad(integrand, [0, 6, 14], cuts, method="gauss-legendre", maxdegree=4)

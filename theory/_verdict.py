@@ -37,10 +37,18 @@ class Measured:
         """Whether the claim is met; NaN does not meet it."""
         return self.error <= self.threshold
 
+    @property
+    def figures(self) -> tuple[str, str]:
+        """The error and the threshold as text; those of a proof are exact."""
+        error = "exact" if self.error == 0 else f"{self.error:.1e}"
+        return error, "exact" if self.threshold == 0 else f"{self.threshold:.0e}"
+
     def __str__(self) -> str:
-        relation = "<=" if self.holds else "is not <="
-        left_over = f", left over: {self.detail}" if self.detail else ""
-        return f"{self.error:.1e} {relation} {self.threshold:.0e}{left_over}"
+        error, threshold = self.figures
+        left_over = f" (left over: {self.detail})" if self.detail else ""
+        if self.threshold == 0:
+            return error if self.holds else f"off by {error}{left_over}"
+        return f"{error} {'<=' if self.holds else 'is not <='} {threshold}"
 
 
 @dataclass(frozen=True)

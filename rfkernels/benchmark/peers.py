@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels.benchmark.plan import Plan, allowed_threads
+from rfkernels.benchmark.plan import Arrays, Plan, allowed_threads
 from rfkernels.benchmark.timing import Call
 from rfkernels.features import draw
-
-Arrays = tuple[Any, Any, Any]
 
 
 def torch_exact(plan: Plan, arrays: Arrays, causal: bool) -> Call:

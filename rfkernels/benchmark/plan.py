@@ -18,6 +18,9 @@ from rfkernels.benchmark.timing import Call, Unavailable
 from rfkernels.features import draw
 from rfkernels.maps import FeatureMap
 
+Arrays = tuple[Any, Any, Any]
+"""Queries, keys and values."""
+
 THREADS_VARIABLE = "RFKERNELS_NUM_THREADS"
 
 _TILE = 8192
@@ -103,7 +106,7 @@ QUICK = Plan(
 )
 
 
-def inputs(plan: Plan, length: int, heads: int | None = None, dtype: Any = np.float32) -> tuple[Any, Any, Any]:
+def inputs(plan: Plan, length: int, heads: int | None = None, dtype: Any = np.float32) -> Arrays:
     """Return queries, keys and values, standard normal and repeated every 8192 positions, (heads, length, dim) each."""
     heads = plan.heads if heads is None else heads
     rng = np.random.default_rng(0)
@@ -113,7 +116,7 @@ def inputs(plan: Plan, length: int, heads: int | None = None, dtype: Any = np.fl
     return q, k, v
 
 
-def ours(plan: Plan, arrays: tuple[Any, Any, Any], feature_map: str | FeatureMap = "positive", **options: Any) -> Call:
+def ours(plan: Plan, arrays: Arrays, feature_map: str | FeatureMap = "positive", **options: Any) -> Call:
     """Return a call of `rfkernels.attention` with the plan's features and default flags."""
     features = draw(feature_map, plan.dim, plan.count, rng=0)
     return partial(attention, *arrays, features, backend=plan.backend, **options)

@@ -58,12 +58,13 @@ def _memory_line(plan: Plan, where: str, length: int, options: Mapping[str, Any]
 def import_time(plan: Plan) -> Iterator[Line]:
     """Measure how much longer a process takes that imports the library than one that does nothing."""
     del plan
-    codes = {"bare": "pass", "import": "import rfkernels"}
+    codes = {"bare": "pass", "NumPy": "import numpy", "import": "import rfkernels"}
     samplers = {name: timed(partial(run_child, code), 0) for name, code in codes.items()}
     timings = Timings(interleave(samplers, _PROCESSES))
     differences = [a - b for a, b in zip(timings.samples["import"], timings.samples["bare"], strict=True)]
     detail = (
-        f"a process that imports it {timings.median('import'):.3g} s, a bare one {timings.median('bare'):.3g} s; "
+        f"a process that imports it {timings.median('import'):.3g} s, a bare one {timings.median('bare'):.3g} s, "
+        f"one that imports NumPy {timings.median('NumPy'):.3g} s; "
         f"rounds {min(differences):.3g} to {max(differences):.3g} s"
     )
     yield Line("import rfkernels", statistics.median(differences), "s", "< 0.25", detail)

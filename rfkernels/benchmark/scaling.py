@@ -8,7 +8,7 @@ from typing import Any
 
 from rfkernels.attention import AttentionResult, attention
 from rfkernels.benchmark.line import Line, Ratio, missing_line, ratio_line, time_line
-from rfkernels.benchmark.plan import Plan, allowed_threads, inputs, ours, require_memory, with_threads
+from rfkernels.benchmark.plan import Arrays, Plan, allowed_threads, inputs, ours, require_memory, with_threads
 from rfkernels.benchmark.timing import Call, Unavailable, measure
 from rfkernels.features import draw
 from rfkernels.state import DecodeState, State, empty_state
@@ -54,7 +54,7 @@ def threads(plan: Plan) -> Iterator[Line]:
         yield ratio_line(timings, Ratio(name, "one thread", "two threads", target), 2)
 
 
-def _limited(count: int, plan: Plan, arrays: tuple[Any, Any, Any], causal: bool) -> Call:
+def _limited(count: int, plan: Plan, arrays: Arrays, causal: bool) -> Call:
     return with_threads(count, ours(plan, arrays, causal=causal))
 
 
@@ -80,8 +80,9 @@ def decoder(plan: Plan, position: int, window: int | None) -> Call:
     features = draw("positive", plan.dim, plan.count, rng=0)
     start: Any = empty_state(features, plan.dim, (plan.heads,), window=window)
 
-    def step(arrays: tuple[Any, Any, Any], state: State | DecodeState) -> AttentionResult:
-        return attention(*arrays, features, causal=True, window=window, state=state, full=True, backend=plan.backend)
+    def step(arrays: Arrays, state: State | DecodeState) -> AttentionResult:
+        q, k, v = arrays
+        return attention(q, k, v, features, causal=True, window=window, state=state, full=True, backend=plan.backend)
 
     before = step(inputs(plan, position), start).state
     q, k, v = inputs(plan, plan.tokens)

@@ -33,7 +33,7 @@ def _layout(features: Features, state: State, dtype: Any, width: int, check: boo
     double = any(x.dtype == np.float64 for x in (state.kv, *arrays.values()))
     names = tuple(arrays[name].dtype.name if name in arrays else "float32" for name in ("q", "k", "v"))
     out = np.dtype(dtype).name
-    return layout(features, 64 if double else 32, width, (*names, out), check)  # type: ignore[arg-type]
+    return layout(features, 64 if double else 32, width, (*names, out), check)
 
 
 def _empty(internal: State, given: Layout, features: Features) -> State:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -78,6 +79,14 @@ _memory = threading.local()
 
 def scratch(given: Layout) -> Scratch:
     """Return this thread's working memory, kept between calls."""
+    known = getattr(_memory, "scratch", None)
+    if known is not None and known[0] == given.plan:
+        return cast(Scratch, known[1])
+    _memory.scratch = given.plan, _allocate(given)
+    return cast(Scratch, _memory.scratch[1])
+
+
+def _allocate(given: Layout) -> Scratch:
     p = given.plan
     x, u, near = p.dim_pad + p.column_step, p.tile + p.column_step, p.band_tile + p.column_step
     sizes = {
@@ -124,7 +133,26 @@ class PackedWeights(NamedTuple):
     arrays: list[Any]
 
 
+_packed: WeakKeyDictionary[Features, dict[Layout, PackedWeights]] = WeakKeyDictionary()
+
+
 def pack_weights(given: Layout, features: Features) -> PackedWeights:
+    """Return the packed arrays of features, kept for as long as features whose arrays nobody can change."""
+    if not _frozen(features):
+        return _pack_weights(given, features)
+    known = _packed.setdefault(features, {})
+    if given not in known:
+        known[given] = _pack_weights(given, features)
+    return known[given]
+
+
+def _frozen(features: Features) -> bool:
+    sides = (x for side in (features.query, features.key) for x in side if x is not None)
+    arrays = (features.projection, features.log_weight, features.scale, *sides)
+    return all(isinstance(x, np.ndarray) and x.flags.owndata and not x.flags.writeable for x in arrays)
+
+
+def _pack_weights(given: Layout, features: Features) -> PackedWeights:
     """Fold the preprocessing of each side into its projection, padded to register tiles."""
     p = given.plan
     sets = math.prod(features.batch)

@@ -7,6 +7,7 @@ cache notices a change of this file alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -163,7 +164,7 @@ def _call(context: Any, address: Any, arguments: Any) -> Any:
     return signature, code
 
 
-call: Any = intrinsic(_call)
+call: Callable[[int, tuple[int, ...]], int] = intrinsic(_call)
 """``call(address, arguments)`` calls the function at an address with a tuple of 64-bit integers."""
 
 
