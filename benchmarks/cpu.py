@@ -155,8 +155,9 @@ def _blas() -> str:
         import threadpoolctl
     except ImportError:
         return ""
-    found = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
-    return ", ".join(f"{pool['internal_api']} {pool['version']} as {pool.get('architecture')}" for pool in found[:1])
+    pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+    own = [pool for pool in pools if "numpy" in pool["filepath"]] or pools  # SciPy brings another
+    return ", ".join(f"{pool['internal_api']} {pool['version']} as {pool.get('architecture')}" for pool in own[:1])
 
 
 def _revision() -> str:

@@ -155,6 +155,15 @@ def merged(run: Run) -> Any:
     return rfk.read_state(state, run.q, run.features, full=True, backend=run.backend)
 
 
+def normalizer(run: Run) -> Any:
+    result = bidirectional(run)
+    options = {"mask": run.mask, "backend": run.backend, "return_sign": True}
+    log, sign = rfk.log_normalizer(run.q, run.k, run.features, **options)
+    batch = result.log_normalizer.shape  # which has the batch axes of the values as well
+    xp = namespace(log)
+    return result._replace(log_normalizer=xp.broadcast_to(log, batch), sign=xp.broadcast_to(sign, batch))
+
+
 class Schedule(NamedTuple):
     run: Callable[[Run], Any]
     causal: bool = False
@@ -173,6 +182,7 @@ SCHEDULES = {
     "resumed": Schedule(resumed),
     "written": Schedule(written),
     "merged": Schedule(merged),
+    "normalizer": Schedule(normalizer),
 }
 
 FACTORS: dict[str, tuple[Any, ...]] = {
@@ -302,11 +312,10 @@ def all_cases() -> list[Case]:
     return covering_array(FACTORS, forbidden)
 
 
-@functools.cache
-def few_cases() -> list[Case]:
-    """Cases for JAX in which every value of every factor occurs, and many pairs do."""
+def few(array: list[Case]) -> list[Case]:
+    """Cases of a covering array in which every value of every factor occurs, and many pairs do."""
     cases, seen = [], set()
-    for case in covering_array(SMALL, forbidden, seed=1):
+    for case in array:
         if not seen.issuperset(case.items()):
             cases.append(case)
             seen.update(case.items())
@@ -396,9 +405,49 @@ def test_conformance(backend: str, case: Case) -> None:
     check_case(case, backend)
 
 
-@pytest.mark.parametrize("case", few_cases(), ids=name_of)
+@pytest.mark.parametrize("case", few(covering_array(SMALL, forbidden, seed=1)), ids=name_of)
 def test_conformance_on_jax(case: Case) -> None:
     check_case(case, "jax")
+
+
+@pytest.mark.parametrize("case", few(all_cases()), ids=name_of)
+@pytest.mark.parametrize("width", [16, 32])
+@pytest.mark.parametrize("backend", oracle.backends("numba"))
+def test_conformance_on_narrower_machines(
+    backend: str, width: int, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RFKERNELS_VECTOR_BYTES", str(width))
+    check_case(case, backend)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("schedule", ["bidirectional", "causal", "windowed", "windowed causal", "written", "normalizer"])
+@pytest.mark.parametrize("backend", oracle.backends("numba"))
+def test_sequences_are_cut_into_chunks(
+    backend: str, schedule: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long enough that few heads are shared among threads by cutting the sequence, and not a multiple of anything."""
+    from rfkernels.backends.numba import passes
+
+    monkeypatch.setattr(passes, "_SERIAL_WORK", 0)
+    monkeypatch.setattr(passes, "_PART_BYTES", 1 << 14)
+    monkeypatch.setenv("RFKERNELS_NUM_THREADS", str(threads))
+    rng = np.random.default_rng(threads)
+    for batch, length, keys, feature_map in (
+        ((), 1045, 1045, "positive"),
+        ((), 700, 1130, "custom exponential"),
+        ((), 1130, 700, "trigonometric"),
+        ((3,), 901, 901, "hyperbolic"),
+        ((3,), 530, 540, "positive"),
+    ):
+        q, k, v = (oracle.normal(rng, *batch, n, w) for n, w in ((length, 5), (keys, 5), (keys, 3)))
+        features = oracle.draw(feature_map, 5, 4, rng=threads)
+        mask = rng.random(keys) < 0.9
+        entry = SCHEDULES[schedule]
+        window = 50 if entry.window else None
+        result = entry.run(Run(q, k, v, features, mask, 50, backend, batch))
+        expected = oracle.expect(q, k, v, features, causal=entry.causal, window=window, mask=mask)
+        oracle.check_result(result, expected, np.float32, f"{batch} {length} {keys} {feature_map}")
 
 
 @pytest.mark.long
@@ -414,3 +463,98 @@ def test_conformance_at_random(backend: str, seed: int) -> None:
 @pytest.mark.parametrize("case", covering_array(SMALL, forbidden, seed=1), ids=name_of)
 def test_conformance_of_pairs_on_jax(case: Case) -> None:
     check_case(case, "jax")
+
+
+# Exact attention, and attention from given features
+
+
+def dense(weights: Any, v: Any, causal: bool, window: int | None, mask: Any) -> Any:
+    """Normalise dense weights over what each query sees."""
+    seen, near = oracle.seen_pairs(*weights.shape[-2:], causal, window)
+    seen = near if window is not None else seen
+    seen = seen if mask is None else seen & mask[..., None, :]
+    weights = np.where(seen, weights, 0)
+    total = weights.sum(-1, keepdims=True)
+    return weights @ v / np.where(total == 0, 1, total)
+
+
+KERNELS = ("EXPONENTIAL", "SHIFTED_GAUSSIAN", "ARC_COSINE_1", "ARC_COSINE_2")
+DENSE_SHAPES = (
+    *((n, n) for n in (0, 1, 127, 128, 129, 257)),
+    *((5, 300), (300, 5), (130, 131), (0, 4), (4, 0)),
+)
+
+
+@pytest.mark.parametrize("lengths", DENSE_SHAPES, ids=str)
+def test_exact_attention(lengths: tuple[int, int]) -> None:
+    (length, keys), rng = lengths, np.random.default_rng(sum(lengths))
+    q, k, v = (oracle.normal(rng, *shape) for shape in ((2, 2, length, 4), (2, 1, keys, 4), (2, 1, keys, 3)))
+    wide = [x.astype(np.float64) for x in (q, k, v)]
+    for name, causal, window, masked in itertools.product(KERNELS, (False, True), (None, 1, 64, 200), (False, True)):
+        mask = rng.random((2, 1, keys)) < 0.6 if masked else None
+        kernel, scale = getattr(rfk.kernels, name), float(rng.uniform(0.3, 1.0))
+        log = rfk.exact_log_kernel(wide[0][..., :, None, :], wide[1][..., None, :, :], scale=scale, kernel=kernel)
+        expected = dense(np.exp(log), wide[2], causal, window, mask)
+        got = rfk.exact_attention(q, k, v, scale=scale, causal=causal, window=window, mask=mask, kernel=kernel)
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, expected, rtol=0, atol=3e-5, err_msg=f"{name} {causal=} {window=} {masked=}")
+        if not causal and window is None:
+            sums = rfk.exact_log_normalizer(*wide[:2], scale=scale, mask=mask, kernel=kernel)
+            log = log if mask is None else np.where(mask[..., None, :], log, -np.inf)
+            np.testing.assert_allclose(np.exp(sums), np.exp(log).sum(-1), rtol=1e-12)
+
+
+def test_exact_kernels_are_what_they_say() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((2, 50, 3))
+    scale = 0.7
+    angle = np.arccos(np.clip((x * y).sum(-1) / np.linalg.norm(x, axis=-1) / np.linalg.norm(y, axis=-1), -1, 1))
+    norms = scale * np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
+    opposite = np.pi - angle
+    expected = {
+        "EXPONENTIAL": np.exp(scale * (x * y).sum(-1)),
+        "SHIFTED_GAUSSIAN": np.exp(scale / 2 * np.square(x + y).sum(-1)),
+        "ARC_COSINE_1": norms * (np.sin(angle) + opposite * np.cos(angle)) / (2 * np.pi),
+        "ARC_COSINE_2": norms**2
+        * (3 * np.sin(angle) * np.cos(angle) + opposite * (1 + 2 * np.cos(angle) ** 2))
+        / (2 * np.pi),
+    }
+    for name, value in expected.items():
+        got = rfk.exact_log_kernel(x, y, scale=scale, kernel=getattr(rfk.kernels, name))
+        np.testing.assert_allclose(np.exp(got), value, rtol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("lengths", DENSE_SHAPES, ids=str)
+def test_linear_attention(lengths: tuple[int, int]) -> None:
+    (length, keys), rng = lengths, np.random.default_rng(sum(lengths))
+    phi_q, phi_k = rng.random((2, 2, length, 6)), rng.random((2, 1, keys, 6))
+    v = rng.standard_normal((2, 1, keys, 3))
+    weights = phi_q @ np.swapaxes(phi_k, -1, -2)
+    for causal, masked, name in itertools.product((False, True), (False, True), DTYPES):
+        mask = rng.random((2, 1, keys)) < 0.6 if masked else None
+        arrays = [x.astype(DTYPES[name]) for x in (phi_q, phi_k, v)]
+        got = rfk.linear_attention(*arrays, causal=causal, mask=mask)
+        expected = dense(weights, v, causal, None, mask)
+        allowed = {"float64": 1e-12, "float32": 1e-5, "float16": 2e-2, "bfloat16": 1e-1}[name]
+        assert got.dtype == DTYPES[name]
+        np.testing.assert_allclose(got.astype(np.float64), expected, rtol=0, atol=allowed, err_msg=f"{causal=} {name}")
+
+
+@pytest.mark.parametrize("name", list(MAPS))
+def test_features_and_kernels_agree_with_attention(name: str) -> None:
+    """φ itself, pairwise kernels and attention are one computation seen from three sides."""
+    rng = np.random.default_rng(3)
+    q, k, v = rng.standard_normal((3, 2, 9, 4))
+    features = oracle.affine(oracle.draw(name, 4, 6, batch=(2,)), rng)
+    phi_q, phi_k = (rfk.transform(x, features, side=side) for x, side in ((q, "query"), (k, "key")))
+    assert phi_q.shape == (2, 9, features.count)
+    for side, x, phi in (("query", q, phi_q), ("key", k, phi_k)):
+        log, sign = rfk.transform(x, features, side=side, log=True)
+        np.testing.assert_allclose(sign * np.exp(log), phi, rtol=1e-12)
+    estimates = phi_q @ np.swapaxes(phi_k, -1, -2)
+    log, sign = oracle.log_estimates(q, k, features)
+    scale = np.abs(phi_q) @ np.abs(np.swapaxes(phi_k, -1, -2))
+    np.testing.assert_array_less(np.abs(sign * np.exp(log) - estimates), 1e-12 * scale + 1e-300)
+    expected = rfk.linear_attention(phi_q, phi_k, v)
+    got = rfk.attention(q, k, v, features, backend="numpy")
+    np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-8)

@@ -136,7 +136,7 @@ def figure() -> Figure:
     left.set(title="kernel (line), integral of features (dots)", xlabel="angle between unit vectors", yscale="log")
     right.set(title="relative deviation", xlabel="angle between unit vectors")
     left.legend(fontsize="small")
-    right.legend(fontsize="small")
+    right.legend(fontsize="small", loc="center right", bbox_to_anchor=(1.0, 0.75))
     return drawn
 
 

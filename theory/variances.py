@@ -108,11 +108,12 @@ def by_symbols(maps: Mapping[str, FeatureMap]) -> list[Measured]:
     mse = {name: symbolic.moment(m, 2) - 2 * k * symbolic.moment(m) + k**2 for name, m in maps.items()}
     relative = {name: sp.expand(error / k**2) for name, error in mse.items()}
     hyperbolic, trigonometric = relative["hyperbolic"], relative["trigonometric"]
-    namespace = symbolic.NAMESPACE
+    namespace, columns = symbolic.NAMESPACE, {name: len(m.activations) for name, m in maps.items()}
+    per_column = {name: columns[name] * error for name, error in relative.items()}
     claims = [(name, mse[name], LEMMA_2[name](namespace, s, delta, k)) for name in maps]
     claims += [(f"{name}, relative", relative[name], RELATIVE[name](namespace, s, delta)) for name in maps]
     claims += [
-        ("hyperbolic : positive", 2 * hyperbolic, (1 - sp.exp(-s)) * relative["positive"]),
+        ("hyperbolic : positive", per_column["hyperbolic"], (1 - sp.exp(-s)) * per_column["positive"]),
         ("trigonometric = hyperbolic at -y", trigonometric, hyperbolic.subs(c, -c)),
         ("hyperbolic - trigonometric", hyperbolic - trigonometric, 2 * sp.sinh(x**2 + y**2) * sp.sinh(2 * x * y * c)),
     ]

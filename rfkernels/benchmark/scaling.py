@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from rfkernels.attention import AttentionResult, attention
+from rfkernels.attention import attention
 from rfkernels.benchmark.line import Line, Ratio, missing_line, ratio_line, time_line
 from rfkernels.benchmark.plan import Arrays, Plan, allowed_threads, inputs, ours, require_memory, with_threads
 from rfkernels.benchmark.timing import Call, Unavailable, measure
 from rfkernels.features import draw
-from rfkernels.state import DecodeState, State, empty_state
+from rfkernels.state import empty_state
 
 _DIRECTIONS = {"bidirectional": False, "causal": True}
 
@@ -78,18 +78,17 @@ def _per_sample(plan: Plan) -> str:
 def decoder(plan: Plan, position: int, window: int | None) -> Call:
     """Return a call that decodes the plan's number of tokens from a position on, always from the same state."""
     features = draw("positive", plan.dim, plan.count, rng=0)
-    start: Any = empty_state(features, plan.dim, (plan.heads,), window=window)
+    start = empty_state(features, plan.dim, (plan.heads,), window=window)
 
-    def step(arrays: Arrays, state: State | DecodeState) -> AttentionResult:
-        q, k, v = arrays
-        return attention(q, k, v, features, causal=True, window=window, state=state, full=True, backend=plan.backend)
+    def step(arrays: Arrays, state: Any) -> Any:
+        return attention(*arrays, features, causal=True, window=window, state=state, full=True, backend=plan.backend)
 
     before = step(inputs(plan, position), start).state
     q, k, v = inputs(plan, plan.tokens)
     tokens = [(q[:, [t]], k[:, [t]], v[:, [t]]) for t in range(plan.tokens)]
 
     def decode() -> Any:
-        state: Any = before
+        state = before
         for token in tokens:
             state = step(token, state).state
         return state

@@ -21,7 +21,15 @@ class Comparison(NamedTuple):
 
 
 def compare_rows(
-    out: Any, *, q: Any, k: Any, v: Any, mask: Any = None, scale: float | None = None, causal: bool = False, seed: int = 0
+    out: Any,
+    *,
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any = None,
+    scale: float | None = None,
+    causal: bool = False,
+    seed: int = 0,
 ) -> Comparison:
     """Compare an output with exact softmax attention on at most 256 query rows, drawn as runs of 16 neighbours."""
     length, keys = out.shape[-2], k.shape[-2]

@@ -69,30 +69,36 @@ def _show(report: Report, picture: Path, spent: float) -> None:
     )
     out.print(_table(report))
     out.print()
-    out.print(
-        f"error: |output - exact| / |exact|, median and worst of {report.heads} heads"
-        + (f" x {report.draws} draws of the features" if report.draws > 1 else "")
-        + "\ntime: one call for all heads"
-        "\nmemory: what the keys and values of one head are reduced to, of the same size at any length; for exact attention "
-        f"the {report.length} x {report.length} weights\n"
-    )
+    out.print(_legend(report))
+    out.print()
     for sentence in words.sentences(report):
-        out.print(sentence)
+        out.print(f"- {sentence}")
     out.print(f"\npicture: {picture}\nThis took {as_time(spent)}.")
+
+
+def _legend(report: Report) -> str:
+    draws = f" x {report.draws} draws of the features" if report.draws > 1 else ""
+    return (
+        f"error, worst  |output - exact output| / |exact output|: median and largest of {report.heads} heads{draws}\n"
+        "time          one call for all heads\n"
+        "memory        what the keys and values of one head are reduced to, of the same size at any length;\n"
+        f"              of exact attention: the {report.length} x {report.length} weights of one head\n"
+        "window        keys less than this many positions away have exact softmax weights"
+    )
 
 
 def _table(report: Report) -> Table:
     made = table(
-        ("map", "left"),
-        ("features", "right"),
-        ("window", "right"),
-        ("error", "right"),
-        ("worst", "right"),
-        ("time", "right"),
-        ("causal: error", "right"),
-        ("worst", "right"),
-        ("time", "right"),
-        ("memory", "right"),
+        ("\nmap", "left"),
+        ("\nfeatures", "right"),
+        ("\nwindow", "right"),
+        ("bidir.\nerror", "right"),
+        ("\nworst", "right"),
+        ("\ntime", "right"),
+        ("causal\nerror", "right"),
+        ("\nworst", "right"),
+        ("\ntime", "right"),
+        ("\nmemory", "right"),
     )
     causal = {_key(row): row for row in report.rows if row.causal}
     for row in report.rows:

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ def doctor(as_json: bool) -> None:
     \b
     Example: rfkernels doctor
     """  # noqa: D301 - \b keeps click from joining lines
-    found = examine()
+    with console(stderr=True).status("examining"):
+        found = examine()
     if as_json:
         print_json(found)
     else:
@@ -49,7 +51,7 @@ def examine() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "machine": {"system": platform.platform(), "cpus": _cpus(), **_numba_details()},
-        "numba_cache": _cache(),
+        "caches": {"numba": _cache(_numba_folder), "object code": _cache(_object_folder)},
         "backends": {**backends, "jax": {"works": jax["works"], "detail": jax["detail"]}},
         "jax_devices": jax["devices"],
         "ok": all(backend["works"] for backend in backends.values()),
@@ -77,14 +79,28 @@ def _numba_details() -> dict[str, str]:
         return {"numba backend": _reason(error)}
 
 
-def _cache() -> dict[str, Any]:
-    """Return where Numba keeps compiled kernels, by its own rules, and whether it can."""
+def _numba_folder() -> Path:
+    """Return where Numba keeps what it compiled of this package, by its own rules."""
+    import numba
+
+    from rfkernels.backends.numba import describe
+
+    return Path(numba.njit(cache=True)(describe).stats.cache_path)
+
+
+def _object_folder() -> Path:
+    """Return where the Numba backend keeps object code of its own."""
+    from rfkernels.backends.numba import objects
+
+    found = objects.directory()
+    if found is None:
+        raise OSError("no directory is writable: set NUMBA_CACHE_DIR to one that is")
+    return found
+
+
+def _cache(find: Callable[[], Path]) -> dict[str, Any]:
     try:
-        import numba
-
-        from rfkernels.backends import specification
-
-        folder = Path(numba.njit(cache=True)(specification.specification).stats.cache_path)
+        folder = find()
         with tempfile.TemporaryFile(dir=folder):
             return {"path": str(folder), "writable": True}
     except Exception as error:  # noqa: BLE001 - Numba raises RuntimeError where it finds no place, and whatever is broken
@@ -150,8 +166,11 @@ def _show(found: dict[str, Any]) -> None:
         made.add_row(name, value or "not installed")
     for name, value in found["machine"].items():
         made.add_row(name, str(value))
-    cache = found["numba_cache"]
-    made.add_row("numba cache", cache["path"] or f"none, every process compiles anew: {cache['reason']}")
+    for name, cache in found["caches"].items():
+        where = (
+            f"{cache['path']} (writable)" if cache["writable"] else f"none, processes compile anew: {cache['reason']}"
+        )
+        made.add_row(f"cache of {name}", where)
     for name, backend in found["backends"].items():
         state = {True: "ok", False: "FAILED", None: "absent"}[backend["works"]]
         made.add_row(f"backend {name}", f"{state} ({backend['detail']})")

@@ -33,6 +33,8 @@ def print_json(value: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -44,15 +46,15 @@ def _plain(value: Any) -> Any:
 
 def table(*columns: tuple[str, str]) -> Table:
     """Return an empty table; each column is its heading and "left" or "right"."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
+    made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for heading, side in columns:
         made.add_column(heading, justify="right" if side == "right" else "left", overflow="fold")
     return made
 
 
 def as_error(value: float) -> str:
-    """Write a relative error in three or four characters."""
-    return f"{value:.2f}" if value < 9.995 else f"{value:.3g}" if value < 999.5 else f"{value:.0e}"
+    """Write a relative error with two or three digits."""
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
 
 
 def as_time(seconds: float) -> str:

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 import rfkernels as rfk
 from rfkernels.cli import measure
-from rfkernels.cli.measure import AVERAGE, EXACT, WINDOW_ONLY, Heads, Report, Row
+from rfkernels.cli.measure import AVERAGE, EXACT, WINDOW_ALONE, Heads, Report, Row
 
 _COLOURS = {
     "positive": "#0072b2",
@@ -35,7 +35,8 @@ def draw_report(report: Report, heads: Heads, window: int) -> bytes:
     causal.sharey(errors)
     _draw_errors(errors, report, causal=False)
     _draw_errors(causal, report, causal=True)
-    errors.legend(fontsize=7.5, loc="lower left", framealpha=0.9)
+    handles, labels = errors.get_legend_handles_labels()
+    upper.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
     _draw_times(times, report)
     _draw_weights(lower, heads, report, window)
     buffer = io.BytesIO()
@@ -52,7 +53,7 @@ def _draw_errors(axes: Axes, report: Report, causal: bool) -> None:
         else:
             axes.plot(features, errors, style, color=_COLOURS[line[0].name], markersize=4, label=label)
     for row in report.rows:
-        if row.causal == causal and row.name in (AVERAGE, WINDOW_ONLY):
+        if row.causal == causal and row.name in (AVERAGE, WINDOW_ALONE):
             style, label = (":", "average of v") if row.name == AVERAGE else ("-.", f"window {row.window} alone")
             axes.axhline(row.error, color="0.3", linestyle=style, linewidth=1.3, label=label)
     if above:
@@ -83,7 +84,7 @@ def _lines(report: Report, causal: bool) -> list[tuple[str, str, list[Row]]]:
 
 def _draw_times(axes: Axes, report: Report) -> None:
     for name, causal, style, colour in (
-        (EXACT, False, "k-^", "k"),
+        (EXACT, False, "^-", "black"),
         ("positive", False, "o-", _COLOURS["positive"]),
         ("positive", True, "o--", _COLOURS["positive"]),
     ):
@@ -102,29 +103,29 @@ def _draw_times(axes: Axes, report: Report) -> None:
 
 def _draw_weights(figure: SubFigure, heads: Heads, report: Report, window: int) -> None:
     """Draw the matrix of weights of one head: exact, estimated, and estimated beyond an exact window."""
-    q, k, v = (x[None] for x in _middle(heads))
-    count = measure.TIMED_FEATURES
-    one = Heads(q, k, v, None, None)
+    one, count = _middle(heads), measure.TIMED_FEATURES
     features = measure.draw(one, "positive", count, report.seed)
-    identity = np.eye(k.shape[-2], dtype=k.dtype)[None]  # attention whose values are the identity returns its weights
-    shown = (
-        ("exact", rfk.exact_attention(q, k, identity)),
-        (f"positive, {count} features", rfk.attention(q, k, identity, features)),
-        (f"positive, {count} features, window {window}", rfk.attention(q, k, identity, features, window=window)),
-    )
-    norm = LogNorm(_LEAST_WEIGHT, 1.0, clip=True)
+    identity = np.eye(one.k.shape[-2], dtype=one.k.dtype)[None]  # attention of these values is the weights themselves
+    given = one.q, one.k, identity
+    shown = {
+        "exact": rfk.exact_attention(*given),
+        f"positive, {count} features": rfk.attention(*given, features),
+        f"positive, {count} features, window {window}": rfk.attention(*given, features, window=window),
+    }
+    norm = LogNorm(_LEAST_WEIGHT, float(np.max(shown["exact"])), clip=True)
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
-    for axes, (title, weights) in zip(panels, shown, strict=True):
+    for axes, (title, weights) in zip(panels, shown.items(), strict=True):
         image = axes.imshow(weights[0], norm=norm, cmap="magma", interpolation="nearest")
-        axes.set(title=f"Weights of one head: {title}", xlabel="key")
+        axes.set(title=title, xlabel="key")
     panels[0].set_ylabel("query")
-    figure.colorbar(image, ax=list(panels), shrink=0.85, label="weight (each row sums to 1)", extend="min")
+    figure.colorbar(image, ax=list(panels), shrink=0.85, label="weight (each row sums to 1)", extend="both")
+    figure.suptitle(f"Weights of one head (layer {one.layer[0]}, head {one.head[0]}), on the same colour scale")
 
 
-def _middle(heads: Heads) -> tuple[Any, Any, Any]:
+def _middle(heads: Heads) -> Heads:
     """Return the head on which the average of v has its median error."""
     exact = rfk.exact_attention(heads.q, heads.k, heads.v)
     average = np.broadcast_to(heads.v.mean(-2, keepdims=True), heads.v.shape)
     order = np.argsort(measure.relative_errors(average, exact))
-    middle = int(order[len(order) // 2])
-    return heads.q[middle], heads.k[middle], heads.v[middle]
+    middle = order[len(order) // 2]
+    return Heads(*(x[middle : middle + 1] for x in heads))

@@ -51,6 +51,7 @@ def shared(machine: Machine, bits: int) -> dict[str, int]:
     function("copy", "source out count", _copy)
     function("triangle", "scores row rows denominator", _triangle)
     function("band", "scores row rows columns low high key_term query_term scale shift sums sums_row width den", _band)
+    function("settle", "den shift rows", _settle)
     function("join", "sums sums_row den shift other other_row other_den other_shift rows width", _join)
     return compile_module(module, machine.width, keep=True)
 
@@ -339,6 +340,16 @@ def _band(e: Emitter) -> None:
             e.store_vector(m.mul(e.load_vector(sums, index), shrink), sums, index)
         e.store(b.fadd(b.fmul(e.load(den, r), single), m.reduce_add(total.get())), den, r)
         e.store(new, shift, r)
+    e.finish()
+
+
+def _settle(e: Emitter) -> None:
+    """Where a denominator is zero, nothing was seen: put the row on the lowest log scale, so that any other part wins."""
+    den, shift, rows = e.arguments
+    with e.loop(0, rows) as r:
+        nothing = e.builder.fcmp_ordered("==", e.load(den, r), e.scalar(0.0))
+        lowest = e.scalar(SENTINEL[e.align * 8])
+        e.store(e.builder.select(nothing, lowest, e.load(shift, r)), shift, r)
     e.finish()
 
 

@@ -36,6 +36,7 @@ class Plan(NamedTuple):
     copy: int
     triangle: int
     band: int
+    settle: int
     join: int
     key_activation: int
     key_activation_ragged: int
@@ -451,6 +452,8 @@ def span(p: Plan, w: Weights, s: Scratch, t: Task, g: Group, low: int, high: int
                 no_features(p, w, s, n)
             if found > 0:
                 add_triangle(p, s, n)
+            if t.near != 0 or t.part_mode != 0:
+                call(p.settle, (s.denominator, s.top, n))
             if t.near != 0 and add_near(p, w, s, t, q, i, n) == 0:
                 return 1
             store(p, s, t, g, index, i, n, high)
