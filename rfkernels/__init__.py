@@ -6,21 +6,14 @@ Importing this module imports neither JAX nor Numba.
 from importlib.metadata import version as _version
 
 from rfkernels import kernels, samplers
-from rfkernels.attention import (
-    AttentionResult,
-    attention,
-    linear_attention,
-    log_kernel,
-    log_normalizer,
-    read_state,
-    transform,
-    write_state,
-)
+from rfkernels.attention import attention, linear_attention
+from rfkernels.estimates import log_kernel, log_normalizer, transform
 from rfkernels.exact import exact_attention, exact_log_kernel, exact_log_normalizer
 from rfkernels.features import Features, Side, draw
 from rfkernels.kernels import Kernel
 from rfkernels.maps import FeatureMap, lookup, names, register
 from rfkernels.state import DecodeState, State, empty_state, merge_states
+from rfkernels.streaming import AttentionResult, read_state, write_state
 
 __version__ = _version("rfkernels")
 

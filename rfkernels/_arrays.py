@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+@cache
+def dtype_name(dtype: Any) -> str:
+    """Return the name of a dtype; NumPy builds it anew at every request."""
+    return str(dtype.name)
 
 
 def is_jax(x: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._arrays import FLOATS, is_jax, namespace
+from rfkernels._arrays import FLOATS, dtype_name, is_jax, namespace
 from rfkernels.features import Features
 
 _BLOCK = 1 << 18
@@ -16,7 +16,7 @@ def check_array(name: str, x: Any, axes: int) -> None:
     """Require a NumPy or JAX array of a real floating dtype with at least `axes` axes."""
     if not (isinstance(x, np.ndarray) or is_jax(x)):
         raise TypeError(f"{name} must be a numpy.ndarray or jax.Array, got {type(x).__name__}")
-    if x.dtype.name not in FLOATS:
+    if dtype_name(x.dtype) not in FLOATS:
         raise TypeError(f"{name} must have one of the dtypes {', '.join(FLOATS)}, got {x.dtype}")
     if x.ndim < axes:
         expected = "(*batch, length, dim)" if axes == 2 else "(*batch, dim)"

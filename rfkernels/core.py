@@ -19,11 +19,12 @@ from rfkernels.state import State
 
 
 class Options(NamedTuple):
-    """What a pass computes, beyond its arrays."""
+    """What a pass computes, beyond its arrays; `full` asks for the state and the normaliser as well."""
 
     causal: bool = False
     window: int | None = None
     kernel: Kernel | None = None
+    full: bool = False
 
 
 def project(xp: Any, x: Any, features: Features, side: SideName) -> tuple[Any, Any]:

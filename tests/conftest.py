@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 
 import rfkernels
 
-EXAMPLES = {"default": 20, "long": 400}
+EXAMPLES = {"default": 40, "long": 400}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

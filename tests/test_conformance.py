@@ -420,34 +420,31 @@ def test_conformance_on_narrower_machines(
     check_case(case, backend)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 8])
-@pytest.mark.parametrize("schedule", ["bidirectional", "causal", "windowed", "windowed causal", "written", "normalizer"])
+@pytest.mark.parametrize("schedule", ["bidirectional", "causal", "windowed", "windowed causal", "written"])
 @pytest.mark.parametrize("backend", oracle.backends("numba"))
-def test_sequences_are_cut_into_chunks(
-    backend: str, schedule: str, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sequences_are_cut_into_chunks(backend: str, schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Long enough that few heads are shared among threads by cutting the sequence, and not a multiple of anything."""
     from rfkernels.backends.numba import passes
 
     monkeypatch.setattr(passes, "_SERIAL_WORK", 0)
     monkeypatch.setattr(passes, "_PART_BYTES", 1 << 14)
-    monkeypatch.setenv("RFKERNELS_NUM_THREADS", str(threads))
-    rng = np.random.default_rng(threads)
+    rng = np.random.default_rng(0)
+    entry = SCHEDULES[schedule]
+    window = 50 if entry.window else None
     for batch, length, keys, feature_map in (
         ((), 1045, 1045, "positive"),
-        ((), 700, 1130, "custom exponential"),
-        ((), 1130, 700, "trigonometric"),
-        ((3,), 901, 901, "hyperbolic"),
-        ((3,), 530, 540, "positive"),
+        ((), 520, 710, "custom exponential"),
+        ((), 710, 520, "trigonometric"),
+        ((3,), 530, 540, "hyperbolic"),
     ):
         q, k, v = (oracle.normal(rng, *batch, n, w) for n, w in ((length, 5), (keys, 5), (keys, 3)))
-        features = oracle.draw(feature_map, 5, 4, rng=threads)
+        features = oracle.draw(feature_map, 5, 3)
         mask = rng.random(keys) < 0.9
-        entry = SCHEDULES[schedule]
-        window = 50 if entry.window else None
-        result = entry.run(Run(q, k, v, features, mask, 50, backend, batch))
         expected = oracle.expect(q, k, v, features, causal=entry.causal, window=window, mask=mask)
-        oracle.check_result(result, expected, np.float32, f"{batch} {length} {keys} {feature_map}")
+        for threads in (1, 2, 3, 8):
+            monkeypatch.setenv("RFKERNELS_NUM_THREADS", str(threads))
+            result = entry.run(Run(q, k, v, features, mask, 50, backend, batch))
+            oracle.check_result(result, expected, np.float32, f"{batch} {length} {keys} {feature_map} {threads=}")
 
 
 @pytest.mark.long

@@ -14,7 +14,7 @@ from rfkernels.state import State
 
 
 class Pass(NamedTuple):
-    """What a pass returns: the output, what it was normalised by, and the state after the last key."""
+    """What a pass returns: the output and, where asked for, its normaliser and the state after the last key."""
 
     output: Any
     log_normalizer: Any
@@ -34,13 +34,13 @@ class Backend(NamedTuple):
     write : callable
         ``write(state, k, v, features, mask, check_finite)``: the state with keys added.
     read : callable
-        ``read(state, q, features, check_finite, dtype)``: a pass over the keys of a state.
+        ``read(state, q, features, full, check_finite, dtype)``: a pass over the keys of a state.
     """
 
     name: str
     attend: Callable[[Any, Any, Any, Features, Options, Any, State, bool, Any], Pass]
     write: Callable[[State, Any, Any, Features, Any, bool], State]
-    read: Callable[[State, Any, Features, bool, Any], Pass]
+    read: Callable[[State, Any, Features, bool, bool, Any], Pass]
 
 
 _MODULES = {"jax": "rfkernels.backends.jax", "numba": "rfkernels.backends.numba", "numpy": "rfkernels.backends.numpy"}

@@ -38,7 +38,7 @@ def specification(name: str, xp: Any) -> Backend:
         state, k, v = prepare(state, k, v)
         return core.write(xp, state, k, v, features, mask)
 
-    def read(state: State, q: Any, features: Features, check: bool, dtype: Any) -> Pass:
+    def read(state: State, q: Any, features: Features, full: bool, check: bool, dtype: Any) -> Pass:
         if check:
             check_finite_arrays(q=q)
         state, q = prepare(state, q)

@@ -30,7 +30,7 @@ def commands(context: click.Context, show_traceback: bool) -> None:
 
     The exit status is 0 if all went well, 2 if the arguments or the files given cannot be used, and 1 for any other
     failure.
-    """
+    """  # noqa: D301 - \b keeps click from joining lines
     context.find_root().meta["traceback"] = show_traceback
 
 
@@ -39,7 +39,7 @@ for _command in (demo, attend, bench, doctor):
 
 
 def run() -> None:
-    """Run the command that the arguments name; a failure that nobody foresaw is one line on stderr and exit status 1."""
+    """Run the command that the arguments name; what nobody foresaw is one line on stderr and exit status 1."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
         commands(prog_name="rfkernels")

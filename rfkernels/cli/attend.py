@@ -73,8 +73,9 @@ def attend(
     with console(stderr=True).status("attending"):
         output, seconds = _attend(inputs, settings)
         if compare:
-            how = {"scale": settings.scale, "causal": settings.causal, "seed": settings.seed}
-            compared = compare_rows(output, **inputs.arrays, **how)
+            compared = compare_rows(
+                output, **inputs.arrays, scale=settings.scale, causal=settings.causal, seed=settings.seed
+            )
     with whole_file(out, force) as file:
         np.save(file, output, allow_pickle=False)
     if as_json:
@@ -142,6 +143,6 @@ def _say(out: Path, output: Any, seconds: float, compared: Comparison | None) ->
     )
     if compared is not None:
         errors.print(
-            f"relative error against exact softmax attention on {compared.rows} query rows: {as_error(compared.error)}; "
+            f"relative error against exact attention on {compared.rows} query rows: {as_error(compared.error)}\n"
             f"averaging the values, which ignores queries and keys: {as_error(compared.average_error)}"
         )

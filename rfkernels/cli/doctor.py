@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def _numba_folder() -> Path:
 
     from rfkernels.backends.numba import describe
 
-    return Path(numba.njit(cache=True)(describe).stats.cache_path)
+    return Path(str(numba.njit(cache=True)(describe).stats.cache_path))
 
 
 def _object_folder() -> Path:
@@ -120,15 +121,12 @@ def self_test(backend: str) -> float:
     rng = np.random.default_rng(0)
     q, k, v = rng.standard_normal((3, 2, 70, 8))
     features = rfk.draw("positive", dim=8, count=16, rng=0)
-    phi_q, phi_k = (rfk.transform(x, features, side=side) for x, side in ((q, "query"), (k, "key")))
+    phi_q, phi_k = rfk.transform(q, features, side="query"), rfk.transform(k, features, side="key")
     weights = np.tril(phi_q @ phi_k.swapaxes(-1, -2))
     expected = weights @ v / weights.sum(-1, keepdims=True)
-    given = [x.astype(np.float32) for x in (q, k, v)]
-    if backend == "jax":
-        import jax.numpy as jnp
-
-        given = [jnp.asarray(x) for x in given]
-    out = np.asarray(rfk.attention(*given, features, causal=True, backend=backend))
+    xp = import_module("jax.numpy" if backend == "jax" else "numpy")
+    q, k, v = (xp.asarray(x, np.float32) for x in (q, k, v))
+    out = np.asarray(rfk.attention(q, k, v, features, causal=True, backend=backend))
     return float(np.linalg.norm(out - expected) / np.linalg.norm(expected))
 
 
@@ -167,9 +165,7 @@ def _show(found: dict[str, Any]) -> None:
     for name, value in found["machine"].items():
         made.add_row(name, str(value))
     for name, cache in found["caches"].items():
-        where = (
-            f"{cache['path']} (writable)" if cache["writable"] else f"none, processes compile anew: {cache['reason']}"
-        )
+        where = cache["path"] or f"none, every process compiles anew: {cache['reason']}"
         made.add_row(f"cache of {name}", where)
     for name, backend in found["backends"].items():
         state = {True: "ok", False: "FAILED", None: "absent"}[backend["works"]]

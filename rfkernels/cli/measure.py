@@ -49,8 +49,8 @@ class Row(NamedTuple):
     """One way to compute the heads' output, and how it does.
 
     `error` and `worst` are the median and the largest relative error over heads and draws, `beaten` the number of heads
-    on which the average of v has a smaller error (than the median over draws), `seconds` the time of a call for all heads,
-    `memory` the bytes that one head's keys and values are reduced to (of exact attention: its weights).
+    on which the average of v has a smaller error (than the median over draws), `seconds` the time of a call for all
+    heads, `memory` the bytes that one head's keys and values are reduced to (of exact attention: its weights).
     """
 
     name: str
@@ -65,10 +65,10 @@ class Row(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """The time of one call at a length."""
+    """The time of one call at a length; exact attention has 0 features."""
 
     name: str
-    features: int | None
+    features: int
     causal: bool
     heads: int
     length: int
@@ -175,10 +175,8 @@ def _baselines(heads: Heads, window: int, causal: bool, goal: _Goal) -> Iterator
     """What features are to be judged by: exact attention, and two ways that need none."""
     q, k, v = heads.q, heads.k, heads.v
     length, width = v.shape[-2:]
-    for name, reach, numbers in (
-        (EXACT, None, length * length),
-        (WINDOW_ALONE, window, window * (k.shape[-1] + width)),
-    ):
+    near = window * (k.shape[-1] + width)
+    for name, reach, numbers in ((EXACT, None, length * length), (WINDOW_ALONE, window, near)):
         call = partial(rfk.exact_attention, q, k, v, causal=causal, window=reach)
         errors = relative_errors(call(), goal.exact)[None]
         yield Row(name, None, reach, causal, *_summary(errors, goal), _median_time(call), numbers * v.itemsize)
@@ -198,7 +196,7 @@ def _timings(heads: Heads, plan: Plan, seed: int, advance: Callable[[str], None]
         if length in plan.exact_lengths:
             advance(f"{length} tokens, exactly")
             call = partial(rfk.exact_attention, q, k, v)
-            yield Timing(EXACT, None, False, len(few.q), length, _median_time(call))
+            yield Timing(EXACT, 0, False, len(few.q), length, _median_time(call))
 
 
 def _median_time(call: Callable[[], Any]) -> float:

@@ -57,6 +57,11 @@ def as_error(value: float) -> str:
     return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
 
 
+def as_factor(ratio: float) -> str:
+    """Write how many times as much."""
+    return f"{ratio:.1f}" if ratio < 9.95 else f"{ratio:,.0f}"
+
+
 def as_time(seconds: float) -> str:
     """Write a duration."""
     if seconds < 0.0995:

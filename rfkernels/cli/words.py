@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from rfkernels.cli.measure import AVERAGE, EXACT, TIMED_FEATURES, WINDOW_ALONE, Report, Row
-from rfkernels.cli.output import as_bytes, as_error, as_time
+from rfkernels.cli.output import as_bytes, as_error, as_factor, as_time
 
 _SOFTMAX = ("positive", "hyperbolic", "trigonometric")
 
@@ -25,11 +25,9 @@ def compared(value: float, other: float) -> str:
     return f"{1 - ratio:.0%} less than"
 
 
-def find(
-    report: Report, name: str, features: int | None = None, window: int | None = None, causal: bool = False
-) -> Row:
-    """Return the row of that method."""
-    wanted = (name, features, window, causal)
+def find(report: Report, name: str, features: int | None = None) -> Row:
+    """Return the bidirectional row of that method without a window."""
+    wanted = (name, features, None, False)
     return next(row for row in report.rows if (row.name, row.features, row.window, row.causal) == wanted)
 
 
@@ -39,17 +37,21 @@ def best(report: Report, accept: Callable[[Row], bool]) -> Row:
     return min(rows, key=lambda row: row.error)
 
 
+def _beaten(report: Report, row: Row) -> str:
+    return f"averaging is better on {row.beaten or 'none'} of the {report.heads} heads"
+
+
 def _features(report: Report) -> Iterator[str]:
     average = find(report, AVERAGE)
     most = max(row.features for row in report.rows if row.features is not None)
     few, many = (find(report, "positive", count) for count in (min(TIMED_FEATURES, most), most))
     yield (
-        "Without causality. Averaging the values, which ignores queries and keys altogether, has an error of "
+        "Bidirectional attention. Averaging the values, which ignores queries and keys altogether, has an error of "
         f"{as_error(average.error)}. Whatever looks at them should do better than that."
     )
     yield (
-        f"Positive features (FAVOR+), {few.features} of them: {as_error(few.error)}, {compared(few.error, average.error)} "
-        f"averaging on the median head; on {few.beaten} of the {report.heads} heads averaging is better."
+        f"Positive features (FAVOR+), {few.features} of them: {as_error(few.error)} on the median head, "
+        f"{compared(few.error, average.error)} averaging; {_beaten(report, few)}."
     )
     if many != few:
         ideal = few.error / (most / TIMED_FEATURES) ** 0.5
@@ -65,14 +67,13 @@ def _window(report: Report) -> Iterator[str]:
     count = min(TIMED_FEATURES, plain.features or 0)
     near = best(report, lambda row: row.window is not None and row.features == count)
     yield (
-        f"Exact weights for the keys less than {alone.window} positions away and nothing beyond: {as_error(alone.error)}, "
-        f"{compared(alone.error, plain.error)} the best features without a window ({plain.name}, {plain.features}: "
-        f"{as_error(plain.error)})."
+        f"Exact weights for the keys less than {alone.window} positions away and nothing beyond: "
+        f"{as_error(alone.error)}, {compared(alone.error, plain.error)} the best features without a window "
+        f"({plain.name}, {plain.features}: {as_error(plain.error)})."
     )
     yield (
         f"The same window with features beyond ({near.name}, {near.features}): {as_error(near.error)}, "
-        f"{compared(near.error, alone.error)} the window alone; on {near.beaten} of the {report.heads} heads averaging "
-        "is better."
+        f"{compared(near.error, alone.error)} the window alone; {_beaten(report, near)}."
     )
 
 
@@ -80,15 +81,15 @@ def _others(report: Report) -> Iterator[str]:
     signed = best(report, lambda row: row.name == "trigonometric")
     if signed.error > 1:
         yield (
-            f"Trigonometric features: {as_error(signed.error)} at best. Their estimated weights can be negative, so that the "
-            "sum that the output is divided by can come out near zero. Do not use them where norms are as large as here."
+            f"Trigonometric features: {as_error(signed.error)} at best. Their estimated weights can be negative, so "
+            "the sum that the output is divided by can come out near zero. Do not use them on heads like these."
         )
     counts = sorted(row.features for row in report.rows if row.name == "relu" and row.features and not row.causal)
     few, many = find(report, "relu", counts[0]), find(report, "relu", counts[-1])
     stays = "stays with" if many.error > 0.9 * few.error else "changes with"
     yield (
-        "ReLU and ELU+1 do not estimate softmax: they are attention of their own kind, for models trained with them. Their "
-        f"error is a difference, not a fault, and {stays} more features (ReLU: {as_error(few.error)} with "
+        "ReLU and ELU+1 do not estimate softmax: they are attention of their own kind, for models trained with them. "
+        f"Their error is a difference, not a fault, and {stays} more features (ReLU: {as_error(few.error)} with "
         f"{few.features}, {as_error(many.error)} with {many.features})."
     )
 
@@ -97,18 +98,17 @@ def _cost(report: Report) -> Iterator[str]:
     linear = {t.length: t for t in report.timings if t.name != EXACT and not t.causal}
     exact = {t.length: t for t in report.timings if t.name == EXACT}
     first, last = min(exact), max(exact)
-    ratio = exact[last].seconds / linear[last].seconds
     yield (
         f"Time, {exact[last].heads} heads of {last:,} tokens: {as_time(exact[last].seconds)} for exact attention (this "
-        f"library's, in NumPy), {as_time(linear[last].seconds)} with {TIMED_FEATURES} features: a factor of {ratio:.2g}. For "
-        f"{last // first} times the tokens ({first:,} to {last:,}) exact attention took "
-        f"{exact[last].seconds / exact[first].seconds:.2g} times as long, features "
-        f"{linear[last].seconds / linear[first].seconds:.2g} times."
+        f"library's, in NumPy), {as_time(linear[last].seconds)} with {TIMED_FEATURES} features: a factor of "
+        f"{as_factor(exact[last].seconds / linear[last].seconds)}. For {last // first} times the tokens ({first:,} to "
+        f"{last:,}) exact attention took {as_factor(exact[last].seconds / exact[first].seconds)} times as long, "
+        f"features {as_factor(linear[last].seconds / linear[first].seconds)} times."
     )
     row = find(report, "positive", TIMED_FEATURES)
     pairs, held = find(report, EXACT).memory, 2 * report.length * report.dim * 4
     yield (
-        f"Memory, one head: {as_bytes(row.memory)} of sums with {row.features} features, at any length. Exact attention has "
-        f"{report.length} x {report.length} weights, {as_bytes(pairs)}, or computes them anew from all keys and values, "
-        f"{as_bytes(held)}; twice the tokens need {as_bytes(4 * pairs)} or {as_bytes(2 * held)}."
+        f"Memory, one head: {as_bytes(row.memory)} of sums with {row.features} features, at any length. Exact "
+        f"attention has {report.length} x {report.length} weights, {as_bytes(pairs)}, or computes them anew from all "
+        f"keys and values, {as_bytes(held)}; twice the tokens need {as_bytes(4 * pairs)} or {as_bytes(2 * held)}."
     )

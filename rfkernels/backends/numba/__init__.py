@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rfkernels._arrays import dtype_name
 from rfkernels._checks import check_finite_arrays
 from rfkernels.backends import Backend, Pass
 from rfkernels.backends.numba import passes
@@ -31,8 +32,8 @@ def describe() -> dict[str, str]:
 
 def _layout(features: Features, state: State, dtype: Any, width: int, check: bool, **arrays: Any) -> Layout:
     double = any(x.dtype == np.float64 for x in (state.kv, *arrays.values()))
-    names = tuple(arrays[name].dtype.name if name in arrays else "float32" for name in ("q", "k", "v"))
-    out = np.dtype(dtype).name
+    names = tuple(dtype_name(arrays[name].dtype) if name in arrays else "float32" for name in ("q", "k", "v"))
+    out = dtype_name(np.dtype(dtype))
     return layout(features, 64 if double else 32, width, (*names, out), check)
 
 
@@ -52,7 +53,7 @@ def _attend(
     given = _layout(features, state, dtype, v.shape[-1], check, q=q, k=k, v=v)
     batch = state.z.shape[:-1]
     outer = np.broadcast_shapes(q.shape[:-2], batch)
-    out, logs = _outputs(outer, q.shape[-2], v.shape[-1], dtype, given)
+    out, logs = _outputs(outer, q.shape[-2], v.shape[-1], dtype, given, options.full)
     weights = pack_weights(given, features)
     arrays = {"q": q, "k": k, "v": v, "out": out, "mask": mask}
     h = passes.heads(given, features, weights, batch, arrays, logs)
@@ -68,16 +69,21 @@ def _attend(
         fine = passes.two_sided(h, start, empty, options.window)
     if not fine:
         check_finite_arrays(q=q, k=k, v=v)
-    log, sign = _logs(*logs, features)
-    return Pass(out, log, sign, None if after is None else to_state(given, features, after, batch))
+    log, sign = _logs(logs, features)
+    return Pass(out, log, sign, None if after is None or not options.full else to_state(given, features, after, batch))
 
 
-def _outputs(outer: tuple[int, ...], length: int, width: int, dtype: Any, given: Layout) -> tuple[Any, tuple[Any, Any]]:
+def _outputs(outer: tuple[int, ...], length: int, width: int, dtype: Any, given: Layout, full: bool) -> tuple[Any, Any]:
     out = np.empty((*outer, length, width), dtype)
+    if not full:
+        return out, None
     return out, (np.empty((*outer, length), given.dtype), np.empty((*outer, length), given.dtype))
 
 
-def _logs(denominator: Any, shift: Any, features: Features) -> tuple[Any, Any]:
+def _logs(logs: Any, features: Features) -> tuple[Any, Any]:
+    if logs is None:
+        return None, None
+    denominator, shift = logs
     nothing = denominator == 0
     log = np.log(np.where(nothing, 1, np.abs(denominator))) + shift
     if not features.map.exponential:
@@ -96,7 +102,7 @@ def _write(state: State, k: Any, v: Any, features: Features, mask: Any, check: b
     return to_state(given, features, after, batch)
 
 
-def _read(state: State, q: Any, features: Features, check: bool, dtype: Any) -> Pass:
+def _read(state: State, q: Any, features: Features, full: bool, check: bool, dtype: Any) -> Pass:
     width = state.kv.shape[-1]
     given = _layout(features, state, dtype, width, check, q=q)
     batch = np.broadcast_shapes(state.z.shape[:-1], features.batch)
@@ -105,11 +111,11 @@ def _read(state: State, q: Any, features: Features, check: bool, dtype: Any) -> 
         np.broadcast_to(state.z, (*batch, state.z.shape[-1])),
         np.broadcast_to(state.shift, (*batch, state.z.shape[-1])),
     )
-    out, logs = _outputs(np.broadcast_shapes(q.shape[:-2], batch), q.shape[-2], width, dtype, given)
+    out, logs = _outputs(np.broadcast_shapes(q.shape[:-2], batch), q.shape[-2], width, dtype, given, full)
     h = passes.heads(given, features, pack_weights(given, features), batch, {"q": q, "out": out}, logs)
     if not passes.read(h, to_internal(given, features, wide)):
         check_finite_arrays(q=q)
-    log, sign = _logs(*logs, features)
+    log, sign = _logs(logs, features)
     return Pass(out, log, sign, state)
 
 

@@ -344,7 +344,7 @@ def _band(e: Emitter) -> None:
 
 
 def _settle(e: Emitter) -> None:
-    """Where a denominator is zero, nothing was seen: put the row on the lowest log scale, so that any other part wins."""
+    """Where a denominator is zero, nothing was seen: put the row on the lowest log scale, where any other part wins."""
     den, shift, rows = e.arguments
     with e.loop(0, rows) as r:
         nothing = e.builder.fcmp_ordered("==", e.load(den, r), e.scalar(0.0))

@@ -239,13 +239,18 @@ def _padded(p: Plan, vectors: Any) -> Any:
     return padded
 
 
-def addresses(array: Any, batch: tuple[int, ...], own: int) -> Any:
+def address(array: Any) -> int:
+    """Return the address of an array's first element."""
+    return int(array.__array_interface__["data"][0])
+
+
+def addresses(array: Any, batch: tuple[int, ...], own: int) -> list[int]:
     """Return the address of each batch element of an array with `own` axes of its own, broadcast to `batch`."""
     wide = np.broadcast_to(array, (*batch, *array.shape[array.ndim - own :]))
-    result = np.full(batch, wide.__array_interface__["data"][0], np.int64)
-    for axis, (size, stride) in enumerate(zip(batch, wide.strides, strict=False)):
-        result += (np.arange(size) * stride).reshape(-1, *(1,) * (len(batch) - axis - 1))
-    return result
+    found = [address(array)]
+    for size, stride in zip(batch, wide.strides, strict=False):
+        found = [start + i * stride for start in found for i in range(size)]
+    return found
 
 
 def to_internal(given: Layout, features: Features, state: State) -> State:

@@ -8,7 +8,7 @@ cache notices a change of this file alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from llvmlite import ir
 from numba import njit, types
@@ -165,7 +165,7 @@ def _call(context: Any, address: Any, arguments: Any) -> Any:
     return signature, code
 
 
-call: Callable[[int, tuple[int, ...]], int] = intrinsic(_call)
+call = cast(Callable[[int, tuple[int, ...]], int], intrinsic(_call))
 """``call(address, arguments)`` calls the function at an address with a tuple of 64-bit integers."""
 
 

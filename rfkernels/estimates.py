@@ -1,0 +1,136 @@
+"""Estimates outside attention: features themselves, kernels, log-normalisers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rfkernels import core
+from rfkernels._arrays import accumulator, namespace
+from rfkernels._checks import check_array, check_features, check_finite_arrays, check_qk
+from rfkernels.attention import attention
+from rfkernels.features import Features, SideName
+
+
+def transform(x: Any, features: Features, *, side: SideName, log: bool = False, check_finite: bool = True) -> Any:
+    """Return φ(x) itself.
+
+    Parameters
+    ----------
+    x : array, shape (*batch, length, dim)
+        Queries or keys.
+    features : Features
+        The features.
+    side : {"query", "key"}
+        Which preprocessing applies.
+    log : bool, default False
+        Return log |φ| and the sign of φ, which hold at norms where φ itself would overflow or vanish.
+    check_finite : bool, default True
+        Whether NaN and infinity are refused.
+
+    Returns
+    -------
+    array, shape (*batch, length, count), or a tuple of two such arrays
+        φ with φ(x)·φ(y) an estimate of the kernel; m^-½ is included.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If arguments do not fit together.
+    """
+    check_array("x", x, 2)
+    check_features(features, "x", x)
+    features.side(side)
+    if check_finite:
+        check_finite_arrays(x=x)
+    xp = namespace(x)
+    values, signs = core.transform(xp, x.astype(accumulator(xp, x)), features, side)
+    return (values, signs) if log else (signs * xp.exp(values)).astype(x.dtype)
+
+
+def _signed(log: Any, sign: Any, features: Features, return_sign: bool) -> Any:
+    if return_sign:
+        return log, sign
+    if not features.map.nonnegative:
+        raise ValueError(
+            "estimates of this map can be negative: pass return_sign=True for the log of the magnitude and the sign"
+        )
+    return log
+
+
+def log_kernel(x: Any, y: Any, features: Features, *, return_sign: bool = False, check_finite: bool = True) -> Any:
+    """Estimate log k(x, y), pair by pair: the log of φ(x)·φ(y), whose mean (not that of its log) is the kernel.
+
+    Parameters
+    ----------
+    x, y : array, shape (*batch, dim)
+        Points of the query and the key side; batch axes broadcast against each other.
+    features : Features
+        The features, without batch axes of their own or with axes that broadcast against those of x.
+    return_sign : bool, default False
+        Return ``(log, sign)``. Required of maps whose estimates can be negative.
+    check_finite : bool, default True
+        Whether NaN and infinity are refused.
+
+    Returns
+    -------
+    array, shape (*batch), or a tuple of two such arrays
+        In the accumulation dtype; −inf where the estimate is zero.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If arguments do not fit together, or the map is signed and `return_sign` is False.
+    """
+    check_qk(x, y, names=("x", "y"), pairs=True)
+    check_features(features, "x", x[..., None, :])
+    if check_finite:
+        check_finite_arrays(x=x, y=y)
+    xp = namespace(x, y)
+    dtype = accumulator(xp, x, y)
+    log, sign = core.log_kernel(xp, x.astype(dtype), y.astype(dtype), features)
+    return _signed(log, sign, features, return_sign)
+
+
+def log_normalizer(
+    queries: Any,
+    keys: Any,
+    features: Features,
+    *,
+    mask: Any = None,
+    return_sign: bool = False,
+    backend: str | None = None,
+    check_finite: bool = True,
+) -> Any:
+    """Estimate log Σ_s k(q, k_s) for each query, from a state: linear in the number of keys.
+
+    Parameters
+    ----------
+    queries : array, shape (*batch, length, dim)
+        Queries.
+    keys : array, shape (*batch, keys, dim)
+        Keys.
+    features : Features
+        The features; ``draw(..., scale=1)`` for plain dot products.
+    mask : array of bool, shape (*batch, keys), optional
+        True where a key counts.
+    return_sign : bool, default False
+        Return ``(log, sign)``. Required of maps whose estimates can be negative.
+    backend, check_finite
+        As in `attention`.
+
+    Returns
+    -------
+    array, shape (*batch, length), or a tuple of two such arrays
+        In the accumulation dtype; −inf where no key counts.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If arguments do not fit together, or the map is signed and `return_sign` is False.
+    """
+    check_qk(queries, keys, names=("queries", "keys"))
+    values = keys[..., :0]
+    result = attention(
+        queries, keys, values, features, mask=mask, full=True, backend=backend, check_finite=check_finite
+    )
+    return _signed(result.log_normalizer, result.sign, features, return_sign)

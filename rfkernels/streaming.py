@@ -1,0 +1,208 @@
+"""States in use: begin from one, resume a window, write keys, read them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from rfkernels._arrays import accumulator, namespace
+from rfkernels._checks import broadcast_batch, check_array, check_features, check_kv, check_mask
+from rfkernels.backends import Pass, choose
+from rfkernels.features import Features
+from rfkernels.state import DecodeState, State, empty_state
+
+
+class AttentionResult(NamedTuple):
+    """What `attention` returns with ``full=True``.
+
+    Parameters
+    ----------
+    output : array, shape (*batch, length, width)
+        The normalised output.
+    state : State, DecodeState or None
+        What a later call resumes from; a DecodeState after a causal pass with a window, None after a bidirectional one
+        with a window.
+    log_normalizer : array, shape (*batch, length)
+        log |Σ_s k̂(q, k_s)| over the keys each query sees, in the accumulation dtype; −inf where it sees none.
+    sign : array, shape (*batch, length)
+        The sign of that sum: never −1 for a nonnegative map, 0 where there is no key.
+    """
+
+    output: Any
+    state: State | DecodeState | None
+    log_normalizer: Any
+    sign: Any
+
+
+def begin(state: State | DecodeState | None, features: Features, k: Any, v: Any, mask: Any) -> State:
+    """Return the state to begin from, with the batch axes of everything that is written to it."""
+    shapes = {"k": k.shape[:-2], "v": v.shape[:-2], "features": features.batch}
+    if mask is not None:
+        shapes["mask"] = mask.shape[:-1]
+    if state is None:
+        dtype = accumulator(namespace(k, v), k, v)
+        empty = empty_state(features, v.shape[-1], broadcast_batch(**shapes), dtype)
+        assert isinstance(empty, State)
+        return empty
+    if not isinstance(state, State):
+        raise TypeError(f"state must be a State (a DecodeState only goes with window=), got {type(state).__name__}")
+    check_state(state, features, v.shape[-1])
+    batch = broadcast_batch(state=state.kv.shape[:-2], **shapes)
+    xp = namespace(*state)
+    tail = (features.count, v.shape[-1])
+    return State(
+        xp.broadcast_to(state.kv, (*batch, *tail)),
+        xp.broadcast_to(state.z, (*batch, features.count)),
+        xp.broadcast_to(state.shift, (*batch, features.count)),
+    )
+
+
+def check_state(state: State, features: Features, width: int | None) -> None:
+    """Require a state of the features' count and, if given, of that width."""
+    count = state.kv.shape[-2]
+    if count != features.count or state.z.shape != state.kv.shape[:-1] or state.shift.shape != state.z.shape:
+        raise ValueError(
+            f"state must have kv (*batch, {features.count}, width), z and shift (*batch, {features.count}), "
+            f"got {state.kv.shape}, {state.z.shape} and {state.shift.shape}"
+        )
+    if width is not None and state.kv.shape[-1] != width:
+        raise ValueError(f"state holds values of width {state.kv.shape[-1]}, but v has width {width}")
+
+
+def resume(
+    state: State | DecodeState | None, features: Features, k: Any, v: Any, mask: Any, causal: bool, window: int | None
+) -> DecodeState | None:
+    """Return the state that a windowed causal pass resumes from, None if there is none to resume."""
+    if window is None:
+        return None
+    if not causal:
+        if state is not None:
+            raise ValueError(
+                "state= cannot be combined with window= in a bidirectional pass: its keys have no position"
+            )
+        return None
+    if state is None:
+        start = begin(None, features, k, v, mask)
+        xp = namespace(k, v)
+        shapes = (*start.kv.shape[:-2], window)
+        keys, values = xp.zeros((*shapes, k.shape[-1]), k.dtype), xp.zeros((*shapes, v.shape[-1]), v.dtype)
+        return DecodeState(start, keys[..., :0, :], values[..., :0, :], xp.zeros((*shapes[:-1], 0), bool), 0)
+    if not isinstance(state, DecodeState):
+        raise TypeError(
+            "state must be a DecodeState when window= is given (empty_state(..., window=) or a windowed pass with "
+            f"full=True returns one), got {type(state).__name__}"
+        )
+    if state.keys.shape[-2] > window:
+        raise ValueError(f"state was made with a window of {state.keys.shape[-2]}, got window={window}")
+    return state._replace(state=begin(state.state, features, k, v, mask))
+
+
+def extend(xp: Any, decode: DecodeState, k: Any, v: Any, mask: Any) -> tuple[Any, Any, Any]:
+    """Put the keys still in the window before the new ones."""
+    pending = decode.keys.shape[-2]
+    if pending == 0:
+        return k, v, mask
+    batch = broadcast_batch(state=decode.keys.shape[:-2], k=k.shape[:-2])
+    new = xp.ones(k.shape[-2], bool) if mask is None else mask
+    wide = broadcast_batch(state=decode.mask.shape[:-1], mask=new.shape[:-1])
+
+    def joined(old: Any, added: Any, leading: tuple[int, ...], tail: int) -> Any:
+        both = [xp.broadcast_to(x, (*leading, *x.shape[x.ndim - tail :])) for x in (old.astype(added.dtype), added)]
+        return xp.concatenate(both, axis=-tail)
+
+    values = broadcast_batch(state=decode.values.shape[:-2], v=v.shape[:-2])
+    return joined(decode.keys, k, batch, 2), joined(decode.values, v, values, 2), joined(decode.mask, new, wide, 1)
+
+
+def advance(xp: Any, decode: DecodeState, done: Pass, window: int, keys: Any, values: Any, seen: Any) -> DecodeState:
+    """Return the state after a pass: its sums hold all keys but the last `window`."""
+    assert done.state is not None
+    if seen is None:
+        seen = xp.ones(keys.shape[-2], bool)
+    position = decode.position + keys.shape[-2] - decode.keys.shape[-2]
+    return DecodeState(done.state, keys[..., -window:, :], values[..., -window:, :], seen[..., -window:], position)
+
+
+def write_state(
+    state: State,
+    k: Any,
+    v: Any,
+    features: Features,
+    *,
+    mask: Any = None,
+    backend: str | None = None,
+    check_finite: bool = True,
+) -> State:
+    """Add keys and values to a state.
+
+    Parameters
+    ----------
+    state : State
+        What `empty_state`, `write_state`, `merge_states` or a full pass returned. It is not changed.
+    k, v : array, shape (*batch, keys, dim) and (*batch, keys, width)
+        Keys and values.
+    features : Features
+        The features of the state.
+    mask : array of bool, shape (*batch, keys), optional
+        True where a key counts.
+    backend, check_finite
+        As in `attention`.
+
+    Returns
+    -------
+    State
+        Equal, to rounding, to the merge of `state` with the state of the new keys alone.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If arguments do not fit together.
+    """
+    check_kv(k, v)
+    check_features(features, "k", k)
+    check_mask(mask, k)
+    start = begin(state, features, k, v, mask)
+    return choose(backend, k, v, *state).write(start, k, v, features, mask, check_finite)
+
+
+def read_state(
+    state: State,
+    q: Any,
+    features: Features,
+    *,
+    full: bool = False,
+    backend: str | None = None,
+    check_finite: bool = True,
+) -> Any:
+    """Attend to the keys of a state.
+
+    Parameters
+    ----------
+    state : State
+        Sums over keys.
+    q : array, shape (*batch, length, dim)
+        Queries, which all see every key of the state.
+    features : Features
+        The features of the state.
+    full : bool, default False
+        Return an `AttentionResult` instead of the output alone.
+    backend, check_finite
+        As in `attention`.
+
+    Returns
+    -------
+    array, shape (*batch, length, width), or AttentionResult
+        In the dtype of q.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If arguments do not fit together.
+    """
+    check_array("q", q, 2)
+    check_features(features, "q", q)
+    if not isinstance(state, State):
+        raise TypeError(f"state must be a State, got {type(state).__name__}")
+    check_state(state, features, None)
+    broadcast_batch(q=q.shape[:-2], state=state.kv.shape[:-2])
+    done = choose(backend, q, *state).read(state, q, features, full, check_finite, q.dtype)
+    return AttentionResult(done.output, state, done.log_normalizer, done.sign) if full else done.output

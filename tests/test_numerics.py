@@ -1,0 +1,403 @@
+"""What must hold of numbers: any norm, jumps anywhere, nothing from the future, exact parts exact, no epsilon."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+from oracle import EXPONENTIAL, MAPS, WITH_KERNEL
+
+import rfkernels as rfk
+
+BACKENDS = oracle.backends("numpy", "numba")
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "bidirectional": {},
+    "causal": {"causal": True},
+    "windowed causal": {"causal": True, "window": 5},
+    "windowed": {"window": 5},
+}
+SOFTMAX = [name for name in WITH_KERNEL if MAPS[name].kernel.norm_weight is not None]
+"""Maps that every backend can join with exact weights."""
+
+
+def arrays(shape: tuple[int, ...], dim: int, width: int, seed: int = 0, dtype: Any = np.float32) -> tuple[Any, Any, Any]:
+    rng = np.random.default_rng(seed)
+    return tuple(oracle.normal(rng, *shape, n, dtype=dtype) for n in (dim, dim, width))
+
+
+def unit(x: Any) -> Any:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def run(backend: str, *inputs: Any, **options: Any) -> Any:
+    with oracle.precision(backend, inputs[0].dtype):
+        placed = [oracle.place(x, backend) for x in inputs[:3]]
+        options["mask"] = oracle.place(options.get("mask"), backend)
+        result = rfk.attention(*placed, *inputs[3:], full=True, backend=backend, **options)
+        return result._replace(output=np.asarray(result.output))
+
+
+# Norms
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", EXPONENTIAL)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_norms_from_1e_minus_6_to_1e4(backend: str, name: str, schedule: str) -> None:
+    options = SCHEDULES[schedule]
+    for norm, dim, dtype in itertools.product((1e-6, 1e-3, 1.0, 10.0, 100.0, 1e3, 1e4), (2, 64), (np.float32, np.float64)):
+        q, k, v = arrays((70,), dim, 3)
+        q, k = (dtype(norm) * unit(x).astype(dtype) for x in (q, k))
+        features = oracle.draw(name, dim, 8)
+        expected = oracle.expect(q, k, v.astype(dtype), features, **options)
+        result = run(backend, q, k, v.astype(dtype), features, **options)
+        oracle.check_result(result, expected, dtype, f"{norm=} {dim=} {dtype.__name__}")
+
+
+@pytest.mark.parametrize("name", EXPONENTIAL)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_norms_that_differ_between_queries_and_keys(backend: str, name: str) -> None:
+    """Norms of 1e-6 to 1e4 side by side in one sequence, on both sides."""
+    rng = np.random.default_rng(1)
+    q, k, v = arrays((131,), 16, 3, seed=1, dtype=np.float64)
+    q, k = (unit(x) * 10.0 ** rng.uniform(-6, 4, (131, 1)) for x in (q, k))
+    features = oracle.draw(name, 16, 12)
+    for dtype, schedule in itertools.product((np.float32, np.float64), SCHEDULES):
+        given = [x.astype(dtype) for x in (q, k, v)]
+        expected = oracle.expect(*given, features, **SCHEDULES[schedule])
+        oracle.check_result(run(backend, *given, features, **SCHEDULES[schedule]), expected, dtype, schedule)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_finite_as_long_as_the_squared_norm_is(backend: str, schedule: str) -> None:
+    q, k, v = arrays((70,), 4, 3)
+    v = np.abs(v)
+    for name, (dtype, norm) in itertools.product(EXPONENTIAL, ((np.float32, 1e18), (np.float64, 1e150))):
+        features = oracle.draw(name, 4, 8)
+        large = [(unit(x) * norm).astype(dtype) for x in (q, k)]
+        for one, two in (large, (q.astype(dtype), large[1]), (large[0], k.astype(dtype))):
+            output = run(backend, one, two, v.astype(dtype), features, **SCHEDULES[schedule]).output
+            assert np.isfinite(output).all(), f"{name} {dtype.__name__}"
+            if MAPS[name].nonnegative and schedule == "bidirectional":
+                assert (output.min(0) >= v.min(0) * 0.999).all(), f"{name}: not a weighted mean of the values"
+                assert (output.max(0) <= v.max(0) * 1.001).all(), f"{name}: not a weighted mean of the values"
+
+
+@pytest.mark.parametrize("name", sorted(MAPS))
+@pytest.mark.parametrize("backend", oracle.backends())
+def test_float32_is_right_against_float64(backend: str, name: str) -> None:
+    """With the same features, one head and several shapes, eagerly on JAX too."""
+    q, k, v = arrays((2, 9), 8, 3)
+    features = oracle.draw(name, 8, 6)
+    expected = oracle.expect(q, k, v, features)
+    oracle.check_result(run(backend, 3 * q, 3 * k, v, features), oracle.expect(3 * q, 3 * k, v, features), np.float32)
+    oracle.check_result(run(backend, q, k, v, features), expected, np.float32)
+    causal = run(backend, q[:1, :4], k[:1, :4], v[:1, :4], features, causal=True)
+    oracle.check_result(causal, oracle.expect(q[:1, :4], k[:1, :4], v[:1, :4], features, causal=True), np.float32)
+
+
+# Norms that jump inside a tile
+
+
+def spike(n: int, at: int) -> Any:
+    return np.where(np.arange(n) == at, 30.0, 1.0)
+
+
+def dip(n: int, at: int) -> Any:
+    return np.where(np.arange(n) == at, 1.0, 30.0)
+
+
+def step_up(n: int, at: int) -> Any:
+    return np.where(np.arange(n) >= at, 30.0, 1.0)
+
+
+def step_down(n: int, at: int) -> Any:
+    return np.where(np.arange(n) >= at, 1.0, 30.0)
+
+
+def block(n: int, at: int) -> Any:
+    return np.where((np.arange(n) >= at) & (np.arange(n) < at + 9), 30.0, 1.0)
+
+
+def alternating(n: int, at: int) -> Any:
+    return np.where(np.arange(n) % (at % 7 + 2) == 0, 30.0, 1.0)
+
+
+def ramp(n: int, at: int) -> Any:
+    return 30.0 ** np.clip((np.arange(n) - at) / 20, 0, 1)
+
+
+def stairs(n: int, at: int) -> Any:
+    """Up by 30 twice, and down again."""
+    return 30.0 ** (np.arange(n) >= at).astype(float) * 30.0 ** ((np.arange(n) >= at + 5) & (np.arange(n) < at + 40))
+
+
+def zeros_first(n: int, at: int) -> Any:
+    return np.where(np.arange(n) < at, 0.0, np.where(np.arange(n) % 3 == 0, 30.0, 1.0))
+
+
+PATTERNS = [spike, dip, step_up, step_down, block, alternating, ramp, stairs, zeros_first]
+TOKENS = 131
+
+
+def jumping(pattern: Any, positions: Any, dtype: Any = np.float32) -> tuple[Any, Any, Any]:
+    """One batch element for each position of the jump, with keys of norm 1 on average."""
+    q, k, v = arrays((len(positions), TOKENS), 4, 2, dtype=np.float64)
+    size = np.stack([pattern(TOKENS, at) for at in positions])
+    return tuple(x.astype(dtype) for x in (q, unit(k) * size[..., None], v))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.__name__)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_norms_jump_thirtyfold_inside_a_tile(backend: str, schedule: str, pattern: Any) -> None:
+    positions = range(0, TOKENS, 1 if backend == "numba" else 13)
+    for offset, name in enumerate(("positive", "exp", "custom exponential")):
+        some = positions[offset::3]
+        q, k, v = jumping(pattern, some)
+        features = oracle.draw(name, 4, 4, scale=1.0)
+        expected = oracle.expect(q, k, v, features, **SCHEDULES[schedule])
+        oracle.check_result(run(backend, q, k, v, features, **SCHEDULES[schedule]), expected, np.float32, name)
+
+
+@pytest.mark.parametrize("name", EXPONENTIAL)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_norms_jump_for_every_map_and_dtype(backend: str, name: str) -> None:
+    for pattern, dtype in itertools.product(PATTERNS, (np.float32, np.float64)):
+        q, k, v = jumping(pattern, (0, 1, 31, 63, 64, 65, 100), dtype)
+        features = oracle.draw(name, 4, 4)
+        expected = oracle.expect(q, k, v, features, causal=True)
+        oracle.check_result(run(backend, q, k, v, features, causal=True), expected, dtype, pattern.__name__)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_masked_keys_of_any_norm_do_not_count(backend: str, schedule: str) -> None:
+    positions = range(0, TOKENS, 10)
+    for pattern, name in itertools.product((spike, block, alternating), ("positive", "trigonometric", "relu")):
+        if name == "relu" and "window" in SCHEDULES[schedule]:
+            continue
+        q, k, v = jumping(pattern, positions)
+        huge = np.linalg.norm(k, axis=-1) > 5
+        mask, features = ~huge, oracle.draw(name, 4, 4, scale=1.0)
+        expected = oracle.expect(q, k, v, features, mask=mask, **SCHEDULES[schedule])
+        for factor in (np.float32(1), np.float32(1e3), np.float32(1e17)):
+            k_huge, v_huge = (np.where(huge[..., None], factor * x, x) for x in (k, v))
+            result = run(backend, q, k_huge, v_huge, features, mask=mask, **SCHEDULES[schedule])
+            oracle.check_result(result, expected, np.float32, f"{name} {pattern.__name__} {factor}")
+
+
+# Causality
+
+
+@pytest.mark.parametrize("window", [None, 1, 5, 100])
+@pytest.mark.parametrize("name", sorted(MAPS))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_later_keys_change_no_earlier_output(backend: str, name: str, window: int | None) -> None:
+    """Element t of the batch has its keys from t on multiplied, and their values replaced."""
+    if window is not None and name not in SOFTMAX:
+        pytest.skip("needs a kernel that every backend can join")
+    length = 131
+    steps = np.array([1, 2, 5, 31, 32, 33, 62, 63, 64, 65, 66, 97, 127, 128, 129, 130])
+    q, k, v = arrays((length,), 4, 3)
+    features = oracle.draw(name, 4, 6)
+    later = np.arange(length) >= steps[:, None]
+    before = run(backend, q, k, v, features, causal=True, window=window)
+    expected = oracle.expect(q, k, v, features, causal=True, window=window)
+    for factor, value in itertools.product((1e-3, 1e3, 1e15), (1.0, 1e30)):
+        many_k = np.where(later[..., None], np.float32(factor) * k, k)
+        many_v = np.where(later[..., None], np.float32(value) * v, v)
+        after = run(backend, q, many_k, many_v, features, causal=True, window=window)
+        rows = np.broadcast_to(~later, after.output.shape[:-1])
+        wanted = oracle.Expected(*(np.broadcast_to(x, (len(steps), *x.shape))[rows] for x in expected))
+        oracle.check_output(after.output[rows], wanted, np.float32, f"{factor=} {value=}")
+        old = np.broadcast_to(before.output, after.output.shape)[rows]
+        certain = wanted.certain & (wanted.log_bound < 0.01)
+        moved = np.abs(after.output[rows] - old)[certain]
+        assert np.all(moved <= 2 * wanted.bound[certain]), f"{factor=} {value=}"
+        if MAPS[name].nonnegative:
+            allowed = 2e-6 * (1 + np.max(np.abs(oracle.exponents(q, features, "query")[0])))
+            assert np.all(moved <= 10 * allowed), f"{factor=} {value=}: moved by {moved.max():.3g}"
+        log = np.asarray(after.log_normalizer)[rows]
+        np.testing.assert_allclose(log[certain], wanted.log_normalizer[certain], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_outputs_of_a_prefix_are_those_of_the_whole(backend: str) -> None:
+    q, k, v = arrays((2, 140), 5, 3)
+    for name in MAPS:
+        features = oracle.draw(name, 5, 6)
+        whole = run(backend, q, k, v, features, causal=True)
+        for n in (1, 2, 63, 64, 65, 139):
+            part = run(backend, q[:, :n], k[:, :n], v[:, :n], features, causal=True)
+            expected = oracle.expect(q[:, :n], k[:, :n], v[:, :n], features, causal=True)
+            oracle.check_result(part, expected, np.float32, name)
+            moved = np.abs(part.output - whole.output[:, :n])
+            assert np.all((moved <= 2 * expected.bound) | ~expected.certain[..., None]), name
+
+
+# Exact parts
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", SOFTMAX)
+@pytest.mark.parametrize("backend", oracle.backends())
+def test_a_window_over_everything_is_exact_attention(backend: str, name: str, causal: bool) -> None:
+    kernel = MAPS[name].kernel
+    lengths = ((1, 1), (5, 5), (5, 3)) if backend == "jax" else ((1, 1), (65, 65), (130, 130), (130, 65), (65, 130))
+    for length, keys in lengths:
+        for norm, dtype in ((1.0, np.float32), (10.0, np.float32), (1.0, np.float64), (100.0, np.float64)):
+            q, k, v = arrays((max(length, keys),), 6, 3, seed=length, dtype=dtype)
+            q, k, v = (norm * q)[:length], (norm * k)[:keys], v[:keys]
+            features = oracle.draw(name, 6, 4)
+            exact = rfk.exact_attention(q, k, v, causal=causal, kernel=kernel)
+            logs = rfk.exact_log_kernel(q[:, None], k[None], scale=float(features.scale), kernel=kernel)
+            largest = float(np.max(np.abs(logs)))
+            for window in (max(length, keys), 10**6):
+                result = run(backend, q, k, v, features, causal=causal, window=window)
+                oracle.check_same(result.output, exact, 4.0, largest, f"{length} {keys} {norm} {window}")
+                if not causal:
+                    log = rfk.exact_log_normalizer(q, k, scale=float(features.scale), kernel=kernel)
+                    oracle.check_same(np.asarray(result.log_normalizer), log, 1 + largest, largest)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_exact_weights_hold_at_any_norm(backend: str) -> None:
+    for norm, dtype in itertools.product((1e-6, 1e-3, 30.0, 1e3, 1e4), (np.float32, np.float64)):
+        q, k, v = arrays((70,), 8, 3, dtype=dtype)
+        q, k = (dtype(norm) * unit(x) for x in (q, k))
+        exact = rfk.exact_attention(q, k, v)
+        assert np.isfinite(exact).all()
+        wide = rfk.exact_attention(*(x.astype(np.longdouble).astype(np.float64) for x in (q, k, v)))
+        largest = norm**2 / np.sqrt(8)
+        allowed = oracle.tolerance(largest, dtype)
+        assert np.all(np.abs(exact - wide) <= 2 * allowed * np.abs(v).max())
+        result = run(backend, q, k, v, oracle.draw("positive", 8, 4), window=70)
+        assert np.all(np.abs(result.output - wide) <= 2 * allowed * np.abs(v).max())
+
+
+def test_a_constant_added_to_all_keys_changes_no_exact_weight() -> None:
+    q, k, v = arrays((2, 70), 8, 3, dtype=np.float64)
+    for causal, window in itertools.product((False, True), (None, 7)):
+        moved = rfk.exact_attention(q, k + 1.5, v, causal=causal, window=window)
+        np.testing.assert_allclose(moved, rfk.exact_attention(q, k, v, causal=causal, window=window), rtol=1e-9, atol=1e-12)
+
+
+# Masks and order
+
+
+@pytest.mark.parametrize("name", sorted(MAPS))
+@pytest.mark.parametrize("backend", oracle.backends())
+def test_masking_keys_is_dropping_them(backend: str, name: str) -> None:
+    length = 6 if backend == "jax" else 131
+    q, k, v = arrays((2, length), 5, 3)
+    mask = np.random.default_rng(0).random(length) < 0.5
+    features = oracle.draw(name, 5, 6)
+    masked = run(backend, q, k, v, features, mask=mask)
+    dropped = run(backend, q, k[:, mask], v[:, mask], features)
+    expected = oracle.expect(q, k[:, mask], v[:, mask], features)
+    oracle.check_result(dropped, expected, np.float32, "dropped")
+    oracle.check_result(masked, expected, np.float32, "masked")
+
+
+@pytest.mark.parametrize("name", sorted(MAPS))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_order_of_keys_does_not_matter(backend: str, name: str) -> None:
+    q, k, v = arrays((131,), 5, 3)
+    order, features = np.random.default_rng(0).permutation(131), oracle.draw(name, 5, 6)
+    expected = oracle.expect(q, k, v, features)
+    oracle.check_result(run(backend, q, k[order], v[order], features), expected, np.float32)
+
+
+@pytest.mark.parametrize("name", sorted(MAPS))
+@pytest.mark.parametrize("backend", oracle.backends())
+def test_nothing_allowed_gives_zeros(backend: str, name: str) -> None:
+    q, k, v = arrays((2, 4), 5, 3)
+    features = oracle.draw(name, 5, 4)
+    for causal in (False, True):
+        mask = np.array([[False], [True]]) & np.ones(4, bool)
+        result = run(backend, q, k, v, features, causal=causal, mask=mask)
+        assert (result.output[0] == 0).all()
+        assert (np.asarray(result.log_normalizer)[0] == -np.inf).all()
+        assert (np.asarray(result.sign)[0] == 0).all()
+        assert np.isfinite(np.asarray(result.log_normalizer)[1]).all()
+        if backend != "jax":
+            empty = run(backend, q, k[:, :0], v[:, :0], features, causal=causal)
+            assert (empty.output == 0).all()
+            assert (empty.log_normalizer == -np.inf).all()
+    if name in SOFTMAX:
+        result = run(backend, q, k, v, features, window=2, mask=np.zeros(4, bool))
+        assert (result.output == 0).all()
+        assert (np.asarray(result.log_normalizer) == -np.inf).all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("backend", oracle.backends())
+def test_relu_of_opposed_vectors_gives_zeros(backend: str, causal: bool) -> None:
+    features = dataclasses.replace(oracle.draw("relu", 3, 4), projection=np.abs(oracle.draw("relu", 3, 4).projection))
+    q = np.ones((5, 3), np.float32)
+    result = run(backend, q, -q, np.full((5, 2), 7, np.float32), features, causal=causal)
+    assert (result.output == 0).all()
+    assert (np.asarray(result.log_normalizer) == -np.inf).all()
+    assert (np.asarray(result.sign) == 0).all()
+
+
+# Normalizers
+
+
+@pytest.mark.parametrize("name", sorted(MAPS))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_normalizer_is_the_sum_of_estimates(backend: str, name: str) -> None:
+    rng = np.random.default_rng(0)
+    q, k = rng.standard_normal((2, 3, 70, 5))
+    mask = rng.random((3, 70)) < 0.7
+    features = oracle.draw(name, 5, 6, scale=1.0)
+    log, sign = oracle.log_estimates(q, k, features)
+    log = np.where(mask[:, None], log, -np.inf)
+    terms = sign * np.exp(log)
+    got, got_sign = rfk.log_normalizer(q, k, features, mask=mask, return_sign=True, backend=backend)
+    size = np.abs(terms).sum(-1)
+    assert np.all(np.abs(got_sign * np.exp(got) - terms.sum(-1)) <= 1e-9 * size)
+
+
+def test_normalizers_in_float16_stay_in_the_accumulation_dtype() -> None:
+    q, k, v = arrays((7,), 4, 3, dtype=np.float16)
+    for backend in ("numpy", oracle.DEFAULT):
+        result = rfk.attention(q, k, v, oracle.draw("positive", 4, 4), full=True, backend=backend)
+        assert result.output.dtype == np.float16
+        assert result.log_normalizer.dtype == np.float32
+        assert {x.dtype for x in result.state} == {np.dtype(np.float32)}
+
+
+def test_long_float16_sums_do_not_overflow_or_stall() -> None:
+    """Sums in float16 would stop growing at 2048 and overflow at 65504."""
+    k = np.zeros((70000, 2), np.float16)
+    v = np.ones((70000, 1), np.float16)
+    for name, backend in itertools.product(("positive", "relu", "elu+1"), ("numpy", oracle.DEFAULT)):
+        result = rfk.attention(k[:2], k, v, oracle.draw(name, 2, 4), full=True, backend=backend)
+        if name != "relu":
+            np.testing.assert_allclose(result.output, 1, rtol=1e-3)
+            np.testing.assert_allclose(result.log_normalizer, np.log(70000), rtol=1e-5)
+        else:
+            assert (result.output == 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equal_keys_average_their_values(backend: str) -> None:
+    """Whatever the map, equal keys have equal weights: no epsilon, no drift."""
+    rng = np.random.default_rng(0)
+    q, v = rng.standard_normal((9, 4)), rng.standard_normal((130, 3))
+    k = np.broadcast_to(rng.standard_normal(4), (130, 4))
+    means = np.cumsum(v, 0) / np.arange(1, 131)[:, None]
+    for name in sorted(set(MAPS) - {"signed", "trigonometric"}):
+        features = oracle.draw(name, 4, 32)
+        for size in (1e-3, 1.0, 20.0):
+            got = run(backend, size * q, size * k, v, features).output
+            np.testing.assert_allclose(got, np.broadcast_to(v.mean(0), got.shape), rtol=1e-9, atol=1e-9)
+            causal = run(backend, np.broadcast_to(size * q[:1], k.shape), size * k, v, features, causal=True).output
+            np.testing.assert_allclose(causal, means, rtol=1e-9, atol=1e-9)
