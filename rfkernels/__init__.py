@@ -3,8 +3,6 @@
 Importing this module imports neither JAX nor Numba.
 """
 
-from importlib.metadata import version as _version
-
 from rfkernels import kernels, samplers
 from rfkernels.attention import attention, linear_attention
 from rfkernels.estimates import log_kernel, log_normalizer, transform
@@ -14,8 +12,6 @@ from rfkernels.kernels import Kernel
 from rfkernels.maps import FeatureMap, lookup, names, register
 from rfkernels.state import DecodeState, State, empty_state, merge_states
 from rfkernels.streaming import AttentionResult, read_state, write_state
-
-__version__ = _version("rfkernels")
 
 __all__ = [
     "AttentionResult",
@@ -44,3 +40,11 @@ __all__ = [
     "transform",
     "write_state",
 ]
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("rfkernels")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

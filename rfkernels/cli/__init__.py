@@ -10,10 +10,7 @@ from types import FrameType
 import click
 
 import rfkernels
-from rfkernels.cli.attend import attend
-from rfkernels.cli.bench import bench
-from rfkernels.cli.demo import demo
-from rfkernels.cli.doctor import doctor
+from rfkernels.cli import attend, bench, demo, doctor
 
 __all__ = ["commands", "run"]
 
@@ -34,7 +31,7 @@ def commands(context: click.Context, show_traceback: bool) -> None:
     context.find_root().meta["traceback"] = show_traceback
 
 
-for _command in (demo, attend, bench, doctor):
+for _command in (demo.demo, attend.attend, bench.bench, doctor.doctor):
     commands.add_command(_command)
 
 

@@ -76,8 +76,9 @@ class Timing(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Everything measured."""
+    """Everything measured; `which` lists the layer and the head of each of the `heads`."""
 
+    which: list[tuple[int, int]]
     heads: int
     length: int
     dim: int
@@ -122,7 +123,8 @@ def measure(heads: Heads, plan: Plan, seed: int, advance: Callable[[str], None])
             rows.append(_row(heads, name, count, window, causal, goal, plan.draws, seed))
     timings = list(_timings(heads, plan, seed, advance))
     count, length, dim = heads.q.shape
-    return Report(count, length, dim, plan.draws, seed, rows, timings)
+    which = [(int(layer), int(head)) for layer, head in zip(heads.layer, heads.head, strict=True)]
+    return Report(which, count, length, dim, plan.draws, seed, rows, timings)
 
 
 def draw(heads: Heads, name: str, count: int, seed: int) -> rfk.Features:

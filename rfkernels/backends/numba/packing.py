@@ -37,7 +37,7 @@ class Layout(NamedTuple):
     sentinel: float
 
 
-def layout(features: Features, bits: int, width: int, names: tuple[str, str, str, str], check: bool) -> Layout:
+def layout(features: Features, bits: int, width: int, names: tuple[str, ...], check: bool) -> Layout:
     """Lay out a pass over arrays of the dtypes named (q, k, v and the output)."""
     target = machine()
     lanes = target.lanes(bits)
