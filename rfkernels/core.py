@@ -57,12 +57,18 @@ def exponents(xp: Any, features: Features, u: Any) -> Any:
 
 
 def activate(xp: Any, features: Features, u: Any, a: Any) -> Any:
-    """Return h(u, a) for each column; `a` has one entry per column or broadcasts."""
+    """Return h(u, a) for each column; `a` has one entry per column or broadcasts.
+
+    For an exponential map `a` stands for the whole exponent that a column shall have, at most zero: the largest of a
+    column is then exactly zero, and no norm is large enough for rounding to make it overflow or vanish.
+    """
     columns, rows = [], features.rows
     a = xp.broadcast_to(a, (*a.shape[:-1], features.count))
     for i, activation in enumerate(features.map.activations):
-        value = activation(xp, u, a[..., i * rows : (i + 1) * rows])
-        columns.append(xp.broadcast_to(value, u.shape))
+        own = a[..., i * rows : (i + 1) * rows]
+        if features.map.slopes is not None:
+            own = own - features.map.slopes[i] * u
+        columns.append(xp.broadcast_to(activation(xp, u, own), xp.broadcast_shapes(u.shape, own.shape)))
     return xp.concatenate(columns, -1)
 
 
@@ -75,8 +81,10 @@ def write(xp: Any, state: State, k: Any, v: Any, features: Features, mask: Any =
         exponent = exponents(xp, features, u) + a[..., None]
         exponent = exponent if seen is None else xp.where(seen, exponent, -xp.inf)
         shift = xp.maximum(shift, xp.max(exponent, -2, initial=-xp.inf))
+    else:
+        exponent = a[..., None] + log_weights(xp, features, u.dtype)
     base = xp.where(shift == -xp.inf, 0, shift)
-    phi = activate(xp, features, u, a[..., None] + log_weights(xp, features, u.dtype) - base[..., None, :])
+    phi = activate(xp, features, u, exponent - base[..., None, :])
     phi = phi if seen is None else xp.where(seen, phi, 0)
     decay = xp.exp(state.shift - base)
     kv = state.kv * decay[..., None] + matmul(xp, xp.swapaxes(phi, -1, -2), v)
@@ -88,12 +96,12 @@ def read(xp: Any, state: State, q: Any, features: Features) -> Partial:
     u, a = project(xp, q, features, "query")
     empty = xp.all(state.shift == -xp.inf, -1)[..., None]
     base = xp.where(state.shift == -xp.inf, 0, state.shift)[..., None, :]
-    b = log_weights(xp, features, u.dtype)
     if features.map.exponential:
-        top = xp.max(exponents(xp, features, u) + base, -1)
-        phi, shift = activate(xp, features, u, b + base - top[..., None]), top + a
+        exponent = exponents(xp, features, u) + base
+        top = xp.max(exponent, -1)
+        phi, shift = activate(xp, features, u, exponent - top[..., None]), top + a
     else:
-        phi, shift = activate(xp, features, u, b + a[..., None]), xp.zeros_like(a)
+        phi, shift = activate(xp, features, u, log_weights(xp, features, u.dtype) + a[..., None]), xp.zeros_like(a)
     numerator = matmul(xp, phi, state.kv)
     denominator = xp.sum(phi * state.z[..., None, :], -1)
     shift = xp.where(empty, -xp.inf, shift - math.log(features.count))
@@ -173,12 +181,12 @@ def empty_shift(xp: Any, features: Features, like: Any) -> Any:
 def transform(xp: Any, x: Any, features: Features, side: SideName) -> tuple[Any, Any]:
     """Return log |φ(x)| and its sign, both (*batch, length, count), to be trusted at any norm."""
     u, a = project(xp, x, features, side)
-    b = log_weights(xp, features, u.dtype)
     if features.map.exponential:
-        top = exponents(xp, features, u)
-        value, shift = activate(xp, features, u, b - top), top + a[..., None]
+        value = activate(xp, features, u, xp.zeros_like(u[..., :1]))
+        shift = exponents(xp, features, u) + a[..., None]
     else:
-        value, shift = activate(xp, features, u, b + a[..., None]), xp.zeros_like(u[..., :1])
+        value = activate(xp, features, u, log_weights(xp, features, u.dtype) + a[..., None])
+        shift = xp.zeros_like(u[..., :1])
     magnitude = xp.abs(value)
     log = xp.log(xp.where(magnitude == 0, 1, magnitude)) + shift - math.log(features.count) / 2
     return xp.where(magnitude == 0, -xp.inf, log), xp.sign(value)

@@ -38,25 +38,44 @@ def _shifted_gaussian(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
     return dot + (xx + yy) / 2
 
 
-def _angle(xp: Any, dot: Any, xx: Any, yy: Any) -> tuple[Any, Any]:
+_NEARLY_OPPOSED = 0.5
+"""Below this π − θ the closed forms are differences of nearly equal terms, and their series is taken instead."""
+
+
+def _angle(xp: Any, dot: Any, xx: Any, yy: Any) -> tuple[Any, Any, Any]:
+    """Return |x||y|, the angle θ, and π − θ, which is not taken as a difference."""
     norms = xp.sqrt(xx) * xp.sqrt(yy)
-    cosine = dot / xp.where(norms == 0, 1, norms)
-    return norms, xp.arccos(xp.clip(cosine, -1, 1))
+    cosine = xp.clip(dot / xp.where(norms == 0, 1, norms), -1, 1)
+    return norms, xp.arccos(cosine), 2 * xp.arcsin(xp.sqrt((1 + cosine) / 2))
 
 
 def _log(xp: Any, value: Any) -> Any:
     return xp.where(value > 0, xp.log(xp.where(value > 0, value, 1)), -xp.inf)
 
 
+def _odd_series(x: Any, coefficients: list[float]) -> Any:
+    total = 0.0
+    for power, coefficient in enumerate(coefficients, 1):
+        total = total + coefficient * x ** (2 * power + 1)
+    return total
+
+
+_SERIES_1 = [(-1) ** k * (1 / math.factorial(2 * k + 1) - 1 / math.factorial(2 * k)) for k in range(1, 9)]
+_SERIES_2 = [(-1) ** k * (0.5 / math.factorial(2 * k) - 1.5 / math.factorial(2 * k + 1)) for k in range(1, 11)]
+
+
 def _arc_cosine_1(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
-    norms, angle = _angle(xp, dot, xx, yy)
-    return _log(xp, norms * (xp.sin(angle) + (math.pi - angle) * xp.cos(angle)) / (2 * math.pi))
+    norms, angle, rest = _angle(xp, dot, xx, yy)
+    shape = xp.sin(angle) + (math.pi - angle) * xp.cos(angle)
+    shape = xp.where(rest > _NEARLY_OPPOSED, shape, _odd_series(rest, _SERIES_1))
+    return _log(xp, norms * shape / (2 * math.pi))
 
 
 def _arc_cosine_2(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
-    norms, angle = _angle(xp, dot, xx, yy)
+    norms, angle, rest = _angle(xp, dot, xx, yy)
     cosine = xp.cos(angle)
     shape = 3 * xp.sin(angle) * cosine + (math.pi - angle) * (1 + 2 * cosine**2)
+    shape = xp.where(rest > _NEARLY_OPPOSED, shape, _odd_series(2 * rest, _SERIES_2))
     return _log(xp, norms**2 * shape / (2 * math.pi))
 
 

@@ -26,6 +26,24 @@ def section(result: Result, verdict: Verdict) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def directory(arguments: Sequence[str] | None) -> Path:
+    """Read the command line and make the directory that it names."""
+    parser = argparse.ArgumentParser(
+        prog="python -m theory", description="Run every result; write an index and figures."
+    )
+    where = Path(__file__).parent / "out"
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=where,
+        help="where the index and the figures go (default: theory/out)",
+    )
+    out: Path = parser.parse_args(arguments).out
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
 def main(arguments: Sequence[str] | None = None, results: Sequence[Result] = RESULTS) -> int:
     """Run the results, print a line for each and write index.md with figures.
 
@@ -41,16 +59,7 @@ def main(arguments: Sequence[str] | None = None, results: Sequence[Result] = RES
     int
         0 if every result holds, else 1.
     """
-    parser = argparse.ArgumentParser(prog="python -m theory", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        default=Path(__file__).parent / "out",
-        help="where the index and the figures go (default: theory/out)",
-    )
-    out: Path = parser.parse_args(arguments).out
-    out.mkdir(parents=True, exist_ok=True)
+    out = directory(arguments)
     sections, held = [], []
     for result in results:
         start = time.perf_counter()

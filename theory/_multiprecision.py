@@ -15,6 +15,7 @@ DIGITS = 60
 NAMESPACE = SimpleNamespace(
     abs=abs,
     arccos=mp.acos,
+    arcsin=mp.asin,
     clip=lambda value, low, high: min(max(value, low), high),
     cos=mp.cos,
     e=mp.e,

@@ -34,6 +34,7 @@ def _where(condition: Any, yes: Any, no: Any) -> Any:
 NAMESPACE = SimpleNamespace(
     abs=sp.Abs,
     arccos=sp.acos,
+    arcsin=sp.asin,
     clip=lambda value, low, high: value,  # of a cosine, which is between −1 and 1 but for rounding
     cos=sp.cos,
     e=sp.E,

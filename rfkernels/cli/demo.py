@@ -80,7 +80,7 @@ def _legend(report: Report) -> str:
     draws = f" x {report.draws} draws of the features" if report.draws > 1 else ""
     return (
         f"error, worst  |output - exact output| / |exact output|: median and largest of {report.heads} heads{draws}\n"
-        "time          one call for all heads\n"
+        "time          one call for all heads, the fastest of a few\n"
         "memory        what the keys and values of one head are reduced to, of the same size at any length;\n"
         f"              of exact attention: the {report.length} x {report.length} weights of one head\n"
         "window        keys less than this many positions away have exact softmax weights"

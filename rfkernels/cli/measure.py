@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,7 +15,7 @@ import rfkernels as rfk
 
 EXACT, AVERAGE, WINDOW_ALONE = "exact", "average of v", "window alone"
 _MAPS = ("positive", "hyperbolic", "trigonometric", "relu", "elu+1")
-_REPEATS = 3
+_REPEATS, _ENOUGH_SECONDS = 6, 0.8
 TIMED_FEATURES = 256
 ONLY_DRAWN = (64, 128, 512)  # numbers of features that are in the picture and not in the table
 
@@ -49,8 +49,8 @@ class Row(NamedTuple):
     """One way to compute the heads' output, and how it does.
 
     `error` and `worst` are the median and the largest relative error over heads and draws, `beaten` the number of heads
-    on which the average of v has a smaller error (than the median over draws), `seconds` the time of a call for all
-    heads, `memory` the bytes that one head's keys and values are reduced to (of exact attention: its weights).
+    on which the average of v has a smaller error (than the median over draws), `seconds` the least time of a call for
+    all heads, `memory` the bytes that one head's keys and values are reduced to (of exact attention: its weights).
     """
 
     name: str
@@ -76,7 +76,11 @@ class Timing(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Everything measured; `which` lists the layer and the head of each of the `heads`."""
+    """Everything measured.
+
+    `which` lists the layer and the head of each of the `heads`; `load` is how many other processes wanted a processor in
+    the minute before, divided by the number of processors.
+    """
 
     which: list[tuple[int, int]]
     heads: int
@@ -84,6 +88,7 @@ class Report(NamedTuple):
     dim: int
     draws: int
     seed: int
+    load: float
     rows: list[Row]
     timings: list[Timing]
 
@@ -113,6 +118,7 @@ def steps(plan: Plan) -> int:
 
 def measure(heads: Heads, plan: Plan, seed: int, advance: Callable[[str], None]) -> Report:
     """Measure everything, telling `advance` what comes next before each step."""
+    load = os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0
     rows: list[Row] = []
     for causal in (False, True):
         advance("exact attention")
@@ -124,7 +130,7 @@ def measure(heads: Heads, plan: Plan, seed: int, advance: Callable[[str], None])
     timings = list(_timings(heads, plan, seed, advance))
     count, length, dim = heads.q.shape
     which = [(int(layer), int(head)) for layer, head in zip(heads.layer, heads.head, strict=True)]
-    return Report(which, count, length, dim, plan.draws, seed, rows, timings)
+    return Report(which, count, length, dim, plan.draws, seed, load, rows, timings)
 
 
 def draw(heads: Heads, name: str, count: int, seed: int) -> rfk.Features:
@@ -138,16 +144,18 @@ def relative_errors(out: Any, exact: Any) -> Any:
 
 
 class _Goal(NamedTuple):
-    """Exact outputs, and the error of the average of v on each head."""
+    """Exact outputs, the time they took, and the error of the average of v on each head."""
 
     exact: Any
+    seconds: float
     average: Any
 
 
 def _goal(heads: Heads, causal: bool) -> _Goal:
-    exact = rfk.exact_attention(heads.q, heads.k, heads.v, causal=causal)
-    equal = rfk.exact_attention(np.zeros_like(heads.q), heads.k, heads.v, causal=causal)  # equal weights for every key
-    return _Goal(exact, relative_errors(equal, exact))
+    exact, seconds = _timed(partial(rfk.exact_attention, heads.q, heads.k, heads.v, causal=causal))
+    counts = np.arange(1, heads.v.shape[-2] + 1)[:, None]
+    average = heads.v.cumsum(-2) / counts if causal else heads.v.mean(-2, keepdims=True)
+    return _Goal(exact, seconds, relative_errors(average, exact))
 
 
 def _summary(errors: Any, goal: _Goal) -> tuple[float, float, int]:
@@ -164,25 +172,22 @@ def _row(
         call = partial(rfk.attention, heads.q, heads.k, heads.v, features, causal=causal, window=window)
         if i == 0:
             call()  # compiles, if need be
-        out, seconds = _timed(call)
+        out, seconds = _timed(call, -(-_REPEATS // draws))
         errors.append(relative_errors(out, goal.exact))
         times.append(seconds)
-    while len(times) < _REPEATS:
-        times.append(_timed(call)[1])
     memory = _nbytes(rfk.empty_state(features, heads.v.shape[-1], window=window))
-    return Row(name, count, window, causal, *_summary(errors, goal), statistics.median(times), memory)
+    return Row(name, count, window, causal, *_summary(errors, goal), min(times), memory)
 
 
 def _baselines(heads: Heads, window: int, causal: bool, goal: _Goal) -> Iterator[Row]:
     """What features are to be judged by: exact attention, and two ways that need none."""
     q, k, v = heads.q, heads.k, heads.v
-    length, width = v.shape[-2:]
-    near = window * (k.shape[-1] + width)
-    for name, reach, numbers in ((EXACT, None, length * length), (WINDOW_ALONE, window, near)):
-        call = partial(rfk.exact_attention, q, k, v, causal=causal, window=reach)
-        errors = relative_errors(call(), goal.exact)[None]
-        yield Row(name, None, reach, causal, *_summary(errors, goal), _median_time(call), numbers * v.itemsize)
-    yield Row(AVERAGE, None, None, causal, *_summary(goal.average[None], goal), None, (width + 1) * v.itemsize)
+    (length, width), item = v.shape[-2:], v.itemsize
+    yield Row(EXACT, None, None, causal, 0.0, 0.0, 0, goal.seconds, length * length * item)
+    near, seconds = _timed(partial(rfk.exact_attention, q, k, v, causal=causal, window=window))
+    summary = _summary(relative_errors(near, goal.exact)[None], goal)
+    yield Row(WINDOW_ALONE, None, window, causal, *summary, seconds, window * (k.shape[-1] + width) * item)
+    yield Row(AVERAGE, None, None, causal, *_summary(goal.average[None], goal), None, (width + 1) * item)
 
 
 def _timings(heads: Heads, plan: Plan, seed: int, advance: Callable[[str], None]) -> Iterator[Timing]:
@@ -194,21 +199,24 @@ def _timings(heads: Heads, plan: Plan, seed: int, advance: Callable[[str], None]
         for causal in (False, True):
             advance(f"{length} tokens")
             call = partial(rfk.attention, q, k, v, features, causal=causal)
-            yield Timing("positive", TIMED_FEATURES, causal, len(few.q), length, _median_time(call))
+            yield Timing("positive", TIMED_FEATURES, causal, len(few.q), length, _timed(call)[1])
         if length in plan.exact_lengths:
             advance(f"{length} tokens, exactly")
             call = partial(rfk.exact_attention, q, k, v)
-            yield Timing(EXACT, 0, False, len(few.q), length, _median_time(call))
+            yield Timing(EXACT, 0, False, len(few.q), length, _timed(call)[1])
 
 
-def _median_time(call: Callable[[], Any]) -> float:
-    return statistics.median(_timed(call)[1] for _ in range(_REPEATS))
+def _timed(call: Callable[[], Any], repeats: int = _REPEATS) -> tuple[Any, float]:
+    """Return the result of a call and the least time of `repeats` of them, fewer where they take long.
 
-
-def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    start = time.perf_counter()
-    result = call()
-    return result, time.perf_counter() - start
+    The least, because what other processes add is noise, and on a busy machine more than the call itself.
+    """
+    times: list[float] = []
+    while len(times) < repeats and sum(times) < _ENOUGH_SECONDS:
+        start = time.perf_counter()
+        result = call()
+        times.append(time.perf_counter() - start)
+    return result, min(times)
 
 
 def _nbytes(state: Any) -> int:

@@ -105,6 +105,11 @@ def _cost(report: Report) -> Iterator[str]:
         f"{last:,}) exact attention took {as_factor(exact[last].seconds / exact[first].seconds)} times as long, "
         f"features {as_factor(linear[last].seconds / linear[first].seconds)} times."
     )
+    if report.load > 0.3:
+        yield (
+            f"Other processes kept {min(report.load, 1):.0%} of this machine busy: times are longer than they would be, and "
+            "those of exact attention most, because NumPy's threads wait for each other."
+        )
     row = find(report, "positive", TIMED_FEATURES)
     pairs, held = find(report, EXACT).memory, 2 * report.length * report.dim * 4
     yield (

@@ -7,6 +7,7 @@ so nothing can be stale.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 from llvmlite import ir
 
@@ -14,7 +15,7 @@ from rfkernels.activations import Program
 from rfkernels.backends.numba.emitter import Emitter
 from rfkernels.backends.numba.jit import Machine, compile_module
 from rfkernels.backends.numba.kernels import SENTINEL
-from rfkernels.backends.numba.vectormath import emit
+from rfkernels.backends.numba.vectormath import VectorMath, emit
 
 JUMP_LIMIT = 40.0
 """How far, in log scale, a tile's keys may exceed the earliest key that its first query sees.
@@ -31,8 +32,8 @@ def lowered(machine: Machine, bits: int, programs: tuple[Program, ...], slopes: 
     module = ir.Module(name="rfkernels_map")
     lanes = machine.lanes(bits)
     keys = "u u_row offsets add valid rows pad columns sums"
-    _key_activation(Emitter(module, "key_activation", keys, bits, lanes), programs, ragged=False)
-    _key_activation(Emitter(module, "key_activation_ragged", keys, bits, lanes), programs, ragged=True)
+    _key_activation(Emitter(module, "key_activation", keys, bits, lanes), programs, slopes, ragged=False)
+    _key_activation(Emitter(module, "key_activation_ragged", keys, bits, lanes), programs, slopes, ragged=True)
     queries = "u u_row offsets add z rows pad queries denominator top"
     _query_activation(Emitter(module, "query_activation", queries, bits, lanes), programs, slopes)
     if slopes is not None:
@@ -41,7 +42,19 @@ def lowered(machine: Machine, bits: int, programs: tuple[Program, ...], slopes: 
     return compile_module(module, machine.width)
 
 
-def _key_activation(e: Emitter, programs: tuple[Program, ...], ragged: bool) -> None:
+def _offset(m: VectorMath, slopes: Slopes | None, i: int, u: Any, a: Any, add: Any) -> Any:
+    """Return what activation i takes as its second argument, for the offset a + add.
+
+    For an exponential map the exponent is taken as it was when the shift was found and turned back into an offset, so
+    that the largest is exactly zero: at large norms another order of rounding could make it overflow or vanish.
+    """
+    if slopes is None or slopes[i] == 0:
+        return m.add(a, add)
+    slope = m.constant(slopes[i])
+    return m.fma(u, m.neg(slope), m.add(m.fma(u, slope, a), add))
+
+
+def _key_activation(e: Emitter, programs: tuple[Program, ...], slopes: Slopes | None, ragged: bool) -> None:
     """Activate projections (row j of u is feature j of every key) in place; sums_j = Σ over the tile's keys.
 
     Activation i of row j is written to row i · pad + j. Rows between `rows` and `pad` become zero. In the ragged form
@@ -57,8 +70,8 @@ def _key_activation(e: Emitter, programs: tuple[Program, ...], ragged: bool) -> 
         row = e.mul(j, u_row)
         with e.loop(0, columns, e.lanes) as c:
             projected, offset = e.load_vector(u, e.add(row, c)), e.load_vector(offsets, c)
-            for program, start, added, total in zip(programs, starts, adds, totals, strict=True):
-                value = emit(program, m, projected, m.add(offset, added))
+            for i, (program, start, total) in enumerate(zip(programs, starts, totals, strict=True)):
+                value = emit(program, m, projected, _offset(m, slopes, i, projected, offset, adds[i]))
                 if ragged:
                     value = m.where(m.gt(e.load_vector(valid, c), zero), value, zero)
                 total.set(m.add(total.get(), value))
@@ -138,9 +151,10 @@ def _query_activation(e: Emitter, programs: tuple[Program, ...], slopes: Slopes 
         total = e.variable(m.constant(0.0))
         with e.loop(0, pad, e.lanes) as j:
             projected = e.load_vector(u, e.add(row, j))
-            for program, start in zip(programs, starts, strict=True):
+            for i, (program, start) in enumerate(zip(programs, starts, strict=True)):
                 column = e.add(start, j)
-                value = emit(program, m, projected, m.add(e.load_vector(add, column), offset))
+                own = _offset(m, slopes, i, projected, e.load_vector(add, column), offset)
+                value = emit(program, m, projected, own)
                 total.set(m.fma(value, e.load_vector(z, column), total.get()))
                 e.store_vector(value, u, e.add(row, column))
         e.store(m.reduce_add(total.get()), denominator, r)

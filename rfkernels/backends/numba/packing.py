@@ -263,7 +263,7 @@ def to_internal(given: Layout, features: Features, state: State) -> State:
         inside, outside = slice(i * p.pad, i * p.pad + p.rows), slice(i * p.rows, (i + 1) * p.rows)
         kv[:, inside, : p.width] = state.kv[..., outside, :].reshape(n, p.rows, p.width)
         z[:, inside] = state.z[..., outside].reshape(n, p.rows)
-        shift[:, inside] = np.maximum(state.shift[..., outside].reshape(n, p.rows), given.sentinel)
+        shift[:, inside] = np.maximum(state.shift[..., outside].reshape(n, p.rows).astype(given.dtype), given.sentinel)
     return State(kv, z, shift)
 
 
