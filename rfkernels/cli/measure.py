@@ -78,8 +78,8 @@ class Timing(NamedTuple):
 class Report(NamedTuple):
     """Everything measured.
 
-    `which` lists the layer and the head of each of the `heads`; `load` is how many other processes wanted a processor in
-    the minute before, divided by the number of processors.
+    `which` lists the layer and the head of each of the `heads`; `load` is how many processes wanted a processor in the
+    minute before, divided by the number of processors.
     """
 
     which: list[tuple[int, int]]

@@ -107,8 +107,8 @@ def _cost(report: Report) -> Iterator[str]:
     )
     if report.load > 0.3:
         yield (
-            f"Other processes kept {min(report.load, 1):.0%} of this machine busy: times are longer than they would be, and "
-            "those of exact attention most, because NumPy's threads wait for each other."
+            f"In the minute before, other processes took {min(report.load, 1):.0%} of this machine. If they went on, "
+            "the times are too long, those of exact attention most, because threads of NumPy wait for each other."
         )
     row = find(report, "positive", TIMED_FEATURES)
     pairs, held = find(report, EXACT).memory, 2 * report.length * report.dim * 4

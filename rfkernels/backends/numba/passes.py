@@ -103,7 +103,9 @@ def _groups(q: Any, out: Any, logs: tuple[Any, Any] | None, batch: tuple[int, ..
 
     def grouped(x: Any, tail: int) -> Any:
         at = np.array(addresses(x, outer, tail), np.int64).reshape(outer)
-        return np.ascontiguousarray(at.transpose(order).reshape(math.prod(batch), -1))
+        return np.ascontiguousarray(
+            at.transpose(order).reshape(math.prod(batch), math.prod(outer[axis] for axis in shared))
+        )
 
     q_at, out_at = grouped(q, 2), grouped(out, 2)
     below, shift = (grouped(x, 1) for x in logs) if logs else (np.zeros_like(q_at),) * 2

@@ -1,0 +1,397 @@
+"""Feature maps: the registry, what an activation may be written with, and that its meaning is never a stale one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import rfkernels as rfk
+from rfkernels import maps
+from rfkernels.activations import CONSTANTS, FUNCTIONS, Program, trace
+
+BACKENDS = oracle.backends()
+RELU = rfk.lookup("relu")
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> dict[str, rfk.FeatureMap]:
+    """A copy of the table of names, put back after the test."""
+    copy = dict(maps._TABLE)
+    monkeypatch.setattr(maps, "_TABLE", copy)
+    return copy
+
+
+# The registry
+
+
+def test_the_named_maps() -> None:
+    assert rfk.names() == ("elu+1", "exp", "hyperbolic", "positive", "relu", "squared_relu", "trigonometric")
+    for name in rfk.names():
+        feature_map = rfk.lookup(name)
+        assert isinstance(feature_map, rfk.FeatureMap)
+        assert hash(feature_map) == hash(dataclasses.replace(feature_map))
+        assert feature_map == dataclasses.replace(feature_map)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            feature_map.offset = 1.0
+
+
+@pytest.mark.usefixtures("table")
+def test_registering_and_looking_up() -> None:
+    mine = rfk.FeatureMap((oracle.softplus,), nonnegative=True)
+    assert rfk.register("softplus", mine) is mine
+    assert rfk.lookup("softplus") is mine
+    assert "softplus" in rfk.names()
+    assert rfk.draw("softplus", 3, 4, rng=0).map is mine
+    with pytest.raises(ValueError, match=r"'softplus' exists.*replace=True") as caught:
+        rfk.register("softplus", RELU)
+    assert "positive" in str(caught.value)
+    assert rfk.lookup("softplus") is mine
+    rfk.register("softplus", RELU, replace=True)
+    assert rfk.lookup("softplus") is RELU
+    with pytest.raises(ValueError, match="'relu' exists"):
+        rfk.register("relu", mine)
+
+
+@pytest.mark.usefixtures("table")
+def test_names_that_are_no_names() -> None:
+    with pytest.raises(ValueError, match=re.escape(f"unknown feature map 'performer'; known are: {', '.join(rfk.names())}")):
+        rfk.lookup("performer")
+    for name in ("", None, 3, ("relu",)):
+        with pytest.raises(ValueError, match="name must be a non-empty str"):
+            rfk.register(name, RELU)
+    for feature_map in (oracle.softplus, "relu", (oracle.softplus,), None):
+        with pytest.raises(TypeError, match="feature_map must be a FeatureMap"):
+            rfk.register("mine", feature_map)
+    assert "mine" not in rfk.names()
+
+
+# What an activation may be written with
+
+ALLOWED = re.escape(", ".join(sorted(FUNCTIONS)))
+
+REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
+    "a function no backend has": (lambda xp, u, a: xp.erf(u), f"xp.erf.*allowed are: {ALLOWED}"),
+    "a function NumPy has": (lambda xp, u, a: xp.cumsum(u), f"xp.cumsum.*{ALLOWED}"),
+    "a reduction": (lambda xp, u, a: xp.exp(u - xp.max(u)), "xp.max"),
+    "a submodule": (lambda xp, u, a: xp.linalg.norm(u), "xp.linalg"),
+    "a method": (lambda xp, u, a: u.sum(), f"could not be traced.*{ALLOWED}"),
+    "an index": (lambda xp, u, a: u[0], "could not be traced.*elementwise"),
+    "a length": (lambda xp, u, a: u * len(u), "could not be traced"),
+    "a shape": (lambda xp, u, a: xp.exp(u) / u.shape[-1], "could not be traced"),
+    "iteration": (lambda xp, u, a: sum(x for x in u), "could not be traced"),
+    "numpy itself": (lambda xp, u, a: np.exp(u), "could not be traced|namespace xp"),
+    "numpy's maximum": (lambda xp, u, a: np.maximum(u, 0), "could not be traced|namespace xp"),
+    "math": (lambda xp, u, a: math.exp(u), "functions of its namespace xp, not those of math or numpy"),
+    "float()": (lambda xp, u, a: float(u), "namespace xp"),
+    "a branch": (lambda xp, u, a: u if u > 0 else 0 * u, r"cannot branch.*xp.where\(condition, x, y\) instead of if"),
+    "a branch on a number": (lambda xp, u, a: u if u else a, "xp.where"),
+    "and": (lambda xp, u, a: xp.where(u > 0 and a > 0, u, a), "xp.where"),
+    "a chained comparison": (lambda xp, u, a: xp.where(0 < u < 1, u, a), "xp.where"),
+    "Python's max": (lambda xp, u, a: max(u, 0), "xp.where"),
+    "equality": (lambda xp, u, a: xp.where(u == 0, a, u), "condition"),
+    "a power that is no integer": (lambda xp, u, a: u**0.5, "power.*int from 1 to 8.*0.5"),
+    "a power of zero": (lambda xp, u, a: u**0, "power.*0"),
+    "a large power": (lambda xp, u, a: u**9, "power.*9"),
+    "a negative power": (lambda xp, u, a: u**-1, "power.*-1"),
+    "an exponent": (lambda xp, u, a: 2**u, "could not be traced|power"),
+    "an array": (lambda xp, u, a: u * np.ones(3), "real numbers|could not be traced"),
+    "a complex number": (lambda xp, u, a: u * 1j, "real numbers.*1j"),
+    "a string": (lambda xp, u, a: u + "1", "real numbers"),
+    "None": (lambda xp, u, a: None, "real numbers.*None"),
+    "a condition as the result": (lambda xp, u, a: u > 0, "a condition where a number is needed"),
+    "arithmetic with a condition": (lambda xp, u, a: u * (u > 0), "a condition where a number is needed"),
+    "a number as a condition": (lambda xp, u, a: xp.where(u, u, a), "a number where a condition is needed"),
+    "a constant as a condition": (lambda xp, u, a: xp.where(True, u, a), "condition"),
+    "too few arguments": (lambda xp, u, a: xp.maximum(u), "xp.maximum takes 2 arguments.*got 1"),
+    "too many arguments": (lambda xp, u, a: xp.exp(u, a), "xp.exp takes 1 arguments.*got 2"),
+    "a keyword": (lambda xp, u, a: xp.where(u > 0, x=u, y=a), "could not be traced"),
+    "an axis": (lambda xp, u, a: xp.square(u, axis=-1), "could not be traced"),
+    "too few parameters": (lambda xp, u: xp.exp(u), "could not be traced"),
+    "two results": (lambda xp, u, a: (u, a), "real numbers"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_activations_that_some_backend_could_not_run(name: str) -> None:
+    activation, says = REFUSED[name]
+    with pytest.raises(ValueError, match=says):
+        rfk.FeatureMap((activation,))
+
+
+def test_maps_that_are_no_maps() -> None:
+    for activations in ((), [oracle.softplus], oracle.softplus, None):
+        with pytest.raises(ValueError, match="activations must be a non-empty tuple of functions"):
+            rfk.FeatureMap(activations)
+    for activation in (None, "exp", 3, math):
+        with pytest.raises(ValueError, match="an activation must be a function h"):
+            rfk.FeatureMap((activation,))
+
+
+EXPONENTS: dict[str, tuple[Any, ...]] = {
+    "not exponential in a": (lambda xp, u, a: xp.exp(u), (1.0,), r"not exp\(s\) h\(u, a\)"),
+    "exponential in 2a": (lambda xp, u, a: xp.exp(u + 2 * a), (1.0,), r"not exp\(s\) h\(u, a\)"),
+    "an added constant": (lambda xp, u, a: xp.exp(u + a) + 1e-3, (1.0,), r"not exp\(s\) h\(u, a\)"),
+    "another slope": (lambda xp, u, a: xp.exp(2 * u + a), (1.0,), "outgrows"),
+    "the other sign": (lambda xp, u, a: xp.exp(a - u), (1.0,), "outgrows"),
+    "no slope": (lambda xp, u, a: xp.exp(u + a), (0.0,), "outgrows"),
+    "a polynomial factor": (lambda xp, u, a: xp.exp(u + a) * u * u, (1.0,), "outgrows"),
+    "too few slopes": (lambda xp, u, a: xp.exp(u + a), (), "one entry per activation"),
+    "too many slopes": (lambda xp, u, a: xp.exp(u + a), (1.0, 1.0), "one entry per activation"),
+}
+
+
+@pytest.mark.parametrize("name", EXPONENTS)
+def test_declared_exponents_that_do_not_hold(name: str) -> None:
+    activation, slopes, says = EXPONENTS[name]
+    with pytest.raises(ValueError, match=says):
+        rfk.FeatureMap((activation,), -0.5, slopes)
+
+
+# What activations compute
+
+
+def grid() -> tuple[Any, Any]:
+    u, a = np.meshgrid(np.linspace(-3, 3, 41), np.linspace(-2, 1, 7))
+    return u.ravel(), a.ravel()
+
+
+def evaluate(program: Program, u: Any, a: Any) -> Any:
+    """Run a program on arrays: an interpreter written from its description alone."""
+    operations: dict[str, Callable[..., Any]] = {
+        "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "neg": np.negative,
+        "gt": np.greater, "ge": np.greater_equal, "lt": np.less, "le": np.less_equal,
+        "and": np.logical_and, "or": np.logical_or, "not": np.logical_not,
+        **{name: getattr(np, name) for name in FUNCTIONS},
+    }  # fmt: skip
+    results: list[Any] = []
+
+    def value(operand: Any) -> Any:
+        return {"u": u, "a": a}[operand] if isinstance(operand, str) else operand if isinstance(operand, float) else results[operand]
+
+    for name, operands in program.instructions:
+        results.append(operations[name](*map(value, operands)))
+    return value(program.result) + np.zeros_like(u)
+
+
+ACTIVATIONS: dict[str, Callable[..., Any]] = {
+    "every function of one argument": lambda xp, u, a: (
+        xp.abs(u) + xp.cos(u) + xp.exp(u) + xp.expm1(a) + xp.log(2 + xp.square(u)) + xp.log1p(xp.abs(a)) + xp.sin(a)
+        + xp.sqrt(xp.abs(u)) + xp.square(a) + xp.tanh(u)
+    ),
+    "every function of more": lambda xp, u, a: xp.maximum(u, a) + 3 * xp.minimum(u, 0.5) + xp.where(u > a, u, -a),
+    "comparisons": lambda xp, u, a: xp.where(u > 0, 1.0, 0.0) + 2 * xp.where(u >= a, 1, 0) + 4 * xp.where(u < 1, 1, 0)
+    + 8 * xp.where(a <= 0.5, 1, 0) + 16 * xp.where(0.25 < u, 1, 0),
+    "booleans": lambda xp, u, a: xp.where((u > 0) & (a > 0), 1, 0) + 2 * xp.where((u > 1) | (a < -1), 1, 0)
+    + 4 * xp.where(~(u > 0.5), 1, 0),
+    "powers": lambda xp, u, a: u**1 + u**2 - u**3 / 7 + a**4 / 3 + (u / 2) ** 8,
+    "arithmetic": lambda xp, u, a: -u + (+a) - 2 * u / (3 + abs(a)) + 1 / (2 + u * u) - (1 - u) * (a - 1) + 0.5,
+    "constants": lambda xp, u, a: xp.pi * u + xp.e * a + math.pi + np.float32(0.25) + np.float64(0.5) + True * 0 + 3,
+    "u alone": lambda xp, u, a: u,
+    "a alone": lambda xp, u, a: a,
+    "a constant alone": lambda xp, u, a: 2.5,
+    "a step that nothing uses": lambda xp, u, a: (xp.exp(u), u * 2)[1],
+    "a step used twice": lambda xp, u, a: (lambda y: y * y + y)(xp.tanh(u)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_a_program_computes_what_the_function_does(name: str) -> None:
+    u, a = grid()
+    expected = ACTIVATIONS[name](np, u, a)
+    np.testing.assert_array_equal(evaluate(trace(ACTIVATIONS[name]), u, a), expected + np.zeros_like(u))
+
+
+def test_the_maps_compute_what_they_say() -> None:
+    u, a = grid()
+    formulas = {
+        "positive": [np.exp(u + a)],
+        "hyperbolic": [np.exp(a + u), np.exp(a - u)],
+        "trigonometric": [math.sqrt(2) * np.cos(u) * np.exp(a), math.sqrt(2) * np.sin(u) * np.exp(a)],
+        "relu": [np.maximum(u, 0)],
+        "squared_relu": [np.maximum(u, 0) ** 2],
+        "elu+1": [np.where(u > 0, u + 1, np.exp(np.minimum(u, 0)))],
+        "exp": [np.exp(u)],
+    }
+    assert set(formulas) == set(rfk.names())
+    for name, expected in formulas.items():
+        feature_map = rfk.lookup(name)
+        inside = np.zeros_like(a) if name == "exp" else a
+        for program, value in zip(feature_map.programs(), expected, strict=True):
+            np.testing.assert_allclose(evaluate(program, u, inside), value, rtol=1e-14)
+    offsets = {"positive": -0.5, "hyperbolic": -0.5, "trigonometric": 0.5}
+    assert {name: rfk.lookup(name).offset for name in rfk.names()} == {name: offsets.get(name, 0.0) for name in rfk.names()}
+
+
+def test_equal_code_has_equal_programs() -> None:
+    def one(xp: Any, u: Any, a: Any) -> Any:
+        return xp.exp(u) + 1
+
+    def two(xp: Any, u: Any, a: Any) -> Any:
+        y = xp.exp(u)
+        return y + 1.0
+
+    assert trace(one) == trace(two)
+    assert hash(trace(one)) == hash(trace(two))
+    assert trace(one) != trace(lambda xp, u, a: xp.exp(u) + 2)
+    assert trace(one) != trace(lambda xp, u, a: 1 + xp.exp(u) * 1)
+    assert set(CONSTANTS) == {"pi", "e"}
+
+
+# In attention
+
+
+def attend(backend: str, activation: Any, q: Any, k: Any, v: Any, seed: int = 0, **options: Any) -> Any:
+    features = rfk.draw(rfk.FeatureMap((activation,)), q.shape[-1], 8, rng=seed)
+    return attend_with(backend, features, q, k, v, **options)
+
+
+def attend_with(backend: str, features: rfk.Features, q: Any, k: Any, v: Any, **options: Any) -> Any:
+    with oracle.precision(backend, q.dtype):
+        return np.asarray(rfk.attention(*(oracle.place(x, backend) for x in (q, k, v)), features, backend=backend, **options))
+
+
+def by_hand(activation: Any, features: rfk.Features, q: Any, k: Any, v: Any) -> Any:
+    """Attention from features that NumPy evaluates, in float64."""
+    root = np.sqrt(np.asarray(features.scale))
+    phi_q, phi_k = (activation(np, root * x @ features.projection.T, np.zeros(())) for x in (q, k))
+    weights = (phi_q + np.zeros((len(q), features.count))) @ (phi_k + np.zeros((len(k), features.count))).T
+    return weights @ v / weights.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_custom_maps_equal_their_evaluation_by_numpy(backend: str, name: str) -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((21, n)) for n in (4, 4, 3))
+
+    def positive(xp: Any, u: Any, a: Any) -> Any:  # so that normalizers stay away from zero
+        return xp.exp(0.1 * xp.tanh(ACTIVATIONS[name](xp, u, a))) + xp.square(0.1 * ACTIVATIONS[name](xp, u, a))
+
+    features = rfk.draw(rfk.FeatureMap((positive,)), 4, 8, rng=0)
+    expected = by_hand(positive, features, q, k, v)
+    np.testing.assert_allclose(attend_with(backend, features, q, k, v), expected, rtol=1e-9, atol=1e-9)
+    if backend != "jax":
+        singles = (x.astype(np.float32) for x in (q, k, v))
+        np.testing.assert_allclose(attend_with(backend, features, *singles), expected, rtol=2e-4, atol=2e-4)
+
+
+LEVEL = 1.0
+
+
+def of_a_global(xp: Any, u: Any, a: Any) -> Any:
+    return xp.maximum(u, 0) + LEVEL
+
+
+class Box:
+    level = 1.0
+
+
+def changing() -> list[tuple[str, Any, Callable[[float], None]]]:
+    """Activations whose meaning depends on something outside them, and how that is changed."""
+    cell, values, box = 1.0, [1.0], Box()
+
+    def of_a_cell(xp: Any, u: Any, a: Any) -> Any:
+        return xp.maximum(u, 0) + cell
+
+    def set_cell(level: float) -> None:
+        nonlocal cell
+        cell = level
+
+    def of_a_list(xp: Any, u: Any, a: Any) -> Any:
+        return xp.maximum(u, 0) + values[0]
+
+    def of_a_default(xp: Any, u: Any, a: Any, level: float = 1.0) -> Any:
+        return xp.maximum(u, 0) + level
+
+    def inner(xp: Any, u: Any) -> Any:
+        return xp.maximum(u, 0) + box.level
+
+    def of_another_function(xp: Any, u: Any, a: Any) -> Any:
+        return inner(xp, u)
+
+    return [
+        ("cell", of_a_cell, set_cell),
+        ("list", of_a_list, lambda level: values.__setitem__(0, level)),
+        ("global", of_a_global, lambda level: globals().__setitem__("LEVEL", level)),
+        ("default", of_a_default, lambda level: setattr(of_a_default, "__defaults__", (level,))),
+        ("attribute", of_another_function, lambda level: setattr(box, "level", level)),
+    ]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_map_means_what_it_means_now(backend: str) -> None:
+    """The same Features, after a closure cell, global, default or attribute has changed, and changed back."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((5, n)) for n in (4, 4, 3))
+    for kind, activation, change in changing():
+        features = rfk.draw(rfk.FeatureMap((activation,), nonnegative=True), 4, 8, rng=0)
+        results = []
+        for level in (1.0, 5.0, 1.0, 0.25):
+            change(level)
+            expected = by_hand(lambda xp, u, a, level=level: xp.maximum(u, 0) + level, features, q, k, v)
+            for options in ({}, {"causal": True}):
+                got = attend_with(backend, features, q, k, v, **options)
+                np.testing.assert_allclose(got[-1], expected[-1], rtol=1e-9, atol=1e-9, err_msg=f"{kind} {level}")
+            state = rfk.write_state(rfk.empty_state(features, 3, dtype=np.float64), k, v, features, backend="numpy")
+            results.append(rfk.read_state(state, q, features, backend="numpy"))
+        np.testing.assert_array_equal(results[0], results[2])
+        assert not np.allclose(results[0], results[1])
+        change(1.0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_function_whose_code_is_replaced(backend: str) -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((5, n)) for n in (4, 4, 3))
+
+    def activation(xp: Any, u: Any, a: Any) -> Any:
+        return xp.exp(0.5 * u)
+
+    def other(xp: Any, u: Any, a: Any) -> Any:
+        return xp.square(u) + 1
+
+    features = rfk.draw(rfk.FeatureMap((activation,)), 4, 8, rng=0)
+    before = attend_with(backend, features, q, k, v)
+    np.testing.assert_allclose(before, by_hand(activation, features, q, k, v), rtol=1e-9, atol=1e-9)
+    activation.__code__ = other.__code__
+    after = attend_with(backend, features, q, k, v)
+    np.testing.assert_allclose(after, by_hand(other, features, q, k, v), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.usefixtures("table")
+def test_replacing_a_name_changes_no_features_already_drawn() -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((5, n)) for n in (4, 4, 3))
+    features = rfk.draw("relu", 4, 8, rng=0)
+    before = attend_with("numpy", features, q, k, v)
+    rfk.register("relu", rfk.lookup("squared_relu"), replace=True)
+    np.testing.assert_array_equal(attend_with("numpy", features, q, k, v), before)
+    assert rfk.draw("relu", 4, 8, rng=0).map is rfk.lookup("squared_relu")
+
+
+@given(st.lists(st.floats(-2, 2, width=32), min_size=1, max_size=5), st.integers(0, 1 << 16))
+def test_random_polynomials_and_switches(coefficients: list[float], seed: int) -> None:
+    """Programs of random shape, on the backend that compiles them."""
+
+    def activation(xp: Any, u: Any, a: Any) -> Any:
+        total = 0.0 * u
+        for i, c in enumerate(coefficients):
+            total = xp.where(u > c, total * u + c, xp.minimum(total - c, u) * (i + 1))
+        return 1 + xp.square(xp.tanh(total))
+
+    rng = np.random.default_rng(seed)
+    q, k, v = (rng.standard_normal((9, n)) for n in (3, 3, 2))
+    features = rfk.draw(rfk.FeatureMap((activation,), nonnegative=True), 3, 5, rng=seed)
+    expected = by_hand(activation, features, q, k, v)
+    for backend in ("numpy", oracle.DEFAULT):
+        got = rfk.attention(q, k, v, features, backend=backend)
+        np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-8)
