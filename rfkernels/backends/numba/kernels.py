@@ -88,12 +88,17 @@ def _packing(name: str, bits: int) -> Emit:
         largest = e.variable(e.integer(0))
         step = 2 * e.lanes
         padded = b.and_(e.add(width, step - 1), e.integer(-step))
-        with e.loop(0, rows) as r:
-            start = e.mul(r, out_row)
-            with e.loop(0, padded, e.lanes) as j:
-                e.store_vector(e.math.constant(0.0), out, e.add(start, j))
+        full = b.and_(width, e.integer(-e.lanes))
+
+        def clear(low: Any, high: Any, start: Any) -> None:
+            with e.loop(low, high) as r, e.loop(start, padded, e.lanes) as j:
+                e.store_vector(e.math.constant(0.0), out, e.add(e.mul(r, out_row), j))
+
+        clear(e.integer(0), first, e.integer(0))
+        clear(last, rows, e.integer(0))
+        clear(first, last, full)
         size = conversions.SIZE[name]
-        whole = b.select(b.icmp_signed("==", column, e.integer(size)), b.and_(width, e.integer(-e.lanes)), e.integer(0))
+        whole = b.select(b.icmp_signed("==", column, e.integer(size)), full, e.integer(0))
         worst = e.variable(ir.Constant(e.math.integer, [0] * e.lanes))
         with e.loop(first, last) as r:
             base, start = e.add(source, e.mul(r, row)), e.mul(r, out_row)
@@ -161,6 +166,11 @@ def _valid(e: Emitter) -> None:
     """Write 1 where a key exists and the mask (bytes; none at address 0) allows it, else 0; return their number."""
     mask, stride, first, last, columns, out = e.arguments
     b = e.builder
+    every = b.and_(b.icmp_signed("==", mask, e.integer(0)), b.icmp_signed("==", b.sub(last, first), columns))
+    with b.if_then(every):
+        with e.loop(0, columns, e.lanes) as c:
+            e.store_vector(e.math.constant(1.0), out, c)
+        b.ret(columns)
     count = e.variable(e.integer(0))
     masked = b.icmp_signed("!=", mask, e.integer(0))
     byte = ir.IntType(8)

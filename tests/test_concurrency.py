@@ -1,0 +1,346 @@
+"""Many threads at once, processes after a fork, and processes that share compiled code on disk.
+
+Everything with processes runs in a script of its own, so that pytest is never forked and a hang ends in a timeout.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+
+import rfkernels as rfk
+
+THREADS = 8
+TIMEOUT = 120
+LIBRARY = str(Path(rfk.__file__).parents[1])
+needs_numba = pytest.mark.skipif(oracle.DEFAULT is not None, reason="backend 'numba' is not there yet")
+
+
+def together(work: Callable[[int], Any], count: int = THREADS) -> list[Any]:
+    """Run work(0), work(1), ... at once, one thread each; return what they return, raise what they raise."""
+    barrier, results, errors = threading.Barrier(count), [None] * count, []
+
+    def run(index: int) -> None:
+        try:
+            barrier.wait(30)
+            results[index] = work(index)
+        except BaseException as error:  # noqa: BLE001 - it is raised below, in the test's own thread
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(i,), daemon=True) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT)
+        assert not thread.is_alive(), "a thread hangs"
+    if errors:
+        raise errors[0]
+    return results
+
+
+def jobs() -> list[Callable[[], Any]]:
+    """Calls that differ in map, shape, dtype and schedule."""
+    made = []
+    for i in range(THREADS):
+        rng = np.random.default_rng(i)
+        dtype = (np.float32, np.float64)[i % 2]
+        q, k, v = (rng.standard_normal((3, 300 + 10 * i, n)).astype(dtype) for n in (8 + i, 8 + i, 5 + i))
+        name = ("positive", "relu", "hyperbolic", "softplus")[i % 4]
+        features = oracle.draw(name, 8 + i, 16)
+        window = 20 if i % 4 in (0, 2) else None
+        options = {"causal": i % 3 != 0, "window": window, "full": True, "backend": oracle.DEFAULT}
+        made.append(lambda q=q, k=k, v=v, features=features, options=options: rfk.attention(q, k, v, features, **options))
+    return made
+
+
+def assert_equal(one: Any, two: Any) -> None:
+    for x, y in zip(one[::2], two[::2], strict=True):  # the output and the normalizer
+        np.testing.assert_array_equal(x, y)
+
+
+def test_eight_threads_give_what_one_gives() -> None:
+    calls = jobs()
+    alone = [call() for call in calls]
+    for _ in range(3):
+        for got, expected in zip(together(lambda i: [calls[(i + j) % THREADS]() for j in range(3)]), alone, strict=True):
+            assert_equal(got[0], expected)
+    for i, got in enumerate(together(lambda i: [calls[(i + j) % THREADS]() for j in range(3)])):
+        for j in range(3):
+            assert_equal(got[j], alone[(i + j) % THREADS])
+
+
+def test_eight_threads_share_features_and_a_state() -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, 500, n)) for n in (8, 8, 5))
+    features = oracle.draw("positive", 8, 32)
+    state = rfk.write_state(rfk.empty_state(features, 5, (2,), np.float64), k, v, features, backend=oracle.DEFAULT)
+    expected = rfk.read_state(state, q, features, backend=oracle.DEFAULT)
+    for got in together(lambda i: rfk.read_state(state, q, features, backend=oracle.DEFAULT)):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_a_refusal_in_one_thread_does_not_disturb_the_others() -> None:
+    calls = jobs()
+    alone = [call() for call in calls]
+    bad = np.full((600, 8), np.nan)
+
+    def work(index: int) -> Any:
+        for _ in range(3):
+            if index % 2:
+                with pytest.raises(ValueError, match="must be finite"):
+                    rfk.attention(bad, bad, bad, oracle.draw("positive", 8, 16), backend=oracle.DEFAULT)
+            else:
+                assert_equal(calls[index](), alone[index])
+
+    together(work)
+
+
+def test_maps_are_registered_and_used_by_eight_threads() -> None:
+    """Each thread has maps of its own, compiled while the others compile theirs."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((40, n)) for n in (4, 4, 3))
+
+    def work(index: int) -> Any:
+        def activation(xp: Any, u: Any, a: Any) -> Any:
+            return xp.maximum(u, 0) + 1 + index
+
+        features = rfk.draw(rfk.FeatureMap((activation,), nonnegative=True), 4, 8, rng=0)
+        return [rfk.attention(q, k, v, features, backend=backend) for backend in (oracle.DEFAULT, "numpy")]
+
+    for got, expected in together(work):
+        np.testing.assert_allclose(got, expected, rtol=1e-9)
+
+
+# Processes
+
+
+PRELUDE = """
+import os, sys, threading, multiprocessing
+import numpy as np
+import rfkernels as rfk
+
+BACKEND = {backend!r}
+features = rfk.draw("positive", 16, 32, rng=0)
+rng = np.random.default_rng(0)
+q, k, v = (rng.standard_normal((3, 700, n)).astype(np.float32) for n in (16, 16, 8))
+
+def compute(index=0):
+    return float(rfk.attention(q, k, v, features, causal=True, backend=BACKEND).astype(np.float64).sum())
+"""
+
+
+def script(body: str, tmp_path: Path, **environment: str) -> str:
+    """Run a script in a new interpreter, warnings being errors; return what it prints."""
+    path = tmp_path / "script.py"
+    path.write_text(PRELUDE.format(backend=oracle.DEFAULT) + textwrap.dedent(body))
+    search = os.pathsep.join(filter(None, [LIBRARY, os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning", str(path)],
+        env={**os.environ, "PYTHONPATH": search, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout.strip()
+
+
+def test_after_a_fork(tmp_path: Path) -> None:
+    """The child of a process whose pool is running computes the same, with threads of its own, twice removed too."""
+    printed = script(
+        """
+        expected = compute()
+        def child(depth):
+            pid = os.fork()
+            if pid:
+                _, status = os.waitpid(pid, 0)
+                return os.waitstatus_to_exitcode(status)
+            code = 1
+            try:
+                results = [None] * 4
+                threads = [threading.Thread(target=lambda i=i: results.__setitem__(i, compute())) for i in range(4)]
+                for t in threads: t.start()
+                for t in threads: t.join()
+                good = all(r == expected for r in results)
+                code = 0 if good and (depth == 0 or child(depth - 1) == 0) else 1
+            finally:
+                os._exit(code)
+        codes = [child(1) for _ in range(3)]
+        assert codes == [0, 0, 0], codes
+        assert compute() == expected
+        print("good")
+        """,
+        tmp_path,
+        RFKERNELS_NUM_THREADS="3",
+    )
+    assert printed == "good"
+
+
+def test_a_fork_while_other_threads_compute(tmp_path: Path) -> None:
+    printed = script(
+        """
+        expected, stop = compute(), threading.Event()
+        def busy():
+            while not stop.is_set():
+                compute()
+        threads = [threading.Thread(target=busy, daemon=True) for _ in range(2)]
+        for t in threads: t.start()
+        codes = []
+        for _ in range(5):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0 if compute() == expected else 1)
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        stop.set()
+        for t in threads: t.join()
+        assert codes == [0] * 5, codes
+        print("good")
+        """,
+        tmp_path,
+        RFKERNELS_NUM_THREADS="2",
+    )
+    assert printed == "good"
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing(method: str, tmp_path: Path) -> None:
+    printed = script(
+        f"""
+        if __name__ == "__main__":
+            expected = compute()
+            with multiprocessing.get_context({method!r}).Pool(2) as pool:
+                results = pool.map_async(compute, range(4)).get(60)
+            assert results == [expected] * 4, (results, expected)
+            print("good")
+        """,
+        tmp_path,
+    )
+    assert printed == "good"
+
+
+def test_threads_that_outlive_the_main_one(tmp_path: Path) -> None:
+    printed = script(
+        """
+        import time
+        expected = compute()
+        def late():
+            time.sleep(0.3)
+            print("good" if compute() == expected else "bad")
+        threading.Thread(target=late).start()
+        """,
+        tmp_path,
+        RFKERNELS_NUM_THREADS="2",
+    )
+    assert printed == "good"
+
+
+def test_exit_handlers(tmp_path: Path) -> None:
+    printed = script(
+        """
+        import atexit
+        expected = compute()
+        atexit.register(lambda: print("good" if compute() == expected else "bad"))
+        """,
+        tmp_path,
+        RFKERNELS_NUM_THREADS="2",
+    )
+    assert printed == "good"
+
+
+# Compiled code on disk
+
+
+CUSTOM = """
+LEVEL = float(sys.argv[1]) if len(sys.argv) > 1 else float(os.environ["LEVEL"])
+
+def activation(xp, u, a):
+    return xp.maximum(u, 0) + LEVEL
+
+mine = rfk.draw(rfk.FeatureMap((activation,), nonnegative=True), 16, 32, rng=0)
+for x in (q, q.astype(np.float64)):
+    got = rfk.attention(x, k.astype(x.dtype), v.astype(x.dtype), mine, causal=True, backend=BACKEND)
+    expected = rfk.attention(x, k.astype(x.dtype), v.astype(x.dtype), mine, causal=True, backend="numpy")
+    assert np.allclose(got, expected, rtol=1e-3, atol=1e-4), np.abs(got - expected).max()
+compute()
+print(float(got.astype(np.float64).sum()))
+"""
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A cache directory filled by a first process, in which eight threads call at once, and what they computed."""
+    place = tmp_path_factory.mktemp("compiled")
+    body = """
+        barrier, results = threading.Barrier(8), {}
+        def work(i):
+            barrier.wait()
+            results[i] = compute()
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+        for t in threads: t.start()
+        for t in threads: t.join()
+        assert len(results) == 8 and len(set(results.values())) == 1, results
+        assert results[0] == compute()
+        print(compute())
+        """
+    printed = script(body, place, NUMBA_CACHE_DIR=str(place / "cache"))
+    return place / "cache", printed
+
+
+@pytest.fixture
+def cache(compiled: tuple[Path, str], tmp_path: Path) -> Path:
+    """A copy of the filled cache, with its times."""
+    return Path(shutil.copytree(compiled[0], tmp_path / "cache"))
+
+
+def test_the_first_calls_of_a_process_come_from_eight_threads(compiled: tuple[Path, str], tmp_path: Path) -> None:
+    assert script("print(compute())", tmp_path) == compiled[1]
+
+
+@needs_numba
+def test_a_second_process_finds_compiled_code_and_no_stale_map(cache: Path, tmp_path: Path) -> None:
+    environment = {"NUMBA_CACHE_DIR": str(cache)}
+
+    def files() -> dict[str, int]:
+        return {str(p.relative_to(cache)): p.stat().st_mtime_ns for p in cache.rglob("*") if p.is_file()}
+
+    first = script(CUSTOM, tmp_path, LEVEL="1.0", **environment)
+    found = files()
+    assert found
+    assert script(CUSTOM, tmp_path, LEVEL="1.0", **environment) == first
+    assert files() == found  # nothing new, nothing written again
+    assert script(CUSTOM, tmp_path, LEVEL="3.0", **environment) != first
+    changed = CUSTOM.replace("xp.maximum(u, 0)", "xp.square(u)")
+    assert script(changed, tmp_path, LEVEL="1.0", **environment) != first
+    assert files() == found
+
+
+@needs_numba
+def test_damaged_files_on_disk_are_compiled_anew(cache: Path, compiled: tuple[Path, str], tmp_path: Path) -> None:
+    objects = list(cache.rglob("*.o"))
+    assert objects
+    for damage in (lambda code: b"", lambda code: code[:-9] + bytes([code[-9] ^ 1]) + code[-8:]):
+        for path in objects:
+            path.write_bytes(damage(path.read_bytes()))
+        assert script("print(compute())", tmp_path, NUMBA_CACHE_DIR=str(cache)) == compiled[1]
+
+
+@pytest.mark.long
+@needs_numba
+def test_a_disk_that_cannot_be_written_only_costs_time(compiled: tuple[Path, str], tmp_path: Path) -> None:
+    """A cache directory that is a file, as root writes to any directory."""
+    blocked = tmp_path / "blocked"
+    blocked.write_text("not a directory")
+    assert script("print(compute())", tmp_path, NUMBA_CACHE_DIR=str(blocked)) == compiled[1]
