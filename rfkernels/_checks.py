@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from rfkernels._arrays import FLOATS, dtype_name, is_jax, namespace
-from rfkernels.features import Features
 
 _BLOCK = 1 << 18
 
@@ -16,6 +16,12 @@ def check_array(name: str, x: Any, axes: int) -> None:
     """Require a NumPy or JAX array of a real floating dtype with at least `axes` axes."""
     if not (isinstance(x, np.ndarray) or is_jax(x)):
         raise TypeError(f"{name} must be a numpy.ndarray or jax.Array, got {type(x).__name__}")
+    if isinstance(x, np.ma.MaskedArray | np.matrix):
+        raise TypeError(f"{name} must be a plain array, got {type(x).__name__}; masks are given by mask=")
+    if isinstance(x, np.ndarray) and not x.dtype.isnative:
+        raise TypeError(
+            f"{name} must be in this machine's byte order, got {x.dtype.str}; x.astype(x.dtype.newbyteorder('='))"
+        )
     if dtype_name(x.dtype) not in FLOATS:
         raise TypeError(f"{name} must have one of the dtypes {', '.join(FLOATS)}, got {x.dtype}")
     if x.ndim < axes:
@@ -61,17 +67,8 @@ def check_qkv(q: Any, k: Any, v: Any) -> None:
     broadcast_batch(q=q.shape[:-2], k=k.shape[:-2], v=v.shape[:-2])
 
 
-def check_features(features: Any, name: str, x: Any) -> None:
-    """Require Features of the array's width, with batch axes that broadcast."""
-    if not isinstance(features, Features):
-        raise TypeError(f"features must be a Features (see rfkernels.draw), got {type(features).__name__}")
-    if features.dim != x.shape[-1]:
-        raise ValueError(f"features are of dim {features.dim}, but {name} has shape {x.shape}")
-    broadcast_batch(features=features.batch, **{name: x.shape[:-2]})
-
-
-def check_mask(mask: Any, k: Any) -> None:
-    """Require a boolean key mask (*batch, keys)."""
+def check_mask(mask: Any, k: Any, **shapes: tuple[int, ...]) -> None:
+    """Require a boolean key mask (*batch, keys) that adds no batch axes to `shapes`, those of the other arguments."""
     if mask is None:
         return
     if not (isinstance(mask, np.ndarray) or is_jax(mask)):
@@ -79,12 +76,31 @@ def check_mask(mask: Any, k: Any) -> None:
     if mask.dtype != bool:
         raise TypeError(f"mask must be of dtype bool (True = may be attended), got {mask.dtype}")
     keys = k.shape[-2]
-    if mask.ndim < 1 or mask.shape[-1] != keys:
+    batch = broadcast_batch(k=k.shape[:-2], **shapes)
+    fits = mask.ndim >= 1 and mask.shape[-1] == keys
+    if fits:
+        try:
+            fits = np.broadcast_shapes(mask.shape[:-1], batch) == batch
+        except ValueError:
+            fits = False
+    if not fits:
         raise ValueError(
-            f"mask must be over keys, shape (*batch, {keys}), got {mask.shape}; linear attention cannot honour a mask "
-            "over pairs of queries and keys, only causal=, window= and key masks"
+            f"mask must be over keys, of a shape that broadcasts to {(*batch, keys)}, got {mask.shape}; linear "
+            "attention cannot honour a mask over pairs of queries and keys, only causal=, window= and key masks"
         )
-    broadcast_batch(mask=mask.shape[:-1], k=k.shape[:-2])
+
+
+def check_scale(scale: Any) -> None:
+    """Require a positive finite number; arrays and tracers pass."""
+    if isinstance(scale, int | float) and not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale must be a positive finite number, got {scale!r}")
+
+
+def check_batch(batch: Any) -> None:
+    """Require a tuple of sizes."""
+    sizes = isinstance(batch, tuple) and all(isinstance(n, int | np.integer) and n >= 0 for n in batch)
+    if not sizes:
+        raise ValueError(f"batch must be a tuple of sizes of at least 0, got {batch!r}")
 
 
 def check_window(window: Any) -> None:
@@ -114,6 +130,9 @@ def first_nonfinite(x: Any) -> tuple[int, ...] | None:
         x = np.asarray(x)
     if x.size == 0:
         return None
+    if x.ndim == 1:
+        found = _first_bad_row(x[None])
+        return None if found is None else found[1:]
     rows = x.reshape(-1, x.shape[-1]) if x.flags.c_contiguous else None
     if rows is None:
         for leading in np.ndindex(x.shape[:-2]):

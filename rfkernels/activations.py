@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 Activation = Callable[[Any, Any, Any], Any]
 
@@ -37,7 +37,19 @@ _LARGEST_POWER = 8
 _COMPARISONS = frozenset({"gt", "ge", "lt", "le"})
 _BOOLEAN = _COMPARISONS | {"and", "or", "not"}
 
-Operand = int | float | str
+
+class Constant(NamedTuple):
+    """A constant, by its exact digits: as numbers 1 and 1.0, or 0.0 and −0.0, would be taken for each other."""
+
+    digits: str
+
+    @property
+    def value(self) -> float:
+        """The number."""
+        return float.fromhex(self.digits)
+
+
+Operand = int | str | Constant
 Instruction = tuple[str, tuple[Operand, ...]]
 
 
@@ -49,7 +61,7 @@ class Program:
     ----------
     instructions : tuple of (str, tuple of operand)
         An operation and its operands, in order. An operand is ``"u"`` or ``"a"`` (the inputs), an ``int`` (the result
-        of that earlier instruction) or a ``float`` (a constant). Operations are ``add sub mul div neg gt ge lt le and
+        of that earlier instruction) or a `Constant`. Operations are ``add sub mul div neg gt ge lt le and
         or not`` and the names in `FUNCTIONS`.
     result : operand
         What the program returns.
@@ -111,6 +123,11 @@ class Traced:
             result = result * self
         return result
 
+    def __eq__(self, other: object) -> Any:
+        raise ValueError("an activation cannot use == or !=; compare with <, <=, > or >= and xp.where")
+
+    __ne__ = __eq__
+
     def __gt__(self, other: object) -> Traced:
         return self._recorder.emit("gt", self, other)
 
@@ -154,7 +171,7 @@ class _Recorder:
         if boolean or isinstance(value, bool):
             raise ValueError(f"an activation used {value!r} as a condition or as a number; compare values instead")
         try:
-            return float(value)  # type: ignore[arg-type]
+            return Constant(float(value).hex())  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
             raise ValueError(f"constants in an activation must be real numbers, got {value!r}") from error
 
@@ -203,7 +220,7 @@ def trace(activation: Activation) -> Program:
     recorder = _Recorder()
     try:
         result = activation(recorder, Traced(recorder, "u"), Traced(recorder, "a"))
-    except (AttributeError, TypeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
         raise ValueError(
             f"the activation {activation!r} could not be traced ({error}); "
             f"it must be elementwise in u and a and use only xp functions: {', '.join(sorted(FUNCTIONS))}"

@@ -7,7 +7,7 @@ from typing import Any
 from rfkernels import core
 from rfkernels._arrays import accumulator, namespace
 from rfkernels._checks import (
-    check_features,
+    broadcast_batch,
     check_finite_arrays,
     check_kv,
     check_mask,
@@ -18,9 +18,9 @@ from rfkernels._checks import (
 )
 from rfkernels.backends import choose
 from rfkernels.core import Options
-from rfkernels.features import Features
+from rfkernels.features import Features, check_features
 from rfkernels.state import DecodeState, State
-from rfkernels.streaming import AttentionResult, advance, begin, extend, resume
+from rfkernels.streaming import AttentionResult, advance, batch_of, begin, extend, resume
 
 
 def attention(
@@ -55,7 +55,8 @@ def attention(
         Whether query t sees keys up to t only. When lengths differ the last query is aligned with the last key.
     window : int, optional
         Keys less than `window` positions away get exact weights, all others estimated ones: t − window < s ≤ t if
-        causal, |t − s| < window if not. Needs a map whose kernel has a closed form.
+        causal, |t − s| < window if not. Needs a map whose kernel has a closed form; the numba backend joins those that
+        have a `Kernel.norm_weight` (the exponential ones), the numpy backend any.
     mask : array of bool, shape (*batch, keys), optional
         True where a key may be attended.
     state : State or DecodeState, optional
@@ -65,7 +66,8 @@ def attention(
     backend : {"numba", "jax", "numpy"}, optional
         Chosen by the kind of array if not given: numba for numpy.ndarray, jax for jax.Array.
     check_finite : bool, default True
-        Whether NaN and infinity are refused.
+        Whether NaN and infinity are refused, in masked keys as well. If they are let pass, one of them may reach every
+        output.
 
     Returns
     -------
@@ -91,27 +93,28 @@ def attention(
     """
     check_qkv(q, k, v)
     check_features(features, "k", k)
-    check_mask(mask, k)
+    batches = {"q": q.shape[:-2], "v": v.shape[:-2], "features": features.batch, "state": batch_of(state)}
+    broadcast_batch(k=k.shape[:-2], **batches)
+    check_mask(mask, k, **batches)
     check_window(window)
-    xp = namespace(q, k, v, *(state or ()))
     decode = resume(state, features, k, v, mask, causal, window)
     start = decode.state if decode is not None else begin(state, features, k, v, mask)
-    options = _options(features, causal, window, full)
-    chosen = choose(backend, q, k, v)
+    chosen = choose(backend, q, k, v, mask, features.projection, *start)
+    xp = namespace(q, k, v, mask, *start)
+    keys, values, seen = (k, v, mask) if decode is None else extend(xp, decode, k, v, mask)
+    if keys is not k and check_finite:
+        check_finite_arrays(q=q, k=k, v=v)
+        check_finite = False
+    options = _options(features, causal, window, full, q.shape[-2] + keys.shape[-2])
     dtype = result_dtype(xp, q, k, v)
-    if decode is None:
-        done = chosen.attend(q, k, v, features, options, mask, start, check_finite, dtype)
-        return AttentionResult(done.output, done.state, done.log_normalizer, done.sign) if full else done.output
-    keys, values, seen = extend(xp, decode, k, v, mask)
     done = chosen.attend(q, keys, values, features, options, seen, start, check_finite, dtype)
     if not full:
         return done.output
-    assert window is not None
-    after = advance(xp, decode, done, window, keys, values, seen)
+    after = done.state if decode is None else advance(xp, decode, done, window, keys, values, seen)
     return AttentionResult(done.output, after, done.log_normalizer, done.sign)
 
 
-def _options(features: Features, causal: bool, window: int | None, full: bool) -> Options:
+def _options(features: Features, causal: bool, window: int | None, full: bool, positions: int) -> Options:
     if window is None:
         return Options(bool(causal), full=full)
     kernel = features.map.kernel
@@ -120,7 +123,7 @@ def _options(features: Features, causal: bool, window: int | None, full: bool) -
             "window= joins exact weights with estimated ones, which needs a map whose kernel has a closed form; "
             "this map names none (FeatureMap(..., kernel=))"
         )
-    return Options(bool(causal), int(window), kernel, full)
+    return Options(bool(causal), min(int(window), positions + 1), kernel, full)
 
 
 def linear_attention(
@@ -158,7 +161,7 @@ def linear_attention(
     """
     check_qk(phi_q, phi_k, names=("phi_q", "phi_k"))
     check_kv(phi_k, v)
-    check_mask(mask, phi_k)
+    check_mask(mask, phi_k, phi_q=phi_q.shape[:-2], v=v.shape[:-2])
     if check_finite:
         check_finite_arrays(phi_q=phi_q, phi_k=phi_k, v=v)
     xp = namespace(phi_q, phi_k, v)

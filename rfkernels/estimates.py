@@ -6,9 +6,9 @@ from typing import Any
 
 from rfkernels import core
 from rfkernels._arrays import accumulator, namespace
-from rfkernels._checks import check_array, check_features, check_finite_arrays, check_qk
+from rfkernels._checks import check_array, check_finite_arrays, check_qk
 from rfkernels.attention import attention
-from rfkernels.features import Features, SideName
+from rfkernels.features import Features, SideName, check_features
 
 
 def transform(x: Any, features: Features, *, side: SideName, log: bool = False, check_finite: bool = True) -> Any:
@@ -129,8 +129,12 @@ def log_normalizer(
         If arguments do not fit together, or the map is signed and `return_sign` is False.
     """
     check_qk(queries, keys, names=("queries", "keys"))
-    values = keys[..., :0]
-    result = attention(
-        queries, keys, values, features, mask=mask, full=True, backend=backend, check_finite=check_finite
-    )
+    try:
+        result = attention(
+            queries, keys, keys[..., :0], features, mask=mask, full=True, backend=backend, check_finite=check_finite
+        )
+    except ValueError:
+        if check_finite:
+            check_finite_arrays(queries=queries, keys=keys)
+        raise
     return _signed(result.log_normalizer, result.sign, features, return_sign)

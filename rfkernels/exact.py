@@ -7,7 +7,15 @@ from typing import Any
 
 from rfkernels import kernels, partials
 from rfkernels._arrays import accumulator, matmul, namespace
-from rfkernels._checks import check_finite_arrays, check_mask, check_qk, check_qkv, check_window, result_dtype
+from rfkernels._checks import (
+    check_finite_arrays,
+    check_mask,
+    check_qk,
+    check_qkv,
+    check_scale,
+    check_window,
+    result_dtype,
+)
 from rfkernels.kernels import Kernel
 from rfkernels.partials import Partial
 
@@ -61,7 +69,8 @@ def exact_attention(
         If shapes or dtypes do not fit, or a value is not finite.
     """
     check_qkv(q, k, v)
-    check_mask(mask, k)
+    check_mask(mask, k, q=q.shape[:-2], v=v.shape[:-2])
+    check_scale(scale)
     check_window(window)
     if check_finite:
         check_finite_arrays(q=q, k=k, v=v)
@@ -144,6 +153,8 @@ def exact_log_kernel(x: Any, y: Any, *, scale: float = 1.0, kernel: Kernel = ker
         In the accumulation dtype.
     """
     check_qk(x, y, names=("x", "y"), pairs=True)
+    check_scale(scale)
+    check_finite_arrays(x=x, y=y)
     xp = namespace(x, y)
     dtype = accumulator(xp, x, y)
     root = xp.sqrt(xp.asarray(scale, dtype))
@@ -175,7 +186,8 @@ def exact_log_normalizer(
         −inf where no key counts.
     """
     check_qk(queries, keys, names=("queries", "keys"))
-    check_mask(mask, keys)
+    check_mask(mask, keys, queries=queries.shape[:-2])
+    check_scale(scale)
     check_finite_arrays(queries=queries, keys=keys)
     xp = namespace(queries, keys)
     part = exact_partial(queries, keys, keys[..., :0], scale=scale, mask=mask, kernel=kernel)

@@ -11,6 +11,7 @@ import numpy as np
 
 from rfkernels import maps, samplers
 from rfkernels._arrays import is_jax
+from rfkernels._checks import broadcast_batch, check_batch
 from rfkernels.maps import FeatureMap
 from rfkernels.samplers import Normal, Sampler
 
@@ -37,7 +38,9 @@ class Side(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """A feature map bound to its arrays: what `draw` returns and what every computation takes. A pytree under JAX.
+    """A feature map bound to its arrays: what `draw` returns and what every computation takes.
+
+    A pytree under JAX. JAX is told so when Features are made or used after it was imported; import it first.
 
     Parameters
     ----------
@@ -141,6 +144,7 @@ def draw(
         scale = 1 / math.sqrt(dim)
     if not (isinstance(scale, int | float | np.floating) and math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale must be a positive finite number, got {scale!r}")
+    check_batch(batch)
     normal, xp = _normal_source(rng)
     rows = count // activations
     sets = [sampler(normal, rows, dim) for _ in range(math.prod(batch))]
@@ -160,6 +164,16 @@ def _read_only(array: Any) -> Any:
     return copy
 
 
+def check_features(features: Any, name: str, x: Any) -> None:
+    """Require Features of the array's width, with batch axes that broadcast."""
+    _register_pytree()
+    if not isinstance(features, Features):
+        raise TypeError(f"features must be a Features (see rfkernels.draw), got {type(features).__name__}")
+    if features.dim != x.shape[-1]:
+        raise ValueError(f"features are of dim {features.dim}, but {name} has shape {x.shape}")
+    broadcast_batch(features=features.batch, **{name: x.shape[:-2]})
+
+
 def _positive_integer(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
@@ -171,6 +185,8 @@ def _normal_source(rng: Any) -> tuple[Normal, Any]:
         return _jax_normal(rng), sys.modules["jax.numpy"]
     if isinstance(rng, bool) or not isinstance(rng, int | np.integer | np.random.SeedSequence | np.random.Generator):
         raise TypeError(f"rng must be an int, SeedSequence, numpy Generator or JAX key, got {type(rng).__name__}")
+    if isinstance(rng, int | np.integer) and rng < 0:
+        raise ValueError(f"rng must be at least 0 if it is an int, got {rng}")
     generator = np.random.default_rng(rng)
     return generator.standard_normal, np
 

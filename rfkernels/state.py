@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels._arrays import namespace
+from rfkernels._checks import broadcast_batch, check_batch
 from rfkernels.features import Features
 
 
@@ -78,8 +79,12 @@ def empty_state(
     ValueError
         If `dtype` is neither float32 nor float64, or a size is negative.
     """
-    if width < 0 or (window is not None and window < 1):
-        raise ValueError(f"width must be at least 0 and window at least 1, got width={width}, window={window}")
+    if not isinstance(features, Features):
+        raise TypeError(f"features must be a Features (see rfkernels.draw), got {type(features).__name__}")
+    for name, size, least in (("width", width, 0), ("window", 1 if window is None else window, 1)):
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {size!r}")
+    check_batch(batch)
     kind = np.dtype(np.float32 if dtype is None else dtype)
     if kind not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise ValueError(f"dtype must be float32 or float64, got {kind}")
@@ -119,6 +124,7 @@ def merge_states(first: State, second: State) -> State:
         raise ValueError(
             f"first and second must agree in (count, width), got {first.kv.shape[-2:]} and {second.kv.shape[-2:]}"
         )
+    broadcast_batch(first=first.kv.shape[:-2], second=second.kv.shape[:-2])
     xp = namespace(first.kv, second.kv)
     shift = xp.maximum(first.shift, second.shift)
     base = xp.where(shift == -xp.inf, 0, shift)

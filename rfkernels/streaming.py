@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rfkernels._arrays import accumulator, namespace
-from rfkernels._checks import broadcast_batch, check_array, check_features, check_kv, check_mask
+from rfkernels._checks import (
+    broadcast_batch,
+    check_array,
+    check_kv,
+    check_mask,
+    result_dtype,
+)
 from rfkernels.backends import Pass, choose
-from rfkernels.features import Features
+from rfkernels.features import Features, check_features
 from rfkernels.state import DecodeState, State, empty_state
 
 
@@ -56,6 +64,12 @@ def begin(state: State | DecodeState | None, features: Features, k: Any, v: Any,
     )
 
 
+def batch_of(state: Any) -> tuple[int, ...]:
+    """Return the batch axes of a state, none for what is not one."""
+    given = state.state if isinstance(state, DecodeState) else state
+    return tuple(given.kv.shape[:-2]) if isinstance(given, State) else ()
+
+
 def check_state(state: State, features: Features, width: int | None) -> None:
     """Require a state of the features' count and, if given, of that width."""
     count = state.kv.shape[-2]
@@ -81,19 +95,30 @@ def resume(
             )
         return None
     if state is None:
-        start = begin(None, features, k, v, mask)
         xp = namespace(k, v)
-        shapes = (*start.kv.shape[:-2], window)
-        keys, values = xp.zeros((*shapes, k.shape[-1]), k.dtype), xp.zeros((*shapes, v.shape[-1]), v.dtype)
-        return DecodeState(start, keys[..., :0, :], values[..., :0, :], xp.zeros((*shapes[:-1], 0), bool), 0)
+        return DecodeState(begin(None, features, k, v, mask), k[..., :0, :], v[..., :0, :], xp.zeros(0, bool), 0)
     if not isinstance(state, DecodeState):
         raise TypeError(
             "state must be a DecodeState when window= is given (empty_state(..., window=) or a windowed pass with "
             f"full=True returns one), got {type(state).__name__}"
         )
-    if state.keys.shape[-2] > window:
-        raise ValueError(f"state was made with a window of {state.keys.shape[-2]}, got window={window}")
+    _check_pending(state, k, v, window)
     return state._replace(state=begin(state.state, features, k, v, mask))
+
+
+def _check_pending(state: DecodeState, k: Any, v: Any, window: int) -> None:
+    """Require what a decode state holds to fit the new keys and values, and to be as much as the window needs."""
+    pending = state.mask.shape[-1]
+    shapes = (state.keys.shape[-2:], state.values.shape[-2:])
+    expected = ((pending, k.shape[-1]), (pending, v.shape[-1]))
+    if shapes != expected or state.mask.dtype != bool:
+        raise ValueError(
+            f"state must hold keys (*batch, {pending}, {k.shape[-1]}), values (*batch, {pending}, {v.shape[-1]}) and a "
+            f"boolean mask (*batch, {pending}), got {state.keys.shape}, {state.values.shape} and {state.mask.dtype}"
+        )
+    seen = state.position if isinstance(state.position, int | np.integer) else pending
+    if pending > window or pending < min(window, seen):
+        raise ValueError(f"state was made with a window of {pending}, got window={window}")
 
 
 def extend(xp: Any, decode: DecodeState, k: Any, v: Any, mask: Any) -> tuple[Any, Any, Any]:
@@ -106,20 +131,26 @@ def extend(xp: Any, decode: DecodeState, k: Any, v: Any, mask: Any) -> tuple[Any
     wide = broadcast_batch(state=decode.mask.shape[:-1], mask=new.shape[:-1])
 
     def joined(old: Any, added: Any, leading: tuple[int, ...], tail: int) -> Any:
-        both = [xp.broadcast_to(x, (*leading, *x.shape[x.ndim - tail :])) for x in (old.astype(added.dtype), added)]
+        wider = result_dtype(xp, old, added)
+        both = [xp.broadcast_to(x, (*leading, *x.shape[x.ndim - tail :])).astype(wider) for x in (old, added)]
         return xp.concatenate(both, axis=-tail)
 
     values = broadcast_batch(state=decode.values.shape[:-2], v=v.shape[:-2])
     return joined(decode.keys, k, batch, 2), joined(decode.values, v, values, 2), joined(decode.mask, new, wide, 1)
 
 
-def advance(xp: Any, decode: DecodeState, done: Pass, window: int, keys: Any, values: Any, seen: Any) -> DecodeState:
+def advance(
+    xp: Any, decode: DecodeState, done: Pass, window: int | None, keys: Any, values: Any, seen: Any
+) -> DecodeState:
     """Return the state after a pass: its sums hold all keys but the last `window`."""
     assert done.state is not None
+    assert window is not None
     if seen is None:
         seen = xp.ones(keys.shape[-2], bool)
     position = decode.position + keys.shape[-2] - decode.keys.shape[-2]
-    return DecodeState(done.state, keys[..., -window:, :], values[..., -window:, :], seen[..., -window:], position)
+    # Copies: a caller may use the buffers of k and v again, and a view would keep all of them alive.
+    keys, values, seen = (xp.array(x) for x in (keys[..., -window:, :], values[..., -window:, :], seen[..., -window:]))
+    return DecodeState(done.state, keys, values, seen, position)
 
 
 def write_state(
@@ -159,9 +190,9 @@ def write_state(
     """
     check_kv(k, v)
     check_features(features, "k", k)
-    check_mask(mask, k)
+    check_mask(mask, k, v=v.shape[:-2], features=features.batch, state=batch_of(state))
     start = begin(state, features, k, v, mask)
-    return choose(backend, k, v, *state).write(start, k, v, features, mask, check_finite)
+    return choose(backend, k, v, mask, features.projection, *start).write(start, k, v, features, mask, check_finite)
 
 
 def read_state(
@@ -203,6 +234,6 @@ def read_state(
     if not isinstance(state, State):
         raise TypeError(f"state must be a State, got {type(state).__name__}")
     check_state(state, features, None)
-    broadcast_batch(q=q.shape[:-2], state=state.kv.shape[:-2])
-    done = choose(backend, q, *state).read(state, q, features, full, check_finite, q.dtype)
+    broadcast_batch(q=q.shape[:-2], state=state.kv.shape[:-2], features=features.batch)
+    done = choose(backend, q, features.projection, *state).read(state, q, features, full, check_finite, q.dtype)
     return AttentionResult(done.output, state, done.log_normalizer, done.sign) if full else done.output

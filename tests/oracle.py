@@ -23,7 +23,7 @@ DTYPES = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-FLOOR = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-4}
+FLOOR = {np.dtype(np.float64): 1e-11, np.dtype(np.float32): 1e-4}
 
 
 # Backends
@@ -283,7 +283,7 @@ def check_output(got: Any, expected: Expected, dtype: Any, what: str = "output")
     value = np.asarray(got).astype(np.float64)
     assert np.isfinite(value).all(), f"{what}: not finite at {np.argwhere(~np.isfinite(value))[0]}"
     info = ml_dtypes.finfo(dtype)
-    rounding = np.abs(expected.output) * float(info.eps) + float(info.smallest_subnormal)
+    rounding = 0.5001 * np.abs(expected.output) * float(info.eps) + float(info.smallest_subnormal)
     bound = np.where(expected.certain[..., None], expected.bound + rounding, np.inf)
     _require(np.abs(value - expected.output), bound, what, value, expected.output)
 

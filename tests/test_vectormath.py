@@ -214,7 +214,7 @@ def test_traced_activations(name: str, bits: int, lanes: int) -> None:
 
 
 def test_constant_result_is_a_vector() -> None:
-    got = compile_program(Program((), 2.5), 32, 8)(np.zeros(16, np.float32))
+    got = compile_program(Program((), Constant((2.5).hex())), 32, 8)(np.zeros(16, np.float32))
     np.testing.assert_array_equal(got, np.full(16, 2.5))
 
 

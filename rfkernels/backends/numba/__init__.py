@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -69,7 +68,7 @@ def _attend(
         fine = passes.two_sided(h, start, empty, options.window)
     if not fine:
         check_finite_arrays(q=q, k=k, v=v)
-    log, sign = _logs(logs, features)
+    log, sign = _logs(logs)
     return Pass(out, log, sign, None if after is None or not options.full else to_state(given, features, after, batch))
 
 
@@ -80,14 +79,12 @@ def _outputs(outer: tuple[int, ...], length: int, width: int, dtype: Any, given:
     return out, (np.empty((*outer, length), given.dtype), np.empty((*outer, length), given.dtype))
 
 
-def _logs(logs: Any, features: Features) -> tuple[Any, Any]:
+def _logs(logs: Any) -> tuple[Any, Any]:
     if logs is None:
         return None, None
     denominator, shift = logs
     nothing = denominator == 0
     log = np.log(np.where(nothing, 1, np.abs(denominator))) + shift
-    if not features.map.exponential:
-        log -= math.log(features.count)
     return np.where(nothing, -np.inf, log).astype(denominator.dtype), np.sign(denominator)
 
 
@@ -115,7 +112,7 @@ def _read(state: State, q: Any, features: Features, full: bool, check: bool, dty
     h = passes.heads(given, features, pack_weights(given, features), batch, {"q": q, "out": out}, logs)
     if not passes.read(h, to_internal(given, features, wide)):
         check_finite_arrays(q=q)
-    log, sign = _logs(logs, features)
+    log, sign = _logs(logs)
     return Pass(out, log, sign, state)
 
 

@@ -137,13 +137,13 @@ class Emitter:
         """Store a vector from element `index` on."""
         self.builder.store(value, self.address(base, index, value.type.element)).align = 1
 
-    def lane_indices(self) -> Any:
-        """Return the integer vector 0, 1, 2, ..."""
-        return ir.Constant(ir.VectorType(INT, self.lanes), list(range(self.lanes)))
+    def lane_numbers(self) -> Any:
+        """Return the vector of 32-bit integers 0, 1, 2, ..."""
+        return ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), list(range(self.lanes)))
 
-    def splat_int(self, value: Any) -> Any:
-        """Return the integer in every lane."""
-        kind = ir.VectorType(INT, self.lanes)
-        single = self.builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.IntType(32)(0))
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
-        return self.builder.shuffle_vector(single, ir.Constant(kind, ir.Undefined), zeros)
+    def splat_number(self, value: Any) -> Any:
+        """Return an integer in every lane, as 32 bits."""
+        kind = ir.VectorType(ir.IntType(32), self.lanes)
+        number = self.builder.trunc(value, ir.IntType(32))
+        single = self.builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.IntType(32)(0))
+        return self.builder.shuffle_vector(single, single, ir.Constant(kind, [0] * self.lanes))

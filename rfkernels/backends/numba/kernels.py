@@ -281,29 +281,18 @@ def _first_valid(e: Emitter) -> None:
     e.finish(found.get())
 
 
-def _lane_numbers(e: Emitter) -> Any:
-    return ir.Constant(ir.VectorType(ir.IntType(32), e.lanes), list(range(e.lanes)))
-
-
-def _splat_number(e: Emitter, value: Any) -> Any:
-    kind = ir.VectorType(ir.IntType(32), e.lanes)
-    number = e.builder.trunc(value, ir.IntType(32))
-    single = e.builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.IntType(32)(0))
-    return e.builder.shuffle_vector(single, single, ir.Constant(kind, [0] * e.lanes))
-
-
 def _triangle(e: Emitter) -> None:
     """Zero column c > r of row r, up to the register tile's edge, and add the rest of the row to its denominator."""
     scores, row, rows, denominator = e.arguments
     m, b = e.math, e.builder
-    lane = _lane_numbers(e)
+    lane = e.lane_numbers()
     with e.loop(0, rows) as r:
         total = e.variable(m.constant(0.0))
         # The product that reads row r goes as deep as the last row of its register tile: 8 rows at the most.
         edge = e.add(b.and_(r, e.integer(-8)), 8)
         with e.loop(0, edge, e.lanes) as c:
             index = e.add(e.mul(r, row), c)
-            seen = b.icmp_signed("<=", lane, _splat_number(e, b.sub(r, c)))
+            seen = b.icmp_signed("<=", lane, e.splat_number(b.sub(r, c)))
             value = m.where(seen, e.load_vector(scores, index), m.constant(0.0))
             total.set(m.add(total.get(), value))
             e.store_vector(value, scores, index)
@@ -319,7 +308,7 @@ def _band(e: Emitter) -> None:
     """
     scores, row, rows, columns, low, high, key_term, query_term, scale, shift, sums, sums_row, width, den = e.arguments
     m, b = e.math, e.builder
-    lane, missing = _lane_numbers(e), m.constant(SENTINEL[e.align * 8])
+    lane, missing = e.lane_numbers(), m.constant(SENTINEL[e.align * 8])
     factor = m.splat(e.load(scale, e.integer(0)))
     absent = m.constant(SENTINEL[e.align * 8] / 2)
     with e.loop(0, rows) as r:
@@ -329,8 +318,8 @@ def _band(e: Emitter) -> None:
         with e.loop(0, columns, e.lanes) as c:
             index = e.add(e.mul(r, row), c)
             log = m.add(m.fma(factor, e.load_vector(scores, index), e.load_vector(key_term, c)), query)
-            after = b.icmp_signed(">=", lane, _splat_number(e, b.sub(first, c)))
-            before = b.icmp_signed("<", lane, _splat_number(e, b.sub(last, c)))
+            after = b.icmp_signed(">=", lane, e.splat_number(b.sub(first, c)))
+            before = b.icmp_signed("<", lane, e.splat_number(b.sub(last, c)))
             log = m.where(b.and_(after, before), log, missing)
             top.set(m.maximum(top.get(), log))
             e.store_vector(log, scores, index)

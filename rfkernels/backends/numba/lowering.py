@@ -129,10 +129,10 @@ def _key_shift(e: Emitter, slopes: Slopes) -> None:
 def _query_activation(e: Emitter, programs: tuple[Program, ...], slopes: Slopes | None) -> None:
     """Activate projections (row r of u is query r) in place and take each query's denominator.
 
-    Activation i of column j is written to column i · pad + j. For an exponential map a query's own offset cancels: its
+    Activation i of column j is written to column i · pad + j; columns between `rows` and `pad` become zero. For an exponential map a query's own offset cancels: its
     features are taken at add_j − top, top = max_j (slope · u_j + add_j), which is written out.
     """
-    u, u_row, offsets, add, z, _, pad, queries, denominator, top = e.arguments
+    u, u_row, offsets, add, z, rows, pad, queries, denominator, top = e.arguments
     m, b = e.math, e.builder
     starts = [e.mul(pad, i) for i in range(len(programs))]
     with e.loop(0, queries) as r:
@@ -151,10 +151,11 @@ def _query_activation(e: Emitter, programs: tuple[Program, ...], slopes: Slopes 
         total = e.variable(m.constant(0.0))
         with e.loop(0, pad, e.lanes) as j:
             projected = e.load_vector(u, e.add(row, j))
+            exists = b.icmp_signed("<", e.lane_numbers(), e.splat_number(b.sub(rows, j)))
             for i, (program, start) in enumerate(zip(programs, starts, strict=True)):
                 column = e.add(start, j)
                 own = _offset(m, slopes, i, projected, e.load_vector(add, column), offset)
-                value = emit(program, m, projected, own)
+                value = m.where(exists, emit(program, m, projected, own), m.constant(0.0))
                 total.set(m.fma(value, e.load_vector(z, column), total.get()))
                 e.store_vector(value, u, e.add(row, column))
         e.store(m.reduce_add(total.get()), denominator, r)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 _DIGEST = 32
@@ -13,15 +14,23 @@ _DIGEST = 32
 def directory() -> Path | None:
     """Return where compiled code is kept: NUMBA_CACHE_DIR, the package's own cache, or the user's; None if none can."""
     given = os.environ.get("NUMBA_CACHE_DIR")
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rfkernels"
-    for place in (Path(given),) if given else (Path(__file__).parent / "__pycache__", user):
+    for place in (Path(given),) if given else (Path(__file__).parent / "__pycache__", _of_user()):
         try:
-            place.mkdir(parents=True, exist_ok=True)
+            if place is not None:
+                place.mkdir(parents=True, exist_ok=True)
         except OSError:
             continue
-        if os.access(place, os.W_OK):
+        if place is not None and os.access(place, os.W_OK):
             return place
     return None
+
+
+def _of_user() -> Path | None:
+    given = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(given) if given else Path.home() / ".cache") / "rfkernels"
+    except RuntimeError:
+        return None
 
 
 class Stored:
@@ -39,9 +48,12 @@ class Stored:
         self.code = self._load()
 
     def _load(self) -> bytes | None:
-        if self._path is None or not self._path.exists():
+        if self._path is None:
             return None
-        whole = self._path.read_bytes()
+        try:
+            whole = self._path.read_bytes()
+        except OSError:
+            return None
         digest, code = whole[:_DIGEST], whole[_DIGEST:]
         return code if hashlib.sha256(code).digest() == digest else None
 
@@ -49,9 +61,10 @@ class Stored:
         """Write the code under its key, in one step; a full or read-only disk only costs the next process time."""
         if self._path is None or self.code is not None:
             return
+        temporary = self._path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         try:
-            with tempfile.NamedTemporaryFile(dir=self._path.parent, delete=False) as file:
-                file.write(hashlib.sha256(code).digest() + code)
-            os.replace(file.name, self._path)
+            temporary.write_bytes(hashlib.sha256(code).digest() + code)
+            os.replace(temporary, self._path)
         except OSError:
-            self._path = None
+            with suppress(OSError):
+                temporary.unlink()

@@ -41,7 +41,7 @@ def layout(features: Features, bits: int, width: int, names: tuple[str, ...], ch
     """Lay out a pass over arrays of the dtypes named (q, k, v and the output)."""
     target = machine()
     lanes = target.lanes(bits)
-    step = target.vectors * lanes
+    step = math.lcm(target.rows, target.vectors * lanes)
     shared = kernels.shared(target, bits)
     own = lowered(target, bits, features.map.programs(), features.map.slopes)
     q, k, v, out = names
@@ -186,6 +186,7 @@ def _pack_weights(given: Layout, features: Features) -> PackedWeights:
         "near_parameters": keep(np.array([near * scale, 0.0])),
         "scale": keep(np.array([scale])),
         "zeros": keep(zeros),
+        "base": keep(np.full(p.tile + p.column_step, -math.log(features.count))),
         "lowest": keep(np.full(p.tile + p.column_step, given.sentinel)),
     }
     centred = int(features.query.centre is not None or features.key.centre is not None)

@@ -43,6 +43,7 @@ class Heads:
     keys: int
     shared: int
     threads: int
+    arrays: dict[str, Any]
 
     @property
     def count(self) -> int:
@@ -91,6 +92,7 @@ def heads(
         keys=0 if k is None else k.shape[-2],
         shared=len(groups[0].q) if groups else 0,
         threads=threads.thread_count(),
+        arrays=arrays,
     )
 
 

@@ -8,12 +8,14 @@ cache notices a change of this file alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Plan(NamedTuple):
@@ -102,6 +104,7 @@ class Weights(NamedTuple):
     near_parameters: int
     scale: int
     zeros: int
+    base: int
     lowest: int
     centred: int
 
@@ -169,7 +172,12 @@ call = cast(Callable[[int, tuple[int, ...]], int], intrinsic(_call))
 """``call(address, arguments)`` calls the function at an address with a tuple of 64-bit integers."""
 
 
-_jit = njit(nogil=True, cache=True)
+def _jit(function: Function) -> Function:
+    try:
+        return cast(Function, njit(nogil=True, cache=True)(function))
+    except RuntimeError:
+        # No directory can be written to: compile in every process.
+        return cast(Function, njit(nogil=True)(function))
 
 
 @_jit
@@ -287,7 +295,7 @@ def read_state(p: Plan, w: Weights, s: Scratch, t: Task, count: int) -> None:
     if p.key_shift != 0:
         call(p.sum, (s.top, s.offsets, s.top, rows))
     else:
-        call(p.copy, (w.zeros, s.top, rows))
+        call(p.copy, (w.base, s.top, rows))
 
 
 @_jit
@@ -421,13 +429,12 @@ def span(p: Plan, w: Weights, s: Scratch, t: Task, g: Group, low: int, high: int
     i = low
     while i < high:
         n = min(p.tile, high - i)
-        found, columns = 0, 0
         while True:
             start = i + t.delta
-            found = 0
+            found, columns = 0, 0
             if start + n > 0 and start < t.keys:
                 found, columns = load_keys(p, w, s, t, start, n)
-            if found < 0:
+            if found < 0 or (columns > 0 and load_values(p, w, s, t, start, n, columns, s.v) == 0):
                 return 1
             if found == 0:
                 break
@@ -439,8 +446,6 @@ def span(p: Plan, w: Weights, s: Scratch, t: Task, g: Group, low: int, high: int
         if found > 0:
             seen = 1
             rescale(p, s, t)
-            if load_values(p, w, s, t, start, n, columns, s.v) == 0:
-                return 1
             activate_keys(p, w, s, columns, found)
         for index in range(t.groups):
             q = g.q[index] + i * t.q_row

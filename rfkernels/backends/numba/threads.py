@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 _pools: dict[int, ThreadPoolExecutor] = {}
 _lock = threading.Lock()
@@ -27,29 +27,65 @@ def thread_count() -> int:
     given = os.environ.get("RFKERNELS_NUM_THREADS")
     if given is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not given.isdigit() or int(given) < 1:
+    if not (given.isascii() and given.isdigit() and int(given) >= 1):
         raise ValueError(f"RFKERNELS_NUM_THREADS must be a positive integer, got {given!r}")
     return int(given)
 
 
 def run(tasks: Sequence[Callable[[], int]], threads: int) -> int:
-    """Run all tasks, the calling thread among the workers; return the sum of what they return."""
+    """Run all tasks, the calling thread among the workers; return the sum of what they return.
+
+    Tasks know arrays by address only, so however this ends (an interrupt, an exception in a task) it does not end
+    before every task that was begun has returned.
+    """
     remaining = iter(tasks)
-    taking = threading.Lock()
+    taking, stop = threading.Lock(), threading.Event()
 
     def work() -> int:
         total = 0
-        while True:
-            with taking:
-                task = next(remaining, None)
-            if task is None:
-                return total
-            total += task()
+        try:
+            while not stop.is_set():
+                with taking:
+                    task = next(remaining, None)
+                if task is None:
+                    break
+                total += task()
+        except BaseException:
+            stop.set()
+            raise
+        return total
 
-    helpers = min(threads, len(tasks)) - 1
+    pending = _submit(work, min(threads, len(tasks)) - 1, threads)
+    try:
+        total = work()
+    finally:
+        interrupted = _wait(pending)
+    if interrupted is not None:
+        raise interrupted
+    return total + sum(future.result() for future in pending)
+
+
+def _submit(work: Callable[[], int], helpers: int, threads: int) -> list[Future[int]]:
+    pending: list[Future[int]] = []
     if helpers < 1:
-        return work()
+        return pending
     with _lock:
         pool = _pools.setdefault(threads, ThreadPoolExecutor(threads, thread_name_prefix="rfkernels"))
-    pending = [pool.submit(work) for _ in range(helpers)]
-    return work() + sum(future.result() for future in pending)
+    try:
+        pending.extend(pool.submit(work) for _ in range(helpers))
+    except RuntimeError as error:
+        # The interpreter is shutting down and starts no more threads: the calling thread does the work.
+        if "shutdown" not in str(error) and "can't start new thread" not in str(error):
+            raise
+    return pending
+
+
+def _wait(pending: Sequence[Future[int]]) -> BaseException | None:
+    """Wait for the helpers whatever happens; return an interrupt that came meanwhile."""
+    interrupted: BaseException | None = None
+    while True:
+        try:
+            wait(pending)
+            return interrupted
+        except KeyboardInterrupt as error:
+            interrupted = error

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from rfkernels.activations import FUNCTIONS, Operand, Program
+from rfkernels.activations import FUNCTIONS, Constant, Operand, Program
 
 
 @dataclass(frozen=True)
@@ -349,9 +349,9 @@ def emit(program: Program, math: VectorMath, u: ir.Value, a: ir.Value) -> ir.Val
     values: list[ir.Value] = []
 
     def value(operand: Operand) -> ir.Value:
-        if isinstance(operand, str):
-            return inputs[operand]
-        return values[operand] if isinstance(operand, int) else math.constant(operand)
+        if isinstance(operand, Constant):
+            return math.constant(operand.value)
+        return inputs[operand] if isinstance(operand, str) else values[operand]
 
     for name, operands in program.instructions:
         values.append(getattr(math, _METHODS[name])(*map(value, operands)))
