@@ -85,8 +85,8 @@ def check_mask(mask: Any, k: Any, **shapes: tuple[int, ...]) -> None:
             fits = False
     if not fits:
         raise ValueError(
-            f"mask must be over keys, of a shape that broadcasts to {(*batch, keys)}, got {mask.shape}; linear "
-            "attention cannot honour a mask over pairs of queries and keys, only causal=, window= and key masks"
+            f"mask must be over keys, (*batch, {keys}) with axes that broadcast to {batch}, got {mask.shape}; "
+            "linear attention cannot honour a mask over pairs of queries and keys, only causal=, window= and key masks"
         )
 
 

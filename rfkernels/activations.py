@@ -168,8 +168,10 @@ class _Recorder:
                 wanted, got = ("a condition", "a number") if boolean else ("a number", "a condition")
                 raise ValueError(f"an activation used {got} where {wanted} is needed")
             return value._operand
-        if boolean or isinstance(value, bool):
-            raise ValueError(f"an activation used {value!r} as a condition or as a number; compare values instead")
+        if boolean or isinstance(value, bool | str):
+            raise ValueError(
+                f"constants in an activation must be real numbers, and conditions comparisons, got {value!r}"
+            )
         try:
             return Constant(float(value).hex())  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:

@@ -99,8 +99,8 @@ def attention(
     check_window(window)
     decode = resume(state, features, k, v, mask, causal, window)
     start = decode.state if decode is not None else begin(state, features, k, v, mask)
-    chosen = choose(backend, q, k, v, mask, features.projection, *start)
-    xp = namespace(q, k, v, mask, *start)
+    chosen = choose(backend, q, k, v, mask=mask, state=start)
+    xp = namespace(q, k, v)
     keys, values, seen = (k, v, mask) if decode is None else extend(xp, decode, k, v, mask)
     if keys is not k and check_finite:
         check_finite_arrays(q=q, k=k, v=v)

@@ -89,13 +89,18 @@ def empty_state(
     if kind not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise ValueError(f"dtype must be float32 or float64, got {kind}")
     xp = namespace(features.projection)
-    shape = (*batch, features.count)
-    shift = xp.full(shape, -np.inf if features.map.exponential else 0.0, kind)
-    state = State(xp.zeros((*shape, width), kind), xp.zeros(shape, kind), shift)
+    state = empty_sums(xp, features, width, batch, kind)
     if window is None:
         return state
     keys, values = xp.zeros((*batch, window, features.dim), kind), xp.zeros((*batch, window, width), kind)
     return DecodeState(state, keys, values, xp.zeros((*batch, window), bool), 0)
+
+
+def empty_sums(xp: Any, features: Features, width: int, batch: tuple[int, ...], dtype: Any) -> State:
+    """Return the state of no keys as arrays of the namespace `xp`."""
+    shape = (*batch, features.count)
+    shift = xp.full(shape, -np.inf if features.map.exponential else 0.0, dtype)
+    return State(xp.zeros((*shape, width), dtype), xp.zeros(shape, dtype), shift)
 
 
 def merge_states(first: State, second: State) -> State:

@@ -16,7 +16,7 @@ from rfkernels._checks import (
 )
 from rfkernels.backends import Pass, choose
 from rfkernels.features import Features, check_features
-from rfkernels.state import DecodeState, State, empty_state
+from rfkernels.state import DecodeState, State, empty_sums
 
 
 class AttentionResult(NamedTuple):
@@ -47,10 +47,8 @@ def begin(state: State | DecodeState | None, features: Features, k: Any, v: Any,
     if mask is not None:
         shapes["mask"] = mask.shape[:-1]
     if state is None:
-        dtype = accumulator(namespace(k, v), k, v)
-        empty = empty_state(features, v.shape[-1], broadcast_batch(**shapes), dtype)
-        assert isinstance(empty, State)
-        return empty
+        xp = namespace(k, v)
+        return empty_sums(xp, features, v.shape[-1], broadcast_batch(**shapes), accumulator(xp, k, v))
     if not isinstance(state, State):
         raise TypeError(f"state must be a State (a DecodeState only goes with window=), got {type(state).__name__}")
     check_state(state, features, v.shape[-1])
@@ -192,7 +190,7 @@ def write_state(
     check_features(features, "k", k)
     check_mask(mask, k, v=v.shape[:-2], features=features.batch, state=batch_of(state))
     start = begin(state, features, k, v, mask)
-    return choose(backend, k, v, mask, features.projection, *start).write(start, k, v, features, mask, check_finite)
+    return choose(backend, k, v, mask=mask, state=start).write(start, k, v, features, mask, check_finite)
 
 
 def read_state(
@@ -235,5 +233,5 @@ def read_state(
         raise TypeError(f"state must be a State, got {type(state).__name__}")
     check_state(state, features, None)
     broadcast_batch(q=q.shape[:-2], state=state.kv.shape[:-2], features=features.batch)
-    done = choose(backend, q, features.projection, *state).read(state, q, features, full, check_finite, q.dtype)
+    done = choose(backend, q, state=state).read(state, q, features, full, check_finite, q.dtype)
     return AttentionResult(done.output, state, done.log_normalizer, done.sign) if full else done.output

@@ -20,7 +20,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     expected = os.environ.get("RFKERNELS_UNDER_TEST")
     if expected is not None and not Path(rfkernels.__file__).is_relative_to(expected):
-        raise pytest.UsageError(f"the package under test should lie in {expected}, but {rfkernels.__file__} was imported")
+        raise pytest.UsageError(
+            f"the package under test should lie in {expected}, but {rfkernels.__file__} was imported"
+        )
     long = config.getoption("--long") or config.option.markexpr == "long"
     if config.getoption("--long") and config.option.markexpr == "not long":
         config.option.markexpr = ""

@@ -278,7 +278,10 @@ def main() -> int:
             passed, line = run(place, mutant.tests)
             path.write_text(original, encoding="utf-8")
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # Numba's cache goes by it
-            print(f"{'SURVIVED' if passed else 'killed':9}{mutant.name:45}{time.monotonic() - start:6.1f} s  {line[:110]}", flush=True)
+            print(
+                f"{'SURVIVED' if passed else 'killed':9}{mutant.name:45}{time.monotonic() - start:6.1f} s  {line[:110]}",
+                flush=True,
+            )
             survived += [mutant.name] * passed
     print(f"{len(chosen) - len(survived)} of {len(chosen)} mutants were killed")
     return 1 if survived else 0

@@ -206,9 +206,7 @@ def expect(
     return Expected(*(np.concatenate(x, -1 - (x[0].ndim > parts[0][1].ndim)) for x in zip(*parts, strict=True)))
 
 
-def _rows(
-    q: Any, k: Any, v: Any, features: rfk.Features, seen: Any, near: Any, mask: Any, dtype: Any
-) -> Expected:
+def _rows(q: Any, k: Any, v: Any, features: rfk.Features, seen: Any, near: Any, mask: Any, dtype: Any) -> Expected:
     log, sign = log_estimates(q, k, features)
     of_q, tolerance_q = envelope(q, features, "query", dtype)
     of_k, tolerance_k = envelope(k, features, "key", dtype)
@@ -223,7 +221,11 @@ def _rows(
         exact_size = exact
         if features.map.kernel.norm_weight is None:  # a function of the angle, which rounds relative to its maximum
             exact_size = np.logaddexp(exact, _log_largest(q, k, features) + np.log(16 * np.finfo(dtype).eps / allowed))
-        log, sign, log_size = np.where(near, exact, log), np.where(near, 1.0, sign), np.where(near, exact_size, log_size)
+        log, sign, log_size = (
+            np.where(near, exact, log),
+            np.where(near, 1.0, sign),
+            np.where(near, exact_size, log_size),
+        )
     seen = seen if mask is None else seen & mask[..., None, :]
     log, log_size = np.where(seen, log, -np.inf), np.where(seen, log_size, -np.inf)
     allowed = np.max(np.where(seen, allowed, 0), -1, initial=0)
@@ -299,7 +301,9 @@ def check_normalizer(log: Any, sign: Any, expected: Expected, what: str = "log_n
     use = expected.certain & known
     assert (sign[use] == expected.sign[use]).all(), f"{what}: wrong sign"
     assert np.isfinite(log[use]).all(), f"{what}: not finite"
-    rounding = 4 * np.finfo(np.float32 if expected.log_bound.size and expected.log_bound.max() > 1e-5 else np.float64).eps
+    rounding = (
+        4 * np.finfo(np.float32 if expected.log_bound.size and expected.log_bound.max() > 1e-5 else np.float64).eps
+    )
     bound = 2 * expected.log_bound[use] + rounding * np.abs(expected.log_normalizer[use])
     _require(np.abs(log[use] - expected.log_normalizer[use]), bound, what, log[use], expected.log_normalizer[use])
 

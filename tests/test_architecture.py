@@ -20,10 +20,9 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 
 FLOORS = (
     ("_arrays", "activations", "kernels", "partials"),
-    ("maps", "samplers"),
+    ("_checks", "maps", "samplers"),
     ("features",),
-    ("state", "_checks"),
-    ("exact", "variance"),
+    ("state", "exact", "variance"),
     ("core",),
     ("fitting",),
     ("backends",),

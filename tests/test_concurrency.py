@@ -60,7 +60,9 @@ def jobs() -> list[Callable[[], Any]]:
         features = oracle.draw(name, 8 + i, 16)
         window = 20 if i % 4 in (0, 2) else None
         options = {"causal": i % 3 != 0, "window": window, "full": True, "backend": oracle.DEFAULT}
-        made.append(lambda q=q, k=k, v=v, features=features, options=options: rfk.attention(q, k, v, features, **options))
+        made.append(
+            lambda q=q, k=k, v=v, features=features, options=options: rfk.attention(q, k, v, features, **options)
+        )
     return made
 
 
@@ -73,7 +75,9 @@ def test_eight_threads_give_what_one_gives() -> None:
     calls = jobs()
     alone = [call() for call in calls]
     for _ in range(3):
-        for got, expected in zip(together(lambda i: [calls[(i + j) % THREADS]() for j in range(3)]), alone, strict=True):
+        for got, expected in zip(
+            together(lambda i: [calls[(i + j) % THREADS]() for j in range(3)]), alone, strict=True
+        ):
             assert_equal(got[0], expected)
     for i, got in enumerate(together(lambda i: [calls[(i + j) % THREADS]() for j in range(3)])):
         for j in range(3):

@@ -271,7 +271,9 @@ def _extend(
     case: Case = {start[0]: start[1], start[2]: start[3]}
     for name in rng.permutation([name for name in factors if name not in case]).tolist():
         allowed = [value for value in factors[name] if not clashes(case, name, value, forbid)]
-        gains = [sum(key in uncovered for key in pairs_of({**case, name: value}) if name in key[::2]) for value in allowed]
+        gains = [
+            sum(key in uncovered for key in pairs_of({**case, name: value}) if name in key[::2]) for value in allowed
+        ]
         best = [value for value, gain in zip(allowed, gains, strict=True) if gain == max(gains)]
         case[name] = best[int(rng.integers(len(best)))]
     return {name: case[name] for name in factors}

@@ -93,7 +93,12 @@ SHAPES: list[Refusal] = [
         ValueError,
         ("broadcast", "features (3,)", "k (2,)"),
     ),
-    ("mask over pairs", lambda: attend(mask=np.ones((5, 5), bool)), ValueError, ("mask", "over keys", "pairs of queries")),
+    (
+        "mask over pairs",
+        lambda: attend(mask=np.ones((5, 5), bool)),
+        ValueError,
+        ("mask", "over keys", "pairs of queries"),
+    ),
     (
         "mask L×S, batched",
         lambda: attend(mask=np.ones((2, 7, 5), bool)),
@@ -118,7 +123,12 @@ SHAPES: list[Refusal] = [
     ("exact attention", lambda: rfk.exact_attention(Q, K, ones(2, 6, 3)), ValueError, ("k and v", "length")),
     ("exact mask", lambda: rfk.exact_attention(Q, K, V, mask=np.ones((5, 4), bool)), ValueError, ("mask", "keys")),
     ("exact window", lambda: rfk.exact_attention(Q, K, V, window=0), ValueError, ("window",)),
-    ("counts of given features", lambda: rfk.linear_attention(ones(5, 3), ones(7, 4), V), ValueError, ("phi_q and phi_k",)),
+    (
+        "counts of given features",
+        lambda: rfk.linear_attention(ones(5, 3), ones(7, 4), V),
+        ValueError,
+        ("phi_q and phi_k",),
+    ),
     ("given features and v", lambda: rfk.linear_attention(ones(5, 4), ones(6, 4), V), ValueError, ("length",)),
 ]
 
@@ -127,9 +137,15 @@ TYPES: list[Refusal] = [
     ("k is a scalar", lambda: attend(k=1.0), TypeError, ("k ", "float")),
     ("v is None", lambda: attend(v=None), TypeError, ("v ", "NoneType")),
     *(
-        (f"{name} is of dtype {dtype}", lambda name=name, dtype=dtype: attend(**{name: np.ones((2, 7, 4), dtype)}), TypeError,
-         (f"{name} ", "float64, float32, float16, bfloat16", np.dtype(dtype).name))
-        for name, dtype in itertools.product("qkv", ("int64", "int8", "bool", "complex64", "complex128", "object", "longdouble"))
+        (
+            f"{name} is of dtype {dtype}",
+            lambda name=name, dtype=dtype: attend(**{name: np.ones((2, 7, 4), dtype)}),
+            TypeError,
+            (f"{name} ", "float64, float32, float16, bfloat16", np.dtype(dtype).name),
+        )
+        for name, dtype in itertools.product(
+            "qkv", ("int64", "int8", "bool", "complex64", "complex128", "object", "longdouble")
+        )
     ),
     ("q is of strings", lambda: attend(np.array([["a"] * DIM])), TypeError, ("q ", "<U1")),
     ("q is of dates", lambda: attend(np.ones((5, 4), "datetime64[s]")), TypeError, ("q ", "datetime64")),
@@ -148,7 +164,12 @@ TYPES: list[Refusal] = [
     ("features is a map", lambda: attend(features=rfk.lookup("relu")), TypeError, ("features", "FeatureMap")),
     ("backend is unknown", lambda: attend(backend="torch"), ValueError, ("'torch'", "jax, numba, numpy")),
     ("backend is no name", lambda: attend(backend=3), TypeError, ("backend", "int")),
-    ("side is unknown", lambda: rfk.transform(Q, FEATURES, side="value"), ValueError, ("side", "query", "key", "value")),
+    (
+        "side is unknown",
+        lambda: rfk.transform(Q, FEATURES, side="value"),
+        ValueError,
+        ("side", "query", "key", "value"),
+    ),
     ("x of transform", lambda: rfk.transform([[1.0]], FEATURES, side="key"), TypeError, ("x ", "list")),
     ("integers in pairs", lambda: rfk.log_kernel(np.ones(4, int), ones(4), FEATURES), TypeError, ("x ", "int64")),
     ("integers in exact pairs", lambda: rfk.exact_log_kernel(np.ones(4, int), ones(4)), TypeError, ("x ", "int64")),
@@ -164,22 +185,52 @@ TYPES: list[Refusal] = [
 ]
 
 STATES: list[Refusal] = [
-    ("state of another count", lambda: write(rfk.empty_state(draw(dim=DIM, count=8), WIDTH)), ValueError, ("state", "6", "8")),
+    (
+        "state of another count",
+        lambda: write(rfk.empty_state(draw(dim=DIM, count=8), WIDTH)),
+        ValueError,
+        ("state", "6", "8"),
+    ),
     ("state of another width", lambda: write(rfk.empty_state(FEATURES, 2)), ValueError, ("width 2", "width 3")),
     ("attention from another width", lambda: attend(state=rfk.empty_state(FEATURES, 2)), ValueError, ("width 2",)),
-    ("reading another count", lambda: read(rfk.empty_state(draw(dim=DIM, count=8), 3)), ValueError, ("state", "6", "8")),
+    (
+        "reading another count",
+        lambda: read(rfk.empty_state(draw(dim=DIM, count=8), 3)),
+        ValueError,
+        ("state", "6", "8"),
+    ),
     ("state with odd z", lambda: write(changed(STATE, z=STATE.z[:-1])), ValueError, ("state", "z")),
     ("state with odd shift", lambda: read(changed(STATE, shift=STATE.shift[:-1])), ValueError, ("state", "shift")),
-    ("state of another batch", lambda: write(rfk.empty_state(FEATURES, WIDTH, (3,))), ValueError, ("broadcast", "state (3,)")),
-    ("reading another batch", lambda: read(rfk.empty_state(FEATURES, WIDTH, (3,))), ValueError, ("broadcast", "state (3,)")),
+    (
+        "state of another batch",
+        lambda: write(rfk.empty_state(FEATURES, WIDTH, (3,))),
+        ValueError,
+        ("broadcast", "state (3,)"),
+    ),
+    (
+        "reading another batch",
+        lambda: read(rfk.empty_state(FEATURES, WIDTH, (3,))),
+        ValueError,
+        ("broadcast", "state (3,)"),
+    ),
     ("state is a tuple", lambda: write(tuple(STATE)), TypeError, ("state", "tuple")),
     ("state is features", lambda: read(FEATURES), TypeError, ("state", "Features")),
     ("state is a result", lambda: attend(state=attend(full=True)), TypeError, ("state", "AttentionResult")),
     ("writing a decode state", lambda: write(DECODE), TypeError, ("state", "DecodeState")),
     ("reading a decode state", lambda: read(DECODE), TypeError, ("state", "DecodeState")),
     ("decode state without window", lambda: attend(causal=True, state=DECODE), TypeError, ("DecodeState", "window=")),
-    ("state with window", lambda: attend(causal=True, window=4, state=STATE), TypeError, ("DecodeState", "window", "State")),
-    ("decode state of a wider window", lambda: attend(causal=True, window=3, state=DECODE), ValueError, ("window of 4", "3")),
+    (
+        "state with window",
+        lambda: attend(causal=True, window=4, state=STATE),
+        TypeError,
+        ("DecodeState", "window", "State"),
+    ),
+    (
+        "decode state of a wider window",
+        lambda: attend(causal=True, window=3, state=DECODE),
+        ValueError,
+        ("window of 4", "3"),
+    ),
     ("bidirectional decode state", lambda: attend(window=4, state=DECODE), ValueError, ("state=", "bidirectional")),
     ("bidirectional state and window", lambda: attend(window=4, state=STATE), ValueError, ("state=", "bidirectional")),
     ("merging features", lambda: rfk.merge_states(STATE, FEATURES), TypeError, ("second", "Features")),
@@ -196,7 +247,12 @@ STATES: list[Refusal] = [
         ValueError,
         ("count, width", "(6, 3)", "(6, 2)"),
     ),
-    ("dtype of a state", lambda: rfk.empty_state(FEATURES, 3, dtype=np.float16), ValueError, ("float32 or float64", "float16")),
+    (
+        "dtype of a state",
+        lambda: rfk.empty_state(FEATURES, 3, dtype=np.float16),
+        ValueError,
+        ("float32 or float64", "float16"),
+    ),
     ("width of a state", lambda: rfk.empty_state(FEATURES, -1), ValueError, ("width", "-1")),
     ("window of a state", lambda: rfk.empty_state(FEATURES, 3, window=0), ValueError, ("window", "0")),
 ]
@@ -207,7 +263,12 @@ DRAWING: list[Refusal] = [
     ("map is a function", lambda: draw(oracle.softplus), TypeError, ("feature_map", "function")),
     ("unknown sampler", lambda: draw(sampler="sobol"), ValueError, ("'sobol'", "antithetic, iid, orthogonal")),
     ("sampler is a number", lambda: draw(sampler=1), TypeError, ("sampler", "1")),
-    ("sampler of another shape", lambda: draw(sampler=lambda n, m, d: n((d, m))), ValueError, ("sampler", "(3, 4)", "(4, 3)")),
+    (
+        "sampler of another shape",
+        lambda: draw(sampler=lambda n, m, d: n((d, m))),
+        ValueError,
+        ("sampler", "(3, 4)", "(4, 3)"),
+    ),
     ("odd count of activations", lambda: draw("hyperbolic", count=5), ValueError, ("count", "multiple", "2", "5")),
     ("odd antithetic count", lambda: draw(count=5, sampler="antithetic"), ValueError, ("even", "5")),
     ("odd antithetic rows", lambda: draw("hyperbolic", count=6, sampler="antithetic"), ValueError, ("even", "3")),
@@ -279,10 +340,9 @@ def _unaligned(x: Any) -> Any:
 
 
 def refused(message: str, backend: str, arrays: dict[str, Any], **options: Any) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        with oracle.precision(backend, arrays["q"].dtype):
-            placed = {name: oracle.place(x, backend) for name, x in arrays.items()}
-            rfk.attention(**placed, features=FEATURES, backend=backend, **options)
+    with pytest.raises(ValueError, match=re.escape(message)), oracle.precision(backend, arrays["q"].dtype):
+        placed = {name: oracle.place(x, backend) for name, x in arrays.items()}
+        rfk.attention(**placed, features=FEATURES, backend=backend, **options)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -290,7 +350,10 @@ def refused(message: str, backend: str, arrays: dict[str, Any], **options: Any) 
 def test_the_first_bad_value_is_named(backend: str, layout: str) -> None:
     rng = np.random.default_rng(0)
     for name, bad, dtype in itertools.product("qkv", BAD, ("float32", "float64", "bfloat16", "float16")):
-        arrays = {x: rng.standard_normal((2, 3, 70, n)).astype(oracle.DTYPES[dtype]) for x, n in zip("qkv", (4, 4, 3), strict=True)}
+        arrays = {
+            x: rng.standard_normal((2, 3, 70, n)).astype(oracle.DTYPES[dtype])
+            for x, n in zip("qkv", (4, 4, 3), strict=True)
+        }
         shape = arrays[name].shape
         first, second = sorted(tuple(int(rng.integers(n)) for n in shape) for _ in range(2))
         arrays[name][first] = arrays[name][second] = BAD[bad]
@@ -303,7 +366,9 @@ def test_the_first_bad_value_is_named(backend: str, layout: str) -> None:
 def test_bad_values_are_found_wherever_they_are(backend: str) -> None:
     """In the first and the last row, in rows that no query sees, in short sequences, in broadcast arrays."""
     rng = np.random.default_rng(0)
-    for name, position, options in itertools.product("qkv", (0, 3, 4), ({}, {"causal": True}, {"causal": True, "window": 2})):
+    for name, position, options in itertools.product(
+        "qkv", (0, 3, 4), ({}, {"causal": True}, {"causal": True, "window": 2})
+    ):
         arrays = {x: rng.standard_normal((5, n)).astype(np.float32) for x, n in zip("qkv", (4, 4, 3), strict=True)}
         arrays[name][position, 1] = np.nan
         refused(f"{name} must be finite, but {name}[{position}, 1] is nan", backend, arrays, **options)
@@ -333,7 +398,8 @@ def test_masked_keys_are_checked_too(backend: str) -> None:
         arrays = {"q": ones(70, DIM), "k": ones(70, DIM), "v": ones(70, WIDTH)}
         arrays[name][index, 2] = np.nan
         for mask, options in itertools.product(
-            (np.arange(70) != index, np.zeros(70, bool)), ({}, {"causal": True}, {"causal": True, "window": 3})[: 1 if backend == "jax" else 3]
+            (np.arange(70) != index, np.zeros(70, bool)),
+            ({}, {"causal": True}, {"causal": True, "window": 3})[: 1 if backend == "jax" else 3],
         ):
             refused(f"{name}[{index}, 2] is nan", backend, arrays, mask=oracle.place(mask, backend), **options)
 
@@ -378,7 +444,9 @@ def test_check_finite_false_lets_bad_values_pass(backend: str) -> None:
     rng = np.random.default_rng(0)
     for name, options in itertools.product("qv", ({}, {"causal": True}, {"causal": True, "window": 2})):
         arrays = {x: rng.standard_normal((6, n)).astype(np.float32) for x, n in zip("qkv", (4, 4, 3), strict=True)}
-        expected = rfk.attention(**{x: oracle.place(y, backend) for x, y in arrays.items()}, features=FEATURES, backend=backend, **options)
+        expected = rfk.attention(
+            **{x: oracle.place(y, backend) for x, y in arrays.items()}, features=FEATURES, backend=backend, **options
+        )
         arrays[name][4, 1] = np.nan
         placed = {x: oracle.place(y, backend) for x, y in arrays.items()}
         got = np.asarray(rfk.attention(**placed, features=FEATURES, backend=backend, check_finite=False, **options))
@@ -456,18 +524,14 @@ def test_each_memory_layout_in_every_function(backend: str, layout: str) -> None
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_foreign_byte_order(backend: str) -> None:
-    """As read from a file of another machine: the same numbers, and the same error for those that are not finite."""
-    rng = np.random.default_rng(0)
-    for kind, options in itertools.product(("f2", "f4", "f8"), ({}, {"causal": True, "window": 5})):
-        plain = [rng.standard_normal((70, n)).astype(kind) for n in (4, 4, 19)]
-        foreign = [x.astype(x.dtype.newbyteorder(">")) for x in plain]
-        expected = rfk.attention(*plain, FEATURES, backend=backend, **options)
-        for given in (foreign, [foreign[0], plain[1], foreign[2]], [plain[0], foreign[1], plain[2]]):
-            got = rfk.attention(*given, FEATURES, backend=backend, **options)
-            oracle.check_same(got.astype(got.dtype.newbyteorder("=")), expected, 4.0, 10.0, kind)
-        foreign[2][3, 1] = np.nan
-        refused("v[3, 1] is nan", backend, dict(zip("qkv", foreign, strict=True)), **options)
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
+def test_foreign_byte_order_is_refused(backend: str, kind: str) -> None:
+    """As read from a file of another machine; by name, with what converts it."""
+    plain = {name: np.ones((7, n), kind) for name, n in zip("qkv", (4, 4, 19), strict=True)}
+    for name in plain:
+        foreign = {**plain, name: plain[name].astype(plain[name].dtype.newbyteorder(">"))}
+        with pytest.raises(TypeError, match=f"{name} must be in this machine's byte order, got >{kind}.*newbyteorder"):
+            rfk.attention(*foreign.values(), FEATURES, backend=backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -478,7 +542,11 @@ def test_broadcast_inputs_equal_their_copies(backend: str) -> None:
     for q, k, v in (
         (np.broadcast_to(row, (70, DIM)), keys, np.broadcast_to(column, (70, WIDTH))),
         (keys, np.broadcast_to(row, (70, DIM)), np.broadcast_to(one, (70, WIDTH))),
-        (np.broadcast_to(keys, (2, 3, 70, DIM)), np.broadcast_to(keys, (2, 1, 70, DIM)), np.broadcast_to(column, (3, 70, WIDTH))),
+        (
+            np.broadcast_to(keys, (2, 3, 70, DIM)),
+            np.broadcast_to(keys, (2, 1, 70, DIM)),
+            np.broadcast_to(column, (3, 70, WIDTH)),
+        ),
     ):
         mask = np.broadcast_to(np.True_, k.shape[:-1])
         for options in ({}, {"causal": True}, {"causal": True, "window": 5}):
@@ -609,13 +677,13 @@ def test_numpy_arrays_with_jax_features_states_and_masks() -> None:
     try:
         got = rfk.read_state(state, q, plain)
     except TypeError as error:
-        assert "jax" in str(error)
+        assert "jax" in str(error).lower()
     else:
         oracle.check_output(np.asarray(got), oracle.expect(q, k, v, plain), np.float32)
     try:
         got = rfk.attention(q, k, v, plain, state=state)
     except TypeError as error:
-        assert "jax" in str(error)
+        assert "jax" in str(error).lower()
     else:
         twice = oracle.expect(q, np.concatenate([k, k]), np.concatenate([v, v]), plain)
         oracle.check_output(np.asarray(got), twice, np.float32)

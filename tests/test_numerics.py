@@ -33,7 +33,9 @@ EACH_MAP = [
 ]
 
 
-def arrays(shape: tuple[int, ...], dim: int, width: int, seed: int = 0, dtype: Any = np.float32) -> tuple[Any, Any, Any]:
+def arrays(
+    shape: tuple[int, ...], dim: int, width: int, seed: int = 0, dtype: Any = np.float32
+) -> tuple[Any, Any, Any]:
     rng = np.random.default_rng(seed)
     return tuple(oracle.normal(rng, *shape, n, dtype=dtype) for n in (dim, dim, width))
 
@@ -210,13 +212,17 @@ def test_norms_jump_for_every_map_and_dtype(backend: str, name: str) -> None:
 @st.composite
 def sequences(draw: st.DrawFn) -> dict[str, Any]:
     """A sequence in segments of very different norms, masked here and there, cut into chunks."""
-    segment = st.tuples(st.integers(1, 60), st.sampled_from([0.0, 1e-3, 1.0, 5.0, 30.0, 300.0]), st.sampled_from([0.0, 0.3, 1.0, 1.0]))
+    segment = st.tuples(
+        st.integers(1, 60), st.sampled_from([0.0, 1e-3, 1.0, 5.0, 30.0, 300.0]), st.sampled_from([0.0, 0.3, 1.0, 1.0])
+    )
     segments = draw(st.lists(segment, min_size=1, max_size=5))
     length = sum(n for n, _, _ in segments)
     return {
         "segments": segments,
         "ends": [0, *sorted(draw(st.lists(st.integers(0, length), max_size=3))), length],
-        "name": draw(st.sampled_from(["positive", "positive", "hyperbolic", "exp", "trigonometric", "custom exponential"])),
+        "name": draw(
+            st.sampled_from(["positive", "positive", "hyperbolic", "exp", "trigonometric", "custom exponential"])
+        ),
         "window": draw(st.sampled_from([None, None, 1, 7, 64])),
         "preprocess": draw(st.booleans()),
         "seed": draw(st.integers(0, 1 << 16)),
@@ -270,7 +276,8 @@ def test_masked_keys_of_any_norm_do_not_count(backend: str, schedule: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "window"), [(name, window) for name in sorted(MAPS) for window in (None, 1, 5, 100) if not window or name in SOFTMAX]
+    ("name", "window"),
+    [(name, window) for name in sorted(MAPS) for window in (None, 1, 5, 100) if not window or name in SOFTMAX],
 )
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_later_keys_change_no_earlier_output(backend: str, name: str, window: int | None) -> None:
@@ -344,7 +351,9 @@ def test_a_window_over_everything_is_exact_attention(backend: str, name: str, ca
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_exact_and_estimated_weights_of_any_ratio_are_joined(backend: str, name: str) -> None:
     """Rows whose near keys weigh e^±hundreds of what the far keys do, or see no far key at all."""
-    for far, near, schedule in itertools.product((-12.0, 1.0, 12.0), (-12.0, 1.0, 12.0), ("windowed", "windowed causal")):
+    for far, near, schedule in itertools.product(
+        (-12.0, 1.0, 12.0), (-12.0, 1.0, 12.0), ("windowed", "windowed causal")
+    ):
         q, k, v = arrays((131,), 4, 3)
         direction = unit(np.ones(4, np.float32))
         q = q / 4 + 8 * direction
@@ -376,7 +385,9 @@ def test_a_constant_added_to_all_keys_changes_no_exact_weight() -> None:
     q, k, v = arrays((2, 70), 8, 3, dtype=np.float64)
     for causal, window in itertools.product((False, True), (None, 7)):
         moved = rfk.exact_attention(q, k + 1.5, v, causal=causal, window=window)
-        np.testing.assert_allclose(moved, rfk.exact_attention(q, k, v, causal=causal, window=window), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            moved, rfk.exact_attention(q, k, v, causal=causal, window=window), rtol=1e-9, atol=1e-12
+        )
 
 
 # Masks and order

@@ -133,7 +133,9 @@ def test_backends_write_the_same_state(
     expected, size = written(name, *wide), magnitudes(name, *wide)
     got = written(name, k, v, backend=backend)
     assert got.z.dtype == dtype
-    largest = np.max(np.abs(np.concatenate([x.ravel() for x in oracle.exponents(wide[0], features_of(name), "key")])), initial=0)
+    largest = np.max(
+        np.abs(np.concatenate([x.ravel() for x in oracle.exponents(wide[0], features_of(name), "key")])), initial=0
+    )
     eps = float(np.finfo(dtype).eps) * (1 + largest)
     assert_same_state(rfk.State(*(x.astype(np.float64) for x in got)), expected, size, eps)
 
@@ -167,7 +169,9 @@ def test_batch_axes_of_a_state_broadcast_against_new_keys(backend: str) -> None:
     assert state.kv.shape == (2, 3, features.count, WIDTH)
     q = rng.standard_normal((2, 3, 6, DIM))
     got = rfk.read_state(state, q, features, backend=backend)
-    both = [np.concatenate([np.broadcast_to(x, (2, 3, 5, x.shape[-1])), y], -2) for x, y in zip(shared, (k, v), strict=True)]
+    both = [
+        np.concatenate([np.broadcast_to(x, (2, 3, 5, x.shape[-1])), y], -2) for x, y in zip(shared, (k, v), strict=True)
+    ]
     oracle.check_output(got, oracle.expect(q, *both, features), np.float64)
     got = rfk.read_state(written("positive", *shared), q, features, backend=backend)
     oracle.check_output(got, oracle.expect(q, *shared, features), np.float64)
@@ -264,7 +268,9 @@ def test_a_windowed_stream_equals_the_whole(
     q, mask = rng.standard_normal(k.shape), rng.random(len(k)) < 0.7 if masked else None
     expected = oracle.expect(q, k, v, features, causal=True, window=window, mask=mask)
     options = {"causal": True, "window": window, "backend": backend}
-    oracle.check_result(rfk.attention(q, k, v, features, mask=mask, full=True, **options), expected, np.float64, "whole")
+    oracle.check_result(
+        rfk.attention(q, k, v, features, mask=mask, full=True, **options), expected, np.float64, "whole"
+    )
     state = rfk.empty_state(features, WIDTH, (), np.float64, window=window) if allocated else None
     parts = []
     for start, stop in itertools.pairwise(ends):
@@ -277,7 +283,9 @@ def test_a_windowed_stream_equals_the_whole(
         kept = min(stop, window)
         np.testing.assert_array_equal(state.keys[state.keys.shape[-2] - kept :], k[stop - kept : stop])
         np.testing.assert_array_equal(state.values[state.values.shape[-2] - kept :], v[stop - kept : stop])
-    together = [np.concatenate([getattr(part, name) for part in parts]) for name in ("output", "log_normalizer", "sign")]
+    together = [
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("output", "log_normalizer", "sign")
+    ]
     oracle.check_result(rfk.AttentionResult(together[0], state, *together[1:]), expected, np.float64, "stream")
 
 
@@ -295,7 +303,9 @@ def test_a_stream_equals_the_whole(backend: str, name: str, seed: int, ends: lis
         options = {"mask": seen, "state": state, "causal": True, "full": True, "backend": backend}
         parts.append(rfk.attention(q[i], k[i], v[i], features, **options))
         state = parts[-1].state
-    together = [np.concatenate([getattr(part, name) for part in parts]) for name in ("output", "log_normalizer", "sign")]
+    together = [
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("output", "log_normalizer", "sign")
+    ]
     oracle.check_result(rfk.AttentionResult(together[0], state, *together[1:]), expected, np.float64, "stream")
 
 

@@ -15,7 +15,7 @@ llvm = pytest.importorskip("llvmlite.binding")
 
 from llvmlite import ir  # noqa: E402
 
-from rfkernels.activations import FUNCTIONS, Program, trace  # noqa: E402
+from rfkernels.activations import FUNCTIONS, Constant, Program, trace  # noqa: E402
 from rfkernels.backends.numba.vectormath import VectorMath, emit  # noqa: E402
 
 Array = Any

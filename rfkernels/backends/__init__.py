@@ -60,14 +60,25 @@ def load(name: str) -> Backend:
     return backend
 
 
-def choose(name: str | None, *arrays: Any) -> Backend:
-    """Return the named backend, or the one for these arrays: jax for jax.Array, numba for numpy.ndarray."""
+def choose(name: str | None, *arrays: Any, **others: Any) -> Backend:
+    """Return the named backend, or the one for these arrays: jax for jax.Array, numba for numpy.ndarray.
+
+    The `others` follow the arrays' kind: a backend for NumPy arrays refuses them, by name, if they are JAX's.
+    """
     any_jax = any(is_jax(x) for x in arrays)
     if name is None:
-        return load("jax" if any_jax else "numba")
+        return _fitting(load("jax" if any_jax else "numba"), others)
     if not isinstance(name, str):
         raise TypeError(f"backend must be a name or None, got {type(name).__name__}")
     backend = load(name)
     if any_jax and name != "jax":
         raise TypeError(f"backend {name!r} takes numpy arrays, got a jax.Array; convert with numpy.asarray")
+    return _fitting(backend, others)
+
+
+def _fitting(backend: Backend, others: dict[str, Any]) -> Backend:
+    for name, given in others.items():
+        parts = given if isinstance(given, tuple) else (given,)
+        if backend.name != "jax" and any(is_jax(x) for x in parts):
+            raise TypeError(f"{name} holds a jax.Array, but the other arrays are NumPy's; convert it with numpy.asarray")
     return backend

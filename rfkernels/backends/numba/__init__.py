@@ -66,7 +66,7 @@ def _attend(
         fine = fine and passes.read(h, after)
     else:
         fine = passes.two_sided(h, start, empty, options.window)
-    if not fine:
+    if not fine or (check and q.shape[-2] == 0):
         check_finite_arrays(q=q, k=k, v=v)
     log, sign = _logs(logs)
     return Pass(out, log, sign, None if after is None or not options.full else to_state(given, features, after, batch))

@@ -129,8 +129,9 @@ def _key_shift(e: Emitter, slopes: Slopes) -> None:
 def _query_activation(e: Emitter, programs: tuple[Program, ...], slopes: Slopes | None) -> None:
     """Activate projections (row r of u is query r) in place and take each query's denominator.
 
-    Activation i of column j is written to column i · pad + j; columns between `rows` and `pad` become zero. For an exponential map a query's own offset cancels: its
-    features are taken at add_j − top, top = max_j (slope · u_j + add_j), which is written out.
+    Activation i of column j is written to column i · pad + j; columns between `rows` and `pad` become zero. For an
+    exponential map a query's own offset cancels: its features are taken at add_j − top, with top the largest
+    slope · u_j + add_j, which is written out.
     """
     u, u_row, offsets, add, z, rows, pad, queries, denominator, top = e.arguments
     m, b = e.math, e.builder
