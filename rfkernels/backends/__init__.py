@@ -80,5 +80,5 @@ def _fitting(backend: Backend, others: dict[str, Any]) -> Backend:
     for name, given in others.items():
         parts = given if isinstance(given, tuple) else (given,)
         if backend.name != "jax" and any(is_jax(x) for x in parts):
-            raise TypeError(f"{name} holds a jax.Array, but the other arrays are NumPy's; convert it with numpy.asarray")
+            raise TypeError(f"{name} holds a jax.Array, but the others are NumPy arrays; convert it with numpy.asarray")
     return backend

@@ -1,0 +1,151 @@
+"""What the Numba backend's schedules must withstand beyond conformance: other machines, interrupts, extremes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rfkernels as rfk
+from rfkernels.backends.numba import packing, passes
+from rfkernels.backends.numba.jit import Machine
+
+SCHEDULES: tuple[dict[str, Any], ...] = ({}, {"causal": True}, {"causal": True, "window": 9}, {"window": 9})
+
+
+def inputs(*shape: int, dim: int = 5, width: int = 3, dtype: Any = np.float64) -> list[Any]:
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((*shape, n)).astype(dtype) for n in (dim, dim, width)]
+
+
+@pytest.mark.parametrize("count", [4, 8, 10, 34])
+@pytest.mark.parametrize("options", SCHEDULES)
+def test_register_tiles_with_more_rows_than_columns(
+    monkeypatch: pytest.MonkeyPatch, count: int, options: dict[str, Any]
+) -> None:
+    """As on 64-bit Arm in float64: 8 rows, 4 columns."""
+    monkeypatch.setattr(packing, "machine", lambda: Machine(16, 8))
+    q, k, v = inputs(2, 77)
+    for name in ("hyperbolic", "positive"):
+        features = rfk.draw(name, 5, count, rng=0)
+        expected = rfk.attention(q, k, v, features, backend="numpy", **options)
+        np.testing.assert_allclose(rfk.attention(q, k, v, features, **options), expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("window", [200, 2**31 - 1, 2**31 + 5, 2**32 + 3, sys.maxsize, 10**20])
+@pytest.mark.parametrize("causal", [False, True])
+def test_any_window_wider_than_the_sequence_is_exact_attention(window: int, causal: bool) -> None:
+    q, k, v = inputs(2, 150)
+    features = rfk.draw("positive", 5, 16, rng=0)
+    got = rfk.attention(q, k, v, features, causal=causal, window=window)
+    np.testing.assert_allclose(got, rfk.exact_attention(q, k, v, causal=causal), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("threads", ["1", "2", "5"])
+@pytest.mark.parametrize("options", SCHEDULES)
+def test_chunks_of_a_sequence(monkeypatch: pytest.MonkeyPatch, threads: str, options: dict[str, Any]) -> None:
+    """One head and several threads; a two-sided window whose buffers hold a small part of the sequence."""
+    monkeypatch.setenv("RFKERNELS_NUM_THREADS", threads)
+    monkeypatch.setattr(passes, "_PART_BYTES", 1 << 14)
+    q, k, v = inputs(1, 1500)
+    features = rfk.draw("positive", 5, 16, rng=0)
+    expected = rfk.attention(q, k, v, features, backend="numpy", **options)
+    np.testing.assert_allclose(rfk.attention(q, k, v, features, **options), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_programs_that_differ_in_a_constant_only() -> None:
+    """An instruction's number and a constant of that value must not be taken for each other."""
+    q, k, v = inputs(40)
+    maps = [
+        rfk.FeatureMap((lambda xp, u, a: (lambda one, two: one + two)(xp.abs(u), xp.square(u)),)),
+        rfk.FeatureMap((lambda xp, u, a: (lambda one, two: one + 1)(xp.abs(u), xp.square(u)),)),
+        rfk.FeatureMap((lambda xp, u, a: xp.abs(u) + 0.0 * u,)),
+        rfk.FeatureMap((lambda xp, u, a: xp.abs(u) + -0.0 * u,)),
+    ]
+    assert len({given.programs() for given in maps}) == 4
+    for given in maps:
+        features = rfk.draw(given, 5, 10, rng=0)
+        expected = rfk.attention(q, k, v, features, backend="numpy")
+        np.testing.assert_allclose(rfk.attention(q, k, v, features), expected, rtol=1e-10)
+
+
+def test_an_activation_that_is_infinite_at_zero() -> None:
+    """Padding columns, whose projections are zero, must not reach the sums."""
+    q, k, v = inputs(40)
+    features = rfk.draw(rfk.FeatureMap((lambda xp, u, a: 1 / xp.abs(u),)), 5, 10, rng=0)
+    for options in ({}, {"causal": True}):
+        expected = rfk.attention(q, k, v, features, backend="numpy", **options)
+        np.testing.assert_allclose(rfk.attention(q, k, v, features, **options), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_window_joins_a_map_that_declares_no_exponent(causal: bool) -> None:
+    plain = rfk.FeatureMap((lambda xp, u, a: xp.exp(u + a),), -0.5, nonnegative=True, kernel=rfk.kernels.EXPONENTIAL)
+    q, k, v = inputs(90)
+    features = rfk.draw(plain, 5, 24, rng=0)
+    expected = rfk.attention(q, k, v, features, backend="numpy", causal=causal, window=4)
+    np.testing.assert_allclose(
+        rfk.attention(q, k, v, features, causal=causal, window=4), expected, rtol=1e-9, atol=1e-11
+    )
+
+
+INTERRUPTED = """
+    import numpy as np, rfkernels as rfk, sys
+    q, k, v = np.random.default_rng(0).standard_normal((3, 16, 16384, 64), dtype=np.float32)
+    features = rfk.draw("positive", 64, 256, rng=0)
+    rfk.attention(q[:, :64], k[:, :64], v[:, :64], features)
+    print("ready", flush=True)
+    for _ in range(1000):
+        arrays = [x.copy() for x in (q, k, v)]
+        try:
+            rfk.attention(*arrays, features, causal=True)
+        except KeyboardInterrupt:
+            del arrays
+            out = rfk.attention(q[:, :64], k[:, :64], v[:, :64], features)
+            assert np.isfinite(out).all()
+            print("interrupted", flush=True)
+            sys.exit(0)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
+def test_an_interrupt_waits_for_the_threads_that_read_the_arrays() -> None:
+    """Threads know arrays by address: a caller that frees them after Ctrl-C must not pull them from under a thread."""
+    environment = {**os.environ, "RFKERNELS_NUM_THREADS": "2"}
+    command = [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(INTERRUPTED)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        # Somewhere in a call; the copies between calls may be hit too, and the interrupt is then simply sent again.
+        for _ in range(3):
+            time.sleep(0.3)
+            if child.poll() is None:
+                child.send_signal(signal.SIGINT)
+        rest = child.stdout.read()
+        assert child.wait(60) in (0, 1, -signal.SIGINT)
+        assert "interrupted" in rest or child.returncode != 0
+
+
+def test_no_directory_to_keep_compiled_code_in() -> None:
+    """Where nothing can be written, everything is compiled in every process."""
+    code = """
+        from numba.core import caching
+        caching.CompileResultCacheImpl._locator_classes = []  # as where every directory is read-only
+        import numpy as np, rfkernels as rfk
+        from rfkernels.backends.numba import objects
+        assert objects.directory() is None
+        x = np.ones((4, 8), np.float32)
+        out = rfk.attention(x, x, x, rfk.draw("positive", 8, 16, rng=0))
+        assert np.allclose(out, 1)
+    """
+    environment = {**os.environ, "NUMBA_CACHE_DIR": os.path.join(os.devnull, "missing")}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
