@@ -37,8 +37,10 @@ def _layout(features: Features, state: State, dtype: Any, width: int, check: boo
 
 
 def _empty(internal: State, given: Layout, features: Features) -> State:
+    """Return the state of no keys as read-only views of single numbers; `Slots` copies them."""
     lowest = given.sentinel if features.map.exponential else 0.0
-    return State(np.zeros_like(internal.kv), np.zeros_like(internal.z), np.full_like(internal.shift, lowest))
+    values = zip(internal, (0.0, 0.0, lowest), strict=True)
+    return State(*(np.broadcast_to(np.asarray(value, given.dtype), x.shape) for x, value in values))
 
 
 def _attend(

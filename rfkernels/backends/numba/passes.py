@@ -118,7 +118,9 @@ class Slots:
     """States of all heads, one for each chunk of the sequence; arrays are (slots, heads, ...)."""
 
     def __init__(self, h: Heads, states: list[State]) -> None:
-        self.state = State(*(np.stack(arrays) for arrays in zip(*states, strict=True)))
+        single = len(states) == 1 and all(x.flags.writeable for x in states[0])
+        stacked = (x[None] for x in states[0]) if single else (np.stack(x) for x in zip(*states, strict=True))
+        self.state = State(*stacked)
         self._at = [(address(x), x[0, 0].nbytes if x[0].size else 0) for x in self.state]
         self._heads = self.state.z.shape[1]
         self._sentinel = h.layout.sentinel if h.features.map.exponential else -math.inf
