@@ -279,7 +279,12 @@ DRAWING: list[Refusal] = [
         for x in (0.0, -1.0, float("nan"), float("inf"), "1")
     ),
     *(
-        (f"rng is of type {type(x).__name__}", lambda x=x: draw(rng=x), TypeError, ("rng", "SeedSequence", type(x).__name__))
+        (
+            f"rng is of type {type(x).__name__}",
+            lambda x=x: draw(rng=x),
+            TypeError,
+            ("rng", "SeedSequence", type(x).__name__),
+        )
         for x in (None, 1.5, "seed", True, np.random.RandomState(0))
     ),
     ("rng is left out", lambda: rfk.draw("positive", 3, 4), TypeError, ("rng",)),
