@@ -283,10 +283,14 @@ def check_output(got: Any, expected: Expected, dtype: Any, what: str = "output")
     assert got.dtype == dtype, f"{what}: dtype {got.dtype}, expected {dtype}"
     assert got.shape == expected.output.shape, f"{what}: shape {got.shape}, expected {expected.output.shape}"
     value = np.asarray(got).astype(np.float64)
-    assert np.isfinite(value).all(), f"{what}: not finite at {np.argwhere(~np.isfinite(value))[0]}"
     info = ml_dtypes.finfo(dtype)
+    with np.errstate(over="ignore"):  # a signed map may divide by nearly nothing, and float16 ends at 65504
+        small = np.abs(expected.output) + expected.bound < float(info.max)
+    bad = ~np.isfinite(value) & (small & expected.certain[..., None] | (dtype != np.float16))
+    assert not bad.any(), f"{what}: not finite at {np.argwhere(bad)[0]}"
+    value = np.where(np.isfinite(value), value, 0)
     rounding = 0.5001 * np.abs(expected.output) * float(info.eps) + float(info.smallest_subnormal)
-    bound = np.where(expected.certain[..., None], expected.bound + rounding, np.inf)
+    bound = np.where(expected.certain[..., None] & small, expected.bound + rounding, np.inf)
     _require(np.abs(value - expected.output), bound, what, value, expected.output)
 
 

@@ -23,6 +23,8 @@ from rfkernels._arrays import namespace
 
 Case = dict[str, Any]
 
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")  # signed maps in float16
+
 BATCHES: dict[str, dict[str, tuple[int, ...]]] = {
     "none": {},
     "three": {"q": (3,), "k": (3,), "v": (3,)},
