@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 
 import rfkernels as rfk
-from rfkernels.backends.numba import packing, passes
+from rfkernels.backends.numba import lowering, packing, passes
 from rfkernels.backends.numba.jit import Machine
 
 SCHEDULES: tuple[dict[str, Any], ...] = ({}, {"causal": True}, {"causal": True, "window": 9}, {"window": 9})
@@ -94,6 +96,30 @@ def test_a_window_joins_a_map_that_declares_no_exponent(causal: bool) -> None:
     np.testing.assert_allclose(
         rfk.attention(q, k, v, features, causal=causal, window=4), expected, rtol=1e-9, atol=1e-11
     )
+
+
+def test_code_of_maps_that_are_gone_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A constant that changes at every step compiles a new map each time: only so many are kept."""
+    references = []
+    compile_module = lowering.compile_module
+
+    def watched(*arguments: Any) -> Any:
+        code = compile_module(*arguments)
+        references.append(weakref.ref(code))
+        return code
+
+    monkeypatch.setattr(lowering, "compile_module", watched)
+    lowering.lowered.cache_clear()
+    constant = 1.0
+    features = rfk.draw(rfk.FeatureMap((lambda xp, u, a: xp.abs(u) + constant,)), 5, 10, rng=0)
+    q, k, v = inputs(4)
+    limit = lowering.lowered.cache_info().maxsize
+    for step in range(limit + 10):
+        constant = 1.0 + step
+        rfk.attention(q, k, v, features)
+    gc.collect()
+    assert len(references) == limit + 10
+    assert sum(reference() is not None for reference in references) <= limit
 
 
 INTERRUPTED = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -12,8 +13,21 @@ from llvmlite import ir
 
 from rfkernels.backends.numba import objects
 
-_ENGINES: list[Any] = []
-"""Compiled code lives as long as its engine."""
+
+@dataclass(frozen=True, eq=False)
+class Code:
+    """Compiled functions: their addresses by name, good for as long as this object lives.
+
+    Parameters
+    ----------
+    addresses : dict of str to int
+        Where each function begins.
+    engine : llvmlite.binding.ExecutionEngine
+        What owns the code.
+    """
+
+    addresses: dict[str, int]
+    engine: Any
 
 
 class Machine(NamedTuple):
@@ -83,8 +97,8 @@ def _target(width: int) -> tuple[Any, str]:
     return target.create_target_machine(cpu=cpu, features=flags, opt=3), f"{cpu}|{flags}"
 
 
-def compile_module(module: ir.Module, width: int, keep: bool = False) -> dict[str, int]:
-    """Compile a module and return the address of each of its functions.
+def compile_module(module: ir.Module, width: int, keep: bool = False) -> Code:
+    """Compile a module and return its functions.
 
     Parameters
     ----------
@@ -114,5 +128,4 @@ def compile_module(module: ir.Module, width: int, keep: bool = False) -> dict[st
     if stored is not None:
         engine.set_object_cache(lambda _, code: stored.save(code), lambda _: stored.code)
     engine.finalize_object()
-    _ENGINES.append(engine)
-    return {name: engine.get_function_address(name) for name in names}
+    return Code({name: engine.get_function_address(name) for name in names}, engine)

@@ -14,7 +14,7 @@ from llvmlite import ir
 
 from rfkernels.backends.numba import conversions
 from rfkernels.backends.numba.emitter import INT, Emitter
-from rfkernels.backends.numba.jit import Machine, compile_module
+from rfkernels.backends.numba.jit import Code, Machine, compile_module
 
 SENTINEL = {32: -3e38 / 8, 64: -1.7e308 / 8}
 """Stands for the exponent of a key that does not count: finite, so that differences are never nan."""
@@ -25,8 +25,8 @@ Emit = Callable[[Emitter], None]
 
 
 @cache
-def shared(machine: Machine, bits: int) -> dict[str, int]:
-    """Compile the kernels for elements of `bits` bits; return their addresses by name."""
+def shared(machine: Machine, bits: int) -> Code:
+    """Compile the kernels for elements of `bits` bits."""
     module = ir.Module(name=f"rfkernels_{bits}")
     lanes = machine.lanes(bits)
 

@@ -13,7 +13,7 @@ from llvmlite import ir
 
 from rfkernels.activations import Program
 from rfkernels.backends.numba.emitter import Emitter
-from rfkernels.backends.numba.jit import Machine, compile_module
+from rfkernels.backends.numba.jit import Code, Machine, compile_module
 from rfkernels.backends.numba.kernels import SENTINEL
 from rfkernels.backends.numba.vectormath import VectorMath, emit
 
@@ -27,8 +27,8 @@ Slopes = tuple[float, ...]
 
 
 @lru_cache(maxsize=64)
-def lowered(machine: Machine, bits: int, programs: tuple[Program, ...], slopes: Slopes | None) -> dict[str, int]:
-    """Compile the kernels of a map; return their addresses by name."""
+def lowered(machine: Machine, bits: int, programs: tuple[Program, ...], slopes: Slopes | None) -> Code:
+    """Compile the kernels of a map."""
     module = ir.Module(name="rfkernels_map")
     lanes = machine.lanes(bits)
     keys = "u u_row offsets add valid rows pad columns sums"

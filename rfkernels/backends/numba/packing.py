@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from rfkernels.backends.numba import kernels
-from rfkernels.backends.numba.jit import Machine, machine
+from rfkernels.backends.numba.jit import Code, Machine, machine
 from rfkernels.backends.numba.lowering import lowered
 from rfkernels.backends.numba.schedule import Plan, Scratch, Weights
 from rfkernels.features import Features, Side
@@ -23,18 +23,28 @@ NEAR_TILE = 192
 """Keys in a tile of exact weights: with a window of 128, all that a tile of queries sees."""
 
 
+_ADDRESSES = Plan._fields[: Plan._fields.index("element")]
+
+
 def up(n: int, step: int) -> int:
     """Round up to a multiple."""
     return -(-n // step) * step
 
 
 class Layout(NamedTuple):
-    """The machine, the element type and the plan of a pass."""
+    """The machine, the element type and the plan of a pass, and the code that the plan's addresses lie in."""
 
     machine: Machine
     dtype: Any
     plan: Plan
     sentinel: float
+    code: tuple[Code, Code]
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """What packed weights depend on: the sizes, and not which kernels read them."""
+        sizes = self.plan._replace(**dict.fromkeys(_ADDRESSES, 0), check=0)
+        return self.machine, self.dtype, sizes
 
 
 def layout(features: Features, bits: int, width: int, names: tuple[str, ...], check: bool) -> Layout:
@@ -42,8 +52,9 @@ def layout(features: Features, bits: int, width: int, names: tuple[str, ...], ch
     target = machine()
     lanes = target.lanes(bits)
     step = math.lcm(target.rows, target.vectors * lanes)
-    shared = kernels.shared(target, bits)
-    own = lowered(target, bits, features.map.programs(), features.map.slopes)
+    # Held by the layout: of threads that compile at once, all but one get code that no cache keeps.
+    code = kernels.shared(target, bits), lowered(target, bits, features.map.programs(), features.map.slopes)
+    shared, own = (part.addresses for part in code)
     q, k, v, out = names
     pad = up(features.rows, step)
     functions = {
@@ -71,7 +82,7 @@ def layout(features: Features, bits: int, width: int, names: tuple[str, ...], ch
         width_pad=up(width, step),
         check=int(check),
     )
-    return Layout(target, np.float32 if bits == 32 else np.float64, plan, kernels.SENTINEL[bits])
+    return Layout(target, np.float32 if bits == 32 else np.float64, plan, kernels.SENTINEL[bits], code)
 
 
 _memory = threading.local()
@@ -133,7 +144,7 @@ class PackedWeights(NamedTuple):
     arrays: list[Any]
 
 
-_packed: WeakKeyDictionary[Features, dict[Layout, PackedWeights]] = WeakKeyDictionary()
+_packed: WeakKeyDictionary[Features, dict[tuple[Any, ...], PackedWeights]] = WeakKeyDictionary()
 
 
 def pack_weights(given: Layout, features: Features) -> PackedWeights:
@@ -141,9 +152,10 @@ def pack_weights(given: Layout, features: Features) -> PackedWeights:
     if not _frozen(features):
         return _pack_weights(given, features)
     known = _packed.setdefault(features, {})
-    if given not in known:
-        known[given] = _pack_weights(given, features)
-    return known[given]
+    shape = given.shape
+    if shape not in known:
+        known[shape] = _pack_weights(given, features)
+    return known[shape]
 
 
 def _frozen(features: Features) -> bool:
