@@ -12,7 +12,7 @@ from typing import Any, cast
 from llvmlite import ir
 
 from rfkernels.activations import Instruction, Program
-from rfkernels.backends.numba.emitter import Emitter
+from rfkernels.backends.numba.emitter import Emitter, Variable
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
 from rfkernels.backends.numba.kernels import SENTINEL
 from rfkernels.backends.numba.vectormath import VectorMath, emit
@@ -56,9 +56,7 @@ def _feature(m: VectorMath, program: Program, slope: float | None, u: Any, a: An
     zero: at large norms another order of rounding could make it overflow or vanish. Where the program forms the
     exponent itself it is given this one; elsewhere it is turned back into an offset.
     """
-    if slope is None:
-        return emit(program, m, u, m.add(a, add))
-    if slope == 0:
+    if slope is None or slope == 0:
         return emit(program, m, u, m.add(a, add))
     exponent = m.add(m.fma(u, m.constant(slope), a), add)
     known: dict[int, Any] = {}
@@ -162,10 +160,10 @@ def _query_activation(e: Emitter, programs: tuple[Program, ...], slopes: Slopes 
     exponential map a query's own offset cancels: its features are taken at add_j − top, with top the largest
     slope · u_j + add_j, which is written out.
     """
-    u, u_row, offsets, add, z, rows, pad, queries, denominator, top = e.arguments
+    u, u_row, offsets, add, _, rows, pad, queries, denominator, top = e.arguments
     m, b = e.math, e.builder
     starts = [e.mul(pad, i) for i in range(len(programs))]
-    steep = slopes or (None,) * len(programs)
+    whole = b.and_(rows, e.integer(-e.lanes))
     with e.loop(0, queries) as r:
         row = e.mul(r, u_row)
         offset = m.splat(e.load(offsets, r))
@@ -180,21 +178,33 @@ def _query_activation(e: Emitter, programs: tuple[Program, ...], slopes: Slopes 
             e.store(largest, top, r)
             offset = m.splat(b.fneg(largest))
         total = e.variable(m.constant(0.0))
-
-        def activate(low: Any, high: Any, ragged: bool, row: Any = row, offset: Any = offset, total: Any = total) -> None:
+        for low, high, ragged in ((e.integer(0), whole, False), (whole, pad, True)):
             with e.loop(low, high, e.lanes) as j:
-                projected = e.load_vector(u, e.add(row, j))
-                for program, start, slope in zip(programs, starts, steep, strict=True):
-                    column = e.add(start, j)
-                    value = _feature(m, program, slope, projected, e.load_vector(add, column), offset)
-                    if ragged:
-                        exists = b.icmp_signed("<", e.lane_numbers(), e.splat_number(b.sub(rows, j)))
-                        value = m.where(exists, value, m.constant(0.0))
-                    total.set(m.fma(value, e.load_vector(z, column), total.get()))
-                    e.store_vector(value, u, e.add(row, column))
-
-        whole = b.and_(rows, e.integer(-e.lanes))
-        activate(e.integer(0), whole, ragged=False)
-        activate(whole, pad, ragged=True)
+                exists = b.icmp_signed("<", e.lane_numbers(), e.splat_number(b.sub(rows, j))) if ragged else None
+                _query_features(
+                    e, programs, slopes, e.add(row, j), [e.add(start, j) for start in starts], offset, exists, total
+                )
         e.store(m.reduce_add(total.get()), denominator, r)
     e.finish()
+
+
+def _query_features(
+    e: Emitter,
+    programs: tuple[Program, ...],
+    slopes: Slopes | None,
+    row: Any,
+    columns: list[Any],
+    offset: Any,
+    exists: Any,
+    total: Variable,
+) -> None:
+    """Activate a vector of projections of one query, zero where it does not exist, and add to the denominator."""
+    u, _, _, add, z, *_ = e.arguments
+    m = e.math
+    projected = e.load_vector(u, row)
+    for program, column, slope in zip(programs, columns, slopes or (None,) * len(programs), strict=True):
+        value = _feature(m, program, slope, projected, e.load_vector(add, column), offset)
+        if exists is not None:
+            value = m.where(exists, value, m.constant(0.0))
+        total.set(m.fma(value, e.load_vector(z, column), total.get()))
+        e.store_vector(value, u, e.builder.add(row, e.builder.sub(column, columns[0])))
