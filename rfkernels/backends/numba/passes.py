@@ -39,6 +39,7 @@ class Heads:
     mask: list[int]
     groups: list[Group]
     strides: dict[str, int]
+    plain: dict[str, int]
     length: int
     keys: int
     shared: int
@@ -88,12 +89,23 @@ def heads(
         mask=found[2],
         groups=groups,
         strides=strides,
+        plain={f"{name}_plain": _plain(layout, features, name, x) for name, x in (("q", q), ("k", k), ("v", v))},
         length=0 if q is None else q.shape[-2],
         keys=0 if k is None else k.shape[-2],
         shared=len(groups[0].q) if groups else 0,
         threads=threads.thread_count(),
         arrays=arrays,
     )
+
+
+def _plain(layout: Layout, features: Features, name: str, x: Any) -> int:
+    """Whether tiles of an array can be read where they lie: full rows of elements, one after the other."""
+    p, side = layout.plan, features.query if name == "q" else features.key
+    if x is None or x.dtype != layout.dtype or (name != "v" and side.centre is not None):
+        return 0
+    width, wanted = x.shape[-1], p.width_pad if name == "v" else p.dim_pad
+    rows = width == wanted and x.strides[-2:] == (width * p.element, p.element)
+    return int(rows and x.flags.aligned)
 
 
 def _groups(q: Any, out: Any, logs: tuple[Any, Any] | None, batch: tuple[int, ...]) -> list[Group]:
@@ -177,13 +189,18 @@ def _task(h: Heads, slots: Slots, slot: int, head: int, changes: dict[str, int],
         part=changes.get("part", 0),
         part_rows=changes.get("part_rows", 0),
         part_mode=changes.get("part_mode", 0),
+        **h.plain,
     )
 
 
-def _run(h: Heads, work: Sequence[Runner]) -> bool:
+def worth_threads(h: Heads) -> bool:
+    """Whether there is enough to do for handing work to other threads."""
     p = h.layout.plan
-    size = (h.length * h.shared + h.keys) * h.count * p.total * (p.dim + p.width)
-    return threads.run(work, h.threads if size > _SERIAL_WORK else 1) == 0
+    return (h.length * h.shared + h.keys) * h.count * p.total * (p.dim + p.width) > _SERIAL_WORK
+
+
+def _run(h: Heads, work: Sequence[Runner]) -> bool:
+    return threads.run(work, h.threads if worth_threads(h) else 1) == 0
 
 
 def _idle(h: Heads) -> bool:
