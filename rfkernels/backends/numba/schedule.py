@@ -190,43 +190,50 @@ def _up(n: int, step: int) -> int:
 
 
 @_jit
-def _plain(p: Plan, source: int, row: int, rows: int, width: int) -> tuple[int, int, int]:
-    """Return whether rows that are read where they lie are finite, their address, and their stride in elements."""
-    fine = 1 - p.check
-    if p.check:
-        fine = call(p.finite, (source, row, rows, width))
-    return fine, source, row // p.element
+def _rows(
+    p: Plan,
+    pack: int,
+    source: tuple[int, int, int],
+    plain: int,
+    span: tuple[int, int, int],
+    to: tuple[int, int, int, int],
+) -> tuple[int, int, int]:
+    """Return whether rows are finite, where they lie padded to tiles, and their stride there: a copy unless plain.
+
+    `source` is an address and strides in bytes, `span` what is there of so many rows, `to` a width, a centre, a place
+    and a stride.
+    """
+    if plain and span[0] == 0 and span[1] == span[2]:
+        fine = 1 if p.check == 0 else call(p.finite, (source[0], source[1], span[1], to[0]))
+        return fine, source[0], source[1] // p.element
+    return call(pack, (*source, *span, *to)) | (1 - p.check), to[2], to[3]
 
 
 @_jit
-def _keys(p: Plan, t: Task, s: Scratch, start: int, count: int, centre: int, out: int) -> tuple[int, int, int]:
-    """Return whether `count` keys from `start` are finite, where they lie in padded rows, and the rows' stride."""
-    first, last = max(0, -start), max(0, min(count, t.keys - start))
-    columns, source = _up(count, p.column_step), t.k + start * t.k_row
-    if t.k_plain and first == 0 and last == columns:
-        return _plain(p, source, t.k_row, columns, p.dim)
-    x_row = p.dim_pad + p.column_step
-    x = (source, t.k_row, t.k_column, first, last, columns, p.dim, centre, out, x_row)
-    return call(p.pack_k, x) | (1 - p.check), out, x_row
+def _span(p: Plan, t: Task, start: int, count: int) -> tuple[int, int, int]:
+    """Return which of `count` keys from `start` exist, and how many columns they take."""
+    return max(0, -start), max(0, min(count, t.keys - start)), _up(count, p.column_step)
+
+
+@_jit
+def _keys(p: Plan, t: Task, start: int, count: int, centre: int, out: int) -> tuple[int, int, int]:
+    """Return whether `count` keys from `start` are finite, where they lie, and their stride."""
+    source, to = (t.k + start * t.k_row, t.k_row, t.k_column), (p.dim, centre, out, p.dim_pad + p.column_step)
+    return _rows(p, p.pack_k, source, t.k_plain, _span(p, t, start, count), to)
 
 
 @_jit
 def load_values(p: Plan, w: Weights, t: Task, start: int, count: int, out: int) -> tuple[int, int, int]:
-    """Return whether the values of `count` keys are finite, where they lie in padded rows, and the rows' stride."""
-    first, last = max(0, -start), max(0, min(count, t.keys - start))
-    columns, source = _up(count, p.column_step), t.v + start * t.v_row
-    if t.v_plain and first == 0 and last == columns:
-        return _plain(p, source, t.v_row, columns, p.width)
-    v = (source, t.v_row, t.v_column, first, last, columns, p.width, w.zeros, out, p.width_pad)
-    return call(p.pack_v, v) | (1 - p.check), out, p.width_pad
+    """Return whether the values of `count` keys are finite, where they lie, and their stride."""
+    source, to = (t.v + start * t.v_row, t.v_row, t.v_column), (p.width, w.zeros, out, p.width_pad)
+    return _rows(p, p.pack_v, source, t.v_plain, _span(p, t, start, count), to)
 
 
 @_jit
 def load_keys(p: Plan, w: Weights, s: Scratch, t: Task, start: int, count: int) -> tuple[int, int]:
     """Project `count` keys from `start`; return how many count (−1 if one is not finite), and the columns."""
-    first, last = max(0, -start), max(0, min(count, t.keys - start))
-    columns, u_row = _up(count, p.column_step), p.tile + p.column_step
-    fine, x, x_row = _keys(p, t, s, start, count, w.key_centre, s.x)
+    (first, last, columns), u_row = _span(p, t, start, count), p.tile + p.column_step
+    fine, x, x_row = _keys(p, t, start, count, w.key_centre, s.x)
     if fine == 0:
         return -1, columns
     mask = 0 if t.mask == 0 else t.mask + start * t.mask_row
@@ -302,13 +309,9 @@ def load_queries(p: Plan, w: Weights, s: Scratch, t: Task, q: int, count: int, l
 
     Of an exponential map their offsets matter for logs only.
     """
-    rows, x_row, q_row = _up(count, p.row_step), p.dim_pad + p.column_step, p.total + p.column_step
-    x = s.x
-    if t.q_plain and rows == count:
-        fine, x, x_row = _plain(p, q, t.q_row, rows, p.dim)
-    else:
-        packed = (q, t.q_row, t.q_column, 0, count, rows, p.dim, w.query_centre, x, x_row)
-        fine = call(p.pack_q, packed) | (1 - p.check)
+    rows, q_row = _up(count, p.row_step), p.total + p.column_step
+    source, to = (q, t.q_row, t.q_column), (p.dim, w.query_centre, s.x, p.dim_pad + p.column_step)
+    fine, x, x_row = _rows(p, p.pack_q, source, t.q_plain, (0, count, rows), to)
     call(p.gemm, (x, x_row, 1, w.query, p.pad, s.query, q_row, rows, p.pad, p.dim))
     if p.key_shift != 0 and not logs:
         return fine, x, x_row
@@ -377,7 +380,7 @@ def add_near(p: Plan, w: Weights, s: Scratch, t: Task, q: int, x: int, x_row: in
     while start < high:
         n = min(p.band_tile, high - start)
         columns = _up(n, p.column_step)
-        fine, k, k_row = _keys(p, t, s, start, n, w.zeros, s.near_x)
+        fine, k, k_row = _keys(p, t, start, n, w.zeros, s.near_x)
         if fine == 0:
             return 0
         fine, v, v_row = load_values(p, w, t, start, n, s.near_v)
