@@ -13,6 +13,7 @@ from rfkernels._checks import (
     check_mask,
     check_qk,
     check_qkv,
+    check_segments,
     check_window,
     result_dtype,
 )
@@ -32,6 +33,7 @@ def attention(
     causal: bool = False,
     window: int | None = None,
     mask: Any = None,
+    segment_ids: Any = None,
     state: State | DecodeState | None = None,
     full: bool = False,
     backend: str | None = None,
@@ -59,10 +61,15 @@ def attention(
         have a `Kernel.norm_weight` (the exponential ones), the numpy backend any.
     mask : array of bool, shape (*batch, keys), optional
         True where a key may be attended.
+    segment_ids : array of int, shape (*batch, length), optional
+        Which of several sequences, packed one after another, a position belongs to; never decreasing. Queries see keys
+        of their own sequence only, as if each were run alone. Needs as many queries as keys.
     state : State or DecodeState, optional
-        Sums over earlier keys, which every query sees. With a window it must be a DecodeState.
+        Sums over earlier keys, which every query sees; with `segment_ids` those of the first sequence. With a window it
+        must be a DecodeState.
     full : bool, default False
-        Return an `AttentionResult` instead of the output alone.
+        Return an `AttentionResult` instead of the output alone. With `segment_ids` its state is that of the last
+        sequence.
     backend : {"numba", "jax", "numpy"}, optional
         Chosen by the kind of array if not given: numba for numpy.ndarray, jax for jax.Array.
     check_finite : bool, default True
@@ -96,10 +103,12 @@ def attention(
     batches = {"q": q.shape[:-2], "v": v.shape[:-2], "features": features.batch, "state": batch_of(state)}
     broadcast_batch(k=k.shape[:-2], **batches)
     check_mask(mask, k, **batches)
+    check_segments(segment_ids, q, k, **batches)
     check_window(window)
-    decode = resume(state, features, k, v, mask, causal, window)
-    start = decode.state if decode is not None else begin(state, features, k, v, mask)
-    chosen = choose(backend, q, k, v, mask=mask, state=start)
+    over_keys = mask, segment_ids
+    decode = resume(state, features, k, v, over_keys, causal, window)
+    start = decode.state if decode is not None else begin(state, features, k, v, *over_keys)
+    chosen = choose(backend, q, k, v, mask=mask, segment_ids=segment_ids, state=start)
     xp = namespace(q, k, v)
     keys, values, seen = (k, v, mask) if decode is None else extend(xp, decode, k, v, mask)
     if keys is not k and check_finite:
@@ -107,10 +116,10 @@ def attention(
         check_finite = False
     options = _options(features, causal, window, full, q.shape[-2] + keys.shape[-2])
     dtype = result_dtype(xp, q, k, v)
-    done = chosen.attend(q, keys, values, features, options, seen, start, check_finite, dtype)
+    done = chosen.attend(q, keys, values, features, options, seen, segment_ids, start, check_finite, dtype)
     if not full:
         return done.output
-    after = done.state if decode is None else advance(xp, decode, done, window, keys, values, seen)
+    after = done.state if decode is None else advance(xp, decode, done, window, keys, values, seen, segment_ids)
     return AttentionResult(done.output, after, done.log_normalizer, done.sign)
 
 

@@ -41,11 +41,13 @@ class AttentionResult(NamedTuple):
     sign: Any
 
 
-def begin(state: State | DecodeState | None, features: Features, k: Any, v: Any, mask: Any) -> State:
-    """Return the state to begin from, with the batch axes of everything that is written to it."""
+def begin(state: State | DecodeState | None, features: Features, k: Any, v: Any, *over_keys: Any) -> State:
+    """Return the state to begin from, with the batch axes of everything that is written to it.
+
+    What is `over_keys`, such as a mask, is (*batch, keys) or None.
+    """
     shapes = {"k": k.shape[:-2], "v": v.shape[:-2], "features": features.batch}
-    if mask is not None:
-        shapes["mask"] = mask.shape[:-1]
+    shapes |= {f"over_keys[{i}]": x.shape[:-1] for i, x in enumerate(over_keys) if x is not None}
     if state is None:
         xp = namespace(k, v)
         return empty_sums(xp, features, v.shape[-1], broadcast_batch(**shapes), accumulator(xp, k, v))
@@ -81,7 +83,13 @@ def check_state(state: State, features: Features, width: int | None) -> None:
 
 
 def resume(
-    state: State | DecodeState | None, features: Features, k: Any, v: Any, mask: Any, causal: bool, window: int | None
+    state: State | DecodeState | None,
+    features: Features,
+    k: Any,
+    v: Any,
+    over_keys: tuple[Any, ...],
+    causal: bool,
+    window: int | None,
 ) -> DecodeState | None:
     """Return the state that a windowed causal pass resumes from, None if there is none to resume."""
     if window is None:
@@ -94,14 +102,14 @@ def resume(
         return None
     if state is None:
         xp = namespace(k, v)
-        return DecodeState(begin(None, features, k, v, mask), k[..., :0, :], v[..., :0, :], xp.zeros(0, bool), 0)
+        return DecodeState(begin(None, features, k, v, *over_keys), k[..., :0, :], v[..., :0, :], xp.zeros(0, bool), 0)
     if not isinstance(state, DecodeState):
         raise TypeError(
             "state must be a DecodeState when window= is given (empty_state(..., window=) or a windowed pass with "
             f"full=True returns one), got {type(state).__name__}"
         )
     _check_pending(state, k, v, window)
-    return state._replace(state=begin(state.state, features, k, v, mask))
+    return state._replace(state=begin(state.state, features, k, v, *over_keys))
 
 
 def _check_pending(state: DecodeState, k: Any, v: Any, window: int) -> None:
@@ -138,13 +146,17 @@ def extend(xp: Any, decode: DecodeState, k: Any, v: Any, mask: Any) -> tuple[Any
 
 
 def advance(
-    xp: Any, decode: DecodeState, done: Pass, window: int | None, keys: Any, values: Any, seen: Any
+    xp: Any, decode: DecodeState, done: Pass, window: int | None, keys: Any, values: Any, seen: Any, segments: Any
 ) -> DecodeState:
-    """Return the state after a pass: its sums hold all keys but the last `window`."""
+    """Return the state after a pass: its sums hold all keys but the last `window`, or those of the last segment."""
     assert done.state is not None
     assert window is not None
     if seen is None:
         seen = xp.ones(keys.shape[-2], bool)
+    if segments is not None:
+        first, last = segments[..., :1], segments[..., -1:]
+        before = xp.broadcast_to(first, (*first.shape[:-1], decode.keys.shape[-2]))
+        seen = seen & (xp.concatenate([before, segments], -1) == last)
     position = decode.position + keys.shape[-2] - decode.keys.shape[-2]
     # Copies: a caller may use the buffers of k and v again, and a view would keep all of them alive.
     keys, values, seen = (xp.array(x) for x in (keys[..., -window:, :], values[..., -window:, :], seen[..., -window:]))

@@ -24,7 +24,7 @@ FLOORS = (
     ("features",),
     ("state", "exact", "variance"),
     ("core",),
-    ("fitting",),
+    ("fitting", "packed"),
     ("backends",),
     ("streaming",),
     ("attention", "catalog"),

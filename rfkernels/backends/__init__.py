@@ -30,7 +30,9 @@ class Backend(NamedTuple):
     name : str
         What it is called.
     attend : callable
-        ``attend(q, k, v, features, options, mask, state, check_finite, dtype)``: a whole pass; `dtype` is the output's.
+        ``attend(q, k, v, features, options, mask, segments, state, check_finite, dtype)``: a whole pass; `dtype` is the
+        output's. `segments` are those of the queries, (*batch, length); keys in excess of queries come before them and
+        belong to the first segment, as the state does; the state returned is that of the last.
     write : callable
         ``write(state, k, v, features, mask, check_finite)``: the state with keys added.
     read : callable
@@ -38,7 +40,7 @@ class Backend(NamedTuple):
     """
 
     name: str
-    attend: Callable[[Any, Any, Any, Features, Options, Any, State, bool, Any], Pass]
+    attend: Callable[[Any, Any, Any, Features, Options, Any, Any, State, bool, Any], Pass]
     write: Callable[[State, Any, Any, Features, Any, bool], State]
     read: Callable[[State, Any, Features, bool, bool, Any], Pass]
 

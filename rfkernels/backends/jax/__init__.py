@@ -25,8 +25,10 @@ _BRIEF = schedule.CAUSAL
 
 
 def _attend(
-    q: Any, k: Any, v: Any, features: Features, options: Options, mask: Any, state: State, check: bool, dtype: Any
+    q: Any, k: Any, v: Any, features: Features, options: Options, mask: Any, segments: Any, state: State, check: bool, dtype: Any
 ) -> Pass:
+    if segments is not None:
+        raise ValueError("segment_ids is not in the jax backend yet")
     if check:
         check_finite_arrays(q=q, k=k, v=v)
     given = _given(Rows(q, k, v, mask), features, state)
