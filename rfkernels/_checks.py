@@ -77,47 +77,51 @@ def check_mask(mask: Any, k: Any, **shapes: tuple[int, ...]) -> None:
         raise TypeError(f"mask must be of dtype bool (True = may be attended), got {mask.dtype}")
     keys = k.shape[-2]
     batch = broadcast_batch(k=k.shape[:-2], **shapes)
-    if not _fits(mask, keys, batch):
+    fits = mask.ndim >= 1 and mask.shape[-1] == keys
+    if fits:
+        try:
+            fits = np.broadcast_shapes(mask.shape[:-1], batch) == batch
+        except ValueError:
+            fits = False
+    if not fits:
         raise ValueError(
             f"mask must be over keys, (*batch, {keys}) with axes that broadcast to {batch}, got {mask.shape}; "
             "linear attention cannot honour a mask over pairs of queries and keys, only causal=, window= and key masks"
         )
 
 
-def check_segments(segment_ids: Any, q: Any, k: Any, /, **shapes: tuple[int, ...]) -> None:
-    """Require integers (*batch, length) that never decrease, with batch axes as a mask has; tracers pass the last."""
-    if segment_ids is None:
+def check_segments(segments: Any, q: Any, k: Any, **shapes: tuple[int, ...]) -> None:
+    """Require integers (*batch, keys) that never decrease, one for each position of queries and keys alike."""
+    if segments is None:
         return
-    if not (isinstance(segment_ids, np.ndarray) or is_jax(segment_ids)):
-        raise TypeError(f"segment_ids must be an integer array, got {type(segment_ids).__name__}")
-    if segment_ids.dtype.kind not in "iu":
-        raise TypeError(f"segment_ids must be of an integer dtype, got {segment_ids.dtype}")
+    if not (isinstance(segments, np.ndarray) or is_jax(segments)):
+        raise TypeError(f"segment_ids must be an array of integers, got {type(segments).__name__}")
+    if segments.dtype.kind not in "iu":
+        raise TypeError(f"segment_ids must be of an integer dtype, got {segments.dtype}")
     length, keys = q.shape[-2], k.shape[-2]
     if length != keys:
-        raise ValueError(f"segment_ids needs as many queries as keys, got {length} and {keys}")
-    batch = broadcast_batch(k=k.shape[:-2], **shapes)
-    if not _fits(segment_ids, keys, batch):
         raise ValueError(
-            f"segment_ids must be (*batch, {keys}) with axes that broadcast to {batch}, got {segment_ids.shape}"
+            f"segment_ids= is for self-attention, where q and k have the same length, got lengths {length} and {keys}"
         )
-    if is_jax(segment_ids) and _is_tracer(segment_ids):
-        return
-    falls = np.argwhere(np.diff(np.asarray(segment_ids).astype(np.int64), axis=-1) < 0)
-    if len(falls):
-        at = [*falls[0].tolist()[:-1], falls[0].tolist()[-1] + 1]
+    batch = broadcast_batch(q=q.shape[:-2], k=k.shape[:-2], **shapes)
+    fits = segments.ndim >= 1 and segments.shape[-1] == keys
+    if fits:
+        try:
+            fits = np.broadcast_shapes(segments.shape[:-1], batch) == batch
+        except ValueError:
+            fits = False
+    if not fits:
         raise ValueError(
-            f"segment_ids must never decrease along the last axis, but segment_ids{at} is less than before"
+            f"segment_ids must have shape (*batch, {keys}) with axes that broadcast to {batch}, got {segments.shape}"
         )
-
-
-def _fits(x: Any, keys: int, batch: tuple[int, ...]) -> bool:
-    """Whether an array over keys broadcasts to the batch without adding axes."""
-    if x.ndim < 1 or x.shape[-1] != keys:
-        return False
-    try:
-        return bool(np.broadcast_shapes(x.shape[:-1], batch) == batch)
-    except ValueError:
-        return False
+    if not (is_jax(segments) and _is_tracer(segments)):
+        given = np.asarray(segments)
+        falls = np.argwhere(given[..., 1:] < given[..., :-1])
+        if len(falls):
+            *leading, last = (int(i) for i in falls[0])
+            raise ValueError(
+                f"segment_ids must not decrease, but segment_ids{[*leading, last + 1]} is less than before"
+            )
 
 
 def check_scale(scale: Any) -> None:

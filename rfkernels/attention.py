@@ -62,19 +62,18 @@ def attention(
     mask : array of bool, shape (*batch, keys), optional
         True where a key may be attended.
     segment_ids : array of int, shape (*batch, length), optional
-        Which of several sequences, packed one after another, a position belongs to; never decreasing. Queries see keys
-        of their own sequence only, as if each were run alone. Needs as many queries as keys.
+        Packed sequences: keys are seen by queries of the same segment only, as if each were run alone. The numbers must
+        not decrease along a row (not checked under `jax.jit`), and q and k must be of the same length.
     state : State or DecodeState, optional
-        Sums over earlier keys, which every query sees; with `segment_ids` those of the first sequence. With a window it
-        must be a DecodeState.
+        Sums over earlier keys, which every query sees; with segments, every query of the first segment of its row. With
+        a window it must be a DecodeState.
     full : bool, default False
-        Return an `AttentionResult` instead of the output alone. With `segment_ids` its state is that of the last
-        sequence.
+        Return an `AttentionResult` instead of the output alone; with segments, its state is that of the last one.
     backend : {"numba", "jax", "numpy"}, optional
         Chosen by the kind of array if not given: numba for numpy.ndarray, jax for jax.Array.
     check_finite : bool, default True
         Whether NaN and infinity are refused, in masked keys as well. If they are let pass, one of them may reach every
-        output.
+        output. Values are looked at outside `jax.jit` only; shapes and dtypes always are.
 
     Returns
     -------
@@ -103,23 +102,24 @@ def attention(
     batches = {"q": q.shape[:-2], "v": v.shape[:-2], "features": features.batch, "state": batch_of(state)}
     broadcast_batch(k=k.shape[:-2], **batches)
     check_mask(mask, k, **batches)
-    check_segments(segment_ids, q, k, **batches)
+    check_segments(segment_ids, q, k, v=v.shape[:-2], features=features.batch, state=batch_of(state))
     check_window(window)
-    over_keys = mask, segment_ids
-    decode = resume(state, features, k, v, over_keys, causal, window)
-    start = decode.state if decode is not None else begin(state, features, k, v, *over_keys)
+    decode = resume(state, features, k, v, mask, segment_ids, causal, window)
+    start = decode.state if decode is not None else begin(state, features, k, v, mask, segment_ids)
     chosen = choose(backend, q, k, v, mask=mask, segment_ids=segment_ids, state=start)
     xp = namespace(q, k, v)
-    keys, values, seen = (k, v, mask) if decode is None else extend(xp, decode, k, v, mask)
+    keys, values, seen, segments = k, v, mask, segment_ids if k.shape[-2] else None
+    if decode is not None:
+        keys, values, seen, segments = extend(xp, decode, k, v, mask, segments)
     if keys is not k and check_finite:
         check_finite_arrays(q=q, k=k, v=v)
         check_finite = False
     options = _options(features, causal, window, full, q.shape[-2] + keys.shape[-2])
     dtype = result_dtype(xp, q, k, v)
-    done = chosen.attend(q, keys, values, features, options, seen, segment_ids, start, check_finite, dtype)
+    done = chosen.attend(q, keys, values, features, options, seen, segments, start, check_finite, dtype)
     if not full:
         return done.output
-    after = done.state if decode is None else advance(xp, decode, done, window, keys, values, seen, segment_ids)
+    after = done.state if decode is None else advance(xp, decode, done, window, keys, values, seen, segments)
     return AttentionResult(done.output, after, done.log_normalizer, done.sign)
 
 

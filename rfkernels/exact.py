@@ -56,7 +56,7 @@ def exact_attention(
     mask : array of bool, shape (*batch, keys), optional
         True where a key may be attended.
     segment_ids : array of int, shape (*batch, length), optional
-        Which of several packed sequences a position belongs to, never decreasing: queries see keys of their own.
+        Packed sequences: keys are seen by queries of the same segment only (see `attention`).
     kernel : Kernel, default kernels.EXPONENTIAL
         The kernel of the weights.
     check_finite : bool, default True
@@ -74,14 +74,14 @@ def exact_attention(
     """
     check_qkv(q, k, v)
     check_mask(mask, k, q=q.shape[:-2], v=v.shape[:-2])
-    check_segments(segment_ids, q, k, q=q.shape[:-2], v=v.shape[:-2])
+    check_segments(segment_ids, q, k, v=v.shape[:-2])
     check_scale(scale)
     check_window(window)
     if check_finite:
         check_finite_arrays(q=q, k=k, v=v)
     xp = namespace(q, k, v)
-    options: dict[str, Any] = {"causal": causal, "window": window, "mask": mask, "segment_ids": segment_ids}
-    part = exact_partial(q, k, v, scale=scale, kernel=kernel, **options)
+    options = {"scale": scale, "causal": causal, "window": window, "mask": mask, "segment_ids": segment_ids}
+    part = exact_partial(q, k, v, kernel=kernel, **options)
     return partials.normalize(xp, part).astype(result_dtype(xp, q, k, v))
 
 

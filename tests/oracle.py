@@ -181,12 +181,15 @@ class Expected(NamedTuple):
     certain: Any
 
 
-def seen_pairs(length: int, keys: int, causal: bool, window: int | None) -> tuple[Any, Any]:
-    """Return which keys each query sees, and which of them exactly: boolean matrices (length, keys)."""
+def seen_pairs(length: int, keys: int, causal: bool, window: int | None, segments: Any = None) -> tuple[Any, Any]:
+    """Return which keys each query sees, and which of them exactly: boolean matrices (*batch of segments, length, keys)."""
     t, s = np.arange(length)[:, None], np.arange(keys)
     if causal:
         t = t + keys - length
     seen = s <= t if causal else np.ones((length, keys), bool)
+    if segments is not None:
+        assert length == keys
+        seen = seen & (segments[..., :, None] == segments[..., None, :])
     near = np.zeros_like(seen) if window is None else seen & (np.abs(t - s) < window)
     return seen, near
 
@@ -205,19 +208,18 @@ def expect(
     """Return what attention should be, from dense weights in float64, a few queries at a time."""
     dtype = accumulation(q, k, v)
     q, k, v = (np.asarray(x).astype(np.float64) for x in (q, k, v))
-    seen, near = seen_pairs(q.shape[-2], k.shape[-2], causal, window)
-    if segment_ids is not None:
-        same = segment_ids[..., :, None] == segment_ids[..., None, :]
-        seen, near = seen & same, near & same
+    seen, near = seen_pairs(q.shape[-2], k.shape[-2], causal, window, segment_ids)
     step = 32
     parts = [
-        _rows(*(x[..., i : i + step, :] for x in (q, seen, near)), k, v, features, mask, dtype)
+        _rows(
+            q[..., i : i + step, :], k, v, features, seen[..., i : i + step, :], near[..., i : i + step, :], mask, dtype
+        )
         for i in range(0, max(q.shape[-2], 1), step)
     ]
     return Expected(*(np.concatenate(x, -1 - (x[0].ndim > parts[0][1].ndim)) for x in zip(*parts, strict=True)))
 
 
-def _rows(q: Any, seen: Any, near: Any, k: Any, v: Any, features: rfk.Features, mask: Any, dtype: Any) -> Expected:
+def _rows(q: Any, k: Any, v: Any, features: rfk.Features, seen: Any, near: Any, mask: Any, dtype: Any) -> Expected:
     log, sign = log_estimates(q, k, features)
     of_q, tolerance_q = envelope(q, features, "query", dtype)
     of_k, tolerance_k = envelope(k, features, "key", dtype)

@@ -152,16 +152,16 @@ def test_many_short_segments_and_none() -> None:
 @pytest.mark.parametrize(
     ("ids", "error", "message"),
     [
-        ([0] * LENGTH, TypeError, "segment_ids must be an integer array, got list"),
+        ([0] * LENGTH, TypeError, "segment_ids must be an array of integers, got list"),
         (np.zeros(LENGTH), TypeError, "segment_ids must be of an integer dtype, got float64"),
         (ROW > 0, TypeError, "segment_ids must be of an integer dtype, got bool"),
         (
             ROW[:-1],
             ValueError,
-            r"segment_ids must be \(\*batch, 200\) with axes that broadcast to \(2,\), got \(199,\)",
+            r"segment_ids must have shape \(\*batch, 200\) with axes that broadcast to \(2,\), got \(199,\)",
         ),
         (np.stack([ROW] * 3), ValueError, r"got \(3, 200\)"),
-        (ROW[::-1], ValueError, r"segment_ids must never decrease along the last axis, but segment_ids\[31\] is less"),
+        (ROW[::-1], ValueError, r"segment_ids must not decrease, but segment_ids\[31\] is less"),
         (np.stack([ROW, -ROW]), ValueError, r"segment_ids\[1, 1\] is less"),
     ],
 )
@@ -176,5 +176,5 @@ def test_what_is_refused(ids: Any, error: type[Exception], message: str) -> None
 
 def test_other_lengths_are_refused() -> None:
     q, k, v = inputs(2)
-    with pytest.raises(ValueError, match="segment_ids needs as many queries as keys, got 199 and 200"):
+    with pytest.raises(ValueError, match="where q and k have the same length, got lengths 199 and 200"):
         rfk.attention(q[:, 1:], k, v, oracle.draw("positive", 8, 32), segment_ids=ROW)

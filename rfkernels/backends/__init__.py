@@ -31,8 +31,9 @@ class Backend(NamedTuple):
         What it is called.
     attend : callable
         ``attend(q, k, v, features, options, mask, segments, state, check_finite, dtype)``: a whole pass; `dtype` is the
-        output's. `segments` are those of the queries, (*batch, length); keys in excess of queries come before them and
-        belong to the first segment, as the state does; the state returned is that of the last.
+        output's. `segments` is None or the segment of each key, (*batch, keys), of at least one key and no fewer than
+        queries: query t is of the segment of key t + keys − length. The state belongs to the first segment of its row
+        on the way in, and to the last on the way out.
     write : callable
         ``write(state, k, v, features, mask, check_finite)``: the state with keys added.
     read : callable

@@ -37,10 +37,7 @@ def _attend(
     if check:
         check_finite_arrays(q=q, k=k, v=v)
     state, q, k, v = _prepare(state, q, k, v)
-    if segments is None:
-        part, after = core.attend(np, q, k, v, features, options, mask, state)
-    else:
-        part, after = packed.attend(q, k, v, features, options, mask, segments, state)
+    part, after = packed.attend(np, q, k, v, features, options, mask, segments, state)
     return _finish(part, after, dtype)
 
 

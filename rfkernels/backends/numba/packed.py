@@ -32,9 +32,10 @@ class Segment(NamedTuple):
 def packed(h: Heads, segments: Any, batch: tuple[int, ...], state: State, empty: State, run: Run) -> tuple[bool, State]:
     """Run a pass over each segment; the first begins from `state`, and the states after the last are returned.
 
-    `segments` are those of the queries. Keys in excess of queries come before them and belong to the first segment.
+    `segments` are those of the keys. Keys in excess of queries come before them and are of the first segment.
     """
-    found = list(_segments(segments, batch, h.keys - h.length))
+    before = h.keys - h.length
+    found = list(_segments(segments[..., before:], batch, before))
     after = State(*(np.array(x) for x in state))
     apart = len(found) >= 2 * h.threads and worth_threads(h)
     inner = h.threads if not apart else 1
