@@ -1,4 +1,4 @@
-"""Packed sequences: each of several in a row gets what it would get alone."""
+"""Packed sequences: each of several in a row gets what it would get alone (on JAX: test_jax_segments.py)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STARTS = (0, 1, 2, 40, 105, 169)
 LENGTH = 200
 ROW = np.repeat(np.array([-3, 0, 1, 5, 6, 900]), np.diff((*STARTS, LENGTH)))
 
-every_backend = pytest.mark.parametrize("backend", oracle.backends())
+every_backend = pytest.mark.parametrize("backend", oracle.backends("numpy", "numba"))
 every_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 
 
@@ -32,26 +32,13 @@ def inputs(*batch: int, dtype: Any = np.float64, dim: int = 8) -> tuple[Any, Any
     return q, k, oracle.normal(rng, *batch, LENGTH, 5, dtype=np.dtype(dtype))
 
 
-def attend(backend: str, q: Any, k: Any, v: Any, features: rfk.Features, given: Any = None, /, **options: Any) -> Any:
-    """Attend on a backend, under jit if it is JAX's, and return an `AttentionResult`; `given` holds arguments of it."""
-    arrays = {name: oracle.place(x, backend) for name, x in options.items() if isinstance(x, np.ndarray)}
-    others = {name: x for name, x in options.items() if name not in arrays}
-    arrays |= given or {}
-
-    def run(q: Any, k: Any, v: Any, arrays: dict[str, Any]) -> Any:
-        return rfk.attention(q, k, v, features, backend=backend, full=True, **arrays, **others)
-
-    if backend != "jax":
-        return run(q, k, v, arrays)
-    import jax
-
-    return jax.jit(run)(*(oracle.place(x, backend) for x in (q, k, v)), arrays)
+def attend(backend: str, q: Any, k: Any, v: Any, features: rfk.Features, **options: Any) -> Any:
+    return rfk.attention(q, k, v, features, backend=backend, full=True, **options)
 
 
 def check(backend: str, q: Any, k: Any, v: Any, features: rfk.Features, **options: Any) -> None:
-    with oracle.precision(backend, q.dtype):
-        result = attend(backend, q, k, v, features, **options)
-        oracle.check_result(result, oracle.expect(q, k, v, features, **options), q.dtype)
+    result = attend(backend, q, k, v, features, **options)
+    oracle.check_result(result, oracle.expect(q, k, v, features, **options), q.dtype)
 
 
 @every_backend
@@ -88,52 +75,37 @@ def test_norms_that_jump_between_segments(backend: str, mode: dict[str, Any]) ->
         check(backend, q, k * factor, v, oracle.draw("positive", 8, 32), segment_ids=ROW, **mode)
 
 
-@pytest.mark.parametrize("backend", oracle.backends("numpy", "numba"))
+@every_backend
 @every_mode
 def test_each_segment_by_itself_gives_the_same(backend: str, mode: dict[str, Any]) -> None:
     q, k, v = inputs()
     features = oracle.draw("positive", 8, 32)
-    with oracle.precision(backend, q.dtype):
-        packed = attend(backend, q, k, v, features, segment_ids=ROW, **mode)
-        for low, high in pairwise((*STARTS, LENGTH)):
-            alone = attend(backend, q[low:high], k[low:high], v[low:high], features, **mode)
-            np.testing.assert_allclose(packed.output[low:high], alone.output, rtol=1e-9, atol=1e-12)
-            np.testing.assert_allclose(packed.log_normalizer[low:high], alone.log_normalizer, rtol=1e-9, atol=1e-12)
+    packed = attend(backend, q, k, v, features, segment_ids=ROW, **mode)
+    for low, high in pairwise((*STARTS, LENGTH)):
+        alone = attend(backend, q[low:high], k[low:high], v[low:high], features, **mode)
+        np.testing.assert_allclose(packed.output[low:high], alone.output, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(packed.log_normalizer[low:high], alone.log_normalizer, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("backend", "mode"),
-    [
-        *(
-            (backend, mode)
-            for backend in ("numpy", "numba")
-            for mode in ("bidirectional", "causal", "wide causal window")
-        ),
-        *((backend, "causal window") for backend in ("numpy", "numba", "jax")),
-    ],
-)
+@every_backend
+@pytest.mark.parametrize("mode", ["bidirectional", "causal", "causal window", "wide causal window"])
 def test_states_go_in_at_the_first_segment_and_come_out_of_the_last(backend: str, mode: str) -> None:
     """The first segment goes on from the state before, and the last goes on in a later call."""
     options, features = MODES[mode], oracle.draw("positive", 8, 32)
     q, k, v = inputs(2)
-    cut = 120
-    with oracle.precision(backend, q.dtype):
-        first = attend(backend, q[:, :cut], k[:, :cut], v[:, :cut], features, segment_ids=ROW[:cut], **options)
+    cut, last = 120, slice(STARTS[-1], LENGTH)
 
-        def resumed(state: Any, ids: Any) -> Any:
-            segments = {} if ids is None else {"segment_ids": ids}
-            return attend(
-                backend, q[:, cut:], k[:, cut:], v[:, cut:], features, {"state": state}, **segments, **options
-            )
+    def part(rows: slice, **given: Any) -> Any:
+        return attend(backend, q[:, rows], k[:, rows], v[:, rows], features, **given, **options)
 
-        second = resumed(first.state, ROW[cut:])
-        if options:
-            whole = attend(backend, q, k, v, features, segment_ids=ROW, **options)
-            np.testing.assert_allclose(second.output, whole.output[:, cut:], rtol=1e-8, atol=1e-11)
-        last = slice(STARTS[-1], LENGTH)
-        alone = attend(backend, q[:, last], k[:, last], v[:, last], features, **options)
-        expected = resumed(alone.state, None).output
-        np.testing.assert_allclose(resumed(second.state, None).output, expected, rtol=1e-8, atol=1e-11)
+    first = part(slice(0, cut), segment_ids=ROW[:cut])
+    second = part(slice(cut, None), segment_ids=ROW[cut:], state=first.state)
+    if options:
+        whole = part(slice(0, None), segment_ids=ROW)
+        np.testing.assert_allclose(second.output, whole.output[:, cut:], rtol=1e-8, atol=1e-11)
+    again, alone = slice(0, 30), part(last)
+    expected = part(again, state=alone.state).output
+    np.testing.assert_allclose(part(again, state=second.state).output, expected, rtol=1e-8, atol=1e-11)
 
 
 @every_mode
