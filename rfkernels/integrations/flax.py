@@ -25,8 +25,8 @@ def attention_fn(
     that either of them passes. It returns what they mean there, with weights that the features estimate, or raises:
 
     - `mask`: over keys, of shape (*batch, heads or 1, 1, keys), of any dtype. Outside jit a mask over pairs is
-      recognised if it is causal, with or without padded keys; inside jit it is refused, because its values are not known
-      there.
+      recognised if it is causal, with or without padded keys; inside jit its values are not known and it is
+      refused.
     - `is_causal` (nnx): query t sees keys up to t, counted from the first of each.
     - `dtype`: inputs are cast to it first. `precision`, `force_fp32_for_softmax`: any precision is met, as the
       projection and the sums are computed in float32 at full precision.
