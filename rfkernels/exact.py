@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from rfkernels import kernels, partials
-from rfkernels._arrays import accumulator, matmul, namespace
+from rfkernels._arrays import accumulator, matmul, namespace, stopped
 from rfkernels._checks import (
     check_finite_arrays,
     check_mask,
@@ -106,7 +106,7 @@ def exact_partial(
         allowed = _allowed(xp, start, rows.shape[-2], low, high, keys - length if causal else 0, causal, window)
         if mask is not None:
             allowed = allowed & mask[..., None, part]
-        parts.append(_block(xp, rows, k[..., part, :], v[..., part, :], allowed, kernel))
+        parts.append(exact_block(xp, rows, k[..., part, :], v[..., part, :], allowed, kernel))
     return partials.stack(xp, parts)
 
 
@@ -126,11 +126,13 @@ def _allowed(xp: Any, start: int, rows: int, low: int, high: int, offset: int, c
     return allowed
 
 
-def _block(xp: Any, q: Any, k: Any, v: Any, allowed: Any, kernel: Kernel) -> Partial:
-    dot = matmul(xp, q, xp.swapaxes(k, -1, -2))
-    log_weight = kernel.log(xp, dot, _squares(xp, q)[..., :, None], _squares(xp, k)[..., None, :])
-    log_weight = xp.where(allowed, log_weight, -xp.inf)
-    shift = xp.max(log_weight, -1, initial=-xp.inf)
+def exact_block(xp: Any, q: Any, k: Any, v: Any, allowed: Any, kernel: Kernel) -> Partial:
+    """Sum exact weights over the keys that are allowed, all at once; q and k are scaled already."""
+    dot, xx, yy = matmul(xp, q, xp.swapaxes(k, -1, -2)), _squares(xp, q)[..., :, None], _squares(xp, k)[..., None, :]
+    if kernel.norm_weight is None:  # its derivative may have no value where nothing is allowed, as at zero
+        dot, xx, yy = (xp.where(allowed, x, one) for x, one in ((dot, 0), (xx, 1), (yy, 1)))
+    log_weight = xp.where(allowed, kernel.log(xp, dot, xx, yy), -xp.inf)
+    shift = stopped(xp, xp.max(log_weight, -1, initial=-xp.inf))
     weight = xp.exp(log_weight - xp.where(shift == -xp.inf, 0, shift)[..., None])
     return Partial(matmul(xp, weight, v), xp.sum(weight, -1), shift)
 

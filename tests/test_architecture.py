@@ -19,8 +19,8 @@ PACKAGE = Path(rfkernels.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    ("_arrays", "activations", "kernels", "partials"),
-    ("_checks", "maps", "samplers"),
+    ("_arrays", "activations", "kernels"),
+    ("_checks", "maps", "partials", "samplers"),
     ("features",),
     ("state", "exact", "variance"),
     ("core",),

@@ -1,0 +1,105 @@
+"""Whole passes as scans over chunks: memory that does not grow with length times features, in any derivative."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rfkernels import core
+from rfkernels.backends.jax import tiles
+from rfkernels.backends.jax.chunks import Rows, chunk_size, cut, join, part
+from rfkernels.backends.jax.tiles import Carry, prepared
+from rfkernels.features import Features
+from rfkernels.partials import Partial
+
+CHUNK = 512
+"""Positions at a time where keys are written or a state is read."""
+
+CAUSAL = 128
+"""Positions at a time where each query sees the keys before it."""
+
+Found = tuple[Any, Any, Any]
+Finish = Callable[[Partial], Found]
+"""What is kept of the sums of each query: (*batch, length, width) and twice (*batch, length), or None."""
+
+
+def write(carry: Carry, rows: Rows, features: Features) -> Carry:
+    """Add keys to a state; of several segments only the last is kept."""
+    length = rows.k.shape[-2]
+    if length == 0:
+        return carry
+    if rows.of_key is not None:
+        last = rows.of_key[..., -1]
+        stays = rows.of_key == last[..., None]
+        carry = Carry(tiles.kept(features, carry.state, carry.segment == last), last)
+        rows = rows._replace(mask=stays if rows.mask is None else stays & rows.mask)
+    dtype = carry.state.kv.dtype
+
+    def body(state: Any, chunk: Rows) -> tuple[Any, None]:
+        chunk = prepared(chunk, dtype)
+        return core.write(jnp, state, chunk.k, chunk.v, features, chunk.mask), None
+
+    keys = Rows(k=rows.k, v=rows.v, mask=rows.mask)
+    state, _ = _scan(body, carry.state, keys, chunk_size(length, CHUNK))
+    return carry._replace(state=state)
+
+
+def read(carry: Carry, rows: Rows, features: Features, finish: Finish) -> Found:
+    """Read a state for each query."""
+    dtype = carry.state.kv.dtype
+
+    def body(_: None, chunk: Rows) -> tuple[None, Found]:
+        return None, finish(tiles.read(carry, prepared(chunk, dtype), features))
+
+    queries = Rows(q=rows.q, of_query=rows.of_query)
+    length = rows.q.shape[-2]
+    return joined(_scan(body, None, queries, chunk_size(length, CHUNK))[1], length)
+
+
+def causal(carry: Carry, rows: Rows, features: Features, lag: int, finish: Finish) -> tuple[Carry, Found]:
+    """Let query t see keys s <= t + (keys − length) − lag, and return what holds all keys but the last `lag`."""
+    length, keys = rows.q.shape[-2], rows.k.shape[-2]
+    first = keys - length - lag
+    early = min(max(-first, 0), length)
+    done = min(max(first, 0), keys)
+    carry = write(carry, part(rows, (0, 0), (0, done)), features)
+    found = []
+    if early or not length:
+        found.append(read(carry, part(rows, (0, early), (0, 0)), features, finish))
+    if early < length:
+        both = length - early
+        carry, rest = _aligned(carry, part(rows, (early, length), (done, done + both)), features, finish)
+        found.append(rest)
+    return carry, found[0] if len(found) == 1 else _concatenated(*found)
+
+
+def _aligned(carry: Carry, rows: Rows, features: Features, finish: Finish) -> tuple[Carry, Found]:
+    length, dtype = rows.q.shape[-2], carry.state.kv.dtype
+
+    def body(carry: Carry, chunk: Rows) -> tuple[Carry, Found]:
+        carry, found = tiles.causal(carry, prepared(chunk, dtype), features)
+        return carry, finish(found)
+
+    carry, found = _scan(body, carry, rows, chunk_size(length, CAUSAL))
+    return carry, joined(found, length)
+
+
+def _scan(body: Callable[[Any, Rows], Any], start: Any, rows: Rows, size: int) -> Any:
+    chunks = cut(rows, size)
+    body = jax.checkpoint(body, prevent_cse=False)
+    return lax.scan(body, start, chunks)
+
+
+def joined(found: Found, length: int) -> Found:
+    """Put together what a scan returned of each chunk."""
+    output, log, sign = found
+    return join(output, length, 2), *(None if x is None else join(x, length, 1) for x in (log, sign))
+
+
+def _concatenated(one: Found, two: Found) -> Found:
+    first, *others = zip(one, two, strict=True)
+    return jnp.concatenate(first, -2), *(None if x is None else jnp.concatenate([x, y], -1) for x, y in others)
