@@ -27,7 +27,7 @@ from rfkernels.integrations.dot_product import dot_product_attention_fn
 from rfkernels.integrations.flax import attention_fn
 from rfkernels.integrations.reversible import reversible_stack
 
-B, L, N, K, H = 2, 6, 4, 2, 8
+B, L, N, K, H = 2, 6, 6, 2, 8
 WIDTH = N * H
 FEATURES = rfk.draw("positive", dim=H, count=32, rng=3)
 PER_HEAD = rfk.draw("positive", dim=H, count=32, batch=(K,), rng=4)
@@ -66,6 +66,15 @@ def dense(q: Any, k: Any, v: Any, features: rfk.Features, allowed: Any) -> np.nd
     weights = np.where(allowed, np.einsum("bntm,bnsm->bnts", phi_q, phi_k), 0)
     total = weights.sum(-1, keepdims=True)
     return np.moveaxis(weights / np.where(total == 0, 1, total) @ v, -3, -2)
+
+
+def test_arrays_that_a_traced_function_closes_over_are_checked() -> None:
+    q, k, v = normal(9, 3, B, N, L, H)
+    run = jax.jit(lambda q, k: rfk.attention(q, k, v, FEATURES))
+    close(run(q, k), rfk.attention(q, k, v, FEATURES))
+    bad = v.at[1, 0, 2, 3].set(jnp.nan)
+    with pytest.raises(ValueError, match=r"v must be finite, but v\[1, 0, 2, 3\] is nan"):
+        jax.jit(lambda q: rfk.attention(q, k, bad, FEATURES))(q)
 
 
 # The function of jax.nn
@@ -157,7 +166,7 @@ FITTED = rfk.Features(
         ({"mask": jnp.ones((1, 1, 1, L))}, "mask must be of dtype bool"),
         ({"mask": np.triu(np.ones((L, L), bool))[None, None]}, "other than a causal one"),
         ({"mask": np.ones((1, 1, 1, L + 1), bool)}, "mask must broadcast to"),
-        ({"mask": np.ones((1, 3, 1, L), bool)}, "mask has 3 heads, but query has 4"),
+        ({"mask": np.ones((1, 3, 1, L), bool)}, "mask has 3 heads, but query has 6"),
         ({"key_value_seq_lengths": jnp.ones(B)}, "key_value_seq_lengths must be integers of shape"),
         ({"query_seq_lengths": jnp.ones(B + 1, int)}, "query_seq_lengths must be integers of shape"),
     ],
@@ -451,7 +460,8 @@ def heads_of(x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def attend_block(p: Any, x: jax.Array) -> jax.Array:
-    out = rfk.attention(*(heads_of(x, p[name]) for name in "qkv"), FEATURES)
+    features = jax.tree.map(partial(jnp.asarray, dtype=x.dtype), FEATURES)
+    out = rfk.attention(*(heads_of(x, p[name]) for name in "qkv"), features)
     return jnp.moveaxis(out, -3, -2).reshape(x.shape) @ p["o"]
 
 
