@@ -23,12 +23,12 @@ COUNTS = (64, 256, 1024, 4096)
 
 
 def quadratic(xp: Any, u: Any, a: Any) -> Any:
-    """h(u, a) = u²: written once, read by NumPy, JAX and Numba."""
+    """Return h(u, a) = u²: written once, read by NumPy, JAX and Numba."""
     return xp.square(u)
 
 
 def log_quadratic(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
-    """log (|x|² |y|² + 2 (x·y)²), from x·y, |x|² and |y|²."""
+    """Return log (|x|² |y|² + 2 (x·y)²), from x·y, |x|² and |y|²."""
     return xp.log(xx * yy + 2 * xp.square(dot))
 
 
@@ -59,7 +59,7 @@ def output_and_gradient(attend: Callable[..., Any]) -> tuple[Any, Any]:
 
 
 def errors(causal: bool) -> list[tuple[int | None, float, float]]:
-    """Features, error of the output and error of the gradient; None is the average of the values, which knows nothing."""
+    """Features, error of output and gradient; no features stand for the average of the values, which knows nothing."""
     exact, exact_gradient = output_and_gradient(partial(rfk.exact_attention, causal=causal, kernel=KERNEL))
     v = inputs()[2]
     seen = jnp.cumsum(v, -2) / jnp.arange(1, LENGTH + 1)[:, None] if causal else v.mean(-2, keepdims=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._arrays import FLOATS, dtype_name, is_jax, namespace
+from rfkernels._arrays import FLOATS, dtype_name, is_jax
 
 _BLOCK = 1 << 18
 

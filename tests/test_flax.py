@@ -129,8 +129,10 @@ def test_residual_and_layout_without_a_batch_are_those_of_jax() -> None:
 def test_the_first_query_is_aligned_with_the_first_key(length: int, keys: int, features: rfk.Features) -> None:
     q, k, v = Q[:, :length], KEYS[:, :keys], VALUES[:, :keys]
     allowed = CAUSAL[:length, :keys] & PADDED[:, None, None, :keys]
-    ours = jax.jit(partial(dot_product_attention_fn(features), is_causal=True))
-    close(ours(q, k, v, mask=PADDED[:, None, None, :keys]), dense(q, k, v, features, allowed))
+    expected = dense(q, k, v, features, allowed)
+    for bound in (dot_product_attention_fn(features), attention_fn(features)):
+        ours = jax.jit(partial(bound, is_causal=True))
+        close(ours(q, k, v, mask=PADDED[:, None, None, :keys]), expected)
 
 
 def test_queries_without_keys_are_zeros() -> None:

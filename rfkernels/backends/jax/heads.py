@@ -68,9 +68,7 @@ def _one_by_one(function: Function, given: Given) -> Result:
 
     found, state = _mapped(innermost, leaves, len(mapped))
     tails = (2, 1, 1)
-    back = [
-        None if x is None else _restored(x, tail, rank, mapped, groups) for x, tail in zip(found, tails, strict=True)
-    ]
+    back = [None if x is None else _restored(x, tail, rank, mapped, groups) for x, tail in zip(found, tails, strict=True)]
     if state is not None:
         state = State(*(x.reshape(y.shape) for x, y in zip(state, given.state, strict=True)))
     return tuple(back), state
@@ -95,9 +93,7 @@ def _mapped(function: Callable[[list[Any]], Any], leaves: list[Any], depth: int)
         some, others = iter(slices), iter(narrow)
         return _mapped(function, [next(some) if is_wide else next(others) for is_wide in wide], depth - 1)
 
-    return lax.map(
-        jax.checkpoint(body, prevent_cse=False), [x for x, is_wide in zip(leaves, wide, strict=True) if is_wide]
-    )
+    return lax.map(jax.checkpoint(body, prevent_cse=False), [x for x, is_wide in zip(leaves, wide, strict=True) if is_wide])
 
 
 def _restored(x: Any, tail: int, rank: int, mapped: list[int], groups: list[int]) -> Any:

@@ -94,7 +94,9 @@ def _in_pieces(carry: Carry, rows: Rows, features: Features) -> tuple[Carry, Par
     return carry, Partial(*(join(x, length, tail) for x, tail in zip(found, (2, 1, 1), strict=True)))
 
 
-def _at_once(carry: Carry, rows: Rows, features: Features, u: Any, exponent: Any, shift: Any) -> tuple[Carry, Partial]:
+def _at_once(
+    carry: Carry, rows: Rows, features: Features, u: Any, exponent: Any, shift: Any
+) -> tuple[Carry, Partial]:
     phi_k = core.key_features(jnp, u, exponent, shift, features, rows.mask)
     phi_q, top = core.query_features(jnp, shift, rows.q, features)
     held = core.rescaled(jnp, carry.state, shift)
@@ -106,7 +108,9 @@ def _at_once(carry: Carry, rows: Rows, features: Features, u: Any, exponent: Any
         read_kv, read_z = jnp.where(reads[..., None], read_kv, 0), jnp.where(reads, read_z, 0)
     weight = jnp.where(visible, matmul(jnp, phi_q, jnp.swapaxes(phi_k, -1, -2)), 0)
     denominator = jnp.sum(weight, -1) + read_z
-    found = Partial(matmul(jnp, weight, rows.v) + read_kv, denominator, jnp.broadcast_to(top, denominator.shape))
+    found = Partial(
+        matmul(jnp, weight, rows.v) + read_kv, denominator, jnp.broadcast_to(top, denominator.shape)
+    )
     if rows.mask is not None or rows.of_key is not None:
         found = only(found, _sees(carry, rows, visible))
     return _after(carry, held, rows, features, phi_k, exponent), found

@@ -82,9 +82,7 @@ def _band(rows: Rows, start: int, held: int, length: int) -> tuple[Rows, Rows]:
     whole = Rows(None, rows.k, rows.v, mask, None, rows.of_key)
 
     def span(first: int, count: int) -> Rows:
-        return Rows(
-            *(None if x is None else _span(x, first, count, tail) for x, tail in zip(whole, TAILS, strict=True))
-        )
+        return Rows(*(None if x is None else _span(x, first, count, tail) for x, tail in zip(whole, TAILS, strict=True)))
 
     return span(start, held), span(start + held, length)._replace(q=rows.q, of_query=rows.of_query)
 
