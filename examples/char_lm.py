@@ -48,6 +48,12 @@ class Way(NamedTuple):
         return name if self.window is None else f"{name}, window {self.window}"
 
 
+def ways_of(given: argparse.Namespace) -> list[Way]:
+    """Return the ways to compare, exact attention first."""
+    nearby = [Way("positive", given.window)] if given.window else []
+    return [Way("exact"), Way("positive"), *nearby, Way("relu")]
+
+
 class Corpus(NamedTuple):
     """A text as numbers of characters, the last part of it held out."""
 
@@ -168,7 +174,7 @@ def draw_picture(runs: list[Run], title: str) -> Figure:
 def bench(given: argparse.Namespace, console: Console, vocabulary: int = 80) -> list[dict[str, float]]:
     """Time a training step by turns, at an equal number of tokens, and print the median of the quotients."""
     shape, optimizer, rows = Shape(vocabulary, given.layers, given.heads, given.dim), optax.adamw(1e-3), []
-    ways = [Way("exact"), Way("positive"), Way("positive", given.window), Way("relu")]
+    ways = ways_of(given)
     console.print(
         f"Time of a training step with exact attention over that with features; {shape}, {given.features} features"
     )
@@ -247,12 +253,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    given, console = parse(arguments), Console(highlight=False, markup=False)
+    given, console = parse(arguments), Console(highlight=False, markup=False, soft_wrap=True)
     if given.bench:
         return {"bench": bench(given, console)}
     corpus = read_corpus(given.text)
     shape = Shape(len(corpus.characters), given.layers, given.heads, given.dim)
-    ways = [Way("exact"), Way("positive"), *([Way("positive", given.window)] if given.window else []), Way("relu")]
+    ways = ways_of(given)
     console.print(
         f"{len(corpus.train):,} characters to train on, {len(corpus.held_out):,} held out, {given.features} features"
     )
@@ -279,7 +285,9 @@ def summary(
     for run in runs:
         row: dict[str, Any] = {"way": run.way.label, "held_out": run.held_out, "losses": run.losses}
         row["seconds"] = round(run.seconds, 1)
-        console.print(f"\n{run.way.label}: {run.held_out[-1][1]:.3f} nats per held-out character, {run.seconds:.0f} s")
+        console.print(
+            f"\n{run.way.label}: {run.held_out[-1][1]:.3f} nats per held-out character, {run.seconds:.0f} s in all"
+        )
         if run.how.features is not None:
             row["stream_error"] = stream_error(run, corpus, shape, given.length)
             row["sample"] = sampled(run, corpus, shape, given)
