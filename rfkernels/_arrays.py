@@ -44,5 +44,5 @@ def matmul(xp: Any, a: Any, b: Any) -> Any:
 
 
 def stopped(xp: Any, x: Any) -> Any:
-    """Return `x` as a constant to derivatives: a shift that cancels exactly needs none, and takes a pass to propagate."""
+    """Return `x` as a constant to derivatives: what a shift that cancels exactly may be."""
     return x if xp is np else sys.modules["jax"].lax.stop_gradient(x)

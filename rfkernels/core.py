@@ -73,7 +73,7 @@ def activate(xp: Any, features: Features, u: Any, a: Any) -> Any:
 
 
 def key_exponents(xp: Any, k: Any, features: Features, mask: Any = None) -> tuple[Any, Any]:
-    """Return u and the whole exponent of each key and column, −inf where masked; that of the weights alone if h has none."""
+    """Return u and the exponent of each key and column, −inf where masked; of maps that have none, a + b."""
     u, a = project(xp, k, features, "key")
     if not features.map.exponential:
         return u, a[..., None] + log_weights(xp, features, u.dtype)
@@ -96,7 +96,7 @@ def key_features(xp: Any, u: Any, exponent: Any, shift: Any, features: Features,
 
 
 def query_features(xp: Any, shift: Any, q: Any, features: Features) -> tuple[Any, Any]:
-    """Return h of queries times exp(shift), divided by exp of the second result, one per row: −inf if no key is held."""
+    """Return h of queries times exp(shift), divided by exp of the second result: −inf if no key is held."""
     u, a = project(xp, q, features, "query")
     empty = xp.all(shift == -xp.inf, -1)[..., None]
     base = xp.where(shift == -xp.inf, 0, shift)[..., None, :]

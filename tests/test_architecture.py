@@ -24,6 +24,7 @@ FLOORS = (
     ("features",),
     ("state", "exact", "variance"),
     ("core",),
+    ("packed",),
     ("fitting",),
     ("backends",),
     ("streaming",),

@@ -1,10 +1,10 @@
-"""Backends that run the executable specification as it is: NumPy's, and JAX's thin one."""
+"""Backends that run the executable specification as it is."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from rfkernels import core, partials
+from rfkernels import core, packed, partials
 from rfkernels._arrays import accumulator
 from rfkernels._checks import check_finite_arrays
 from rfkernels.backends import Backend, Pass
@@ -24,12 +24,21 @@ def specification(name: str, xp: Any) -> Backend:
         return State(kv, z, shift), *rest
 
     def attend(
-        q: Any, k: Any, v: Any, features: Features, options: Options, mask: Any, state: State, check: bool, dtype: Any
+        q: Any,
+        k: Any,
+        v: Any,
+        features: Features,
+        options: Options,
+        mask: Any,
+        segments: Any,
+        state: State,
+        check: bool,
+        dtype: Any,
     ) -> Pass:
         if check:
             check_finite_arrays(q=q, k=k, v=v)
         state, q, k, v = prepare(state, q, k, v)
-        part, after = core.attend(xp, q, k, v, features, options, mask, state)
+        part, after = packed.attend(xp, q, k, v, features, options, mask, segments, state)
         return finish(part, after, dtype)
 
     def write(state: State, k: Any, v: Any, features: Features, mask: Any, check: bool) -> State:

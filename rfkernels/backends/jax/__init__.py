@@ -13,37 +13,48 @@ from rfkernels._checks import check_finite_arrays
 from rfkernels.backends import Backend, Pass
 from rfkernels.backends.jax import schedule, window
 from rfkernels.backends.jax.chunks import Rows
-from rfkernels.backends.jax.heads import Function, Given, Result, over_heads
-from rfkernels.backends.jax.tiles import Carry, normalized
+from rfkernels.backends.jax.heads import Given, Result, over_heads
+from rfkernels.backends.jax.schedule import Finish, Found, Sizes
+from rfkernels.backends.jax.tiles import Carry, kept, normalized
 from rfkernels.core import Options
 from rfkernels.features import Features
 from rfkernels.partials import Partial
 from rfkernels.state import State
 
-_BRIEF = schedule.CAUSAL
-"""Up to this many positions heads are never taken one by one."""
-
 
 def _attend(
-    q: Any, k: Any, v: Any, features: Features, options: Options, mask: Any, state: State, check: bool, dtype: Any
+    q: Any,
+    k: Any,
+    v: Any,
+    features: Features,
+    options: Options,
+    mask: Any,
+    segments: Any,
+    state: State,
+    check: bool,
+    dtype: Any,
 ) -> Pass:
     if check:
         check_finite_arrays(q=q, k=k, v=v)
-    given = _given(Rows(q, k, v, mask), features, state)
-    return _pass(given, options, jnp.dtype(dtype), features.map.programs())
+    of_query = None if segments is None else segments[..., k.shape[-2] - q.shape[-2] :]
+    given = _given(Rows(q, k, v, mask, of_query, segments), features, state)
+    done: Pass = _pass(given, options, jnp.dtype(dtype), features.map.programs())
+    return done
 
 
 def _write(state: State, k: Any, v: Any, features: Features, mask: Any, check: bool) -> State:
     if check:
         check_finite_arrays(k=k, v=v)
-    return _written(_given(Rows(k=k, v=v, mask=mask), features, state), features.map.programs())
+    after: State = _written(_given(Rows(k=k, v=v, mask=mask), features, state), features.map.programs())
+    return after
 
 
 def _read(state: State, q: Any, features: Features, full: bool, check: bool, dtype: Any) -> Pass:
     if check:
         check_finite_arrays(q=q)
     done = _reading(_given(Rows(q), features, state), full, jnp.dtype(dtype), features.map.programs())
-    return Pass(*done, state)
+    output, log, sign = done
+    return Pass(output, log, sign, state)
 
 
 def _given(rows: Rows, features: Features, state: State) -> Given:
@@ -62,28 +73,40 @@ def _pass(given: Given, options: Options, dtype: Any, programs: Any) -> Pass:
     def finish(found: Partial) -> Any:
         return normalized(found, dtype, options.full)
 
-    def run(given: Given) -> Result:
-        rows, features, carry = given.rows, given.features, Carry(given.state)
-        if options.window is not None:
-            carry, found = window.attend(carry, rows, features, options, finish)
-        elif options.causal:
-            carry, found = schedule.causal(carry, rows, features, 0, finish)
-        else:
-            carry = schedule.write(carry, rows, features)
-            found = schedule.read(carry, rows, features, finish)
-        after = carry.state if options.full and (options.causal or options.window is None) else None
-        return found, after
+    def run(given: Given, sizes: Sizes) -> Result:
+        rows, features, segments = given.rows, given.features, given.rows.of_key
+        carry = Carry(given.state, None if segments is None else segments[..., 0])
+        after, found = _scheduled(carry, rows, features, options, finish, sizes)
+        if not options.full or (options.window is not None and not options.causal):
+            return found, None
+        if segments is None:
+            return found, after.state
+        return found, kept(features, after.state, after.segment == segments[..., -1])
 
-    found, after = _lifted(run, given)
-    return Pass(*found, after)
+    (output, log, sign), after = over_heads(run, given)
+    return Pass(output, log, sign, after)
+
+
+def _scheduled(
+    carry: Carry, rows: Rows, features: Features, options: Options, finish: Finish, sizes: Sizes
+) -> tuple[Carry, Found]:
+    if options.window is not None:
+        return window.attend(carry, rows, features, options, finish, sizes)
+    if options.causal:
+        return schedule.causal(carry, rows, features, 0, finish, sizes)
+    if rows.of_key is not None:
+        after, found = schedule.two_sided(carry, rows, features, 0, 1, sizes)
+        return after, finish(found)
+    after = schedule.write(carry, rows, features, sizes)
+    return after, schedule.read(after, rows, features, finish, sizes)
 
 
 @partial(jax.jit, static_argnames="programs")
 def _written(given: Given, programs: Any) -> Any:
-    def run(given: Given) -> Result:
-        return (None, None, None), schedule.write(Carry(given.state), given.rows, given.features).state
+    def run(given: Given, sizes: Sizes) -> Result:
+        return (None, None, None), schedule.write(Carry(given.state), given.rows, given.features, sizes).state
 
-    return _lifted(run, given)[1]
+    return over_heads(run, given)[1]
 
 
 @partial(jax.jit, static_argnames=("full", "dtype", "programs"))
@@ -91,15 +114,10 @@ def _reading(given: Given, full: bool, dtype: Any, programs: Any) -> Any:
     def finish(found: Partial) -> Any:
         return normalized(found, dtype, full)
 
-    def run(given: Given) -> Result:
-        return schedule.read(Carry(given.state), given.rows, given.features, finish), None
+    def run(given: Given, sizes: Sizes) -> Result:
+        return schedule.read(Carry(given.state), given.rows, given.features, finish, sizes), None
 
-    return _lifted(run, given)[0]
-
-
-def _lifted(run: Function, given: Given) -> Result:
-    longest = max(x.shape[-2] for x in (given.rows.q, given.rows.k) if x is not None)
-    return run(given) if longest <= _BRIEF else over_heads(run, given)
+    return over_heads(run, given)[0]
 
 
 BACKEND = Backend("jax", _attend, _write, _read)

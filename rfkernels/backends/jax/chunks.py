@@ -35,7 +35,7 @@ def part(rows: Rows, queries: tuple[int, int], keys: tuple[int, int]) -> Rows:
     """Return the queries and the keys from one position to another."""
     spans = Rows(queries, keys, keys, keys, queries, keys)
     fields = zip(rows, spans, TAILS, strict=True)
-    return Rows(*(None if x is None else _along(x, *span, tail) for x, span, tail in fields))
+    return Rows(*(None if x is None else _along(x, span[0], span[1], tail) for x, span, tail in fields))
 
 
 def _along(x: Any, start: int, stop: int, tail: int) -> Any:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rfkernels.backends.jax.chunks import TAILS, Rows
+from rfkernels.backends.jax.schedule import ACCELERATOR, CPU, SAVED, Sizes
 from rfkernels.features import Features, Side
 from rfkernels.state import State
 
@@ -27,7 +28,7 @@ class Given(NamedTuple):
 Result = tuple[Any, State | None]
 """Sums of each query, as `schedule.Found` has them, and a state."""
 
-Function = Callable[[Given], Result]
+Function = Callable[[Given, Sizes], Result]
 
 
 def _tails(given: Given) -> list[int]:
@@ -45,14 +46,24 @@ def over_heads(function: Function, given: Given) -> Result:
     """Apply a function to the arrays of each head, or of all: whichever suits the platform it is lowered for.
 
     The platform is asked for when the program is lowered, not when it is traced, so that an export for an accelerator
-    has its layout.
+    has its layout. Sequences that one chunk holds are the same on all.
     """
-    if math.prod(given.state.kv.shape[:-2]) <= 1:
-        return function(given)
-    return lax.platform_dependent(given, cpu=lambda given: _one_by_one(function, given), default=function)  # type: ignore[no-any-return]
+    longest = max(x.shape[-2] for x in (given.rows.q, given.rows.k) if x is not None)
+    if longest <= min(CPU.causal, ACCELERATOR.causal):
+        return function(given, CPU)
+
+    def on_cpu(given: Given) -> Result:
+        if math.prod(given.state.kv.shape[:-2]) <= 1:
+            return function(given, CPU)
+        return _one_by_one(lambda head: function(head, CPU), given)
+
+    def elsewhere(given: Given) -> Result:
+        return function(given, ACCELERATOR)
+
+    return lax.platform_dependent(given, cpu=on_cpu, default=elsewhere)  # type: ignore[no-any-return]
 
 
-def _one_by_one(function: Function, given: Given) -> Result:
+def _one_by_one(function: Callable[[Given], Result], given: Given) -> Result:
     """Map over the batch axes of the state; axes that queries alone have (grouped queries) stay together."""
     leaves, tree = jax.tree.flatten(given)
     counts = _tails(given)
@@ -67,11 +78,13 @@ def _one_by_one(function: Function, given: Given) -> Result:
         return function(jax.tree.unflatten(tree, leaves))
 
     found, state = _mapped(innermost, leaves, len(mapped))
-    tails = (2, 1, 1)
-    back = [None if x is None else _restored(x, tail, rank, mapped, groups) for x, tail in zip(found, tails, strict=True)]
+    back = [
+        None if x is None else _restored(x, tail, rank, mapped, groups)
+        for x, tail in zip(found, (2, 1, 1), strict=True)
+    ]
     if state is not None:
         state = State(*(x.reshape(y.shape) for x, y in zip(state, given.state, strict=True)))
-    return tuple(back), state
+    return (back[0], back[1], back[2]), state
 
 
 def _split(x: Any, tail: int, rank: int, mapped: list[int], groups: list[int]) -> Any:
@@ -93,7 +106,9 @@ def _mapped(function: Callable[[list[Any]], Any], leaves: list[Any], depth: int)
         some, others = iter(slices), iter(narrow)
         return _mapped(function, [next(some) if is_wide else next(others) for is_wide in wide], depth - 1)
 
-    return lax.map(jax.checkpoint(body, prevent_cse=False), [x for x, is_wide in zip(leaves, wide, strict=True) if is_wide])
+    saved = jax.checkpoint_policies.save_only_these_names(SAVED)
+    body = jax.checkpoint(body, prevent_cse=False, policy=saved)
+    return lax.map(body, [x for x, is_wide in zip(leaves, wide, strict=True) if is_wide])
 
 
 def _restored(x: Any, tail: int, rank: int, mapped: list[int], groups: list[int]) -> Any:

@@ -1,4 +1,4 @@
-"""One chunk of positions: what its keys add to a state, and what its queries read of the state and of the chunk itself."""
+"""One chunk of positions: what its keys add to a state, and what its queries read of both."""
 
 from __future__ import annotations
 
@@ -29,8 +29,11 @@ class Carry(NamedTuple):
 
 def prepared(rows: Rows, dtype: Any) -> Rows:
     """Return a chunk in the dtype of sums, with zeros in place of masked keys: no derivative meets their values."""
-    q, k, v = (None if x is None else x.astype(dtype) for x in rows[:3])
-    if rows.mask is not None and k is not None:
+    q = None if rows.q is None else rows.q.astype(dtype)
+    if rows.k is None:
+        return rows._replace(q=q)
+    k, v = rows.k.astype(dtype), rows.v.astype(dtype)
+    if rows.mask is not None:
         k, v = (jnp.where(rows.mask[..., None], x, 0) for x in (k, v))
     return rows._replace(q=q, k=k, v=v)
 
@@ -62,7 +65,7 @@ def causal(carry: Carry, rows: Rows, features: Features) -> tuple[Carry, Partial
     """Let each query of a chunk see the state and the keys of the chunk up to its own position.
 
     All keys of the chunk are put on the scale of the largest. If that is far above what an earlier query sees, the
-    chunk is cut into smaller ones, down to single positions, where there is nothing later to disturb.
+    chunk is taken position by position, where there is nothing later to disturb.
     """
     if rows.of_key is not None:
         begins = carry.segment == rows.of_key[..., 0]
@@ -80,7 +83,9 @@ def causal(carry: Carry, rows: Rows, features: Features) -> tuple[Carry, Partial
     def pieces(carry: Carry, rows: Rows, u: Any, exponent: Any, shift: Any) -> tuple[Carry, Partial]:
         return _in_pieces(carry, rows, features)
 
-    return lax.cond(jumps, pieces, whole, carry, rows, u, exponent, shift)
+    slow = jax.checkpoint(pieces, prevent_cse=False)
+    done: tuple[Carry, Partial] = lax.cond(jumps, slow, whole, carry, rows, u, exponent, shift)
+    return done
 
 
 def _in_pieces(carry: Carry, rows: Rows, features: Features) -> tuple[Carry, Partial]:
@@ -89,14 +94,12 @@ def _in_pieces(carry: Carry, rows: Rows, features: Features) -> tuple[Carry, Par
     def body(carry: Carry, piece: Rows) -> tuple[Carry, Partial]:
         return causal(carry, piece, features)
 
-    pieces = cut(rows, length // 8 if length > 32 else 1)
+    pieces = cut(rows, 1)
     carry, found = lax.scan(jax.checkpoint(body, prevent_cse=False), carry, pieces)
     return carry, Partial(*(join(x, length, tail) for x, tail in zip(found, (2, 1, 1), strict=True)))
 
 
-def _at_once(
-    carry: Carry, rows: Rows, features: Features, u: Any, exponent: Any, shift: Any
-) -> tuple[Carry, Partial]:
+def _at_once(carry: Carry, rows: Rows, features: Features, u: Any, exponent: Any, shift: Any) -> tuple[Carry, Partial]:
     phi_k = core.key_features(jnp, u, exponent, shift, features, rows.mask)
     phi_q, top = core.query_features(jnp, shift, rows.q, features)
     held = core.rescaled(jnp, carry.state, shift)
@@ -108,9 +111,7 @@ def _at_once(
         read_kv, read_z = jnp.where(reads[..., None], read_kv, 0), jnp.where(reads, read_z, 0)
     weight = jnp.where(visible, matmul(jnp, phi_q, jnp.swapaxes(phi_k, -1, -2)), 0)
     denominator = jnp.sum(weight, -1) + read_z
-    found = Partial(
-        matmul(jnp, weight, rows.v) + read_kv, denominator, jnp.broadcast_to(top, denominator.shape)
-    )
+    found = Partial(matmul(jnp, weight, rows.v) + read_kv, denominator, jnp.broadcast_to(top, denominator.shape))
     if rows.mask is not None or rows.of_key is not None:
         found = only(found, _sees(carry, rows, visible))
     return _after(carry, held, rows, features, phi_k, exponent), found
@@ -179,7 +180,7 @@ def _anywhere(flag: Any) -> Any:
     return flag
 
 
-@_anywhere.def_vmap  # type: ignore[untyped-decorator]
+@_anywhere.def_vmap
 def _(size: int, batched: list[bool], flag: Any) -> tuple[Any, bool]:
     return _anywhere(jnp.any(flag, 0) if batched[0] else flag), False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,42 +11,31 @@ from jax import lax
 from rfkernels import partials
 from rfkernels.backends.jax import schedule
 from rfkernels.backends.jax.chunks import TAILS, Rows, chunk_size, cut
-from rfkernels.backends.jax.schedule import Finish, Found
-from rfkernels.backends.jax.tiles import Carry, kept, prepared
+from rfkernels.backends.jax.schedule import Finish, Found, Sizes
+from rfkernels.backends.jax.tiles import Carry, prepared
 from rfkernels.core import Options
 from rfkernels.exact import exact_block
 from rfkernels.features import Features
 from rfkernels.partials import Partial
 
-_LARGEST = 512
-"""Queries at a time, at most; for narrow windows fewer, as what is computed outside the window is thrown away."""
+_LEAST, _LARGEST = 128, 512
+"""Queries at a time, about as many as the window is wide: what is computed outside of it is thrown away."""
 
 
-def attend(carry: Carry, rows: Rows, features: Features, options: Options, finish: Finish) -> tuple[Carry, Found]:
+def attend(
+    carry: Carry, rows: Rows, features: Features, options: Options, finish: Finish, sizes: Sizes
+) -> tuple[Carry, Found]:
     """Join exact weights of the keys in the window with estimated ones of all others."""
     assert options.window is not None
-    far: list[Partial] = []
     if options.causal:
-        after, found = schedule.causal(carry, rows, features, options.window, tuple)
-        far.append(Partial(*found))
+        after, found = schedule.causal(carry, rows, features, options.window, tuple, sizes)
+        far = Partial(*found)
     else:
-        after = carry
-        far.extend(_beyond(carry, rows, features, options.window))
+        after, far = schedule.two_sided(carry, rows, features, options.window, options.window, sizes)
     return after, _near(rows, features, options, far, carry.state.kv.dtype, finish)
 
 
-def _beyond(carry: Carry, rows: Rows, features: Features, window: int) -> list[Partial]:
-    """Return what queries see before their window and after it: each is a pass of its own, nothing is subtracted."""
-    length, keys = rows.q.shape[-2], rows.k.shape[-2]
-    _, before = schedule.causal(carry, rows, features, window + keys - length, tuple)
-    turned = Rows(*(None if x is None else jnp.flip(x, x.ndim - tail) for x, tail in zip(rows, TAILS, strict=True)))
-    last = None if rows.of_key is None else rows.of_key[..., -1]
-    empty = Carry(kept(features, carry.state, jnp.zeros((), bool)), last)
-    _, after = schedule.causal(empty, turned, features, window, tuple)
-    return [Partial(*before), Partial(*(jnp.flip(x, x.ndim - tail) for x, tail in zip(after, (2, 1, 1), strict=True)))]
-
-
-def _near(rows: Rows, features: Features, options: Options, far: list[Partial], dtype: Any, finish: Finish) -> Found:
+def _near(rows: Rows, features: Features, options: Options, far: Partial, dtype: Any, finish: Finish) -> Found:
     """Scan over chunks of queries; the keys of a window that the next chunk sees as well are carried on."""
     assert options.window is not None
     assert options.kernel is not None
@@ -58,19 +46,17 @@ def _near(rows: Rows, features: Features, options: Options, far: list[Partial], 
     ahead = 0 if options.causal else max(min(window - 1, keys - 1), 0)
     root = jnp.sqrt(jnp.asarray(features.scale, dtype))
     held, coming = _band(rows, offset - behind, behind + ahead, length)
-    size = chunk_size(length, min(max(window, schedule.CAUSAL), _LARGEST))
+    size = chunk_size(length, min(max(window, _LEAST), _LARGEST))
 
-    def body(carried: Rows, chunk: tuple[Rows, list[Partial]]) -> tuple[Rows, Found]:
+    def body(carried: Rows, chunk: tuple[Rows, Partial]) -> tuple[Rows, Found]:
         new, estimated = chunk
         seen = Rows(None, *map(_appended, carried[1:], new[1:], TAILS[1:]))
-        band = prepared(seen._replace(q=new.q), dtype)
+        band = prepared(seen._replace(q=new.q, of_query=new.of_query), dtype)
         allowed = _allowed(new.q.shape[-2], band, window, behind, options.causal)
         total = exact_block(jnp, band.q * root, band.k * root, band.v, allowed, kernel)
-        for found in estimated:
-            total = partials.join(jnp, found, total)
-        return _last(seen, behind + ahead), finish(total)
+        return _last(seen, behind + ahead), finish(partials.join(jnp, estimated, total))
 
-    chunks = cut(coming, size), [_cut_partial(found, size) for found in far]
+    chunks = cut(coming, size), _cut_partial(far, size)
     _, found = lax.scan(jax.checkpoint(body, prevent_cse=False), held, chunks)
     return schedule.joined(found, length)
 
@@ -82,7 +68,9 @@ def _band(rows: Rows, start: int, held: int, length: int) -> tuple[Rows, Rows]:
     whole = Rows(None, rows.k, rows.v, mask, None, rows.of_key)
 
     def span(first: int, count: int) -> Rows:
-        return Rows(*(None if x is None else _span(x, first, count, tail) for x, tail in zip(whole, TAILS, strict=True)))
+        return Rows(
+            *(None if x is None else _span(x, first, count, tail) for x, tail in zip(whole, TAILS, strict=True))
+        )
 
     return span(start, held), span(start + held, length)._replace(q=rows.q, of_query=rows.of_query)
 

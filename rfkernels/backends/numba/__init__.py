@@ -44,8 +44,19 @@ def _empty(internal: State, given: Layout, features: Features) -> State:
 
 
 def _attend(
-    q: Any, k: Any, v: Any, features: Features, options: Options, mask: Any, state: State, check: bool, dtype: Any
+    q: Any,
+    k: Any,
+    v: Any,
+    features: Features,
+    options: Options,
+    mask: Any,
+    segments: Any,
+    state: State,
+    check: bool,
+    dtype: Any,
 ) -> Pass:
+    if segments is not None:
+        raise ValueError("segment_ids= is not in the numba backend yet; pass backend='numpy'")
     if options.window is not None and (options.kernel is None or options.kernel.norm_weight is None):
         raise ValueError(
             "window= with this map's kernel is not in the numba backend, which joins exponential kernels only; "
