@@ -50,7 +50,7 @@ def stream_error(run: Run, corpus: Corpus, shape: Shape, length: int) -> float:
 
 def sampled(run: Run, corpus: Corpus, shape: Shape, given: argparse.Namespace) -> str:
     """Continue the beginning of the held-out text from the states."""
-    prompt = corpus.held_out[:64]
+    prompt = jnp.asarray(corpus.held_out[:64])
     draw = partial(char_model.sample, shape=shape, length=given.sample, temperature=given.temperature)
     tokens = jax.jit(lambda p, features, key: draw(p, prompt[None], key, how=Attention(features, run.way.window)))(
         run.parameters, run.how.features, jax.random.key(given.seed)

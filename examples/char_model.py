@@ -85,10 +85,10 @@ def _attend(
     if features is None:
         swapped = (jnp.swapaxes(x, -2, -3) for x in (q, k, v))
         return jnp.swapaxes(jax.nn.dot_product_attention(*swapped, is_causal=True), -2, -3), None
-    options = {"causal": True, "window": window, "backend": "jax"}
+    run = partial(rfk.attention, q, k, v, features, causal=True, window=window, backend="jax")
     if state is None:
-        return rfk.attention(q, k, v, features, **options), None
-    done = rfk.attention(q, k, v, features, state=state, full=True, **options)
+        return run(), None
+    done = run(state=state, full=True)
     return done.output, done.state
 
 
@@ -124,7 +124,8 @@ def empty_states(shape: Shape, how: Attention, batch: int) -> list[Any]:
     assert how.features is not None
     axes = (batch, shape.heads)
     made = [rfk.empty_state(features, shape.dim, axes, window=how.window) for features in how.features]
-    return jax.tree.map(jnp.asarray, made)
+    states: list[Any] = jax.tree.map(jnp.asarray, made)
+    return states
 
 
 def streamed_logits(parameters: Parameters, tokens: jax.Array, shape: Shape, how: Attention) -> jax.Array:

@@ -111,4 +111,4 @@ def train(way: Way, corpus: Corpus, shape: Shape, given: argparse.Namespace, adv
             held_out.append((t + 1, float(score(parameters, how.features, tests))))
         advance()
     seconds = time.perf_counter() - start
-    return Run(way, parameters, how, [float(x) for x in losses], held_out, seconds)
+    return Run(way, parameters, how, [round(float(x), 4) for x in losses], held_out, seconds)

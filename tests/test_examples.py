@@ -54,6 +54,17 @@ def test_custom_kernel(load: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytes
             assert 2.5 < few / many < 6
 
 
+def test_custom_kernel_is_the_mean_of_its_features(load: Any) -> None:
+    example = load("custom_kernel")
+    x, y = np.array([0.3, -1.1]), np.array([0.8, 0.5])
+    nodes, weights = np.polynomial.hermite_e.hermegauss(5)  # exact for polynomials of degree 9 in each coordinate
+    w = np.stack(np.meshgrid(nodes, nodes), -1)
+    mean = np.sum(np.outer(weights, weights) * example.quadratic(np, w @ x, 0) * example.quadratic(np, w @ y, 0)) / (
+        2 * np.pi
+    )
+    np.testing.assert_allclose(mean, np.exp(example.KERNEL.log(np, x @ y, x @ x, y @ y)), rtol=1e-12)
+
+
 def test_custom_kernel_is_lowered_for_machines_that_are_not_here(load: Any) -> None:
     example = load("custom_kernel")
     rfk.register("quadratic", example.MAP)

@@ -511,7 +511,7 @@ def test_activation_memory_does_not_grow_with_depth() -> None:
     reversible = reversible_stack(attend_block, feed_block)
     shallow, deep = (temporaries(reversible, depth) for depth in (2, 16))
     assert deep <= 1.02 * shallow
-    assert temporaries(plain_stack, 16) > 3 * temporaries(plain_stack, 2)  # what is avoided
+    assert temporaries(plain_stack, 16) > 5 * deep  # what is avoided
 
 
 # Without the packages
