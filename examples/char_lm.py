@@ -117,7 +117,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--text", type=Path, default=HERE / "texts" / "sonnets.txt", help="a text, or a folder of texts")
-    add("--out", type=Path, default=HERE / "results", help="where char_lm.png and char_lm.json go")
+    add("--out", type=Path, default=Path("char-lm"), help="where char_lm.png and char_lm.json go")
     add("--quick", action="store_true", help="a tiny model and few steps")
     add("--bench", action="store_true", help="time training steps and do nothing else")
     add("--length", type=int, default=256)
