@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._arrays import FLOATS, dtype_name, is_jax
+from rfkernels._arrays import FLOATS, dtype_name, is_jax, namespace
 
 _BLOCK = 1 << 18
 
@@ -191,11 +191,11 @@ def _first_bad_row(matrix: Any) -> tuple[int, int] | None:
 
 
 def _all_finite(x: Any) -> bool:
-    """Look at an array of JAX now, also where a function that closes over it is being traced."""
+    """Return whether an array of JAX is finite, now: inside `jax.jit` it may be a constant of what is traced."""
     import jax
 
     with jax.ensure_compile_time_eval():
-        return bool(jax.numpy.isfinite(x).all())
+        return bool(namespace(x).isfinite(x).all())
 
 
 def _is_tracer(x: Any) -> bool:
