@@ -150,7 +150,7 @@ def check_finite_arrays(**arrays: Any) -> None:
     for name, x in arrays.items():
         index = first_nonfinite(x)
         if index is not None:
-            value = np.asarray(x[index]).astype(np.float64).item()
+            value = np.asarray(x)[index].astype(np.float64).item()
             raise ValueError(
                 f"{name} must be finite, but {name}{list(index)} is {value}; check_finite=False lets it pass"
             )
