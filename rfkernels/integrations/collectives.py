@@ -87,15 +87,16 @@ def merge_over_devices(state: State, axis: Axis, exponential: bool) -> State:
 
 
 def states_before(state: State, axis: Axis, exponential: bool) -> State:
-    """Return the merge of the states of the devices before this one: an exclusive scan in ⌈log₂ size⌉ steps or one more.
+    """Return the merge of the states of the devices before this one: an exclusive scan.
 
-    Each step doubles the devices that a sum covers (Hillis and Steele, Data parallel algorithms, 1986); any size will do.
+    One step moves every state on by a place; each of the ⌈log₂(size − 1)⌉ that follow doubles the devices that a sum
+    covers (Hillis and Steele, Data parallel algorithms, 1986). Any size will do.
     """
 
     def shifted(state: State, step: int) -> State:
         import jax.numpy as jnp
 
-        came = axis.pass_on(state, step)
+        came: State = axis.pass_on(state, step)
         if not exponential:
             return came
         return came._replace(shift=jnp.where(axis.rank() >= step, came.shift, -jnp.inf))
@@ -114,3 +115,32 @@ def from_last(x: Any, axis: Axis) -> Any:
 
     last = axis.rank() == axis.size - 1
     return jax.tree.map(lambda leaf: jax.lax.psum(jnp.where(last, leaf, jnp.zeros_like(leaf)), axis.name), x)
+
+
+def with_mask(k: Any, v: Any, mask: Any) -> tuple[Any, Any, Any]:
+    """Return keys, values and a mask, which is all True if there was none."""
+    import jax.numpy as jnp
+
+    return k, v, jnp.ones(k.shape[-2], bool) if mask is None else mask
+
+
+def halo(k: Any, v: Any, axis: Axis, window: int, mask: Any) -> tuple[Any, Any, Any]:
+    """Return the last keys and values of the device before this one, and which of them may be attended."""
+    k, v = axis.pass_on((k[..., -window:, :], v[..., -window:, :]), 1)
+    return k, v, _halo_mask(axis, window, mask)
+
+
+def _halo_mask(axis: Axis, window: int, mask: Any) -> Any:
+    import jax.numpy as jnp
+
+    if mask is None:
+        return jnp.broadcast_to(axis.rank() > 0, (window,))
+    return axis.pass_on(mask[..., -window:], 1)  # a device without a predecessor is sent nothing, which reads as False
+
+
+def leaving(old: Any, new: Any, window: int) -> Any:
+    """Return all of old and new but the last `window`."""
+    import jax.numpy as jnp
+
+    position = -1 if new.dtype == bool else -2
+    return jnp.concatenate([old, new], position)[..., slice(-window), *[slice(None)] * (-1 - position)]

@@ -1,212 +1,145 @@
-"""Attention over sequences whose positions are spread over the devices of a JAX mesh.
+"""Attention of whole arrays whose positions are spread over the devices of a JAX mesh.
 
 Batches and heads need nothing of this: shard the arrays and call `rfkernels.attention` under `jax.jit`.
 """
 
 from __future__ import annotations
 
+import math
 from functools import cache
+from types import ModuleType
 from typing import Any
 
-from rfkernels import partials
-from rfkernels._arrays import accumulator
-from rfkernels._checks import broadcast_batch, check_mask, check_qkv, check_window, result_dtype
-from rfkernels.attention import attention
-from rfkernels.features import Features, Side, check_features
-from rfkernels.integrations.collectives import (
-    Axis,
-    axis_size,
-    from_last,
-    merge_over_devices,
-    states_before,
-    varying_like,
-)
-from rfkernels.partials import Partial
-from rfkernels.state import DecodeState, State, empty_state
-from rfkernels.streaming import AttentionResult, read_state, write_state
+from rfkernels._checks import broadcast_batch
+from rfkernels.features import Features
+from rfkernels.integrations.placement import Name, Placement
+from rfkernels.integrations.sequence import check_arguments, check_lengths, sequence_attention
 
-_BACKEND = "jax"
+__all__ = ["sequence_attention", "sharded_attention"]
 
 
-def sequence_attention(
+def sharded_attention(
     q: Any,
     k: Any,
     v: Any,
     features: Features,
     *,
-    axis_name: str | tuple[str, ...],
+    mesh: Any,
+    axis_name: Name,
+    batch_axes: tuple[Name | None, ...] = (),
     causal: bool = False,
     window: int | None = None,
     mask: Any = None,
     full: bool = False,
 ) -> Any:
-    """Compute linear attention inside `jax.shard_map`, each device holding a part of the sequence.
+    """Compute linear attention of whole arrays with the sequence spread over the devices of a mesh axis.
 
-    Equal to `rfkernels.attention` of the whole sequence, and so are its derivatives. Devices exchange sums over keys, whose
-    size does not depend on the length: bidirectional, each writes a state of its own keys and one reduction merges them;
-    causal, an exclusive scan gives each the state of the keys before its own.
+    What `sequence_attention` computes, without writing `jax.shard_map` around it. Compiled once for each shape and each
+    set of options; may be called under `jax.jit` and differentiated.
 
     Parameters
     ----------
     q : array, shape (*batch, length, dim)
-        This device's queries. The axis orders the devices: the first holds the first positions.
+        Queries. Arrays that are sharded otherwise than asked for are moved.
     k, v : array, shape (*batch, keys, dim) and (*batch, keys, width)
-        This device's keys and values.
+        Keys and values.
     features : Features
-        The same on every device.
+        What `rfkernels.draw` returned.
+    mesh : jax.sharding.Mesh
+        The devices.
     axis_name : str or tuple of str
-        The mesh axis that the sequence is spread over.
-    causal : bool, default False
-        Whether query t sees keys up to t only. Needs as many queries as keys.
-    window : int, optional
-        Keys less than `window` positions away get exact weights. The last keys and values of a device travel to the
-        next (and, bidirectional, the first ones back), so a window may not be wider than one device's part; needs as many
-        queries as keys.
-    mask : array of bool, shape (*batch, keys), optional
-        True where one of this device's keys may be attended.
-    full : bool, default False
-        Return an `AttentionResult`. Its state is that of the whole sequence, the same on every device.
+        The mesh axis that the sequence is spread over. Its size must divide both lengths.
+    batch_axes : tuple of str, tuple of str or None, default ()
+        The mesh axes that the batch axes are spread over, the first batch axis first, as in a
+        `jax.sharding.PartitionSpec`. Batch axes of length 1, such as those of the keys of grouped
+        queries, are not spread.
+    causal, window, mask, full
+        As in `sequence_attention`.
 
     Returns
     -------
     array, shape (*batch, length, width), or AttentionResult
-        This device's part of the output.
+        Spread as the queries are. The state of an `AttentionResult` is whole on every device of the axis.
 
     Raises
     ------
     TypeError
         If an argument has the wrong type or dtype.
     ValueError
-        If shapes do not fit, the axis is not bound, or what is asked for would need more than a neighbour's keys.
-
-    Notes
-    -----
-    With m features and values of width w, in float32, each head of a device sends about 4 m (w + 2) bytes for each step:
-    one reduction, or 1 + ⌈log₂(devices − 1)⌉ steps of the scan. Values are not checked for NaN and infinity.
+        If shapes do not fit together or the mesh, or what is asked for would need more than a neighbour's keys.
     """
-    size = axis_size(axis_name)
-    _check(q, k, v, features, mask, window)
-    _check_lengths(q.shape[-2], k.shape[-2], size, causal, window)
-    if size == 1:
-        options: dict[str, Any] = {"causal": causal, "window": window, "mask": mask, "full": full}
-        return attention(q, k, v, features, **options, backend=_BACKEND, check_finite=False)
-    q, k, v = _promoted(q, k, v)
-    axis = Axis(axis_name, size)
-    if causal:
-        result = _causal(q, k, v, features, axis, window, mask, full)
-    elif window is None:
-        result = _bidirectional(q, k, v, features, axis, mask)
-    else:
-        result = _two_sided(q, k, v, features, axis, window, mask)
-    return result if full else result.output
+    jax = _jax()
+    if not isinstance(mesh, jax.sharding.Mesh):
+        raise TypeError(f"mesh must be a jax.sharding.Mesh, got {type(mesh).__name__}")
+    check_arguments(q, k, v, features, mask, window)
+    batch = broadcast_batch(q=q.shape[:-2], k=k.shape[:-2], v=v.shape[:-2], features=features.batch)
+    size = _spread(mesh, "axis_name", axis_name)
+    for name, length in (("q", q.shape[-2]), ("k", k.shape[-2])):
+        if length % size:
+            raise ValueError(
+                f"{name} has length {length}, which the {size} devices of axis {axis_name!r} do not divide; pad the "
+                "arrays and take the padding out with mask="
+            )
+    if len(batch_axes) > len(batch):
+        raise ValueError(f"batch_axes names {len(batch_axes)} axes, but the batch is {batch}")
+    for axis, length in zip(batch_axes, batch, strict=False):
+        if axis is not None and length % _spread(mesh, "batch_axes", axis):
+            raise ValueError(
+                f"batch_axes spreads {length} elements over axis {axis!r}, whose size does not divide them"
+            )
+    check_lengths(q.shape[-2] // size, k.shape[-2] // size, size, causal, window)
+    where = Placement(mesh, axis_name, (*batch_axes, *[None] * (len(batch) - len(batch_axes))))
+    return _compiled()(q, k, v, features, mask, where=where, causal=bool(causal), window=window, full=bool(full))
 
 
-def _check(q: Any, k: Any, v: Any, features: Features, mask: Any, window: int | None) -> None:
-    check_qkv(q, k, v)
-    check_features(features, "k", k)
-    batches = {"q": q.shape[:-2], "v": v.shape[:-2], "features": features.batch}
-    broadcast_batch(k=k.shape[:-2], **batches)
-    check_mask(mask, k, **batches)
-    check_window(window)
+def _jax() -> ModuleType:
+    try:
+        import jax
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("sharded attention needs the package 'jax': pip install 'rfkernels[jax]'") from error
+    return jax
 
 
-def _check_lengths(length: int, keys: int, size: int, causal: bool, window: int | None) -> None:
-    if (causal or window is not None) and length != keys and size > 1:
-        raise ValueError(
-            "causal=True and window= need as many queries as keys on each device, so that positions are the same for both; "
-            f"got {length} and {keys}"
-        )
-    if window is not None and window > keys and size > 1:
-        raise ValueError(
-            f"window={window} reaches past the neighbouring device, each of which holds {keys} keys: only neighbours "
-            "exchange keys, so use fewer devices or a window that is no wider than a device's part"
-        )
+def _spread(mesh: Any, argument: str, name: Name) -> int:
+    """Return the number of devices of a mesh axis, or of several taken as one."""
+    names = (name,) if isinstance(name, str) else tuple(name)
+    missing = [axis for axis in names if axis not in mesh.shape]
+    if missing or not names:
+        raise ValueError(f"{argument} must name axes of the mesh, {tuple(mesh.shape)}, got {name!r}")
+    return math.prod(mesh.shape[axis] for axis in names)
 
 
-def _promoted(*arrays: Any) -> list[Any]:
-    import jax.numpy as jnp
-
-    dtype = result_dtype(jnp, *arrays)
-    return [jnp.asarray(x, dtype) for x in arrays]
-
-
-def _written(k: Any, v: Any, features: Features, mask: Any) -> State:
-    """Return the state of these keys alone."""
+@cache
+def _compiled() -> Any:
     import jax
-    import jax.numpy as jnp
 
-    shapes = {"k": k.shape[:-2], "v": v.shape[:-2], "features": features.batch}
-    batch = broadcast_batch(**shapes, mask=() if mask is None else mask.shape[:-1])
-    empty = empty_state(features, v.shape[-1], batch, accumulator(jnp, k, v))
-    empty = varying_like(jax.tree.map(jnp.asarray, empty), k, v, features, mask)
-    return write_state(empty, k, v, features, mask=mask, backend=_BACKEND, check_finite=False)
+    return jax.jit(_sharded, static_argnames=("where", "causal", "window", "full"))
 
 
-def _bidirectional(q: Any, k: Any, v: Any, features: Features, axis: Axis, mask: Any) -> AttentionResult:
-    state = merge_over_devices(_written(k, v, features, mask), axis, features.map.exponential)
-    result: AttentionResult = read_state(state, q, features, full=True, backend=_BACKEND, check_finite=False)
-    return result
+def _sharded(
+    q: Any,
+    k: Any,
+    v: Any,
+    features: Features,
+    mask: Any,
+    *,
+    where: Placement,
+    causal: bool,
+    window: int | None,
+    full: bool,
+) -> Any:
+    import jax
 
+    def part(q: Any, k: Any, v: Any, features: Features, mask: Any) -> Any:
+        options: dict[str, Any] = {"causal": causal, "window": window, "mask": mask, "full": full}
+        return sequence_attention(q, k, v, features, axis_name=where.axis_name, **options)
 
-def _causal(
-    q: Any, k: Any, v: Any, features: Features, axis: Axis, window: int | None, mask: Any, full: bool
-) -> AttentionResult:
-    own = (k, v, mask)
-    if window is not None:
-        halo = _halo(k, v, axis, window, mask)
-        own = tuple(_leaving(old, new, window) for old, new in zip(halo, _with_mask(k, v, mask), strict=True))
-    state: Any = states_before(_written(*own[:2], features, own[2]), axis, features.map.exponential)
-    if window is not None:
-        state = DecodeState(state, *halo, axis.rank() * k.shape[-2])
-    options: dict[str, Any] = {"causal": True, "window": window, "mask": mask, "state": state}
-    result: AttentionResult = attention(q, k, v, features, **options, full=True, backend=_BACKEND, check_finite=False)
-    return result._replace(state=from_last(result.state, axis)) if full else result
-
-
-def _two_sided(
-    q: Any, k: Any, v: Any, features: Features, axis: Axis, window: int, mask: Any
-) -> AttentionResult:
-    """Join a pass over the keys up to each query with one, read backwards, over those after it."""
-    import jax.numpy as jnp
-
-    dtype, kind = q.dtype, accumulator(jnp, q)
-    q, k, v = (x.astype(kind) for x in (q, k, v))
-    before = _causal(q, k, v, features, axis, window, mask, False)
-    back = axis._replace(reverse=True)
-    k, v, seen = _with_mask(jnp.flip(k, -2), jnp.flip(v, -2), None if mask is None else jnp.flip(mask, -1))
-    # A query's own key was in the first pass: here every key stands one place later, behind the query before it.
-    k, v, seen = (_leaving(old, new, 1) for old, new in zip(_halo(k, v, back, 1, seen), (k, v, seen), strict=True))
-    after = _causal(jnp.flip(q, -2), k, v, features, back, window - 1 or None, seen, False)
-    turned = AttentionResult(jnp.flip(after.output, -2), None, *(jnp.flip(x, -1) for x in after[2:]))
-    part = partials.join(jnp, *(Partial(x.output * x.sign[..., None], x.sign, x.log_normalizer) for x in (before, turned)))
-    return AttentionResult(
-        partials.normalize(jnp, part).astype(dtype), None, *partials.log_denominator(jnp, part)
+    results = where.results(q, k, v, features, mask, causal, window)
+    mapped = jax.shard_map(
+        part,
+        mesh=where.mesh,
+        in_specs=where.inputs(q, k, v, features, mask),
+        out_specs=results if full else results.output,
+        axis_names=where.names(),
     )
-
-
-def _with_mask(k: Any, v: Any, mask: Any) -> tuple[Any, Any, Any]:
-    import jax.numpy as jnp
-
-    return k, v, jnp.ones(k.shape[-2], bool) if mask is None else mask
-
-
-def _halo(k: Any, v: Any, axis: Axis, window: int, mask: Any) -> tuple[Any, Any, Any]:
-    """Return the last keys and values of the device before this one, and which of them may be attended."""
-    k, v = axis.pass_on((k[..., -window:, :], v[..., -window:, :]), 1)
-    return k, v, _halo_mask(axis, window, mask)
-
-
-def _halo_mask(axis: Axis, window: int, mask: Any) -> Any:
-    import jax.numpy as jnp
-
-    if mask is None:
-        return jnp.broadcast_to(axis.rank() > 0, (window,))
-    return axis.pass_on(mask[..., -window:], 1)  # a device without a predecessor is sent nothing, which reads as False
-
-
-def _leaving(old: Any, new: Any, window: int) -> Any:
-    """Return all of old and new but the last `window`."""
-    import jax.numpy as jnp
-
-    position = -1 if new.dtype == bool else -2
-    return jnp.concatenate([old, new], position)[..., slice(-window), *[slice(None)] * (-1 - position)]
+    return mapped(q, k, v, features, mask)
