@@ -1,0 +1,41 @@
+"""Attention on eight simulated devices gives what one device gives, and says how much it sends: checks of `eight_devices`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import eight_devices
+import pytest
+
+import rfkernels
+
+TIMEOUT = 600
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, str]:
+    """What went wrong in each check; all run in one process, whose start is dear."""
+    library = str(Path(rfkernels.__file__).parents[1])
+    path = os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(eight_devices.FLAGS)}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(eight_devices.__file__)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return {name: failure for name, failure, _ in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("name", eight_devices.CHECKS)
+def test_eight_devices(name: str, outcomes: dict[str, str]) -> None:
+    assert name in outcomes, "the check did not run"
+    assert not outcomes[name], outcomes[name]
