@@ -114,7 +114,12 @@ def from_last(x: Any, axis: Axis) -> Any:
     import jax.numpy as jnp
 
     last = axis.rank() == axis.size - 1
-    return jax.tree.map(lambda leaf: jax.lax.psum(jnp.where(last, leaf, jnp.zeros_like(leaf)), axis.name), x)
+
+    def send(leaf: Any) -> Any:
+        total = jax.lax.psum(jnp.where(last, leaf, jnp.zeros_like(leaf)), axis.name)
+        return total.astype(leaf.dtype)  # sums of booleans are integers
+
+    return jax.tree.map(send, x)
 
 
 def with_mask(k: Any, v: Any, mask: Any) -> tuple[Any, Any, Any]:

@@ -135,11 +135,16 @@ def _sharded(
         return sequence_attention(q, k, v, features, axis_name=where.axis_name, **options)
 
     results = where.results(q, k, v, features, mask, causal, window)
+    specs = where.inputs(q, k, v, features, mask)
+    arguments = (q, k, v, features, mask)
+    if jax.sharding.AxisType.Explicit in where.mesh.axis_types:
+        # The compiler moves arrays to where they are wanted; on axes that are part of the arrays' types it may not.
+        arguments = jax.reshard(arguments, jax.tree.map(lambda s: jax.sharding.NamedSharding(where.mesh, s), specs))
     mapped = jax.shard_map(
         part,
         mesh=where.mesh,
-        in_specs=where.inputs(q, k, v, features, mask),
+        in_specs=specs,
         out_specs=results if full else results.output,
         axis_names=where.names(),
     )
-    return mapped(q, k, v, features, mask)
+    return mapped(*arguments)
