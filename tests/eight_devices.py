@@ -208,7 +208,7 @@ def queries_of_another_length() -> None:
     same(sharded(mesh())(*given.values(), f), jax.jit(functools.partial(dense, f=f))(*given.values()))
 
 
-@check((False, 2), (True, 1))
+@check((False, 2), (True, 1), (True, 2))
 def forward_mode(causal: bool, order: int) -> None:
     """Derivatives along a direction, of the result or of its gradient (a Hessian-vector product)."""
     import jax
