@@ -351,6 +351,21 @@ def batch_and_heads_need_no_communication(causal: bool) -> None:
     same(got[0], dense(*given.values(), f, causal=causal))
 
 
+@check()
+def lowered_for_eight_accelerators() -> None:
+    """The gradient of a causal pass, exported for eight devices of kinds that are not here."""
+    import jax
+
+    f = features()
+    run = jax.jit(loss_of(functools.partial(sharded(mesh(), causal=True), f=f)))
+    for platform in ("cuda", "tpu"):
+        exported = jax.export.export(run, platforms=[platform])(*inputs(DEVICES * PART).values())
+        assert exported.platforms == (platform,)
+        assert exported.nr_devices == DEVICES
+        assert "collective_permute" in exported.mlir_module()
+        assert "all_gather" not in exported.mlir_module()
+
+
 # Meshes
 
 
