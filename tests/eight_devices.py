@@ -1,7 +1,7 @@
 """Checks of sharded attention, run as a script in a process of its own that simulates eight devices.
 
-`test_sharding.py` starts it and reports each check as a test. It prints one line of JSON for each: its name, and what went
-wrong (empty if nothing did).
+`test_sharding.py` starts it and reports each check as a test. Arguments are the names of checks, all by default. It prints one
+line of JSON for each: its name, what went wrong (empty if nothing did), and how many seconds it took.
 """
 
 from __future__ import annotations
@@ -472,8 +472,7 @@ def main() -> None:
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    chosen = [name for name in CHECKS if all(word in name for word in sys.argv[1:])]
-    for name in chosen:
+    for name in sys.argv[1:] or CHECKS:
         start, failure = time.perf_counter(), ""
         try:
             CHECKS[name]()

@@ -26,13 +26,14 @@ def names() -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def outcomes() -> dict[str, str]:
-    """What went wrong in each check; all run in one process, whose start is dear."""
+def outcomes(request: pytest.FixtureRequest) -> dict[str, str]:
+    """What went wrong in each check that is asked for; all run in one process, whose start is dear."""
+    asked = [item.callspec.params["name"] for item in request.session.items if item.module is request.module]
     library = str(Path(rfkernels.__file__).parents[1])
     path = os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(eight_devices.FLAGS)}
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(eight_devices.__file__)],
+        [sys.executable, "-W", "error", str(eight_devices.__file__), *asked],
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
