@@ -90,6 +90,40 @@ def check_mask(mask: Any, k: Any, **shapes: tuple[int, ...]) -> None:
         )
 
 
+def check_segments(segments: Any, q: Any, k: Any, **shapes: tuple[int, ...]) -> None:
+    """Require integers (*batch, keys) that never decrease, one for each position of queries and keys alike."""
+    if segments is None:
+        return
+    if not (isinstance(segments, np.ndarray) or is_jax(segments)):
+        raise TypeError(f"segment_ids must be an array of integers, got {type(segments).__name__}")
+    if segments.dtype.kind not in "iu":
+        raise TypeError(f"segment_ids must be of an integer dtype, got {segments.dtype}")
+    length, keys = q.shape[-2], k.shape[-2]
+    if length != keys:
+        raise ValueError(
+            f"segment_ids= is for self-attention, where q and k have the same length, got lengths {length} and {keys}"
+        )
+    batch = broadcast_batch(q=q.shape[:-2], k=k.shape[:-2], **shapes)
+    fits = segments.ndim >= 1 and segments.shape[-1] == keys
+    if fits:
+        try:
+            fits = np.broadcast_shapes(segments.shape[:-1], batch) == batch
+        except ValueError:
+            fits = False
+    if not fits:
+        raise ValueError(
+            f"segment_ids must have shape (*batch, {keys}) with axes that broadcast to {batch}, got {segments.shape}"
+        )
+    if not (is_jax(segments) and _is_tracer(segments)):
+        given = np.asarray(segments)
+        falls = np.argwhere(given[..., 1:] < given[..., :-1])
+        if len(falls):
+            *leading, last = (int(i) for i in falls[0])
+            raise ValueError(
+                f"segment_ids must not decrease, but segment_ids{[*leading, last + 1]} is less than before"
+            )
+
+
 def check_scale(scale: Any) -> None:
     """Require a positive finite number; arrays and tracers pass."""
     if isinstance(scale, int | float) and not (math.isfinite(scale) and scale > 0):

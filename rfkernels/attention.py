@@ -13,6 +13,7 @@ from rfkernels._checks import (
     check_mask,
     check_qk,
     check_qkv,
+    check_segments,
     check_window,
     result_dtype,
 )
@@ -32,6 +33,7 @@ def attention(
     causal: bool = False,
     window: int | None = None,
     mask: Any = None,
+    segment_ids: Any = None,
     state: State | DecodeState | None = None,
     full: bool = False,
     backend: str | None = None,
@@ -59,15 +61,19 @@ def attention(
         have a `Kernel.norm_weight` (the exponential ones), the numpy backend any.
     mask : array of bool, shape (*batch, keys), optional
         True where a key may be attended.
+    segment_ids : array of int, shape (*batch, length), optional
+        Packed sequences: keys are seen by queries of the same segment only, as if each were run alone. The numbers must
+        not decrease along a row (not checked under `jax.jit`), and q and k must be of the same length.
     state : State or DecodeState, optional
-        Sums over earlier keys, which every query sees. With a window it must be a DecodeState.
+        Sums over earlier keys, which every query sees; with segments, every query of the first segment of its row. With
+        a window it must be a DecodeState.
     full : bool, default False
-        Return an `AttentionResult` instead of the output alone.
+        Return an `AttentionResult` instead of the output alone; with segments, its state is that of the last one.
     backend : {"numba", "jax", "numpy"}, optional
         Chosen by the kind of array if not given: numba for numpy.ndarray, jax for jax.Array.
     check_finite : bool, default True
         Whether NaN and infinity are refused, in masked keys as well. If they are let pass, one of them may reach every
-        output.
+        output. Values are looked at outside `jax.jit` only; shapes and dtypes always are.
 
     Returns
     -------
@@ -96,21 +102,24 @@ def attention(
     batches = {"q": q.shape[:-2], "v": v.shape[:-2], "features": features.batch, "state": batch_of(state)}
     broadcast_batch(k=k.shape[:-2], **batches)
     check_mask(mask, k, **batches)
+    check_segments(segment_ids, q, k, v=v.shape[:-2], features=features.batch, state=batch_of(state))
     check_window(window)
-    decode = resume(state, features, k, v, mask, causal, window)
-    start = decode.state if decode is not None else begin(state, features, k, v, mask)
-    chosen = choose(backend, q, k, v, mask=mask, state=start)
+    decode = resume(state, features, k, v, mask, segment_ids, causal, window)
+    start = decode.state if decode is not None else begin(state, features, k, v, mask, segment_ids)
+    chosen = choose(backend, q, k, v, mask=mask, segment_ids=segment_ids, state=start)
     xp = namespace(q, k, v)
-    keys, values, seen = (k, v, mask) if decode is None else extend(xp, decode, k, v, mask)
+    keys, values, seen, segments = k, v, mask, segment_ids if k.shape[-2] else None
+    if decode is not None:
+        keys, values, seen, segments = extend(xp, decode, k, v, mask, segments)
     if keys is not k and check_finite:
         check_finite_arrays(q=q, k=k, v=v)
         check_finite = False
     options = _options(features, causal, window, full, q.shape[-2] + keys.shape[-2])
     dtype = result_dtype(xp, q, k, v)
-    done = chosen.attend(q, keys, values, features, options, seen, start, check_finite, dtype)
+    done = chosen.attend(q, keys, values, features, options, seen, segments, start, check_finite, dtype)
     if not full:
         return done.output
-    after = done.state if decode is None else advance(xp, decode, done, window, keys, values, seen)
+    after = done.state if decode is None else advance(xp, decode, done, window, keys, values, seen, segments)
     return AttentionResult(done.output, after, done.log_normalizer, done.sign)
 
 

@@ -10,7 +10,7 @@ import math
 from typing import Any, NamedTuple
 
 from rfkernels import partials
-from rfkernels._arrays import matmul
+from rfkernels._arrays import matmul, stopped
 from rfkernels.exact import exact_partial
 from rfkernels.features import Features, SideName
 from rfkernels.kernels import Kernel
@@ -72,40 +72,63 @@ def activate(xp: Any, features: Features, u: Any, a: Any) -> Any:
     return xp.concatenate(columns, -1)
 
 
-def write(xp: Any, state: State, k: Any, v: Any, features: Features, mask: Any = None) -> State:
-    """Add keys and values to a state."""
+def key_exponents(xp: Any, k: Any, features: Features, mask: Any = None) -> tuple[Any, Any]:
+    """Return u and the exponent of each key and column, −inf where masked; of maps that have none, a + b."""
     u, a = project(xp, k, features, "key")
-    seen = None if mask is None else mask[..., None]
-    shift = state.shift
-    if features.map.exponential:
-        exponent = exponents(xp, features, u) + a[..., None]
-        exponent = exponent if seen is None else xp.where(seen, exponent, -xp.inf)
-        shift = xp.maximum(shift, xp.max(exponent, -2, initial=-xp.inf))
-    else:
-        exponent = a[..., None] + log_weights(xp, features, u.dtype)
+    if not features.map.exponential:
+        return u, a[..., None] + log_weights(xp, features, u.dtype)
+    exponent = exponents(xp, features, u) + a[..., None]
+    return u, exponent if mask is None else xp.where(mask[..., None], exponent, -xp.inf)
+
+
+def raised(xp: Any, shift: Any, exponent: Any, features: Features) -> Any:
+    """Return the shift of a state once keys of these exponents are in it."""
+    if not features.map.exponential:
+        return shift
+    return stopped(xp, xp.maximum(shift, xp.max(exponent, -2, initial=-xp.inf)))
+
+
+def key_features(xp: Any, u: Any, exponent: Any, shift: Any, features: Features, mask: Any = None) -> Any:
+    """Return h of keys, divided by exp(shift), and zero where masked."""
     base = xp.where(shift == -xp.inf, 0, shift)
     phi = activate(xp, features, u, exponent - base[..., None, :])
-    phi = phi if seen is None else xp.where(seen, phi, 0)
-    decay = xp.exp(state.shift - base)
-    kv = state.kv * decay[..., None] + matmul(xp, xp.swapaxes(phi, -1, -2), v)
-    return State(kv, state.z * decay + xp.sum(phi, -2), shift)
+    return phi if mask is None else xp.where(mask[..., None], phi, 0)
+
+
+def query_features(xp: Any, shift: Any, q: Any, features: Features) -> tuple[Any, Any]:
+    """Return h of queries times exp(shift), divided by exp of the second result: −inf if no key is held."""
+    u, a = project(xp, q, features, "query")
+    empty = xp.all(shift == -xp.inf, -1)[..., None]
+    base = xp.where(shift == -xp.inf, 0, shift)[..., None, :]
+    if features.map.exponential:
+        exponent = exponents(xp, features, u) + base
+        top = stopped(xp, xp.max(exponent, -1))
+        phi, own = activate(xp, features, u, exponent - top[..., None]), top + a
+    else:
+        phi, own = activate(xp, features, u, log_weights(xp, features, u.dtype) + a[..., None]), xp.zeros_like(a)
+    return phi, xp.where(empty, -xp.inf, own - math.log(features.count))
+
+
+def rescaled(xp: Any, state: State, shift: Any) -> State:
+    """Return the same sums with a shift that is at least that of the state."""
+    decay = xp.exp(state.shift - xp.where(shift == -xp.inf, 0, shift))
+    return State(state.kv * decay[..., None], state.z * decay, shift)
+
+
+def write(xp: Any, state: State, k: Any, v: Any, features: Features, mask: Any = None) -> State:
+    """Add keys and values to a state."""
+    u, exponent = key_exponents(xp, k, features, mask)
+    shift = raised(xp, state.shift, exponent, features)
+    phi = key_features(xp, u, exponent, shift, features, mask)
+    held = rescaled(xp, state, shift)
+    return State(held.kv + matmul(xp, xp.swapaxes(phi, -1, -2), v), held.z + xp.sum(phi, -2), shift)
 
 
 def read(xp: Any, state: State, q: Any, features: Features) -> Partial:
     """Sum estimated kernels over the keys of a state, for each query."""
-    u, a = project(xp, q, features, "query")
-    empty = xp.all(state.shift == -xp.inf, -1)[..., None]
-    base = xp.where(state.shift == -xp.inf, 0, state.shift)[..., None, :]
-    if features.map.exponential:
-        exponent = exponents(xp, features, u) + base
-        top = xp.max(exponent, -1)
-        phi, shift = activate(xp, features, u, exponent - top[..., None]), top + a
-    else:
-        phi, shift = activate(xp, features, u, log_weights(xp, features, u.dtype) + a[..., None]), xp.zeros_like(a)
-    numerator = matmul(xp, phi, state.kv)
+    phi, shift = query_features(xp, state.shift, q, features)
     denominator = xp.sum(phi * state.z[..., None, :], -1)
-    shift = xp.where(empty, -xp.inf, shift - math.log(features.count))
-    return Partial(numerator, denominator, xp.broadcast_to(shift, denominator.shape))
+    return Partial(matmul(xp, phi, state.kv), denominator, xp.broadcast_to(shift, denominator.shape))
 
 
 def attend(

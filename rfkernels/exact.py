@@ -6,13 +6,14 @@ import math
 from typing import Any
 
 from rfkernels import kernels, partials
-from rfkernels._arrays import accumulator, matmul, namespace
+from rfkernels._arrays import accumulator, matmul, namespace, stopped
 from rfkernels._checks import (
     check_finite_arrays,
     check_mask,
     check_qk,
     check_qkv,
     check_scale,
+    check_segments,
     check_window,
     result_dtype,
 )
@@ -31,6 +32,7 @@ def exact_attention(
     causal: bool = False,
     window: int | None = None,
     mask: Any = None,
+    segment_ids: Any = None,
     kernel: Kernel = kernels.EXPONENTIAL,
     check_finite: bool = True,
 ) -> Any:
@@ -53,6 +55,8 @@ def exact_attention(
         Attend only to keys less than `window` positions away: t − window < s ≤ t if causal, |t − s| < window if not.
     mask : array of bool, shape (*batch, keys), optional
         True where a key may be attended.
+    segment_ids : array of int, shape (*batch, length), optional
+        Packed sequences: keys are seen by queries of the same segment only (see `attention`).
     kernel : Kernel, default kernels.EXPONENTIAL
         The kernel of the weights.
     check_finite : bool, default True
@@ -70,12 +74,14 @@ def exact_attention(
     """
     check_qkv(q, k, v)
     check_mask(mask, k, q=q.shape[:-2], v=v.shape[:-2])
+    check_segments(segment_ids, q, k, v=v.shape[:-2])
     check_scale(scale)
     check_window(window)
     if check_finite:
         check_finite_arrays(q=q, k=k, v=v)
     xp = namespace(q, k, v)
-    part = exact_partial(q, k, v, scale=scale, causal=causal, window=window, mask=mask, kernel=kernel)
+    options = {"scale": scale, "causal": causal, "window": window, "mask": mask, "segment_ids": segment_ids}
+    part = exact_partial(q, k, v, kernel=kernel, **options)
     return partials.normalize(xp, part).astype(result_dtype(xp, q, k, v))
 
 
@@ -88,6 +94,7 @@ def exact_partial(
     causal: bool = False,
     window: int | None = None,
     mask: Any = None,
+    segment_ids: Any = None,
     kernel: Kernel = kernels.EXPONENTIAL,
 ) -> Partial:
     """Sum exact weights over the keys that each query sees (arguments as `exact_attention`)."""
@@ -106,7 +113,10 @@ def exact_partial(
         allowed = _allowed(xp, start, rows.shape[-2], low, high, keys - length if causal else 0, causal, window)
         if mask is not None:
             allowed = allowed & mask[..., None, part]
-        parts.append(_block(xp, rows, k[..., part, :], v[..., part, :], allowed, kernel))
+        if segment_ids is not None:
+            own = segment_ids[..., start : start + _BLOCK, None]
+            allowed = allowed & (own == segment_ids[..., None, part])
+        parts.append(exact_block(xp, rows, k[..., part, :], v[..., part, :], allowed, kernel))
     return partials.stack(xp, parts)
 
 
@@ -126,11 +136,13 @@ def _allowed(xp: Any, start: int, rows: int, low: int, high: int, offset: int, c
     return allowed
 
 
-def _block(xp: Any, q: Any, k: Any, v: Any, allowed: Any, kernel: Kernel) -> Partial:
-    dot = matmul(xp, q, xp.swapaxes(k, -1, -2))
-    log_weight = kernel.log(xp, dot, _squares(xp, q)[..., :, None], _squares(xp, k)[..., None, :])
-    log_weight = xp.where(allowed, log_weight, -xp.inf)
-    shift = xp.max(log_weight, -1, initial=-xp.inf)
+def exact_block(xp: Any, q: Any, k: Any, v: Any, allowed: Any, kernel: Kernel) -> Partial:
+    """Sum exact weights over the keys that are allowed, all at once; q and k are scaled already."""
+    dot, xx, yy = matmul(xp, q, xp.swapaxes(k, -1, -2)), _squares(xp, q)[..., :, None], _squares(xp, k)[..., None, :]
+    if kernel.norm_weight is None:  # its derivative may have no value where nothing is allowed, as at zero
+        dot, xx, yy = (xp.where(allowed, x, one) for x, one in ((dot, 0), (xx, 1), (yy, 1)))
+    log_weight = xp.where(allowed, kernel.log(xp, dot, xx, yy), -xp.inf)
+    shift = stopped(xp, xp.max(log_weight, -1, initial=-xp.inf))
     weight = xp.exp(log_weight - xp.where(shift == -xp.inf, 0, shift)[..., None])
     return Partial(matmul(xp, weight, v), xp.sum(weight, -1), shift)
 

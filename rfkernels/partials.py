@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from rfkernels._arrays import stopped
+
 
 class Partial(NamedTuple):
     """Sums for each query over some keys, divided by exp(shift): Σ weight · v and Σ weight.
@@ -23,7 +25,7 @@ class Partial(NamedTuple):
 
 def join(xp: Any, first: Partial, second: Partial) -> Partial:
     """Add the sums of two disjoint sets of keys."""
-    shift = xp.maximum(first.shift, second.shift)
+    shift = stopped(xp, xp.maximum(first.shift, second.shift))
     base = xp.where(shift == -xp.inf, 0, shift)
     one, two = xp.exp(first.shift - base), xp.exp(second.shift - base)
     numerator = first.numerator * one[..., None] + second.numerator * two[..., None]

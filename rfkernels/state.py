@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import namespace
+from rfkernels._arrays import namespace, stopped
 from rfkernels._checks import broadcast_batch, check_batch
 from rfkernels.features import Features
 
@@ -131,7 +131,7 @@ def merge_states(first: State, second: State) -> State:
         )
     broadcast_batch(first=first.kv.shape[:-2], second=second.kv.shape[:-2])
     xp = namespace(first.kv, second.kv)
-    shift = xp.maximum(first.shift, second.shift)
+    shift = stopped(xp, xp.maximum(first.shift, second.shift))
     base = xp.where(shift == -xp.inf, 0, shift)
     one, two = xp.exp(first.shift - base), xp.exp(second.shift - base)
     kv = first.kv * one[..., None] + second.kv * two[..., None]

@@ -41,11 +41,14 @@ class AttentionResult(NamedTuple):
     sign: Any
 
 
-def begin(state: State | DecodeState | None, features: Features, k: Any, v: Any, mask: Any) -> State:
+def begin(
+    state: State | DecodeState | None, features: Features, k: Any, v: Any, mask: Any, segments: Any = None
+) -> State:
     """Return the state to begin from, with the batch axes of everything that is written to it."""
     shapes = {"k": k.shape[:-2], "v": v.shape[:-2], "features": features.batch}
-    if mask is not None:
-        shapes["mask"] = mask.shape[:-1]
+    for name, given in (("mask", mask), ("segment_ids", segments)):
+        if given is not None:
+            shapes[name] = given.shape[:-1]
     if state is None:
         xp = namespace(k, v)
         return empty_sums(xp, features, v.shape[-1], broadcast_batch(**shapes), accumulator(xp, k, v))
@@ -81,7 +84,14 @@ def check_state(state: State, features: Features, width: int | None) -> None:
 
 
 def resume(
-    state: State | DecodeState | None, features: Features, k: Any, v: Any, mask: Any, causal: bool, window: int | None
+    state: State | DecodeState | None,
+    features: Features,
+    k: Any,
+    v: Any,
+    mask: Any,
+    segments: Any,
+    causal: bool,
+    window: int | None,
 ) -> DecodeState | None:
     """Return the state that a windowed causal pass resumes from, None if there is none to resume."""
     if window is None:
@@ -94,14 +104,16 @@ def resume(
         return None
     if state is None:
         xp = namespace(k, v)
-        return DecodeState(begin(None, features, k, v, mask), k[..., :0, :], v[..., :0, :], xp.zeros(0, bool), 0)
+        return DecodeState(
+            begin(None, features, k, v, mask, segments), k[..., :0, :], v[..., :0, :], xp.zeros(0, bool), 0
+        )
     if not isinstance(state, DecodeState):
         raise TypeError(
             "state must be a DecodeState when window= is given (empty_state(..., window=) or a windowed pass with "
             f"full=True returns one), got {type(state).__name__}"
         )
     _check_pending(state, k, v, window)
-    return state._replace(state=begin(state.state, features, k, v, mask))
+    return state._replace(state=begin(state.state, features, k, v, mask, segments))
 
 
 def _check_pending(state: DecodeState, k: Any, v: Any, window: int) -> None:
@@ -119,11 +131,13 @@ def _check_pending(state: DecodeState, k: Any, v: Any, window: int) -> None:
         raise ValueError(f"state was made with a window of {pending}, got window={window}")
 
 
-def extend(xp: Any, decode: DecodeState, k: Any, v: Any, mask: Any) -> tuple[Any, Any, Any]:
-    """Put the keys still in the window before the new ones."""
+def extend(xp: Any, decode: DecodeState, k: Any, v: Any, mask: Any, segments: Any) -> tuple[Any, Any, Any, Any]:
+    """Put the keys still in the window before the new ones; they are of the first segment."""
     pending = decode.keys.shape[-2]
     if pending == 0:
-        return k, v, mask
+        return k, v, mask, segments
+    if segments is not None and segments.shape[-1]:
+        segments = xp.concatenate([xp.repeat(segments[..., :1], pending, -1), segments], -1)
     batch = broadcast_batch(state=decode.keys.shape[:-2], k=k.shape[:-2])
     new = xp.ones(k.shape[-2], bool) if mask is None else mask
     wide = broadcast_batch(state=decode.mask.shape[:-1], mask=new.shape[:-1])
@@ -134,17 +148,20 @@ def extend(xp: Any, decode: DecodeState, k: Any, v: Any, mask: Any) -> tuple[Any
         return xp.concatenate(both, axis=-tail)
 
     values = broadcast_batch(state=decode.values.shape[:-2], v=v.shape[:-2])
-    return joined(decode.keys, k, batch, 2), joined(decode.values, v, values, 2), joined(decode.mask, new, wide, 1)
+    keys = joined(decode.keys, k, batch, 2)
+    return keys, joined(decode.values, v, values, 2), joined(decode.mask, new, wide, 1), segments
 
 
 def advance(
-    xp: Any, decode: DecodeState, done: Pass, window: int | None, keys: Any, values: Any, seen: Any
+    xp: Any, decode: DecodeState, done: Pass, window: int | None, keys: Any, values: Any, seen: Any, segments: Any
 ) -> DecodeState:
-    """Return the state after a pass: its sums hold all keys but the last `window`."""
+    """Return the state after a pass: its sums hold all keys but the last `window`, of the last segment."""
     assert done.state is not None
     assert window is not None
     if seen is None:
         seen = xp.ones(keys.shape[-2], bool)
+    if segments is not None:
+        seen = seen & (segments == segments[..., -1:])
     position = decode.position + keys.shape[-2] - decode.keys.shape[-2]
     # Copies: a caller may use the buffers of k and v again, and a view would keep all of them alive.
     keys, values, seen = (xp.array(x) for x in (keys[..., -window:, :], values[..., -window:, :], seen[..., -window:]))

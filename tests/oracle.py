@@ -181,26 +181,39 @@ class Expected(NamedTuple):
     certain: Any
 
 
-def seen_pairs(length: int, keys: int, causal: bool, window: int | None) -> tuple[Any, Any]:
-    """Return which keys each query sees, and which of them exactly: boolean matrices (length, keys)."""
+def seen_pairs(length: int, keys: int, causal: bool, window: int | None, segments: Any = None) -> tuple[Any, Any]:
+    """Return which keys each query sees, and which of them exactly: boolean matrices (*batch of segments, length, keys)."""
     t, s = np.arange(length)[:, None], np.arange(keys)
     if causal:
         t = t + keys - length
     seen = s <= t if causal else np.ones((length, keys), bool)
+    if segments is not None:
+        assert length == keys
+        seen = seen & (segments[..., :, None] == segments[..., None, :])
     near = np.zeros_like(seen) if window is None else seen & (np.abs(t - s) < window)
     return seen, near
 
 
 def expect(
-    q: Any, k: Any, v: Any, features: rfk.Features, *, causal: bool = False, window: int | None = None, mask: Any = None
+    q: Any,
+    k: Any,
+    v: Any,
+    features: rfk.Features,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    mask: Any = None,
+    segment_ids: Any = None,
 ) -> Expected:
     """Return what attention should be, from dense weights in float64, a few queries at a time."""
     dtype = accumulation(q, k, v)
     q, k, v = (np.asarray(x).astype(np.float64) for x in (q, k, v))
-    seen, near = seen_pairs(q.shape[-2], k.shape[-2], causal, window)
+    seen, near = seen_pairs(q.shape[-2], k.shape[-2], causal, window, segment_ids)
     step = 32
     parts = [
-        _rows(q[..., i : i + step, :], k, v, features, seen[i : i + step], near[i : i + step], mask, dtype)
+        _rows(
+            q[..., i : i + step, :], k, v, features, seen[..., i : i + step, :], near[..., i : i + step, :], mask, dtype
+        )
         for i in range(0, max(q.shape[-2], 1), step)
     ]
     return Expected(*(np.concatenate(x, -1 - (x[0].ndim > parts[0][1].ndim)) for x in zip(*parts, strict=True)))

@@ -19,11 +19,12 @@ PACKAGE = Path(rfkernels.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    ("_arrays", "activations", "kernels", "partials"),
-    ("_checks", "maps", "samplers"),
+    ("_arrays", "activations", "kernels"),
+    ("_checks", "maps", "partials", "samplers"),
     ("features",),
     ("state", "exact", "variance"),
     ("core",),
+    ("packed",),
     ("fitting",),
     ("backends",),
     ("streaming",),
@@ -42,7 +43,7 @@ MAY_ASK_FOR_JAX = {"_checks.py"}
 """Modules that import JAX inside a function which is only called with arrays of JAX."""
 
 LINES, BODY = 400, 60
-LONGER = {"backends/numba/schedule.py": 500}
+LONGER = {"backends/numba/schedule.py": 520}
 """Numba's cache notices changes of this file alone, so all that is compiled from it has to stand in it."""
 
 

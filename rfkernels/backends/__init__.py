@@ -30,7 +30,10 @@ class Backend(NamedTuple):
     name : str
         What it is called.
     attend : callable
-        ``attend(q, k, v, features, options, mask, state, check_finite, dtype)``: a whole pass; `dtype` is the output's.
+        ``attend(q, k, v, features, options, mask, segments, state, check_finite, dtype)``: a whole pass; `dtype` is the
+        output's. `segments` is None or the segment of each key, (*batch, keys), of at least one key and no fewer than
+        queries: query t is of the segment of key t + keys − length. The state belongs to the first segment of its row
+        on the way in, and to the last on the way out.
     write : callable
         ``write(state, k, v, features, mask, check_finite)``: the state with keys added.
     read : callable
@@ -38,7 +41,7 @@ class Backend(NamedTuple):
     """
 
     name: str
-    attend: Callable[[Any, Any, Any, Features, Options, Any, State, bool, Any], Pass]
+    attend: Callable[[Any, Any, Any, Features, Options, Any, Any, State, bool, Any], Pass]
     write: Callable[[State, Any, Any, Features, Any, bool], State]
     read: Callable[[State, Any, Features, bool, bool, Any], Pass]
 

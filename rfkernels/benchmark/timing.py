@@ -13,8 +13,8 @@ Call = Callable[[], Any]
 Sampler = Callable[[], float]
 """Does some work once and returns the seconds it took."""
 
-PAUSE = 0.05
-"""Seconds between samples, in which worker threads of the library measured before stop spinning and go to sleep."""
+PAUSE = 0.15
+"""Seconds between samples, in which worker threads measured before stop spinning: OpenBLAS waits 0.1 s."""
 
 
 class Unavailable(Exception):

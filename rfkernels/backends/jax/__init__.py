@@ -1,7 +1,123 @@
-"""The JAX backend: the specification on jax.numpy, for now without a schedule of its own."""
+"""The JAX backend: chunked scans that every transformation and every platform of XLA can take."""
 
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 
-from rfkernels.backends.specification import specification
+from rfkernels._arrays import accumulator
+from rfkernels._checks import check_finite_arrays
+from rfkernels.backends import Backend, Pass
+from rfkernels.backends.jax import schedule, window
+from rfkernels.backends.jax.chunks import Rows
+from rfkernels.backends.jax.heads import Given, Result, over_heads
+from rfkernels.backends.jax.schedule import Finish, Found, Sizes
+from rfkernels.backends.jax.tiles import Carry, kept, normalized
+from rfkernels.core import Options
+from rfkernels.features import Features
+from rfkernels.partials import Partial
+from rfkernels.state import State
 
-BACKEND = specification("jax", jnp)
+
+def _attend(
+    q: Any,
+    k: Any,
+    v: Any,
+    features: Features,
+    options: Options,
+    mask: Any,
+    segments: Any,
+    state: State,
+    check: bool,
+    dtype: Any,
+) -> Pass:
+    if check:
+        check_finite_arrays(q=q, k=k, v=v)
+    of_query = None if segments is None else segments[..., k.shape[-2] - q.shape[-2] :]
+    given = _given(Rows(q, k, v, mask, of_query, segments), features, state)
+    done: Pass = _pass(given, options, jnp.dtype(dtype), features.map.programs())
+    return done
+
+
+def _write(state: State, k: Any, v: Any, features: Features, mask: Any, check: bool) -> State:
+    if check:
+        check_finite_arrays(k=k, v=v)
+    after: State = _written(_given(Rows(k=k, v=v, mask=mask), features, state), features.map.programs())
+    return after
+
+
+def _read(state: State, q: Any, features: Features, full: bool, check: bool, dtype: Any) -> Pass:
+    if check:
+        check_finite_arrays(q=q)
+    done = _reading(_given(Rows(q), features, state), full, jnp.dtype(dtype), features.map.programs())
+    output, log, sign = done
+    return Pass(output, log, sign, state)
+
+
+def _given(rows: Rows, features: Features, state: State) -> Given:
+    """Return arrays of JAX, the state in the dtype of sums."""
+    dtype = accumulator(jnp, state.kv, rows.q, rows.k, rows.v)
+    rows = Rows(*(None if x is None else jnp.asarray(x) for x in rows))
+    return Given(rows, features, State(*(jnp.asarray(x).astype(dtype) for x in state)))
+
+
+# What an activation computes may change while the function that it is stays the same, as when it reads a global: the
+# traced programs are arguments so that compiled code is that of the present ones.
+
+
+@partial(jax.jit, static_argnames=("options", "dtype", "programs"))
+def _pass(given: Given, options: Options, dtype: Any, programs: Any) -> Pass:
+    def finish(found: Partial) -> Any:
+        return normalized(found, dtype, options.full)
+
+    def run(given: Given, sizes: Sizes) -> Result:
+        rows, features, segments = given.rows, given.features, given.rows.of_key
+        carry = Carry(given.state, None if segments is None else segments[..., 0])
+        after, found = _scheduled(carry, rows, features, options, finish, sizes)
+        if not options.full or (options.window is not None and not options.causal):
+            return found, None
+        if segments is None:
+            return found, after.state
+        return found, kept(features, after.state, after.segment == segments[..., -1])
+
+    (output, log, sign), after = over_heads(run, given)
+    return Pass(output, log, sign, after)
+
+
+def _scheduled(
+    carry: Carry, rows: Rows, features: Features, options: Options, finish: Finish, sizes: Sizes
+) -> tuple[Carry, Found]:
+    if options.window is not None:
+        return window.attend(carry, rows, features, options, finish, sizes)
+    if options.causal:
+        return schedule.causal(carry, rows, features, 0, finish, sizes)
+    if rows.of_key is not None:
+        after, found = schedule.two_sided(carry, rows, features, 0, 1, sizes)
+        return after, finish(found)
+    after = schedule.write(carry, rows, features, sizes)
+    return after, schedule.read(after, rows, features, finish, sizes)
+
+
+@partial(jax.jit, static_argnames="programs")
+def _written(given: Given, programs: Any) -> Any:
+    def run(given: Given, sizes: Sizes) -> Result:
+        return (None, None, None), schedule.write(Carry(given.state), given.rows, given.features, sizes).state
+
+    return over_heads(run, given)[1]
+
+
+@partial(jax.jit, static_argnames=("full", "dtype", "programs"))
+def _reading(given: Given, full: bool, dtype: Any, programs: Any) -> Any:
+    def finish(found: Partial) -> Any:
+        return normalized(found, dtype, full)
+
+    def run(given: Given, sizes: Sizes) -> Result:
+        return schedule.read(Carry(given.state), given.rows, given.features, finish, sizes), None
+
+    return over_heads(run, given)[0]
+
+
+BACKEND = Backend("jax", _attend, _write, _read)

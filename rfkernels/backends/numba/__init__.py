@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from rfkernels._checks import check_finite_arrays
 from rfkernels.backends import Backend, Pass
 from rfkernels.backends.numba import passes
 from rfkernels.backends.numba.jit import host_width, machine
+from rfkernels.backends.numba.packed import packed
 from rfkernels.backends.numba.packing import Layout, layout, pack_weights, to_internal, to_state
+from rfkernels.backends.numba.passes import Heads
 from rfkernels.backends.numba.threads import thread_count
 from rfkernels.core import Options
 from rfkernels.features import Features
@@ -44,7 +47,16 @@ def _empty(internal: State, given: Layout, features: Features) -> State:
 
 
 def _attend(
-    q: Any, k: Any, v: Any, features: Features, options: Options, mask: Any, state: State, check: bool, dtype: Any
+    q: Any,
+    k: Any,
+    v: Any,
+    features: Features,
+    options: Options,
+    mask: Any,
+    segments: Any,
+    state: State,
+    check: bool,
+    dtype: Any,
 ) -> Pass:
     if options.window is not None and (options.kernel is None or options.kernel.norm_weight is None):
         raise ValueError(
@@ -60,18 +72,25 @@ def _attend(
     h = passes.heads(given, features, weights, batch, arrays, logs)
     start = to_internal(given, features, state)
     empty = _empty(start, given, features)
-    after: State | None = None
-    if options.causal:
-        fine, after = passes.causal(h, start, empty, options.window)
-    elif options.window is None:
-        fine, after = passes.write(h, start, empty)
-        fine = fine and passes.read(h, after)
+    run = partial(_run, options)
+    if segments is None:
+        fine, after = run(h, start, empty)
     else:
-        fine = passes.two_sided(h, start, empty, options.window)
+        fine, after = packed(h, segments, batch, start, empty, run)
     if not fine or (check and q.shape[-2] == 0):
         check_finite_arrays(q=q, k=k, v=v)
     log, sign = _logs(logs)
     return Pass(out, log, sign, None if after is None or not options.full else to_state(given, features, after, batch))
+
+
+def _run(options: Options, h: Heads, start: State, empty: State) -> tuple[bool, State | None]:
+    """Run a pass over whole heads; return whether inputs were finite, and the states after it."""
+    if options.causal:
+        return passes.causal(h, start, empty, options.window)
+    if options.window is not None:
+        return passes.two_sided(h, start, empty, options.window), None
+    fine, after = passes.write(h, start, empty)
+    return fine and passes.read(h, after), after
 
 
 def _outputs(outer: tuple[int, ...], length: int, width: int, dtype: Any, given: Layout, full: bool) -> tuple[Any, Any]:

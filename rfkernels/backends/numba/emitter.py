@@ -92,6 +92,11 @@ class Emitter:
         """Compare signed integers."""
         return self.builder.icmp_signed("<", x, y)
 
+    def array(self, kind: Any, size: int) -> Any:
+        """Return the address of a new array on the stack, as an integer."""
+        with self.builder.goto_block(self.entry):
+            return self.builder.ptrtoint(self.builder.alloca(kind, size), INT)
+
     @contextmanager
     def loop(self, start: Any, stop: Any, step: int = 1) -> Iterator[Any]:
         """Run the body for start, start + step, ... while below stop."""
@@ -140,6 +145,12 @@ class Emitter:
     def lane_numbers(self) -> Any:
         """Return the vector of 32-bit integers 0, 1, 2, ..."""
         return ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), list(range(self.lanes)))
+
+    def splat_condition(self, value: Any) -> Any:
+        """Return a condition in every lane."""
+        kind = ir.VectorType(ir.IntType(1), self.lanes)
+        single = self.builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.IntType(32)(0))
+        return self.builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), None))
 
     def splat_number(self, value: Any) -> Any:
         """Return an integer in every lane, as 32 bits."""

@@ -40,6 +40,7 @@ def shared(machine: Machine, bits: int) -> Code:
     for name in DTYPES if bits == 64 else (name for name in DTYPES if name != "float64"):
         function(f"pack_{name}", "source row column first last rows width centre out out_row", _packing(name, bits))
         function(f"unpack_{name}", "sums sums_row denominator rows width out out_row", _unpacking(name))
+    function("finite", "source row rows width", _finite)
     function("transpose", "source source_row out out_row rows columns", _transpose)
     function("valid", "mask stride first last columns out", _valid)
     function("first_valid", "valid columns", _first_valid)
@@ -113,6 +114,17 @@ def _packing(name: str, bits: int) -> Emit:
         e.finish(conversions.all_finite(e, worst.get(), largest.get()))
 
     return emit
+
+
+def _finite(e: Emitter) -> None:
+    """Return whether rows of elements are all finite; the width is a multiple of lanes."""
+    source, row, rows, width = e.arguments
+    worst = e.variable(ir.Constant(e.math.integer, [0] * e.lanes))
+    with e.loop(0, rows) as r:
+        base = e.add(source, e.mul(r, row))
+        with e.loop(0, width, e.lanes) as j:
+            worst.set(conversions.largest_exponent(e, worst.get(), e.load_vector(base, j)))
+    e.finish(conversions.all_finite(e, worst.get(), e.integer(0)))
 
 
 def _unpacking(name: str) -> Emit:

@@ -7,12 +7,12 @@ so nothing can be stale.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from llvmlite import ir
 
-from rfkernels.activations import Program
-from rfkernels.backends.numba.emitter import Emitter
+from rfkernels.activations import Instruction, Program
+from rfkernels.backends.numba.emitter import Emitter, Variable
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
 from rfkernels.backends.numba.kernels import SENTINEL
 from rfkernels.backends.numba.vectormath import VectorMath, emit
@@ -42,16 +42,30 @@ def lowered(machine: Machine, bits: int, programs: tuple[Program, ...], slopes: 
     return compile_module(module, machine.width)
 
 
-def _offset(m: VectorMath, slopes: Slopes | None, i: int, u: Any, a: Any, add: Any) -> Any:
-    """Return what activation i takes as its second argument, for the offset a + add.
+_EXPONENTS: dict[float, tuple[Instruction, ...]] = {
+    1.0: (("add", ("u", "a")), ("add", ("a", "u"))),
+    -1.0: (("sub", ("a", "u")),),
+}
+"""Instructions that compute the exponent slope · u + a."""
 
-    For an exponential map the exponent is taken as it was when the shift was found and turned back into an offset, so
-    that the largest is exactly zero: at large norms another order of rounding could make it overflow or vanish.
+
+def _feature(m: VectorMath, program: Program, slope: float | None, u: Any, a: Any, add: Any) -> Any:
+    """Evaluate an activation at the offset a + add.
+
+    For an exponential map the exponent is taken as it was when the shift was found, so that the largest is exactly
+    zero: at large norms another order of rounding could make it overflow or vanish. Where the program forms the
+    exponent itself it is given this one; elsewhere it is turned back into an offset.
     """
-    if slopes is None or slopes[i] == 0:
-        return m.add(a, add)
-    slope = m.constant(slopes[i])
-    return m.fma(u, m.neg(slope), m.add(m.fma(u, slope, a), add))
+    if slope is None or slope == 0:
+        return emit(program, m, u, m.add(a, add))
+    exponent = m.add(m.fma(u, m.constant(slope), a), add)
+    known: dict[int, Any] = {}
+    for i, (name, operands) in enumerate(program.instructions):
+        if (name, operands) in _EXPONENTS.get(slope, ()):
+            known[i] = exponent
+        elif name == "exp" and known.get(cast(int, operands[0])) is exponent:
+            known[i] = m.exp_of_exponent(exponent)
+    return emit(program, m, u, m.fma(u, m.constant(-slope), exponent), known)
 
 
 def _key_activation(e: Emitter, programs: tuple[Program, ...], slopes: Slopes | None, ragged: bool) -> None:
@@ -61,29 +75,43 @@ def _key_activation(e: Emitter, programs: tuple[Program, ...], slopes: Slopes | 
     the features of keys that are not valid are zero.
     """
     u, u_row, offsets, add, valid, rows, pad, columns, sums = e.arguments
-    m = e.math
+    m, b = e.math, e.builder
     zero = m.constant(0.0)
     starts = [e.mul(pad, i) for i in range(len(programs))]
-    with e.loop(0, rows) as j:
-        adds = [m.splat(e.load(add, e.add(start, j))) for start in starts]
-        totals = [e.variable(zero) for _ in programs]
-        row = e.mul(j, u_row)
-        with e.loop(0, columns, e.lanes) as c:
-            projected, offset = e.load_vector(u, e.add(row, c)), e.load_vector(offsets, c)
-            for i, (program, start, total) in enumerate(zip(programs, starts, totals, strict=True)):
-                value = emit(program, m, projected, _offset(m, slopes, i, projected, offset, adds[i]))
-                if ragged:
-                    value = m.where(m.gt(e.load_vector(valid, c), zero), value, zero)
-                total.set(m.add(total.get(), value))
-                e.store_vector(value, u, e.add(e.mul(e.add(start, j), u_row), c))
+    steep = slopes or (None,) * len(programs)
+    totals = [e.array(m.vector, e.lanes) for _ in programs]
+    with e.loop(0, rows, e.lanes) as block:
+        last = e.add(block, e.lanes)
+        with b.if_then(e.less(rows, last)), e.loop(0, e.lanes * e.lanes, e.lanes) as i:
+            for total in totals:
+                e.store_vector(zero, total, i)
+        with e.loop(block, b.select(e.less(rows, last), rows, last)) as j:
+            adds = [m.splat(e.load(add, e.add(start, j))) for start in starts]
+            sums_here = [e.variable(zero) for _ in programs]
+            row = e.mul(j, u_row)
+            with e.loop(0, columns, e.lanes) as c:
+                projected, offset = e.load_vector(u, e.add(row, c)), e.load_vector(offsets, c)
+                for i, (program, start, total) in enumerate(zip(programs, starts, sums_here, strict=True)):
+                    value = _feature(m, program, steep[i], projected, offset, adds[i])
+                    if ragged:
+                        value = m.where(m.gt(e.load_vector(valid, c), zero), value, zero)
+                    total.set(m.add(total.get(), value))
+                    e.store_vector(value, u, e.add(e.mul(e.add(start, j), u_row), c))
+            for found, total in zip(sums_here, totals, strict=True):
+                e.store_vector(found.get(), total, e.mul(b.sub(j, block), e.lanes))
         for start, total in zip(starts, totals, strict=True):
-            e.store(m.reduce_add(total.get()), sums, e.add(start, j))
+            e.store_vector(_reduced(e, total, m.add), sums, e.add(start, block))
     with e.loop(rows, pad) as j:
         for start in starts:
             e.store(e.scalar(0.0), sums, e.add(start, j))
             with e.loop(0, columns, e.lanes) as c:
                 e.store_vector(zero, u, e.add(e.mul(e.add(start, j), u_row), c))
     e.finish()
+
+
+def _reduced(e: Emitter, rows: Any, operation: Any) -> Any:
+    """Reduce each of the vectors at an address, one to a lane."""
+    return e.math.reduce_each([e.load_vector(rows, e.integer(i * e.lanes)) for i in range(e.lanes)], operation)
 
 
 def _key_shift(e: Emitter, slopes: Slopes) -> None:
@@ -94,36 +122,35 @@ def _key_shift(e: Emitter, slopes: Slopes) -> None:
     """
     u, u_row, offsets, log_weight, rows, pad, columns, shift, first, new, add = e.arguments
     m, b = e.math, e.builder
-    worst = e.variable(e.scalar(0.0))
+    zero, lowest = m.constant(0.0), m.constant(SENTINEL[e.align * 8])
+    worst = e.variable(zero)
     sees = b.icmp_signed(">=", first, e.integer(0))
     column = b.select(sees, first, e.integer(0))
-    earliest_offset = e.load(offsets, column)
-    lowest = m.constant(SENTINEL[e.align * 8])
+    earliest_offset = m.splat(e.load(offsets, column))
+    tops, of_first = e.array(m.vector, e.lanes), e.array(m.vector, 1)
     for i, slope in enumerate(slopes):
-        start, steep = e.mul(pad, i), m.constant(slope)
-        with e.loop(0, rows) as j:
-            top = e.variable(lowest)
-            row = e.mul(j, u_row)
-            with e.loop(0, columns, e.lanes) as c:
-                exponent = e.load_vector(offsets, c)
-                if slope != 0:
-                    exponent = m.fma(e.load_vector(u, e.add(row, c)), steep, exponent)
-                top.set(m.maximum(top.get(), exponent))
-            index = e.add(start, j)
-            weight, old = e.load(log_weight, index), e.load(shift, index)
-            reached = b.fadd(m.reduce_max(top.get()), weight)
-            moved = b.select(b.fcmp_ordered(">", reached, old), reached, old)
-            e.store(moved, new, index)
-            e.store(b.fsub(weight, moved), add, index)
-            projected = b.fmul(e.scalar(slope), e.load(u, e.add(row, column)))
-            earliest = b.fadd(b.fadd(projected, earliest_offset), weight)
-            use = b.and_(sees, b.fcmp_ordered(">", earliest, old))
-            jump = b.fsub(moved, b.select(use, earliest, old))
-            worst.set(b.select(b.fcmp_ordered(">", jump, worst.get()), jump, worst.get()))
-        with e.loop(rows, pad) as j:
-            e.store(e.load(shift, e.add(start, j)), new, e.add(start, j))
-            e.store(e.scalar(0.0), add, e.add(start, j))
-    e.finish(b.zext(b.fcmp_ordered(">", worst.get(), e.scalar(JUMP_LIMIT)), e.arguments[0].type))
+        steep = m.constant(slope)
+        with e.loop(0, pad, e.lanes) as block:
+            with e.loop(0, e.lanes) as r:
+                top, row = e.variable(lowest), e.mul(e.add(block, r), u_row)
+                with e.loop(0, columns, e.lanes) as c:
+                    exponent = e.load_vector(offsets, c)
+                    if slope != 0:
+                        exponent = m.fma(e.load_vector(u, e.add(row, c)), steep, exponent)
+                    top.set(m.maximum(top.get(), exponent))
+                e.store_vector(top.get(), tops, e.mul(r, e.lanes))
+                e.store(e.load(u, e.add(row, column)), of_first, r)
+            index = e.add(e.mul(pad, i), block)
+            exists = b.icmp_signed("<", e.lane_numbers(), e.splat_number(b.sub(rows, block)))
+            weight, old = e.load_vector(log_weight, index), e.load_vector(shift, index)
+            moved = m.where(exists, m.maximum(old, m.add(_reduced(e, tops, m.maximum), weight)), old)
+            e.store_vector(moved, new, index)
+            e.store_vector(m.where(exists, m.sub(weight, moved), zero), add, index)
+            earliest = m.add(m.fma(e.load_vector(of_first, e.integer(0)), steep, earliest_offset), weight)
+            reached = m.where(b.and_(m.gt(earliest, old), e.splat_condition(sees)), earliest, old)
+            worst.set(m.maximum(worst.get(), m.sub(moved, reached)))
+    jump = b.fcmp_ordered(">", m.reduce_max(worst.get()), e.scalar(JUMP_LIMIT))
+    e.finish(b.zext(jump, u.type))
 
 
 def _query_activation(e: Emitter, programs: tuple[Program, ...], slopes: Slopes | None) -> None:
@@ -133,9 +160,10 @@ def _query_activation(e: Emitter, programs: tuple[Program, ...], slopes: Slopes 
     exponential map a query's own offset cancels: its features are taken at add_j − top, with top the largest
     slope · u_j + add_j, which is written out.
     """
-    u, u_row, offsets, add, z, rows, pad, queries, denominator, top = e.arguments
+    u, u_row, offsets, add, _, rows, pad, queries, denominator, top = e.arguments
     m, b = e.math, e.builder
     starts = [e.mul(pad, i) for i in range(len(programs))]
+    whole = b.and_(rows, e.integer(-e.lanes))
     with e.loop(0, queries) as r:
         row = e.mul(r, u_row)
         offset = m.splat(e.load(offsets, r))
@@ -150,14 +178,33 @@ def _query_activation(e: Emitter, programs: tuple[Program, ...], slopes: Slopes 
             e.store(largest, top, r)
             offset = m.splat(b.fneg(largest))
         total = e.variable(m.constant(0.0))
-        with e.loop(0, pad, e.lanes) as j:
-            projected = e.load_vector(u, e.add(row, j))
-            exists = b.icmp_signed("<", e.lane_numbers(), e.splat_number(b.sub(rows, j)))
-            for i, (program, start) in enumerate(zip(programs, starts, strict=True)):
-                column = e.add(start, j)
-                own = _offset(m, slopes, i, projected, e.load_vector(add, column), offset)
-                value = m.where(exists, emit(program, m, projected, own), m.constant(0.0))
-                total.set(m.fma(value, e.load_vector(z, column), total.get()))
-                e.store_vector(value, u, e.add(row, column))
+        for low, high, ragged in ((e.integer(0), whole, False), (whole, pad, True)):
+            with e.loop(low, high, e.lanes) as j:
+                exists = b.icmp_signed("<", e.lane_numbers(), e.splat_number(b.sub(rows, j))) if ragged else None
+                _query_features(
+                    e, programs, slopes, e.add(row, j), [e.add(start, j) for start in starts], offset, exists, total
+                )
         e.store(m.reduce_add(total.get()), denominator, r)
     e.finish()
+
+
+def _query_features(
+    e: Emitter,
+    programs: tuple[Program, ...],
+    slopes: Slopes | None,
+    row: Any,
+    columns: list[Any],
+    offset: Any,
+    exists: Any,
+    total: Variable,
+) -> None:
+    """Activate a vector of projections of one query, zero where it does not exist, and add to the denominator."""
+    u, _, _, add, z, *_ = e.arguments
+    m = e.math
+    projected = e.load_vector(u, row)
+    for program, column, slope in zip(programs, columns, slopes or (None,) * len(programs), strict=True):
+        value = _feature(m, program, slope, projected, e.load_vector(add, column), offset)
+        if exists is not None:
+            value = m.where(exists, value, m.constant(0.0))
+        total.set(m.fma(value, e.load_vector(z, column), total.get()))
+        e.store_vector(value, u, e.builder.add(row, e.builder.sub(column, columns[0])))

@@ -39,6 +39,7 @@ class Heads:
     mask: list[int]
     groups: list[Group]
     strides: dict[str, int]
+    plain: dict[str, int]
     length: int
     keys: int
     shared: int
@@ -88,12 +89,23 @@ def heads(
         mask=found[2],
         groups=groups,
         strides=strides,
+        plain={f"{name}_plain": _plain(layout, features, name, x) for name, x in (("q", q), ("k", k), ("v", v))},
         length=0 if q is None else q.shape[-2],
         keys=0 if k is None else k.shape[-2],
         shared=len(groups[0].q) if groups else 0,
         threads=threads.thread_count(),
         arrays=arrays,
     )
+
+
+def _plain(layout: Layout, features: Features, name: str, x: Any) -> int:
+    """Whether tiles of an array can be read where they lie: full rows of elements, one after the other."""
+    p, side = layout.plan, features.query if name == "q" else features.key
+    if x is None or x.dtype != layout.dtype or (name != "v" and side.centre is not None):
+        return 0
+    width, wanted = x.shape[-1], p.width_pad if name == "v" else p.dim_pad
+    rows = width == wanted and x.strides[-2:] == (width * p.element, p.element)
+    return int(rows and x.flags.aligned)
 
 
 def _groups(q: Any, out: Any, logs: tuple[Any, Any] | None, batch: tuple[int, ...]) -> list[Group]:
@@ -177,26 +189,45 @@ def _task(h: Heads, slots: Slots, slot: int, head: int, changes: dict[str, int],
         part=changes.get("part", 0),
         part_rows=changes.get("part_rows", 0),
         part_mode=changes.get("part_mode", 0),
+        **h.plain,
     )
 
 
-def _run(h: Heads, work: Sequence[Runner]) -> bool:
+def worth_threads(h: Heads) -> bool:
+    """Whether there is enough to do for handing work to other threads."""
     p = h.layout.plan
-    size = (h.length * h.shared + h.keys) * h.count * p.total * (p.dim + p.width)
-    return threads.run(work, h.threads if size > _SERIAL_WORK else 1) == 0
+    return (h.length * h.shared + h.keys) * h.count * p.total * (p.dim + p.width) > _SERIAL_WORK
 
 
-def _chunks(h: Heads, length: int, cheap: bool) -> int:
-    """Return how many chunks the sequence is cut into so that all threads have work.
+def _run(h: Heads, work: Sequence[Runner]) -> bool:
+    return threads.run(work, h.threads if worth_threads(h) else 1) == 0
 
-    Cutting a causal pass costs another reading of the keys, so it is cut only where heads alone leave threads idle.
-    """
-    most = max(1, length // (4 * h.layout.plan.tile))
+
+def _idle(h: Heads) -> bool:
+    """Whether heads alone leave threads idle."""
     even = h.count % h.threads == 0 or h.count >= 4 * h.threads
-    if h.threads == 1 or even or h.count == 0:
+    return h.threads > 1 and h.count > 0 and not even
+
+
+def _chunks(h: Heads, length: int) -> int:
+    """Return how many chunks a sequence is cut into so that all threads have work, where cutting costs nothing."""
+    return max(1, min(-(-4 * h.threads // h.count), length // (4 * h.layout.plan.tile))) if _idle(h) else 1
+
+
+def _causal_chunks(h: Heads, length: int) -> int:
+    """Return how many chunks a causal pass is cut into.
+
+    The keys before each chunk are written once more, half the work of a pass over them: by all threads together, while
+    the chunks themselves are taken whole.
+    """
+    if not _idle(h):
         return 1
-    wanted = -(-4 * h.threads // h.count) if cheap else -(-2 * h.threads // h.count)
-    return min(wanted, most)
+
+    def cost(chunks: int) -> float:
+        return h.count * (chunks - 1) / (2 * h.threads) / chunks + -(-h.count * chunks // h.threads) / chunks
+
+    most = max(1, min(4 * h.threads, length // (4 * h.layout.plan.tile)))
+    return min(range(1, most + 1), key=cost)
 
 
 def _spans(length: int, chunks: int, tile: int) -> list[tuple[int, int]]:
@@ -221,9 +252,22 @@ def _absorbing(
     ]
 
 
+def _pieces(h: Heads, starts: list[int]) -> tuple[list[int], list[int]]:
+    """Cut the keys before each start so that all threads can write them.
+
+    Returns where each piece ends, and after which piece each start comes.
+    """
+    ends: list[int] = []
+    first: list[int] = []
+    for low, high in pairwise([0, *starts]):
+        ends += [low + end for _, end in _spans(high - low, _chunks(h, high - low), h.layout.plan.tile)]
+        first.append(len(ends) - 1)
+    return ends, first
+
+
 def write(h: Heads, state: State, empty: State) -> tuple[bool, State]:
     """Write all keys; return whether inputs were finite, and the state."""
-    spans = _spans(h.keys, _chunks(h, h.keys, cheap=True), h.layout.plan.tile)
+    spans = _spans(h.keys, _chunks(h, h.keys), h.layout.plan.tile)
     slots = Slots(h, [state] + [empty] * (len(spans) - 1))
     fine = _run(h, _absorbing(h, slots, [high for _, high in spans]))
     slots.scan()
@@ -240,7 +284,7 @@ def read(h: Heads, state: State) -> bool:
         p, s = h.layout.plan, scratch(h.layout)
         return schedule.emit(p, h.own_weights(head), s, task, h.groups[head], low, high)
 
-    spans = _spans(h.length, _chunks(h, h.length, cheap=True), h.layout.plan.tile)
+    spans = _spans(h.length, _chunks(h, h.length), h.layout.plan.tile)
     return _run(h, [partial(emit, head, *span) for span in spans for head in range(h.count)])
 
 
@@ -248,9 +292,11 @@ def causal(h: Heads, state: State, empty: State, window: int | None) -> tuple[bo
     """Run a causal pass; return whether inputs were finite, and the state of all keys but those in the window."""
     lag = window or 0
     delta = h.keys - h.length - lag
-    spans = _spans(h.length, _chunks(h, h.length, cheap=False), h.layout.plan.tile)
-    slots = Slots(h, [state] + [empty] * (len(spans) - 1))
-    fine = _run(h, _absorbing(h, slots, [min(max(low + delta, 0), h.keys) for low, _ in spans]))
+    spans = _spans(h.length, _causal_chunks(h, h.length), h.layout.plan.tile)
+    starts = [min(max(low + delta, 0), h.keys) for low, _ in spans]
+    ends, first = _pieces(h, starts)
+    slots = Slots(h, [state] + [empty] * (len(ends) - 1))
+    fine = _run(h, _absorbing(h, slots, ends))
     slots.scan()
     seen = slots.seen()
     near = {"near": int(lag > 0), "near_low": delta + 1, "near_high": delta + lag + 1, "delta": delta}
@@ -260,7 +306,8 @@ def causal(h: Heads, state: State, empty: State, window: int | None) -> tuple[bo
         p, s = h.layout.plan, scratch(h.layout)
         return schedule.span(p, h.own_weights(head), s, task, h.groups[head], low, high)
 
-    work = [partial(span, head, slot, *bounds) for slot, bounds in enumerate(spans) for head in range(h.count)]
+    chunks = zip(first, spans, strict=True)
+    work = [partial(span, head, slot, *bounds) for slot, bounds in chunks for head in range(h.count)]
     return fine and _run(h, work), slots.last()
 
 
@@ -272,7 +319,7 @@ def two_sided(h: Heads, state: State, empty: State, window: int) -> bool:
     """
     p = h.layout.plan
     row_bytes = h.shared * (p.width_pad + 2) * p.element
-    chunks = max(_chunks(h, h.length, cheap=False), -(-h.length * row_bytes // _PART_BYTES), 1)
+    chunks = max(_causal_chunks(h, h.length), -(-h.length * row_bytes // _PART_BYTES), 1)
     spans = _spans(h.length, chunks, p.tile)
     step = h.count if chunks == 1 else h.threads
     some = (range(first, min(first + step, h.count)) for first in range(0, h.count, max(step, 1)))

@@ -26,6 +26,7 @@ class Plan(NamedTuple):
     pack_q: int
     pack_k: int
     pack_v: int
+    finite: int
     unpack: int
     transpose: int
     valid: int
@@ -114,7 +115,7 @@ class Task(NamedTuple):
 
     Query i sees keys s <= i + delta through features and, if `near`, keys i + near_low <= s < i + near_high exactly.
     With `part_mode` 1 the sums go unnormalised to the buffer at `part`, with 2 those found there, of the same rows in
-    reverse, are joined.
+    reverse, are joined. The rows of q, k or v that are `plain` are read where they lie, without a copy.
     """
 
     k: int
@@ -141,6 +142,9 @@ class Task(NamedTuple):
     part: int
     part_rows: int
     part_mode: int
+    q_plain: int
+    k_plain: int
+    v_plain: int
 
 
 class Group(NamedTuple):
@@ -186,19 +190,57 @@ def _up(n: int, step: int) -> int:
 
 
 @_jit
+def _rows(
+    p: Plan,
+    pack: int,
+    source: tuple[int, int, int],
+    plain: int,
+    span: tuple[int, int, int],
+    to: tuple[int, int, int, int],
+) -> tuple[int, int, int]:
+    """Return whether rows are finite, where they lie padded to tiles, and their stride there: a copy unless plain.
+
+    `source` is an address and strides in bytes, `span` what is there of so many rows, `to` a width, a centre, a place
+    and a stride.
+    """
+    if plain and span[0] == 0 and span[1] == span[2]:
+        fine = 1 if p.check == 0 else call(p.finite, (source[0], source[1], span[1], to[0]))
+        return fine, source[0], source[1] // p.element
+    return call(pack, (*source, *span, *to)) | (1 - p.check), to[2], to[3]
+
+
+@_jit
+def _span(p: Plan, t: Task, start: int, count: int) -> tuple[int, int, int]:
+    """Return which of `count` keys from `start` exist, and how many columns they take."""
+    return max(0, -start), max(0, min(count, t.keys - start)), _up(count, p.column_step)
+
+
+@_jit
+def _keys(p: Plan, t: Task, start: int, count: int, centre: int, out: int) -> tuple[int, int, int]:
+    """Return whether `count` keys from `start` are finite, where they lie, and their stride."""
+    source, to = (t.k + start * t.k_row, t.k_row, t.k_column), (p.dim, centre, out, p.dim_pad + p.column_step)
+    return _rows(p, p.pack_k, source, t.k_plain, _span(p, t, start, count), to)
+
+
+@_jit
+def load_values(p: Plan, w: Weights, t: Task, start: int, count: int, out: int) -> tuple[int, int, int]:
+    """Return whether the values of `count` keys are finite, where they lie, and their stride."""
+    source, to = (t.v + start * t.v_row, t.v_row, t.v_column), (p.width, w.zeros, out, p.width_pad)
+    return _rows(p, p.pack_v, source, t.v_plain, _span(p, t, start, count), to)
+
+
+@_jit
 def load_keys(p: Plan, w: Weights, s: Scratch, t: Task, start: int, count: int) -> tuple[int, int]:
-    """Pack and project `count` keys from `start`; return how many count (−1 if one is not finite), and the columns."""
-    first, last = max(0, -start), max(0, min(count, t.keys - start))
-    columns, x_row, u_row = _up(count, p.column_step), p.dim_pad + p.column_step, p.tile + p.column_step
-    address = t.k + start * t.k_row
-    x = (address, t.k_row, t.k_column, first, last, columns, p.dim, w.key_centre, s.x, x_row)
-    if call(p.pack_k, x) == 0 and p.check:
+    """Project `count` keys from `start`; return how many count (−1 if one is not finite), and the columns."""
+    (first, last, columns), u_row = _span(p, t, start, count), p.tile + p.column_step
+    fine, x, x_row = _keys(p, t, start, count, w.key_centre, s.x)
+    if fine == 0:
         return -1, columns
     mask = 0 if t.mask == 0 else t.mask + start * t.mask_row
     found = call(p.valid, (mask, t.mask_row, first, last, columns, s.valid))
     if found == 0:
         return 0, columns
-    call(p.transpose, (s.x, x_row, s.xt, u_row, columns, p.dim_pad))
+    call(p.transpose, (x, x_row, s.xt, u_row, columns, p.dim_pad))
     call(p.gemm, (w.key, 1, p.pad, s.xt, u_row, s.u, u_row, p.pad, columns, p.dim))
     y, y_rows = s.xt, p.dim
     if w.key_matrix != 0:
@@ -207,14 +249,6 @@ def load_keys(p: Plan, w: Weights, s: Scratch, t: Task, start: int, count: int) 
     end = (w.key_linear, w.key_parameters, s.valid, s.offsets, columns)
     call(p.offsets_columns, (y, u_row, y_rows, s.xt, u_row, p.dim, *end))
     return found, columns
-
-
-@_jit
-def load_values(p: Plan, w: Weights, s: Scratch, t: Task, start: int, count: int, columns: int, out: int) -> int:
-    """Pack the values of `count` keys; return whether they are finite."""
-    first, last = max(0, -start), max(0, min(count, t.keys - start))
-    v = (t.v + start * t.v_row, t.v_row, t.v_column, first, last, columns, p.width, w.zeros, out, p.width_pad)
-    return call(p.pack_v, v) | (1 - p.check)
 
 
 @_jit
@@ -243,11 +277,11 @@ def activate_keys(p: Plan, w: Weights, s: Scratch, columns: int, found: int) -> 
 
 
 @_jit
-def add_tile(p: Plan, s: Scratch, t: Task, columns: int) -> None:
-    """Add the features of a tile to the state."""
+def add_tile(p: Plan, s: Scratch, t: Task, columns: int, v: int, v_row: int) -> None:
+    """Add the features of a tile and its values to the state."""
     call(p.accumulate, (t.z, s.sums, p.total))
     u_row = p.tile + p.column_step
-    call(p.gemm_add, (s.u, u_row, 1, s.v, p.width_pad, t.kv, p.width_pad, p.total, p.width_pad, columns))
+    call(p.gemm_add, (s.u, u_row, 1, v, v_row, t.kv, p.width_pad, p.total, p.width_pad, columns))
 
 
 @_jit
@@ -257,49 +291,55 @@ def absorb(p: Plan, w: Weights, s: Scratch, t: Task, low: int, high: int) -> int
     while i < high:
         n = min(p.tile, high - i)
         found, columns = load_keys(p, w, s, t, i, n)
-        if found < 0 or load_values(p, w, s, t, i, n, columns, s.v) == 0:
+        fine, v, v_row = load_values(p, w, t, i, n, s.v)
+        if found < 0 or fine == 0:
             return 1
         if found > 0:
             move_shift(p, w, s, t, columns, -1)
             rescale(p, s, t)
             activate_keys(p, w, s, columns, found)
-            add_tile(p, s, t, columns)
+            add_tile(p, s, t, columns, v, v_row)
         i += n
     return 0
 
 
 @_jit
-def load_queries(p: Plan, w: Weights, s: Scratch, t: Task, q: int, count: int) -> int:
-    """Pack and project queries; return whether they are finite."""
-    rows, x_row, q_row = _up(count, p.row_step), p.dim_pad + p.column_step, p.total + p.column_step
-    x = (q, t.q_row, t.q_column, 0, count, rows, p.dim, w.query_centre, s.x, x_row)
-    fine = call(p.pack_q, x) | (1 - p.check)
-    call(p.gemm, (s.x, x_row, 1, w.query, p.pad, s.query, q_row, rows, p.pad, p.dim))
-    y, y_row, y_width = s.x, x_row, p.dim_pad
+def load_queries(p: Plan, w: Weights, s: Scratch, t: Task, q: int, count: int, logs: int) -> tuple[int, int, int]:
+    """Project queries; return whether they are finite, where they lie in padded rows, and the rows' stride.
+
+    Of an exponential map their offsets matter for logs only.
+    """
+    rows, q_row = _up(count, p.row_step), p.total + p.column_step
+    source, to = (q, t.q_row, t.q_column), (p.dim, w.query_centre, s.x, p.dim_pad + p.column_step)
+    fine, x, x_row = _rows(p, p.pack_q, source, t.q_plain, (0, count, rows), to)
+    call(p.gemm, (x, x_row, 1, w.query, p.pad, s.query, q_row, rows, p.pad, p.dim))
+    if p.key_shift != 0 and not logs:
+        return fine, x, x_row
+    y, y_row = x, x_row
     if w.query_matrix != 0:
-        y, y_row, y_width = s.y, p.dim_pad, p.dim_pad
-        call(p.gemm, (s.x, x_row, 1, w.query_matrix, p.dim_pad, y, y_row, rows, p.dim_pad, p.dim))
+        y, y_row = s.y, p.dim_pad
+        call(p.gemm, (x, x_row, 1, w.query_matrix, p.dim_pad, y, y_row, rows, p.dim_pad, p.dim))
     end = (w.query_linear, w.query_parameters, s.offsets, rows)
-    call(p.offsets_rows, (y, y_row, y_width, s.x, x_row, p.dim_pad, *end))
-    return fine
+    call(p.offsets_rows, (y, y_row, p.dim_pad, x, x_row, p.dim_pad, *end))
+    return fine, x, x_row
 
 
 @_jit
-def read_state(p: Plan, w: Weights, s: Scratch, t: Task, count: int) -> None:
-    """Activate loaded queries, and contract them with the state into sums, denominators and their log scale."""
+def read_state(p: Plan, w: Weights, s: Scratch, t: Task, count: int, logs: int) -> None:
+    """Activate loaded queries, and contract them with the state into sums, denominators and, for logs, their scale."""
     rows, q_row = _up(count, p.row_step), p.total + p.column_step
     call(p.sum, (w.log_weight, t.shift, s.new, p.total))
     queries = (s.query, q_row, s.offsets, s.new, t.z, p.rows, p.pad, rows, s.denominator, s.top)
     call(p.query_activation, queries)
     call(p.gemm, (s.query, q_row, 1, t.kv, p.width_pad, s.out, p.width_pad, rows, p.width_pad, p.total))
-    if p.key_shift != 0:
-        call(p.sum, (s.top, s.offsets, s.top, rows))
-    else:
+    if p.key_shift == 0:
         call(p.copy, (w.base, s.top, rows))
+    elif logs:
+        call(p.sum, (s.top, s.offsets, s.top, rows))
 
 
 @_jit
-def add_triangle(p: Plan, s: Scratch, count: int) -> None:
+def add_triangle(p: Plan, s: Scratch, count: int, v: int, v_row: int) -> None:
     """Let query r see keys c <= r of its own tile."""
     q_row, u_row = p.total + p.column_step, p.tile + p.column_step
     rows = _up(count, p.row_step)
@@ -311,7 +351,7 @@ def add_triangle(p: Plan, s: Scratch, count: int) -> None:
     for r in range(0, rows, p.row_step):
         scores, out = s.scores + r * u_row * p.element, s.out + r * p.width_pad * p.element
         depth = min(r + p.row_step, rows)
-        call(p.gemm_add, (scores, u_row, 1, s.v, p.width_pad, out, p.width_pad, p.row_step, p.width_pad, depth))
+        call(p.gemm_add, (scores, u_row, 1, v, v_row, out, p.width_pad, p.row_step, p.width_pad, depth))
 
 
 @_jit
@@ -324,57 +364,58 @@ def no_features(p: Plan, w: Weights, s: Scratch, count: int) -> None:
 
 
 @_jit
-def add_near(p: Plan, w: Weights, s: Scratch, t: Task, q: int, first: int, count: int) -> int:
-    """Add exact weights of the keys near queries first <= i < first + count; return whether inputs are finite."""
-    rows, x_row, near_row = _up(count, p.row_step), p.dim_pad + p.column_step, p.band_tile + p.column_step
-    queries = s.x
+def add_near(p: Plan, w: Weights, s: Scratch, t: Task, q: int, x: int, x_row: int, first: int, count: int) -> int:
+    """Add exact weights of the keys near queries first <= i < first + count; return whether inputs are finite.
+
+    The queries lie at `q` and, as `load_queries` left them, at `x`.
+    """
+    rows, near_row = _up(count, p.row_step), p.band_tile + p.column_step
     if w.centred != 0:
-        queries = s.query_x
-        call(p.pack_q, (q, t.q_row, t.q_column, 0, count, rows, p.dim, w.zeros, queries, x_row))
+        x, x_row = s.query_x, p.dim_pad + p.column_step
+        call(p.pack_q, (q, t.q_row, t.q_column, 0, count, rows, p.dim, w.zeros, x, x_row))
     none = (0, w.near_parameters)
-    call(p.offsets_rows, (queries, x_row, p.dim_pad, queries, x_row, p.dim_pad, *none, s.query_term, rows))
+    call(p.offsets_rows, (x, x_row, p.dim_pad, x, x_row, p.dim_pad, *none, s.query_term, rows))
     low, high = max(0, first + t.near_low), min(t.keys, first + count - 1 + t.near_high)
     start = low
     while start < high:
         n = min(p.band_tile, high - start)
         columns = _up(n, p.column_step)
-        k = (t.k + start * t.k_row, t.k_row, t.k_column, 0, n, columns, p.dim, w.zeros, s.near_x, x_row)
-        if call(p.pack_k, k) == 0 and p.check:
+        fine, k, k_row = _keys(p, t, start, n, w.zeros, s.near_x)
+        if fine == 0:
             return 0
-        if load_values(p, w, s, t, start, n, columns, s.near_v) == 0:
+        fine, v, v_row = load_values(p, w, t, start, n, s.near_v)
+        if fine == 0:
             return 0
         mask = 0 if t.mask == 0 else t.mask + start * t.mask_row
         call(p.valid, (mask, t.mask_row, 0, n, columns, s.near_valid))
-        call(p.transpose, (s.near_x, x_row, s.near_xt, near_row, columns, p.dim_pad))
+        call(p.transpose, (k, k_row, s.near_xt, near_row, columns, p.dim_pad))
         end = (*none, s.near_valid, s.near_term, columns)
         call(p.offsets_columns, (s.near_xt, near_row, p.dim, s.near_xt, near_row, p.dim, *end))
         for r in range(0, rows, p.row_step):
-            _near_rows(p, w, s, t, queries, r, first - start, columns)
+            _near_rows(p, w, s, t, x + r * x_row * p.element, x_row, v, v_row, r, first - start, columns)
         start += n
     return 1
 
 
 @_jit
-def _near_rows(p: Plan, w: Weights, s: Scratch, t: Task, queries: int, r: int, offset: int, columns: int) -> None:
+def _near_rows(
+    p: Plan, w: Weights, s: Scratch, t: Task, x: int, x_row: int, v: int, v_row: int, r: int, offset: int, columns: int
+) -> None:
     """Add exact weights for one register tile of queries and the part of a key tile that any of them sees."""
     e, near_row = p.element, p.band_tile + p.column_step
-    x_row = p.dim_pad + p.column_step
     low = max(0, offset + r + t.near_low) // p.column_step * p.column_step
     high = min(columns, _up(max(0, offset + r + p.row_step - 1 + t.near_high), p.column_step))
     if low >= high:
         return
-    x, out = queries + r * x_row * e, s.out + r * p.width_pad * e
+    out = s.out + r * p.width_pad * e
     call(p.gemm, (x, x_row, 1, s.near_xt + low * e, near_row, s.near_scores, near_row, p.row_step, high - low, p.dim))
     first = offset + r - low
     limits = (high - low, first + t.near_low, first + t.near_high)
     terms = (s.near_term + low * e, s.query_term + r * e, w.scale)
     sums = (s.top + r * e, out, p.width_pad, p.width_pad, s.denominator + r * e)
     call(p.band, (s.near_scores, near_row, p.row_step, *limits, *terms, *sums))
-    values = s.near_v + low * p.width_pad * e
-    call(
-        p.gemm_add,
-        (s.near_scores, near_row, 1, values, p.width_pad, out, p.width_pad, p.row_step, p.width_pad, high - low),
-    )
+    values = (v + low * v_row * e, v_row, out, p.width_pad, p.row_step, p.width_pad, high - low)
+    call(p.gemm_add, (s.near_scores, near_row, 1, *values))
 
 
 @_jit
@@ -401,16 +442,22 @@ def store(p: Plan, s: Scratch, t: Task, g: Group, index: int, first: int, count:
 
 
 @_jit
+def _wants_logs(t: Task, g: Group, index: int) -> int:
+    """Return whether anybody reads the log scale of the sums."""
+    return int(t.near != 0 or t.part_mode != 0 or g.denominator[index] != 0)
+
+
+@_jit
 def emit(p: Plan, w: Weights, s: Scratch, t: Task, g: Group, low: int, high: int) -> int:
     """Let queries low <= i < high read the whole state; return 1 if some input is not finite."""
     for index in range(t.groups):
-        i = low
+        i, logs = low, _wants_logs(t, g, index)
         while i < high:
             n = min(p.tile, high - i)
-            if load_queries(p, w, s, t, g.q[index] + i * t.q_row, n) == 0:
+            if load_queries(p, w, s, t, g.q[index] + i * t.q_row, n, logs)[0] == 0:
                 return 1
             if t.seen != 0:
-                read_state(p, w, s, t, n)
+                read_state(p, w, s, t, n, logs)
             else:
                 no_features(p, w, s, n)
             store(p, s, t, g, index, i, n, high)
@@ -431,11 +478,12 @@ def span(p: Plan, w: Weights, s: Scratch, t: Task, g: Group, low: int, high: int
         n = min(p.tile, high - i)
         while True:
             start = i + t.delta
-            found, columns = 0, 0
+            found, columns, v, v_row = 0, 0, s.v, 0
             if start + n > 0 and start < t.keys:
                 found, columns = load_keys(p, w, s, t, start, n)
-            if found < 0 or (columns > 0 and load_values(p, w, s, t, start, n, columns, s.v) == 0):
-                return 1
+                fine, v, v_row = load_values(p, w, t, start, n, s.v)
+                if found < 0 or fine == 0:
+                    return 1
             if found == 0:
                 break
             visible = call(p.first_valid, (s.valid, columns))
@@ -448,21 +496,22 @@ def span(p: Plan, w: Weights, s: Scratch, t: Task, g: Group, low: int, high: int
             rescale(p, s, t)
             activate_keys(p, w, s, columns, found)
         for index in range(t.groups):
-            q = g.q[index] + i * t.q_row
-            if load_queries(p, w, s, t, q, n) == 0:
+            q, logs = g.q[index] + i * t.q_row, _wants_logs(t, g, index)
+            fine, x, x_row = load_queries(p, w, s, t, q, n, logs)
+            if fine == 0:
                 return 1
             if seen != 0:
-                read_state(p, w, s, t, n)
+                read_state(p, w, s, t, n, logs)
             else:
                 no_features(p, w, s, n)
             if found > 0:
-                add_triangle(p, s, n)
+                add_triangle(p, s, n, v, v_row)
             if t.near != 0 or t.part_mode != 0:
                 call(p.settle, (s.denominator, s.top, n))
-            if t.near != 0 and add_near(p, w, s, t, q, i, n) == 0:
+            if t.near != 0 and add_near(p, w, s, t, q, x, x_row, i, n) == 0:
                 return 1
             store(p, s, t, g, index, i, n, high)
         if found > 0:
-            add_tile(p, s, t, columns)
+            add_tile(p, s, t, columns, v, v_row)
         i += n
     return 0

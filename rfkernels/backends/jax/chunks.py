@@ -1,0 +1,75 @@
+"""Sequences cut into chunks for a scan, and the results put together again."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+
+class Rows(NamedTuple):
+    """Queries and keys of the same positions; what is not there is None.
+
+    Parameters
+    ----------
+    q, k, v : array, shape (*batch, length, dim or width)
+    mask : array of bool, shape (*batch, length)
+    of_query, of_key : array of int, shape (*batch, length)
+        The segment of each query and each key.
+    """
+
+    q: Any = None
+    k: Any = None
+    v: Any = None
+    mask: Any = None
+    of_query: Any = None
+    of_key: Any = None
+
+
+TAILS = Rows(2, 2, 2, 1, 1, 1)
+"""How many axes of each follow its batch axes."""
+
+
+def part(rows: Rows, queries: tuple[int, int], keys: tuple[int, int]) -> Rows:
+    """Return the queries and the keys from one position to another."""
+    spans = Rows(queries, keys, keys, keys, queries, keys)
+    fields = zip(rows, spans, TAILS, strict=True)
+    return Rows(*(None if x is None else _along(x, span[0], span[1], tail) for x, span, tail in fields))
+
+
+def _along(x: Any, start: int, stop: int, tail: int) -> Any:
+    return lax.slice_in_dim(x, start, stop, axis=x.ndim - tail)
+
+
+def cut(rows: Rows, size: int) -> Rows:
+    """Put chunks on a leading axis; the last is filled up with masked keys, and segments go on as they end."""
+    given = rows.q if rows.q is not None else rows.k
+    length = given.shape[-2]
+    missing = -length % size
+    if missing and rows.k is not None and rows.mask is None:
+        rows = rows._replace(mask=jnp.ones(length, bool))
+    modes = Rows("constant", "constant", "constant", "constant", "edge", "edge")
+    fields = zip(rows, TAILS, modes, strict=True)
+    return Rows(*(None if x is None else _cut(x, size, missing, tail, mode) for x, tail, mode in fields))
+
+
+def _cut(x: Any, size: int, missing: int, tail: int, mode: Any) -> Any:
+    axis = x.ndim - tail
+    if missing:
+        x = jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)], mode)
+    x = x.reshape(*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x, axis, 0)
+
+
+def join(x: Any, length: int, tail: int) -> Any:
+    """Undo `cut` for what a scan returned of each chunk."""
+    axis = x.ndim - 1 - tail
+    x = jnp.moveaxis(x, 0, axis)
+    x = x.reshape(*x.shape[:axis], x.shape[axis] * x.shape[axis + 1], *x.shape[axis + 2 :])
+    return _along(x, 0, length, tail)
+
+
+def chunk_size(length: int, largest: int) -> int:
+    """Return `largest`, or the next power of two for a sequence that is shorter."""
+    return min(largest, 1 << max(length - 1, 0).bit_length())

@@ -1,0 +1,118 @@
+"""Heads one after another on a CPU, where a head's chunks stay in cache, and all at once on an accelerator."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rfkernels.backends.jax.chunks import TAILS, Rows
+from rfkernels.backends.jax.schedule import ACCELERATOR, CPU, SAVED, Sizes
+from rfkernels.features import Features, Side
+from rfkernels.state import State
+
+
+class Given(NamedTuple):
+    """The arrays of a pass."""
+
+    rows: Rows
+    features: Features
+    state: State
+
+
+Result = tuple[Any, State | None]
+"""Sums of each query, as `schedule.Found` has them, and a state."""
+
+Function = Callable[[Given, Sizes], Result]
+
+
+def _tails(given: Given) -> list[int]:
+    """Return how many axes of each leaf follow its batch axes."""
+    side = Side(2, 1, 1)
+    features = given.features
+    counted = dataclasses.replace(features, projection=2, log_weight=1, query=side, key=side, scale=0)
+    whole = Given(TAILS, counted, State(2, 1, 1))
+    there = jax.tree.map(lambda x: x is not None, given, is_leaf=lambda x: x is None)
+    counts, wanted = jax.tree.leaves(whole), jax.tree.leaves(there)
+    return [count for count, is_there in zip(counts, wanted, strict=True) if is_there]
+
+
+def over_heads(function: Function, given: Given) -> Result:
+    """Apply a function to the arrays of each head, or of all: whichever suits the platform it is lowered for.
+
+    The platform is asked for when the program is lowered, not when it is traced, so that an export for an accelerator
+    has its layout. Sequences that one chunk holds are the same on all.
+    """
+    longest = max(x.shape[-2] for x in (given.rows.q, given.rows.k) if x is not None)
+    if longest <= min(CPU.causal, ACCELERATOR.causal):
+        return function(given, CPU)
+
+    def on_cpu(given: Given) -> Result:
+        if math.prod(given.state.kv.shape[:-2]) <= 1:
+            return function(given, CPU)
+        return _one_by_one(lambda head: function(head, CPU), given)
+
+    def elsewhere(given: Given) -> Result:
+        return function(given, ACCELERATOR)
+
+    return lax.platform_dependent(given, cpu=on_cpu, default=elsewhere)  # type: ignore[no-any-return]
+
+
+def _one_by_one(function: Callable[[Given], Result], given: Given) -> Result:
+    """Map over the batch axes of the state; axes that queries alone have (grouped queries) stay together."""
+    leaves, tree = jax.tree.flatten(given)
+    counts = _tails(given)
+    own = given.state.kv.shape[:-2]
+    rank = max(x.ndim - count for x, count in zip(leaves, counts, strict=True))
+    own = (1,) * (rank - len(own)) + own
+    mapped = [axis for axis in range(rank) if own[axis] > 1]
+    groups = [axis for axis in range(rank) if own[axis] == 1]
+    leaves = [_split(x, count, rank, mapped, groups) for x, count in zip(leaves, counts, strict=True)]
+
+    def innermost(leaves: list[Any]) -> Result:
+        return function(jax.tree.unflatten(tree, leaves))
+
+    found, state = _mapped(innermost, leaves, len(mapped))
+    back = [
+        None if x is None else _restored(x, tail, rank, mapped, groups)
+        for x, tail in zip(found, (2, 1, 1), strict=True)
+    ]
+    if state is not None:
+        state = State(*(x.reshape(y.shape) for x, y in zip(state, given.state, strict=True)))
+    return (back[0], back[1], back[2]), state
+
+
+def _split(x: Any, tail: int, rank: int, mapped: list[int], groups: list[int]) -> Any:
+    """Give an array all batch axes, those that are mapped first, and drop the others if it has none of them."""
+    shape = (1,) * (rank - (x.ndim - tail)) + x.shape
+    kept = groups if any(shape[axis] > 1 for axis in groups) else []
+    x = x.reshape(shape)
+    x = jnp.transpose(x, [*mapped, *groups, *range(rank, rank + tail)])
+    return x if kept else x.reshape(x.shape[: len(mapped)] + x.shape[rank:])
+
+
+def _mapped(function: Callable[[list[Any]], Any], leaves: list[Any], depth: int) -> Any:
+    if depth == 0:
+        return function(leaves)
+    wide = [x.shape[0] > 1 for x in leaves]
+    narrow = [x[0] for x, is_wide in zip(leaves, wide, strict=True) if not is_wide]
+
+    def body(slices: list[Any]) -> Any:
+        some, others = iter(slices), iter(narrow)
+        return _mapped(function, [next(some) if is_wide else next(others) for is_wide in wide], depth - 1)
+
+    saved = jax.checkpoint_policies.save_only_these_names(SAVED)
+    body = jax.checkpoint(body, prevent_cse=False, policy=saved)
+    return lax.map(body, [x for x, is_wide in zip(leaves, wide, strict=True) if is_wide])
+
+
+def _restored(x: Any, tail: int, rank: int, mapped: list[int], groups: list[int]) -> Any:
+    missing = rank + tail - x.ndim
+    x = x.reshape(x.shape[: len(mapped)] + (1,) * missing + x.shape[len(mapped) :])
+    order = [*mapped, *groups]
+    return jnp.transpose(x, [*(order.index(axis) for axis in range(rank)), *range(rank, rank + tail)])
