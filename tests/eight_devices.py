@@ -211,7 +211,7 @@ def queries_of_another_length() -> None:
     same(sharded(mesh())(*given.values(), f), expected(given, f))
 
 
-@check((False, 2), (True, 1), (True, 2))
+@check((False, 2), (True, 2), (True, 1))
 def forward_mode(causal: bool, order: int) -> None:
     """Derivatives along a direction, of the result or of its gradient (a Hessian-vector product)."""
     import jax
@@ -326,29 +326,57 @@ def a_window_adds_its_own_keys(causal: bool) -> None:
         assert found[0]["collective-permute"] <= 8 * state + 2 * window * halo + 2 * DEVICES
 
 
-@check((False,), (True,))
-def batch_and_heads_need_no_communication(causal: bool) -> None:
-    """Ordinary sharding under jit, the gradient included; features with heads are sharded with them."""
+def on_a_grid(length: int) -> Any:
+    """A mesh for batch and heads, and arrays and features with heads that are sharded over it."""
     import jax
     from jax.sharding import NamedSharding, PartitionSpec
 
-    import rfkernels as rfk
-
     grid = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "heads"))
-    f, given = features(batch=(4,)), inputs(3, batch=(2, 4))
+    f, given = features(batch=(4,)), inputs(length, batch=(2, 4))
     spread = NamedSharding(grid, PartitionSpec("data", "heads"))
     rows = NamedSharding(grid, PartitionSpec("heads"))
-    placed = {name: jax.device_put(x, spread) for name, x in given.items()}
+    placed = [jax.device_put(x, spread) for x in given.values()]
     own = jax.tree.map(lambda x: jax.device_put(x, rows if x.ndim else NamedSharding(grid, PartitionSpec())), f)
+    return grid, spread, given, f, [*placed, own]
+
+
+@check((False, None), (True, None), (True, 2))
+def batch_and_heads_need_no_communication(causal: bool, window: int | None) -> None:
+    """The gradient included, and more positions than the backend takes at a time."""
+    import jax
+
+    from rfkernels.integrations.sharding import sharded_attention
+
+    grid, spread, given, f, placed = on_a_grid(70)
+    options: dict[str, Any] = {"causal": causal, "window": window}
 
     def run(q: Any, k: Any, v: Any, f: Any) -> Any:
-        out, back = jax.vjp(lambda *x: rfk.attention(*x, f, causal=causal), q, k, v)
+        own = {"mesh": grid, "batch_axes": ("data", "heads"), **options}
+        out, back = jax.vjp(lambda *x: sharded_attention(*x, f, **own), q, k, v)
         return out, back(out)
 
-    assert communicated(run, *placed.values(), own) == {}
-    got = jax.jit(run)(*placed.values(), own)
+    assert communicated(run, *placed) == {}
+    got = jax.jit(run)(*placed)
     assert got[0].sharding.is_equivalent_to(spread, 4)
-    same(got[0], expected(given, f, causal=causal))
+    same(got[0], expected(given, f, **options))
+
+
+@check((False,), (True,))
+def ordinary_sharding_of_batch_and_heads(causal: bool) -> None:
+    import jax
+
+    import rfkernels as rfk
+
+    _, _, given, f, placed = on_a_grid(70)
+    same(jax.jit(functools.partial(rfk.attention, causal=causal))(*placed), expected(given, f, causal=causal))
+
+
+@check((False, 3), (True, 3), (False, 70), (True, 70))
+def ordinary_sharding_needs_no_communication(causal: bool, length: int) -> None:
+    """What the compiler makes of sharded arrays alone."""
+    import rfkernels as rfk
+
+    assert communicated(functools.partial(rfk.attention, causal=causal), *on_a_grid(length)[-1]) == {}
 
 
 @check()
@@ -445,6 +473,7 @@ def refusals() -> None:
     )
     refused("batch_axes names 2 axes", lambda: run(q, k, v, f, batch_axes=(None, None)))
     refused("must name axes of the mesh", lambda: sharded_attention(q, k, v, f, mesh=mesh(3), axis_name="rows"))
+    refused("nothing would be spread", lambda: sharded_attention(q, k, v, f, mesh=mesh(3)))
     refused("mesh must be", lambda: sharded_attention(q, k, v, f, mesh=3, axis_name="sequence"), TypeError)
     refused("closed form", lambda: run(q, k, v, features("elu+1"), causal=True, window=1))
 

@@ -15,14 +15,29 @@ import pytest
 import rfkernels
 
 TIMEOUT = 600
-AWAITED = {"forward mode, True, 1", "forward mode, True, 2"}
-"""Checks that fail because the derivative of the largest exponent of no keys, in a causal pass without a schedule, is NaN."""
+AWAITED = {
+    f"ordinary sharding needs no communication, {causal}, {length}": "a causal pass asks all heads whether norms jump"
+    if length < 64
+    else "on CPUs the backend maps over heads, which gathers them"
+    for causal, length in ((True, 3), (False, 70), (True, 70))
+}
+"""Checks that fail for now, and why."""
+LONG = {
+    *(f"norms that jump between devices, {devices}, False" for devices in (1, 2, 5)),
+    "a window adds its own keys, False",
+    "batch and heads need no communication, True, 2",
+    "forward mode, True, 1",
+    "inside a shard map of the user, False",
+    "other dtypes, bfloat16, 0.02, False, 2",
+}
+"""Checks whose like runs by default."""
 
 
 def names() -> list[Any]:
-    reason = "jvp of a causal pass on one device is NaN as well"
-    marks = {name: [pytest.mark.xfail(reason=reason)] if name in AWAITED else [] for name in eight_devices.CHECKS}
-    return [pytest.param(name, marks=marks[name]) for name in eight_devices.CHECKS]
+    assert set(eight_devices.CHECKS) >= LONG | set(AWAITED)
+    marks = {name: pytest.mark.xfail(reason=reason) for name, reason in AWAITED.items()}
+    marks |= {name: pytest.mark.long for name in LONG}
+    return [pytest.param(name, marks=marks.get(name, ())) for name in eight_devices.CHECKS]
 
 
 @pytest.fixture(scope="module")

@@ -18,19 +18,19 @@ class Placement(NamedTuple):
     Parameters
     ----------
     mesh : jax.sharding.Mesh
-    axis_name : str or tuple of str
-        Of positions.
+    axis_name : str, tuple of str or None
+        Of positions; None if they are not spread.
     batch_axes : tuple
         One entry for each batch axis of the broadcast arguments, None where it is not spread.
     """
 
     mesh: Any
-    axis_name: Name
+    axis_name: Name | None
     batch_axes: tuple[Name | None, ...]
 
     def names(self) -> set[str]:
         """All mesh axes in use; the others are left to the compiler."""
-        used = (self.axis_name, *(axis for axis in self.batch_axes if axis is not None))
+        used = [axis for axis in (self.axis_name, *self.batch_axes) if axis is not None]
         return {name for axis in used for name in ((axis,) if isinstance(axis, str) else axis)}
 
     def spec(self, batch: tuple[int, ...], *rest: Name | None) -> Any:

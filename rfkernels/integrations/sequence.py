@@ -88,9 +88,8 @@ def sequence_attention(
     size = axis_size(axis_name)
     check_arguments(q, k, v, features, mask, window)
     check_lengths(q.shape[-2], k.shape[-2], size, causal, window)
-    if size == 1:
-        options: dict[str, Any] = {"causal": causal, "window": window, "mask": mask, "full": full}
-        return attention(q, k, v, features, **options, backend=_BACKEND, check_finite=False)
+    if size == 1 and window is not None:
+        window = min(window, max(k.shape[-2], 1))  # as wide as all keys, there being no neighbour to ask
     q, k, v = _promoted(q, k, v)
     axis = Axis(axis_name, size)
     if causal:

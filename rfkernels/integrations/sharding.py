@@ -1,7 +1,4 @@
-"""Attention of whole arrays whose positions are spread over the devices of a JAX mesh.
-
-Batches and heads need nothing of this: shard the arrays and call `rfkernels.attention` under `jax.jit`.
-"""
+"""Attention of whole arrays whose positions, batch and heads are spread over the devices of a JAX mesh."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from rfkernels._checks import broadcast_batch
+from rfkernels.attention import attention
 from rfkernels.features import Features
 from rfkernels.integrations.placement import Name, Placement
 from rfkernels.integrations.sequence import check_arguments, check_lengths, sequence_attention
@@ -25,17 +23,18 @@ def sharded_attention(
     features: Features,
     *,
     mesh: Any,
-    axis_name: Name,
+    axis_name: Name | None = None,
     batch_axes: tuple[Name | None, ...] = (),
     causal: bool = False,
     window: int | None = None,
     mask: Any = None,
     full: bool = False,
 ) -> Any:
-    """Compute linear attention of whole arrays with the sequence spread over the devices of a mesh axis.
+    """Compute linear attention of whole arrays that are spread over the devices of a mesh.
 
-    What `sequence_attention` computes, without writing `jax.shard_map` around it. Compiled once for each shape and each
-    set of options; may be called under `jax.jit` and differentiated.
+    Positions: what `sequence_attention` computes, without writing `jax.shard_map` around it. Batch axes: each device
+    computes its own, and nothing is communicated. Compiled once for each shape and each set of options; may be called
+    under `jax.jit` and differentiated.
 
     Parameters
     ----------
@@ -47,14 +46,14 @@ def sharded_attention(
         What `rfkernels.draw` returned.
     mesh : jax.sharding.Mesh
         The devices.
-    axis_name : str or tuple of str
+    axis_name : str or tuple of str, optional
         The mesh axis that the sequence is spread over. Its size must divide both lengths.
     batch_axes : tuple of str, tuple of str or None, default ()
         The mesh axes that the batch axes are spread over, the first batch axis first, as in a
         `jax.sharding.PartitionSpec`. Batch axes of length 1, such as those of the keys of grouped
         queries, are not spread.
     causal, window, mask, full
-        As in `sequence_attention`.
+        As in `sequence_attention`; as in `rfkernels.attention` if the sequence is not spread.
 
     Returns
     -------
@@ -73,13 +72,15 @@ def sharded_attention(
         raise TypeError(f"mesh must be a jax.sharding.Mesh, got {type(mesh).__name__}")
     check_arguments(q, k, v, features, mask, window)
     batch = broadcast_batch(q=q.shape[:-2], k=k.shape[:-2], v=v.shape[:-2], features=features.batch)
-    size = _spread(mesh, "axis_name", axis_name)
+    size = 1 if axis_name is None else _spread(mesh, "axis_name", axis_name)
     for name, length in (("q", q.shape[-2]), ("k", k.shape[-2])):
         if length % size:
             raise ValueError(
                 f"{name} has length {length}, which the {size} devices of axis {axis_name!r} do not divide; pad the "
                 "arrays and take the padding out with mask="
             )
+    if axis_name is None and not any(batch_axes):
+        raise ValueError("axis_name= or batch_axes= must name an axis of the mesh: nothing would be spread")
     if len(batch_axes) > len(batch):
         raise ValueError(f"batch_axes names {len(batch_axes)} axes, but the batch is {batch}")
     for axis, length in zip(batch_axes, batch, strict=False):
@@ -132,6 +133,8 @@ def _sharded(
 
     def part(q: Any, k: Any, v: Any, features: Features, mask: Any) -> Any:
         options: dict[str, Any] = {"causal": causal, "window": window, "mask": mask, "full": full}
+        if where.axis_name is None:
+            return attention(q, k, v, features, **options, backend="jax", check_finite=False)
         return sequence_attention(q, k, v, features, axis_name=where.axis_name, **options)
 
     results = where.results(q, k, v, features, mask, causal, window)
@@ -146,5 +149,8 @@ def _sharded(
         in_specs=specs,
         out_specs=results if full else results.output,
         axis_names=where.names(),
+        # The empty state that a pass begins with is the same on all devices and what it grows into is not, which JAX
+        # would refuse; without an axis that is communicated over there is nothing else to check.
+        check_vma=where.axis_name is not None,
     )
     return mapped(*arguments)
