@@ -36,7 +36,7 @@ LONG = {
 def names() -> list[Any]:
     assert set(eight_devices.CHECKS) >= LONG | set(AWAITED)
     marks = {name: pytest.mark.xfail(reason=reason) for name, reason in AWAITED.items()}
-    marks |= {name: pytest.mark.long for name in LONG}
+    marks |= dict.fromkeys(LONG, pytest.mark.long)
     return [pytest.param(name, marks=marks.get(name, ())) for name in eight_devices.CHECKS]
 
 
