@@ -24,7 +24,7 @@ FLAGS = (
     "--xla_backend_optimization_level=0",  # compiling is most of the time here
     "--xla_llvm_disable_expensive_passes=true",
 )
-DEVICES, PART = 8, 2  # positions of a device; more make compiling slower, nothing else
+DEVICES, PART = 8, 70  # the positions of a device are more than a causal pass takes at a time
 DIM, ROWS, WIDTH = 4, 4, 3
 CHECKS: dict[str, Callable[[], None]] = {}
 MAPS = ("positive", "trigonometric", "relu")
@@ -462,11 +462,15 @@ def refusals() -> None:
     f, given = features(), inputs(3 * PART)
     q, k, v = given.values()
     run = sharded(mesh(3))
-    refused("window=3 reaches past the neighbouring device", lambda: run(q, k, v, f, causal=True, window=3))
-    refused("window=3 reaches past the neighbouring device", lambda: run(q, k, v, f, window=3))
+    for causal in (False, True):
+        wide = {"causal": causal, "window": PART + 1}
+        refused(f"window={PART + 1} reaches past the neighbouring device", lambda wide=wide: run(q, k, v, f, **wide))
     refused("as many queries as keys", lambda: run(q[:, :3], k, v, f, causal=True))
     refused("the 3 devices of axis 'sequence' do not divide", lambda: run(q[:, :5], k, v, f))
-    refused("linear attention cannot honour a mask over pairs", lambda: run(q, k, v, f, mask=np.ones((2, 6, 6), bool)))
+    refused(
+        "linear attention cannot honour a mask over pairs",
+        lambda: run(q, k, v, f, mask=np.ones((2, 3, 3 * PART), bool)),
+    )
     refused(
         "whose size does not divide",
         lambda: run(q, k, v, f, batch_axes=("sequence",)),
