@@ -23,7 +23,9 @@ AWAITED = {
 }
 """Checks that fail for now, and why."""
 LONG = {
-    *(f"norms that jump between devices, {devices}, False" for devices in (1, 2, 5)),
+    *(f"norms that jump between devices, {devices}, False" for devices in (1, 2, 5, 8)),
+    "equals one device, trigonometric, False",
+    "windows, False, 2, True",
     "a window adds its own keys, False",
     "batch and heads need no communication, True, 2",
     "forward mode, True, 1",
