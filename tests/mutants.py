@@ -30,6 +30,7 @@ STATE = ("tests/test_state.py",)
 JAX_NUMERICS = ("tests/test_jax_numerics.py", "-k", "jump or later")
 SEGMENTS = ("tests/test_segments.py", "tests/test_jax_segments.py")
 MAPS = ("tests/test_maps.py",)
+SHARDING = ("tests/test_sharding.py", "-k", "jump or windows or whole")
 INPUTS = ("tests/test_inputs.py", "-k", "drawn")
 
 
@@ -221,6 +222,19 @@ MUTANTS = [
     Mutant("rows that see no feature keep their scale", "backends/numba/schedule.py",
            "            if t.near != 0 or t.part_mode != 0:\n", "            if t.near < 0:\n", JUMPS),
     Mutant("a window too narrow", "backends/numba/passes.py", '"near_low": delta + 1,', '"near_low": delta + 2,', NUMBA),
+    # Many devices
+    Mutant("devices that nothing came from have the shift zero", "integrations/collectives.py",
+           "jnp.where(axis.rank() >= step, came.shift, -jnp.inf)", "came.shift", SHARDING),
+    Mutant("a scan over devices that ends early", "integrations/collectives.py",
+           "while covered < axis.size - 1:", "while covered < axis.size // 2:", SHARDING),
+    Mutant("shift forgotten between devices", "integrations/collectives.py",
+           "jnp.exp(jnp.where(nothing, base, state.shift) - base)", "jnp.ones_like(base)", SHARDING),
+    Mutant("keys before the first device", "integrations/collectives.py", "axis.rank() > 0", "axis.rank() >= 0", SHARDING),
+    Mutant("the state of the first device", "integrations/collectives.py",
+           "last = axis.rank() == axis.size - 1", "last = axis.rank() == 0", SHARDING),
+    Mutant("the halo's keys are written twice", "integrations/sequence.py",
+           "own = tuple(leaving(old, new, window)", "own = tuple(new", SHARDING),
+    Mutant("a query's own key in both passes", "integrations/sequence.py", "(leaving(old, new, 1) for", "(new for", SHARDING),
 ]  # fmt: skip
 
 

@@ -31,6 +31,7 @@ FLOORS = (
     ("attention", "catalog"),
     ("estimates",),
     ("advise",),
+    ("integrations",),
     ("__init__",),
 )
 """From the ground up: a module imports from lower floors only. What stands nowhere is on top and may import anything."""
@@ -171,9 +172,20 @@ ATTEND = "import numpy as np, rfkernels as rfk; x = np.ones((3, 2)); f = rfk.dra
         (ATTEND + "rfk.attention(x, x, x, f)", {"jax", "jaxlib"}),
         ("import rfkernels.integrations", HEAVY | {"flax"}),
         ("import rfkernels.integrations.flax, rfkernels.integrations.dot_product", {"flax", "numba"}),
+        ("import rfkernels.integrations.sharding", HEAVY),
         ("import rfkernels.cli", {"jax", "jaxlib", "numba", "llvmlite", "matplotlib"}),
     ],
-    ids=["import", "draw", "exact", "numpy backend", "default backend", "integrations", "attention_fn", "command line"],
+    ids=[
+        "import",
+        "draw",
+        "exact",
+        "numpy backend",
+        "default",
+        "integrations",
+        "attention_fn",
+        "sharding",
+        "command line",
+    ],
 )
 def test_what_is_not_loaded(code: str, absent: set[str]) -> None:
     loaded = loaded_by(code)

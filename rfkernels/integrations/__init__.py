@@ -1,1 +1,1 @@
-"""Thin files that join the library to others, one file each; none is imported unless asked for."""
+"""What joins the library to others, one thin module per ecosystem; each imports its own packages when it is used."""

@@ -1,0 +1,68 @@
+"""Attention on eight simulated devices gives what one device gives, and says how much it sends: checks of `eight_devices`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import eight_devices
+import pytest
+
+import rfkernels
+
+TIMEOUT = 600
+AWAITED = {
+    f"ordinary sharding needs no communication, {causal}, {length}": "a causal pass asks all heads whether norms jump"
+    if length < 64
+    else "on CPUs the backend maps over heads, which gathers them"
+    for causal, length in ((True, 3), (False, 70), (True, 70))
+}
+"""Checks that fail for now, and why."""
+LONG = {
+    *(f"norms that jump between devices, {devices}, False" for devices in (1, 2, 5, 8)),
+    "equals one device, trigonometric, False",
+    "windows, False, 2, True",
+    "a window adds its own keys, False",
+    "batch and heads need no communication, True, 2",
+    "forward mode, True, 1",
+    "inside a shard map of the user, False",
+    "other dtypes, bfloat16, 0.02, False, 2",
+}
+"""Checks whose like runs by default."""
+
+
+def names() -> list[Any]:
+    assert set(eight_devices.CHECKS) >= LONG | set(AWAITED)
+    marks = {name: pytest.mark.xfail(reason=reason) for name, reason in AWAITED.items()}
+    marks |= dict.fromkeys(LONG, pytest.mark.long)
+    return [pytest.param(name, marks=marks.get(name, ())) for name in eight_devices.CHECKS]
+
+
+@pytest.fixture(scope="module")
+def outcomes(request: pytest.FixtureRequest) -> dict[str, str]:
+    """What went wrong in each check that is asked for; all run in one process, whose start is dear."""
+    asked = [item.callspec.params["name"] for item in request.session.items if item.module is request.module]
+    library = str(Path(rfkernels.__file__).parents[1])
+    path = os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(eight_devices.FLAGS)}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(eight_devices.__file__), *asked],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return {name: failure for name, failure, _ in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("name", names())
+def test_eight_devices(name: str, outcomes: dict[str, str]) -> None:
+    assert name in outcomes, "the check did not run"
+    assert not outcomes[name], outcomes[name]
