@@ -347,3 +347,19 @@ def test_accelerators_have_all_heads_at_once() -> None:
             loops[platform] = module.count("stablehlo.while")
             assert ("tensor<5x128x" in module) is (platform != "cpu")
     assert loops["cuda"] == loops["tpu"] == loops["cpu"] - 1
+
+
+def test_features_of_numpy_that_are_closed_over_serve_both_precisions() -> None:
+    """A rematerialised scan keeps its constants: float64 ones would meet float32 arrays when x64 is turned off."""
+    features = oracle.draw("positive", 8, 16)
+
+    def loss(weights: Any) -> Any:
+        def block(x: Any, w: Any) -> Any:
+            return x + rfk.attention(x @ w, x, x, features), None
+
+        return jnp.sum(jax.lax.scan(block, jnp.ones((2, 12, 8), weights.dtype), weights)[0])
+
+    for double in (True, False):
+        with jax.enable_x64(double):
+            gradient = jax.jit(jax.grad(loss))(jnp.ones((3, 8, 8), jnp.float64 if double else jnp.float32))
+        assert np.isfinite(np.asarray(gradient)).all()
