@@ -353,10 +353,10 @@ def test_features_of_numpy_that_are_closed_over_serve_both_precisions() -> None:
     """A rematerialised scan keeps its constants: float64 ones would meet float32 arrays when x64 is turned off."""
     features = oracle.draw("positive", 8, 16)
 
-    def loss(weights: Any) -> Any:
-        def block(x: Any, w: Any) -> Any:
-            return x + rfk.attention(x @ w, x, x, features), None
+    def block(x: Any, w: Any) -> Any:
+        return x + rfk.attention(x @ w, x, x, features), None
 
+    def loss(weights: Any) -> Any:
         return jnp.sum(jax.lax.scan(block, jnp.ones((2, 12, 8), weights.dtype), weights)[0])
 
     for double in (True, False):
