@@ -81,7 +81,7 @@ def lowered(length: int = 4096) -> dict[str, int]:
         return jnp.sum(jnp.square(rfk.attention(q, k, v, features, causal=True)))
 
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
-    shapes = [jax.ShapeDtypeStruct((HEADS, length, DIM), jnp.float32)] * 3
+    shapes = [jax.ShapeDtypeStruct((HEADS, length, DIM), jnp.float32)] * 3  # type: ignore[no-untyped-call]
     return {
         platform: len(jax.export.export(step, platforms=[platform])(*shapes).mlir_module_serialized)
         for platform in ("tpu", "cuda")
