@@ -150,7 +150,7 @@ def check_finite_arrays(**arrays: Any) -> None:
     for name, x in arrays.items():
         index = first_nonfinite(x)
         if index is not None:
-            value = np.asarray(x[index]).astype(np.float64).item()
+            value = np.asarray(x)[index].astype(np.float64).item()
             raise ValueError(
                 f"{name} must be finite, but {name}{list(index)} is {value}; check_finite=False lets it pass"
             )
@@ -159,7 +159,7 @@ def check_finite_arrays(**arrays: Any) -> None:
 def first_nonfinite(x: Any) -> tuple[int, ...] | None:
     """Return the first index of an array that is NaN or infinite, without a temporary of the array's size."""
     if is_jax(x):
-        if _is_tracer(x) or bool(namespace(x).isfinite(x).all()):
+        if _is_tracer(x) or _all_finite(x):
             return None
         x = np.asarray(x)
     if x.size == 0:
@@ -188,6 +188,14 @@ def _first_bad_row(matrix: Any) -> tuple[int, int] | None:
             row, column = np.argwhere(bad)[0]
             return start + int(row), int(column)
     return None
+
+
+def _all_finite(x: Any) -> bool:
+    """Return whether an array of JAX is finite, now: inside `jax.jit` it may be a constant of what is traced."""
+    import jax
+
+    with jax.ensure_compile_time_eval():
+        return bool(namespace(x).isfinite(x).all())
 
 
 def _is_tracer(x: Any) -> bool:

@@ -27,6 +27,8 @@ NUMBA = ("tests/test_conformance.py", "-k", "numba")
 JUMPS = ("tests/test_numerics.py", "-k", "numba and (jump or ratio or random or norms_from)")
 NUMPY_JUMPS = ("tests/test_numerics.py", "-k", "numpy and (jump or ratio or random or norms_from or nothing or masked)")
 STATE = ("tests/test_state.py",)
+JAX_NUMERICS = ("tests/test_jax_numerics.py", "-k", "jump or later")
+SEGMENTS = ("tests/test_segments.py", "tests/test_jax_segments.py")
 MAPS = ("tests/test_maps.py",)
 SHARDING = ("tests/test_sharding.py", "-k", "jump or windows or whole")
 INPUTS = ("tests/test_inputs.py", "-k", "drawn")
@@ -95,15 +97,15 @@ MUTANTS = [
     Mutant(
         "epsilon added to the features of keys",
         "core.py",
-        "    decay = xp.exp(state.shift - base)\n    kv",
-        "    phi = phi + 1e-6\n    decay = xp.exp(state.shift - base)\n    kv",
+        "    held = rescaled(xp, state, shift)\n",
+        "    phi = phi + 1e-6\n    held = rescaled(xp, state, shift)\n",
         NUMPY_JUMPS,
     ),
     Mutant(
         "epsilon added to the features of queries",
         "core.py",
-        "    numerator = matmul(xp, phi, state.kv)\n    denominator",
-        "    phi = phi + 1e-6\n    numerator = matmul(xp, phi, state.kv)\n    denominator",
+        "    denominator = xp.sum(phi * state.z",
+        "    phi = phi + 1e-6\n    denominator = xp.sum(phi * state.z",
         NUMPY_JUMPS,
     ),
     Mutant(
@@ -116,18 +118,19 @@ MUTANTS = [
     Mutant(
         "only values are masked",
         "core.py",
-        "    phi = phi if seen is None else xp.where(seen, phi, 0)\n",
-        "    v = v if seen is None else xp.where(seen, v, 0)\n",
+        "    held = rescaled(xp, state, shift)\n",
+        "    held = rescaled(xp, state, shift)\n    v = v if mask is None else xp.where(mask[..., None], v, 0)\n"
+        "    phi = key_features(xp, u, exponent, shift, features)\n",
         NUMPY,
     ),
     Mutant(
         "masked keys move the shift",
         "core.py",
-        "exponent = exponent if seen is None else xp.where(seen, exponent, -xp.inf)",
-        "pass",
+        "return u, exponent if mask is None else xp.where(mask[..., None], exponent, -xp.inf)",
+        "return u, exponent",
         NUMPY_JUMPS,
     ),
-    Mutant("sums are not rescaled", "core.py", "decay = xp.exp(state.shift - base)", "decay = xp.ones_like(base)", NUMPY),
+    Mutant("sums are not rescaled", "core.py", "decay = xp.exp(state.shift - xp.where(shift == -xp.inf, 0, shift))", "decay = xp.ones_like(shift)", NUMPY),
     Mutant(
         "maximum over future keys",
         "core.py",
@@ -139,15 +142,32 @@ MUTANTS = [
     Mutant("the first query is aligned", "core.py", "    first = keys - length - lag\n", "    first = -lag\n", NUMPY),
     Mutant("a key too many", "core.py", "    first = keys - length - lag\n", "    first = keys - length - lag + 1\n", NUMPY),
     Mutant("two-sided windows aligned", "core.py", "lag = window + keys - length", "lag = window", NUMPY),
-    Mutant("estimates m times too large", "core.py", "-xp.inf, shift - math.log(features.count))", "-xp.inf, shift)", NUMPY),
+    Mutant("estimates m times too large", "core.py", "-xp.inf, own - math.log(features.count))", "-xp.inf, own)", NUMPY),
     Mutant("the log-weight of queries", "core.py", "exponent = exponents(xp, features, u) + base\n",
            "exponent = exponents(xp, features, u) - log_weights(xp, features, u.dtype) + base\n", NUMPY),
     Mutant("joined on one scale", "partials.py", "xp.exp(first.shift - base), xp.exp(second.shift - base)",
            "xp.exp(first.shift - base), xp.exp(first.shift - base)", NUMPY),
+    # JAX and packed sequences
+    Mutant("no guard against jumps", "backends/jax/tiles.py", "_JUMP = 40.0", "_JUMP = 1e9", JAX_NUMERICS),
+    Mutant("the guard forgets masks", "backends/jax/tiles.py", "least = jnp.maximum(own, first)\n",
+           "least = jnp.maximum(own, shift)\n", JAX_NUMERICS),
+    Mutant("the quotient's own scale", "backends/jax/tiles.py",
+           "own = stopped(jnp, jnp.where(part.denominator == 0, 1, jnp.abs(part.denominator)))",
+           "own = jnp.where(part.denominator == 0, 1, 2 * jnp.sign(part.denominator))", JAX_NUMERICS),
+    Mutant("a state crosses segments", "backends/jax/tiles.py", "carry = Carry(kept(features, carry.state, begins),",
+           "carry = Carry(carry.state,", SEGMENTS),
+    Mutant("a chunk crosses segments", "backends/jax/tiles.py",
+           "visible = visible & (rows.of_query[..., :, None] == rows.of_key[..., None, :])", "pass", SEGMENTS),
+    Mutant("the state of all segments", "backends/jax/__init__.py",
+           "kept(features, after.state, after.segment == segments[..., -1])", "after.state", SEGMENTS),
+    Mutant("pending keys of other segments", "streaming.py", "seen = seen & (segments == segments[..., -1:])", "pass",
+           SEGMENTS),
+    Mutant("exact weights cross segments", "exact.py", "allowed = allowed & (own == segment_ids[..., None, part])", "pass",
+           SEGMENTS),
     # States
     Mutant("the shift forgotten in merge", "state.py", "xp.exp(first.shift - base), xp.exp(second.shift - base)",
            "xp.ones_like(base), xp.ones_like(base)", STATE),
-    Mutant("the shift of one side in merge", "state.py", "shift = xp.maximum(first.shift, second.shift)",
+    Mutant("the shift of one side in merge", "state.py", "shift = stopped(xp, xp.maximum(first.shift, second.shift))",
            "shift = first.shift + 0 * second.shift", STATE),
     Mutant("merge keeps the values of one", "state.py", "kv = first.kv * one[..., None] + second.kv * two[..., None]",
            "kv = first.kv * one[..., None] + 0 * second.kv * two[..., None]", STATE),

@@ -118,8 +118,10 @@ def test_array_libraries_stay_in_their_backends(path: str) -> None:
         if path.startswith("backends/"):
             wanted = "jax" if library.startswith("jax") else "numba"
             assert path.startswith(f"backends/{wanted}"), f"{path} imports {library}"
+        elif path.startswith("integrations/"):
+            assert library.startswith("jax"), f"{path} imports {library}"
         elif floor_of(module_of(path)) < TOP:
-            assert path in MAY_ASK_FOR_JAX or path.startswith("integrations/"), f"{path} imports {library}"
+            assert path in MAY_ASK_FOR_JAX, f"{path} imports {library}"
             assert not imported.at_once, f"{path} imports {library} as soon as it is imported itself"
         else:
             assert not imported.at_once, f"{path} imports {library} as soon as it is imported itself"
@@ -168,10 +170,22 @@ ATTEND = "import numpy as np, rfkernels as rfk; x = np.ones((3, 2)); f = rfk.dra
         (ATTEND + "rfk.exact_attention(x, x, x); rfk.transform(x, f, side='key'); rfk.log_kernel(x, x, f)", HEAVY),
         (ATTEND + "rfk.attention(x, x, x, f, backend='numpy')", HEAVY),
         (ATTEND + "rfk.attention(x, x, x, f)", {"jax", "jaxlib"}),
+        ("import rfkernels.integrations", HEAVY | {"flax"}),
+        ("import rfkernels.integrations.flax, rfkernels.integrations.dot_product", {"flax", "numba"}),
         ("import rfkernels.integrations.sharding", HEAVY),
         ("import rfkernels.cli", {"jax", "jaxlib", "numba", "llvmlite", "matplotlib"}),
     ],
-    ids=["import", "draw", "exact", "numpy backend", "default backend", "integrations", "command line"],
+    ids=[
+        "import",
+        "draw",
+        "exact",
+        "numpy backend",
+        "default",
+        "integrations",
+        "attention_fn",
+        "sharding",
+        "command line",
+    ],
 )
 def test_what_is_not_loaded(code: str, absent: set[str]) -> None:
     loaded = loaded_by(code)

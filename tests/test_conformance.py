@@ -211,7 +211,7 @@ SMALL = {
     "width": (0, 1, 5),
     "window": (1, 2, 7),
 }
-"""For JAX, where each case is compiled with all its steps in a row."""
+"""For JAX, where each case takes seconds to compile; some of the large ones join them, and all by ``pytest --long``."""
 
 
 def forbidden(first: str, one: Any, second: str, two: Any) -> bool:
@@ -414,7 +414,16 @@ def test_conformance(backend: str, case: Case) -> None:
     check_case(case, backend)
 
 
-@pytest.mark.parametrize("case", few(covering_array(SMALL, forbidden, seed=1)), ids=name_of)
+def of_many_chunks(array: list[Case], count: int) -> list[Case]:
+    """Cases longer than a chunk, in which each schedule that does not take hundreds of steps occurs first."""
+    cases = [case for case in array if max(case["lengths"]) > 64 and "streamed" not in case["schedule"]]
+    firsts = {case["schedule"]: case for case in reversed(cases)}
+    return list(firsts.values())[:count]
+
+
+@pytest.mark.parametrize(
+    "case", few(covering_array(SMALL, forbidden, seed=1)) + of_many_chunks(all_cases(), 8), ids=name_of
+)
 def test_conformance_on_jax(case: Case) -> None:
     check_case(case, "jax")
 
@@ -466,7 +475,7 @@ def test_conformance_at_random(backend: str, seed: int) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("case", covering_array(SMALL, forbidden, seed=1), ids=name_of)
+@pytest.mark.parametrize("case", covering_array(SMALL, forbidden, seed=1) + all_cases(), ids=name_of)
 def test_conformance_of_pairs_on_jax(case: Case) -> None:
     check_case(case, "jax")
 

@@ -58,10 +58,11 @@ def _read(state: State, q: Any, features: Features, full: bool, check: bool, dty
 
 
 def _given(rows: Rows, features: Features, state: State) -> Given:
-    """Return arrays of JAX, the state in the dtype of sums."""
+    """Return arrays of JAX; the features and the state in the dtype of sums."""
     dtype = accumulator(jnp, state.kv, rows.q, rows.k, rows.v)
     rows = Rows(*(None if x is None else jnp.asarray(x) for x in rows))
-    return Given(rows, features, State(*(jnp.asarray(x).astype(dtype) for x in state)))
+    features, state = jax.tree.map(lambda x: jnp.asarray(x).astype(dtype), (features, state))
+    return Given(rows, features, state)
 
 
 # What an activation computes may change while the function that it is stays the same, as when it reads a global: the

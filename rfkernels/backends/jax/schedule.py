@@ -31,6 +31,10 @@ CPU, ACCELERATOR = Sizes(1024, 64), Sizes(1024, 128)
 SAVED = "rfkernels.state"
 """The name of what a derivative had better keep than compute again: a written state, small and dear."""
 
+_GROUP, _UNGROUPED = 16, 128
+"""A derivative keeps the state before each chunk. Of long sequences it keeps that before each group of chunks instead,
+and those inside a group when it comes to it: memory hardly grows with length, for one more pass over keys."""
+
 Found = tuple[Any, Any, Any]
 Finish = Callable[[Partial], Found]
 """What is kept of the sums of each query: (*batch, length, width) and twice (*batch, length), or None."""
@@ -107,7 +111,16 @@ def _aligned(carry: Carry, rows: Rows, features: Features, finish: Finish, sizes
         carry, found = tiles.causal(carry, prepared(chunk, dtype), features)
         return carry, finish(found)
 
-    carry, found = _scan(body, carry, rows, chunk_size(length, sizes.causal))
+    size = chunk_size(length, sizes.causal)
+
+    def group(carry: Carry, chunk: Rows) -> tuple[Carry, Found]:
+        carry, found = _scan(body, carry, chunk, size)
+        return carry, joined(found, size * _GROUP)
+
+    if length <= size * _UNGROUPED:
+        carry, found = _scan(body, carry, rows, size)
+    else:
+        carry, found = _scan(group, carry, rows, size * _GROUP)
     return carry, joined(found, length)
 
 
