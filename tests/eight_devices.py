@@ -69,9 +69,13 @@ def inputs(length: int, seed: int = 0, batch: tuple[int, ...] = (2,), **batches:
 
 
 def jumping(given: Arrays, part: int = PART) -> Arrays:
-    """Make the norms of keys jump thirtyfold from device to device, up and down; the first ones are large throughout."""
-    size = np.array([30, 30, 1, 1 / 30, 30, 1, 30, 1])[np.arange(given["k"].shape[-2]) // part]
-    return {**given, "k": given["k"] * size[:, None]}
+    """Make the norms of keys jump thirtyfold from device to device.
+
+    In the first head up and down, large throughout at first; in the second only down, so that the keys of all devices weigh.
+    """
+    device = np.arange(given["k"].shape[-2]) // part
+    size = np.array([[30, 30, 1, 1 / 30, 30, 1, 30, 1], [1, 1 / 30] * 4])[:, device]
+    return {**given, "k": given["k"] * size[..., None]}
 
 
 def dense(q: Any, k: Any, v: Any, f: Any, causal: bool = False, window: int | None = None, mask: Any = None) -> Any:
