@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
@@ -139,3 +140,27 @@ def test_float32_is_as_exact_as_its_exponents() -> None:
         largest = max(np.abs(u + a).max(), np.abs(oracle.exponents(q, features, "query")[0]).max())
         error = np.abs(np.asarray(attend(q, k, v, features, **SCHEDULES[schedule]).output) - expected).max()
         assert error <= (1e-5 + 16 * np.finfo(np.float32).eps * largest) * np.abs(v).max()
+
+
+def test_second_derivatives_just_short_of_a_jump() -> None:
+    """Denominators of e^-39 on the scale of their chunk: e^117, their third power inverted, is not in float32."""
+    features = rfk.draw("positive", 1, 1, scale=1.0, rng=0)
+    w = float(features.projection[0, 0])
+    far = w + np.sqrt(w * w + 2 * 39)  # where w k − k²/2 is −39
+    rng = np.random.default_rng(0)
+    k = np.array([far, far - 0.02, far - 0.05, 0.0, 0.1])[:, None]
+    q, v, along, weights = 0.1 * rng.standard_normal((5, 1)), *rng.standard_normal((3, 5, 1))
+
+    def curvature(dtype: Any) -> Any:
+        given = [jnp.asarray(x, dtype) for x in (q, v, weights, k, along)]
+        arrays = jax.tree.map(lambda x: jnp.asarray(x, dtype), features)
+
+        def loss(q: Any, v: Any, weights: Any, k: Any) -> Any:
+            return jnp.sum(rfk.attention(q, k, v, arrays, causal=True) * weights)
+
+        product = jax.jit(lambda q, v, w, k, d: jax.jvp(jax.grad(loss, 3), (q, v, w, k), (0 * q, 0 * v, 0 * w, d))[1])
+        return np.asarray(product(*given))
+
+    with jax.enable_x64(True):
+        expected = curvature(np.float64)
+    np.testing.assert_allclose(curvature(np.float32), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
