@@ -15,13 +15,6 @@ import pytest
 import rfkernels
 
 TIMEOUT = 600
-AWAITED = {
-    f"ordinary sharding needs no communication, {causal}, {length}": "a causal pass asks all heads whether norms jump"
-    if length < 64
-    else "on CPUs the backend maps over heads, which gathers them"
-    for causal, length in ((True, 3), (False, 70), (True, 70))
-}
-"""Checks that fail for now, and why."""
 LONG = {
     *(f"norms that jump between devices, {devices}, False" for devices in (1, 2, 5, 8)),
     "equals one device, trigonometric, False",
@@ -36,10 +29,8 @@ LONG = {
 
 
 def names() -> list[Any]:
-    assert set(eight_devices.CHECKS) >= LONG | set(AWAITED)
-    marks = {name: pytest.mark.xfail(reason=reason) for name, reason in AWAITED.items()}
-    marks |= dict.fromkeys(LONG, pytest.mark.long)
-    return [pytest.param(name, marks=marks.get(name, ())) for name in eight_devices.CHECKS]
+    assert set(eight_devices.CHECKS) >= LONG
+    return [pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in eight_devices.CHECKS]
 
 
 @pytest.fixture(scope="module")

@@ -53,19 +53,6 @@ def axis_size(name: Any) -> int:
         ) from error
 
 
-def varying_like(x: Any, *like: Any) -> Any:
-    """Return the same arrays, which JAX takes to differ from device to device wherever one of `like` does.
-
-    JAX tracks which arrays are the same on all devices, and refuses a loop that adds what differs to what does not. An
-    empty sum over what differs is a zero that differs.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    zeros = [jnp.sum(jnp.ravel(leaf)[:0]) for leaf in jax.tree.leaves(like)]
-    return jax.tree.map(lambda leaf: sum((zero.astype(leaf.dtype) for zero in zeros), leaf), x)
-
-
 def merge_over_devices(state: State, axis: Axis, exponential: bool) -> State:
     """Return the merge of the states of all devices, on all of them: Σ_i kv_i e^(shift_i − max shift), and z alike.
 

@@ -17,12 +17,11 @@ from rfkernels.integrations.collectives import (
     leaving,
     merge_over_devices,
     states_before,
-    varying_like,
     with_mask,
 )
 from rfkernels.integrations.placement import Name
 from rfkernels.partials import Partial
-from rfkernels.state import DecodeState, State, empty_state
+from rfkernels.state import DecodeState, State, empty_sums
 from rfkernels.streaming import AttentionResult, read_state, write_state
 
 _BACKEND = "jax"
@@ -134,13 +133,11 @@ def _promoted(*arrays: Any) -> list[Any]:
 
 def _written(k: Any, v: Any, features: Features, mask: Any) -> State:
     """Return the state of these keys alone."""
-    import jax
     import jax.numpy as jnp
 
     shapes = {"k": k.shape[:-2], "v": v.shape[:-2], "features": features.batch}
     batch = broadcast_batch(**shapes, mask=() if mask is None else mask.shape[:-1])
-    empty = empty_state(features, v.shape[-1], batch, accumulator(jnp, k, v))
-    empty = varying_like(jax.tree.map(jnp.asarray, empty), k, v, features, mask)
+    empty = empty_sums(jnp, features, v.shape[-1], batch, accumulator(jnp, k, v))
     return write_state(empty, k, v, features, mask=mask, backend=_BACKEND, check_finite=False)
 
 

@@ -46,14 +46,16 @@ def over_heads(function: Function, given: Given) -> Result:
     """Apply a function to the arrays of each head, or of all: whichever suits the platform it is lowered for.
 
     The platform is asked for when the program is lowered, not when it is traced, so that an export for an accelerator
-    has its layout. Sequences that one chunk holds are the same on all.
+    has its layout. Sequences that one chunk holds are the same on all. Where a CPU stands for several devices, heads
+    may be spread over them, and taking them one after another would gather them first.
     """
+    given = _varying(given)
     longest = max(x.shape[-2] for x in (given.rows.q, given.rows.k) if x is not None)
     if longest <= min(CPU.causal, ACCELERATOR.causal):
         return function(given, CPU)
 
     def on_cpu(given: Given) -> Result:
-        if math.prod(given.state.kv.shape[:-2]) <= 1:
+        if math.prod(given.state.kv.shape[:-2]) <= 1 or jax.device_count("cpu") > 1:
             return function(given, CPU)
         return _one_by_one(lambda head: function(head, CPU), given)
 
@@ -61,6 +63,17 @@ def over_heads(function: Function, given: Given) -> Result:
         return function(given, ACCELERATOR)
 
     return lax.platform_dependent(given, cpu=on_cpu, default=elsewhere)  # type: ignore[no-any-return]
+
+
+def _varying(given: Given) -> Given:
+    """Return the same arrays, the state of which JAX takes to differ from device to device wherever the others do.
+
+    Inside `jax.shard_map` JAX tracks which arrays are the same on all devices, and refuses a loop that adds what
+    differs to what does not. An empty sum over what differs is a zero that differs.
+    """
+    zeros = [jnp.sum(jnp.ravel(x)[:0]) for x in jax.tree.leaves((given.rows, given.features))]
+    state = jax.tree.map(lambda x: sum((zero.astype(x.dtype) for zero in zeros), x), given.state)
+    return given._replace(state=state)
 
 
 def _one_by_one(function: Callable[[Given], Result], given: Given) -> Result:
