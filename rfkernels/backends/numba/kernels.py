@@ -341,7 +341,7 @@ def _band(e: Emitter) -> None:
         with e.loop(0, columns, e.lanes) as c:
             index = e.add(e.mul(r, row), c)
             log = e.load_vector(scores, index)
-            weight = m.where(m.gt(log, absent), m.exp(m.sub(log, moved)), m.constant(0.0))
+            weight = m.where(m.gt(log, absent), m.exp_of_exponent(m.sub(log, moved)), m.constant(0.0))
             total.set(m.add(total.get(), weight))
             e.store_vector(weight, scores, index)
         shrink = m.exp(m.splat(b.fsub(old, new)))

@@ -376,7 +376,8 @@ def add_near(p: Plan, w: Weights, s: Scratch, t: Task, q: int, x: int, x_row: in
     none = (0, w.near_parameters)
     call(p.offsets_rows, (x, x_row, p.dim_pad, x, x_row, p.dim_pad, *none, s.query_term, rows))
     low, high = max(0, first + t.near_low), min(t.keys, first + count - 1 + t.near_high)
-    start = low
+    # Whole columns need no copy; the keys that fill them up lie outside the window of every query.
+    start = max(low - (_up(high - low, p.column_step) - (high - low)), 0) if low < high else high
     while start < high:
         n = min(p.band_tile, high - start)
         columns = _up(n, p.column_step)
