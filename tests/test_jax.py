@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import oracle
 import pytest
 
 import rfkernels as rfk
+from rfkernels.backends.jax import heads
 
 LENGTH, DIM, WIDTH = 70, 4, 3  # more than one chunk, and not a multiple of it
 MODES: dict[str, dict[str, Any]] = {
@@ -176,6 +178,34 @@ def test_axes_that_heads_are_taken_one_by_one_over() -> None:
             np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)
 
 
+@pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Causal passes take heads one by one however short they are."""
+    monkeypatch.setattr(heads, "_TOGETHER", 0)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+def causal_with_gradient() -> Any:
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(oracle.normal(rng, *shape, LENGTH, DIM)) for shape in ((2, 2, 3), (2, 2, 1), (2, 2, 1)))
+    features = oracle.draw("positive", DIM, 6, batch=(2, 1))
+
+    def loss(*arrays: Any) -> Any:
+        result = rfk.attention(*arrays, features, causal=True, full=True)
+        return jnp.sum(jnp.square(result.output)) + jnp.sum(result.state.kv), result
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+
+
+def test_long_causal_passes_take_heads_one_by_one(request: pytest.FixtureRequest) -> None:
+    together = causal_with_gradient()
+    request.getfixturevalue("one_by_one")
+    for one, two in zip(jax.tree.leaves(causal_with_gradient()), jax.tree.leaves(together), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("window", [pytest.param(None, marks=pytest.mark.long), 8])
 def test_a_generation_loop(window: int | None) -> None:
     """Prefill, then single tokens in a `lax.scan`, with states of one shape; differentiable as a whole."""
@@ -333,6 +363,7 @@ def test_memory_does_not_grow_with_length_times_features(causal: bool) -> None:
     assert forward[512] < 1.1 * forward[256]
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_accelerators_have_all_heads_at_once() -> None:
     """Lowered on a machine without one; not run."""
     from jax import export

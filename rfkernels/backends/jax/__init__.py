@@ -84,7 +84,7 @@ def _pass(given: Given, options: Options, dtype: Any, programs: Any) -> Pass:
             return found, after.state
         return found, kept(features, after.state, after.segment == segments[..., -1])
 
-    (output, log, sign), after = over_heads(run, given)
+    (output, log, sign), after = over_heads(run, given, options.causal and options.window is None)
     return Pass(output, log, sign, after)
 
 
