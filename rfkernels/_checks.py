@@ -77,13 +77,7 @@ def check_mask(mask: Any, k: Any, **shapes: tuple[int, ...]) -> None:
         raise TypeError(f"mask must be of dtype bool (True = may be attended), got {mask.dtype}")
     keys = k.shape[-2]
     batch = broadcast_batch(k=k.shape[:-2], **shapes)
-    fits = mask.ndim >= 1 and mask.shape[-1] == keys
-    if fits:
-        try:
-            fits = np.broadcast_shapes(mask.shape[:-1], batch) == batch
-        except ValueError:
-            fits = False
-    if not fits:
+    if not _over_keys(mask, keys, batch):
         raise ValueError(
             f"mask must be over keys, (*batch, {keys}) with axes that broadcast to {batch}, got {mask.shape}; "
             "linear attention cannot honour a mask over pairs of queries and keys, only causal=, window= and key masks"
@@ -104,13 +98,7 @@ def check_segments(segments: Any, q: Any, k: Any, **shapes: tuple[int, ...]) -> 
             f"segment_ids= is for self-attention, where q and k have the same length, got lengths {length} and {keys}"
         )
     batch = broadcast_batch(q=q.shape[:-2], k=k.shape[:-2], **shapes)
-    fits = segments.ndim >= 1 and segments.shape[-1] == keys
-    if fits:
-        try:
-            fits = np.broadcast_shapes(segments.shape[:-1], batch) == batch
-        except ValueError:
-            fits = False
-    if not fits:
+    if not _over_keys(segments, keys, batch):
         raise ValueError(
             f"segment_ids must have shape (*batch, {keys}) with axes that broadcast to {batch}, got {segments.shape}"
         )
@@ -122,6 +110,16 @@ def check_segments(segments: Any, q: Any, k: Any, **shapes: tuple[int, ...]) -> 
             raise ValueError(
                 f"segment_ids must not decrease, but segment_ids{[*leading, last + 1]} is less than before"
             )
+
+
+def _over_keys(x: Any, keys: int, batch: tuple[int, ...]) -> bool:
+    """Whether an array is (*batch, keys) or broadcasts to that without more axes."""
+    if x.ndim < 1 or x.shape[-1] != keys:
+        return False
+    try:
+        return bool(np.broadcast_shapes(x.shape[:-1], batch) == batch)
+    except ValueError:
+        return False
 
 
 def check_scale(scale: Any) -> None:
@@ -157,7 +155,7 @@ def check_finite_arrays(**arrays: Any) -> None:
 
 
 def first_nonfinite(x: Any) -> tuple[int, ...] | None:
-    """Return the first index of an array that is NaN or infinite, without a temporary of the array's size."""
+    """Return the first index of an array that is NaN or infinite; NumPy arrays are taken in blocks."""
     if is_jax(x):
         if _is_tracer(x) or _all_finite(x):
             return None

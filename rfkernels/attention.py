@@ -73,7 +73,7 @@ def attention(
         Chosen by the kind of array if not given: numba for numpy.ndarray, jax for jax.Array.
     check_finite : bool, default True
         Whether NaN and infinity are refused, in masked keys as well. If they are let pass, one of them may reach every
-        output. Values are looked at outside `jax.jit` only; shapes and dtypes always are.
+        output. Values that JAX traces are not looked at; shapes and dtypes always are.
 
     Returns
     -------

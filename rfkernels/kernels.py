@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 LogKernel = Callable[[Any, Any, Any, Any], Any]
 
@@ -19,10 +19,11 @@ class Kernel:
     name : str
         What it is called in tables and errors.
     log : callable
-        ``log(xp, dot, xx, yy)``: the log of k(x, y) from x·y, |x|² and |y|².
+        ``log(xp, dot, xx, yy)``: the log of k(x, y) from x·y, |x|² and |y|². To be differentiated it must have a
+        derivative wherever it is −inf, as that of ``xp.where`` between constants is.
     norm_weight : float, optional
-        κ when log k(x, y) = x·y + κ (|x|² + |y|²). Such kernels have exact parts in attention (``window=``); None for
-        any other form.
+        κ when log k(x, y) = x·y + κ (|x|² + |y|²); None for any other form. The numba backend has exact parts in
+        attention (``window=``) for such kernels only, the others for all.
     """
 
     name: str
@@ -42,11 +43,29 @@ _NEARLY_OPPOSED = 0.5
 """Below this π − θ the closed forms are differences of nearly equal terms, and their series is taken instead."""
 
 
-def _angle(xp: Any, dot: Any, xx: Any, yy: Any) -> tuple[Any, Any, Any]:
-    """Return |x||y|, the angle θ, and π − θ, which is not taken as a difference."""
-    norms = xp.sqrt(xx) * xp.sqrt(yy)
-    cosine = xp.clip(dot / xp.where(norms == 0, 1, norms), -1, 1)
-    return norms, xp.arccos(cosine), 2 * xp.arcsin(xp.sqrt((1 + cosine) / 2))
+class _Angle(NamedTuple):
+    """|x||y|, cos θ, θ, and π − θ, which is not taken as a difference.
+
+    The angle has no derivative in the cosine at ±1, nor a norm at zero, though the kernels do: `between` says where the
+    cosine lies inside, and θ and π − θ are those of a right angle elsewhere.
+    """
+
+    norms: Any
+    cosine: Any
+    between: Any
+    angle: Any
+    rest: Any
+
+
+def _angle(xp: Any, dot: Any, xx: Any, yy: Any) -> _Angle:
+    nothing = (xx == 0) | (yy == 0)
+    norms = xp.where(nothing, 0, xp.sqrt(xp.where(nothing, 1, xx)) * xp.sqrt(xp.where(nothing, 1, yy)))
+    cosine = dot / xp.where(norms == 0, 1, norms)
+    between = (cosine > -1) & (cosine < 1)
+    inside = xp.where(between, cosine, 0)
+    angle, obtuse = xp.arccos(inside), inside < 0
+    rest = 2 * xp.arcsin(xp.sqrt((1 + xp.where(obtuse, inside, 0)) / 2))
+    return _Angle(norms, cosine, between, angle, xp.where(obtuse, rest, math.pi - angle))
 
 
 def _log(xp: Any, value: Any) -> Any:
@@ -65,17 +84,19 @@ _SERIES_2 = [(-1) ** k * (0.5 / math.factorial(2 * k) - 1.5 / math.factorial(2 *
 
 
 def _arc_cosine_1(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
-    norms, angle, rest = _angle(xp, dot, xx, yy)
+    norms, cosine, between, angle, rest = _angle(xp, dot, xx, yy)
     shape = xp.sin(angle) + (math.pi - angle) * xp.cos(angle)
     shape = xp.where(rest > _NEARLY_OPPOSED, shape, _odd_series(rest, _SERIES_1))
+    shape = xp.where(between, shape, xp.where(cosine > 0, math.pi * cosine, 0))
     return _log(xp, norms * shape / (2 * math.pi))
 
 
 def _arc_cosine_2(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
-    norms, angle, rest = _angle(xp, dot, xx, yy)
-    cosine = xp.cos(angle)
-    shape = 3 * xp.sin(angle) * cosine + (math.pi - angle) * (1 + 2 * cosine**2)
+    norms, cosine, between, angle, rest = _angle(xp, dot, xx, yy)
+    c = xp.cos(angle)
+    shape = 3 * xp.sin(angle) * c + (math.pi - angle) * (1 + 2 * c**2)
     shape = xp.where(rest > _NEARLY_OPPOSED, shape, _odd_series(2 * rest, _SERIES_2))
+    shape = xp.where(between, shape, xp.where(cosine > 0, math.pi * (4 * cosine - 1), 0))
     return _log(xp, norms**2 * shape / (2 * math.pi))
 
 

@@ -472,6 +472,19 @@ def a_mesh_with_explicit_axes() -> None:
     same(sharded(grid, causal=True)(*given.values(), f), expected(given, f, causal=True))
 
 
+@check((False,), (True,))
+def batches_on_a_mesh_with_explicit_axes(causal: bool) -> None:
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    import rfkernels as rfk
+
+    grid = jax.make_mesh((DEVICES,), ("data",), (jax.sharding.AxisType.Explicit,))
+    f, given = features(), inputs(70, batch=(DEVICES,))
+    placed = (jax.device_put(x, NamedSharding(grid, PartitionSpec("data"))) for x in given.values())
+    same(jax.jit(functools.partial(rfk.attention, causal=causal))(*placed, f), expected(given, f, causal=causal))
+
+
 # What is refused
 
 

@@ -197,6 +197,12 @@ def test_what_the_function_refuses_of_arrays(make: Callable[[], Any], arrays: An
         make()(*arrays)
 
 
+@pytest.mark.parametrize("scale", [-1.0, 0.0, float("nan"), float("inf")])
+def test_scales_that_are_none(scale: float) -> None:
+    with pytest.raises(ValueError, match="scale must be a positive finite number"):
+        dot_product_attention_fn(FEATURES)(Q, KEYS, VALUES, scale=scale)
+
+
 def test_refusals_that_depend_on_the_features() -> None:
     with pytest.raises(ValueError, match="scale is part of features that were fitted"):
         dot_product_attention_fn(FITTED)(Q, KEYS, VALUES, scale=0.3)

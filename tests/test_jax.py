@@ -153,8 +153,8 @@ def test_vmap_and_checkpoint(mode: str) -> None:
 
 def test_a_branch_stays_a_branch_under_vmap() -> None:
     """Or every chunk would be computed position by position as well."""
-    q, k, v = arrays(3)
-    text = str(jax.make_jaxpr(jax.vmap(lambda q, k, v: rfk.attention(q, k, v, features_of(), causal=True)))(q, k, v))
+    given = (x[:, :60] for x in arrays(3))  # one chunk, so that no other branch asks for the platform
+    text = str(jax.make_jaxpr(jax.vmap(lambda q, k, v: rfk.attention(q, k, v, features_of(), causal=True)))(*given))
     assert " cond[" in text
 
 
@@ -304,14 +304,54 @@ def test_what_an_activation_reads_may_change() -> None:
     assert not np.allclose(first, second)
 
 
-def test_nothing_is_transferred_or_configured_inside_jit() -> None:
+def test_nothing_calls_the_host_or_is_configured_inside_jit() -> None:
     before = dict(jax.config.values)
     features, given = features_of(), arrays(2)
     attend = jax.jit(lambda features, *x: rfk.attention(*x, features, causal=True, window=9))
-    attend(features, *given)
-    with jax.transfer_guard("disallow"):
-        attend(features, *given).block_until_ready()
+    assert "callback" not in str(jax.make_jaxpr(attend)(features, *given))
+    attend(features, *given).block_until_ready()
     assert dict(jax.config.values) == before
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", ["relu", "squared_relu"])
+def test_windows_of_kernels_of_the_angle_have_gradients(name: str, causal: bool) -> None:
+    """Also where vectors are parallel, opposed or zero, and no angle has a derivative."""
+    with jax.enable_x64(True):
+        features = features_of(name, jnp.float64)
+        rng = np.random.default_rng(0)
+        q, k, v = (jnp.asarray(rng.standard_normal((30, n))) for n in (DIM, DIM, WIDTH))
+
+        def loss(given: tuple[Any, Any]) -> Any:
+            return jnp.sum(jnp.square(rfk.attention(*given, v, features, causal=causal, window=4)))
+
+        gradient = jax.jit(jax.grad(loss))
+        along = tuple(jnp.asarray(rng.standard_normal((30, DIM))) for _ in range(2))
+        slope = sum(jnp.vdot(one, two) for one, two in zip(gradient((q, k)), along, strict=True))
+        np.testing.assert_allclose(slope, difference(jax.jit(loss), (q, k), along), rtol=1e-6)
+        special = jnp.where(jnp.arange(30)[:, None] % 3 == 0, 0, q)
+        for given in ((q, q), (q, -q), (q, 3 * q), (special, k), (q, special), (special, special)):
+            assert all(jnp.isfinite(x).all() for x in gradient(given))
+        scaled = gradient((q, q * jnp.linspace(1, 2, 30)[:, None]))[0]
+        nudged = gradient((q, q * jnp.linspace(1, 2, 30)[:, None] + 1e-9))[0]
+        np.testing.assert_allclose(scaled, nudged, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("length", "keys"), [(10, 4), (200, 70), (5, 0), (4, 10)])
+def test_a_window_with_other_numbers_of_queries_and_keys(length: int, keys: int) -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = oracle.normal(rng, 2, length, DIM), oracle.normal(rng, 2, keys, DIM), oracle.normal(rng, 2, keys, WIDTH)
+    features = oracle.draw("positive", DIM, 6)
+    for window in (2, 300):
+        result = rfk.attention(*map(jnp.asarray, (q, k, v)), features, window=window, full=True)
+        oracle.check_result(result, oracle.expect(q, k, v, features, window=window), np.float32, f"{window=}")
+
+
+def test_a_wider_state_is_taken_in_the_precision_there_is() -> None:
+    q, k, v = arrays(2)
+    features = oracle.draw("positive", DIM, 6)
+    state = rfk.write_state(rfk.empty_state(features, WIDTH, (2,), np.float64), *map(np.asarray, (k, v)), features)
+    assert rfk.attention(q, k, v, features, state=state).dtype == jnp.float32
 
 
 # Validation

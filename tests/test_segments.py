@@ -38,6 +38,7 @@ def attend(backend: str, q: Any, k: Any, v: Any, features: rfk.Features, **optio
 
 def check(backend: str, q: Any, k: Any, v: Any, features: rfk.Features, **options: Any) -> None:
     result = attend(backend, q, k, v, features, **options)
+    assert (result.state is None) is ("window" in options and "causal" not in options)
     oracle.check_result(result, oracle.expect(q, k, v, features, **options), q.dtype)
 
 

@@ -15,6 +15,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from rfkernels import Features
+from rfkernels._checks import check_scale
 from rfkernels.integrations._layout import KeyMask, attend, read_mask, split_heads
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def _rescaled(features: Features, scale: Any) -> Features:
         raise ValueError(
             "scale is part of features that were fitted; pass scale=None, and choose it where the features are made"
         )
+    check_scale(scale)
     return replace(features, scale=jnp.asarray(scale, jnp.result_type(features.projection)))
 
 

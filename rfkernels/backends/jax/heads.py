@@ -1,4 +1,4 @@
-"""Heads one after another on a CPU, where a head's chunks stay in cache, and all at once on an accelerator."""
+"""Heads one after another on a CPU, where a head's chunks stay in cache, and all at once elsewhere."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def over_heads(function: Function, given: Given, causal: bool = False) -> Result
     def on_cpu(given: Given) -> Result:
         rows = sum(x.size for x in given.rows if x is not None)
         small = causal and rows <= _TOGETHER
-        if small or math.prod(given.state.kv.shape[:-2]) <= 1 or jax.device_count("cpu") > 1:
+        if small or math.prod(given.state.kv.shape[:-2]) <= 1 or _cpus() > 1:
             return function(given, CPU)
         return _one_by_one(lambda head: function(head, CPU), given)
 
@@ -75,15 +75,30 @@ def over_heads(function: Function, given: Given, causal: bool = False) -> Result
     return lax.platform_dependent(given, cpu=on_cpu, default=elsewhere)  # type: ignore[no-any-return]
 
 
-def _varying(given: Given) -> Given:
-    """Return the same arrays, the state of which JAX takes to differ from device to device wherever the others do.
+def _cpus() -> int:
+    """Return how many devices the CPU stands for: none where JAX was told to leave it out."""
+    try:
+        return len(jax.local_devices(backend="cpu"))
+    except RuntimeError:
+        return 0
 
-    Inside `jax.shard_map` JAX tracks which arrays are the same on all devices, and refuses a loop that adds what
-    differs to what does not. An empty sum over what differs is a zero that differs.
+
+def _varying(given: Given) -> Given:
+    """Return the same arrays, the state of which differs from device to device wherever keys, values and features do.
+
+    JAX tracks that inside `jax.shard_map` and on meshes with explicit axes, and refuses a loop that adds what differs
+    to what does not. An empty sum over what differs is a zero that differs.
     """
-    zeros = [jnp.sum(jnp.ravel(x)[:0]) for x in jax.tree.leaves((given.rows, given.features))]
-    state = jax.tree.map(lambda x: sum((zero.astype(x.dtype) for zero in zeros), x), given.state)
-    return given._replace(state=state)
+    own = given._replace(rows=given.rows._replace(q=None, of_query=None))
+    zeros = [
+        jnp.sum(x.reshape(*x.shape[: x.ndim - tail], -1)[..., :0], -1)
+        for x, tail in zip(jax.tree.leaves((own.rows, own.features)), _tails(own), strict=False)
+    ]
+
+    def added(x: Any, tail: int) -> Any:
+        return sum((jnp.expand_dims(zero.astype(x.dtype), tuple(range(-tail, 0))) for zero in zeros), x)
+
+    return given._replace(state=State(*map(added, given.state, (2, 1, 1))))
 
 
 def _one_by_one(function: Callable[[Given], Result], given: Given) -> Result:

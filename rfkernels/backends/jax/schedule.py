@@ -83,11 +83,14 @@ def causal(carry: Carry, rows: Rows, features: Features, lag: int, finish: Finis
     found = []
     if early or not length:
         found.append(read(carry, part(rows, (0, early), (0, 0)), features, finish, sizes))
-    if early < length:
-        both = length - early
-        carry, rest = _aligned(carry, part(rows, (early, length), (done, done + both)), features, finish, sizes)
+    both = min(length - early, keys - done)
+    if both > 0:
+        aligned = part(rows, (early, early + both), (done, done + both))
+        carry, rest = _aligned(carry, aligned, features, finish, sizes)
         found.append(rest)
-    return carry, found[0] if len(found) == 1 else _concatenated(*found)
+    if early + both < length:
+        found.append(read(carry, part(rows, (early + both, length), (0, 0)), features, finish, sizes))
+    return carry, _concatenated(found)
 
 
 def two_sided(
@@ -136,6 +139,9 @@ def joined(found: Found, length: int) -> Found:
     return join(found[0], length, 2), log, sign
 
 
-def _concatenated(one: Found, two: Found) -> Found:
-    log, sign = (None if x is None else jnp.concatenate([x, y], -1) for x, y in zip(one[1:], two[1:], strict=True))
-    return jnp.concatenate([one[0], two[0]], -2), log, sign
+def _concatenated(found: list[Found]) -> Found:
+    if len(found) == 1:
+        return found[0]
+    outputs, *logs = zip(*found, strict=True)
+    log, sign = (None if x[0] is None else jnp.concatenate(x, -1) for x in logs)
+    return jnp.concatenate(outputs, -2), log, sign

@@ -77,6 +77,7 @@ def _attend(
         fine, after = run(h, start, empty)
     else:
         fine, after = packed(h, segments, batch, start, empty, run)
+        after = after if options.causal or options.window is None else None
     if not fine or (check and q.shape[-2] == 0):
         check_finite_arrays(q=q, k=k, v=v)
     log, sign = _logs(logs)
