@@ -128,7 +128,7 @@ def test_half_precision_in_and_out(dtype: str, schedule: str) -> None:
 
 
 def test_float32_is_as_exact_as_its_exponents() -> None:
-    """The bound of the issue: 1e-5 + 16 ε × the largest exponent, relative to the largest value."""
+    """Within 1e-5 + 16 ε × the largest exponent, relative to the largest value."""
     rng = np.random.default_rng(0)
     features = rfk.draw("positive", 16, 64, rng=0)
     for size, schedule in itertools.product((1.0, 4.0), ("bidirectional", "causal", "windowed causal")):
