@@ -38,7 +38,7 @@ def run(quick: bool = False, report: Callable[[Line], None] | None = None) -> li
     Parameters
     ----------
     quick : bool, default False
-        Use small sizes and leave out what needs many processes: under a minute instead of a quarter of an hour.
+        Use small sizes and leave out what needs many processes: under a minute instead of five.
     report : callable, optional
         Called with each line as soon as it is measured.
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Time this machine against exact attention and installed peers.")
-@click.option("--quick", is_flag=True, help="Small sizes: under a minute instead of a quarter of an hour.")
+@click.option("--quick", is_flag=True, help="Small sizes: under a minute instead of five.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def bench(quick: bool, as_json: bool) -> None:
     """Time linear attention on this machine against exact attention and the other libraries that are installed.

@@ -91,7 +91,7 @@ def _varying(given: Given) -> Given:
     """
     own = given._replace(rows=given.rows._replace(q=None, of_query=None))
     zeros = [
-        jnp.sum(x.reshape(*x.shape[: x.ndim - tail], -1)[..., :0], -1)
+        jnp.sum(x.reshape(*x.shape[: x.ndim - tail], math.prod(x.shape[x.ndim - tail :]))[..., :0], -1)
         for x, tail in zip(jax.tree.leaves((own.rows, own.features)), _tails(own), strict=False)
     ]
 
