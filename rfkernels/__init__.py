@@ -3,7 +3,7 @@
 Importing this module imports neither JAX nor Numba.
 """
 
-from rfkernels import kernels, samplers
+from rfkernels import kernels, proposals, samplers
 from rfkernels.attention import attention, linear_attention
 from rfkernels.estimates import log_kernel, log_normalizer, transform
 from rfkernels.exact import exact_attention, exact_log_kernel, exact_log_normalizer
@@ -34,6 +34,7 @@ __all__ = [
     "lookup",
     "merge_states",
     "names",
+    "proposals",
     "read_state",
     "register",
     "samplers",

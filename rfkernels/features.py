@@ -9,11 +9,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from rfkernels import maps, samplers
+from rfkernels import maps, proposals, samplers
 from rfkernels._arrays import is_jax
 from rfkernels._checks import broadcast_batch, check_batch
 from rfkernels.maps import FeatureMap
-from rfkernels.samplers import Normal, Sampler
+from rfkernels.proposals import Proposal
+from rfkernels.samplers import Normal, Rows, Sampler
 
 SideName = Literal["query", "key"]
 
@@ -98,7 +99,8 @@ def draw(
     dim: int,
     count: int,
     *,
-    sampler: str | Sampler = "orthogonal",
+    sampler: str | Sampler | Rows = "orthogonal",
+    proposal: Proposal | None = None,
     scale: float | None = None,
     batch: tuple[int, ...] = (),
     rng: Any,
@@ -113,8 +115,12 @@ def draw(
         The width of queries and keys.
     count : int
         Feature columns, m. Equal counts mean equal cost; a map with two activations uses count / 2 projection rows.
-    sampler : str or Sampler, default "orthogonal"
-        "iid", "orthogonal", "antithetic", or a function ``(normal, count, dim) -> rows``.
+    sampler : str, Sampler or callable, default "orthogonal"
+        A name, such as "iid", "orthogonal", "antithetic" (see `samplers`), or a function
+        ``(normal, count, dim) -> rows``.
+    proposal : proposals.Gaussian or proposals.Mixture, optional
+        Draw the rows of an exponential map from this distribution instead of N(0, I), with log-weights that keep
+        estimates unbiased: ``proposals.isotropic(1.5)`` gives the features of FAVOR++.
     scale : float, optional
         Multiplies q·k; split evenly over both sides. 1/√dim (the default) is that of attention.
     batch : tuple of int, default ()
@@ -132,8 +138,9 @@ def draw(
     TypeError
         If an argument has the wrong type.
     ValueError
-        If a name is unknown, a size is not positive, `count` is not a multiple of the number of activations, or `scale`
-        is not positive and finite.
+        If a name is unknown, a size is not positive, `count` is not a multiple of the number of activations, `scale`
+        is not positive and finite, a proposal is given for a map that is not exponential or for rows that are not
+        normal, or the sampler needs an integer seed and `rng` is a JAX key.
     """
     feature_map, sampler = maps.resolve(feature_map), samplers.resolve(sampler)
     dim, count = _positive_integer("dim", dim), _positive_integer("count", count)
@@ -145,16 +152,54 @@ def draw(
     if not (isinstance(scale, int | float | np.floating) and math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale must be a positive finite number, got {scale!r}")
     check_batch(batch)
+    _check_law(feature_map, sampler, proposal, dim)
     normal, xp = _normal_source(rng)
+    if sampler.host and xp is not np:
+        raise ValueError(
+            f"rows of the sampler {sampler.name!r} are drawn on the host: rng must be an int or a numpy generator, "
+            "got a JAX key"
+        )
     rows = count // activations
-    sets = [sampler(normal, rows, dim) for _ in range(math.prod(batch))]
-    if sets and sets[0].shape != (rows, dim):
-        raise ValueError(f"sampler returned shape {sets[0].shape}, expected {(rows, dim)}")
-    projection = xp.stack(sets).reshape(*batch, rows, dim) if sets else xp.zeros((*batch, rows, dim))
-    log_weight = xp.zeros(projection.shape[:-1], projection.dtype)
+    sets = [_rows(xp, normal, rows, dim, feature_map, sampler, proposal) for _ in range(math.prod(batch))]
+    if sets:
+        projection, log_weight = (xp.stack(x) for x in zip(*sets, strict=True))
+    else:
+        projection, log_weight = xp.zeros((0, rows, dim)), xp.zeros((0, rows))
+    projection, log_weight = projection.reshape(*batch, rows, dim), log_weight.reshape(*batch, rows)
     arrays = projection, log_weight, xp.asarray(scale, projection.dtype)
     projection, log_weight, scale = arrays if xp is not np else (_read_only(x) for x in arrays)
     return Features(feature_map, projection, log_weight, Side(), Side(), scale)
+
+
+def _check_law(feature_map: FeatureMap, sampler: Sampler, proposal: Proposal | None, dim: int) -> None:
+    """Require rows of the law that a proposal, or a map with a law of its own, starts from."""
+    if proposal is not None:
+        proposals.check_proposal(proposal, dim)
+        if not feature_map.exponential or feature_map.radii is not None:
+            raise ValueError("proposal needs an exponential map of normal rows, whose features take a log-weight")
+    if (proposal is not None or feature_map.radii is not None) and sampler.law != "normal":
+        wants = "proposal" if proposal is not None else "a map that has radii"
+        raise ValueError(f"{wants} needs normal rows, but the law of the sampler {sampler.name!r} is {sampler.law!r}")
+
+
+def _rows(
+    xp: Any,
+    normal: Normal,
+    rows: int,
+    dim: int,
+    feature_map: FeatureMap,
+    sampler: Sampler,
+    proposal: Proposal | None,
+) -> tuple[Any, Any]:
+    """Draw rows and their log-weights."""
+    drawn = sampler(normal, rows, dim)
+    if drawn.shape != (rows, dim):
+        raise ValueError(f"sampler returned shape {drawn.shape}, expected {(rows, dim)}")
+    if feature_map.radii is not None:
+        drawn = drawn * feature_map.radii(normal, rows)[:, None]
+    if proposal is None:
+        return drawn, xp.zeros(rows, drawn.dtype)
+    return proposals.propose(xp, proposal, drawn, normal)
 
 
 def _read_only(array: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +12,9 @@ import numpy as np
 
 from rfkernels import kernels
 from rfkernels.activations import Activation, Program, trace
-from rfkernels.kernels import Kernel
+from rfkernels.kernels import Kernel, LogKernel
+
+Radii = Callable[[Callable[[tuple[int, ...]], Any], int], Any]
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,13 @@ class FeatureMap:
     nonnegative : bool, default False
         Whether no activation is ever negative, so that estimated kernels need no sign.
     kernel : Kernel, optional
-        The closed form that the map estimates under standard normal rows, if one is known.
+        The closed form that the map estimates, if one is known.
+    log_variance : callable, optional
+        ``log_variance(xp, dot, xx, yy)``: the log of the variance of what a single row estimates, from x·y, |x|² and
+        |y|² of the scaled inputs, if it is known.
+    radii : callable, optional
+        ``radii(normal, count)``: factors, shape (count,), that `draw` multiplies standard normal rows by, which makes
+        their law a scale mixture of normals. None (the default) leaves rows normal.
 
     Raises
     ------
@@ -55,6 +64,8 @@ class FeatureMap:
     slopes: tuple[float, ...] | None = None
     nonnegative: bool = False
     kernel: Kernel | None = None
+    log_variance: LogKernel | None = None
+    radii: Radii | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.activations, tuple) or not self.activations:

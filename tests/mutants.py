@@ -50,11 +50,11 @@ MUTANTS = [
     Mutant(
         "norms √d",
         "samplers.py",
-        "xp.sqrt(xp.sum(xp.square(normal((count, dim))), axis=-1, keepdims=True))",
+        "xp.sqrt(xp.sum(squares, axis=-1, keepdims=True))",
         "xp.sqrt(xp.full((count, 1), float(dim)))",
         UNBIASED,
     ),
-    Mutant("antithetic pairs that are equal", "samplers.py", "[half, -half]", "[half, half]", UNBIASED),
+    Mutant("antithetic pairs that are equal", "samplers.py", "[first, -first]", "[first, first]", UNBIASED),
     # Definitions
     Mutant(
         "d^-½ on both sides",
