@@ -86,8 +86,8 @@ with s = |x + y|². Structured orthogonal blocks are those of Performers (arXiv 
 stratified = Sampler("stratified", _host.stratified, host=True)
 """Haar-orthogonal blocks of `dim` rows, whose norms are stratified: one between any two quantiles i / count.
 
-Each row is marginally N(0, I), since its stratum is drawn at random. Any two norms are negatively dependent, so that the
-variance of positive features is at most that of `orthogonal` (see `paired` for why). Drawn on the host.
+Each row is marginally N(0, I), since its stratum is drawn at random. Any two norms are negatively dependent, so that
+the variance of positive features is at most that of `orthogonal` (see `paired` for why). Drawn on the host.
 """
 
 paired = Sampler("paired", _host.paired, host=True)
