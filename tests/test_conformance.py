@@ -494,7 +494,16 @@ def dense(weights: Any, v: Any, causal: bool, window: int | None, mask: Any) -> 
 
 
 KERNELS = (
-    *("EXPONENTIAL", "SHIFTED_GAUSSIAN", "ARC_COSINE_0", "ARC_COSINE_1", "ARC_COSINE_2", "ABSOLUTE", "SQUARE", "COSINE"),
+    *(
+        "EXPONENTIAL",
+        "SHIFTED_GAUSSIAN",
+        "ARC_COSINE_0",
+        "ARC_COSINE_1",
+        "ARC_COSINE_2",
+        "ABSOLUTE",
+        "SQUARE",
+        "COSINE",
+    ),
     *("SIGN", "ERF"),
 )
 DENSE_SHAPES = (
