@@ -7,11 +7,15 @@ from rfkernels.variance._couplings import coupling_moment
 from rfkernels.variance._proposal import optimal_proposal, optimal_variance
 from rfkernels.variance._relative import relative
 from rfkernels.variance._sphere import regularized_ratio
+from rfkernels.variance._tails import features_needed, tail_bound, term_bound
 
 __all__ = [
     "coupling_moment",
+    "features_needed",
     "optimal_proposal",
     "optimal_variance",
     "regularized_ratio",
     "relative",
+    "tail_bound",
+    "term_bound",
 ]
