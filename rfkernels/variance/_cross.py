@@ -1,4 +1,4 @@
-"""Moments across keys, and the error of attention that they make."""
+"""How estimates of one row at different keys move together."""
 
 from __future__ import annotations
 
@@ -7,14 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._arrays import accumulator
-from rfkernels._checks import (
-    check_finite_arrays,
-    check_mask,
-    check_qk,
-    check_qkv,
-    check_scale,
-)
+from rfkernels._checks import check_finite_arrays, check_qk
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Proposal
 from rfkernels.samplers import Rows, Sampler
@@ -23,7 +16,6 @@ from rfkernels.variance._relative import require_isotropic
 from rfkernels.variance._rows import (
     Form,
     Pair,
-    Spread,
     check_count,
     cosine_of,
     coupled_pairs,
@@ -35,9 +27,6 @@ from rfkernels.variance._rows import (
     scaled_pair,
     spread_of,
 )
-
-_BLOCK = 1 << 20
-"""How many pairs of keys are taken at a time."""
 
 
 def cross_moment(
@@ -83,7 +72,7 @@ def cross_moment(
         As `relative`, and for maps of no known form and the biased rows of "regularized".
     """
     feature_map, sampler = resolve(feature_map, sampler)
-    form = _form(feature_map, sampler)
+    form = cross_form(feature_map, sampler)
     draws = 1 if count is None else check_count(feature_map, sampler, count)
     check_qk(x, other, names=("x", "other"), pairs=True)
     check_finite_arrays(other=other)
@@ -106,15 +95,15 @@ def cross_moment(
     even = sampler.antithetic or len(form.signs) == 2
     squares = [xp.sum(a * a, -1) for a in (ones[0], others[0])]
     gram = xp.sum(ones[0] * others[0], -1)
-    waves = _waves(dim, cosine, even)
     change = 0.0
-    for degree, weight in waves:
-        left, right = (_wave(xp, s, dim, degree, sign) for s in squares)
-        change = change + weight * sign**degree * left * right * _zonal(xp, gram, *squares, dim, degree)
+    for degree, weight in waves(dim, cosine, even):
+        logs = sum(log_wave(xp, s, dim, degree, sign) for s in squares)
+        with np.errstate(over="ignore"):
+            change = change + weight * sign**degree * xp.exp(logs) * zonal(xp, gram, *squares, dim, degree)
     return total + change * (coupled / draws**2)
 
 
-def _form(feature_map: FeatureMap, sampler: Sampler) -> Form:
+def cross_form(feature_map: FeatureMap, sampler: Sampler) -> Form:
     form = form_of(feature_map)
     if form is None:
         raise ValueError(
@@ -125,44 +114,42 @@ def _form(feature_map: FeatureMap, sampler: Sampler) -> Form:
     return form
 
 
-def _waves(dim: int, cosine: float, even: bool) -> list[tuple[int, float]]:
+def waves(dim: int, cosine: float, even: bool, tolerance: float = 1e-7) -> list[tuple[int, float]]:
     """Degrees of spherical harmonics and N_l P_l(c), until what is left out is small against a whole block's rows."""
-    zonal, found = [1.0, cosine], []
+    values, found = [1.0, cosine], []
     for degree in range(1, 129):
         if degree > 1:
-            l, a = degree - 1, dim - 2
-            zonal.append(((2 * l + a) * cosine * zonal[l] - l * zonal[l - 1]) / (l + a) if l + a else 0.0)
+            low, a = degree - 1, dim - 2
+            values.append(((2 * low + a) * cosine * values[low] - low * values[low - 1]) / (low + a))
         if even and degree % 2:
             continue
         size = (2 * degree + dim - 2) / degree * math.comb(degree + dim - 3, degree - 1)
-        if zonal[degree] != 0:
-            found.append((degree, size * zonal[degree]))
-        if degree > 2 and max(abs(zonal[degree]), abs(zonal[degree - 1])) * (dim - 1) < 1e-6:
+        if values[degree] != 0:
+            found.append((degree, size * values[degree]))
+        if degree > 2 and max(abs(values[degree]), abs(values[degree - 1])) * (dim - 1) < tolerance:
             break
     return found
 
 
-def _wave(xp: Any, s: Any, dim: int, degree: int, sign: int) -> Any:
-    """Return λ_l(±s) = e^(∓x) x^(l/2) Γ((dim + l)/2) / Γ(dim/2 + l) 1F1((dim + l)/2; dim/2 + l; ±x), x = s/2.
+def log_wave(xp: Any, s: Any, dim: int, degree: int, sign: int) -> Any:
+    """Return log |λ_l(±s)|, λ_l = e^(∓x) (±x)^(l/2) Γ(a) / Γ(b) 1F1(a; b; ±x), x = s/2, a = (dim + l)/2, b = dim/2 + l.
 
     It is what the mean over chi norms leaves of the harmonics of degree l of a row's relative estimate.
     """
     a, b = (dim + degree) / 2, dim / 2 + degree
     x = xp.where(s > 0, s, 0) / 2
     start = math.lgamma(a) - math.lgamma(b)
-    # Kummer's transformation has positive terms for the second, at the argument x
-    first = a if sign > 0 else b - a
+    first = a if sign > 0 else b - a  # by Kummer's transformation, which makes all terms positive
     logs = _series.log_kummer(x, first, b)
     power = xp.where(x > 0, degree / 2 * xp.log(xp.where(x > 0, x, 1)), -xp.inf)
-    with np.errstate(over="ignore"):
-        return xp.exp(start + power + logs - (x if sign > 0 else 0))
+    return start + power + logs - (x if sign > 0 else 0)
 
 
-def _zonal(xp: Any, gram: Any, one: Any, other: Any, dim: int, degree: int) -> Any:
+def zonal(xp: Any, gram: Any, one: Any, other: Any, dim: int, degree: int) -> Any:
     """Return P_l(cos θ), the zonal harmonic that is 1 at no angle."""
     scale = xp.sqrt(one * other)
     cosine = xp.where(scale > 0, gram / xp.where(scale > 0, scale, 1), 1)
     before, now = xp.ones_like(cosine), cosine
-    for l in range(1, degree):
-        before, now = now, ((2 * l + dim - 2) * cosine * now - l * before) / (l + dim - 2)
+    for low in range(1, degree):
+        before, now = now, ((2 * low + dim - 2) * cosine * now - low * before) / (low + dim - 2)
     return now

@@ -167,8 +167,7 @@ def require_isotropic(form: Form, sampler: Sampler, spread: Spread) -> None:
         )
     if spread.mean is not None and len(form.signs) == 2:
         raise ValueError(
-            f"no closed form is known for coupled rows of hyperbolic features under a proposal with a mean; "
-            f"ask for {half}"
+            f"no closed form is known for coupled rows of even features under a proposal with a mean; ask for {half}"
         )
 
 
