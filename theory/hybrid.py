@@ -31,24 +31,25 @@ TABLE = "\n".join(
     + [f"| {r:g} | {' | '.join(f'{one:.2f}' for one in row.values())} |" for r, row in WORST.items()]
 )
 
-STATEMENT = rf"""
-Let $\hat\lambda = \frac12 (1 - \frac1n \sum_i \mathrm{{sgn}}(t_i \cdot x)\, \mathrm{{sgn}}(t_i \cdot y))$ with independent
-normal $t_i$. Then $\hat\lambda\, \hat K_{{\mathrm{{hyp}}}} + (1 - \hat\lambda) \hat K_{{\mathrm{{trig}}}}$ is unbiased for
+STATEMENT = (
+    r"""
+Let $\hat\lambda = \frac12 (1 - \frac1n \sum_i \mathrm{sgn}(t_i \cdot x)\, \mathrm{sgn}(t_i \cdot y))$ with independent
+normal $t_i$. Then $\hat\lambda\, \hat K_{\mathrm{hyp}} + (1 - \hat\lambda) \hat K_{\mathrm{trig}}$ is unbiased for
 $K = \exp(x \cdot y)$, and with independent parts its relative variance is
 
 $$
-E \hat\lambda^2\, V_{{\mathrm{{hyp}}}} + E (1 - \hat\lambda)^2\, V_{{\mathrm{{trig}}}} , \qquad
-E \hat\lambda^2 = \tau \left(\tau + \tfrac{{1 - \tau}}{{n}}\right) , \quad
-E (1 - \hat\lambda)^2 = (1 - \tau) \left(1 - \tau + \tfrac{{\tau}}{{n}}\right) , \quad \tau = \theta / \pi .
+E \hat\lambda^2\, V_{\mathrm{hyp}} + E (1 - \hat\lambda)^2\, V_{\mathrm{trig}} , \qquad
+E \hat\lambda^2 = \tau \left(\tau + \tfrac{1 - \tau}{n}\right) , \quad
+E (1 - \hat\lambda)^2 = (1 - \tau) \left(1 - \tau + \tfrac{\tau}{n}\right) , \quad \tau = \theta / \pi .
 $$
 
 A part of $R$ independent rows has $V = V_1 / R$, $V_1 = 2 \sinh^2(s/2)$ with $s = |x + y|^2$ or $|x - y|^2$; orthogonal
 rows in blocks of $d$ have $V_1 / R - N (1 - C) / R^2$, $N$ the number of ordered pairs within blocks, and
-$C = e^{{-z}} {{}}_1F_1(-d/2; d/2; -z)$, where $z = s/2$ for hyperbolic and $z = -s/2$ for trigonometric features.
+$C = e^{-z} {}_1F_1(-d/2; d/2; -z)$, where $z = s/2$ for hyperbolic and $z = -s/2$ for trigonometric features.
 Consequences:
 
 - It is exact at $y = x$ and at $y = -x$, and never better than
-  $V_{{\mathrm{{hyp}}}} V_{{\mathrm{{trig}}}} / (V_{{\mathrm{{hyp}}}} + V_{{\mathrm{{trig}}}})$, the best that a mixture with weights
+  $V_{\mathrm{hyp}} V_{\mathrm{trig}} / (V_{\mathrm{hyp}} + V_{\mathrm{trig}})$, the best that a mixture with weights
   that are not random could be.
 - It has $n + 1$ columns for each of its parts'. At equal columns and norms it has $(n + 1)^2 / n \ge 4$ times the
   relative variance of trigonometric or hyperbolic features alone at a right angle.
@@ -56,8 +57,9 @@ Consequences:
   or of hyperbolic features, $2 \sinh^2(2 r^2)$ per row, is as follows. The gain is polynomial in $r$, not exponential,
   and many directions spoil it.
 
-{TABLE}
 """
+    + TABLE
+)
 
 CITATION = (
     "Choromanski et al., Hybrid Random Features, arXiv 2110.04367 (the estimator, its variance for independent rows). "
@@ -228,13 +230,7 @@ def by_comparison() -> list[Measured]:
 
 
 def check() -> Verdict:
-    """Put columns and closed forms to the proof.
-
-    Returns
-    -------
-    Verdict
-        The columns against the mixture of their parts; cubature over directions and rows; many digits; comparisons.
-    """
+    """Put columns and closed forms to the proof: by cubature over directions and rows, in many digits, and by comparison."""
     return Verdict((mixture(), *by_cubature(), by_polar(), *by_many_digits(), *by_comparison()))
 
 
