@@ -230,7 +230,7 @@ def by_comparison() -> list[Measured]:
 
 
 def check() -> Verdict:
-    """Put columns and closed forms to the proof: by cubature over directions and rows, in many digits, and by comparison."""
+    """Put columns and closed forms to the proof: by cubature, in many digits and by comparison."""
     return Verdict((mixture(), *by_cubature(), by_polar(), *by_many_digits(), *by_comparison()))
 
 
