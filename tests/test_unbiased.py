@@ -23,7 +23,9 @@ KERNELS = [name for name in rfk.names() if rfk.lookup(name).kernel is not None]
 SOFTMAX = ["hyperbolic", "positive", "trigonometric"]
 EXPONENTIAL = [name for name in KERNELS if rfk.lookup(name).exponential]
 
-PAIRS = st.one_of(rst.pairs(), rst.pairs(5), st.tuples(rst.points(), rst.points()), st.tuples(rst.points(1), rst.points(1)))
+PAIRS = st.one_of(
+    rst.pairs(), rst.pairs(5), st.tuples(rst.points(), rst.points()), st.tuples(rst.points(1), rst.points(1))
+)
 """Of one, two and five dimensions, parallel and opposed ones among them."""
 
 

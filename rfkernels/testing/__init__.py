@@ -12,9 +12,11 @@ from rfkernels.testing.assertions import (
     assert_variance,
     assert_variance_at_most,
 )
+from rfkernels.testing.binding import bind, row_estimates, with_rows
 from rfkernels.testing.grids import Grid, hermite, plane, polar, strips
-from rfkernels.testing.integrals import Integral, QuadratureError, bind, mean, row_estimates, variance, with_rows
-from rfkernels.testing.sampled import assert_marginal_law, assert_unbiased_by_sampling, assert_variance_by_sampling
+from rfkernels.testing.integrals import Integral, QuadratureError, mean, variance
+from rfkernels.testing.laws import assert_marginal_law
+from rfkernels.testing.sampled import assert_unbiased_by_sampling, assert_variance_by_sampling
 
 __all__ = [
     "Grid",

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from rfkernels import maps
 from rfkernels.estimates import transform
 from rfkernels.features import Features
 from rfkernels.kernels import Kernel, LogKernel
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Gaussian
 from rfkernels.testing import integrals
+from rfkernels.testing.binding import bind, inner_points, with_rows
+from rfkernels.testing.comparison import (
+    Pairwise,
+    Subject,
+    check_pairs,
+    closed_form,
+    compare,
+    kernel_of,
+    map_of,
+    name_of,
+    scale_of,
+)
 from rfkernels.testing.grids import Array, plane
-
-_DOT_ROUNDING = 64 * float(np.finfo(np.float64).eps)
-"""Error of x·y relative to |x||y|, generously."""
-
-Subject = str | FeatureMap | Features
-Pairwise = Callable[[Any, Any], Any]
 
 
 def assert_unbiased(
@@ -65,11 +70,11 @@ def assert_unbiased(
     ValueError
         If no kernel is known, or arguments do not fit together.
     """
-    x, y = _points(x, y)
-    expected, unsure = _kernel(features, kernel, x, y, scale)
+    x, y = check_pairs(x, y)
+    expected, unsure = kernel_of(features, kernel, x, y, scale)
     found = integrals.mean(features, x, y, scale=scale, proposal=proposal, kinks=kinks, rtol=rtol)
-    what = f"{_name(features)} is biased: E φ(x)·φ(y)"
-    _compare(what, "the kernel", found.value, expected, found.allowed + unsure, x, y)
+    what = f"{name_of(features)} is biased: E φ(x)·φ(y)"
+    compare(what, "the kernel", found.value, expected, found.allowed + unsure, x, y)
 
 
 def assert_variance(
@@ -102,14 +107,14 @@ def assert_variance(
     QuadratureError, ValueError
         As `assert_unbiased`.
     """
-    x, y = _points(x, y)
-    form = log_variance or _map(features).log_variance
+    x, y = check_pairs(x, y)
+    form = log_variance or map_of(features).log_variance
     if form is None:
-        raise ValueError(f"{_name(features)} has no log_variance to compare with: pass log_variance=")
-    expected, unsure = _closed_form(form, None, x, y, _scale(features, scale))
+        raise ValueError(f"{name_of(features)} has no log_variance to compare with: pass log_variance=")
+    expected, unsure = closed_form(form, None, x, y, scale_of(features, scale))
     found = integrals.variance(features, x, y, scale=scale, proposal=proposal, kinks=kinks, rtol=rtol)
-    what = f"{_name(features)}: the variance of one row"
-    _compare(what, "the closed form", found.value, expected, found.allowed + unsure, x, y)
+    what = f"{name_of(features)}: the variance of one row"
+    compare(what, "the closed form", found.value, expected, found.allowed + unsure, x, y)
 
 
 def assert_variance_at_most(
@@ -139,11 +144,11 @@ def assert_variance_at_most(
     QuadratureError, ValueError
         As `assert_unbiased`.
     """
-    x, y = _points(x, y)
+    x, y = check_pairs(x, y)
     limit = np.asarray(bound(x, y) if callable(bound) else bound, np.float64)
     found = integrals.variance(features, x, y, scale=scale, proposal=proposal, kinks=kinks, rtol=rtol)
-    what = f"{_name(features)}: the variance of one row"
-    _compare(what, "at most", found.value, limit, found.allowed, x, y, one_sided=True)
+    what = f"{name_of(features)}: the variance of one row"
+    compare(what, "at most", found.value, limit, found.allowed, x, y, one_sided=True)
 
 
 def assert_positive(features: Subject, x: Any, y: Any, *, scale: float | None = None, strict: bool = False) -> None:
@@ -164,21 +169,23 @@ def assert_positive(features: Subject, x: Any, y: Any, *, scale: float | None = 
     AssertionError
         If a feature is negative (or zero); the message gives the side, the row and the point.
     """
-    x, y = _points(x, y)
+    x, y = check_pairs(x, y)
     angles = 2 * math.pi * (np.arange(32) + 0.5) / 32
     circle = np.stack([np.cos(angles), np.sin(angles)], -1)
     directions = (np.logspace(-3, 2, 36)[:, None, None] * circle).reshape(-1, 2)
+    given = features
+    if not isinstance(given, Features):
+        given = bind(given, np.zeros((1, x.shape[-1])), scale=scale_of(given, scale))
     for index in np.ndindex(x.shape[:-1]):
-        rows = directions @ plane(x[index], y[index])
-        given = features if isinstance(features, Features) else integrals.bind(features, rows, scale=_scale(features, scale))
-        bound = integrals.with_rows(given, rows)
+        rows = directions @ plane(*inner_points(given, x[index], y[index]))
+        bound = with_rows(given, rows)
         for side, point in (("query", x[index]), ("key", y[index])):
             _, sign = transform(point[None], bound, side=side, log=True)  # type: ignore[arg-type]
             bad = sign[0] <= 0 if strict else sign[0] < 0
             if np.any(bad):
                 row = rows[int(np.argmax(bad)) % len(rows)]
                 raise AssertionError(
-                    f"{_name(features)} has a {'feature that is not positive' if strict else 'negative feature'} on "
+                    f"{name_of(features)} has a {'feature that is not positive' if strict else 'negative feature'} on "
                     f"the {side} side: at {point.tolist()} for the row {row.tolist()}"
                 )
 
@@ -215,11 +222,11 @@ def assert_ordering(
     QuadratureError, ValueError
         As `assert_unbiased`.
     """
-    x, y = _points(x, y)
+    x, y = check_pairs(x, y)
     left, right = (_per_column(one, x, y, scale, kinks, rtol) for one in (better, worse))
-    what = f"the variance of {_name(better)} at equal columns"
+    what = f"the variance of {name_of(better)} at equal columns"
     allowed = np.asarray(left.allowed + right.allowed)
-    _compare(what, f"at most that of {_name(worse)},", left.value, right.value, allowed, x, y, one_sided=True)
+    compare(what, f"at most that of {name_of(worse)},", left.value, right.value, allowed, x, y, one_sided=True)
 
 
 def _per_column(
@@ -230,100 +237,5 @@ def _per_column(
         return integrals.Integral(value, rtol * np.abs(value))
     own = None if isinstance(given, Features) else scale
     found = integrals.variance(given, x, y, scale=own, kinks=kinks, rtol=rtol)
-    columns = len(_map(given).activations)
+    columns = len(map_of(given).activations)
     return integrals.Integral(columns * found.value, columns * found.allowed)
-
-
-def _map(features: Subject) -> FeatureMap:
-    return features.map if isinstance(features, Features) else maps.resolve(features)
-
-
-def _scale(features: Subject, scale: float | None) -> float:
-    if isinstance(features, Features):
-        return float(features.scale)
-    return 1.0 if scale is None else scale
-
-
-def _name(given: Any) -> str:
-    """What an estimator is called in messages: its registered name, or that of its activations or function."""
-    if isinstance(given, str):
-        return repr(given)
-    if isinstance(given, Features | FeatureMap):
-        feature_map = _map(given)
-        registered = next((name for name in maps.names() if maps.lookup(name) is feature_map), None)
-        return repr(registered) if registered else ", ".join(_name(one) for one in feature_map.activations)
-    return str(getattr(given, "__name__", repr(given)))
-
-
-def _points(x: Any, y: Any) -> tuple[Array, Array]:
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if x.ndim == 0 or y.ndim == 0 or x.shape[-1] != y.shape[-1] or x.shape[-1] == 0:
-        raise ValueError(f"x and y must be of shape (*batch, dim) with one dim above 0, got {x.shape} and {y.shape}")
-    if not (np.all(np.isfinite(x)) and np.all(np.isfinite(y))):
-        raise ValueError("x and y must be finite")
-    first, second = np.broadcast_arrays(x, y)
-    if first.size == 0:
-        raise ValueError(f"x and y hold no pair, got shapes {x.shape} and {y.shape}")
-    return first, second
-
-
-def _kernel(
-    features: Subject, kernel: Kernel | Pairwise | None, x: Array, y: Array, scale: float | None
-) -> tuple[Array, Any]:
-    """What is to be estimated, and how far rounding of x·y may have moved it."""
-    kernel = kernel or _map(features).kernel
-    if kernel is None:
-        raise ValueError(f"{_name(features)} names no kernel to compare with: pass kernel=")
-    if not isinstance(kernel, Kernel):
-        return np.asarray(kernel(x, y), np.float64), 0.0
-    return _closed_form(kernel.log, getattr(kernel, "sign", None), x, y, _scale(features, scale))
-
-
-def _closed_form(log: LogKernel, sign: LogKernel | None, x: Array, y: Array, scale: float) -> tuple[Array, Array]:
-    """Value of a function of x·y, |x|² and |y|², and how much it moves with the rounding of x·y.
-
-    That is much where points are nearly parallel and the function has a steep angle there, or nearly opposed and
-    |x + y|² is a difference of larger numbers.
-    """
-    dot, xx, yy = (scale * np.sum(a * b, -1) for a, b in ((x, y), (x, x), (y, y)))
-    shift = _DOT_ROUNDING * np.sqrt(xx * yy)
-
-    def value(dot: Array) -> Array:
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            found: Array = np.exp(np.asarray(log(np, dot, xx, yy)))
-            return found if sign is None else found * np.asarray(sign(np, dot, xx, yy))
-
-    middle = value(dot)
-    moved = [np.nan_to_num(np.abs(value(dot + step) - middle)) for step in (-shift, shift)]
-    return middle, np.maximum(*moved)
-
-
-def _compare(
-    what: str,
-    against: str,
-    found: Any,
-    expected: Any,
-    allowed: Any,
-    x: Array,
-    y: Array,
-    one_sided: bool = False,
-) -> None:
-    """Require found = expected, or found <= expected, within what is allowed; NaN is refused."""
-    try:
-        expected = np.broadcast_to(expected, np.shape(found))
-    except ValueError as error:
-        raise ValueError(f"expected values have shape {np.shape(expected)}, but there are pairs {x.shape[:-1]}") from error
-    excess = found - expected if one_sided else np.abs(found - expected)
-    holds = excess <= allowed
-    if np.all(holds):
-        return
-    with np.errstate(divide="ignore", invalid="ignore"):
-        badness = np.where(holds, -1.0, np.nan_to_num(excess / allowed, nan=np.inf))
-    worst = np.unravel_index(int(np.argmax(badness)), np.shape(found))
-    value, wanted, apart = float(found[worst]), float(expected[worst]), float(excess[worst])
-    relative = f", {apart / abs(wanted):.2e} of it" if wanted != 0 else ""
-    at = f" (pair {tuple(int(i) for i in worst)}, {int(np.sum(~holds))} of {holds.size} fail)" if worst else ""
-    raise AssertionError(
-        f"{what} is {value:.15g}, not {against} {wanted:.15g}: {apart:.2e} too {'much' if one_sided else 'far apart'}"
-        f"{relative}, where {float(allowed[worst]):.1e} is allowed, for x = {x[worst].tolist()}, y = {y[worst].tolist()}{at}"
-    )

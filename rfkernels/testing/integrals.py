@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels import core, maps, proposals
+from rfkernels import maps, proposals
 from rfkernels.estimates import transform
 from rfkernels.features import Features, Side
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Gaussian
+from rfkernels.testing.binding import bind, inner_points, row_estimates, with_rows
 from rfkernels.testing.grids import Array, Grid, hermite, plane, polar, strips
 
 ROUNDING = 256 * float(np.finfo(np.float64).eps)
@@ -38,68 +39,6 @@ class Integral(NamedTuple):
 
     value: Any
     allowed: Any
-
-
-def bind(
-    feature_map: str | FeatureMap,
-    rows: Any,
-    *,
-    scale: float = 1.0,
-    query: Side = Side(),
-    key: Side = Side(),
-    log_weight: Any = 0.0,
-) -> Features:
-    """Return features of given rows, such as those of a `Grid`.
-
-    Parameters
-    ----------
-    feature_map : str or FeatureMap
-        The map.
-    rows : array, shape (rows, dim)
-        The projection.
-    scale : float, default 1
-        Multiplies x·y.
-    query, key : Side, optional
-        The affine preprocessing; none by default.
-    log_weight : array, shape (rows,) or (), default 0
-        The log-weight of each row.
-
-    Returns
-    -------
-    Features
-    """
-    rows = np.asarray(rows, np.float64)
-    weights = np.broadcast_to(np.asarray(log_weight, np.float64), len(rows))
-    return Features(maps.resolve(feature_map), rows, weights, query, key, np.asarray(scale, np.float64))
-
-
-def with_rows(features: Features, rows: Any, log_weight: Any = 0.0) -> Features:
-    """Return the same features with other rows, whose log-weights are added to that of the first row."""
-    weights = np.broadcast_to(np.asarray(features.log_weight)[0] + log_weight, len(rows))
-    return dataclasses.replace(features, projection=rows, log_weight=weights)
-
-
-def row_estimates(features: Features, x: Any, y: Any) -> Array:
-    """Return what each projection row alone would estimate.
-
-    Parameters
-    ----------
-    features : Features
-        The features, without batch axes.
-    x, y : array, shape (*batch, dim)
-        Points of the query and the key side; batch axes broadcast.
-
-    Returns
-    -------
-    array, shape (*batch, rows)
-        Σ h(u, …) h(v, …) over the activations of a row, divided by their number: φ(x)·φ(y) is the mean over rows.
-    """
-    log_x, sign_x = transform(x[..., None, :], features, side="query", log=True)
-    log_y, sign_y = transform(y[..., None, :], features, side="key", log=True)
-    columns = (sign_x * sign_y * np.exp(log_x + log_y))[..., 0, :]
-    by_activation = columns.reshape(*columns.shape[:-1], len(features.map.activations), features.rows)
-    total: Array = features.rows * by_activation.sum(-2)  # φ holds m^-½ on each side, for all rows together
-    return total
 
 
 def mean(
@@ -246,10 +185,12 @@ def _subject(features: str | FeatureMap | Features, scale: float | None, dim: in
         raise ValueError(f"features are of dim {features.dim}, but x and y of {dim}")
     if features.map.radii is not None:
         raise ValueError("a map that has radii cannot be integrated over them; use assert_unbiased_by_sampling")
-    sides = [Side(*(None if a is None else np.asarray(a, np.float64) for a in s)) for s in (features.query, features.key)]
-    weight = np.asarray(features.log_weight, np.float64)[:1]
-    scale = np.asarray(features.scale, np.float64)
-    return dataclasses.replace(features, log_weight=weight, query=sides[0], key=sides[1], scale=scale)
+    query, key = (
+        Side(*(None if a is None else np.asarray(a, np.float64) for a in side))
+        for side in (features.query, features.key)
+    )
+    arrays = np.asarray(features.log_weight, np.float64)[:1], np.asarray(features.scale, np.float64)
+    return dataclasses.replace(features, log_weight=arrays[0], query=query, key=key, scale=arrays[1])
 
 
 def _check_proposal(features: str | FeatureMap | Features, proposal: Gaussian, dim: int) -> None:
@@ -272,8 +213,7 @@ def _rows(
             drawn, log_weight = proposals.propose(np, proposal, grid.rows, np.zeros)
             yield drawn, grid.weights, log_weight
         return
-    identity = dataclasses.replace(subject, projection=np.eye(len(x)))
-    u, v = core.project(np, x[None], identity, "query")[0][0], core.project(np, y[None], identity, "key")[0][0]
+    u, v = inner_points(subject, x, y)
     basis = plane(u, v)
     for grid in _grids(subject.map, basis @ u, basis @ v, kinks):
         yield grid.rows @ basis, grid.weights, np.zeros(len(grid.rows))

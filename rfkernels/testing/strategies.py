@@ -250,9 +250,8 @@ def batches(
     shape = draw(shapes(dim, longest, axes))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     zeros = draw(st.sampled_from([0.0, 0.3]))
-    return Batch(
-        *(_ball(rng, one, norm, zeros).astype(dtype) for one in shape[:2]), rng.standard_normal(shape.v).astype(dtype)
-    )
+    q, k = _ball(rng, shape.q, norm, zeros), _ball(rng, shape.k, norm, zeros)
+    return Batch(q.astype(dtype), k.astype(dtype), rng.standard_normal(shape.v).astype(dtype))
 
 
 def _ball(rng: np.random.Generator, shape: tuple[int, ...], norm: float, zeros: float) -> Array:
