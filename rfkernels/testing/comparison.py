@@ -83,7 +83,8 @@ def closed_form(log: LogKernel, sign: LogKernel | None, x: Array, y: Array, scal
             return found if sign is None else found * np.asarray(sign(np, dot, xx, yy))
 
     middle = value(dot)
-    moved = [np.nan_to_num(np.abs(value(dot + step) - middle), posinf=0.0) for step in (-shift, shift)]
+    with np.errstate(invalid="ignore"):  # infinity less infinity: no allowance
+        moved = [np.nan_to_num(np.abs(value(dot + step) - middle), posinf=0.0) for step in (-shift, shift)]
     return middle, np.maximum(*moved)
 
 
