@@ -13,6 +13,7 @@ from rfkernels.testing.assertions import (
     assert_variance_at_most,
 )
 from rfkernels.testing.binding import bind, row_estimates, with_rows
+from rfkernels.testing.comparison import kernel_value
 from rfkernels.testing.grids import Grid, hermite, plane, polar, strips
 from rfkernels.testing.integrals import Integral, QuadratureError, mean, variance
 from rfkernels.testing.laws import assert_marginal_law
@@ -32,6 +33,7 @@ __all__ = [
     "assert_variance_by_sampling",
     "bind",
     "hermite",
+    "kernel_value",
     "mean",
     "plane",
     "polar",

@@ -49,8 +49,8 @@ def assert_unbiased(
     x, y : array, shape (*batch, dim)
         Points of the query and the key side; batch axes broadcast.
     kernel : Kernel or callable, optional
-        The kernel of the scaled points, or a function ``kernel(x, y)`` of the points as they are given. By default the
-        kernel that the map names.
+        The kernel of the scaled points, or a function ``kernel(x, y)`` of the points as they are given, which returns
+        values or an `Integral` of values and what to allow for them. By default the kernel that the map names.
     scale : float, optional
         Multiplies x·y, for a map; 1 by default. Features have theirs.
     proposal : proposals.Gaussian, optional

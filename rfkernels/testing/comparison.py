@@ -12,6 +12,7 @@ from rfkernels.features import Features
 from rfkernels.kernels import Kernel, LogKernel
 from rfkernels.maps import FeatureMap
 from rfkernels.testing.grids import Array
+from rfkernels.testing.integrals import Integral
 
 Subject = str | FeatureMap | Features
 Pairwise = Callable[[Any, Any], Any]
@@ -56,19 +57,38 @@ def check_pairs(x: Any, y: Any) -> tuple[Array, Array]:
     return first, second
 
 
-def kernel_of(
-    features: Subject, kernel: Kernel | Pairwise | None, x: Array, y: Array, scale: float | None
-) -> tuple[Array, Any]:
+def kernel_of(features: Subject, kernel: Kernel | Pairwise | None, x: Array, y: Array, scale: float | None) -> Integral:
     """What is to be estimated, and how far rounding of x·y may have moved it."""
     kernel = kernel or map_of(features).kernel
     if kernel is None:
         raise ValueError(f"{name_of(features)} names no kernel to compare with: pass kernel=")
-    if not isinstance(kernel, Kernel):
-        return np.asarray(kernel(x, y), np.float64), 0.0
-    return closed_form(kernel.log, getattr(kernel, "sign", None), x, y, scale_of(features, scale))
+    if isinstance(kernel, Kernel):
+        return kernel_value(kernel, x, y, scale=scale_of(features, scale))
+    given = kernel(x, y)
+    return given if isinstance(given, Integral) else Integral(np.asarray(given, np.float64), 0.0)
 
 
-def closed_form(log: LogKernel, sign: LogKernel | None, x: Array, y: Array, scale: float) -> tuple[Array, Array]:
+def kernel_value(kernel: Kernel, x: Any, y: Any, *, scale: float = 1.0) -> Integral:
+    """Return k(√scale x, √scale y), and how far rounding of x·y may have moved it.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        The closed form.
+    x, y : array, shape (*batch, dim)
+        The points; batch axes broadcast.
+    scale : float, default 1
+        Multiplies x·y.
+
+    Returns
+    -------
+    Integral
+        The values, with their sign, and the deviations to allow for.
+    """
+    return closed_form(kernel.log, kernel.sign, np.asarray(x), np.asarray(y), scale)
+
+
+def closed_form(log: LogKernel, sign: LogKernel | None, x: Array, y: Array, scale: float) -> Integral:
     """Value of a function of x·y, |x|² and |y|², and how much it moves with the rounding of x·y.
 
     That is much where points are nearly parallel and the function has a steep angle there, or nearly opposed and
@@ -85,7 +105,7 @@ def closed_form(log: LogKernel, sign: LogKernel | None, x: Array, y: Array, scal
     middle = value(dot)
     with np.errstate(invalid="ignore"):  # infinity less infinity: no allowance
         moved = [np.nan_to_num(np.abs(value(dot + step) - middle), posinf=0.0) for step in (-shift, shift)]
-    return middle, np.maximum(*moved)
+    return Integral(middle, np.maximum(*moved))
 
 
 def compare(

@@ -61,7 +61,8 @@ def hermite(nodes: int = 48, dim: int = 2) -> Grid:
 def polar(x: Any, y: Any, nodes: int = 16, radial: int = 40, reach: float = 12.0) -> Grid:
     """Return a polar Gauss–Legendre grid for functions of w·x and w·y with kinks or jumps at zero only.
 
-    The circle is cut at the four directions perpendicular to x or y, so that no piece has a kink inside.
+    The circle is cut at the four directions perpendicular to x or y, so that no piece has a kink inside; pieces much
+    wider than a right angle are halved.
 
     Parameters
     ----------
@@ -79,9 +80,12 @@ def polar(x: Any, y: Any, nodes: int = 16, radial: int = 40, reach: float = 12.0
     Grid
     """
     perpendicular = [math.atan2(v[1], v[0]) + turn for v in (x, y) for turn in (math.pi / 2, -math.pi / 2)]
-    start = perpendicular[0]
-    cuts = np.sort(np.mod(np.array(perpendicular) - start, 2 * math.pi))  # from a cut on, so that no piece wraps around
-    turns, turn_weights = _pieces(np.append(cuts, 2 * math.pi), nodes)
+    start = perpendicular[0]  # a cut, so that no piece wraps around
+    cuts = np.sort(np.mod(np.array(perpendicular) - start, 2 * math.pi))
+    cuts = np.append(cuts, 2 * math.pi)
+    wide = np.diff(cuts) > 1.75
+    cuts = np.unique([*cuts, *((cuts[:-1] + cuts[1:]) / 2)[wide]])  # halves converge faster where a map is steep
+    turns, turn_weights = _pieces(cuts, nodes)
     angles, radii = start + turns, reach * (1 + _legendre(radial)[0]) / 2
     density = reach / 2 * _legendre(radial)[1] * radii * np.exp(-(radii**2) / 2) / (2 * math.pi)
     rows = radii[:, None, None] * np.stack([np.cos(angles), np.sin(angles)], -1)

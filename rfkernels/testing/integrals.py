@@ -21,6 +21,9 @@ ROUNDING = 256 * float(np.finfo(np.float64).eps)
 
 _LARGEST_DIM = 3
 
+_POLAR = (12, 32, 11.0), (20, 44, 12.0), (32, 72, 13.0), (56, 128, 16.0)
+"""Sizes of polar grids; bounded and polynomial maps of points of norm one need the first two."""
+
 
 class QuadratureError(ArithmeticError):
     """Grids of different sizes disagree, so that nothing can be said of the map: neither that it passes nor fails."""
@@ -53,7 +56,7 @@ def mean(
 ) -> Integral:
     """Integrate what a row estimates, E φ(x)·φ(y), pair by pair.
 
-    Two grids of different sizes have to agree to a quarter of what is allowed, or a third one with the larger of them.
+    Two grids of different sizes have to agree to a quarter of what is allowed, or else a larger one with the second.
     That is strong evidence, though no proof: a spike between all nodes goes unseen.
 
     Parameters
@@ -206,7 +209,7 @@ def _check_proposal(features: str | FeatureMap | Features, proposal: Gaussian, d
 def _rows(
     subject: Features, x: Array, y: Array, proposal: Gaussian | None, kinks: Sequence[float] | None
 ) -> Iterator[tuple[Array, Array, Array]]:
-    """Rows, weights and log-weights of three grids, from the smallest to the largest."""
+    """Rows, weights and log-weights of grids, from the smallest to the largest."""
     if proposal is not None:
         for nodes in (32, 48, 96):
             grid = hermite(nodes, len(x))
@@ -223,7 +226,7 @@ def _grids(feature_map: FeatureMap, u: Array, v: Array, kinks: Sequence[float] |
     if kinks is None and feature_map.exponential:
         yield from (hermite(nodes) for nodes in (32, 48, 96))
     elif not np.any(np.asarray(() if kinks is None else kinks)):
-        yield from (polar(u, v, *sizes) for sizes in ((12, 32, 11.0), (16, 44, 12.0), (32, 96, 16.0)))
+        yield from (polar(u, v, *sizes) for sizes in _POLAR)
     else:
         yield from (strips(u, v, kinks or (), *sizes) for sizes in ((24, 11.0), (32, 12.0), (56, 16.0)))
 
