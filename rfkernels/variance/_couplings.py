@@ -1,0 +1,71 @@
+"""The number that a coupling of rows changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rfkernels._arrays import namespace
+from rfkernels.variance import _series
+
+_COSINES = {"independent": lambda dim: None, "orthogonal": lambda dim: 0.0, "simplex": lambda dim: -1 / (dim - 1)}
+
+
+def coupling_moment(kind: str | float, s: Any, dim: int, *, log: bool = False) -> Any:
+    """Return C, the relative cross moment E X(w) X(w') / K² of two coupled rows of positive features.
+
+    Rows have independent chi norms and Haar-distributed directions of cosine c:
+    C = e^(−s) E 1F1(dim; dim/2; (s/2)(1 + 2c √(b (1 − b)))), b ~ Beta(dim/2, dim/2). Independent rows have 1,
+    orthogonal ones e^(−s) 1F1(dim; dim/2; s/2), and C falls with c. It follows from the mean over a sphere of
+    e^(z·(w + w')) and is the same for every isotropic proposal; theorem 2 of Performers (arXiv 2009.14794) bounds it
+    for orthogonal rows. For pairs of cosines or hyperbolic cosines take the mean of C at c and −c.
+
+    Parameters
+    ----------
+    kind : {"independent", "orthogonal", "simplex"} or float
+        The coupling, or the cosine itself; "simplex" is −1/(dim − 1).
+    s : array or float
+        |x + y|² of the scaled points; −|x − y|² for trigonometric features.
+    dim : int
+        The width, at least 2 unless rows are independent.
+    log : bool, default False
+        Return log C, of s ≥ 0.
+
+    Returns
+    -------
+    array, shape of s
+
+    Raises
+    ------
+    ValueError
+        If the kind is unknown, the cosine is not in [−1, 1], dim is too small, or a log is asked for s < 0.
+    """
+    xp = namespace(s)
+    s = s if hasattr(s, "dtype") and s.dtype.kind == "f" else xp.asarray(s, dtype=float)
+    cosine = _cosine(kind, dim)
+    if cosine is None:
+        return xp.zeros_like(s) if log else xp.ones_like(s)
+    if log:
+        if xp is np and np.any(s < 0):
+            raise ValueError("log=True needs s of at least 0, since C may be negative for s < 0")
+        return _series.log_moment(s, dim, cosine)
+    positive, negative = xp.where(s > 0, s, 0), xp.where(s < 0, -s, 0)
+    scale = negative  # 1 − C grows like e^(−s) for s < 0
+    turned = xp.exp(negative) * (xp.exp(-scale) - _series.gap(-negative, dim, cosine, scale))
+    return xp.where(s >= 0, xp.exp(_series.log_moment(positive, dim, cosine)), turned)
+
+
+def _cosine(kind: Any, dim: int) -> float | None:
+    if isinstance(dim, bool) or not isinstance(dim, int | np.integer) or dim < 1:
+        raise ValueError(f"dim must be a positive integer, got {dim!r}")
+    if isinstance(kind, str) and kind in _COSINES:
+        if kind != "independent" and dim < 2:
+            raise ValueError(f"coupled directions need a dim of at least 2, got {dim}")
+        return _COSINES[kind](dim)
+    if isinstance(kind, int | float) and not isinstance(kind, bool) and -1 <= kind <= 1 and dim > 1:
+        return float(kind)
+    raise ValueError(
+        f"kind must be 'independent', 'orthogonal', 'simplex' or a cosine of directions in more than one dimension, "
+        f"got {kind!r} in {dim}"
+    )

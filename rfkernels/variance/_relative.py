@@ -1,0 +1,176 @@
+"""The relative mean squared error of kernel estimates."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from rfkernels.maps import FeatureMap
+from rfkernels.proposals import Proposal
+from rfkernels.samplers import Rows, Sampler
+from rfkernels.variance import _series, _sphere
+from rfkernels.variance._rows import (
+    Form,
+    Pair,
+    Spread,
+    check_count,
+    cosine_of,
+    coupled_pairs,
+    directions,
+    form_of,
+    log_second_moment,
+    mean_excess,
+    resolve,
+    scaled_pair,
+    spread_of,
+)
+
+
+def relative(
+    feature_map: str | FeatureMap,
+    x: Any,
+    y: Any,
+    *,
+    count: int,
+    sampler: str | Sampler | Rows = "orthogonal",
+    scale: float = 1.0,
+    proposal: Proposal | None = None,
+    log: bool = False,
+) -> Any:
+    """Return E (k̂(x, y) / k(x, y) − 1)², the relative mean squared error of an estimated kernel.
+
+    For exponential maps, whose rows v = R w + μ come from a Gaussian proposal (R = I, μ = 0 for none), one row has the
+    relative variance RV below, where s = |x + y|², δ = |x − y|², z = x + y − μ; of an isotropic proposal σ² I the
+    number ρ = 2σ² − 1 and G = ((1 + ρ)²/4ρ)^(dim/2) matter, and G = ρ = 1 without one:
+
+    - positive, exp: G exp(|z|²/ρ) − 1; in antithetic pairs, a pair counted once, ½ G (exp(|z|²/ρ) + exp(−|z|²)) − 1;
+    - hyperbolic (μ = 0): ½ G (exp(s/ρ) + exp(−s)) − 1, which is 2 sinh²(s/2) for G = 1;
+    - trigonometric: ½ G (exp(−δ/ρ) + exp(δ)) − 1, which is 2 sinh²(δ/2) for G = 1
+
+    (lemma 2 of Performers, arXiv 2009.14794; Chefs' random tables, arXiv 2205.15317). n independent rows have RV/n. In
+    blocks of dim rows with coupled directions N of the n² pairs of rows, J dim (dim − 1) + r (r − 1) for
+    n = J dim + r, are coupled and the error is RV/n − N (1 − C)/n², with C of `coupling_moment` (of −δ for
+    trigonometric features), whatever the isotropic proposal. Rows of the "regularized" sampler are biased; the square
+    of the bias is included.
+
+    Parameters
+    ----------
+    feature_map : str or FeatureMap
+        A registered name or a map. One that is not of a form above must have `log_variance` and `kernel`.
+    x, y : array, shape (*batch, dim)
+        Points; batch axes broadcast. Differentiable under JAX.
+    count : int
+        Feature columns, as in `rfkernels.draw`.
+    sampler : str, Sampler or callable, default "orthogonal"
+        How rows are coupled.
+    scale : float, default 1
+        Multiplies x·y.
+    proposal : proposals.Gaussian, optional
+        The distribution of rows, as in `rfkernels.draw`.
+    log : bool, default False
+        Return the natural logarithm, which does not overflow.
+
+    Returns
+    -------
+    array, shape (*batch)
+        0 (log: −inf) where estimates are exact, inf where their variance is infinite or the number overflows.
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type.
+    ValueError
+        If shapes or sizes do not fit, or if no closed form is known: for a map without one, for a coupling other than
+        independent, orthogonal and simplex, for coupled rows of a map that is not of a form above or of a proposal
+        that is not isotropic, for a mixture, and for a proposal with a mean for trigonometric features, or for coupled
+        rows of hyperbolic ones.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rfkernels as rfk
+    >>> from rfkernels import variance
+    >>> x, y = np.array([0.6, 0.0, 0.3, 0.0]), np.array([0.0, 0.5, 0.3, 0.1])
+    >>> print(f"{variance.relative('positive', x, y, count=64, sampler='iid'):.4f}")
+    0.0262
+    >>> print(f"{variance.relative('positive', x, y, count=64):.4f}")
+    0.0226
+    """
+    feature_map, sampler = resolve(feature_map, sampler)
+    draws = check_count(feature_map, sampler, count)
+    xp, pair = scaled_pair(x, y, scale)
+    form = form_of(feature_map)
+    if form is None:
+        logs = _of_any_map(xp, feature_map, pair, draws, sampler, proposal)
+        return logs if log else _exp(xp, logs)
+    if sampler.law != "normal":
+        scaled, top = _sphere.error(xp, form, pair, draws, sampler, proposal)
+    else:
+        scaled, top = _of_normal_rows(xp, form, pair, draws, sampler, proposal)
+    if log:
+        return xp.where(scaled > 0, xp.log(xp.where(scaled > 0, scaled, 1)) + top, -xp.inf)
+    return _exp(xp, top) * scaled
+
+
+def _exp(xp: Any, logs: Any) -> Any:
+    with np.errstate(over="ignore"):
+        return xp.exp(logs)
+
+
+def _of_normal_rows(
+    xp: Any, form: Form, pair: Pair, draws: int, sampler: Sampler, proposal: Proposal | None
+) -> tuple[Any, Any]:
+    """Return the error times e^(−top), and top."""
+    dim = pair.x.shape[-1]
+    cosine, coupled = cosine_of(sampler, dim), coupled_pairs(draws, dim)
+    spread = spread_of(xp, proposal, dim, pair.x.dtype)
+    points = directions(xp, form, pair, spread)
+    turns = (1, -1) if sampler.antithetic else (1,)
+    pairs = [(points[0], other) for other in points]
+    if spread.mean is not None:
+        pairs = [(one, other) for one in points for other in points]
+    sign = form.square_sign
+    exponents = [log_second_moment(xp, spread, sign, *two, turn) for two in pairs for turn in turns]
+    squared = sign * xp.sum(points[0] * points[0], -1)
+    moment = mean_excess(xp, exponents, floor=-squared)
+    total = moment.scaled / draws
+    if cosine is None or not coupled:
+        return total, moment.top
+    _require_isotropic(form, sampler, spread)
+    both = (cosine, -cosine) if cosine != 0 and (sampler.antithetic or len(form.signs) == 2) else (cosine,)
+    gap = sum(_series.gap(squared, dim, c, moment.top) for c in both) / len(both)
+    return total - gap * (coupled / draws**2), moment.top
+
+
+def _require_isotropic(form: Form, sampler: Sampler, spread: Spread) -> None:
+    half = f"'iid' or samplers.antithetic('iid') instead of {sampler.name!r}"
+    if not spread.equal:
+        raise ValueError(
+            f"no closed form is known for coupled rows of a proposal whose root is not isotropic; ask for {half}"
+        )
+    if spread.mean is not None and len(form.signs) == 2:
+        raise ValueError(
+            f"no closed form is known for coupled rows of hyperbolic features under a proposal with a mean; "
+            f"ask for {half}"
+        )
+
+
+def _of_any_map(
+    xp: Any, feature_map: FeatureMap, pair: Pair, draws: int, sampler: Sampler, proposal: Proposal | None
+) -> Any:
+    """Return the log of the error from a map's own variance of a row."""
+    name = f"the map of kernel {feature_map.kernel.name!r}" if feature_map.kernel else "the map"
+    if feature_map.log_variance is None or feature_map.kernel is None:
+        raise ValueError(f"{name} has no closed form of its variance: it needs log_variance and kernel")
+    if proposal is not None:
+        raise ValueError(f"no closed form is known for {name} under a proposal")
+    if sampler.law != "normal" or sampler.coupling != "independent" or sampler.antithetic:
+        raise ValueError(
+            f"for {name} the variance is known of independent normal rows only, not of the sampler {sampler.name!r}; "
+            "ask for sampler='iid'"
+        )
+    x, y = pair
+    inner = xp.sum(x * y, -1), xp.sum(x * x, -1), xp.sum(y * y, -1)
+    return feature_map.log_variance(xp, *inner) - 2 * feature_map.kernel.log(xp, *inner) - math.log(draws)

@@ -1,0 +1,212 @@
+"""Means over the directions of coupled rows, as sums without cancellation: C(s), 1 − C(s) and the law on a sphere.
+
+Two rows of independent chi norms whose Haar-distributed directions have the cosine c, and x = s/2, n = dim/2:
+
+    C = e^(−s) E 1F1(dim; n; x (1 + c sin 2φ)),  φ on (0, π/2) with the density of (sin φ cos φ)^(dim − 1),
+
+since the squared norms stand in the ratio sin²φ : cos²φ and the sum of both rows points anywhere. All terms of the
+series of 1F1 are positive for s > 0. By Kummer's transformation C is for c = 0 the mean of
+p_k = n (n − 1) … (n − k + 1) / (n (n + 1) … (n + k − 1)) over k ~ Poisson(x), from which 1 − C is had term by term.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rfkernels._arrays import is_jax, namespace, stopped
+
+_NEAR = 0.5
+"""Below this |s| / 2 a power series gives 1 − C."""
+
+_NEAR_TERMS = 24
+_TRACED_TERMS = 512
+_BLOCK = 1 << 21
+_ANGLES = 160
+
+
+def log_moment(s: Any, dim: int, cosine: float) -> Any:
+    """Return log C for s ≥ 0, any shape."""
+    xp = namespace(s)
+    x = xp.where(s > 0, s, 1) / 2
+    count = _term_count(x, 2 * (1 + max(cosine, 0.0)))
+    logs = xp.asarray(_rising(dim, cosine, count), s.dtype)
+    order = xp.arange(count, dtype=s.dtype)
+    found = _by_blocks(lambda part: _log_sum(xp, logs + order * xp.log(part)[..., None]) - 2 * part, x, count)
+    return xp.where(s > 0, found, 0)
+
+
+def gap(s: Any, dim: int, cosine: float, log_scale: Any = 0.0) -> Any:
+    """Return (1 − C) e^(−log_scale); for s < 0, which trigonometric features have, log_scale must be at least −s."""
+    xp = namespace(s)
+    near = abs(s) < 2 * _NEAR
+    small = xp.where(near, s, 0) / 2
+    series = xp.zeros_like(s)
+    for coefficient in _near(dim, cosine)[::-1]:
+        series = series * small + coefficient
+    close = series * small * xp.exp(-small - log_scale)
+    far_positive, far_negative = xp.where(s >= 2 * _NEAR, s, 1), xp.where(s <= -2 * _NEAR, -s, 1)
+    far = -xp.expm1(log_moment(far_positive, dim, cosine)) * xp.exp(-log_scale)
+    if not _all_positive(s):
+        turned = xp.exp(-log_scale) - xp.exp(xp.where(near | (s > 0), 0, -s - log_scale)) * _turned(
+            far_negative, dim, cosine
+        )
+        far = xp.where(s > 0, far, turned)
+    return xp.where(near, close, far)
+
+
+def _turned(delta: Any, dim: int, cosine: float) -> Any:
+    """Return C e^(−delta) at s = −delta < 0: the mean of (−1)^k p_k over k ~ Poisson((1 + c sin 2φ) delta / 2)."""
+    xp = namespace(delta)
+    total = xp.zeros_like(delta)
+    if cosine == 0:
+        nodes, weights = np.zeros(1), np.ones(1)
+    else:
+        nodes, weights = ratios(dim)
+    for node, weight in zip(nodes, weights, strict=True):
+        mean = delta / 2 * (1 + cosine * node)
+        count = _term_count(mean, 1.0)
+        if dim % 2 == 0:
+            count = min(count, dim // 2 + 1)
+        signs, logs = _falling(dim, count)
+        order = np.arange(count)
+        signs, logs = (xp.asarray(a, delta.dtype) for a in (signs * (-1.0) ** order, logs - _log_factorial(count)))
+        order = xp.asarray(order, delta.dtype)
+
+        def poisson(part: Any, signs: Any = signs, logs: Any = logs, order: Any = order) -> Any:
+            return xp.sum(signs * xp.exp(logs + order * xp.log(part)[..., None] - part[..., None]), -1)
+
+        total = total + weight * _by_blocks(poisson, mean, count)
+    return total
+
+
+def sphere(dim: int) -> tuple[Any, Any]:
+    """Return nodes and weights for the mean over a coordinate of a uniform direction, from −1 to 1."""
+    if dim == 1:
+        return np.array([-1.0, 1.0]), np.array([0.5, 0.5])
+    points, weights = np.polynomial.legendre.leggauss(400)
+    angles = math.pi * (1 + points) / 2
+    logs = np.log(weights) + (dim - 2) * np.log(np.sin(angles))
+    weights = np.exp(logs - np.max(logs))
+    return np.cos(angles), weights / np.sum(weights)
+
+
+@lru_cache(maxsize=64)
+def sphere_bias(dim: int) -> tuple[float, ...]:
+    """Return coefficients from x² on, x = s/2, of 0F1(; n; n x) − e^x, n = dim/2: those of the mean less those of 1."""
+    n, ratio, defect, found = dim / 2, 1.0, 0.0, []
+    for k in range(1, _NEAR_TERMS + 1):
+        defect -= ratio * (k - 1) / (n + k - 1)  # n^k / (n)_k − 1
+        ratio *= n / (n + k - 1)
+        found.append(defect / math.factorial(k))
+    return tuple(found[1:])
+
+
+class Degree(NamedTuple):
+    """Spherical harmonics of one degree: how many there are, and their zonal one at a right angle, 1 at none."""
+
+    degree: int
+    count: float
+    right_angle: float
+
+
+def degrees(dim: int, even: bool) -> list[Degree]:
+    """Return the harmonics, above the constant, that functions with a fast Taylor series have, even ones or all."""
+    found = []
+    for degree in range(2 if even else 1, 17, 2 if even else 1):
+        if dim == 1:
+            count = 1.0 if degree == 1 else 0.0
+        else:
+            count = (2 * degree + dim - 2) / degree * math.comb(degree + dim - 3, degree - 1)
+        angle = 0.0 if degree % 2 or dim == 1 else math.prod(-(2 * j - 1) / (dim + 2 * j - 3) for j in _half(degree))
+        found.append(Degree(degree, count, angle))
+    return found
+
+
+def _half(degree: int) -> range:
+    return range(1, degree // 2 + 1)
+
+
+@lru_cache(maxsize=64)
+def ratios(dim: int) -> tuple[Any, Any]:
+    """Return nodes sin 2φ and weights for the mean over the ratio of two chi norms."""
+    points, weights = np.polynomial.legendre.leggauss(_ANGLES)
+    double = math.pi / 2 * (1 + points)
+    logs = np.log(weights) + (dim - 1) * np.log(np.sin(double))
+    weights = np.exp(logs - np.max(logs))
+    return np.sin(double), weights / np.sum(weights)
+
+
+@lru_cache(maxsize=256)
+def _rising(dim: int, cosine: float, count: int) -> Any:
+    """Logs of the coefficients of C e^(2x) in x: (dim)_k / (dim/2)_k · E (1 + c sin 2φ)^k / k!."""
+    k = np.arange(1, count)
+    logs = np.concatenate([[0.0], np.cumsum(np.log((dim + k - 1) / (dim / 2 + k - 1) / k))])
+    if cosine != 0:
+        nodes, weights = ratios(dim)
+        used = weights > 0
+        steps = np.log(np.maximum(1 + cosine * nodes[used], 1e-300))
+        terms = np.log(weights[used]) + np.arange(count)[:, None] * steps
+        logs = logs + _log_sum(np, terms)
+    return logs
+
+
+@lru_cache(maxsize=256)
+def _falling(dim: int, count: int) -> tuple[Any, Any]:
+    """Signs and logs of p_k, k < count; zeros of an even dim are left out by the caller."""
+    k = np.arange(1, count)
+    factors = (dim / 2 - k + 1) / (dim / 2 + k - 1)
+    signs = np.concatenate([[1.0], np.cumprod(np.sign(factors))])
+    return signs, np.concatenate([[0.0], np.cumsum(np.log(np.abs(factors)))])
+
+
+@lru_cache(maxsize=64)
+def _near(dim: int, cosine: float) -> tuple[float, ...]:
+    """Coefficients of (1 − C) e^x in x from the first power on: (1 − E q_k) / k!."""
+    nodes, weights = ratios(dim) if cosine != 0 else (np.zeros(1), np.ones(1))
+    shift = cosine * nodes
+    p, defects = [1.0], [0.0]
+    for k in range(1, _NEAR_TERMS + 1):
+        factor = (dim / 2 - k + 1) / (dim / 2 + k - 1)
+        p.append(p[-1] * factor)
+        defects.append(defects[-1] + p[-2] * 2 * (k - 1) / (dim / 2 + k - 1))
+    coefficients = []
+    for k in range(1, _NEAR_TERMS + 1):
+        # e^x C = E e^(x h) Σ p_j (x (1 + h))^j / j!, h = c sin 2φ; and (1 + h) + h = 1 + 2h is what 1 would be
+        rest = sum(math.comb(k, j) * shift ** (k - j) * (1 + shift) ** j * defects[j] for j in range(k + 1))
+        grown = -2 * shift * sum((1 + 2 * shift) ** j for j in range(k))  # 1 − (1 + 2h)^k
+        coefficients.append(float(np.sum(weights * (rest + grown))) / math.factorial(k))
+    return tuple(coefficients)
+
+
+def _log_factorial(count: int) -> Any:
+    return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, count)))])
+
+
+def _log_sum(xp: Any, terms: Any) -> Any:
+    top = stopped(xp, xp.max(terms, -1, keepdims=True))
+    return xp.log(xp.sum(xp.exp(terms - top), -1)) + top[..., 0]
+
+
+def _term_count(x: Any, reach: float) -> int:
+    """How many terms of a series whose largest is below reach · x; a power of two, so that few are tabulated."""
+    if is_jax(x):
+        return _TRACED_TERMS
+    largest = reach * float(np.max(x, initial=1.0))
+    return 1 << math.ceil(math.log2(largest + 12 * math.sqrt(largest) + 40))
+
+
+def _by_blocks(function: Any, x: Any, count: int) -> Any:
+    """Apply an elementwise function that makes `count` terms of each element to some elements at a time."""
+    if is_jax(x) or x.size * count <= _BLOCK:
+        return function(x)
+    flat, step = x.reshape(-1), max(1, _BLOCK // count)
+    parts = [function(flat[start : start + step]) for start in range(0, flat.size, step)]
+    return np.concatenate(parts).reshape(x.shape)
+
+
+def _all_positive(s: Any) -> bool:
+    return not is_jax(s) and bool(np.all(s >= 0))
