@@ -36,6 +36,9 @@ class Exact:
     def __rtruediv__(self, other: Any) -> Exact:
         return Exact(_value(other) / self.value)
 
+    def __pow__(self, power: int) -> Exact:
+        return Exact(self.value**power)
+
     __radd__ = __add__
     __rmul__ = __mul__
 
@@ -95,4 +98,4 @@ def apart(one: Any, other: Any) -> int:
 def _same(a: Any, b: Any) -> bool:
     if a == b or {a, b} & {sp.oo, -sp.oo}:
         return bool(a == b)
-    return bool(sp.expand(sp.fraction(sp.together(a - b))[0]) == 0)
+    return bool(sp.expand(a - b) == 0)
