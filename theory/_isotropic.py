@@ -38,6 +38,15 @@ def squared_norm(dim: int, nodes: int = 40) -> Rule:
     return Rule(2 * points, weights / weights.sum())
 
 
+def norm(dim: int, nodes: int = 48) -> Rule:
+    """Return a Gauss–Legendre rule for |w|² that is as good for odd powers of |w|, as it has its nodes in |w| itself."""
+    points, weights = np.polynomial.legendre.leggauss(nodes)
+    low, high = max(0.0, math.sqrt(dim) - 7), math.sqrt(dim) + 11
+    lengths = low + (high - low) * (1 + points) / 2
+    density = np.exp((dim - 1) * np.log(lengths / math.sqrt(dim)) - (lengths**2 - dim) / 2)
+    return Rule(lengths**2, weights * density / (weights @ density))
+
+
 def shadow(dim: int, radius: float, nodes: int = 40, turns: int = 128) -> Grid:
     """Return what the sphere of that radius casts on a plane: two coordinates of a uniform point, as grid rows (n, 2).
 
@@ -63,32 +72,31 @@ class Pair(NamedTuple):
     weights: Array
 
 
-def blocks(sampler: Sampler, turns: int = 48, radial: int = 24) -> Pair:
+def blocks(sampler: Sampler, turns: int = 40, radial: int = 24, opposed: bool = False) -> Pair:
     """Run a sampler of blocks in the plane on a grid of normals that integrates over all its blocks of two rows.
 
     A block is made from two Gaussian vectors, of which only the direction of the first and the side of it on which the
     second lies matter, and from norms. So the angle goes round by the trapezoidal rule, the side takes both signs, and
     squared norms are the nodes of Gauss–Laguerre: for integrands analytic in the rows the mean is exact to rounding.
+    A simplex, whose rows are not at a right angle, has odd powers of norms too, and Gauss–Legendre in the norm instead.
+    With `opposed` quantiles of norms the sampler asks for one normal per pair instead, by Gauss–Hermite.
     """
-    squares = squared_norm(2, radial)
-    turn, side, one, two = (
-        part.reshape(-1) for part in np.meshgrid(range(turns), (1.0, -1.0), range(radial), range(radial), indexing="ij")
-    )
+    squares = norm(2, radial) if sampler.coupling == "simplex" else squared_norm(2, radial)
+    lines = np.polynomial.hermite_e.hermegauss(radial)
+    ranges = (range(turns), (1.0, -1.0), range(radial), (0,) if opposed else range(radial))
+    turn, side, one, two = (part.reshape(-1) for part in np.meshgrid(*ranges, indexing="ij"))
+    one, two = one.astype(int), two.astype(int)
     angle = 2 * math.pi * turn / turns + 0.1
     first = np.stack([np.cos(angle), np.sin(angle)], -1)
     second = side[:, None] * np.stack([-first[:, 1], first[:, 0]], -1) + 0.3 * first
-    gaussian = np.stack([first, second], -1)  # columns of each matrix
-    norms = np.sqrt(squares.nodes[np.stack([one, two], -1).astype(int)]).reshape(-1)
-
-    def normal(shape: tuple[int, ...]) -> Array:
-        if shape == gaussian.shape:
-            return gaussian
-        if shape == (len(norms), 2):
-            return np.stack([0.6 * norms, 0.8 * norms], -1)
-        raise ValueError(f"a sampler of blocks asks for {gaussian.shape} and {(len(norms), 2)}, not {shape}")
-
-    weights = squares.weights[one.astype(int)] * squares.weights[two.astype(int)] / (2 * turns)
-    return Pair(np.asarray(sampler(normal, len(norms), 2)), weights)
+    norms = np.sqrt(squares.nodes[np.stack([one, two], -1)]).reshape(-1)
+    given = {(len(angle), 2, 2): np.stack([first, second], -1)}  # columns of each matrix
+    if opposed:
+        given[len(angle), 1, 1], weights = lines[0][one, None, None], lines[1][one] / math.sqrt(2 * math.pi)
+    else:
+        given[len(norms), 2], weights = np.stack([0.6 * norms, 0.8 * norms], -1), squares.weights[one]
+        weights = weights * squares.weights[two]
+    return Pair(np.asarray(sampler(given.__getitem__, len(norms), 2)), weights / (2 * turns))
 
 
 class Moments(NamedTuple):
@@ -120,7 +128,8 @@ def product_moment(
     r₁² + r₂² ± 2 r₁r₂ cos; so three one-dimensional rules do, whatever the dimension. Norms are chi-distributed and
     independent, or have squares by the rule `radii`.
     """
-    squares = squared_norm(dim, nodes) if radii is None else radii
+    law = squared_norm if cosine_between == 0 else norm
+    squares = law(dim, nodes) if radii is None else radii
     direction = cosine(dim, nodes)
     one, two = squares.nodes[:, None], squares.nodes[None, :]
     weight = np.outer(squares.weights, squares.weights)

@@ -74,7 +74,7 @@ def theorem_2(s: Any, dim: Any) -> Any:
 
 def by_cubature(sampler: Sampler, moment: Moment) -> list[Measured]:
     """Integrate over the library's sampler in the plane, and compare what the library's maps make of its rows."""
-    points = cubature.pairs((0.3, 1.0), 7)
+    points = cubature.pairs((0.3, 1.0), 3)
     block = isotropic.blocks(sampler)
     measured = []
     for name, closed in (("positive", moment), ("hyperbolic", moment), ("trigonometric", trigonometric_moment)):

@@ -80,7 +80,7 @@ def _values(closed: Share, points: Pairs, dim: int) -> Array:
 
 def by_cubature(feature_map: FeatureMap, regularised: Share) -> list[Measured]:
     """Compare means and squares over the sphere: what it casts on the plane of x and y takes the place of rows."""
-    points = cubature.pairs((0.3, 1.0), 7)
+    points = cubature.pairs((0.3, 1.0), 3)
     softmax = np.exp(np.sum(points.x * points.y, -1))
     measured = []
     for dim in (2, 3, 8, 64):
@@ -96,7 +96,7 @@ def by_cubature(feature_map: FeatureMap, regularised: Share) -> list[Measured]:
 
 def through_sampler(sampler: Sampler) -> list[Measured]:
     """Integrate over the library's sampler in the plane."""
-    points = cubature.pairs((0.3, 1.0), 7)
+    points = cubature.pairs((0.3, 1.0), 3)
     found = isotropic.moments(rfk.lookup("positive"), isotropic.blocks(sampler, radial=1), points)
     errors = {
         "sampler: kernel": found.mean / _values(share, points, 2) - 1,
