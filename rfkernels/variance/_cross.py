@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -95,11 +96,13 @@ def cross_moment(
     even = sampler.antithetic or len(form.signs) == 2
     squares = [xp.sum(a * a, -1) for a in (ones[0], others[0])]
     gram = xp.sum(ones[0] * others[0], -1)
-    change = 0.0
-    for degree, weight in waves(dim, cosine, even):
+    change, weights = 0.0, dict(waves(dim, cosine, even))
+    for degree, zonal in enumerate(zonals(xp, gram, *squares, dim, max(weights)), 1):
+        if degree not in weights:
+            continue
         logs = sum(log_wave(xp, s, dim, degree, sign) for s in squares)
         with np.errstate(over="ignore"):
-            change = change + weight * sign**degree * xp.exp(logs) * zonal(xp, gram, *squares, dim, degree)
+            change = change + weights[degree] * sign**degree * xp.exp(logs) * zonal
     return total + change * (coupled / draws**2)
 
 
@@ -145,11 +148,11 @@ def log_wave(xp: Any, s: Any, dim: int, degree: int, sign: int) -> Any:
     return start + power + logs - (x if sign > 0 else 0)
 
 
-def zonal(xp: Any, gram: Any, one: Any, other: Any, dim: int, degree: int) -> Any:
-    """Return P_l(cos θ), the zonal harmonic that is 1 at no angle."""
+def zonals(xp: Any, gram: Any, one: Any, other: Any, dim: int, highest: int) -> Iterator[Any]:
+    """Yield P_l(cos θ), the zonal harmonics that are 1 at no angle, from the first degree on."""
     scale = xp.sqrt(one * other)
     cosine = xp.where(scale > 0, gram / xp.where(scale > 0, scale, 1), 1)
-    before, now = xp.ones_like(cosine), cosine
-    for low in range(1, degree):
-        before, now = now, ((2 * low + dim - 2) * cosine * now - low * before) / (low + dim - 2)
-    return now
+    before, now = 1.0, cosine
+    for degree in range(1, highest + 1):
+        yield now
+        before, now = now, ((2 * degree + dim - 2) * cosine * now - degree * before) / (degree + dim - 2)
