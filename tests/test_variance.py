@@ -269,7 +269,7 @@ def test_regularized_rows_against_mpmath(dim: int) -> None:
                 else:
                     second = (mp.exp(-mp.mpf(s)) * mp.hyp0f1(n, 4 * y) + mp.exp(-mp.mpf(s))) / 2
                 if name == "trigonometric":
-                    mean, sign = mp.exp(mp.mpf(s) / 2) * mp.hyp0f1(n, -y), -1
+                    mean = mp.exp(mp.mpf(s) / 2) * mp.hyp0f1(n, -y)
                     second = (mp.exp(mp.mpf(s)) * mp.hyp0f1(n, -4 * y) + mp.exp(mp.mpf(s))) / 2
                     cross = mp.exp(mp.mpf(s)) * mp.hyp0f1(n, -2 * y) - mean**2
                 exact = (second - mean**2) / draws + coupled_share * cross + (mean - 1) ** 2

@@ -97,7 +97,7 @@ def cross_moment(
     squares = [xp.sum(a * a, -1) for a in (ones[0], others[0])]
     gram = xp.sum(ones[0] * others[0], -1)
     change, weights = 0.0, dict(waves(dim, cosine, even))
-    for degree, zonal in enumerate(zonals(xp, gram, *squares, dim, max(weights)), 1):
+    for degree, zonal in enumerate(zonals(xp, gram, squares[0], squares[1], dim, max(weights)), 1):
         if degree not in weights:
             continue
         logs = sum(log_wave(xp, s, dim, degree, sign) for s in squares)
@@ -151,7 +151,7 @@ def log_wave(xp: Any, s: Any, dim: int, degree: int, sign: int) -> Any:
 def zonals(xp: Any, gram: Any, one: Any, other: Any, dim: int, highest: int) -> Iterator[Any]:
     """Yield P_l(cos θ), the zonal harmonics that are 1 at no angle, from the first degree on."""
     scale = xp.sqrt(one * other)
-    cosine = xp.where(scale > 0, gram / xp.where(scale > 0, scale, 1), 1)
+    cosine = xp.clip(xp.where(scale > 0, gram / xp.where(scale > 0, scale, 1), 1), -1, 1)
     before, now = 1.0, cosine
     for degree in range(1, highest + 1):
         yield now
