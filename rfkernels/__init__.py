@@ -3,11 +3,12 @@
 Importing this module imports neither JAX nor Numba.
 """
 
-from rfkernels import kernels, proposals, samplers
+from rfkernels import fitting, kernels, maps, materialized, proposals, samplers, spectral, variance
 from rfkernels.attention import attention, linear_attention
 from rfkernels.estimates import log_kernel, log_normalizer, transform
 from rfkernels.exact import exact_attention, exact_log_kernel, exact_log_normalizer
 from rfkernels.features import Features, Side, draw
+from rfkernels.fitting import fit
 from rfkernels.kernels import Kernel
 from rfkernels.maps import FeatureMap, lookup, names, register
 from rfkernels.state import DecodeState, State, empty_state, merge_states
@@ -27,18 +28,24 @@ __all__ = [
     "exact_attention",
     "exact_log_kernel",
     "exact_log_normalizer",
+    "fit",
+    "fitting",
     "kernels",
     "linear_attention",
     "log_kernel",
     "log_normalizer",
     "lookup",
+    "maps",
+    "materialized",
     "merge_states",
     "names",
     "proposals",
     "read_state",
     "register",
     "samplers",
+    "spectral",
     "transform",
+    "variance",
     "write_state",
 ]
 

@@ -43,6 +43,30 @@ def matmul(xp: Any, a: Any, b: Any) -> Any:
     return xp.matmul(a, b, precision="highest")
 
 
+class Elementwise:
+    """A namespace with the functions that activations may use and NumPy and jax.numpy lack: the error function."""
+
+    def __init__(self, xp: Any) -> None:
+        self._xp = xp
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._xp, name)
+
+    def erf(self, x: Any) -> Any:
+        """Error function."""
+        if self._xp is not np:
+            return sys.modules["jax"].lax.erf(x)
+        from scipy.special import erf
+
+        return erf(x)
+
+
+@cache
+def elementwise(xp: Any) -> Elementwise:
+    """Return the namespace that activations are called with."""
+    return Elementwise(xp)
+
+
 def stopped(xp: Any, x: Any) -> Any:
     """Return `x` as a constant to derivatives: what a shift that cancels exactly may be."""
     return x if xp is np else sys.modules["jax"].lax.stop_gradient(x)

@@ -17,6 +17,7 @@ Activation = Callable[[Any, Any, Any], Any]
 FUNCTIONS: dict[str, int] = {
     "abs": 1,
     "cos": 1,
+    "erf": 1,
     "exp": 1,
     "expm1": 1,
     "log": 1,

@@ -10,7 +10,7 @@ import math
 from typing import Any, NamedTuple
 
 from rfkernels import partials
-from rfkernels._arrays import matmul, stopped
+from rfkernels._arrays import elementwise, matmul, stopped
 from rfkernels.exact import exact_partial
 from rfkernels.features import Features, SideName
 from rfkernels.kernels import Kernel
@@ -68,7 +68,8 @@ def activate(xp: Any, features: Features, u: Any, a: Any) -> Any:
         own = a[..., i * rows : (i + 1) * rows]
         if features.map.slopes is not None:
             own = own - features.map.slopes[i] * u
-        columns.append(xp.broadcast_to(activation(xp, u, own), xp.broadcast_shapes(u.shape, own.shape)))
+        value = xp.asarray(activation(elementwise(xp), u, own), u.dtype)  # one that is constant has no dtype of its own
+        columns.append(xp.broadcast_to(value, xp.broadcast_shapes(u.shape, own.shape)))
     return xp.concatenate(columns, -1)
 
 

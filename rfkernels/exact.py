@@ -144,11 +144,15 @@ def exact_block(xp: Any, q: Any, k: Any, v: Any, allowed: Any, kernel: Kernel) -
     log_weight = xp.where(allowed, kernel.log(xp, dot, xx, yy), -xp.inf)
     shift = stopped(xp, xp.max(log_weight, -1, initial=-xp.inf))
     weight = xp.exp(log_weight - xp.where(shift == -xp.inf, 0, shift)[..., None])
+    if kernel.sign is not None:
+        weight = weight * kernel.sign(xp, dot, xx, yy)
     return Partial(matmul(xp, weight, v), xp.sum(weight, -1), shift)
 
 
-def exact_log_kernel(x: Any, y: Any, *, scale: float = 1.0, kernel: Kernel = kernels.EXPONENTIAL) -> Any:
-    """Return log k(√scale x, √scale y), pair by pair.
+def exact_log_kernel(
+    x: Any, y: Any, *, scale: float = 1.0, kernel: Kernel = kernels.EXPONENTIAL, return_sign: bool = False
+) -> Any:
+    """Return log |k(√scale x, √scale y)|, pair by pair.
 
     Parameters
     ----------
@@ -158,12 +162,20 @@ def exact_log_kernel(x: Any, y: Any, *, scale: float = 1.0, kernel: Kernel = ker
         Multiplies x·y.
     kernel : Kernel, default kernels.EXPONENTIAL
         The kernel, such as ``rfk.lookup("relu").kernel``.
+    return_sign : bool, default False
+        Return ``(log, sign)``. Required of kernels that can be negative.
 
     Returns
     -------
-    array, shape (*batch)
-        In the accumulation dtype.
+    array, shape (*batch), or a tuple of two such arrays
+        In the accumulation dtype; −inf where the kernel is zero.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If arguments do not fit together, a value is not finite, or the kernel is signed and `return_sign` is False.
     """
+    _check_sign(kernel, return_sign)
     check_qk(x, y, names=("x", "y"), pairs=True)
     check_scale(scale)
     check_finite_arrays(x=x, y=y)
@@ -171,13 +183,25 @@ def exact_log_kernel(x: Any, y: Any, *, scale: float = 1.0, kernel: Kernel = ker
     dtype = accumulator(xp, x, y)
     root = xp.sqrt(xp.asarray(scale, dtype))
     x, y = x.astype(dtype) * root, y.astype(dtype) * root
-    return kernel.log(xp, xp.sum(x * y, -1), _squares(xp, x), _squares(xp, y))
+    products = xp.sum(x * y, -1), _squares(xp, x), _squares(xp, y)
+    log = kernel.log(xp, *products)
+    if not return_sign:
+        return log
+    if kernel.sign is not None:
+        return log, kernel.sign(xp, *products)
+    return log, xp.where(log == -xp.inf, 0, xp.ones_like(log))
 
 
 def exact_log_normalizer(
-    queries: Any, keys: Any, *, scale: float = 1.0, mask: Any = None, kernel: Kernel = kernels.EXPONENTIAL
+    queries: Any,
+    keys: Any,
+    *,
+    scale: float = 1.0,
+    mask: Any = None,
+    kernel: Kernel = kernels.EXPONENTIAL,
+    return_sign: bool = False,
 ) -> Any:
-    """Return log Σ_s k(√scale q, √scale k_s) for each query.
+    """Return log |Σ_s k(√scale q, √scale k_s)| for each query.
 
     Parameters
     ----------
@@ -191,19 +215,36 @@ def exact_log_normalizer(
         True where a key counts.
     kernel : Kernel, default kernels.EXPONENTIAL
         The kernel.
+    return_sign : bool, default False
+        Return ``(log, sign)``. Required of kernels that can be negative.
 
     Returns
     -------
-    array, shape (*batch, length)
-        −inf where no key counts.
+    array, shape (*batch, length), or a tuple of two such arrays
+        In the accumulation dtype; −inf where the sum is zero, as that of no keys.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If arguments do not fit together, a value is not finite, or the kernel is signed and `return_sign` is False.
     """
+    _check_sign(kernel, return_sign)
     check_qk(queries, keys, names=("queries", "keys"))
     check_mask(mask, keys, queries=queries.shape[:-2])
     check_scale(scale)
     check_finite_arrays(queries=queries, keys=keys)
     xp = namespace(queries, keys)
     part = exact_partial(queries, keys, keys[..., :0], scale=scale, mask=mask, kernel=kernel)
-    return partials.log_denominator(xp, part)[0]
+    log, sign = partials.log_denominator(xp, part)
+    return (log, sign) if return_sign else log
+
+
+def _check_sign(kernel: Kernel, return_sign: bool) -> None:
+    if kernel.sign is not None and not return_sign:
+        raise ValueError(
+            f"the kernel {kernel.name!r} can be negative: "
+            "pass return_sign=True for the log of the magnitude and the sign"
+        )
 
 
 def _squares(xp: Any, x: Any) -> Any:

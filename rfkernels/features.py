@@ -116,8 +116,8 @@ def draw(
     count : int
         Feature columns, m. Equal counts mean equal cost; a map with two activations uses count / 2 projection rows.
     sampler : str, Sampler or callable, default "orthogonal"
-        A name, such as "iid", "orthogonal", "antithetic" (see `samplers`), or a function
-        ``(normal, count, dim) -> rows``.
+        A name, such as "iid", "orthogonal", "antithetic", "simplex", "stratified" or "sobol" (see `samplers`), or a
+        function ``(normal, count, dim) -> rows``.
     proposal : proposals.Gaussian or proposals.Mixture, optional
         Draw the rows of an exponential map from this distribution instead of N(0, I), with log-weights that keep
         estimates unbiased: ``proposals.isotropic(1.5)`` gives the features of FAVOR++.
@@ -139,8 +139,8 @@ def draw(
         If an argument has the wrong type.
     ValueError
         If a name is unknown, a size is not positive, `count` is not a multiple of the number of activations, `scale`
-        is not positive and finite, a proposal is given for a map that is not exponential or for rows that are not
-        normal, or the sampler needs an integer seed and `rng` is a JAX key.
+        is not positive and finite, a proposal is given for a map that is not exponential, rows are not normal that a
+        proposal, the map's radii or its kernel take to be, or the sampler needs an integer seed and `rng` is a JAX key.
     """
     feature_map, sampler = maps.resolve(feature_map), samplers.resolve(sampler)
     dim, count = _positive_integer("dim", dim), _positive_integer("count", count)
@@ -177,6 +177,11 @@ def _check_law(feature_map: FeatureMap, sampler: Sampler, proposal: Proposal | N
         proposals.check_proposal(proposal, dim)
         if not feature_map.exponential or feature_map.radii is not None:
             raise ValueError("proposal needs an exponential map of normal rows, whose features take a log-weight")
+    if feature_map.kernel is not None and sampler.law not in samplers.STANDS_FOR_NORMAL:
+        raise ValueError(
+            f"the map's kernel is that of normal rows, but the law of the sampler {sampler.name!r} is {sampler.law!r}: "
+            "rfkernels.spectral.fourier() takes rows of any law"
+        )
     if (proposal is not None or feature_map.radii is not None) and sampler.law != "normal":
         wants = "proposal" if proposal is not None else "a map that has radii"
         raise ValueError(f"{wants} needs normal rows, but the law of the sampler {sampler.name!r} is {sampler.law!r}")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 LogKernel = Callable[[Any, Any, Any, Any], Any]
+
+LARGEST_ORDER = 16
+"""The largest order of arc-cosine kernels: twice that of the maps, whose second moments have twice their order."""
 
 
 @dataclass(frozen=True)
@@ -19,16 +23,141 @@ class Kernel:
     name : str
         What it is called in tables and errors.
     log : callable
-        ``log(xp, dot, xx, yy)``: the log of k(x, y) from x·y, |x|² and |y|². To be differentiated it must have a
+        ``log(xp, dot, xx, yy)``: the log of |k(x, y)| from x·y, |x|² and |y|². To be differentiated it must have a
         derivative wherever it is −inf, as that of ``xp.where`` between constants is.
     norm_weight : float, optional
         κ when log k(x, y) = x·y + κ (|x|² + |y|²); None for any other form. The numba backend has exact parts in
         attention (``window=``) for such kernels only, the others for all.
+    sign : callable, optional
+        ``sign(xp, dot, xx, yy)``: the sign of k(x, y), one of −1, 0 and 1, for a kernel that can be negative. Where it
+        is 0, exact attention takes the derivative of the weight to be 0 too.
     """
 
     name: str
     log: LogKernel
     norm_weight: float | None = None
+    sign: LogKernel | None = None
+
+
+def log_magnitude(xp: Any, value: Any) -> Any:
+    """Return the log of a nonnegative value, −inf at zero, where its derivative is zero."""
+    return xp.where(value > 0, xp.log(xp.where(value > 0, value, 1)), -xp.inf)
+
+
+class Angle(NamedTuple):
+    """|x||y|, cos θ, whether θ is strictly between 0 and π, and cos θ there, 0 elsewhere.
+
+    The angle has no derivative in the cosine at ±1, nor a norm at zero, though kernels do: what is differentiated is a
+    function of `inside`, and taken where `between` holds.
+    """
+
+    norms: Any
+    cosine: Any
+    between: Any
+    inside: Any
+
+
+def angle_of(xp: Any, dot: Any, xx: Any, yy: Any) -> Angle:
+    """Return what kernels of the angle are made of; the cosine is 0 where a vector is zero."""
+    nothing = (xx == 0) | (yy == 0)
+    norms = xp.where(nothing, 0, xp.sqrt(xp.where(nothing, 1, xx)) * xp.sqrt(xp.where(nothing, 1, yy)))
+    cosine = dot / xp.where(norms == 0, 1, norms)
+    between = (cosine > -1) & (cosine < 1)
+    return Angle(norms, cosine, between, xp.where(between, cosine, 0))
+
+
+def _polynomial(x: Any, coefficients: tuple[float, ...]) -> Any:
+    total = 0 * x + coefficients[-1]
+    for coefficient in coefficients[-2::-1]:
+        total = total * x + coefficient
+    return total
+
+
+@cache
+def _arc_cosine_polynomials(order: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return p and q, constant terms first, of J = p(cos θ) sin θ + q(cos θ) (π − θ).
+
+    J of the next order is sin²θ dJ/d(cos θ) + (2 order + 1) cos θ J. No coefficient is negative.
+    """
+    if order == 0:
+        return (0,), (1,)
+    before = _arc_cosine_polynomials(order - 1)
+    size, n = order + 1, order - 1
+    p, q = ([*x, *[0] * (size + 1 - len(x))] for x in before)
+    slope_p, slope_q = ([k * x[k] for k in range(1, size + 1)] for x in (p, q))
+    next_p = [slope_p[k] - (slope_p[k - 2] if k > 1 else 0) + 2 * n * p[k - 1] * (k > 0) + q[k] for k in range(size)]
+    next_q = [slope_q[k] - (slope_q[k - 2] if k > 1 else 0) + (2 * n + 1) * q[k - 1] * (k > 0) for k in range(size)]
+    return tuple(next_p), tuple(next_q)
+
+
+@cache
+def _arc_cosine_series(order: int) -> tuple[float, ...]:
+    """Return the Taylor coefficients of 2F1(½, ½; order + 3/2; z) that matter in float64 for z up to ½."""
+    terms = [1.0]
+    while terms[-1] > 2.0 ** (len(terms) - 60):
+        k = len(terms) - 1
+        terms.append(terms[-1] * (k + 0.5) ** 2 / ((order + 1.5 + k) * (k + 1)))
+    return tuple(terms)
+
+
+@dataclass(frozen=True)
+class _LogArcCosine:
+    """The log of the arc-cosine kernel of an order, |x|ⁿ |y|ⁿ J(θ) / 2π.
+
+    At obtuse angles the terms of J cancel; there it is n!² 2²ⁿ⁺¹ / (2n + 1)!! zⁿ⁺¹ᐟ² 2F1(½, ½; n + 3/2; z) with
+    z = (1 + cos θ)/2, all of whose terms are positive.
+    """
+
+    order: int
+
+    def __call__(self, xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
+        n = self.order
+        norms, cosine, between, inside = angle_of(xp, dot, xx, yy)
+        acute = log_magnitude(xp, self._acute(xp, cosine, inside) / (2 * xp.pi))
+        z = (1 + xp.where(between, xp.minimum(inside, 0), 0)) / 2
+        factor = math.factorial(n) ** 2 * 4**n / math.prod(range(1, 2 * n + 2, 2))
+        series = (n + 0.5) * xp.log(z) + xp.log(factor * _polynomial(z, _arc_cosine_series(n)) / xp.pi)
+        shape = xp.where(cosine >= 0, acute, xp.where(between, series, -xp.inf))
+        if n == 0:
+            return xp.where(norms > 0, shape, -xp.inf)
+        return n * log_magnitude(xp, norms) + shape
+
+    def _acute(self, xp: Any, cosine: Any, inside: Any) -> Any:
+        p, q = _arc_cosine_polynomials(self.order)
+        angle = xp.arccos(inside)
+        shape = _polynomial(inside, p) * xp.sin(angle) + _polynomial(inside, q) * (xp.pi - angle)
+        return xp.where(cosine < 1, shape, xp.pi * _polynomial(cosine, q))  # which has J's derivative at θ = 0
+
+
+def arc_cosine(order: int) -> Kernel:
+    """Return the arc-cosine kernel of an order n, E max(w·x, 0)ⁿ max(w·y, 0)ⁿ with w ~ N(0, I).
+
+    It is |x|ⁿ |y|ⁿ J(θ) / 2π, with θ the angle and J(θ) = (−1)ⁿ sin²ⁿ⁺¹θ (d / (sin θ dθ))ⁿ ((π − θ) / sin θ): half of
+    what Cho and Saul (Kernel methods for deep learning, 2009) give the name. The power 0 is the step function, 1 for
+    w·x > 0 and 0 otherwise.
+
+    Parameters
+    ----------
+    order : int
+        n, from 0 to 16.
+
+    Returns
+    -------
+    Kernel
+        Kernels of equal order are equal.
+
+    Raises
+    ------
+    ValueError
+        If the order is not such an integer.
+    """
+    if isinstance(order, bool) or not isinstance(order, int) or not 0 <= order <= LARGEST_ORDER:
+        raise ValueError(f"order must be an int from 0 to {LARGEST_ORDER}, got {order!r}")
+    return Kernel(f"arc_cosine_{order}", _LogArcCosine(order))
+
+
+def _sign_of_dot(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
+    return xp.sign(dot)
 
 
 def _exponential(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
@@ -39,65 +168,37 @@ def _shifted_gaussian(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
     return dot + (xx + yy) / 2
 
 
-_NEARLY_OPPOSED = 0.5
-"""Below this π − θ the closed forms are differences of nearly equal terms, and their series is taken instead."""
+def _sign(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
+    _, _, between, inside = angle_of(xp, dot, xx, yy)
+    return log_magnitude(xp, xp.where(between, 2 * xp.abs(xp.arcsin(inside)) / xp.pi, 1))
 
 
-class _Angle(NamedTuple):
-    """|x||y|, cos θ, θ, and π − θ, which is not taken as a difference.
-
-    The angle has no derivative in the cosine at ±1, nor a norm at zero, though the kernels do: `between` says where the
-    cosine lies inside, and θ and π − θ are those of a right angle elsewhere.
-    """
-
-    norms: Any
-    cosine: Any
-    between: Any
-    angle: Any
-    rest: Any
+def _absolute(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
+    norms, cosine, between, inside = angle_of(xp, dot, xx, yy)
+    shape = 2 * (xp.sqrt(1 - inside**2) + inside * (xp.pi / 2 - xp.arccos(inside))) / xp.pi
+    return log_magnitude(xp, norms) + xp.log(xp.where(between, shape, xp.abs(cosine)))
 
 
-def _angle(xp: Any, dot: Any, xx: Any, yy: Any) -> _Angle:
-    nothing = (xx == 0) | (yy == 0)
-    norms = xp.where(nothing, 0, xp.sqrt(xp.where(nothing, 1, xx)) * xp.sqrt(xp.where(nothing, 1, yy)))
-    cosine = dot / xp.where(norms == 0, 1, norms)
-    between = (cosine > -1) & (cosine < 1)
-    inside = xp.where(between, cosine, 0)
-    angle, obtuse = xp.arccos(inside), inside < 0
-    rest = 2 * xp.arcsin(xp.sqrt((1 + xp.where(obtuse, inside, 0)) / 2))
-    return _Angle(norms, cosine, between, angle, xp.where(obtuse, rest, math.pi - angle))
+def _square(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
+    norms, cosine, _, _ = angle_of(xp, dot, xx, yy)
+    return 2 * log_magnitude(xp, norms) + xp.log(1 + 2 * cosine**2)
 
 
-def _log(xp: Any, value: Any) -> Any:
-    return xp.where(value > 0, xp.log(xp.where(value > 0, value, 1)), -xp.inf)
+def _cosine(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
+    size = xp.abs(dot)
+    return size - (xx + yy) / 2 + xp.log((1 + xp.exp(-2 * size)) / 2)
 
 
-def _odd_series(x: Any, coefficients: list[float]) -> Any:
-    total = 0.0
-    for power, coefficient in enumerate(coefficients, 1):
-        total = total + coefficient * x ** (2 * power + 1)
-    return total
+def error_function_sine(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
+    """Return 2 x·y / √((1 + 2|x|²)(1 + 2|y|²)), the sine of π/2 times E erf(w·x) erf(w·y)."""
+    return 2 * dot / (xp.sqrt(1 + 2 * xx) * xp.sqrt(1 + 2 * yy))
 
 
-_SERIES_1 = [(-1) ** k * (1 / math.factorial(2 * k + 1) - 1 / math.factorial(2 * k)) for k in range(1, 9)]
-_SERIES_2 = [(-1) ** k * (0.5 / math.factorial(2 * k) - 1.5 / math.factorial(2 * k + 1)) for k in range(1, 11)]
-
-
-def _arc_cosine_1(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
-    norms, cosine, between, angle, rest = _angle(xp, dot, xx, yy)
-    shape = xp.sin(angle) + (math.pi - angle) * xp.cos(angle)
-    shape = xp.where(rest > _NEARLY_OPPOSED, shape, _odd_series(rest, _SERIES_1))
-    shape = xp.where(between, shape, xp.where(cosine > 0, math.pi * cosine, 0))
-    return _log(xp, norms * shape / (2 * math.pi))
-
-
-def _arc_cosine_2(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
-    norms, cosine, between, angle, rest = _angle(xp, dot, xx, yy)
-    c = xp.cos(angle)
-    shape = 3 * xp.sin(angle) * c + (math.pi - angle) * (1 + 2 * c**2)
-    shape = xp.where(rest > _NEARLY_OPPOSED, shape, _odd_series(2 * rest, _SERIES_2))
-    shape = xp.where(between, shape, xp.where(cosine > 0, math.pi * (4 * cosine - 1), 0))
-    return _log(xp, norms**2 * shape / (2 * math.pi))
+def _erf(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
+    sine = error_function_sine(xp, dot, xx, yy)
+    between = (sine > -1) & (sine < 1)  # but for rounding it always is
+    inside = xp.where(between, sine, 0)
+    return log_magnitude(xp, xp.where(between, 2 * xp.abs(xp.arcsin(inside)) / xp.pi, 1))
 
 
 EXPONENTIAL = Kernel("exponential", _exponential, norm_weight=0.0)
@@ -106,8 +207,26 @@ EXPONENTIAL = Kernel("exponential", _exponential, norm_weight=0.0)
 SHIFTED_GAUSSIAN = Kernel("shifted_gaussian", _shifted_gaussian, norm_weight=0.5)
 """k(x, y) = exp(|x + y|²/2), what exp features without an offset estimate: E exp(w·x) exp(w·y), w ~ N(0, I)."""
 
-ARC_COSINE_1 = Kernel("arc_cosine_1", _arc_cosine_1)
+ARC_COSINE_0 = arc_cosine(0)
+"""k(x, y) = (π − θ) / 2π, θ the angle; 0 if a vector is: the probability of w·x > 0 and w·y > 0."""
+
+ARC_COSINE_1 = arc_cosine(1)
 """k(x, y) = |x||y| (sin θ + (π − θ) cos θ) / 2π, θ the angle: E max(w·x, 0) max(w·y, 0) (Cho and Saul 2009)."""
 
-ARC_COSINE_2 = Kernel("arc_cosine_2", _arc_cosine_2)
+ARC_COSINE_2 = arc_cosine(2)
 """k(x, y) = |x|²|y|² (3 sin θ cos θ + (π − θ)(1 + 2 cos² θ)) / 2π: E max(w·x, 0)² max(w·y, 0)² (Cho and Saul 2009)."""
+
+SIGN = Kernel("sign", _sign, sign=_sign_of_dot)
+"""k(x, y) = (2/π) arcsin cos θ = 1 − 2θ/π; 0 if a vector is: E sign(w·x) sign(w·y)."""
+
+ABSOLUTE = Kernel("absolute", _absolute)
+"""k(x, y) = (2/π) |x||y| (sin θ + (π/2 − θ) cos θ): E |w·x| |w·y|."""
+
+SQUARE = Kernel("square", _square)
+"""k(x, y) = |x|²|y|² + 2 (x·y)²: E (w·x)² (w·y)²."""
+
+COSINE = Kernel("cosine", _cosine)
+"""k(x, y) = exp(−(|x|² + |y|²)/2) cosh(x·y): E cos(w·x) cos(w·y)."""
+
+ERF = Kernel("erf", _erf, sign=_sign_of_dot)
+"""k(x, y) = (2/π) arcsin(2 x·y / √((1 + 2|x|²)(1 + 2|y|²))): E erf(w·x) erf(w·y) (Williams 1998)."""

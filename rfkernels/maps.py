@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels import kernels
+from rfkernels import kernels, moments
+from rfkernels._arrays import elementwise
 from rfkernels.activations import Activation, Program, trace
 from rfkernels.kernels import Kernel, LogKernel
 
@@ -86,13 +87,13 @@ class FeatureMap:
     def _check_exponents(self, slopes: tuple[float, ...]) -> None:
         if len(slopes) != len(self.activations):
             raise ValueError(f"slopes must have one entry per activation ({len(self.activations)}), got {slopes!r}")
-        u, shift = np.array([-1.7, -0.3, 0.4, 2.1]), 0.75
+        u, shift, xp = np.array([-1.7, -0.3, 0.4, 2.1]), 0.75, elementwise(np)
         for activation, slope in zip(self.activations, slopes, strict=True):
-            value, shifted = activation(np, u, -0.5), activation(np, u, -0.5 + shift)
+            value, shifted = activation(xp, u, -0.5), activation(xp, u, -0.5 + shift)
             if not np.allclose(shifted, math.exp(shift) * value, rtol=1e-6):
                 raise ValueError(f"slopes declares {activation!r} exponential, but h(u, a + s) is not exp(s) h(u, a)")
             far = np.linspace(-30.0, 30.0, 241)
-            if not np.all(np.abs(activation(np, far, -slope * far)) <= math.e**2):
+            if not np.all(np.abs(activation(xp, far, -slope * far)) <= math.e**2):
                 raise ValueError(f"slopes declares the exponent {slope} u + a for {activation!r}, which outgrows it")
 
 
@@ -104,36 +105,115 @@ def _exponential_reflected(xp: Any, u: Any, a: Any) -> Any:
     return xp.exp(a - u)
 
 
-def _cosine(xp: Any, u: Any, a: Any) -> Any:
+def _wave(xp: Any, u: Any, a: Any) -> Any:
     return math.sqrt(2) * xp.cos(u) * xp.exp(a)
 
 
-def _sine(xp: Any, u: Any, a: Any) -> Any:
+def _turned_wave(xp: Any, u: Any, a: Any) -> Any:
     return math.sqrt(2) * xp.sin(u) * xp.exp(a)
 
 
-def _relu(xp: Any, u: Any, a: Any) -> Any:
-    return xp.maximum(u, 0)
+@dataclass(frozen=True)
+class _Rectified:
+    """max(u, 0) to a power; to the power 0, the step function."""
+
+    power: int
+
+    def __call__(self, xp: Any, u: Any, a: Any) -> Any:
+        if self.power == 0:
+            return xp.where(u > 0, 1.0, 0.0)
+        positive = xp.maximum(u, 0)
+        return positive if self.power == 1 else positive**self.power
 
 
-def _squared_relu(xp: Any, u: Any, a: Any) -> Any:
-    return xp.square(xp.maximum(u, 0))
+def _sign(xp: Any, u: Any, a: Any) -> Any:
+    return xp.where(u > 0, 1.0, 0.0) - xp.where(u < 0, 1.0, 0.0)
+
+
+def _absolute(xp: Any, u: Any, a: Any) -> Any:
+    return xp.abs(u)
+
+
+def _square(xp: Any, u: Any, a: Any) -> Any:
+    return xp.square(u)
+
+
+def _cosine(xp: Any, u: Any, a: Any) -> Any:
+    return xp.cos(u)
+
+
+def _erf(xp: Any, u: Any, a: Any) -> Any:
+    return xp.erf(u)
 
 
 def _elu_plus_one(xp: Any, u: Any, a: Any) -> Any:
     return xp.where(u > 0, u + 1, xp.exp(xp.minimum(u, 0)))
 
 
+_LARGEST_ORDER = 8
+
+
+def arc_cosine(order: int) -> FeatureMap:
+    """Return the map of max(u, 0)ⁿ, which estimates the arc-cosine kernel of an order n (`kernels.arc_cosine`).
+
+    Orders 0, 1 and 2 are registered as "step", "relu" and "squared_relu".
+
+    Parameters
+    ----------
+    order : int
+        n, from 0 to 8; the power 0 is the step function, 1 for u > 0 and 0 otherwise.
+
+    Returns
+    -------
+    FeatureMap
+        With its kernel (Cho and Saul 2009) and the variance of a row, from the kernel of order 2n. Maps of equal order
+        are equal.
+
+    Raises
+    ------
+    ValueError
+        If the order is not such an integer.
+
+    Examples
+    --------
+    >>> import rfkernels as rfk
+    >>> features = rfk.draw(rfk.maps.arc_cosine(3), dim=16, count=64, rng=0)
+    >>> features.map == rfk.maps.arc_cosine(3)
+    True
+    """
+    if isinstance(order, bool) or not isinstance(order, int) or not 0 <= order <= _LARGEST_ORDER:
+        raise ValueError(f"order must be an int from 0 to {_LARGEST_ORDER}, got {order!r}")
+    return _positive(
+        (_Rectified(order),), kernel=kernels.arc_cosine(order), log_variance=moments.ArcCosineVariance(order)
+    )
+
+
 _positive = partial(FeatureMap, nonnegative=True)
 
 _TABLE: dict[str, FeatureMap] = {
-    "positive": _positive((_exponential,), -0.5, (1.0,), kernel=kernels.EXPONENTIAL),
-    "hyperbolic": _positive((_exponential, _exponential_reflected), -0.5, (1.0, -1.0), kernel=kernels.EXPONENTIAL),
-    "trigonometric": FeatureMap((_cosine, _sine), 0.5, (0.0, 0.0), kernel=kernels.EXPONENTIAL),
-    "relu": _positive((_relu,), kernel=kernels.ARC_COSINE_1),
+    "positive": _positive((_exponential,), -0.5, (1.0,), kernel=kernels.EXPONENTIAL, log_variance=moments.positive),
+    "hyperbolic": _positive(
+        (_exponential, _exponential_reflected),
+        -0.5,
+        (1.0, -1.0),
+        kernel=kernels.EXPONENTIAL,
+        log_variance=moments.hyperbolic,
+    ),
+    "trigonometric": FeatureMap(
+        (_wave, _turned_wave), 0.5, (0.0, 0.0), kernel=kernels.EXPONENTIAL, log_variance=moments.trigonometric
+    ),
+    "exp": _positive(
+        (_exponential,), 0.0, (1.0,), kernel=kernels.SHIFTED_GAUSSIAN, log_variance=moments.shifted_gaussian
+    ),
+    "step": arc_cosine(0),
+    "relu": arc_cosine(1),
+    "squared_relu": arc_cosine(2),
     "elu+1": _positive((_elu_plus_one,)),
-    "squared_relu": _positive((_squared_relu,), kernel=kernels.ARC_COSINE_2),
-    "exp": _positive((_exponential,), 0.0, (1.0,), kernel=kernels.SHIFTED_GAUSSIAN),
+    "sign": FeatureMap((_sign,), kernel=kernels.SIGN, log_variance=moments.sign),
+    "abs": _positive((_absolute,), kernel=kernels.ABSOLUTE, log_variance=moments.absolute),
+    "square": _positive((_square,), kernel=kernels.SQUARE, log_variance=moments.square),
+    "cosine": FeatureMap((_cosine,), kernel=kernels.COSINE, log_variance=moments.cosine),
+    "erf": FeatureMap((_erf,), kernel=kernels.ERF, log_variance=moments.erf),
 }
 
 

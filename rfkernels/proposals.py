@@ -3,7 +3,8 @@
 With rows w ~ q instead of N(0, I), features times √(p(w)/q(w)) on both sides estimate the same kernel. Every positive
 exponential estimator of the literature is such an importance sampling of the features of Performers: generalized
 exponential features (FAVOR++, arXiv 2205.15317) have an isotropic normal proposal, dense-exponential ones (FAVOR#,
-arXiv 2302.00787) a normal one in suitable coordinates.
+arXiv 2302.00787) a normal one in suitable coordinates. Of all proposals for the features of one set of points, that of
+least error is a mixture of normals (arXiv 2406.18802).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rfkernels._arrays import accumulator, is_jax, matmul, namespace
+from rfkernels._checks import check_array, check_finite_arrays, check_scale
 from rfkernels.samplers import Normal
 
 
@@ -76,6 +79,44 @@ def isotropic(variance: float) -> Gaussian:
     return Gaussian(math.sqrt(variance))
 
 
+def self_attention_mixture(points: Any, *, scale: float | None = None) -> Mixture:
+    """Return the rows of least error for positive features of one set of points, as queries and keys at once.
+
+    The error is E ‖K̂ − K‖²_F over all pairs of points, K_ij = exp(scale · x_i·x_j), from independent rows. The best
+    density is proportional to that of N(0, I) times the squared norm of the column of features of all points
+    (arXiv 2406.18802), which for positive features is the mixture Σ_i K_ii N(2 √scale x_i, I) / tr K. Every row then
+    has ‖φφᵀ‖_F = tr K exactly, and the error of m rows is ((tr K)² − ‖K‖²_F) / m. The log-weight of a row costs
+    n · dim operations for n points; a sample of them serves.
+
+    Parameters
+    ----------
+    points : array, shape (n, dim)
+        The points.
+    scale : float, optional
+        That of the features that are drawn: 1/√dim (the default) is that of attention.
+
+    Returns
+    -------
+    Mixture
+
+    Raises
+    ------
+    TypeError, ValueError
+        If points are no array of finite numbers of that shape, there are none, or scale is not positive and finite.
+    """
+    check_array("points", points, 2)
+    if points.ndim != 2 or 0 in points.shape:
+        raise ValueError(f"points must have shape (n, dim) and not be empty, got {points.shape}")
+    check_scale(scale)
+    check_finite_arrays(points=points)
+    xp = namespace(points)
+    points = points.astype(accumulator(xp, points))
+    scale = 1 / math.sqrt(points.shape[-1]) if scale is None else scale
+    log_weights = scale * xp.sum(points * points, -1)
+    weights = xp.exp(log_weights - xp.max(log_weights))
+    return Mixture(2 * math.sqrt(scale) * points, weights / xp.sum(weights))
+
+
 def check_proposal(proposal: Any, dim: int) -> None:
     """Require a proposal for rows of that width."""
     if isinstance(proposal, Gaussian):
@@ -90,6 +131,10 @@ def check_proposal(proposal: Any, dim: int) -> None:
             raise ValueError(
                 f"a mixture needs centres of shape (n, {dim}) and weights of shape (n,), got {centres} and {weights}"
             )
+        if not is_jax(proposal.weights):  # which may be traced
+            given = np.asarray(proposal.weights)
+            if not (np.all(given >= 0) and 0 < np.sum(given) < math.inf):
+                raise ValueError(f"weights of a mixture must be at least 0, finite and not all 0, got {given}")
     else:
         raise TypeError(f"proposal must be a Gaussian or a Mixture of rfkernels.proposals, got {proposal!r}")
 
@@ -108,7 +153,7 @@ def _gaussian(xp: Any, proposal: Gaussian, rows: Any) -> tuple[Any, Any]:
     root = xp.asarray(proposal.root, rows.dtype)
     dim = rows.shape[-1]
     if root.ndim == 2:
-        drawn, log_volume = rows @ root.T, xp.linalg.slogdet(root)[1]
+        drawn, log_volume = matmul(xp, rows, root.T), xp.linalg.slogdet(root)[1]
     else:
         drawn, log_volume = rows * root, xp.sum(xp.log(xp.abs(xp.broadcast_to(root, (dim,)))))
     if proposal.mean is not None:
@@ -124,6 +169,7 @@ def _mixture(xp: Any, proposal: Mixture, rows: Any, normal: Normal) -> tuple[Any
     uniform = (xp.arctan2(pair[0], pair[1]) / math.pi + 1) / 2  # the angle of two normals is uniform
     chosen = xp.minimum(xp.searchsorted(xp.cumsum(weights), uniform, side="right"), weights.shape[0] - 1)
     drawn = rows + centres[chosen]
-    log_ratio = drawn @ centres.T - xp.sum(centres * centres, -1) / 2 + xp.log(weights)  # log of weight · q / p
+    log_weights = xp.log(xp.where(weights > 0, weights, 1)) + xp.where(weights > 0, 0, -xp.inf)
+    log_ratio = matmul(xp, drawn, centres.T) - xp.sum(centres * centres, -1) / 2 + log_weights  # of weight · q / p
     top = xp.max(log_ratio, -1, keepdims=True)
     return drawn, -(xp.log(xp.sum(xp.exp(log_ratio - top), -1)) + top[:, 0]) / 2

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import rfkernels as rfk
+from rfkernels._arrays import elementwise
 
 DTYPES = {
     "float64": np.dtype(np.float64),
@@ -92,7 +93,7 @@ CUSTOM = {
     ),
     "signed": rfk.FeatureMap((signed,)),
 }
-MAPS = {**{name: rfk.lookup(name) for name in rfk.names()}, **CUSTOM}
+MAPS = {**{name: rfk.lookup(name) for name in rfk.names()}, "arc_cosine(3)": rfk.maps.arc_cosine(3), **CUSTOM}
 EXPONENTIAL = [name for name, feature_map in MAPS.items() if feature_map.exponential]
 WITH_KERNEL = [name for name, feature_map in MAPS.items() if feature_map.kernel is not None]
 
@@ -157,7 +158,7 @@ def envelope(x: Any, features: rfk.Features, side: str, dtype: Any) -> tuple[Any
         slope = features.map.slopes[i] if features.map.exponential else None
         shift = slope * u + a + b if slope is not None else np.zeros_like(u)
         inside = -slope * u if slope is not None else a + b + np.zeros_like(u)
-        value, up, down = (np.asarray(activation(np, z, inside)) for z in (u, u + delta, u - delta))
+        value, up, down = (np.asarray(activation(elementwise(np), z, inside)) for z in (u, u + delta, u - delta))
         slack = np.maximum(np.abs(up - value), np.abs(down - value)) / allowed[..., None]
         columns.append(np.log(np.maximum(np.abs(value) + slack, 1e-300)) + shift)
     return np.concatenate(columns, -1) - np.log(features.count) / 2, allowed
@@ -226,17 +227,13 @@ def _rows(q: Any, k: Any, v: Any, features: rfk.Features, seen: Any, near: Any, 
     log_size = _log_sum(of_q[..., :, None, :] + of_k[..., None, :, :])
     allowed = np.maximum(tolerance_q[..., :, None], tolerance_k[..., None, :])
     if near.any():
-        exact = rfk.exact_log_kernel(
-            q[..., :, None, :], k[..., None, :, :], scale=float(features.scale), kernel=features.map.kernel
-        )
+        exact, exact_sign, exact_moved = exact_kernels(q, k, features, dtype)
         largest = np.where(np.isfinite(exact), np.abs(exact), 0)
         allowed = np.where(near, np.maximum(allowed, tolerance(largest, dtype)), allowed)
-        exact_size = exact
-        if features.map.kernel.norm_weight is None:  # a function of the angle, which rounds relative to its maximum
-            exact_size = np.logaddexp(exact, _log_largest(q, k, features) + np.log(16 * np.finfo(dtype).eps / allowed))
+        exact_size = np.logaddexp(exact, exact_moved - np.log(allowed))
         log, sign, log_size = (
             np.where(near, exact, log),
-            np.where(near, 1.0, sign),
+            np.where(near, exact_sign, sign),
             np.where(near, exact_size, log_size),
         )
     seen = seen if mask is None else seen & mask[..., None, :]
@@ -259,10 +256,27 @@ def _rows(q: Any, k: Any, v: Any, features: rfk.Features, seen: Any, near: Any, 
     return Expected(output, log_total, sign, bound, slack, certain)
 
 
-def _log_largest(q: Any, k: Any, features: rfk.Features) -> Any:
-    """Return the log of the kernel of vectors of these norms at angle zero."""
-    q, k = np.linalg.norm(q, axis=-1)[..., :, None, None], np.linalg.norm(k, axis=-1)[..., None, :, None]
-    return rfk.exact_log_kernel(q, k, scale=float(features.scale), kernel=features.map.kernel)
+def exact_kernels(q: Any, k: Any, features: rfk.Features, dtype: Any) -> tuple[Any, Any, Any]:
+    """Return log |k(q_t, k_s)| and its sign for all pairs, and the log of how far rounding of q·k may move it.
+
+    A function of the angle may have a vertical tangent at 0 or π, so it is taken at products that are rounded either way.
+    """
+    kernel, scale = features.map.kernel, float(features.scale)
+    dot = scale * (q @ np.swapaxes(k, -1, -2))
+    xx, yy = scale * np.square(q).sum(-1)[..., :, None], scale * np.square(k).sum(-1)[..., None, :]
+    log = kernel.log(np, dot, xx, yy)
+    sign = kernel.sign(np, dot, xx, yy) if kernel.sign is not None else np.ones_like(log)
+    if kernel.norm_weight is not None:
+        return log, sign, np.full_like(log, -np.inf)
+    step = 8 * np.finfo(dtype).eps * np.sqrt(xx * yy)
+    apart = []
+    for moved in (dot + step, dot - step):
+        with np.errstate(invalid="ignore"):  # −inf where both are zero
+            other = kernel.log(np, moved, xx, yy)
+            turned = sign * (1.0 if kernel.sign is None else kernel.sign(np, moved, xx, yy))
+        top = np.maximum(np.maximum(log, other), -700)
+        apart.append(np.log(np.maximum(np.abs(np.exp(log - top) - turned * np.exp(other - top)), 1e-300)) + top)
+    return log, sign, np.maximum(*apart)
 
 
 def log_estimates(q: Any, k: Any, features: rfk.Features) -> tuple[Any, Any]:

@@ -493,7 +493,19 @@ def dense(weights: Any, v: Any, causal: bool, window: int | None, mask: Any) -> 
     return weights @ v / np.where(total == 0, 1, total)
 
 
-KERNELS = ("EXPONENTIAL", "SHIFTED_GAUSSIAN", "ARC_COSINE_1", "ARC_COSINE_2")
+KERNELS = (
+    *(
+        "EXPONENTIAL",
+        "SHIFTED_GAUSSIAN",
+        "ARC_COSINE_0",
+        "ARC_COSINE_1",
+        "ARC_COSINE_2",
+        "ABSOLUTE",
+        "SQUARE",
+        "COSINE",
+    ),
+    *("SIGN", "ERF"),
+)
 DENSE_SHAPES = (
     *((n, n) for n in (0, 1, 127, 128, 129, 257)),
     *((5, 300), (300, 5), (130, 131), (0, 4), (4, 0)),
@@ -508,15 +520,39 @@ def test_exact_attention(lengths: tuple[int, int]) -> None:
     for name, causal, window, masked in itertools.product(KERNELS, (False, True), (None, 1, 64, 200), (False, True)):
         mask = rng.random((2, 1, keys)) < 0.6 if masked else None
         kernel, scale = getattr(rfk.kernels, name), float(rng.uniform(0.3, 1.0))
-        log = rfk.exact_log_kernel(wide[0][..., :, None, :], wide[1][..., None, :, :], scale=scale, kernel=kernel)
-        expected = dense(np.exp(log), wide[2], causal, window, mask)
-        got = rfk.exact_attention(q, k, v, scale=scale, causal=causal, window=window, mask=mask, kernel=kernel)
-        assert got.dtype == np.float32
-        np.testing.assert_allclose(got, expected, rtol=0, atol=3e-5, err_msg=f"{name} {causal=} {window=} {masked=}")
+        pairs, signed = (wide[0][..., :, None, :], wide[1][..., None, :, :]), kernel.sign is not None
+        log, sign = rfk.exact_log_kernel(*pairs, scale=scale, kernel=kernel, return_sign=True)
+        weights = sign * np.exp(log)
+        expected = dense(weights, wide[2], causal, window, mask)
+        arrays = wide if signed else (q, k, v)  # whose sums may be nearly zero, and double what rounding did
+        got = rfk.exact_attention(*arrays, scale=scale, causal=causal, window=window, mask=mask, kernel=kernel)
+        assert got.dtype == arrays[0].dtype
+        about = f"{name} {causal=} {window=} {masked=}"
+        np.testing.assert_allclose(got, expected, rtol=1e-9 * signed, atol=1e-9 if signed else 3e-5, err_msg=about)
         if not causal and window is None:
-            sums = rfk.exact_log_normalizer(*wide[:2], scale=scale, mask=mask, kernel=kernel)
-            log = log if mask is None else np.where(mask[..., None, :], log, -np.inf)
-            np.testing.assert_allclose(np.exp(sums), np.exp(log).sum(-1), rtol=1e-12)
+            sums, signs = rfk.exact_log_normalizer(*wide[:2], scale=scale, mask=mask, kernel=kernel, return_sign=True)
+            weights = weights if mask is None else np.where(mask[..., None, :], weights, 0)
+            np.testing.assert_allclose(signs * np.exp(sums), weights.sum(-1), rtol=1e-12, atol=1e-12 * keys * signed)
+
+
+@pytest.mark.parametrize("name", ["SIGN", "ERF"])
+def test_kernels_that_can_be_negative_have_signs(name: str) -> None:
+    kernel = getattr(rfk.kernels, name)
+    x, y = np.random.default_rng(0).standard_normal((2, 6, 3))
+    for call in (rfk.exact_log_kernel, rfk.exact_log_normalizer):
+        with pytest.raises(ValueError, match=f"the kernel '{name.lower()}' can be negative: pass return_sign=True"):
+            call(x, y, kernel=kernel)
+    log, sign = rfk.exact_log_kernel(x, y, kernel=kernel, return_sign=True)
+    turned, opposite = rfk.exact_log_kernel(x, -y, kernel=kernel, return_sign=True)
+    np.testing.assert_allclose(turned, log, rtol=1e-14)
+    np.testing.assert_array_equal(opposite, -sign)
+    assert {-1, 1} == set(sign)
+    log, sign = rfk.exact_log_kernel(x, np.zeros_like(y), kernel=kernel, return_sign=True)
+    assert (log == -np.inf).all()
+    assert (sign == 0).all()
+    log, sign = rfk.exact_log_kernel(x, 0 * y, kernel=rfk.kernels.ARC_COSINE_0, return_sign=True)
+    assert (log == -np.inf).all()
+    assert (sign == 0).all()
 
 
 def test_exact_kernels_are_what_they_say() -> None:
@@ -534,9 +570,19 @@ def test_exact_kernels_are_what_they_say() -> None:
         * (3 * np.sin(angle) * np.cos(angle) + opposite * (1 + 2 * np.cos(angle) ** 2))
         / (2 * np.pi),
     }
+    dot, xx, yy = (scale * z.sum(-1) for z in (x * y, x * x, y * y))
+    expected |= {
+        "ARC_COSINE_0": opposite / (2 * np.pi),
+        "SIGN": 1 - 2 * angle / np.pi,
+        "ABSOLUTE": 2 / np.pi * norms * (np.sin(angle) + (np.pi / 2 - angle) * np.cos(angle)),
+        "SQUARE": norms**2 + 2 * dot**2,
+        "COSINE": np.exp(-(xx + yy) / 2) * np.cosh(dot),
+        "ERF": 2 / np.pi * np.arcsin(2 * dot / np.sqrt((1 + 2 * xx) * (1 + 2 * yy))),
+    }
+    assert set(expected) == set(KERNELS)
     for name, value in expected.items():
-        got = rfk.exact_log_kernel(x, y, scale=scale, kernel=getattr(rfk.kernels, name))
-        np.testing.assert_allclose(np.exp(got), value, rtol=1e-9, err_msg=name)
+        log, sign = rfk.exact_log_kernel(x, y, scale=scale, kernel=getattr(rfk.kernels, name), return_sign=True)
+        np.testing.assert_allclose(sign * np.exp(log), value, rtol=1e-9, err_msg=name)
 
 
 @pytest.mark.parametrize("lengths", DENSE_SHAPES, ids=str)

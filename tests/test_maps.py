@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pickle
 import re
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 import rfkernels as rfk
 from rfkernels import maps
+from rfkernels._arrays import elementwise
 from rfkernels.activations import CONSTANTS, FUNCTIONS, Constant, Program, trace
 
 BACKENDS = oracle.backends()
@@ -34,7 +36,10 @@ def table(monkeypatch: pytest.MonkeyPatch) -> dict[str, rfk.FeatureMap]:
 
 
 def test_the_named_maps() -> None:
-    assert rfk.names() == ("elu+1", "exp", "hyperbolic", "positive", "relu", "squared_relu", "trigonometric")
+    assert rfk.names() == (
+        "abs", "cosine", "elu+1", "erf", "exp", "hyperbolic", "positive", "relu", "sign", "square", "squared_relu", "step",
+        "trigonometric",
+    )  # fmt: skip
     for name in rfk.names():
         feature_map = rfk.lookup(name)
         assert isinstance(feature_map, rfk.FeatureMap)
@@ -81,7 +86,7 @@ def test_names_that_are_no_names() -> None:
 ALLOWED = re.escape(", ".join(sorted(FUNCTIONS)))
 
 REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
-    "a function no backend has": (lambda xp, u, a: xp.erf(u), f"xp.erf.*allowed are: {ALLOWED}"),
+    "a function no backend has": (lambda xp, u, a: xp.gamma(u), f"xp.gamma.*allowed are: {ALLOWED}"),
     "a function NumPy has": (lambda xp, u, a: xp.cumsum(u), f"xp.cumsum.*{ALLOWED}"),
     "a reduction": (lambda xp, u, a: xp.exp(u - xp.max(u)), "xp.max"),
     "a submodule": (lambda xp, u, a: xp.linalg.norm(u), "xp.linalg"),
@@ -172,7 +177,7 @@ def evaluate(program: Program, u: Any, a: Any) -> Any:
         "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "neg": np.negative,
         "gt": np.greater, "ge": np.greater_equal, "lt": np.less, "le": np.less_equal,
         "and": np.logical_and, "or": np.logical_or, "not": np.logical_not,
-        **{name: getattr(np, name) for name in FUNCTIONS},
+        **{name: getattr(elementwise(np), name) for name in FUNCTIONS},
     }  # fmt: skip
     results: list[Any] = []
 
@@ -189,7 +194,7 @@ def evaluate(program: Program, u: Any, a: Any) -> Any:
 ACTIVATIONS: dict[str, Callable[..., Any]] = {
     "every function of one argument": lambda xp, u, a: (
         xp.abs(u) + xp.cos(u) + xp.exp(u) + xp.expm1(a) + xp.log(2 + xp.square(u)) + xp.log1p(xp.abs(a)) + xp.sin(a)
-        + xp.sqrt(xp.abs(u)) + xp.square(a) + xp.tanh(u)
+        + xp.sqrt(xp.abs(u)) + xp.square(a) + xp.tanh(u) + xp.erf(a - u)
     ),
     "every function of more": lambda xp, u, a: xp.maximum(u, a) + 3 * xp.minimum(u, 0.5) + xp.where(u > a, u, -a),
     "comparisons": lambda xp, u, a: xp.where(u > 0, 1.0, 0.0) + 2 * xp.where(u >= a, 1, 0) + 4 * xp.where(u < 1, 1, 0)
@@ -210,7 +215,7 @@ ACTIVATIONS: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_a_program_computes_what_the_function_does(name: str) -> None:
     u, a = grid()
-    expected = ACTIVATIONS[name](np, u, a)
+    expected = ACTIVATIONS[name](elementwise(np), u, a)
     np.testing.assert_allclose(evaluate(trace(ACTIVATIONS[name]), u, a), expected + np.zeros_like(u), rtol=1e-14)
 
 
@@ -224,6 +229,12 @@ def test_the_maps_compute_what_they_say() -> None:
         "squared_relu": [np.maximum(u, 0) ** 2],
         "elu+1": [np.where(u > 0, u + 1, np.exp(np.minimum(u, 0)))],
         "exp": [np.exp(u)],
+        "step": [np.heaviside(u, 0)],
+        "sign": [np.sign(u)],
+        "abs": [np.abs(u)],
+        "square": [u * u],
+        "cosine": [np.cos(u)],
+        "erf": [[math.erf(x) for x in u]],
     }
     assert set(formulas) == set(rfk.names())
     for name, expected in formulas.items():
@@ -235,6 +246,40 @@ def test_the_maps_compute_what_they_say() -> None:
     assert {name: rfk.lookup(name).offset for name in rfk.names()} == {
         name: offsets.get(name, 0.0) for name in rfk.names()
     }
+
+
+@pytest.mark.parametrize("order", range(9))
+def test_arc_cosine_maps(order: int) -> None:
+    feature_map = maps.arc_cosine(order)
+    u, a = grid()
+    (program,) = feature_map.programs()
+    np.testing.assert_allclose(evaluate(program, u, a), np.where(u > 0, u**order, 0), rtol=1e-14)
+    assert feature_map.nonnegative
+    assert feature_map == maps.arc_cosine(order) == pickle.loads(pickle.dumps(feature_map))
+    assert hash(feature_map) == hash(maps.arc_cosine(order))
+    assert feature_map != maps.arc_cosine((order + 1) % 9)
+    assert feature_map.kernel == rfk.kernels.arc_cosine(order)
+    named = {0: "step", 1: "relu", 2: "squared_relu"}
+    assert order not in named or rfk.lookup(named[order]) == feature_map
+
+
+@pytest.mark.parametrize("order", [-1, 9, 1.0, True, "1", None])
+def test_orders_that_are_none(order: Any) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"order must be an int from 0 to 8, got {order!r}")):
+        maps.arc_cosine(order)
+    if order != 9:
+        with pytest.raises(ValueError, match=re.escape(f"order must be an int from 0 to 16, got {order!r}")):
+            rfk.kernels.arc_cosine(order)
+
+
+def test_constants_take_the_dtype_of_their_argument() -> None:
+    """Of zeros and ones alone, features in float32 do not become float64."""
+    q, k, v = (x.astype(np.float32) for x in np.random.default_rng(0).standard_normal((3, 5, 4)))
+    for name in ("step", "sign"):
+        features = rfk.draw(name, 4, 6, rng=0)
+        assert rfk.transform(q, features, side="query").dtype == np.float32
+        assert rfk.log_kernel(q, k, features, return_sign=True)[0].dtype == np.float32
+        assert rfk.attention(q, k, v, features, backend="numpy").dtype == np.float32
 
 
 def test_equal_code_has_equal_programs() -> None:
@@ -270,7 +315,8 @@ def attend_with(backend: str, features: rfk.Features, q: Any, k: Any, v: Any, **
 def by_hand(activation: Any, features: rfk.Features, q: Any, k: Any, v: Any) -> Any:
     """Attention from features that NumPy evaluates, in float64."""
     root = np.sqrt(np.asarray(features.scale))
-    phi_q, phi_k = (activation(np, root * x @ features.projection.T, np.zeros(())) for x in (q, k))
+    xp = elementwise(np)
+    phi_q, phi_k = (activation(xp, root * x @ features.projection.T, np.zeros(())) for x in (q, k))
     weights = (phi_q + np.zeros((len(q), features.count))) @ (phi_k + np.zeros((len(k), features.count))).T
     return weights @ v / weights.sum(-1, keepdims=True)
 

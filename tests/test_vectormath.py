@@ -16,7 +16,8 @@ llvm = pytest.importorskip("llvmlite.binding")
 from llvmlite import ir  # noqa: E402
 
 from rfkernels.activations import FUNCTIONS, Constant, Program, trace  # noqa: E402
-from rfkernels.backends.numba.vectormath import VectorMath, emit  # noqa: E402
+from rfkernels.backends.numba.lowering import emit  # noqa: E402
+from rfkernels.backends.numba.vectormath import VectorMath  # noqa: E402
 
 Array = Any
 Body = Callable[[VectorMath, ir.Value, ir.Value], ir.Value]
@@ -99,8 +100,20 @@ def points(low: float, high: float, bits: int) -> Array:
     return x[(x >= low) & (x <= high)]
 
 
+def long_erf(x: Array) -> Array:
+    """2/√π exp(−x²) Σ 2ⁿ x²ⁿ⁺¹ / (2n + 1)!!, all of one sign, in the precision of x; 1 beyond 8."""
+    size = np.minimum(np.abs(x), 8)
+    term = total = size
+    for n in range(1, 300):
+        term = term * 2 * size**2 / (2 * n + 1)
+        total = total + term
+    return np.sign(x) * np.where(size < 8, 2 * np.exp(-(size**2)) * total / np.sqrt(np.arccos(-np.ones_like(x))), 1)
+
+
 def reference(name: str, x: Array) -> Array:
     """NumPy's function in the longest precision it has."""
+    if name == "erf":
+        return long_erf(x.astype(np.longdouble))
     with np.errstate(all="ignore"):
         return getattr(np, name)(x.astype(np.longdouble))
 
@@ -113,6 +126,7 @@ def relative_error(got: Array, want: Array) -> float:
 
 # name: interval and bound for float32, then for float64
 RELATIVE: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+    "erf": ((-12, 12, 1e-7), (-12, 12, 2.5e-16)),
     "exp": ((-87, 88.7, 1.5e-7), (-700, 709.7, 4e-16)),
     "expm1": ((-100, 88.7, 5e-7), (-100, 709.7, 2e-15)),
     "log": ((1.2e-38, 3e38, 2e-7), (2.3e-308, 1e308, 4e-16)),
@@ -162,6 +176,7 @@ def test_large_arguments_stay_bounded(name: str, bits: int, lanes: int) -> None:
 EDGES: dict[str, list[tuple[float, float]]] = {
     "abs": [(-0.0, 0.0), (-np.inf, np.inf), (-2.5, 2.5)],
     "cos": [(0.0, 1.0)],
+    "erf": [(0.0, 0.0), (6.0, 1.0), (-6.0, -1.0), (1e30, 1.0), (-np.inf, -1.0), (np.inf, 1.0), (np.nan, np.nan)],
     "exp": [(0.0, 1.0), (-0.0, 1.0), (-1e30, 0.0), (-np.inf, 0.0), (np.inf, np.inf), (1e30, np.inf), (np.nan, np.nan)],
     "expm1": [(0.0, 0.0), (-1e30, -1.0), (-np.inf, -1.0), (np.inf, np.inf), (1e30, np.inf), (np.nan, np.nan)],
     "log": [(1.0, 0.0), (0.0, -np.inf), (-0.0, -np.inf), (np.inf, np.inf), (-1.0, np.nan), (-np.inf, np.nan)],
@@ -178,6 +193,17 @@ EDGES: dict[str, list[tuple[float, float]]] = {
 def test_edges(name: str, bits: int, lanes: int) -> None:
     x, want = np.array(EDGES[name], DTYPES[bits]).T
     np.testing.assert_array_equal(unary(name, bits, lanes)(x), want)
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_erf_is_odd_monotone_and_joined_at_one(bits: int) -> None:
+    dtype = DTYPES[bits]
+    joint = np.nextafter(np.array(1, dtype), np.array([0, 2], dtype))
+    x = np.sort(np.concatenate([points(-7, 7, bits), joint]))
+    got = unary("erf", bits, 4)(x)
+    np.testing.assert_array_equal(unary("erf", bits, 4)(-x), -got)
+    assert np.diff(got).min() >= -np.finfo(dtype).eps
+    assert np.abs(got).max() == 1
 
 
 @pytest.mark.parametrize(("bits", "low", "high"), [(32, -87.0, 88.72283), (64, -708.0, 709.782712893384)])

@@ -6,16 +6,17 @@ so nothing can be stale.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, cast
 
 from llvmlite import ir
 
-from rfkernels.activations import Instruction, Program
+from rfkernels.activations import FUNCTIONS, Constant, Instruction, Operand, Program
 from rfkernels.backends.numba.emitter import Emitter, Variable
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
 from rfkernels.backends.numba.kernels import SENTINEL
-from rfkernels.backends.numba.vectormath import VectorMath, emit
+from rfkernels.backends.numba.vectormath import VectorMath
 
 JUMP_LIMIT = 40.0
 """How far, in log scale, a tile's keys may exceed the earliest key that its first query sees.
@@ -24,6 +25,39 @@ A query's weights are then at least e^-40 of the tile's scale: far from underflo
 """
 
 Slopes = tuple[float, ...]
+
+_METHODS = {"and": "and_", "or": "or_", "not": "not_"}
+_METHODS |= {name: name for name in (*FUNCTIONS, "add", "sub", "mul", "div", "neg", "gt", "ge", "lt", "le")}
+
+
+def emit(
+    program: Program, math: VectorMath, u: ir.Value, a: ir.Value, known: Mapping[int, ir.Value] | None = None
+) -> ir.Value:
+    """Append the instructions of a program and return its result, a vector.
+
+    Parameters
+    ----------
+    program : Program
+        What to compute.
+    math : VectorMath
+        The vectors to compute it in.
+    u, a : llvmlite.ir.Value
+        Its inputs, vectors.
+    known : mapping of int to llvmlite.ir.Value, optional
+        Results of instructions, by position, that need not be computed.
+    """
+    known = known or {}
+    inputs = {"u": u, "a": a}
+    values: list[ir.Value] = []
+
+    def value(operand: Operand) -> ir.Value:
+        if isinstance(operand, Constant):
+            return math.constant(operand.value)
+        return inputs[operand] if isinstance(operand, str) else values[operand]
+
+    for i, (name, operands) in enumerate(program.instructions):
+        values.append(known[i] if i in known else getattr(math, _METHODS[name])(*map(value, operands)))
+    return value(program.result)
 
 
 @lru_cache(maxsize=64)

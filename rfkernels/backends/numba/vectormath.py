@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llvmlite import ir
-
-from rfkernels.activations import FUNCTIONS, Constant, Operand, Program
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,9 @@ class _Precision:
     expm1: tuple[float, ...]
     log: tuple[float, ...]
     sin: tuple[float, ...]
+    erf_limit: float
+    erf: tuple[float, ...]
+    log_erfc: tuple[float, ...]
 
 
 # All terms of ln2 and pi but the last have trailing zero bits, so that their products with an integer are exact.
@@ -42,6 +43,15 @@ _SINGLE = _Precision(
     expm1=(0.5, 0.16666542, 0.04166628, 0.0083667105, 0.0013946668),
     log=(0.66666776, 0.3997745, 0.29874417),
     sin=(-0.16666655, 0.008332981, -0.00019804016, 2.594376e-06),
+    erf_limit=4.0,
+    erf=(
+        *(0.12837917, -0.37612626, 0.11283585, -0.026853814, 0.0051883305, -0.00080102027),
+        7.85385e-05,
+    ),
+    log_erfc=(
+        *(-0.00034152325, -1.1270892, -0.63814483, -0.10310675, 0.021838063, -0.0029476580),
+        0.00018637915,
+    ),
 )
 
 _DOUBLE = _Precision(
@@ -63,6 +73,19 @@ _DOUBLE = _Precision(
     sin=(
         *(-0.16666666666666663, 0.00833333333333305, -0.0001984126984116532, 2.7557319204530177e-06),
         *(-2.50521063261976e-08, 1.6058914397369168e-10, -7.642376432764018e-13, 2.7150653732848722e-15),
+    ),
+    erf_limit=6.0,
+    erf=(
+        *(0.12837916709551256, -0.3761263890318352, 0.112837916709442, -0.026866170643113415),
+        *(0.005223977606130842, -0.0008548325929766244, 0.0001205529358693695, -1.4924712439534814e-05),
+        *(1.6447132699786621e-06, -1.6206318752969208e-07, 1.3710988704190523e-08, -7.779462971761597e-10),
+    ),
+    log_erfc=(
+        *(-1.0633276893993572e-06, -1.1283687146029797, -0.6366675686867301, -0.10263767571998965),
+        *(0.018865429686249484, 0.0005840074404448445, -0.0020987239854064776, 0.000919909900628277),
+        *(-0.0002306323381841969, 2.799285249165156e-05, 3.612271872990886e-06, -2.673269097116701e-06),
+        *(6.878034207881507e-07, -1.0822819959980068e-07, 1.0904074759634715e-08, -6.518605319974546e-10),
+        1.7705569878539337e-11,
     ),
 )
 
@@ -220,6 +243,15 @@ class VectorMath:
         y = self._expm1(self.add(x, x))
         return self.div(y, self.add(y, self.constant(2.0)))
 
+    def erf(self, x: ir.Value) -> ir.Value:
+        """Error function: x + x P(x²) below 1, and 1 − exp(log erfc) with a polynomial for the logarithm from there."""
+        p, one = self._precision, self.constant(1.0)
+        size = self.minimum(self.abs(x), self.constant(p.erf_limit))
+        near = self.fma(x, self._polynomial(self.mul(size, size), p.erf), x)
+        far = self.sub(one, self.exp(self._polynomial(size, p.log_erfc)))
+        far = self.where(self.lt(x, self.constant(0.0)), self.neg(far), far)
+        return self.where(self.lt(size, one), near, far)
+
     def log(self, x: ir.Value) -> ir.Value:
         """Natural logarithm; subnormal numbers count as zero, whose logarithm is -inf, and negative ones give nan."""
         return self._log(x, self.constant(0.0))
@@ -352,37 +384,3 @@ class VectorMath:
     def _pattern(self, x: float) -> int:
         packed = struct.pack("<f" if self.bits == 32 else "<d", x)
         return int.from_bytes(packed, "little")
-
-
-_METHODS = {"and": "and_", "or": "or_", "not": "not_"}
-_METHODS |= {name: name for name in (*FUNCTIONS, "add", "sub", "mul", "div", "neg", "gt", "ge", "lt", "le")}
-
-
-def emit(
-    program: Program, math: VectorMath, u: ir.Value, a: ir.Value, known: Mapping[int, ir.Value] | None = None
-) -> ir.Value:
-    """Append the instructions of a program and return its result, a vector.
-
-    Parameters
-    ----------
-    program : Program
-        What to compute.
-    math : VectorMath
-        The vectors to compute it in.
-    u, a : llvmlite.ir.Value
-        Its inputs, vectors.
-    known : mapping of int to llvmlite.ir.Value, optional
-        Results of instructions, by position, that need not be computed.
-    """
-    known = known or {}
-    inputs = {"u": u, "a": a}
-    values: list[ir.Value] = []
-
-    def value(operand: Operand) -> ir.Value:
-        if isinstance(operand, Constant):
-            return math.constant(operand.value)
-        return inputs[operand] if isinstance(operand, str) else values[operand]
-
-    for i, (name, operands) in enumerate(program.instructions):
-        values.append(known[i] if i in known else getattr(math, _METHODS[name])(*map(value, operands)))
-    return value(program.result)

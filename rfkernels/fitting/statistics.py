@@ -1,0 +1,121 @@
+"""Moments of vectors, all that fitting takes from data: a monoid, and those of pairs under attention weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rfkernels._arrays import accumulator, matmul, namespace
+from rfkernels._checks import check_array
+
+_BLOCK = 256
+
+
+class Moments(NamedTuple):
+    """Count, mean and scatter of vectors: a monoid under `merge`, so that blocks can be taken one by one.
+
+    Parameters
+    ----------
+    count : array, shape (*batch)
+        How many vectors were seen.
+    mean : array, shape (*batch, dim)
+        Their mean; zero of none.
+    scatter : array, shape (*batch, dim, dim)
+        Σ (x − mean)(x − mean)ᵀ.
+    """
+
+    count: Any
+    mean: Any
+    scatter: Any
+
+
+def moments(x: Any) -> Moments:
+    """Return count, mean and scatter of vectors.
+
+    Parameters
+    ----------
+    x : array, shape (*batch, length, dim)
+        The vectors, any number of them.
+
+    Returns
+    -------
+    Moments
+        In float64 of NumPy arrays, in the accumulation dtype of JAX arrays.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `x` is no array of that shape and of floats.
+    """
+    check_array("x", x, 2)
+    xp = namespace(x)
+    x = x.astype(xp.float64 if xp is np else accumulator(xp, x))
+    length = x.shape[-2]
+    mean = xp.sum(x, -2) / max(length, 1)
+    apart = x - mean[..., None, :]
+    count = xp.full(x.shape[:-2], length, dtype=x.dtype)
+    return Moments(count, mean, matmul(xp, xp.swapaxes(apart, -1, -2), apart))
+
+
+def merge(first: Moments, second: Moments) -> Moments:
+    """Return the moments of both sets of vectors together (Chan, Golub and LeVeque 1979): no sums of raw squares.
+
+    Parameters
+    ----------
+    first, second : Moments
+        Of the same dim, with batch axes that broadcast.
+
+    Returns
+    -------
+    Moments
+    """
+    xp = namespace(*first, *second)
+    count = first.count + second.count
+    share = second.count / xp.where(count == 0, 1, count)
+    apart = second.mean - first.mean
+    mean = first.mean + share[..., None] * apart
+    weight = (first.count * share)[..., None, None]
+    return Moments(count, mean, first.scatter + second.scatter + weight * apart[..., :, None] * apart[..., None, :])
+
+
+def attended(queries: Any, keys: Any, scale: float) -> tuple[Moments, Moments, Any]:
+    """Return moments of queries and keys, and their cross-covariance, over pairs drawn from softmax attention.
+
+    A query is drawn uniformly, and a key with the probability softmax(scale q·k) that the query gives it; a block of
+    queries at a time. The count of keys is their effective number, the inverse of the sum of squared probabilities.
+    """
+    of_queries, xp = moments(queries), namespace(queries, keys)
+    dtype, length = of_queries.mean.dtype, queries.shape[-2]
+    queries, keys = queries.astype(dtype), keys.astype(dtype)
+    probability, cross = 0.0, 0.0
+    for start in range(0, length, _BLOCK):
+        rows = queries[..., start : start + _BLOCK, :]
+        weight = _softmax(xp, scale * matmul(xp, rows, xp.swapaxes(keys, -1, -2)))
+        probability = probability + xp.sum(weight, -2) / length
+        apart = xp.swapaxes(rows - of_queries.mean[..., None, :], -1, -2)
+        cross = cross + matmul(xp, matmul(xp, apart, weight), keys) / length  # queries are centred, so keys need not be
+    mean = xp.sum(probability[..., None] * keys, -2)
+    apart = keys - mean[..., None, :]
+    count = 1 / xp.sum(probability**2, -1)
+    scatter = matmul(xp, xp.swapaxes(probability[..., None] * apart, -1, -2), apart)
+    return of_queries, Moments(count, mean, count[..., None, None] * scatter), cross
+
+
+def _softmax(xp: Any, logits: Any) -> Any:
+    weight = xp.exp(logits - xp.max(logits, -1, keepdims=True))
+    return weight / xp.sum(weight, -1, keepdims=True)
+
+
+def pooled(q: Any, batch: tuple[int, ...]) -> Any:
+    """Move batch axes of queries along which there is but one set of features into the length."""
+    own = tuple(q.shape[:-2])
+    wanted = (1,) * (len(own) - len(batch)) + batch[max(len(batch) - len(own), 0) :]
+    pooled = [i for i, (has, wants) in enumerate(zip(own, wanted, strict=True)) if has != wants and has > 1]
+    kept = [i for i in range(len(own)) if i not in pooled]
+    xp = namespace(q)
+    moved = xp.moveaxis(q, kept, range(len(kept)))
+    length = math.prod(own[i] for i in pooled) * q.shape[-2]
+    shape = tuple(1 if i in pooled else has for i, has in enumerate(own))
+    return moved.reshape(*shape[max(len(own) - len(batch), 0) :], length, q.shape[-1])
