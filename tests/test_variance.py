@@ -21,7 +21,7 @@ from rfkernels.variance import _series
 cases = settings(derandomize=True, max_examples=40, deadline=None, database=None)
 
 SOFTMAX = ["hyperbolic", "positive", "trigonometric"]
-SIMPLEX = samplers.Sampler("simplex", lambda normal, count, dim: None, coupling="simplex")
+SIMPLEX = samplers.simplex
 TILTED = proposals.Gaussian(np.array([[1.1, 0.2], [-0.1, 0.9]]))
 SHIFTED = proposals.Gaussian(np.array([[1.0, 0.15], [0.1, 1.2]]), np.array([0.2, -0.3]))
 
@@ -478,6 +478,9 @@ def test_the_bounds_are_the_inequalities() -> None:
     np.testing.assert_allclose([bound["lower"], bound["upper"]], [bennett(1.0), bennett(reach)], rtol=1e-9)
     np.testing.assert_allclose(bound["two"], bennett(1.0) + bennett(reach), rtol=1e-9)
     assert bound["lower"] <= math.exp(-count * error**2 / (2 * (rv + 1)))
+    rv, count, error = float(variance.relative("positive", 2 * x, 2 * x, count=1, sampler="iid")), 40_000, 0.02
+    found = variance.tail_bound("positive", 2 * x, 2 * x, error, count=count, sampler="iid", side="lower")
+    np.testing.assert_allclose(found, bennett(1.0), rtol=1e-9)
     v = float(variance.relative("positive", x, x, count=20))
     np.testing.assert_allclose(variance.tail_bound("positive", x, x, 0.7, count=20), v / 0.49, rtol=1e-12)
     np.testing.assert_allclose(
@@ -629,6 +632,15 @@ def test_refusals() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_gaussian_features_err_as_trigonometric_ones() -> None:
+    x, y = np.array([0.3, 0.2, 0.1]), np.array([-0.4, 0.2, 0.5])
+    for sampler in ("iid", "orthogonal", "regularized"):
+        errors = [variance.relative(name, x, y, count=12, sampler=sampler) for name in ("gaussian", "trigonometric")]
+        assert errors[0] == errors[1]
+    with pytest.raises(ValueError, match="exponential"):
+        variance.relative("gaussian", x, y, count=12, proposal=proposals.isotropic(1.2))
 
 
 def test_a_map_may_bring_its_own_variance() -> None:

@@ -49,9 +49,9 @@ def attention_error(
 
     The delta method: to first order in the errors of kernels the output is off by Σ_j A_j (k̂_j/k_j − 1)(v_j − o), A
     and o being exact weights and output, so that its mean square is Σ_ij A_i A_j M_ij (v_i − o)·(v_j − o) with M_ij of
-    `cross_moment`. It is exact in the limit of many features. When the relative variance of the kernels that matter
-    is not small against 1, outputs err less than it says, since they stay among the values: read a prediction of 0.3
-    or more of |v| as "does not work", not as a number.
+    `cross_moment`. It is exact in the limit of many features, and right to a few percent while it is below 0.1. Above
+    0.3 or so it overestimates, without limit: outputs of nonnegative features stay among the values, whose spread is
+    all that they can err by. Read such a prediction as "does not work", not as a number.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def attention_error(
         If shapes or dtypes do not fit, a value is not finite, or no closed form is known, as in `cross_moment`.
     """
     feature_map, sampler = resolve(feature_map, sampler)
-    form = cross_form(feature_map, sampler)
+    form = cross_form(feature_map, sampler, proposal)
     draws = check_count(feature_map, sampler, count)
     check_qkv(q, k, v)
     check_mask(mask, k, q=q.shape[:-2], v=v.shape[:-2])

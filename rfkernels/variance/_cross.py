@@ -18,6 +18,7 @@ from rfkernels.variance._rows import (
     Form,
     Pair,
     check_count,
+    check_proposed,
     cosine_of,
     coupled_pairs,
     directions,
@@ -73,7 +74,7 @@ def cross_moment(
         As `relative`, and for maps of no known form and the biased rows of "regularized".
     """
     feature_map, sampler = resolve(feature_map, sampler)
-    form = cross_form(feature_map, sampler)
+    form = cross_form(feature_map, sampler, proposal)
     draws = 1 if count is None else check_count(feature_map, sampler, count)
     check_qk(x, other, names=("x", "other"), pairs=True)
     check_finite_arrays(other=other)
@@ -106,12 +107,13 @@ def cross_moment(
     return total + change * (coupled / draws**2)
 
 
-def cross_form(feature_map: FeatureMap, sampler: Sampler) -> Form:
+def cross_form(feature_map: FeatureMap, sampler: Sampler, proposal: Proposal | None) -> Form:
     form = form_of(feature_map)
     if form is None:
         raise ValueError(
             "cross moments are known of maps only that compute what positive, hyperbolic or trigonometric features do"
         )
+    check_proposed(feature_map, proposal)
     if sampler.law != "normal":
         raise ValueError(f"cross moments are known of normal rows only, not of the sampler {sampler.name!r}")
     return form
