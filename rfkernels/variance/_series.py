@@ -83,6 +83,7 @@ def _turned(delta: Any, dim: int, cosine: float) -> Any:
     return total
 
 
+@lru_cache(maxsize=64)
 def sphere(dim: int) -> tuple[Any, Any]:
     """Return nodes and weights for the mean over a coordinate of a uniform direction, from −1 to 1."""
     if dim == 1:
