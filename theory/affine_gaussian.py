@@ -93,8 +93,9 @@ def by_cubature() -> list[Measured]:
         rows, log_weight = rfk.proposals.propose(np, proposal, grid.rows, None)  # type: ignore[arg-type]
         sides = rfk.Side(t, a, b), rfk.Side(np.linalg.inv(t).T, b, a)
         features = rfk.Features(rfk.lookup("positive"), rows, log_weight - a @ b / 2, *sides, np.asarray(1.0))
-        logs = [rfk.transform(v[None], features, side=s, log=True)[0][0] for v, s in ((x, "query"), (y, "key"))]
-        found = len(rows) * np.exp(sum(logs) - x @ y)
+        of_x = rfk.transform(x[None], features, side="query", log=True)[0][0]
+        of_y = rfk.transform(y[None], features, side="key", log=True)[0][0]
+        found = len(rows) * np.exp(of_x + of_y - x @ y)
         z = t @ (x - a) + np.linalg.inv(t).T @ (y - b) - mu
         closed = math.exp(mean_log(np.outer(z, z), root @ root.T))
         mean = max(mean, abs(float(found @ grid.weights) - 1))

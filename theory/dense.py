@@ -67,7 +67,7 @@ class Dense(NamedTuple):
     @property
     def inner(self) -> Array:
         """(I − 4A)⁻¹."""
-        inner: Array = np.linalg.inv(np.eye(len(self.a)) - 4 * self.a)
+        inner: Array = np.asarray(np.linalg.inv(np.eye(len(self.a)) - 4 * self.a), np.float64)
         return inner
 
     def squares(self, side: Array) -> Array:

@@ -56,7 +56,12 @@ def typical(dim: int, tau: float, columns: int = COLUMNS) -> dict[str, float]:
     for name, (feature_map, couplings) in TYPICAL_ESTIMATORS.items():
         proposal = variance.optimal_proposal(x[None], y[None]) if name == "OPRF" else None
         for coupling in couplings:
-            options = {"count": columns, "sampler": COUPLINGS[coupling], "proposal": proposal, "log": True}
+            options: dict[str, Any] = {
+                "count": columns,
+                "sampler": COUPLINGS[coupling],
+                "proposal": proposal,
+                "log": True,
+            }
             errors[f"{name}-{coupling}"] = float(variance.relative(feature_map, x, y, **options) / math.log(10))
     return errors
 
