@@ -44,7 +44,7 @@ weight count more, nor RV itself, whose mean may be dominated by a few pairs.
 
 CITATION = (
     "Derived here; it adds means to the dense-exponential features of Likhosherstov et al., FAVOR#, arXiv 2302.00787. "
-    "The inequality of eigenvalues: Bhatia and Kittaneh, Notes on matrix arithmetic–geometric mean inequalities, 2000."
+    "The inequality of eigenvalues: Bhatia and Kittaneh, On the singular values of a product of operators, 1990."
 )
 
 CUBATURE, ROUNDING, MINIMUM = 1e-7, 1e-9, 1e-7

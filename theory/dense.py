@@ -147,7 +147,7 @@ def by_formulas(choose: Choose) -> list[Measured]:
             dense, axes = dense_of(choice)
             rows = np.random.default_rng(seed).standard_normal((6, 3))
             features = fitting.bind(
-                choice, rows @ np.diag(np.sqrt(1 - 4 * np.diag(dense.a))) @ axes.T @ _inverse(choice), scale=1.0
+                choice, rows @ np.diag(np.sqrt(1 - 4 * np.diag(dense.a))) @ axes.T @ _inverse(choice)
             )
             for v, side, name in ((q[0], dense.query, "query"), (k[0], dense.key, "key")):
                 found = rfk.transform(v[None], features, side=name, log=True)[0][0] + math.log(6) / 2  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ $$ \mathrm{RV}(\rho) = \Big(\frac{(1 + \rho)^2}{4 \rho}\Big)^{d/2} e^{s/\rho} - 
 """
 
 CITATION = (
-    "Likhosherstov et al., Chefs' Random Tables, arXiv 2205.15317, theorems 3.1 to 3.3. The bound and the form as "
+    "Likhosherstov et al., Chefs' Random Tables, arXiv 2205.15317. The bound and the form as "
     "importance sampling are derived here."
 )
 

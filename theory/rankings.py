@@ -174,7 +174,7 @@ def attention_estimators() -> dict[str, Callable[[Heads, int, int], rfk.Features
             of_q, of_k, cross = statistics.attended(*data, sharpness)
             chosen = fitting.choose(of_q, of_k, scale=1.0, prior=TINY, cross=cross)
             rows = rfk.draw("positive", data.q.shape[-1], columns, sampler="antithetic", rng=seed).projection
-            return fitting.bind(chosen, rows, scale=1.0)
+            return fitting.bind(chosen, rows)
 
         return features
 
