@@ -64,9 +64,21 @@ def test_unbiased(method: str, feature_map: str, seed: int, scale: float) -> Non
     """E φ(x)·φ(y) = exp(scale x·y), also for points that are unlike the sample."""
     q, k, x, y = (sample(seed + i, n) for i, n in enumerate((40, 30, 5, 5)))
     chosen = choose(q, k, method, scale=scale)
-    features = fitting.bind(chosen, ROWS, feature_map=feature_map, scale=scale)
+    features = fitting.bind(chosen, ROWS, feature_map=feature_map)
     points = np.concatenate([x, q[:5]]), np.concatenate([y, k[:5]])
     np.testing.assert_allclose(terms(features, *points) @ WEIGHTS, 1, rtol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["affine", "symmetric"])
+def test_unbiased_with_rows_of_another_mean(method: str) -> None:
+    q, k = sample(1), sample(2)
+    chosen = choose(q, k, method)
+    chosen = chosen._replace(proposal=chosen.proposal._replace(mean=np.array([0.3, -0.2])))
+    np.testing.assert_allclose(terms(fitting.bind(chosen, ROWS), q[:5], k[:5]) @ WEIGHTS, 1, rtol=1e-7)
+    one_each = fitting.bind(
+        chosen._replace(proposal=rfk.proposals.Gaussian(np.stack([chosen.proposal.root] * 2), np.zeros((2, 2)))), ROWS
+    )
+    assert one_each.batch == (2,)
 
 
 def closed_form(chosen: Any, x: Any, y: Any, scale: float) -> Any:
@@ -87,7 +99,7 @@ def closed_form(chosen: Any, x: Any, y: Any, scale: float) -> Any:
 def test_the_second_moment_is_the_closed_form(method: str, seed: int, scale: float) -> None:
     q, k = sample(seed, 40, size=0.4), sample(seed + 1, 30, size=0.4)
     chosen = choose(q, k, method, scale=scale)
-    found = terms(fitting.bind(chosen, ROWS, scale=scale), q[:5], k[:5]) ** 2 @ WEIGHTS
+    found = terms(fitting.bind(chosen, ROWS), q[:5], k[:5]) ** 2 @ WEIGHTS
     np.testing.assert_allclose(found, closed_form(chosen, q[:5], k[:5], scale), rtol=1e-6)
 
 
@@ -119,7 +131,11 @@ def test_affine_is_where_the_objective_is_flat(seed: int) -> None:
         turn, shift, stretch = (step * rng.standard_normal(shape) for shape in ((3, 3), 3, (3, 3)))
         moved = np.eye(3) + turn
         for query, key, root in (
-            (chosen.query._replace(matrix=moved @ chosen.query.matrix), chosen.key._replace(matrix=np.linalg.inv(moved).T @ chosen.key.matrix), None),
+            (
+                chosen.query._replace(matrix=moved @ chosen.query.matrix),
+                chosen.key._replace(matrix=np.linalg.inv(moved).T @ chosen.key.matrix),
+                None,
+            ),
             (chosen.query._replace(centre=chosen.query.centre + shift), chosen.key, None),
             (chosen.query, chosen.key, (np.eye(3) + stretch) @ chosen.proposal.root),
         ):
@@ -137,7 +153,7 @@ def variances_of_rows(chosen: Any) -> Any:
 
 
 def variance_for(energy: Any) -> Any:
-    """σ² = (1 + ρ)/2 by theorem 3.3 of FAVOR++: A = (1 − 2φ − √((2φ + 1)² + 8φ))/16, σ² = 1 − 4A."""
+    """σ² = (1 + ρ)/2 as FAVOR++ has it: A = (1 − 2φ − √((2φ + 1)² + 8φ))/16, σ² = 1 − 4A."""
     return 1 - (1 - 2 * energy - np.sqrt((2 * energy + 1) ** 2 + 8 * energy)) / 4
 
 
@@ -168,7 +184,9 @@ def test_asymmetric_equals_both_second_moments(seed: int) -> None:
     """B⁽¹⁾ = S^½ Uᵀ Λ₁^-½ Q₁ᵀ, B⁽²⁾ = S^½ Vᵀ Λ₂^-½ Q₂ᵀ: with S^-½ in their place the second moments would be S⁻¹."""
     q, k, scale = sample(seed, 20, 4), 3 * sample(seed + 7, 30, 4), 0.7
     chosen = choose(q, k, "asymmetric", scale=scale, prior=1e-13)
-    (first, x), (second, y) = ((m.matrix @ v.T @ v @ m.matrix.T / len(v), v) for m, v in ((chosen.query, q), (chosen.key, k)))
+    (first, x), (second, y) = (
+        (m.matrix @ v.T @ v @ m.matrix.T / len(v), v) for m, v in ((chosen.query, q), (chosen.key, k))
+    )
     common = np.linalg.svd(scale * _root(x) @ _root(y), compute_uv=False)
     np.testing.assert_allclose(first, np.diag(common), atol=1e-9)
     np.testing.assert_allclose(second, np.diag(common), atol=1e-9)
@@ -285,7 +303,9 @@ def test_without_weights_tilted_is_affine() -> None:
     one, other = (choose(q, k, method, scale=1e-9) for method in ("tilted", "affine"))
     np.testing.assert_allclose(one.query.centre, other.query.centre, atol=1e-8)
     np.testing.assert_allclose(one.key.centre, other.key.centre, atol=1e-8)
-    np.testing.assert_allclose(one.query.matrix.T @ one.query.matrix, other.query.matrix.T @ other.query.matrix, rtol=1e-5)
+    np.testing.assert_allclose(
+        one.query.matrix.T @ one.query.matrix, other.query.matrix.T @ other.query.matrix, rtol=1e-5
+    )
 
 
 # Features -------------------------------------------------------------------------------------------------------------
@@ -307,23 +327,27 @@ def test_attention_on_every_backend(backend: str, method: str) -> None:
         out = rfk.attention(*map(jnp.asarray, (q, k, v)), features, causal=True)
     else:
         out = rfk.attention(q, k, v, features, causal=True, backend=backend)
-    np.testing.assert_allclose(out, expected, rtol=1e-3 if backend == "jax" else 1e-9, atol=1e-4 if backend == "jax" else 1e-9)
+    np.testing.assert_allclose(
+        out, expected, rtol=1e-3 if backend == "jax" else 1e-9, atol=1e-4 if backend == "jax" else 1e-9
+    )
 
 
 @pytest.mark.parametrize("method", fitting.methods())
 def test_quadrature_features_give_exact_attention(method: str) -> None:
     q, k, v = sample(1, 9), sample(2, 12), sample(3, 12)
-    features = fitting.bind(choose(q, k, method), ROWS, scale=1 / math.sqrt(2))
+    features = fitting.bind(choose(q, k, method), ROWS)
     weights = np.log(features.rows * WEIGHTS) / 2
     features = dataclasses.replace(features, log_weight=features.log_weight + weights)
-    np.testing.assert_allclose(rfk.attention(q, k, v, features, backend="numpy"), rfk.exact_attention(q, k, v), rtol=1e-7)
+    np.testing.assert_allclose(
+        rfk.attention(q, k, v, features, backend="numpy"), rfk.exact_attention(q, k, v), rtol=1e-7
+    )
 
 
 def test_fit_binds_the_rows_that_draw_draws() -> None:
     q, k = sample(1, 20, 6), sample(2, 30, 6)
     found = fitting.fit(q, k, 24, sampler="orthogonal", scale=0.3, rng=5)
     rows = rfk.draw("positive", 6, 24, sampler="orthogonal", scale=0.3, rng=5).projection
-    expected = fitting.bind(choose(q, k, "affine", scale=0.3), rows, scale=0.3)
+    expected = fitting.bind(choose(q, k, "affine", scale=0.3), rows)
     np.testing.assert_array_equal(found.projection, expected.projection)
     np.testing.assert_array_equal(found.log_weight, expected.log_weight)
     assert found.count == 24
@@ -342,7 +366,17 @@ def test_arrays_are_those_of_their_features_alone() -> None:
 
 @pytest.mark.parametrize(
     ("of_q", "of_k"),
-    [((), ()), ((3,), (3,)), ((3,), ()), ((), (3,)), ((2, 3, 4), (2, 3, 1)), ((5, 1), (1, 3)), ((2, 3), (3,)), ((1, 2), (2,)), ((0,), (0,))],
+    [
+        ((), ()),
+        ((3,), (3,)),
+        ((3,), ()),
+        ((), (3,)),
+        ((2, 3, 4), (2, 3, 1)),
+        ((5, 1), (1, 3)),
+        ((2, 3), (3,)),
+        ((1, 2), (2,)),
+        ((0,), (0,)),
+    ],
 )
 @pytest.mark.parametrize("method", ["affine", "tilted"])
 def test_one_set_for_each_batch_axis_of_keys(method: str, of_q: Any, of_k: Any) -> None:
@@ -357,7 +391,12 @@ def test_one_set_for_each_batch_axis_of_keys(method: str, of_q: Any, of_k: Any) 
         own = wide[(slice(None),) * lead + tuple(i if n > 1 else slice(None) for i, n in zip(index, of_k, strict=True))]
         chosen = choose(own.reshape(-1, 4), k[index], method)
         np.testing.assert_allclose(features.query.centre[index], chosen.query.centre, atol=1e-12)
-        np.testing.assert_allclose(features.query.matrix[index].T @ features.query.matrix[index], chosen.query.matrix.T @ chosen.query.matrix, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            features.query.matrix[index].T @ features.query.matrix[index],
+            chosen.query.matrix.T @ chosen.query.matrix,
+            rtol=1e-9,
+            atol=1e-12,
+        )
 
 
 DEGENERATE = {
@@ -388,13 +427,15 @@ def test_degenerate_samples_give_valid_features(method: str, case: str) -> None:
     assert np.isfinite(rfk.attention(q, k, k, features, backend="numpy")).all()
 
 
-@pytest.mark.parametrize("case", [name for name in DEGENERATE if not name.startswith("huge") and DEGENERATE[name][0].shape[-1] == 3])
+@pytest.mark.parametrize(
+    "case", [name for name in DEGENERATE if not name.startswith("huge") and DEGENERATE[name][0].shape[-1] == 3]
+)
 @pytest.mark.parametrize("method", fitting.methods())
 def test_degenerate_samples_in_the_plane_are_unbiased(method: str, case: str) -> None:
     q, k = (0.2 * x[:, :2] for x in DEGENERATE[case])
     chosen = choose(q, k, method)
     x, y = 0.2 * sample(1, 3), 0.2 * sample(2, 3)
-    found = terms(fitting.bind(chosen, ROWS, scale=1 / math.sqrt(2)), x, y) @ WEIGHTS
+    found = terms(fitting.bind(chosen, ROWS), x, y) @ WEIGHTS
     np.testing.assert_allclose(found, 1, rtol=1e-7)
 
 
@@ -444,22 +485,63 @@ Q, K = sample(1, 5, 4), sample(2, 6, 4)
 @pytest.mark.parametrize(
     ("error", "text", "call"),
     [
-        (ValueError, "unknown method 'best'; known are: affine, asymmetric", lambda: fitting.fit(Q, K, 8, method="best", rng=0)),
+        (
+            ValueError,
+            "unknown method 'best'; known are: affine, asymmetric",
+            lambda: fitting.fit(Q, K, 8, method="best", rng=0),
+        ),
         (ValueError, "unknown method", lambda: fitting.choose(fitting.moments(Q), fitting.moments(K), method="tilted")),
-        (ValueError, "feature_map must be exponential, nonnegative", lambda: fitting.fit(Q, K, 8, feature_map="trigonometric", rng=0)),
-        (ValueError, "feature_map must be exponential, nonnegative", lambda: fitting.fit(Q, K, 8, feature_map="relu", rng=0)),
-        (ValueError, "feature_map must be exponential, nonnegative", lambda: fitting.fit(Q, K, 8, feature_map="exp", rng=0)),
-        (ValueError, "the law of the sampler 'regularized' is 'sphere'", lambda: fitting.fit(Q, K, 8, sampler="regularized", rng=0)),
+        (
+            ValueError,
+            "feature_map must be exponential, nonnegative",
+            lambda: fitting.fit(Q, K, 8, feature_map="trigonometric", rng=0),
+        ),
+        (
+            ValueError,
+            "feature_map must be exponential, nonnegative",
+            lambda: fitting.fit(Q, K, 8, feature_map="relu", rng=0),
+        ),
+        (
+            ValueError,
+            "feature_map must be exponential, nonnegative",
+            lambda: fitting.fit(Q, K, 8, feature_map="exp", rng=0),
+        ),
+        (
+            ValueError,
+            "the law of the sampler 'regularized' is 'sphere'",
+            lambda: fitting.fit(Q, K, 8, sampler="regularized", rng=0),
+        ),
         (ValueError, "antithetic rows come in pairs", lambda: fitting.fit(Q, K, 7, rng=0)),
-        (ValueError, r"q must hold at least one vector to fit to, got shape \(0, 4\)", lambda: fitting.fit(Q[:0], K, 8, rng=0)),
-        (ValueError, r"k must hold at least one vector to fit to, got shape \(0, 4\)", lambda: fitting.fit(Q, K[:0], 8, rng=0)),
+        (
+            ValueError,
+            r"q must hold at least one vector to fit to, got shape \(0, 4\)",
+            lambda: fitting.fit(Q[:0], K, 8, rng=0),
+        ),
+        (
+            ValueError,
+            r"k must hold at least one vector to fit to, got shape \(0, 4\)",
+            lambda: fitting.fit(Q, K[:0], 8, rng=0),
+        ),
         (ValueError, "q and k must agree in dim", lambda: fitting.fit(Q, K[:, :3], 8, rng=0)),
         (ValueError, r"k must be finite, but k\[0, 0\] is nan", lambda: fitting.fit(Q, K * np.nan, 8, rng=0)),
         (ValueError, "scale must be a positive finite number, got -1", lambda: fitting.fit(Q, K, 8, scale=-1, rng=0)),
         (ValueError, "prior must be a positive finite number, got 0", lambda: fitting.fit(Q, K, 8, prior=0, rng=0)),
         (ValueError, "count must be a positive integer", lambda: fitting.fit(Q, K, 0, rng=0)),
-        (ValueError, "at least one vector, got a count of 0", lambda: fitting.choose(fitting.moments(Q[:0]), fitting.moments(K))),
-        (ValueError, "must agree in dim, got means", lambda: fitting.choose(fitting.moments(Q), fitting.moments(K[:, :2]))),
+        (
+            ValueError,
+            "at least one vector, got a count of 0",
+            lambda: fitting.choose(fitting.moments(Q[:0]), fitting.moments(K)),
+        ),
+        (
+            ValueError,
+            "must agree in dim, got means",
+            lambda: fitting.choose(fitting.moments(Q), fitting.moments(K[:, :2])),
+        ),
+        (
+            ValueError,
+            r"rows must have shape \(\*batch, rows, 4\), got \(3, 5\)",
+            lambda: fitting.bind(choose(Q, K, "affine"), np.zeros((3, 5))),
+        ),
         (TypeError, "queries and keys must be Moments", lambda: fitting.choose(Q, K)),
         (TypeError, "q must be a numpy.ndarray", lambda: fitting.fit(Q.tolist(), K, 8, rng=0)),
         (TypeError, "x must be a numpy.ndarray", lambda: fitting.moments([[1.0]])),

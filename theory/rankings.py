@@ -3,14 +3,15 @@
 Three tables, of which the first is exact and the others are of random data sets that are stated in full.
 
 c1: log10 of the relative mean squared error of 256 columns for a typical pair, x·y = 0 and |x|² = |y|² = τ √d. Closed
-    forms throughout. Trigonometric, hyperbolic and antithetic features spend two columns on a projection row (128 rows);
-    orthogonal rows come in blocks of d with independent norms; simplex rows likewise at the cosine −1/(d − 1); OPRF are
+    forms throughout. Trigonometric, hyperbolic and antithetic features have two columns for each row (128 rows);
+    orthogonal rows come in blocks of d with independent norms, simplex rows likewise at the cosine −1/(d − 1). OPRF are
     the features of FAVOR++ with the ρ that is best for the pair itself, φ = |x + y|²/d; "anti+ort" are 128 pairs ±w of
     orthogonal rows. An n-fold number of columns lowers the log10 of an independent sampler by log10 n exactly.
 c2: log10 of the relative variance per column, its geometric mean over all pairs of queries and keys of `heads`:
-    x = m_x + Λ^½ g with Λ ∝ diag(e^(−l/4)), l < d, the same for queries and keys, scaled so that centred logits have the
-    standard deviation τ, tr Λ² = τ²; |m_x|² = |m_y|² = tr Λ, m_x ∝ u + v_x and m_y ∝ u + v_y with standard normal u, v_x,
-    v_y, whose expected cosine is about ½. Closed forms given the data, of independent rows or independent pairs ±w.
+    x = m_x + Λ^½ g with Λ ∝ diag(e^(−l/4)), l < d, the same for queries and keys, and scaled to tr Λ² = τ², so that
+    centred logits have the standard deviation τ; |m_x|² = |m_y|² = tr Λ, m_x ∝ u + v_x and m_y ∝ u + v_y with standard
+    normal u, v_x and v_y, so that the cosine of the means is about ½. Closed forms given the data, of independent rows
+    or independent pairs ±w.
 c3: the relative Frobenius error of the row-normalised attention matrix on such data of d = 64 and length 192, the
     median of draws.
 """
@@ -25,11 +26,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import hyp1f1, roots_jacobi
 
 import rfkernels as rfk
-from rfkernels import fitting
-from rfkernels.fitting import choices, statistics
+from rfkernels import fitting, variance
+from rfkernels.fitting import statistics
 
 Array = NDArray[np.float64]
 
@@ -39,45 +39,31 @@ LENGTH = 192
 # c1: a typical pair, in closed form -----------------------------------------------------------------------------------
 
 
-def joint_moment(s: float, dim: int, cosine: float) -> float:
-    """Return E X X' / K² of two rows with independent norms at that cosine: 1 if they are independent."""
-    if cosine == 0:
-        return float(np.exp(-s / 2) * hyp1f1(-dim / 2, dim / 2, -s / 2))
-    nodes, weights = roots_jacobi(160, dim / 2 - 1, dim / 2 - 1)
-    share = (nodes + 1) / 2  # of one of the rows in the sum of both squared norms, Beta(d/2, d/2)
-    values = hyp1f1(dim, dim / 2, s / 2 * (1 + 2 * cosine * np.sqrt(share * (1 - share))))
-    return float(np.exp(-s) * (values @ weights) / weights.sum())
+COUPLINGS = {"iid": "iid", "ort": "orthogonal", "sim": "simplex", "anti+ort": "antithetic"}
 
-
-def mean_error(variance: float, rows: int, dim: int, moment: float = 1.0) -> float:
-    """Return the relative variance of the mean of rows in blocks of dim, coupled within a block."""
-    whole, rest = divmod(rows, dim)
-    coupled = whole * dim * (dim - 1) + rest * (rest - 1)
-    return variance / rows - coupled / rows**2 * (1 - moment)
+TYPICAL_ESTIMATORS = {
+    "trig": ("trigonometric", ["iid"]),
+    "PRF": ("positive", ["iid", "ort", "sim"]),
+    "hyp": ("hyperbolic", ["iid", "ort"]),
+    "OPRF": ("positive", ["iid", "ort", "sim", "anti+ort"]),
+}
 
 
 def typical(dim: int, tau: float, columns: int = COLUMNS) -> dict[str, float]:
     """Return log10 of the relative mean squared error of each estimator for the typical pair."""
-    s = 2 * tau * math.sqrt(dim)  # |x + y|² and |x − y|² alike
-    rho = float(choices.best_spread(np, np.float64(s / dim)))
-    volume = ((1 + rho) ** 2 / (4 * rho)) ** (dim / 2)
-    positive, even = math.expm1(s), 2 * math.sinh(s / 2) ** 2
-    spread = volume * math.exp(s / rho) - 1
-    spread_pair = volume * (math.exp(s / rho) + math.exp(-s)) / 2 - 1
-    orthogonal, simplex = joint_moment(s, dim, 0.0), joint_moment(s, dim, -1 / (dim - 1))
-    errors = {
-        "trig-iid": mean_error(even, columns // 2, dim),
-        "PRF-iid": mean_error(positive, columns, dim),
-        "PRF-ort": mean_error(positive, columns, dim, orthogonal),
-        "PRF-sim": mean_error(positive, columns, dim, simplex),
-        "hyp-iid": mean_error(even, columns // 2, dim),
-        "hyp-ort": mean_error(even, columns // 2, dim, orthogonal),
-        "OPRF-iid": mean_error(spread, columns, dim),
-        "OPRF-ort": mean_error(spread, columns, dim, orthogonal),
-        "OPRF-sim": mean_error(spread, columns, dim, simplex),
-        "OPRF-anti+ort": mean_error(spread_pair, columns // 2, dim, orthogonal),
-    }
-    return {name: math.log10(error) for name, error in errors.items()}
+    x, y = math.sqrt(tau * math.sqrt(dim)) * np.eye(dim)[:2]
+    errors = {}
+    for name, (feature_map, couplings) in TYPICAL_ESTIMATORS.items():
+        proposal = variance.optimal_proposal(x[None], y[None]) if name == "OPRF" else None
+        for coupling in couplings:
+            options: dict[str, Any] = {
+                "count": columns,
+                "sampler": COUPLINGS[coupling],
+                "proposal": proposal,
+                "log": True,
+            }
+            errors[f"{name}-{coupling}"] = float(variance.relative(feature_map, x, y, **options) / math.log(10))
+    return errors
 
 
 TYPICAL = [
@@ -188,11 +174,11 @@ def attention_estimators() -> dict[str, Callable[[Heads, int, int], rfk.Features
             of_q, of_k, cross = statistics.attended(*data, sharpness)
             chosen = fitting.choose(of_q, of_k, scale=1.0, prior=TINY, cross=cross)
             rows = rfk.draw("positive", data.q.shape[-1], columns, sampler="antithetic", rng=seed).projection
-            return fitting.bind(chosen, rows, scale=1.0)
+            return fitting.bind(chosen, rows)
 
         return features
 
-    found = {
+    return {
         "PRF-ort": plain,
         "OPRF-ort": fitted("isotropic", "orthogonal"),
         "SDERF-ort": fitted("symmetric", "orthogonal"),
@@ -203,7 +189,6 @@ def attention_estimators() -> dict[str, Callable[[Heads, int, int], rfk.Features
         "tilt1+anti": tilted(1.0),
         "tilt1.5": tilted(1.5),
     }
-    return found if "simplex" in rfk.samplers.names() else {n: f for n, f in found.items() if n != "cFull-sim"}
 
 
 def attention_errors(data: Heads, columns: int, draws: int) -> dict[str, float]:
@@ -252,7 +237,7 @@ def c1() -> str:
     return table(["d", "tau", "s"], rows)
 
 
-def c2(seeds: int = 16) -> str:
+def c2(seeds: int = 8) -> str:
     """Return the second table: for each setting the mean over data sets, and the standard deviation of one below."""
     rows: list[tuple[Sequence[str], dict[str, float]]] = []
     for dim, tau in ANISOTROPIC:
