@@ -54,7 +54,8 @@ def test_variance(pair: Any) -> None:
         k = testing.kernel_value(KERNEL, x, y).value
         return k * (1 - k)
 
-    testing.assert_variance_at_most(MAP, *pair, bound)
+    x, y = pair
+    testing.assert_variance_at_most(MAP, x, y, bound)
 
 
 @fast
