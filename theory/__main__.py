@@ -21,8 +21,10 @@ def section(result: Result, verdict: Verdict) -> str:
         for one in verdict.measured
     ]
     table = ["| method | of | largest deviation | claimed | holds |", "| --- | --- | --- | --- | --- |", *rows]
-    figure = f"![{result.name}]({result.name}.png)"
-    parts = [f"## {result.name}", result.statement.strip(), result.citation, f"**{verdict}**", "\n".join(table), figure]
+    parts = [f"## {result.name}", result.statement.strip(), result.citation, f"**{verdict}**", "\n".join(table)]
+    if verdict.findings:
+        parts.append("\n".join(["Found besides:", "", *(f"- {finding}" for finding in verdict.findings)]))
+    parts.append(f"![{result.name}]({result.name}.png)")
     return "\n\n".join(parts) + "\n"
 
 

@@ -53,9 +53,18 @@ class Measured:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All that was measured for one result."""
+    """All that was measured for one result.
+
+    Parameters
+    ----------
+    measured : tuple of Measured
+        Claims and how far off they are.
+    findings : tuple of str, default ()
+        What else the check found, with its numbers: where a result is loose, vacuous, or false as it is stated.
+    """
 
     measured: tuple[Measured, ...]
+    findings: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:

@@ -92,7 +92,8 @@ def _balance(xp: Any, kind: str, first: Any, second: Any) -> tuple[Any, Any]:
         eye = xp.eye(first.shape[-1], dtype=first.dtype)
         return eye, eye
     if kind == "diagonal":
-        stretch = (xp.diagonal(second, axis1=-2, axis2=-1) / xp.diagonal(first, axis1=-2, axis2=-1)) ** 0.25
+        own, other = (xp.diagonal(x, axis1=-2, axis2=-1) ** 0.25 for x in (first, second))
+        stretch = other / own
         eye = xp.eye(first.shape[-1], dtype=first.dtype)
         return stretch[..., None] * eye, (1 / stretch)[..., None] * eye
     (roots, axes), (other_roots, other_axes) = _root(xp, first), _root(xp, second)
@@ -160,6 +161,7 @@ def choose(
     """
     scale = _check_moments(queries, keys, scale, prior)
     chosen, xp = _method(method), namespace(*queries, *keys)
+    queries, keys = _broadcast(xp, queries, keys)
     a, b = (x.mean if chosen.centred else xp.zeros_like(x.mean) for x in (queries, keys))
     first, second = _second(xp, queries, a, scale), _second(xp, keys, b, scale)
     regular = _regular(xp, first, queries, prior, scale), _regular(xp, second, keys, prior, scale)
@@ -174,6 +176,13 @@ def choose(
     affine = ((a, scale * b), (b, scale * a)) if chosen.centred else ((None, None), (None, None))
     query, key = (Side(m, *given) for m, given in zip(matrices, affine, strict=True))
     return Choice(query, key, Gaussian(root), -scale * xp.sum(a * b, -1) / 2)
+
+
+def _broadcast(xp: Any, *given: Moments) -> tuple[Moments, ...]:
+    """Give all moments the same batch axes."""
+    batch, dim = np.broadcast_shapes(*(x.count.shape for x in given)), given[0].mean.shape[-1]
+    shapes = batch, (*batch, dim), (*batch, dim, dim)
+    return tuple(Moments(*(xp.broadcast_to(x, shape) for x, shape in zip(m, shapes, strict=True))) for m in given)
 
 
 def _second(xp: Any, given: Moments, centre: Any, scale: float) -> Any:

@@ -141,9 +141,11 @@ def columns(xp: Any, x: Any, features: AngularHybrid, side: SideName) -> tuple[A
     towards = matmul(xp, x, xp.swapaxes(xp.asarray(features.directions, x.dtype), -1, -2))
     count = towards.shape[-1]
     sides = xp.where(towards < 0, -1, 1).astype(x.dtype)
-    turned = xp.where(xp.arange(base.shape[-1]) < features.hyperbolic.count, -1 if side == "query" else 1, 1)
-    products = sides[..., :, None] * (turned * base_sign)[..., None, :]
-    sign = xp.concatenate([base_sign, products.reshape(*products.shape[:-2], -1)], -1)
+    turned = base_sign
+    if side == "query":
+        turned = xp.where(xp.arange(base.shape[-1]) < features.hyperbolic.count, -base_sign, base_sign)
+    products = sides[..., :, None] * turned[..., None, :]
+    sign = xp.concatenate([base_sign, products.reshape(*products.shape[:-2], count * base.shape[-1])], -1)
     log = xp.concatenate([base - math.log(2) / 2] + [base - math.log(2 * count) / 2] * count, -1)
     return log, sign
 

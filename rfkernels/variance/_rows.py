@@ -189,9 +189,9 @@ def columns_per_draw(feature_map: FeatureMap, sampler: Sampler) -> int:
     return len(feature_map.activations) * (2 if sampler.antithetic else 1)
 
 
-def coupled_pairs(draws: int, dim: int) -> int:
+def coupled_pairs(draws: Any, dim: int) -> Any:
     """Return how many ordered pairs of different rows stand in one block of `dim` rows."""
-    whole, rest = divmod(draws, dim)
+    whole, rest = draws // dim, draws % dim
     return whole * dim * (dim - 1) + rest * (rest - 1)
 
 

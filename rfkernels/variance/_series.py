@@ -109,7 +109,7 @@ class Degree(NamedTuple):
     """Spherical harmonics of one degree: how many there are, and their zonal one at a right angle, 1 at none."""
 
     degree: int
-    count: float
+    size: float
     right_angle: float
 
 
@@ -118,11 +118,11 @@ def degrees(dim: int, even: bool) -> list[Degree]:
     found = []
     for degree in range(2 if even else 1, 17, 2 if even else 1):
         if dim == 1:
-            count = 1.0 if degree == 1 else 0.0
+            size = 1.0 if degree == 1 else 0.0
         else:
-            count = (2 * degree + dim - 2) / degree * math.comb(degree + dim - 3, degree - 1)
+            size = (2 * degree + dim - 2) / degree * math.comb(degree + dim - 3, degree - 1)
         angle = 0.0 if degree % 2 or dim == 1 else math.prod(-(2 * j - 1) / (dim + 2 * j - 3) for j in _half(degree))
-        found.append(Degree(degree, count, angle))
+        found.append(Degree(degree, size, angle))
     return found
 
 
@@ -210,3 +210,20 @@ def _by_blocks(function: Any, x: Any, count: int) -> Any:
 
 def _all_positive(s: Any) -> bool:
     return not is_jax(s) and bool(np.all(s >= 0))
+
+
+def log_kummer(x: Any, a: float, b: float) -> Any:
+    """Return log 1F1(a; b; x) for x ≥ 0 and b ≥ a > 0."""
+    xp = namespace(x)
+    inside = xp.where(x > 0, x, 1)
+    count = _term_count(inside, 1.0)
+    logs = xp.asarray(_kummer(a, b, count), x.dtype)
+    order = xp.arange(count, dtype=x.dtype)
+    found = _by_blocks(lambda part: _log_sum(xp, logs + order * xp.log(part)[..., None]), inside, count)
+    return xp.where(x > 0, found, 0)
+
+
+@lru_cache(maxsize=1024)
+def _kummer(a: float, b: float, count: int) -> Any:
+    k = np.arange(1, count)
+    return np.concatenate([[0.0], np.cumsum(np.log((a + k - 1) / (b + k - 1) / k))])
