@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 
 import rfkernels as rfk
 from rfkernels import fitting
-from rfkernels.fitting.choices import best_spread
+from rfkernels.fitting.algebra import best_spread
 from theory import _cubature as cubature
 from theory._cubature import Array
 from theory._verdict import Measured, Result, Verdict

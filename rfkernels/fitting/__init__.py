@@ -19,11 +19,12 @@ from rfkernels import samplers
 from rfkernels._checks import check_finite_arrays, check_qk
 from rfkernels.features import Features, draw
 from rfkernels.fitting.choices import METHODS, Choice, bind, check_map, check_scale, choose
+from rfkernels.fitting.errors import relative
 from rfkernels.fitting.statistics import Moments, attended, merge, moments, pooled
 from rfkernels.maps import FeatureMap
 from rfkernels.samplers import Rows, Sampler
 
-__all__ = ["Choice", "Moments", "bind", "choose", "fit", "merge", "methods", "moments"]
+__all__ = ["Choice", "Moments", "bind", "choose", "fit", "merge", "methods", "moments", "relative"]
 
 
 def methods() -> tuple[str, ...]:
