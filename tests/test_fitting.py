@@ -297,6 +297,16 @@ def test_nothing_is_the_neutral_moments() -> None:
     assert_same_moments(fitting.merge(nothing, nothing), nothing)
 
 
+def test_merged_moments_choose_as_those_of_all_do() -> None:
+    q, k = sample(1, 30, 3), sample(2, 40, 3)
+    merged = [fitting.merge(fitting.moments(x[:7]), fitting.moments(x[7:])) for x in (q, k)]
+    one, other = fitting.choose(*merged), choose(q, k, "affine")
+    np.testing.assert_allclose(one.query.matrix.T @ one.query.matrix, other.query.matrix.T @ other.query.matrix, rtol=1e-9)
+    nothing = fitting.moments(q[:0])
+    with pytest.raises(ValueError, match="at least one vector"):
+        fitting.choose(fitting.merge(nothing, nothing), merged[1])
+
+
 def test_attended_moments_are_those_of_weighted_pairs() -> None:
     q, k, scale = sample(1, 300, 3), sample(2, 40, 3), 2.0
     weight = np.exp(scale * q @ k.T)
@@ -486,8 +496,8 @@ def test_jax_fits_alike(method: str) -> None:
 def test_jax_fits_inside_jit_with_a_key() -> None:
     jax = pytest.importorskip("jax")
     q, k = (jax.numpy.asarray(sample(seed, 30, 4, 1.0).astype(np.float32)) for seed in (1, 2))
-    inside = jax.jit(lambda q, k, key: fitting.fit(q, k, 16, rng=key))(q, k, jax.random.key(0))
-    outside = fitting.fit(q, k, 16, rng=jax.random.key(0))
+    inside = jax.jit(lambda q, k, key: fitting.fit(q, k, 16, sampler="iid", rng=key))(q, k, jax.random.key(0))
+    outside = fitting.fit(q, k, 16, sampler="iid", rng=jax.random.key(0))
     np.testing.assert_allclose(rfk.log_kernel(q, k, inside), rfk.log_kernel(q, k, outside), atol=1e-4)
 
 
