@@ -68,10 +68,7 @@ def _log_of_distance(xp: Any, dot: Any, xx: Any, yy: Any, log: Any) -> Any:
 
 
 def _log_variance(xp: Any, dot: Any, xx: Any, yy: Any, log: Any) -> Any:
-    """Return log of (1 + k(2δ))/2 − k(δ)², the variance of cos(w·δ).
-
-    Differences from 1 are taken: what cancels is of order δ², and rounding is of the order of ε/|δ|³ of the variance.
-    """
+    """Return log of (1 + k(2δ))/2 − k(δ)², the variance of cos(w·δ), up to about ε/|δ|³ of it."""
     squared = _squared_distance(xp, dot, xx, yy)
     variance = xp.expm1(log(xp, 4 * squared)) / 2 - xp.expm1(2 * log(xp, squared))
     return xp.where(variance > 0, xp.log(xp.where(variance > 0, variance, 1)), -xp.inf)

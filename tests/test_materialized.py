@@ -599,7 +599,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
             ),
         ),
         ValueError,
-        "no closed form of the error is known for rows of the sampler",
+        "no closed form is known for the coupling of the sampler",
     ),
     "side": (
         lambda: materialized.transform(ONES, FEATURES["poisson"], side="value"),  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 import rfkernels as rfk
 from rfkernels import FeatureMap, Features, Side
+from rfkernels._arrays import elementwise
 
 Array = NDArray[np.float64]
 
@@ -80,23 +81,35 @@ def estimates(feature_map: FeatureMap, grid: Grid, points: Pairs, scale: float =
     return total
 
 
-def mean(feature_map: FeatureMap, points: Pairs, scale: float = 1.0) -> Array:
-    """Return E φ(x)·φ(y) for each pair: by Gauss–Hermite for an exponential map, in polar pieces for any other."""
+def mean(feature_map: FeatureMap, points: Pairs, scale: float = 1.0, power: int = 1) -> Array:
+    """Return E (φ(x)·φ(y))^power for each pair: by Gauss–Hermite for an exponential map, else in polar pieces."""
     if feature_map.exponential:
         grid = hermite()
-        averaged: Array = estimates(feature_map, grid, points, scale) @ grid.weights
+        averaged: Array = estimates(feature_map, grid, points, scale) ** power @ grid.weights
         return averaged
     means = []
     for x, y in zip(*points, strict=True):
         grid = polar(x, y)
-        means.append(float(estimates(feature_map, grid, Pairs(x[None], y[None]), scale)[0] @ grid.weights))
+        alone = estimates(feature_map, grid, Pairs(x[None], y[None]), scale)[0]
+        means.append(float(alone**power @ grid.weights))
     return np.array(means)
 
 
 def kernel(feature_map: FeatureMap, points: Pairs, scale: float = 1.0) -> Array:
     """Return the closed form k(√scale x, √scale y) that the map names."""
     assert feature_map.kernel is not None
-    closed: Array = np.exp(rfk.exact_log_kernel(points.x, points.y, scale=scale, kernel=feature_map.kernel))
+    log, sign = rfk.exact_log_kernel(
+        points.x, points.y, scale=scale, kernel=feature_map.kernel, return_sign=True
+    )
+    closed: Array = sign * np.exp(log)
+    return closed
+
+
+def variance(feature_map: FeatureMap, points: Pairs) -> Array:
+    """Return the variance of a row that the map names."""
+    assert feature_map.log_variance is not None
+    products = (np.sum(a * b, -1) for a, b in ((points.x, points.y), (points.x, points.x), (points.y, points.y)))
+    closed: Array = np.exp(feature_map.log_variance(elementwise(np), *products))
     return closed
 
 

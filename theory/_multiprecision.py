@@ -42,7 +42,9 @@ NAMESPACE = SimpleNamespace(
 def kernel(feature_map: FeatureMap, dot: Any, xx: Any, yy: Any) -> Any:
     """Return the closed form that the map names."""
     assert feature_map.kernel is not None
-    return mp.exp(feature_map.kernel.log(NAMESPACE, dot, xx, yy))
+    sign = feature_map.kernel.sign
+    magnitude = mp.exp(feature_map.kernel.log(NAMESPACE, dot, xx, yy))
+    return magnitude if sign is None else magnitude * sign(NAMESPACE, dot, xx, yy)
 
 
 def estimate(feature_map: FeatureMap, u: Any, v: Any, xx: Any, yy: Any) -> Any:
@@ -66,13 +68,13 @@ def line_mean(feature_map: FeatureMap, x: Any, y: Any, centre: Any = 0, power: i
     return total * step / mp.sqrt(2 * mp.pi)
 
 
-def plane_mean(feature_map: FeatureMap, x: Any, y: Any, angle: Any) -> Any:
-    """Return E φ(x)·φ(y) for points of norms x and y at an angle in (0, π), by Gauss–Legendre in polar pieces."""
+def plane_mean(feature_map: FeatureMap, x: Any, y: Any, angle: Any, power: int = 1) -> Any:
+    """Return E (φ(x)·φ(y))^power for points of norms x and y at an angle in (0, π), by Gauss–Legendre in polar pieces."""
     quarter = mp.pi / 2
 
     def integrand(r: Any, t: Any) -> Any:
         u, v = r * x * mp.cos(t), r * y * mp.cos(t - angle)
-        return r * mp.exp(-r * r / 2) * estimate(feature_map, u, v, x * x, y * y) / (2 * mp.pi)
+        return r * mp.exp(-r * r / 2) * estimate(feature_map, u, v, x * x, y * y) ** power / (2 * mp.pi)
 
     cuts = [-quarter, angle - quarter, quarter, angle + quarter, 3 * quarter]
     return mp.quad(integrand, [0, 6, 14], cuts, method="gauss-legendre", maxdegree=4)

@@ -13,6 +13,7 @@ import sympy as sp
 
 from rfkernels import FeatureMap
 from rfkernels.activations import Activation
+from rfkernels.kernels import LogKernel
 from theory._verdict import Measured
 
 X, Y = sp.symbols("X Y", positive=True)
@@ -26,15 +27,14 @@ _P, _R = sp.symbols("p r", positive=True)
 
 
 def _where(condition: Any, yes: Any, no: Any) -> Any:
-    if condition in (True, False):
-        return yes if condition else no
-    return sp.Piecewise((yes, condition), (no, True))
+    """Choose by a condition that is decided; one that is not holds wherever the closed forms are not degenerate."""
+    return no if condition in (False, sp.false) else yes
 
 
 NAMESPACE = SimpleNamespace(
     abs=sp.Abs,
-    arccos=sp.acos,
-    arcsin=sp.asin,
+    arccos=lambda value: sp.pi - sp.acos(-value) if value.could_extract_minus_sign() else sp.acos(value),
+    arcsin=lambda value: sp.pi / 2 - sp.acos(value),
     clip=lambda value, low, high: value,  # of a cosine, which is between −1 and 1 but for rounding
     cos=sp.cos,
     e=sp.E,
@@ -59,7 +59,7 @@ NAMESPACE = SimpleNamespace(
 
 
 def exact(expression: Any) -> Any:
-    """Read each floating-point constant as the number that it rounds: √q, π√q or √q/π with q a simple fraction."""
+    """Read each floating-point constant as the number that it rounds: √q, π√q, √q/π or log q, q a simple fraction."""
     return expression.xreplace({value: _exact_number(value) for value in expression.atoms(sp.Float)})
 
 
@@ -70,16 +70,30 @@ def _exact_number(value: Any) -> Any:
         if math.isclose(math.sqrt(square) * math.pi**power, size, rel_tol=4e-16, abs_tol=0.0):
             root = sp.sqrt(sp.Rational(square.numerator, square.denominator))
             return sp.sign(value) * root * sp.pi**power
+    if size < 10 and (logarithm := Fraction(math.exp(size)).limit_denominator(100)) > 1:
+        if math.isclose(math.log(logarithm), size, rel_tol=4e-16, abs_tol=0.0):
+            return sp.sign(value) * sp.log(sp.Rational(logarithm.numerator, logarithm.denominator))
     return sp.Rational(Fraction(float(value)))
 
 
 def kernel(feature_map: FeatureMap) -> Any:
     """Return the closed form that the map names, where it is positive, in |x|, |y| and the cosine."""
     assert feature_map.kernel is not None
-    log = sp.sympify(feature_map.kernel.log(NAMESPACE, X * Y * C, X**2, Y**2))
-    while pieces := log.atoms(sp.Piecewise):
-        log = log.xreplace({piece: piece.args[0].expr for piece in pieces})
-    return exact(sp.exp(log))
+    return _closed(feature_map.kernel.log)
+
+
+def variance(feature_map: FeatureMap) -> Any:
+    """Return the variance that the map names, at acute angles, in |x|, |y| and the cosine."""
+    assert feature_map.log_variance is not None
+    return _closed(feature_map.log_variance)
+
+
+def _closed(log: LogKernel) -> Any:
+    """Return a closed form for acute angles and |x| ≥ |y|; shifts, which are maxima, must cancel."""
+    found = sp.sympify(log(NAMESPACE, X * Y * C, X**2, Y**2)).subs(sp.Min(X**2, Y**2), Y**2)
+    found = found.replace(sp.Abs, lambda value: value)
+    shifts = {shift: sp.Dummy("shift", real=True) for shift in found.atoms(sp.Max)}
+    return exact(sp.expand(sp.exp(found.xreplace(shifts)), power_exp=True) if shifts else sp.exp(found))
 
 
 def moment(feature_map: FeatureMap, power: int = 1) -> Any:
@@ -87,7 +101,8 @@ def moment(feature_map: FeatureMap, power: int = 1) -> Any:
 
     The row is Gaussian on the plane of x and y, so the plane with x = (|x|, 0) is the general case.
     """
-    return _exponential(feature_map, power) if feature_map.exponential else _by_sectors(feature_map, power)
+    waves = all(sp.sympify(h(NAMESPACE, _P, 0)).has(sp.cos, sp.sin, sp.exp) for h in feature_map.activations)
+    return _exponential(feature_map, power) if waves else _by_sectors(feature_map, power)
 
 
 def _exponential(feature_map: FeatureMap, power: int) -> Any:

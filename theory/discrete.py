@@ -62,7 +62,7 @@ EXTREME = ((6.0, 5.0), (6.0, -5.0), (1e-3, 2e-3), (20.0, 1.0), (-0.5, 3.0))
 """Numbers x and y whose relative variances differ by many orders of magnitude."""
 
 
-def probabilities(law: str, exponents: Array, parameter: Array) -> Array:
+def probabilities(law: str, exponents: Any, parameter: Array) -> Array:
     """Return q(α) of multi-indices, from SciPy's laws."""
     each = stats.poisson.pmf(exponents, parameter) if law == "poisson" else stats.geom.pmf(exponents + 1, parameter)
     found: Array = np.prod(each, -1)
@@ -169,7 +169,7 @@ def proved(subject: str, one: Any, other: Any) -> Measured:
 def best_log_moments(x: Array, y: Array) -> dict[str, float]:
     """Return log E (K̂/K)² at the best parameters of a pair."""
     rate, rates = (materialized.optimal_rate(x, y, scale=1.0, each=each) for each in (False, True))
-    chosen = {
+    chosen: dict[str, materialized.Materialized] = {
         "Poisson, one rate": materialized.draw_poisson(len(x), 1, rate=rate, scale=1.0, rng=0),
         "Poisson": materialized.draw_poisson(len(x), 1, rate=rates, scale=1.0, rng=0),
         "geometric": materialized.draw_geometric(

@@ -87,9 +87,9 @@ def hybrid(hyperbolic: Array, trigonometric: Array, directions: Array) -> Angula
     """Bind one row of each part and the directions, with batch axes that are broadcast."""
     batch = np.broadcast_shapes(hyperbolic.shape[:-1], trigonometric.shape[:-1], directions.shape[:-2])
     named = (("hyperbolic", hyperbolic), ("trigonometric", trigonometric))
-    parts = [bound(name, np.broadcast_to(rows, (*batch, 2))) for name, rows in named]
-    n = directions.shape[-2]
-    return AngularHybrid(rfk.samplers.iid, *parts, np.broadcast_to(directions, (*batch, n, 2)))
+    first, second = (bound(name, np.broadcast_to(rows, (*batch, 2))) for name, rows in named)
+    shape = (*batch, directions.shape[-2], 2)
+    return AngularHybrid(rfk.samplers.iid, first, second, np.broadcast_to(directions, shape))
 
 
 def mixture() -> Measured:
@@ -118,14 +118,18 @@ def representatives(x: Array, y: Array) -> tuple[Array, Array]:
 
 def by_cubature() -> list[Measured]:
     """Integrate in the plane: over directions for given rows, and over rows and sides of two directions."""
-    points, grid, rows = cubature.pairs((0.2, 0.5), turns=3), cubature.hermite(12), np.array([[0.3, 1.0], [-0.8, 0.4]])
+    points, grid, rows = (
+        cubature.pairs((0.2, 0.5), turns=3),
+        cubature.hermite(12),
+        (np.array([0.3, 1.0]), np.array([-0.8, 0.4])),
+    )
     angle = mean = variance = 0.0
     for x, y in zip(*points, strict=True):
         same, parted = representatives(x, y)
         tau = math.acos(x @ y / math.sqrt((x @ x) * (y @ y))) / math.pi
         circle = cubature.polar(x, y)
-        low, high = (relative(x, y, hybrid(*rows, one[None])) for one in (same, parted))
-        found = relative(x, y, hybrid(*rows, circle.rows[:, None])) @ circle.weights
+        low, high = (relative(x, y, hybrid(rows[0], rows[1], one[None])) for one in (same, parted))
+        found = relative(x, y, hybrid(rows[0], rows[1], circle.rows[:, None])) @ circle.weights
         angle = max(angle, abs(float(found - (1 - tau) * low - tau * high)))
         patterns = list(product((0, 1), repeat=2))
         directions = np.array([[parted if bit else same for bit in bits] for bits in patterns])

@@ -21,6 +21,9 @@ ROUNDING = 256 * float(np.finfo(np.float64).eps)
 
 _LARGEST_DIM = 3
 
+_HERMITE = 32, 48, 96, 128
+"""Nodes of Hermite grids; a proposal of 1.75 times the width needs the last two."""
+
 _POLAR = (12, 32, 11.0), (20, 44, 12.0), (32, 72, 13.0), (56, 128, 16.0)
 """Sizes of polar grids; bounded and polynomial maps of points of norm one need the first two."""
 
@@ -126,7 +129,8 @@ def variance(
         found = row_estimates(bound, x, y)
         value = float(weights @ (found - weights @ found) ** 2)
         error = ROUNDING * float(np.sqrt(weights @ found**2))  # of a standard deviation
-        return value, rtol * value + 2 * error * float(np.sqrt(value)) + error**2
+        jumps = 0.0 if bound.map.exponential else ROUNDING * float(weights @ found**2)  # they move with w·x and w·y
+        return value, rtol * value + 2 * error * float(np.sqrt(value)) + error**2 + jumps
 
     return _integrate(evaluate, features, x, y, scale, proposal, kinks)
 
@@ -211,7 +215,7 @@ def _rows(
 ) -> Iterator[tuple[Array, Array, Array]]:
     """Rows, weights and log-weights of grids, from the smallest to the largest."""
     if proposal is not None:
-        for nodes in (32, 48, 96):
+        for nodes in _HERMITE:
             grid = hermite(nodes, len(x))
             drawn, log_weight = proposals.propose(np, proposal, grid.rows, np.zeros)
             yield drawn, grid.weights, log_weight
@@ -224,7 +228,7 @@ def _rows(
 
 def _grids(feature_map: FeatureMap, u: Array, v: Array, kinks: Sequence[float] | None) -> Iterator[Grid]:
     if kinks is None and feature_map.exponential:
-        yield from (hermite(nodes) for nodes in (32, 48, 96))
+        yield from (hermite(nodes) for nodes in _HERMITE)
     elif not np.any(np.asarray(() if kinks is None else kinks)):
         yield from (polar(u, v, *sizes) for sizes in _POLAR)
     else:

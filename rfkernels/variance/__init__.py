@@ -9,7 +9,8 @@ from rfkernels.variance._cross import cross_moment
 from rfkernels.variance._proposal import optimal_proposal, optimal_variance
 from rfkernels.variance._relative import relative
 from rfkernels.variance._sphere import regularized_ratio
-from rfkernels.variance._tails import features_needed, tail_bound, term_bound
+from rfkernels.variance._tails import features_needed, tail_bound
+from rfkernels.variance._terms import term_bound
 
 __all__ = [
     "attention_error",

@@ -32,6 +32,8 @@ def coupling_moment(kind: str | float, s: Any, dim: int, *, log: bool = False) -
     log : bool, default False
         Return log C, of s ≥ 0.
 
+    On JAX, C is NaN beyond s = 256 (128 for a cosine of 1) unless rows are orthogonal and dim is even.
+
     Returns
     -------
     array, shape of s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from rfkernels.variance._rows import (
     Form,
     Pair,
     check_count,
+    check_proposed,
     cosine_of,
     coupled_pairs,
     directions,
@@ -72,7 +74,7 @@ def cross_moment(
         As `relative`, and for maps of no known form and the biased rows of "regularized".
     """
     feature_map, sampler = resolve(feature_map, sampler)
-    form = cross_form(feature_map, sampler)
+    form = cross_form(feature_map, sampler, proposal)
     draws = 1 if count is None else check_count(feature_map, sampler, count)
     check_qk(x, other, names=("x", "other"), pairs=True)
     check_finite_arrays(other=other)
@@ -95,20 +97,23 @@ def cross_moment(
     even = sampler.antithetic or len(form.signs) == 2
     squares = [xp.sum(a * a, -1) for a in (ones[0], others[0])]
     gram = xp.sum(ones[0] * others[0], -1)
-    change = 0.0
-    for degree, weight in waves(dim, cosine, even):
+    change, weights = 0.0, dict(waves(dim, cosine, even))
+    for degree, zonal in enumerate(zonals(xp, gram, squares[0], squares[1], dim, max(weights)), 1):
+        if degree not in weights:
+            continue
         logs = sum(log_wave(xp, s, dim, degree, sign) for s in squares)
         with np.errstate(over="ignore"):
-            change = change + weight * sign**degree * xp.exp(logs) * zonal(xp, gram, *squares, dim, degree)
+            change = change + weights[degree] * sign**degree * xp.exp(logs) * zonal
     return total + change * (coupled / draws**2)
 
 
-def cross_form(feature_map: FeatureMap, sampler: Sampler) -> Form:
+def cross_form(feature_map: FeatureMap, sampler: Sampler, proposal: Proposal | None) -> Form:
     form = form_of(feature_map)
     if form is None:
         raise ValueError(
             "cross moments are known of maps only that compute what positive, hyperbolic or trigonometric features do"
         )
+    check_proposed(feature_map, proposal)
     if sampler.law != "normal":
         raise ValueError(f"cross moments are known of normal rows only, not of the sampler {sampler.name!r}")
     return form
@@ -145,11 +150,11 @@ def log_wave(xp: Any, s: Any, dim: int, degree: int, sign: int) -> Any:
     return start + power + logs - (x if sign > 0 else 0)
 
 
-def zonal(xp: Any, gram: Any, one: Any, other: Any, dim: int, degree: int) -> Any:
-    """Return P_l(cos θ), the zonal harmonic that is 1 at no angle."""
+def zonals(xp: Any, gram: Any, one: Any, other: Any, dim: int, highest: int) -> Iterator[Any]:
+    """Yield P_l(cos θ), the zonal harmonics that are 1 at no angle, from the first degree on."""
     scale = xp.sqrt(one * other)
-    cosine = xp.where(scale > 0, gram / xp.where(scale > 0, scale, 1), 1)
-    before, now = xp.ones_like(cosine), cosine
-    for low in range(1, degree):
-        before, now = now, ((2 * low + dim - 2) * cosine * now - low * before) / (low + dim - 2)
-    return now
+    cosine = xp.clip(xp.where(scale > 0, gram / xp.where(scale > 0, scale, 1), 1), -1, 1)
+    before, now = 1.0, cosine
+    for degree in range(1, highest + 1):
+        yield now
+        before, now = now, ((2 * degree + dim - 2) * cosine * now - degree * before) / (degree + dim - 2)

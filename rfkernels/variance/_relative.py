@@ -15,6 +15,7 @@ from rfkernels.variance._rows import (
     Pair,
     Spread,
     check_count,
+    check_proposed,
     cosine_of,
     coupled_pairs,
     directions,
@@ -46,7 +47,7 @@ def relative(
 
     - positive, exp: G exp(|z|²/ρ) − 1; in antithetic pairs, a pair counted once, ½ G (exp(|z|²/ρ) + exp(−|z|²)) − 1;
     - hyperbolic (μ = 0): ½ G (exp(s/ρ) + exp(−s)) − 1, which is 2 sinh²(s/2) for G = 1;
-    - trigonometric: ½ G (exp(−δ/ρ) + exp(δ)) − 1, which is 2 sinh²(δ/2) for G = 1
+    - trigonometric (and `spectral.gaussian`): ½ G (exp(−δ/ρ) + exp(δ)) − 1, which is 2 sinh²(δ/2) for G = 1
 
     (lemma 2 of Performers, arXiv 2009.14794; Chefs' random tables, arXiv 2205.15317). n independent rows have RV/n. In
     blocks of dim rows with coupled directions N of the n² pairs of rows, J dim (dim − 1) + r (r − 1) for
@@ -93,7 +94,7 @@ def relative(
     >>> from rfkernels import variance
     >>> x, y = np.array([0.6, 0.0, 0.3, 0.0]), np.array([0.0, 0.5, 0.3, 0.1])
     >>> print(f"{variance.relative('positive', x, y, count=64, sampler='iid'):.4f}")
-    0.0262
+    0.0260
     >>> print(f"{variance.relative('positive', x, y, count=64):.4f}")
     0.0231
     """
@@ -139,6 +140,7 @@ def parts_of(
     form = form_of(feature_map)
     if form is None:
         return _of_any_map(xp, feature_map, pair, sampler, proposal)
+    check_proposed(feature_map, proposal)
     dim = pair.x.shape[-1]
     cosine = cosine_of(sampler, dim)
     spread = spread_of(xp, proposal, dim, pair.x.dtype)
