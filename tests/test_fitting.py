@@ -301,7 +301,9 @@ def test_merged_moments_choose_as_those_of_all_do() -> None:
     q, k = sample(1, 30, 3), sample(2, 40, 3)
     merged = [fitting.merge(fitting.moments(x[:7]), fitting.moments(x[7:])) for x in (q, k)]
     one, other = fitting.choose(*merged), choose(q, k, "affine")
-    np.testing.assert_allclose(one.query.matrix.T @ one.query.matrix, other.query.matrix.T @ other.query.matrix, rtol=1e-9)
+    np.testing.assert_allclose(
+        one.query.matrix.T @ one.query.matrix, other.query.matrix.T @ other.query.matrix, rtol=1e-9
+    )
     nothing = fitting.moments(q[:0])
     with pytest.raises(ValueError, match="at least one vector"):
         fitting.choose(fitting.merge(nothing, nothing), merged[1])

@@ -201,7 +201,7 @@ def _check_moments(queries: Moments, keys: Moments, scale: Any, prior: Any) -> f
             f"queries and keys must agree in dim, got means of shapes {queries.mean.shape} and {keys.mean.shape}"
         )
     for name, given in (("queries", queries), ("keys", keys)):
-        if isinstance(given.count, np.ndarray | np.generic) and not np.all(given.count > 0):
+        if namespace(given.count) is np and not np.all(np.asarray(given.count) > 0):
             raise ValueError(f"moments of {name} must be of at least one vector, got a count of {np.min(given.count)}")
     if isinstance(prior, bool) or not (
         isinstance(prior, int | float | np.floating) and math.isfinite(prior) and prior > 0
