@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import rfkernels as rfk
 from rfkernels import fitting
-from rfkernels.fitting import choices, statistics
+from rfkernels.fitting import algebra, statistics
 
 cases = settings(derandomize=True, max_examples=25, deadline=None, database=None)
 
@@ -101,6 +101,20 @@ def test_the_second_moment_is_the_closed_form(method: str, seed: int, scale: flo
     chosen = choose(q, k, method, scale=scale)
     found = terms(fitting.bind(chosen, ROWS), q[:5], k[:5]) ** 2 @ WEIGHTS
     np.testing.assert_allclose(found, closed_form(chosen, q[:5], k[:5], scale), rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", fitting.methods())
+def test_the_error_is_that_of_independent_rows_and_pairs(method: str) -> None:
+    """One row, and one pair ±w, integrated; a mean of n of them has an n-th of the error."""
+    q, k = sample(1, 40, size=0.4), sample(2, 30, size=0.4)
+    chosen = choose(q, k, method, scale=0.6)
+    x, y = q[:5], k[:5]
+    one, reflected = (terms(fitting.bind(chosen, rows), x, y) for rows in (ROWS, -ROWS))
+    found = fitting.relative(chosen, x, y, count=7)
+    np.testing.assert_allclose(found, (one - 1) ** 2 @ WEIGHTS / 7, rtol=1e-6)
+    pairs = fitting.relative(chosen, x, y, count=6, sampler=rfk.samplers.antithetic("iid"))
+    np.testing.assert_allclose(pairs, ((one + reflected) / 2 - 1) ** 2 @ WEIGHTS / 3, rtol=1e-6)
+    np.testing.assert_allclose(fitting.relative(chosen, x, y, count=7, log=True), np.log(found))
 
 
 def objective(chosen: Any, q: Any, k: Any, scale: float) -> float:
@@ -234,7 +248,7 @@ def test_affine_equals_both_covariances(seed: int) -> None:
 @cases
 @given(st.floats(0, 1e6))
 def test_the_spread_is_where_its_derivative_vanishes(energy: float) -> None:
-    rho = float(choices.best_spread(np, np.float64(energy)))
+    rho = float(algebra.best_spread(np, np.float64(energy)))
     assert rho >= 1
     # d/dρ [log((1 + ρ)/(2√ρ)) + λ/ρ] = 1/(1 + ρ) − 1/(2ρ) − λ/ρ²
     np.testing.assert_allclose(rho**2 / (1 + rho) - rho / 2, energy, rtol=1e-9, atol=1e-12)
@@ -243,7 +257,7 @@ def test_the_spread_is_where_its_derivative_vanishes(energy: float) -> None:
 
 def test_the_spread_of_huge_energies_is_finite() -> None:
     energies = np.array([0.0, 1e-300, 1e150, 1e300])
-    np.testing.assert_allclose(choices.best_spread(np, energies), [1, 1, 2e150, 2e300])
+    np.testing.assert_allclose(algebra.best_spread(np, energies), [1, 1, 2e150, 2e300])
 
 
 # Moments --------------------------------------------------------------------------------------------------------------
@@ -281,6 +295,18 @@ def test_nothing_is_the_neutral_moments() -> None:
     assert_same_moments(fitting.merge(some, nothing), some)
     assert_same_moments(fitting.merge(nothing, some), some)
     assert_same_moments(fitting.merge(nothing, nothing), nothing)
+
+
+def test_merged_moments_choose_as_those_of_all_do() -> None:
+    q, k = sample(1, 30, 3), sample(2, 40, 3)
+    merged = [fitting.merge(fitting.moments(x[:7]), fitting.moments(x[7:])) for x in (q, k)]
+    one, other = fitting.choose(*merged), choose(q, k, "affine")
+    np.testing.assert_allclose(
+        one.query.matrix.T @ one.query.matrix, other.query.matrix.T @ other.query.matrix, rtol=1e-9
+    )
+    nothing = fitting.moments(q[:0])
+    with pytest.raises(ValueError, match="at least one vector"):
+        fitting.choose(fitting.merge(nothing, nothing), merged[1])
 
 
 def test_attended_moments_are_those_of_weighted_pairs() -> None:
@@ -472,8 +498,8 @@ def test_jax_fits_alike(method: str) -> None:
 def test_jax_fits_inside_jit_with_a_key() -> None:
     jax = pytest.importorskip("jax")
     q, k = (jax.numpy.asarray(sample(seed, 30, 4, 1.0).astype(np.float32)) for seed in (1, 2))
-    inside = jax.jit(lambda q, k, key: fitting.fit(q, k, 16, rng=key))(q, k, jax.random.key(0))
-    outside = fitting.fit(q, k, 16, rng=jax.random.key(0))
+    inside = jax.jit(lambda q, k, key: fitting.fit(q, k, 16, sampler="iid", rng=key))(q, k, jax.random.key(0))
+    outside = fitting.fit(q, k, 16, sampler="iid", rng=jax.random.key(0))
     np.testing.assert_allclose(rfk.log_kernel(q, k, inside), rfk.log_kernel(q, k, outside), atol=1e-4)
 
 
@@ -541,6 +567,11 @@ Q, K = sample(1, 5, 4), sample(2, 6, 4)
             ValueError,
             r"rows must have shape \(\*batch, rows, 4\), got \(3, 5\)",
             lambda: fitting.bind(choose(Q, K, "affine"), np.zeros((3, 5))),
+        ),
+        (
+            ValueError,
+            r"without batch axes, got a root of shape \(1, 4, 4\)",
+            lambda: fitting.relative(choose(Q[None], K[None], "affine"), Q[0], K[0], count=4),
         ),
         (TypeError, "queries and keys must be Moments", lambda: fitting.choose(Q, K)),
         (TypeError, "q must be a numpy.ndarray", lambda: fitting.fit(Q.tolist(), K, 8, rng=0)),

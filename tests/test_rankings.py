@@ -62,9 +62,13 @@ def test_the_closed_forms_to_the_digits_shown(line: str) -> None:
 
 
 def test_four_times_the_columns_are_a_quarter_of_the_error() -> None:
+    """Of coupled rows as well, where blocks are whole; 64 columns of d = 128 are less than a block."""
     some, more = (rankings.typical(16, 0.5, columns) for columns in (256, 1024))
-    for name in ("trig-iid", "PRF-iid", "hyp-iid", "OPRF-iid"):
+    for name in COLUMNS:
         np.testing.assert_allclose(some[name] - more[name], np.log10(4))
+    whole, part = (rankings.typical(128, 0.25, columns) for columns in (256, 64))
+    np.testing.assert_allclose(part["PRF-iid"] - whole["PRF-iid"], np.log10(4))
+    assert part["PRF-ort"] - whole["PRF-ort"] > np.log10(4) + 1e-3
 
 
 # log10 of the variance per column as measured of one data set that is not kept: centred estimators depend little on the

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 
 import rfkernels as rfk
 from rfkernels import fitting
-from rfkernels.fitting.choices import best_spread
+from rfkernels.fitting.algebra import best_spread
 from theory import _cubature as cubature
 from theory._cubature import Array
 from theory._verdict import Measured, Result, Verdict
@@ -222,8 +222,8 @@ def figure() -> Figure:
     for decay in (0.0, 0.25, 1.0):
         spectrum = np.exp(-decay * np.arange(16))
         gains = [_gain(np.diag(total * spectrum / spectrum.sum())) for total in np.linspace(0.5, 30, 40)]
-        right.plot(np.linspace(0.5, 30, 40), gains, linewidth=1, label=f"spectrum exp(-{decay:g} l)")
-    right.set(title="log10 of the gain of SDERF over FAVOR++, d = 16", xlabel="E |x + y|²")
+        right.plot(np.linspace(0.5, 30, 40), gains, linewidth=1, label=f"spectrum exp(−{decay:g} l)")
+    right.set(title="log10 of the gain over one variance, d = 16", xlabel="E |x + y|²")
     right.legend(fontsize="small")
     return drawn
 

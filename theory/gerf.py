@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from scipy.optimize import minimize_scalar
 
 import rfkernels as rfk
-from rfkernels.fitting.choices import best_spread
+from rfkernels.fitting.algebra import best_spread
 from theory import _cubature as cubature
 from theory._cubature import Array
 from theory._verdict import Measured, Result, Verdict

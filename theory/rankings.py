@@ -6,7 +6,7 @@ c1: log10 of the relative mean squared error of 256 columns for a typical pair, 
     forms throughout. Trigonometric, hyperbolic and antithetic features have two columns for each row (128 rows);
     orthogonal rows come in blocks of d with independent norms, simplex rows likewise at the cosine −1/(d − 1). OPRF are
     the features of FAVOR++ with the ρ that is best for the pair itself, φ = |x + y|²/d; "anti+ort" are 128 pairs ±w of
-    orthogonal rows. An n-fold number of columns lowers the log10 of an independent sampler by log10 n exactly.
+    orthogonal rows. An n-fold number of columns lowers every log10 by log10 n exactly, as long as blocks are whole.
 c2: log10 of the relative variance per column, its geometric mean over all pairs of queries and keys of `heads`:
     x = m_x + Λ^½ g with Λ ∝ diag(e^(−l/4)), l < d, the same for queries and keys, and scaled to tr Λ² = τ², so that
     centred logits have the standard deviation τ; |m_x|² = |m_y|² = tr Λ, m_x ∝ u + v_x and m_y ∝ u + v_y with standard

@@ -19,11 +19,12 @@ from rfkernels import samplers
 from rfkernels._checks import check_finite_arrays, check_qk
 from rfkernels.features import Features, draw
 from rfkernels.fitting.choices import METHODS, Choice, bind, check_map, check_scale, choose
+from rfkernels.fitting.errors import relative
 from rfkernels.fitting.statistics import Moments, attended, merge, moments, pooled
 from rfkernels.maps import FeatureMap
 from rfkernels.samplers import Rows, Sampler
 
-__all__ = ["Choice", "Moments", "bind", "choose", "fit", "merge", "methods", "moments"]
+__all__ = ["Choice", "Moments", "bind", "choose", "fit", "merge", "methods", "moments", "relative"]
 
 
 def methods() -> tuple[str, ...]:
@@ -103,11 +104,11 @@ def fit(
     Examples
     --------
     >>> import numpy as np
-    >>> from rfkernels import fitting
-    >>> q, k = np.random.default_rng(0).normal(size=(2, 512, 64))
-    >>> features = fitting.fit(q + 1, k + 2, 256, rng=0)
-    >>> features.count
-    256
+    >>> import rfkernels as rfk
+    >>> q, k, v = np.random.default_rng(0).normal(size=(3, 512, 64)) + 1
+    >>> features = rfk.fit(q, k, 256, rng=0)
+    >>> rfk.attention(q, k, v, features).shape
+    (512, 64)
     """
     feature_map, dim = check_map(feature_map), _check_samples(q, k)
     scale = check_scale(scale, dim)
