@@ -49,7 +49,7 @@ def hermite(nodes: int = 48) -> Grid:
     return Grid(rows, np.outer(weights, weights).reshape(-1))
 
 
-def polar(x: Array, y: Array, nodes: int = 16, radial: int = 40, reach: float = 12.0) -> Grid:
+def polar(x: Array, y: Array, nodes: int = 24, radial: int = 72, reach: float = 12.0) -> Grid:
     """Return a polar Gauss–Legendre grid for one pair, for integrands with a kink where w·x = 0 or w·y = 0.
 
     The angle is cut into pieces at the four directions perpendicular to x or y; the radius runs to `reach`, beyond

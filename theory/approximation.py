@@ -39,7 +39,7 @@ of the logarithms of paired errors over its standard error, $z \le -4$. Errors o
 CITATION = "Choromanski et al., Rethinking Attention with Performers, arXiv 2009.14794, figure 4 and section 4.2."
 
 LENGTH, DIM, QUERIES, DRAWS = 4096, 16, 128, 15
-COUNTS = (16, 64, 256)
+COUNTS = (64, 128, 256)
 SIZES = (0.5, 1.0)
 
 Phi = tuple[Array, Array]
