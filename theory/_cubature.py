@@ -98,9 +98,7 @@ def mean(feature_map: FeatureMap, points: Pairs, scale: float = 1.0, power: int 
 def kernel(feature_map: FeatureMap, points: Pairs, scale: float = 1.0) -> Array:
     """Return the closed form k(√scale x, √scale y) that the map names."""
     assert feature_map.kernel is not None
-    log, sign = rfk.exact_log_kernel(
-        points.x, points.y, scale=scale, kernel=feature_map.kernel, return_sign=True
-    )
+    log, sign = rfk.exact_log_kernel(points.x, points.y, scale=scale, kernel=feature_map.kernel, return_sign=True)
     closed: Array = sign * np.exp(log)
     return closed
 

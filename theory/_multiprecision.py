@@ -69,7 +69,7 @@ def line_mean(feature_map: FeatureMap, x: Any, y: Any, centre: Any = 0, power: i
 
 
 def plane_mean(feature_map: FeatureMap, x: Any, y: Any, angle: Any, power: int = 1, degree: int = 4) -> Any:
-    """Return E (φ(x)·φ(y))^power for points of norms x and y at an angle in (0, π), by Gauss–Legendre in polar pieces."""
+    """Return E (φ(x)·φ(y))^power for norms x and y and an angle in (0, π), by Gauss–Legendre in polar pieces."""
     quarter = mp.pi / 2
 
     def integrand(r: Any, t: Any) -> Any:

@@ -73,9 +73,9 @@ def _exact_number(value: Any) -> Any:
         if math.isclose(math.sqrt(square) * math.pi**power, size, rel_tol=4e-16, abs_tol=0.0):
             root = sp.sqrt(sp.Rational(square.numerator, square.denominator))
             return sp.sign(value) * root * sp.pi**power
-    if size < 10 and (logarithm := Fraction(math.exp(size)).limit_denominator(100)) > 1:
-        if math.isclose(math.log(logarithm), size, rel_tol=4e-16, abs_tol=0.0):
-            return sp.sign(value) * sp.log(sp.Rational(logarithm.numerator, logarithm.denominator))
+    argument = Fraction(math.exp(min(size, 10))).limit_denominator(100)
+    if math.isclose(math.log(argument), size, rel_tol=4e-16, abs_tol=0.0):
+        return sp.sign(value) * sp.log(sp.Rational(argument.numerator, argument.denominator))
     return sp.Rational(Fraction(float(value)))
 
 

@@ -21,17 +21,19 @@ STATEMENT = r"""
 Generalised attention takes any activation $h$: a row $w \sim N(0, I)$ estimates the kernel
 $k(x, y) = \mathbb{E}\, h(w \cdot x) h(w \cdot y)$. With the angle $\theta$, $a = |x|^2$ and $b = |y|^2$,
 
-- step: $(\pi - \theta)/2\pi =: p$, of variance $p (1 - p)$; sign: $1 - 2\theta/\pi$, of variance $4 \theta (\pi - \theta)/\pi^2$;
+- step: $(\pi - \theta)/2\pi =: p$, of variance $p (1 - p)$;
+- sign: $1 - 2\theta/\pi$, of variance $4 \theta (\pi - \theta)/\pi^2$;
 - powers $\max(u, 0)^n$: the arc-cosine kernel of order $n$, whose second moment is that of order $2n$;
 - $|u|$: $\frac2\pi |x||y| (\sin\theta + (\frac\pi2 - \theta) \cos\theta)$, of second moment $ab + 2 (x \cdot y)^2$;
 - $u^2$: $ab + 2 (x \cdot y)^2$, of variance $8 a^2 b^2 + 68 ab (x \cdot y)^2 + 20 (x \cdot y)^4$;
 - $\cos u$: $e^{-(a + b)/2} \cosh(x \cdot y)$, of second moment
   $\frac14 (1 + e^{-2a} + e^{-2b} + e^{-2(a + b)} \cosh(4\, x \cdot y))$;
-- $\mathrm{erf}(u)$: $\frac2\pi \arcsin\bigl( 2\, x \cdot y / \sqrt{(1 + 2a)(1 + 2b)} \bigr)$, whose variance is an integral.
+- $\mathrm{erf}(u)$: $\frac2\pi \arcsin\bigl( 2\, x \cdot y / \sqrt{(1 + 2a)(1 + 2b)} \bigr)$, whose variance is an
+  integral.
 
 These are the kernels and variances that the library's maps name. Means are compared relative to
-$\sqrt{k(x, x)\, k(y, y)}$, variances to second moments. SymPy proves all but those of $\mathrm{erf}$, whose products have no
-elementary integral, in the plane for acute angles and $|x| \ge |y|$; cubature covers all angles.
+$\sqrt{k(x, x)\, k(y, y)}$, variances to second moments. SymPy proves all but those of $\mathrm{erf}$, whose products
+have no elementary integral, in the plane for acute angles and $|x| \ge |y|$; cubature covers all angles.
 """
 
 CITATION = (

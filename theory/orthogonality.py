@@ -27,7 +27,8 @@ $$C = \mathbb{E} X_1 X_2 / K^2 = e^{-s}\, {}_1F_1(d; d/2; s/2) = e^{-s/2}\, {}_1
 for positive and hyperbolic features alike, and $e^{\delta} {}_1F_1(d; d/2; -\delta/2)$ with $\delta = |x - y|^2$ for
 trigonometric ones. With $m = Jd + r$ rows in such blocks, of relative variance $\mathrm{RV}$ each,
 
-$$\mathrm{MSE}_{\mathrm{ort}} = K^2 \left[ \mathrm{RV}/m - (N/m^2) (1 - C) \right], \qquad N = J d (d - 1) + r (r - 1).$$
+$$\mathrm{MSE}_{\mathrm{ort}} = K^2 \left[ \mathrm{RV}/m - (N/m^2) (1 - C) \right], \qquad
+N = J d (d - 1) + r (r - 1).$$
 
 Theorem 2 says for positive features that $\mathrm{MSE}_{\mathrm{ort}} \le \mathrm{MSE}_{\mathrm{iid}} -
 \frac{2 (m - 1)}{m (d + 2)} (K - \Lambda)^2$ if $m \le d$, which is $1 - C \ge \frac{2}{d + 2} (1 - e^{-s/2})^2$.
@@ -166,7 +167,7 @@ def by_symbols(constant: Any = None) -> list[Measured]:
 
 def _zero(subject: str, claim: Any) -> Measured:
     left = sp.simplify(sp.expand_func(claim))
-    error = 0.0 if left == 0 else abs(float(left.subs({symbol: 3 for symbol in left.free_symbols}))) or math.inf
+    error = 0.0 if left == 0 else abs(float(left.subs(dict.fromkeys(left.free_symbols, 3)))) or math.inf
     return Measured("SymPy", subject, error, 0.0, "" if left == 0 else str(left)[:100])
 
 

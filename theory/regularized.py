@@ -137,9 +137,8 @@ def by_many_digits(bound: Share) -> list[Measured]:
 def by_symbols() -> list[Measured]:
     """Prove the induction: what r_k is at least, one step on, is at least what r_{k+1} is."""
     d, k = sp.symbols("d k", positive=True)
-    ratio = sp.gammasimp(
-        ((d / 2) ** (k + 1) / sp.rf(d / 2, k + 1)).rewrite(sp.gamma) / ((d / 2) ** k / sp.rf(d / 2, k)).rewrite(sp.gamma)
-    )
+    one, next_one = ((d / 2) ** n / sp.rf(d / 2, n) for n in (k, k + 1))
+    ratio = sp.gammasimp(next_one.rewrite(sp.gamma) / one.rewrite(sp.gamma))
     here, there = 1 - k * (k - 1) / (d + 2), 1 - k * (k + 1) / (d + 2)
     step = sp.factor((here * d - there * (d + 2 * k)) * (d + 2))
     claims = {
@@ -160,7 +159,8 @@ def findings() -> tuple[str, ...]:
     found.append(
         "Theorem 1 needs a bound on |x + y|, which its premise does not give: for x and y at a right angle A = 1 "
         f"whatever their norms, but at d = 1000, where it says ρ ≥ 0.8, s = 200 has ρ = {mp.nstr(large[0], 3)} and "
-        f"s = 2000 has ρ = {mp.nstr(large[1], 3)}. The bound above gives ρ ≥ 1 − 2 d^(−1/3) where s² ≤ 8 (d + 2) d^(−1/3)."
+        f"s = 2000 has ρ = {mp.nstr(large[1], 3)}. The bound above gives ρ ≥ 1 − 2 d^(−1/3) "
+        "where s² ≤ 8 (d + 2) d^(−1/3)."
     )
     return tuple(found)
 

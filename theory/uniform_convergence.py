@@ -1,4 +1,4 @@
-"""Uniform convergence: how many features bring every entry of an attention matrix within a tolerance, whatever its length."""
+"""Uniform convergence: how many features bring every entry of an attention matrix of any length within a tolerance."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from theory._cubature import Array
 from theory._verdict import Measured, Result, Verdict
 
 STATEMENT = r"""
-**Theorem 4** of the paper: for queries and keys with $|q|, |k| \le R$, $l = R d^{-1/4}$ and $\delta = \varepsilon e^{-l^2}$,
-trigonometric features from $m = \Theta(d \delta^{-2} \log(4 d^{3/4} R / \delta))$ orthogonal rows bring every entry of the
-unnormalised attention matrix within $\varepsilon$ with constant probability; $L$ does not enter.
+**Theorem 4** of the paper: for queries and keys with $|q|, |k| \le R$, $l = R d^{-1/4}$ and
+$\delta = \varepsilon e^{-l^2}$, trigonometric features from
+$m = \Theta(d \delta^{-2} \log(4 d^{3/4} R / \delta))$ orthogonal rows bring every entry of the unnormalised
+attention matrix within $\varepsilon$ with constant probability; $L$ does not enter.
 
 What makes it independent of $L$ is an identity. For every $x$, $y$ and any rows
 
 $$\varphi(x) \cdot \varphi(y) - K = e^{(|x|^2 + |y|^2)/2} g(x - y) , \qquad
 g(t) = \frac1m \sum_i \cos(w_i \cdot t) - e^{-|t|^2/2} ,$$
 
-so no entry is off by more than $e^{l^2} \sup_{|t| \le 2l} |g(t)|$, and with $L \to \infty$ points in the ball that supremum
-is reached. It is bounded here for given rows, with certainty, in the plane: by the values on a grid of spacing $h$ and
-the Lipschitz constant $\frac1m \sum |w_i| + e^{-1/2}$.
+so no entry is off by more than $e^{l^2} \sup_{|t| \le 2l} |g(t)|$, and with $L \to \infty$ points in the ball that
+supremum is reached. It is bounded here for given rows, with certainty, in the plane: by the values on a grid of
+spacing $h$ and the Lipschitz constant $\frac1m \sum |w_i| + e^{-1/2}$.
 
 The $\Theta$ hides a constant. An explicit bound of the same order is that of Rahimi and Recht for independent rows,
 
-$$P\Bigl[ \sup_{|t| \le 2l} |g| \ge \delta \Bigr] \le 2^8 \Bigl( \frac{4 l \sqrt d}{\delta} \Bigr)^2
+$$P\Bigl[ \sup_{|t| \le 2l} |g| \ge \delta \Bigr] \le 2^8 \Bigl( \frac{2 l \sqrt d}{\delta} \Bigr)^2
 \exp\Bigl( -\frac{m \delta^2}{4 (d + 2)} \Bigr) .$$
 
 Claims checked: the identity; that errors over $L$ points stay below the certified supremum, for $L$ from $2^6$ to
 $2^{14}$; and that with the $m$ of the explicit bound at probability $\frac12$ the supremum is below $\delta$, for every
-draw, of independent and orthogonal rows. The theorem is about trigonometric features only. For positive ones $g$ is not a
-function of $x - y$, and the error at $x = y$ has the relative variance $(e^{4 l^2} - 1)/m$.
+draw, of independent and orthogonal rows. The theorem is about trigonometric features only. For positive ones $g$ is
+not a function of $x - y$, and the error at $x = y$ has the relative variance $(e^{4 l^2} - 1)/m$.
 """
 
 CITATION = (
@@ -89,7 +90,7 @@ def sup_error(features: Features, q: Array, k: Array) -> float:
 
 def rahimi_recht(dim: int, radius: float, delta: float, probability: float = 0.5) -> int:
     """Return how many rows the explicit bound asks for."""
-    logs = math.log(2**8 / probability) + 2 * math.log(4 * radius * math.sqrt(dim) / delta)
+    logs = math.log(2**8 / probability) + 2 * math.log(2 * radius * math.sqrt(dim) / delta)
     return math.ceil(4 * (dim + 2) / delta**2 * logs)
 
 
@@ -106,7 +107,9 @@ def identity(feature_map: FeatureMap) -> Measured:
     return Measured("float64", "the identity", worst, 1e-14)
 
 
-def of_lengths(feature_map: FeatureMap, lengths: tuple[int, ...] = LENGTHS, rows: int = 64) -> tuple[list[float], float]:
+def of_lengths(
+    feature_map: FeatureMap, lengths: tuple[int, ...] = LENGTHS, rows: int = 64
+) -> tuple[list[float], float]:
     """Return the largest errors of matrices of growing length, of the same features, and the certified bound."""
     features = rfk.draw(feature_map, DIM, 2 * rows, scale=1.0, rng=1)
     rng = np.random.default_rng(1)
@@ -132,10 +135,8 @@ def enough(feature_map: FeatureMap, sampler: str, draws: int = 21) -> int:
     """Return how many rows bring the supremum below δ in half the draws, among powers of √2."""
     for half in range(6, 40):
         rows = round(2 ** (half / 2))
-        sups = [
-            certified(rfk.draw(feature_map, DIM, 2 * rows, sampler=sampler, scale=1.0, rng=seed).projection, 2 * RADIUS, 20)[0]
-            for seed in range(draws)
-        ]
+        drawn = (rfk.draw(feature_map, DIM, 2 * rows, sampler=sampler, scale=1.0, rng=seed) for seed in range(draws))
+        sups = [certified(features.projection, 2 * RADIUS, 20)[0] for features in drawn]
         if np.median(sups) < DELTA:
             return rows
     raise ValueError("no number of rows is enough")
@@ -167,8 +168,9 @@ def check(feature_map: FeatureMap | None = None, bound: Callable[..., int] = rah
         measured.append(Measured("certificate", f"supremum with {rows} rows, {sampler}", high, DELTA))
         needed = enough(chosen, sampler)
         found.append(
-            f"d = 2, l = 1, δ = {DELTA}, {sampler}: the explicit bound asks for {rows} rows, with which the supremum is "
-            f"{low:.3f} on average; {needed} rows are enough in half the draws, {rows / needed:.0f} times fewer."
+            f"d = 2, l = 1, δ = {DELTA}, {sampler}: the explicit bound asks for {rows} rows, with which the "
+            f"supremum is {low:.3f} on average; {needed} rows are enough in half the draws, "
+            f"{rows / needed:.0f} times fewer."
         )
     found += _of_theorem_4()
     return Verdict(tuple(measured), tuple(found))
@@ -205,7 +207,9 @@ def figure() -> Figure:
             sups.append(np.median([certified(features.projection, 2 * RADIUS, 20)[0] for features in draws]))
         right.loglog(counts, sups, "o-", color=f"C{i}", label=f"{sampler}, median of 9")
     deltas = np.geomspace(0.02, 1, 20)
-    right.loglog([rahimi_recht(DIM, RADIUS, delta) for delta in deltas], deltas, "--", color="black", label="explicit bound")
+    right.loglog(
+        [rahimi_recht(DIM, RADIUS, delta) for delta in deltas], deltas, "--", color="black", label="explicit bound"
+    )
     left.set(title="largest error of the matrix, l = 1, d = 2", xlabel="L", ylim=(0, None))
     right.set(title="sup |g| over |t| ≤ 2", xlabel="rows")
     left.legend(fontsize="small")
