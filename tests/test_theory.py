@@ -32,6 +32,8 @@ theory = importlib.import_module("theory")
     )
 ]  # fmt: skip
 ring = importlib.import_module("theory._ring")
+SPECTRAL = {"cauchy", "gaussian", "laplacian", "matern32", "matern52"}
+"""Maps of rows with a law of their own, which have tests of their own."""
 RESULTS = {result.name: result for result in (*theory.RESULTS, *(module.RESULT for module in MODULES))}
 
 POSITIVE, HYPERBOLIC, TRIGONOMETRIC, RELU = map(rfk.lookup, ("positive", "hyperbolic", "trigonometric", "relu"))
@@ -69,7 +71,8 @@ def test_the_result_holds(result: Any) -> None:
 
 
 def test_every_registered_kernel_is_checked() -> None:
-    kernels = {name for name in rfk.names() if rfk.lookup(name).kernel is not None}
+    named = {name: rfk.lookup(name) for name in rfk.names()}
+    kernels = {name for name, given in named.items() if given.kernel is not None} - SPECTRAL
     assert kernels >= {"positive", "hyperbolic", "trigonometric", "relu", "squared_relu", "exp"}
     assert {*unbiasedness.known(), *generalized.library()} >= kernels
 
@@ -130,7 +133,7 @@ def attend_one_key_late(xp: Any, q: Any, k: Any, v: Any, features: Any, options:
 
 
 def test_broken_merges_are_not_monoids() -> None:
-    assert failing(monoid.by_symbols(merge_without_shifts)) == {"associative", "adds the sums"}
+    assert failing(monoid.by_symbols(merge_without_shifts)) == {"adds the sums"}
     assert failing(monoid.by_symbols(merge_with_the_least_shift)) >= {"adds the sums", "identity"}
     assert failing(monoid.by_symbols(lambda first, second: rfk.merge_states(first, first))) >= {
         "commutative",

@@ -60,7 +60,7 @@ def bounded(s: float, variance: float, dim: int) -> Callable[[Array], Array]:
 def relative_variance(s: float, variance: float, dim: int) -> float:
     """Return RV of positive features with rows from N(0, variance · I)."""
     rho = 2 * variance - 1
-    return ((1 + rho) ** 2 / (4 * rho)) ** (dim / 2) * math.exp(s / rho) - 1
+    return math.exp(dim / 2 * math.log((1 + rho) ** 2 / (4 * rho)) + s / rho) - 1
 
 
 def largest_term(s: float, variance: float, dim: int) -> float:

@@ -101,7 +101,7 @@ def blocks(sampler: Sampler, turns: int = 40, radial: int = 24, opposed: bool = 
     first = np.stack([np.cos(angle), np.sin(angle)], -1)
     second = side[:, None] * np.stack([-first[:, 1], first[:, 0]], -1) + 0.3 * first
     norms = np.sqrt(squares.nodes[np.stack([one, two], -1)]).reshape(-1)
-    given = {(len(angle), 2, 2): np.stack([first, second], -1)}  # columns of each matrix
+    given: dict[tuple[int, ...], Array] = {(len(angle), 2, 2): np.stack([first, second], -1)}  # columns of each matrix
     if opposed:
         given[len(angle), 1, 1], weights = lines[0][one, None, None], lines[1][one] / math.sqrt(2 * math.pi)
     else:

@@ -89,7 +89,7 @@ def errors(given: Inputs, phi: Phi) -> Errors:
 
 def average(size: float, draws: int = DRAWS) -> Array:
     """Return the error of attention that weighs all keys alike, for each draw."""
-    return np.array([_relative(np.float64(1 / LENGTH), inputs(size, draw).attention) for draw in range(draws)])
+    return np.array([_relative(np.full(1, 1 / LENGTH), inputs(size, draw).attention) for draw in range(draws)])
 
 
 def study(
@@ -124,7 +124,7 @@ def order(name: str, smaller: Array, larger: Array) -> Measured:
     """Judge whether one error is smaller than another of the same draws."""
     apart = np.log(smaller) - np.log(larger)
     mean, error = mean_and_error(apart)
-    return Measured("paired draws", f"{name}: z", mean / error, SIGMAS)
+    return Measured("paired draws", f"{name}: z", mean / error if error else math.nan, SIGMAS)
 
 
 SIGMAS = -4.0
@@ -134,7 +134,7 @@ SIGMAS = -4.0
 def orders(found: Mapping[float, Mapping[tuple[str, int], Array]], counts: Iterable[int]) -> list[Measured]:
     """Judge the orders that are claimed."""
     small, large = ({key: value[:, 0] for key, value in found[size].items()} for size in SIZES)
-    plain, measured = average(SIZES[1]), []
+    plain, measured = average(SIZES[1], len(next(iter(large.values())))), []
     for m in counts:
         claims = (
             ("σ = ½: trigonometric, orthogonal < iid", small, "trigonometric, orthogonal", "trigonometric, iid"),

@@ -156,7 +156,8 @@ def rounding(name: str, size: float) -> tuple[float, float]:
     q, k = rng.standard_normal((2, 130, 8)) * size ** rng.uniform(0, 1, (2, 130, 1))
     v = rng.uniform(-1, 1, (130, 4))
     features = rfk.draw(name, 8, 32, rng=0)
-    log_q, log_k = (rfk.transform(x, features, side=side, log=True)[0] for x, side in ((q, "query"), (k, "key")))
+    log_q = rfk.transform(q, features, side="query", log=True)[0]
+    log_k = rfk.transform(k, features, side="key", log=True)[0]
     top = float(max(np.max(np.abs(log[np.isfinite(log)])) for log in (log_q, log_k)))
     whole = rfk.attention(q, k, v, features, causal=True)
     off = 0.0
@@ -164,6 +165,7 @@ def rounding(name: str, size: float) -> tuple[float, float]:
         state = rfk.attention(q[:cut], k[:cut], v[:cut], features, causal=True, full=True).state
         resumed = rfk.attention(q[cut:], k[cut:], v[cut:], features, causal=True, state=state)
         empty = rfk.empty_state(features, 4, dtype=np.float64)
+        assert isinstance(empty, State)
         parts = [rfk.write_state(empty, k[part], v[part], features) for part in (slice(cut), slice(cut, None))]
         merged = rfk.read_state(rfk.merge_states(*parts), q[-1:], features)
         off = max(off, float(np.max(np.abs(resumed - whole[cut:]))), float(np.max(np.abs(merged - whole[-1:]))))

@@ -97,7 +97,7 @@ def by_cubature(feature_map: FeatureMap, regularised: Share) -> list[Measured]:
 def through_sampler(sampler: Sampler) -> list[Measured]:
     """Integrate over the library's sampler in the plane."""
     points = cubature.pairs((0.3, 1.0), 3)
-    found = isotropic.moments(rfk.lookup("positive"), isotropic.blocks(sampler, radial=1), points)
+    found = isotropic.moments(rfk.lookup("positive"), isotropic.blocks(sampler, radial=4), points)
     errors = {
         "sampler: kernel": found.mean / _values(share, points, 2) - 1,
         "sampler: second moment": found.square / _values(square, points, 2) - 1,

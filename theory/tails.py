@@ -78,7 +78,8 @@ def case(feature_map: FeatureMap, x: float, y: float, dim: int, count: int, node
     points = Pairs(np.array([[x]]), np.array([[y]]))
 
     def terms(projections: Array) -> Array:
-        return cubature.estimates(feature_map, Grid(projections.reshape(-1, 1), np.ones(1)), points)[0]
+        found: Array = cubature.estimates(feature_map, Grid(projections.reshape(-1, 1), np.ones(1)), points)[0]
+        return found
 
     several, single = isotropic.coordinates(dim, count, nodes), isotropic.cosine(dim, 60)
     root = math.sqrt(dim)
@@ -145,8 +146,8 @@ def of_bounded_terms(bound: Callable[[int, float, float, float], float]) -> list
         levels = np.exp(np.linspace(math.log(most), math.log(most) - 40, 40001))[::-1]
         beyond = (1 - bounded(s, variance, dim)(levels)) * levels
         logs = np.log(levels)
-        off = max(off, abs(np.trapezoid(beyond, logs) - 1))
-        off = max(off, abs(np.trapezoid(2 * levels * beyond, logs) / (spread + 1) - 1))
+        off = max(off, abs(float(np.trapezoid(beyond, logs)) - 1))
+        off = max(off, abs(float(np.trapezoid(2 * levels * beyond, logs)) / (spread + 1) - 1))
         for m in (4, 32, 128):
             for error in (0.2, 0.5):
                 below = sums(bounded(s, variance, dim), m, m * (1 - error), upwards=False)
