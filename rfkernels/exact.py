@@ -242,7 +242,8 @@ def exact_log_normalizer(
 def _check_sign(kernel: Kernel, return_sign: bool) -> None:
     if kernel.sign is not None and not return_sign:
         raise ValueError(
-            f"the kernel {kernel.name!r} can be negative: pass return_sign=True for the log of its magnitude and its sign"
+            f"the kernel {kernel.name!r} can be negative: "
+            "pass return_sign=True for the log of the magnitude and the sign"
         )
 
 

@@ -2,8 +2,8 @@
 
 Each is ``log_variance(xp, dot, xx, yy)``: from x·y, |x|² and |y|² of the scaled inputs, the log of
 Var Σ h(w·x) h(w·y) / n over the n activations of the map, w ~ N(0, I); −inf where nothing varies. None overflows where
-the squared norms do not, and all but `erf` are free of cancellation: they are as accurate as |x ± y|² and cos θ are
-that follow from the arguments.
+the squared norms do not, and all but `erf` are free of cancellation: they are as accurate as the |x ± y|² and
+cos θ that follow from the arguments.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _legendre(nodes: int) -> tuple[tuple[float, float], ...]:
     return tuple(((1 + p) / 2, w / 2) for p, w in zip(points.tolist(), weights.tolist(), strict=True))
 
 
-_NODES = 64
+_NODES = 32
 
 
 def erf(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
@@ -129,21 +129,25 @@ def erf(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
     γ = |2 x·y| / √((1 + 2a)(1 + 2b)), of g(t) = sin t / √((2 (1 + 2a) cos²t − 1)(2 (1 + 2b) cos²t − 1)).
 
     It comes from Price's theorem: the derivative of E erf²u erf²v in the covariance of u and v is the mean of
-    (erf²)'(u) (erf²)'(v), that is, of erf u erf v under a narrower normal law. The second moment is thus the volume of
-    a spherical tetrahedron, for which no elementary form is known. At large norms the variance is a small difference.
+    (erf²)'(u) (erf²)'(v), in proportion to that of erf u erf v under a narrower normal law. The second moment is a
+    combination of orthant probabilities of four normal variables, for which no elementary form is known. Of long and
+    nearly parallel vectors the variance is a small difference, with a relative error of the order of ε |x||y|.
     """
     gamma = xp.abs(error_function_sine(xp, dot, xx, yy))
     gamma = xp.where(gamma < 1, gamma, 0)
     one, two = 2 * (1 + 2 * xx), 2 * (1 + 2 * yy)
     # tan t = sinh q, which spreads out the end of the range, where nearly parallel long vectors have their integral
     tangent = gamma / xp.sqrt((1 - gamma) * (1 + gamma))
-    reach = xp.log(tangent + xp.sqrt(1 + tangent**2))
+    reach = xp.log1p(tangent + tangent**2 / (1 + xp.sqrt(1 + tangent**2)))
     integral = 0 * reach
     for point, weight in _legendre(_NODES):
-        grown = xp.exp(point * reach)
-        cosh, sinh = (grown + 1 / grown) / 2, (grown - 1 / grown) / 2
+        grown = xp.expm1(point * reach)
+        sinh = grown * (2 + grown) / (2 * (1 + grown))
+        cosh = xp.sqrt(1 + sinh**2)
         ratio = sinh * cosh / (xp.sqrt(one - cosh**2) * xp.sqrt(two - cosh**2))
-        integral = integral + weight * reach * xp.arcsin(ratio) / cosh
-    alone = xp.arcsin(2 * xx / (1 + 2 * xx)) * xp.arcsin(2 * yy / (1 + 2 * yy))
-    second = log_magnitude(xp, 4 * (alone + 4 * integral) / xp.pi**2)
+        integral = integral + weight * xp.arcsin(ratio) / cosh
+    alone = [xp.arcsin(2 * square / (1 + 2 * square)) for square in (xx, yy)]
+    there = [xp.where(value > 0, value, 1) for value in alone]
+    share = (reach / there[0]) * (integral / there[1])  # no product of small numbers, which could underflow
+    second = log_magnitude(xp, alone[0]) + log_magnitude(xp, alone[1]) + xp.log(4 * (1 + 4 * share) / xp.pi**2)
     return _log_difference(xp, second, kernels.ERF.log(xp, dot, xx, yy))

@@ -24,10 +24,18 @@ class Partial(NamedTuple):
 
 
 def join(xp: Any, first: Partial, second: Partial) -> Partial:
-    """Add the sums of two disjoint sets of keys."""
-    shift = stopped(xp, xp.maximum(first.shift, second.shift))
+    """Add the sums of two disjoint sets of keys.
+
+    Where one has none, its scale, which is 1 for a map that is not exponential, must not drown the other.
+    """
+    scales = [xp.where(part.denominator == 0, -xp.inf, part.shift) for part in (first, second)]
+    scales = [
+        xp.where(xp.any(part.numerator != 0, -1), part.shift, scale)
+        for part, scale in zip((first, second), scales, strict=True)
+    ]
+    shift = stopped(xp, xp.maximum(*scales))
     base = xp.where(shift == -xp.inf, 0, shift)
-    one, two = xp.exp(first.shift - base), xp.exp(second.shift - base)
+    one, two = (xp.exp(scale - base) for scale in scales)
     numerator = first.numerator * one[..., None] + second.numerator * two[..., None]
     return Partial(numerator, first.denominator * one + second.denominator * two, shift)
 

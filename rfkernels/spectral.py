@@ -50,7 +50,7 @@ def _log_matern(xp: Any, squared: Any, order: float) -> Any:
     p = round(order - 0.5)
     c = [2**i * math.comb(p, i) * math.factorial(2 * p - i) / math.factorial(2 * p) for i in range(p + 1)]
     t = _root(xp, 2 * order * squared)
-    near, far = xp.minimum(t, 1), xp.maximum(t, 1)
+    near, far = xp.where(t > 1, 1, t), xp.where(t > 1, t, 1)
     rising, falling = xp.zeros_like(t), xp.zeros_like(t)
     for i in range(p, 0, -1):
         rising = (rising + c[i]) * near
@@ -68,7 +68,7 @@ def _log_of_distance(xp: Any, dot: Any, xx: Any, yy: Any, log: Any) -> Any:
 
 
 def _log_variance(xp: Any, dot: Any, xx: Any, yy: Any, log: Any) -> Any:
-    """Return log of (1 + k(2δ))/2 − k(δ)², the variance of cos(w·δ), by differences from 1, which do not cancel."""
+    """Return log of (1 + k(2δ))/2 − k(δ)², the variance of cos(w·δ), up to about ε/|δ|³ of it."""
     squared = _squared_distance(xp, dot, xx, yy)
     variance = xp.expm1(log(xp, 4 * squared)) / 2 - xp.expm1(2 * log(xp, squared))
     return xp.where(variance > 0, xp.log(xp.where(variance > 0, variance, 1)), -xp.inf)
@@ -135,7 +135,6 @@ def gaussian() -> FeatureMap:
     return _GAUSSIAN
 
 
-@cache
 def matern(order: float) -> FeatureMap:
     """Return the map of the Matérn kernel of half-integer order ν, as a function of r = |x − y|.
 
@@ -158,9 +157,11 @@ def matern(order: float) -> FeatureMap:
     ValueError
         If 2ν is not a positive odd number.
     """
-    degrees = _doubled("order", order, "1/2, 3/2, 5/2, …")
-    if not degrees % 2:
-        raise ValueError(f"order must be one of 1/2, 3/2, 5/2, …, got {order!r}")
+    return _matern(_doubled("order", order, "one of 1/2, 3/2, 5/2, …", step=2))
+
+
+@cache
+def _matern(degrees: int) -> FeatureMap:
     log = partial(_log_matern, order=degrees / 2)
     return _stationary(f"matern({degrees}/2)", log, partial(_student, degrees=degrees))
 
@@ -178,7 +179,6 @@ def laplacian() -> FeatureMap:
     return matern(0.5)
 
 
-@cache
 def rational_quadratic(alpha: float) -> FeatureMap:
     """Return the map of k(x, y) = (1 + |x − y|²/(2α))^−α.
 
@@ -200,7 +200,11 @@ def rational_quadratic(alpha: float) -> FeatureMap:
     ValueError
         If 2α is not a positive whole number.
     """
-    degrees = _doubled("alpha", alpha, "a positive multiple of 1/2")
+    return _rational_quadratic(_doubled("alpha", alpha, "a positive multiple of 1/2", step=1))
+
+
+@cache
+def _rational_quadratic(degrees: int) -> FeatureMap:
     log = partial(_log_rational, alpha=degrees / 2, width=degrees)
     return _stationary(f"rational_quadratic({degrees}/2)", log, partial(_gamma, degrees=degrees, width=degrees))
 
@@ -218,8 +222,9 @@ def cauchy() -> FeatureMap:
     return _CAUCHY
 
 
-def _doubled(name: str, value: float, expected: str) -> int:
-    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0 and 2 * value == round(2 * value)):
+def _doubled(name: str, value: float, expected: str, step: int) -> int:
+    """Return twice the value, which must be 1 plus a multiple of the step."""
+    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0 and (2 * value - 1) % step == 0):
         raise ValueError(f"{name} must be {expected}, got {value!r}")
     return round(2 * value)
 

@@ -1,4 +1,7 @@
-"""Options and profiles of the suite: `pytest` takes minutes at most, `pytest --long` everything."""
+"""Options and profiles of the suite: `pytest` takes minutes at most, `pytest --long` everything.
+
+`pytest --hypothesis-profile=long` puts 10,000 random examples to each property test; no test says itself how many.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,18 @@ from hypothesis import HealthCheck, settings
 
 import rfkernels
 
-EXAMPLES = {"default": 40, "long": 400}
+EXAMPLES = {"default": 40, "more": 400, "long": 10_000}
+
+for _name, _examples in EXAMPLES.items():
+    settings.register_profile(
+        _name,
+        max_examples=_examples,
+        derandomize=_name != "long",  # a failure of "long" prints what reproduces it
+        print_blob=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,13 +40,5 @@ def pytest_configure(config: pytest.Config) -> None:
     long = config.getoption("--long") or config.option.markexpr == "long"
     if config.getoption("--long") and config.option.markexpr == "not long":
         config.option.markexpr = ""
-    for name, examples in EXAMPLES.items():
-        settings.register_profile(
-            name,
-            max_examples=examples,
-            derandomize=True,
-            deadline=None,
-            database=None,
-            suppress_health_check=[HealthCheck.too_slow],
-        )
-    settings.load_profile("long" if long else "default")
+    if config.getoption("--hypothesis-profile") is None:
+        settings.load_profile("more" if long else "default")

@@ -139,7 +139,8 @@ def test_only_numpy_is_needed_above_the_backends() -> None:
 def test_no_module_imports_the_tests_or_the_theory() -> None:
     for path in FILES:
         found = {imported.name.split(".")[0] for imported in imports_of(path)}
-        assert not found & {"tests", "theory", "benchmarks", "oracle", "pytest", "hypothesis"}, path
+        helpers = set() if path.startswith("testing/") else {"hypothesis"}
+        assert not found & ({"tests", "theory", "benchmarks", "oracle", "pytest"} | helpers), path
 
 
 # Importing
@@ -270,10 +271,10 @@ def test_files_and_functions_are_short(path: str) -> None:
 def test_nothing_is_added_to_features_or_denominators() -> None:
     """No epsilon: no small positive constant stands in the modules that compute (PEERS 5.2–5.4)."""
     # Maps check declared exponents to a tolerance; vectormath has coefficients of polynomials, and rates the ends of an
-    # interval that is searched.
+    # interval that is searched; variance computes no estimate.
     apart = ("maps.py", "backends/numba/vectormath.py", "materialized/rates.py")
     for path in FILES:
-        if floor_of(module_of(path)) == TOP or path in apart:
+        if floor_of(module_of(path)) == TOP or module_of(path) == "variance" or path in apart:
             continue
         for node in ast.walk(ast.parse((PACKAGE / path).read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, float) and 0 < node.value < 0.01:

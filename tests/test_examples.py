@@ -73,6 +73,18 @@ def test_custom_kernel_is_lowered_for_machines_that_are_not_here(load: Any) -> N
     assert min(sizes.values()) > 1000
 
 
+def test_testing_a_kernel(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    example = load("testing_a_kernel")
+    tests = [name for name in vars(example) if name.startswith("test_")]
+    assert len(tests) == 4
+    for name in tests:
+        getattr(example, name)()
+    example.main()
+    printed = capsys.readouterr().out
+    assert "<lambda> is biased" in printed
+    assert "cumulative is biased" in printed
+
+
 TINY = [
     "--layers",
     "1",

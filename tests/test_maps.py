@@ -37,8 +37,8 @@ def table(monkeypatch: pytest.MonkeyPatch) -> dict[str, rfk.FeatureMap]:
 
 def test_the_named_maps() -> None:
     assert rfk.names() == (
-        "abs", "cosine", "elu+1", "erf", "exp", "hyperbolic", "positive", "relu", "sign", "square", "squared_relu", "step",
-        "trigonometric",
+        "abs", "cauchy", "cosine", "elu+1", "erf", "exp", "gaussian", "hyperbolic", "laplacian", "matern32", "matern52",
+        "positive", "relu", "sign", "square", "squared_relu", "step", "trigonometric",
     )  # fmt: skip
     for name in rfk.names():
         feature_map = rfk.lookup(name)
@@ -236,6 +236,8 @@ def test_the_maps_compute_what_they_say() -> None:
         "cosine": [np.cos(u)],
         "erf": [[math.erf(x) for x in u]],
     }
+    waves = [math.sqrt(2) * np.cos(u), math.sqrt(2) * np.sin(u)]
+    formulas |= dict.fromkeys(rfk.spectral.NAMED, waves)
     assert set(formulas) == set(rfk.names())
     for name, expected in formulas.items():
         feature_map = rfk.lookup(name)

@@ -512,7 +512,7 @@ def test_equal_keys_average_their_values(backend: str) -> None:
     q, v = rng.standard_normal((9, 4)), rng.standard_normal((130, 3))
     k = np.broadcast_to(rng.standard_normal(4), (130, 4))
     means = np.cumsum(v, 0) / np.arange(1, 131)[:, None]
-    for name in sorted(set(MAPS) - {"signed", "trigonometric"}):
+    for name in sorted(set(MAPS) - {"sign", "signed", "trigonometric"}):  # estimates may be zero
         features = oracle.draw(name, 4, 32)
         for size in (1e-3, 1.0, 20.0):
             got = run(backend, size * q, size * k, v, features).output

@@ -40,7 +40,7 @@ def fit(
     feature_map: str | FeatureMap = "positive",
     sampler: str | Sampler | Rows = "antithetic",
     scale: float | None = None,
-    prior: float = 1.0,
+    prior: float = 10.0,
     rng: Any,
 ) -> Features:
     """Draw positive random features that suit such queries and keys.
@@ -79,9 +79,10 @@ def fit(
         already, and take "orthogonal".
     scale : float, optional
         Multiplies q·k; split evenly over both sides. 1/√dim (the default) is that of attention.
-    prior : float, default 1.0
+    prior : float, default 10.0
         How many samples, spread alike in all directions, are added to those given before T is chosen, which makes it
-        invertible. More of them suit samples that are few or unlike what is to come; they enter nothing but T.
+        invertible. They enter nothing but T, and hardly matter there to a sample of many more vectors than dim; more
+        of them suit samples that are few or unlike what is to come.
     rng : int, numpy.random.SeedSequence, numpy.random.Generator or JAX key
         Source of the rows, as in `draw`.
 
@@ -123,7 +124,7 @@ def fit(
     else:
         chosen = choose(moments(queries), moments(k), method=method, scale=scale, prior=prior)
     drawn = draw(feature_map, dim, count, sampler=sampler, scale=scale, batch=batch, rng=rng)
-    return bind(chosen, drawn.projection, feature_map=feature_map, scale=scale)
+    return bind(chosen, drawn.projection, feature_map=feature_map)
 
 
 def _check_samples(q: Any, k: Any) -> int:

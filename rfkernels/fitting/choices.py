@@ -24,15 +24,18 @@ class Choice(NamedTuple):
     query, key : Side
         The affine preprocessing of each side.
     proposal : Gaussian
-        Of the rows: root of shape (*batch, dim, dim), and no mean.
+        Of the rows: root of shape (*batch, dim, dim); `choose` has no mean, which centred features do without.
     log_weight : array, shape (*batch)
         What is added to the log-weight of every row: −½ scale a·b.
+    scale : float
+        Multiplies q·k.
     """
 
     query: Side
     key: Side
     proposal: Gaussian
     log_weight: Any
+    scale: Any
 
 
 class Method(NamedTuple):
@@ -57,8 +60,8 @@ METHODS = {
 def best_spread(xp: Any, energy: Any) -> Any:
     """Return ρ, with rows of variance (1 + ρ)/2, from λ = E z² along an axis; 1 where there is nothing to gain.
 
-    ρ = ½ (1 + 2λ + √((1 + 2λ)² + 8λ)), the least point of log((1 + ρ)/(2√ρ)) + λ/ρ: theorem 3.3 of FAVOR++ (arXiv
-    2205.15317) with A = (1 − ρ)/8, written so that no square overflows.
+    ρ = ½ (1 + 2λ + √((1 + 2λ)² + 8λ)), the least point of log((1 + ρ)/(2√ρ)) + λ/ρ (FAVOR++, arXiv
+    2205.15317, with A = (1 − ρ)/8), written so that no square overflows.
     """
     energy = xp.maximum(energy, 0)
     double = 1 + 2 * energy
@@ -92,7 +95,8 @@ def _balance(xp: Any, kind: str, first: Any, second: Any) -> tuple[Any, Any]:
         eye = xp.eye(first.shape[-1], dtype=first.dtype)
         return eye, eye
     if kind == "diagonal":
-        stretch = (xp.diagonal(second, axis1=-2, axis2=-1) / xp.diagonal(first, axis1=-2, axis2=-1)) ** 0.25
+        own, other = (xp.diagonal(x, axis1=-2, axis2=-1) ** 0.25 for x in (first, second))
+        stretch = other / own
         eye = xp.eye(first.shape[-1], dtype=first.dtype)
         return stretch[..., None] * eye, (1 / stretch)[..., None] * eye
     (roots, axes), (other_roots, other_axes) = _root(xp, first), _root(xp, second)
@@ -129,7 +133,7 @@ def choose(
     *,
     method: str = "affine",
     scale: float | None = None,
-    prior: float = 1.0,
+    prior: float = 10.0,
     cross: Any = None,
 ) -> Choice:
     """Return what a method decides, from nothing but moments of queries and keys.
@@ -142,7 +146,7 @@ def choose(
         As in `fit`, but not "tilted": that is "affine" from moments of pairs drawn from the attention weights.
     scale : float, optional
         Multiplies q·k; 1/√dim by default.
-    prior : float, default 1.0
+    prior : float, default 10.0
         As in `fit`.
     cross : array, shape (*batch, dim, dim), optional
         The covariance of queries (rows) and keys (columns) over the pairs whose estimates matter. None (the default)
@@ -160,6 +164,7 @@ def choose(
     """
     scale = _check_moments(queries, keys, scale, prior)
     chosen, xp = _method(method), namespace(*queries, *keys)
+    queries, keys = _broadcast(xp, queries, keys)
     a, b = (x.mean if chosen.centred else xp.zeros_like(x.mean) for x in (queries, keys))
     first, second = _second(xp, queries, a, scale), _second(xp, keys, b, scale)
     regular = _regular(xp, first, queries, prior, scale), _regular(xp, second, keys, prior, scale)
@@ -173,7 +178,14 @@ def choose(
     matrices = [None if chosen.balance == "none" else math.sqrt(scale) * m for m in (t, s)]
     affine = ((a, scale * b), (b, scale * a)) if chosen.centred else ((None, None), (None, None))
     query, key = (Side(m, *given) for m, given in zip(matrices, affine, strict=True))
-    return Choice(query, key, Gaussian(root), -scale * xp.sum(a * b, -1) / 2)
+    return Choice(query, key, Gaussian(root), -scale * xp.sum(a * b, -1) / 2, scale)
+
+
+def _broadcast(xp: Any, *given: Moments) -> tuple[Moments, ...]:
+    """Give all moments the same batch axes."""
+    batch, dim = np.broadcast_shapes(*(x.count.shape for x in given)), given[0].mean.shape[-1]
+    shapes = batch, (*batch, dim), (*batch, dim, dim)
+    return tuple(Moments(*(xp.broadcast_to(x, shape) for x, shape in zip(m, shapes, strict=True))) for m in given)
 
 
 def _second(xp: Any, given: Moments, centre: Any, scale: float) -> Any:
@@ -191,7 +203,7 @@ def _between(xp: Any, left: Any, matrix: Any, right: Any) -> Any:
     return matmul(xp, matmul(xp, left, matrix), xp.swapaxes(right, -1, -2))
 
 
-def bind(given: Choice, rows: Any, *, feature_map: str | FeatureMap = "positive", scale: float) -> Features:
+def bind(given: Choice, rows: Any, *, feature_map: str | FeatureMap = "positive") -> Features:
     """Return features with standard normal rows put through what a method decided.
 
     Parameters
@@ -202,19 +214,27 @@ def bind(given: Choice, rows: Any, *, feature_map: str | FeatureMap = "positive"
         Standard normal rows, each N(0, I) by itself.
     feature_map : str or FeatureMap, default "positive"
         As in `fit`.
-    scale : float
-        The one they were chosen for.
 
     Returns
     -------
     Features
-        Row w becomes root · w, and its log-weight ½ log(p(root · w) / q(root · w)) − ½ scale a·b.
+        Row w becomes v = root · w + mean, with the log-weight ½ log(p(v)/q(v)) − ½ scale a·b, p and q being the
+        densities of N(0, I) and of the proposal.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the map has another optimum than positive features, or rows are not of that dim.
     """
     feature_map = check_map(feature_map)
     xp = namespace(rows, given.proposal.root, given.log_weight)
     dtype = xp.result_type(given.proposal.root.dtype, xp.float32)
     rows, root = xp.asarray(rows, dtype), xp.asarray(given.proposal.root, dtype)
+    if rows.ndim < 2 or rows.shape[-1] != root.shape[-1]:
+        raise ValueError(f"rows must have shape (*batch, rows, {root.shape[-1]}), got {rows.shape}")
     drawn = matmul(xp, rows, xp.swapaxes(root, -1, -2))
+    if given.proposal.mean is not None:
+        drawn = drawn + xp.asarray(given.proposal.mean, dtype)[..., None, :]
     log_ratio = xp.linalg.slogdet(root)[1][..., None] + (xp.sum(rows * rows, -1) - xp.sum(drawn * drawn, -1)) / 2
     log_weight = log_ratio / 2 + given.log_weight[..., None]
 
@@ -222,7 +242,7 @@ def bind(given: Choice, rows: Any, *, feature_map: str | FeatureMap = "positive"
         return array if array is None or xp is not np else drawing._read_only(array)
 
     query, key = (Side(*(kept(x) for x in side)) for side in (given.query, given.key))
-    return Features(feature_map, kept(drawn), kept(log_weight), query, key, kept(xp.asarray(scale, dtype)))
+    return Features(feature_map, kept(drawn), kept(log_weight), query, key, kept(xp.asarray(given.scale, dtype)))
 
 
 def check_map(feature_map: str | FeatureMap) -> FeatureMap:

@@ -89,7 +89,8 @@ def attended(queries: Any, keys: Any, scale: float) -> tuple[Moments, Moments, A
     of_queries, xp = moments(queries), namespace(queries, keys)
     dtype, length = of_queries.mean.dtype, queries.shape[-2]
     queries, keys = queries.astype(dtype), keys.astype(dtype)
-    probability, cross = 0.0, 0.0
+    probability: Any = 0.0
+    cross: Any = 0.0
     for start in range(0, length, _BLOCK):
         rows = queries[..., start : start + _BLOCK, :]
         weight = _softmax(xp, scale * matmul(xp, rows, xp.swapaxes(keys, -1, -2)))

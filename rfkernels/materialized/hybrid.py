@@ -9,14 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels import core, samplers
+from rfkernels import core, samplers, variance
 from rfkernels._arrays import is_jax, matmul
 from rfkernels.features import Features, SideName, draw
 from rfkernels.materialized._records import host_generator, read_only, register_pytree, size
 from rfkernels.samplers import Rows, Sampler
-
-_FAR = 1400.0
-"""Where the coupling of rows no longer tells: 1 − C is less than RV by more than doubles can hold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,9 +138,11 @@ def columns(xp: Any, x: Any, features: AngularHybrid, side: SideName) -> tuple[A
     towards = matmul(xp, x, xp.swapaxes(xp.asarray(features.directions, x.dtype), -1, -2))
     count = towards.shape[-1]
     sides = xp.where(towards < 0, -1, 1).astype(x.dtype)
-    turned = xp.where(xp.arange(base.shape[-1]) < features.hyperbolic.count, -1 if side == "query" else 1, 1)
-    products = sides[..., :, None] * (turned * base_sign)[..., None, :]
-    sign = xp.concatenate([base_sign, products.reshape(*products.shape[:-2], -1)], -1)
+    turned = base_sign
+    if side == "query":
+        turned = xp.where(xp.arange(base.shape[-1]) < features.hyperbolic.count, -base_sign, base_sign)
+    products = sides[..., :, None] * turned[..., None, :]
+    sign = xp.concatenate([base_sign, products.reshape(*products.shape[:-2], count * base.shape[-1])], -1)
     log = xp.concatenate([base - math.log(2) / 2] + [base - math.log(2 * count) / 2] * count, -1)
     return log, sign
 
@@ -152,10 +151,13 @@ def log_variance(x: Any, y: Any, features: AngularHybrid) -> Any:
     """Return log E (k̂/k − 1)² at scaled inputs, for NumPy arrays (*batch, dim)."""
     n = int(features.directions.shape[-2])
     share = _angle(x, y) / math.pi
+    logs = [
+        variance.relative(part.map, x, y, count=part.count, sampler=features.sampler, log=True)
+        for part in (features.hyperbolic, features.trigonometric)
+    ]
     with np.errstate(divide="ignore"):
-        hyperbolic = np.log(share * (share + (1 - share) / n)) + _even_log_variance(x, y, 1, features)
-        trigonometric = np.log((1 - share) * (1 - share + share / n)) + _even_log_variance(x, y, -1, features)
-    return np.logaddexp(hyperbolic, trigonometric)
+        chances = np.log(share * (share + (1 - share) / n)), np.log((1 - share) * (1 - share + share / n))
+    return np.logaddexp(chances[0] + logs[0], chances[1] + logs[1])
 
 
 def _angle(x: Any, y: Any) -> Any:
@@ -163,40 +165,3 @@ def _angle(x: Any, y: Any) -> Any:
     norms = [np.sqrt(np.sum(v * v, -1, keepdims=True)) for v in (x, y)]
     a, b = (v / np.where(norm == 0, 1, norm) for v, norm in zip((x, y), norms, strict=True))
     return 2 * np.arctan2(np.sqrt(np.sum((a - b) ** 2, -1)), np.sqrt(np.sum((a + b) ** 2, -1)))
-
-
-def _even_log_variance(x: Any, y: Any, sign: int, features: AngularHybrid) -> Any:
-    """Return the log of the relative variance of hyperbolic (sign 1) or trigonometric (−1) estimates.
-
-    One row has 2 sinh²(s/2), with s = |x + y|² or |x − y|²; the covariance of two orthogonal rows, relative to k²,
-    is C − 1. Rows that are the negatives of others add nothing to maps that are even.
-    """
-    sampler, rows, dim = features.sampler, features.hyperbolic.rows, features.dim
-    if sampler.antithetic:
-        rows //= 2
-    s = np.sum((x + sign * y) ** 2, -1)
-    with np.errstate(divide="ignore"):
-        single = s + 2 * np.log(-np.expm1(-s)) - math.log(2)
-    if sampler.coupling == "independent":
-        return single - math.log(rows)
-    if sampler.coupling != "orthogonal":
-        raise ValueError(f"no closed form of the error is known for rows of the sampler {sampler.name!r}")
-    blocks, rest = divmod(rows, dim)
-    coupled = blocks * dim * (dim - 1) + rest * (rest - 1)
-    return single - math.log(rows) + np.log1p(-coupled / rows * _relative_gap(s, single, sign, dim))
-
-
-def _relative_gap(s: Any, log_variance: Any, sign: int, dim: int) -> Any:
-    """Return (1 − C) / RV for two orthogonal rows; C = e^{−z} ₁F₁(−d/2; d/2; −z), z = ±s/2.
-
-    From the series of 1 − C = e^{−z} Σ_k (1 − r_k) zᵏ/k!, r_k = Π_{i<k} (d/2 − i)/(d/2 + i), which begins with k = 2:
-    no large part is subtracted where RV is small. Its terms are divided by RV one by one.
-    """
-    inside = (s > 0) & (s < _FAR)
-    half, z = dim / 2, np.where(inside, s, 1) / 2
-    ratio, log_term, total = 1.0, (0.0 if sign > 0 else 2 * z) - z - np.where(inside, log_variance, 0), np.zeros_like(z)
-    for k in range(1, int(1.5 * np.max(z, initial=0.0)) + 100):
-        ratio *= (half - k + 1) / (half + k - 1)
-        log_term = log_term + np.log(z) - math.log(k)
-        total = total + sign**k * (1 - ratio) * np.exp(log_term)
-    return np.where(inside, total, 0.0)

@@ -126,8 +126,13 @@ def draw_maclaurin(
     degrees = np.asarray(generator.poisson(rate, (*batch, count)))
     shape = (*batch, count, int(degrees.max(initial=0)), dim)
     rows = generator.standard_normal(shape) if law == "normal" else 2.0 * generator.integers(0, 2, shape) - 1.0
-    log_weight = (rate - degrees * np.log(rate) - math.log(count)) / 2
+    log_weight = log_weights(degrees, rate) - math.log(count) / 2
     return Maclaurin(law, read_only(rows), read_only(degrees), read_only(log_weight), rate, scale)
+
+
+def log_weights(degrees: Any, rate: Any) -> Any:
+    """Return ½ (λ − N log λ) of each degree N: −½ log(N! q(N)) of the Poisson law q."""
+    return (rate - degrees * np.log(rate)) / 2
 
 
 def columns(xp: Any, x: Any, features: Maclaurin, side: SideName) -> tuple[Any, Any]:

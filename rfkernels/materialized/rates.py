@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._checks import check_finite_arrays, check_qk, check_scale
+from rfkernels._checks import check_array, check_finite_arrays, check_scale
 from rfkernels.materialized.maclaurin import Law
 
 
@@ -126,13 +126,15 @@ def optimal_degree(x: Any, y: Any, *, law: Law = "rademacher", scale: float | No
 
 def _points(x: Any, y: Any, scale: float | None) -> tuple[Any, Any]:
     """Return scaled points, (n, dim) each, in float64."""
-    check_qk(x, y, names=("x", "y"), pairs=True)
-    check_scale(scale)
-    check_finite_arrays(x=x, y=y)
-    dim = x.shape[-1]
     for name, points in (("x", x), ("y", y)):
+        check_array(name, points, 1)
         if points.size == 0:
             raise ValueError(f"{name} must hold at least one point, got shape {points.shape}")
+    dim = x.shape[-1]
+    if y.shape[-1] != dim:
+        raise ValueError(f"x and y must agree in dim, got shapes {x.shape} and {y.shape}")
+    check_scale(scale)
+    check_finite_arrays(x=x, y=y)
     root = math.sqrt(1 / math.sqrt(dim) if scale is None else scale)
     first, second = (np.asarray(v).astype(np.float64).reshape(-1, dim) * root for v in (x, y))
     return first, second

@@ -9,7 +9,7 @@ import numpy as np
 from rfkernels._arrays import namespace
 from rfkernels.variance import _series
 
-_COSINES = {"independent": lambda dim: None, "orthogonal": lambda dim: 0.0, "simplex": lambda dim: -1 / (dim - 1)}
+_KINDS = ("independent", "orthogonal", "simplex")
 
 
 def coupling_moment(kind: str | float, s: Any, dim: int, *, log: bool = False) -> Any:
@@ -31,6 +31,8 @@ def coupling_moment(kind: str | float, s: Any, dim: int, *, log: bool = False) -
         The width, at least 2 unless rows are independent.
     log : bool, default False
         Return log C, of s ≥ 0.
+
+    On JAX, C is NaN beyond s = 256 (128 for a cosine of 1) unless rows are orthogonal and dim is even.
 
     Returns
     -------
@@ -59,10 +61,12 @@ def coupling_moment(kind: str | float, s: Any, dim: int, *, log: bool = False) -
 def _cosine(kind: Any, dim: int) -> float | None:
     if isinstance(dim, bool) or not isinstance(dim, int | np.integer) or dim < 1:
         raise ValueError(f"dim must be a positive integer, got {dim!r}")
-    if isinstance(kind, str) and kind in _COSINES:
-        if kind != "independent" and dim < 2:
+    if isinstance(kind, str) and kind in _KINDS:
+        if kind == "independent":
+            return None
+        if dim < 2:
             raise ValueError(f"coupled directions need a dim of at least 2, got {dim}")
-        return _COSINES[kind](dim)
+        return 0.0 if kind == "orthogonal" else -1 / (dim - 1)
     if isinstance(kind, int | float) and not isinstance(kind, bool) and -1 <= kind <= 1 and dim > 1:
         return float(kind)
     raise ValueError(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from rfkernels.variance._rows import (
     Pair,
     Spread,
     check_count,
+    check_proposed,
     cosine_of,
     coupled_pairs,
     directions,
@@ -47,7 +47,7 @@ def relative(
 
     - positive, exp: G exp(|z|²/ρ) − 1; in antithetic pairs, a pair counted once, ½ G (exp(|z|²/ρ) + exp(−|z|²)) − 1;
     - hyperbolic (μ = 0): ½ G (exp(s/ρ) + exp(−s)) − 1, which is 2 sinh²(s/2) for G = 1;
-    - trigonometric: ½ G (exp(−δ/ρ) + exp(δ)) − 1, which is 2 sinh²(δ/2) for G = 1
+    - trigonometric (and `spectral.gaussian`): ½ G (exp(−δ/ρ) + exp(δ)) − 1, which is 2 sinh²(δ/2) for G = 1
 
     (lemma 2 of Performers, arXiv 2009.14794; Chefs' random tables, arXiv 2205.15317). n independent rows have RV/n. In
     blocks of dim rows with coupled directions N of the n² pairs of rows, J dim (dim − 1) + r (r − 1) for
@@ -94,37 +94,55 @@ def relative(
     >>> from rfkernels import variance
     >>> x, y = np.array([0.6, 0.0, 0.3, 0.0]), np.array([0.0, 0.5, 0.3, 0.1])
     >>> print(f"{variance.relative('positive', x, y, count=64, sampler='iid'):.4f}")
-    0.0262
+    0.0260
     >>> print(f"{variance.relative('positive', x, y, count=64):.4f}")
-    0.0226
+    0.0231
     """
     feature_map, sampler = resolve(feature_map, sampler)
     draws = check_count(feature_map, sampler, count)
     xp, pair = scaled_pair(x, y, scale)
     form = form_of(feature_map)
-    if form is None:
-        logs = _of_any_map(xp, feature_map, pair, draws, sampler, proposal)
-        return logs if log else _exp(xp, logs)
-    if sampler.law != "normal":
+    if form is not None and sampler.law != "normal":
         scaled, top = _sphere.error(xp, form, pair, draws, sampler, proposal)
     else:
-        scaled, top = _of_normal_rows(xp, form, pair, draws, sampler, proposal)
+        parts = parts_of(xp, feature_map, pair, sampler, proposal, coupled=coupled_pairs(draws, x.shape[-1]) > 0)
+        scaled, top = mean_error(parts, draws, x.shape[-1]), parts.top
     if log:
-        return xp.where(scaled > 0, xp.log(xp.where(scaled > 0, scaled, 1)) + top, -xp.inf)
-    return _exp(xp, top) * scaled
-
-
-def _exp(xp: Any, logs: Any) -> Any:
+        return log_of(xp, scaled, top)
     with np.errstate(over="ignore"):
-        return xp.exp(logs)
+        half = xp.exp(top / 2)
+        return half * (half * scaled)
 
 
-def _of_normal_rows(
-    xp: Any, form: Form, pair: Pair, draws: int, sampler: Sampler, proposal: Proposal | None
-) -> tuple[Any, Any]:
-    """Return the error times e^(−top), and top."""
+def log_of(xp: Any, scaled: Any, top: Any) -> Any:
+    """Return the log of scaled · e^top."""
+    return xp.where(scaled > 0, xp.log(xp.where(scaled > 0, scaled, 1)) + top, -xp.inf)
+
+
+class Parts(NamedTuple):
+    """What errors are made of: the variance of one draw of rows and 1 − C of two in a block, both times e^(−top)."""
+
+    one: Any
+    gap: Any
+    top: Any
+
+
+def mean_error(parts: Parts, draws: int, dim: int) -> Any:
+    """Return the error of a mean of draws times e^(−top)."""
+    total = parts.one / draws
+    return total if parts.gap is None else total - parts.gap * (coupled_pairs(draws, dim) / draws**2)
+
+
+def parts_of(
+    xp: Any, feature_map: FeatureMap, pair: Pair, sampler: Sampler, proposal: Proposal | None, coupled: bool
+) -> Parts:
+    """Return the parts for normal rows; without 1 − C if rows are independent or no two of a block are drawn."""
+    form = form_of(feature_map)
+    if form is None:
+        return _of_any_map(xp, feature_map, pair, sampler, proposal)
+    check_proposed(feature_map, proposal)
     dim = pair.x.shape[-1]
-    cosine, coupled = cosine_of(sampler, dim), coupled_pairs(draws, dim)
+    cosine = cosine_of(sampler, dim)
     spread = spread_of(xp, proposal, dim, pair.x.dtype)
     points = directions(xp, form, pair, spread)
     turns = (1, -1) if sampler.antithetic else (1,)
@@ -135,16 +153,15 @@ def _of_normal_rows(
     exponents = [log_second_moment(xp, spread, sign, *two, turn) for two in pairs for turn in turns]
     squared = sign * xp.sum(points[0] * points[0], -1)
     moment = mean_excess(xp, exponents, floor=-squared)
-    total = moment.scaled / draws
     if cosine is None or not coupled:
-        return total, moment.top
-    _require_isotropic(form, sampler, spread)
+        return Parts(moment.scaled, None, moment.top)
+    require_isotropic(form, sampler, spread)
     both = (cosine, -cosine) if cosine != 0 and (sampler.antithetic or len(form.signs) == 2) else (cosine,)
     gap = sum(_series.gap(squared, dim, c, moment.top) for c in both) / len(both)
-    return total - gap * (coupled / draws**2), moment.top
+    return Parts(moment.scaled, gap, moment.top)
 
 
-def _require_isotropic(form: Form, sampler: Sampler, spread: Spread) -> None:
+def require_isotropic(form: Form, sampler: Sampler, spread: Spread) -> None:
     half = f"'iid' or samplers.antithetic('iid') instead of {sampler.name!r}"
     if not spread.equal:
         raise ValueError(
@@ -152,18 +169,15 @@ def _require_isotropic(form: Form, sampler: Sampler, spread: Spread) -> None:
         )
     if spread.mean is not None and len(form.signs) == 2:
         raise ValueError(
-            f"no closed form is known for coupled rows of hyperbolic features under a proposal with a mean; "
-            f"ask for {half}"
+            f"no closed form is known for coupled rows of even features under a proposal with a mean; ask for {half}"
         )
 
 
-def _of_any_map(
-    xp: Any, feature_map: FeatureMap, pair: Pair, draws: int, sampler: Sampler, proposal: Proposal | None
-) -> Any:
-    """Return the log of the error from a map's own variance of a row."""
-    name = f"the map of kernel {feature_map.kernel.name!r}" if feature_map.kernel else "the map"
+def _of_any_map(xp: Any, feature_map: FeatureMap, pair: Pair, sampler: Sampler, proposal: Proposal | None) -> Parts:
+    """Return the parts from a map's own variance of a row."""
+    name = f"the map of kernel {feature_map.kernel.name!r}" if feature_map.kernel else "a map without a kernel"
     if feature_map.log_variance is None or feature_map.kernel is None:
-        raise ValueError(f"{name} has no closed form of its variance: it needs log_variance and kernel")
+        raise ValueError(f"no closed form of the variance of {name} is known: its log_variance and kernel must be set")
     if proposal is not None:
         raise ValueError(f"no closed form is known for {name} under a proposal")
     if sampler.law != "normal" or sampler.coupling != "independent" or sampler.antithetic:
@@ -173,4 +187,5 @@ def _of_any_map(
         )
     x, y = pair
     inner = xp.sum(x * y, -1), xp.sum(x * x, -1), xp.sum(y * y, -1)
-    return feature_map.log_variance(xp, *inner) - 2 * feature_map.kernel.log(xp, *inner) - math.log(draws)
+    logs = feature_map.log_variance(xp, *inner) - 2 * feature_map.kernel.log(xp, *inner)
+    return Parts(xp.where(logs == -xp.inf, 0.0, 1.0), None, xp.where(logs == -xp.inf, 0, logs))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels import maps, samplers
+from rfkernels import maps, samplers, spectral
 from rfkernels._arrays import accumulator, matmul, namespace, stopped
 from rfkernels._checks import check_finite_arrays, check_qk, check_scale
 from rfkernels.activations import Program
@@ -32,6 +32,7 @@ _FORMS: dict[tuple[Program, ...], Form] = {
     maps.lookup("positive").programs(): Form((1,), 1, 1),
     maps.lookup("hyperbolic").programs(): Form((1, -1), 1, 1),
     maps.lookup("trigonometric").programs(): Form((1, -1), -1, -1),
+    spectral.gaussian().programs(): Form((1, -1), -1, -1),
 }
 """By what activations compute; the offset of a map only changes its kernel, which all is relative to."""
 
@@ -39,6 +40,12 @@ _FORMS: dict[tuple[Program, ...], Form] = {
 def form_of(feature_map: FeatureMap) -> Form | None:
     """Return the form of an exponential map of normal rows, None if it is of no known one."""
     return None if feature_map.radii is not None else _FORMS.get(feature_map.programs())
+
+
+def check_proposed(feature_map: FeatureMap, proposal: Proposal | None) -> None:
+    """Require a map that `rfkernels.draw` takes with a proposal."""
+    if proposal is not None and not feature_map.exponential:
+        raise ValueError("proposal needs an exponential map, whose features take a log-weight")
 
 
 class Spread(NamedTuple):
@@ -189,9 +196,9 @@ def columns_per_draw(feature_map: FeatureMap, sampler: Sampler) -> int:
     return len(feature_map.activations) * (2 if sampler.antithetic else 1)
 
 
-def coupled_pairs(draws: int, dim: int) -> int:
+def coupled_pairs(draws: Any, dim: int) -> Any:
     """Return how many ordered pairs of different rows stand in one block of `dim` rows."""
-    whole, rest = divmod(draws, dim)
+    whole, rest = draws // dim, draws % dim
     return whole * dim * (dim - 1) + rest * (rest - 1)
 
 

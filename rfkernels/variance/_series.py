@@ -24,19 +24,33 @@ _NEAR = 0.5
 
 _NEAR_TERMS = 24
 _TRACED_TERMS = 512
+_TRACED_REACH = 256
+"""Up to this exponent the traced terms hold all that counts: 256 + 12 √256 + 40 are fewer."""
+
 _BLOCK = 1 << 21
 _ANGLES = 160
 
 
 def log_moment(s: Any, dim: int, cosine: float) -> Any:
-    """Return log C for s ≥ 0, any shape."""
+    """Return log C for s ≥ 0, any shape; NaN where traced arrays exceed what a fixed number of terms reaches."""
     xp = namespace(s)
     x = xp.where(s > 0, s, 1) / 2
+    if cosine == 0 and dim % 2 == 0:
+        return xp.where(s > 0, _log_polynomial(xp, x, dim // 2) - x, 0)
     count = _term_count(x, 2 * (1 + max(cosine, 0.0)))
     logs = xp.asarray(_rising(dim, cosine, count), s.dtype)
     order = xp.arange(count, dtype=s.dtype)
     found = _by_blocks(lambda part: _log_sum(xp, logs + order * xp.log(part)[..., None]) - 2 * part, x, count)
+    if is_jax(s):
+        found = xp.where(2 * (1 + max(cosine, 0.0)) * x <= _TRACED_REACH, found, xp.nan)
     return xp.where(s > 0, found, 0)
+
+
+def _log_polynomial(xp: Any, x: Any, n: int) -> Any:
+    """Return log Σ p_k xᵏ / k!, of which only the n + 1 first terms are not zero for an even dim."""
+    logs = xp.asarray(_falling(2 * n, n + 1)[1] - _log_factorial(n + 1), x.dtype)
+    order = xp.arange(n + 1, dtype=x.dtype)
+    return _by_blocks(lambda part: _log_sum(xp, logs + order * xp.log(part)[..., None]), x, n + 1)
 
 
 def gap(s: Any, dim: int, cosine: float, log_scale: Any = 0.0) -> Any:
@@ -49,7 +63,8 @@ def gap(s: Any, dim: int, cosine: float, log_scale: Any = 0.0) -> Any:
         series = series * small + coefficient
     close = series * small * xp.exp(-small - log_scale)
     far_positive, far_negative = xp.where(s >= 2 * _NEAR, s, 1), xp.where(s <= -2 * _NEAR, -s, 1)
-    far = -xp.expm1(log_moment(far_positive, dim, cosine)) * xp.exp(-log_scale)
+    logs = log_moment(far_positive, dim, cosine)
+    far = -xp.expm1(xp.where(xp.isnan(logs), -xp.inf, logs)) * xp.exp(-log_scale)  # C is nothing beside e^s there
     if not _all_positive(s):
         turned = xp.exp(-log_scale) - xp.exp(xp.where(near | (s > 0), 0, -s - log_scale)) * _turned(
             far_negative, dim, cosine
@@ -83,6 +98,7 @@ def _turned(delta: Any, dim: int, cosine: float) -> Any:
     return total
 
 
+@lru_cache(maxsize=64)
 def sphere(dim: int) -> tuple[Any, Any]:
     """Return nodes and weights for the mean over a coordinate of a uniform direction, from −1 to 1."""
     if dim == 1:
@@ -109,7 +125,7 @@ class Degree(NamedTuple):
     """Spherical harmonics of one degree: how many there are, and their zonal one at a right angle, 1 at none."""
 
     degree: int
-    count: float
+    size: float
     right_angle: float
 
 
@@ -118,11 +134,11 @@ def degrees(dim: int, even: bool) -> list[Degree]:
     found = []
     for degree in range(2 if even else 1, 17, 2 if even else 1):
         if dim == 1:
-            count = 1.0 if degree == 1 else 0.0
+            size = 1.0 if degree == 1 else 0.0
         else:
-            count = (2 * degree + dim - 2) / degree * math.comb(degree + dim - 3, degree - 1)
+            size = (2 * degree + dim - 2) / degree * math.comb(degree + dim - 3, degree - 1)
         angle = 0.0 if degree % 2 or dim == 1 else math.prod(-(2 * j - 1) / (dim + 2 * j - 3) for j in _half(degree))
-        found.append(Degree(degree, count, angle))
+        found.append(Degree(degree, size, angle))
     return found
 
 
@@ -210,3 +226,20 @@ def _by_blocks(function: Any, x: Any, count: int) -> Any:
 
 def _all_positive(s: Any) -> bool:
     return not is_jax(s) and bool(np.all(s >= 0))
+
+
+def log_kummer(x: Any, a: float, b: float) -> Any:
+    """Return log 1F1(a; b; x) for x ≥ 0 and b ≥ a > 0."""
+    xp = namespace(x)
+    inside = xp.where(x > 0, x, 1)
+    count = _term_count(inside, 1.0)
+    logs = xp.asarray(_kummer(a, b, count), x.dtype)
+    order = xp.arange(count, dtype=x.dtype)
+    found = _by_blocks(lambda part: _log_sum(xp, logs + order * xp.log(part)[..., None]), inside, count)
+    return xp.where(x > 0, found, 0)
+
+
+@lru_cache(maxsize=1024)
+def _kummer(a: float, b: float, count: int) -> Any:
+    k = np.arange(1, count)
+    return np.concatenate([[0.0], np.cumsum(np.log((a + k - 1) / (b + k - 1) / k))])

@@ -1,0 +1,114 @@
+"""The law of a single row, judged by statistics whose distribution is known exactly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rfkernels import samplers
+from rfkernels.samplers import Rows, Sampler
+from rfkernels.testing.grids import Array
+from rfkernels.testing.sampled import FALSE_ALARM
+
+
+class _Finding(NamedTuple):
+    """A statistic, and the probability that it comes out as far off if the claim is true."""
+
+    what: str
+    p_value: float
+
+
+def assert_marginal_law(
+    sampler: str | Sampler | Rows,
+    dim: int,
+    *,
+    count: int = 20_000,
+    rows: int | None = None,
+    false_alarm: float = FALSE_ALARM,
+    rng: Any = 0,
+) -> None:
+    """Assert that a row by itself has the law that its sampler claims, N(0, I) as a rule, however rows are coupled.
+
+    Of each of `count` independent calls of the sampler one row is kept, of every position in turn, so that the rows
+    which are judged are independent. Along the axes, two diagonals and as many random directions e as there are axes,
+    √n times the mean of w·e is then exactly standard normal, n times that of (w·e)² exactly χ² of n degrees of
+    freedom, and w·e and |w| are put to Kolmogorov–Smirnov tests; the extreme singular values of all rows are held to
+    the bound √n ± (√dim + t), exceeded with probability exp(−t²/2). Each statistic gets an equal share of
+    `false_alarm`, which bounds the probability that a correct sampler fails, without any approximation.
+
+    Parameters
+    ----------
+    sampler : str, Sampler or callable
+        What is judged, as in `rfkernels.draw`. A Sampler of the law "sphere" is to have rows of norm √dim in uniform
+        directions.
+    dim : int
+        The dimension of rows.
+    count : int, default 20000
+        Independent calls. A mean of w·e off by 8 / √count is noticed all but surely.
+    rows : int, optional
+        Rows of each call: dim, or dim + 1 where dim is odd, by default, which is a block of orthogonal rows.
+    false_alarm : float, default 2e-9
+        The bound.
+    rng : int or numpy.random.Generator, default 0
+        Source of randomness.
+
+    Raises
+    ------
+    AssertionError
+        If a statistic is too improbable; the message gives the most improbable one.
+    ValueError
+        If the sampler's law is neither "normal" nor "sphere", or `count` is less than `dim`.
+    """
+    sampler = samplers.resolve(sampler)
+    if sampler.law not in ("normal", "sphere"):
+        raise ValueError(f"law of the sampler must be 'normal' or 'sphere' to be judged, got {sampler.law!r}")
+    if count < dim:
+        raise ValueError(f"count must be at least dim = {dim}, got {count}")
+    generator, rows = np.random.default_rng(rng), rows or dim + dim % 2
+    drawn = np.stack(
+        [np.array(sampler(generator.standard_normal, rows, dim)[i % rows], np.float64) for i in range(count)]
+    )
+    if sampler.law == "sphere":
+        norms = np.linalg.norm(drawn, axis=-1)
+        if np.max(np.abs(norms / math.sqrt(dim) - 1)) > 1e-6:
+            extremes = f"{norms.min():.9g} to {norms.max():.9g}"
+            raise AssertionError(f"rows of {sampler.name!r} have norms from {extremes}, not √dim")
+        chi = np.linalg.norm(generator.standard_normal((count, dim)), axis=-1)
+        drawn = drawn * (chi / norms)[:, None]  # uniform directions and independent χ norms make normal rows
+    findings = list(_findings(drawn))
+    worst = min(findings, key=lambda one: one.p_value)
+    if not worst.p_value * len(findings) >= false_alarm:
+        raise AssertionError(
+            f"rows of {sampler.name!r} in dimension {dim} do not have the law {sampler.law!r}: {worst.what}, which has "
+            f"probability {worst.p_value:.1e}; {false_alarm:.1e} / {len(findings)} was to be expected"
+        )
+
+
+def _findings(rows: Array) -> Iterator[_Finding]:
+    """What independent N(0, I) rows are judged by."""
+    from scipy import stats
+
+    count, dim = rows.shape
+    diagonals = np.stack([np.ones(dim), (-1.0) ** np.arange(dim)]) / math.sqrt(dim)
+    others = np.random.default_rng(12345).standard_normal((dim, dim))
+    directions = {f"axis {i}": e for i, e in enumerate(np.eye(dim))}
+    directions |= {"(1, 1, …)/√dim": diagonals[0], "(1, −1, …)/√dim": diagonals[1]}
+    directions |= {f"direction {i}": e / np.linalg.norm(e) for i, e in enumerate(others)}
+    for name, direction in directions.items():
+        along = rows @ direction
+        mean, square = float(along.mean()), float((along**2).mean())
+        yield _Finding(f"the mean along {name} is {mean:.3g}", 2 * float(stats.norm.sf(math.sqrt(count) * abs(mean))))
+        tails = stats.chi2.cdf(count * square, count), stats.chi2.sf(count * square, count)
+        yield _Finding(f"the mean square along {name} is {square:.4g}", min(1.0, 2 * float(min(tails))))
+        found = stats.kstest(along, stats.norm.cdf)
+        yield _Finding(f"the distribution along {name} is {found.statistic:.3g} from normal", float(found.pvalue))
+    found = stats.kstest(np.linalg.norm(rows, axis=-1), stats.chi(dim).cdf)
+    yield _Finding(f"the distribution of norms is {found.statistic:.3g} from χ of {dim} degrees", float(found.pvalue))
+    values = np.linalg.svd(rows, compute_uv=False)
+    high, low = float(values[0]), float(values[-1])
+    excess = max(high - math.sqrt(count), math.sqrt(count) - low) - math.sqrt(dim)
+    what = f"the singular values of the rows run from {low:.4g} to {high:.4g}, around √n = {math.sqrt(count):.4g}"
+    yield _Finding(what, min(1.0, 2 * math.exp(-(max(excess, 0.0) ** 2) / 2)))
