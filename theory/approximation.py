@@ -34,6 +34,10 @@ that of independent and orthogonal trigonometric features; but positive features
 there, and at $\sigma = 1$ the plain average, $A_{ts} = 1/L$, is better than all of them. Each is judged by the
 mean difference of the logarithms of paired errors over its standard error, $z \le -4$. Errors of the unnormalised
 kernel are those of `rfkernels.variance`.
+
+Of every estimator of the library (`python -m theory.approximation`, $m = 128$) only biased ones beat the plain average
+at $\sigma = 1$: regularised rows, narrowly, and Taylor features of degree 2, by far the best at $\sigma = \frac12$ too.
+These are independent normal inputs: they say nothing of trained models, whose queries and keys have structure to fit.
 """
 
 CITATION = "Choromanski et al., Rethinking Attention with Performers, arXiv 2009.14794, figure 4 and section 4.2."
