@@ -1,4 +1,4 @@
-"""Run every result: ``python -m theory [--out DIR]``.
+"""Run results: ``python -m theory [NAME ...] [--out DIR]``, all of them by default.
 
 Prints a verdict line for each and writes an index with figures; the exit status is 1 if one is false.
 """
@@ -28,11 +28,9 @@ def section(result: Result, verdict: Verdict) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def directory(arguments: Sequence[str] | None) -> Path:
+def options(arguments: Sequence[str] | None, names: Sequence[str]) -> argparse.Namespace:
     """Read the command line and make the directory that it names."""
-    parser = argparse.ArgumentParser(
-        prog="python -m theory", description="Run every result; write an index and figures."
-    )
+    parser = argparse.ArgumentParser(prog="python -m theory", description="Run results; write an index and figures.")
     where = Path(__file__).parent / "out"
     parser.add_argument(
         "--out",
@@ -41,9 +39,12 @@ def directory(arguments: Sequence[str] | None) -> Path:
         default=where,
         help="where the index and the figures go (default: theory/out)",
     )
-    out: Path = parser.parse_args(arguments).out
-    out.mkdir(parents=True, exist_ok=True)
-    return out
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which results (default: all): {', '.join(names)}")
+    given = parser.parse_args(arguments)
+    if unknown := sorted(set(given.names) - set(names)):
+        parser.error(f"no result has the name {', '.join(unknown)}; known are: {', '.join(names)}")
+    given.out.mkdir(parents=True, exist_ok=True)
+    return given
 
 
 def main(arguments: Sequence[str] | None = None, results: Sequence[Result] = RESULTS) -> int:
@@ -61,17 +62,19 @@ def main(arguments: Sequence[str] | None = None, results: Sequence[Result] = RES
     int
         0 if every result holds, else 1.
     """
-    out = directory(arguments)
+    given = options(arguments, [result.name for result in results])
     sections, held = [], []
     for result in results:
+        if given.names and result.name not in given.names:
+            continue
         start = time.perf_counter()
         verdict = result.check()
         print(f"{result.name}: {verdict} ({time.perf_counter() - start:.1f} s)", flush=True)
-        result.figure().savefig(out / f"{result.name}.png", dpi=120)
+        result.figure().savefig(given.out / f"{result.name}.png", dpi=120)
         sections.append(section(result, verdict))
         held.append(verdict.holds)
     heading = "# Results, as checked\n\nWritten by `python -m theory`.\n"
-    index = out / "index.md"
+    index = given.out / "index.md"
     index.write_text("\n".join([heading, *sections]), encoding="utf-8")
     print(f"{sum(held)} of {len(held)} results hold; written to {index}")
     return 0 if all(held) else 1

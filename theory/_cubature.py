@@ -49,7 +49,7 @@ def hermite(nodes: int = 48) -> Grid:
     return Grid(rows, np.outer(weights, weights).reshape(-1))
 
 
-def polar(x: Array, y: Array, nodes: int = 16, radial: int = 40, reach: float = 12.0) -> Grid:
+def polar(x: Array, y: Array, nodes: int = 24, radial: int = 72, reach: float = 12.0) -> Grid:
     """Return a polar Gauss–Legendre grid for one pair, for integrands with a kink where w·x = 0 or w·y = 0.
 
     The angle is cut into pieces at the four directions perpendicular to x or y; the radius runs to `reach`, beyond
@@ -98,9 +98,7 @@ def mean(feature_map: FeatureMap, points: Pairs, scale: float = 1.0, power: int 
 def kernel(feature_map: FeatureMap, points: Pairs, scale: float = 1.0) -> Array:
     """Return the closed form k(√scale x, √scale y) that the map names."""
     assert feature_map.kernel is not None
-    log, sign = rfk.exact_log_kernel(
-        points.x, points.y, scale=scale, kernel=feature_map.kernel, return_sign=True
-    )
+    log, sign = rfk.exact_log_kernel(points.x, points.y, scale=scale, kernel=feature_map.kernel, return_sign=True)
     closed: Array = sign * np.exp(log)
     return closed
 

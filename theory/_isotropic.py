@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rfkernels import FeatureMap
 from rfkernels.samplers import Sampler
@@ -39,7 +37,7 @@ def squared_norm(dim: int, nodes: int = 40) -> Rule:
 
 
 def norm(dim: int, nodes: int = 48) -> Rule:
-    """Return a Gauss–Legendre rule for |w|² that is as good for odd powers of |w|, as it has its nodes in |w| itself."""
+    """Return a Gauss–Legendre rule for |w|² with nodes in |w| itself, as good for odd powers of |w|."""
     points, weights = np.polynomial.legendre.leggauss(nodes)
     low, high = max(0.0, math.sqrt(dim) - 7), math.sqrt(dim) + 11
     lengths = low + (high - low) * (1 + points) / 2
@@ -63,6 +61,19 @@ def shadow(dim: int, radius: float, nodes: int = 40, turns: int = 128) -> Grid:
     lengths = radius * np.sqrt(share.nodes)[:, None, None]
     rows = lengths * np.stack([np.cos(angles), np.sin(angles)], -1)
     return Grid(rows.reshape(-1, 2), np.repeat(share.weights / turns, turns))
+
+
+def coordinates(dim: int, count: int, nodes: int) -> Grid:
+    """Return a rule for the first `count` coordinates of a uniform point of the unit sphere, rows (n, count)."""
+    rows, weights, rest = np.zeros((1, 0)), np.ones(1), np.ones(1)
+    for i in range(count):
+        left = dim - i
+        rule = cosine(left, nodes) if left > 1 else Rule(np.array([1.0, -1.0]), np.full(2, 0.5))
+        new = np.sqrt(rest)[:, None] * rule.nodes
+        rows = np.concatenate([np.repeat(rows, len(rule.nodes), 0), new.reshape(-1, 1)], 1)
+        weights = np.outer(weights, rule.weights).reshape(-1)
+        rest = np.maximum(rest[:, None] * (1 - rule.nodes**2), 0).reshape(-1)
+    return Grid(rows, weights)
 
 
 class Pair(NamedTuple):
@@ -90,7 +101,7 @@ def blocks(sampler: Sampler, turns: int = 40, radial: int = 24, opposed: bool = 
     first = np.stack([np.cos(angle), np.sin(angle)], -1)
     second = side[:, None] * np.stack([-first[:, 1], first[:, 0]], -1) + 0.3 * first
     norms = np.sqrt(squares.nodes[np.stack([one, two], -1)]).reshape(-1)
-    given = {(len(angle), 2, 2): np.stack([first, second], -1)}  # columns of each matrix
+    given: dict[tuple[int, ...], Array] = {(len(angle), 2, 2): np.stack([first, second], -1)}  # columns of each matrix
     if opposed:
         given[len(angle), 1, 1], weights = lines[0][one, None, None], lines[1][one] / math.sqrt(2 * math.pi)
     else:
@@ -140,11 +151,3 @@ def product_moment(
         exponent = length[..., None] * math.sqrt(s) * direction.nodes - s
         total += float(np.sum(weight * (np.exp(exponent) @ direction.weights)))
     return total / len(signs)
-
-
-def grid_of(function: Callable[..., Any], *axes: Iterable[Any]) -> NDArray[Any]:
-    """Return the function's values on the product of the axes."""
-    values = [np.asarray(tuple(axis)) for axis in axes]
-    shape = tuple(len(value) for value in values)
-    found = [function(*(value[i] for value, i in zip(values, index, strict=True))) for index in np.ndindex(shape)]
-    return np.asarray(found).reshape(shape)

@@ -68,8 +68,8 @@ def line_mean(feature_map: FeatureMap, x: Any, y: Any, centre: Any = 0, power: i
     return total * step / mp.sqrt(2 * mp.pi)
 
 
-def plane_mean(feature_map: FeatureMap, x: Any, y: Any, angle: Any, power: int = 1) -> Any:
-    """Return E (φ(x)·φ(y))^power for points of norms x and y at an angle in (0, π), by Gauss–Legendre in polar pieces."""
+def plane_mean(feature_map: FeatureMap, x: Any, y: Any, angle: Any, power: int = 1, degree: int = 4) -> Any:
+    """Return E (φ(x)·φ(y))^power for norms x and y and an angle in (0, π), by Gauss–Legendre in polar pieces."""
     quarter = mp.pi / 2
 
     def integrand(r: Any, t: Any) -> Any:
@@ -77,4 +77,4 @@ def plane_mean(feature_map: FeatureMap, x: Any, y: Any, angle: Any, power: int =
         return r * mp.exp(-r * r / 2) * estimate(feature_map, u, v, x * x, y * y) ** power / (2 * mp.pi)
 
     cuts = [-quarter, angle - quarter, quarter, angle + quarter, 3 * quarter]
-    return mp.quad(integrand, [0, 6, 14], cuts, method="gauss-legendre", maxdegree=4)
+    return mp.quad(integrand, [0, 6, 14], cuts, method="gauss-legendre", maxdegree=degree)

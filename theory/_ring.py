@@ -91,7 +91,7 @@ def exact(values: Any) -> Any:
 def apart(one: Any, other: Any) -> int:
     """Return in how many places two object arrays of exact numbers differ."""
     if one.shape != other.shape:
-        return max(one.size, other.size)
+        return int(max(one.size, other.size))
     return sum(not _same(_value(a), _value(b)) for a, b in zip(one.reshape(-1), other.reshape(-1), strict=True))
 
 

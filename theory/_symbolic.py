@@ -22,6 +22,9 @@ C = sp.symbols("C", real=True)
 """The cosine of the angle between x and y."""
 S = sp.sqrt(1 - C**2)
 
+SOMEWHERE = {X: sp.Rational(3, 4), Y: sp.Rational(1, 2), C: sp.Rational(1, 3)}
+"""A point with |x| > |y| and an acute angle."""
+
 _G, _H, _SLOPE, _TURN = sp.symbols("g h k t", real=True)
 _P, _R = sp.symbols("p r", positive=True)
 
@@ -70,9 +73,9 @@ def _exact_number(value: Any) -> Any:
         if math.isclose(math.sqrt(square) * math.pi**power, size, rel_tol=4e-16, abs_tol=0.0):
             root = sp.sqrt(sp.Rational(square.numerator, square.denominator))
             return sp.sign(value) * root * sp.pi**power
-    if size < 10 and (logarithm := Fraction(math.exp(size)).limit_denominator(100)) > 1:
-        if math.isclose(math.log(logarithm), size, rel_tol=4e-16, abs_tol=0.0):
-            return sp.sign(value) * sp.log(sp.Rational(logarithm.numerator, logarithm.denominator))
+    argument = Fraction(math.exp(min(size, 10))).limit_denominator(100)
+    if math.isclose(math.log(argument), size, rel_tol=4e-16, abs_tol=0.0):
+        return sp.sign(value) * sp.log(sp.Rational(argument.numerator, argument.denominator))
     return sp.Rational(Fraction(float(value)))
 
 
@@ -91,7 +94,7 @@ def variance(feature_map: FeatureMap) -> Any:
 def _closed(log: LogKernel) -> Any:
     """Return a closed form for acute angles and |x| ≥ |y|; shifts, which are maxima, must cancel."""
     found = sp.sympify(log(NAMESPACE, X * Y * C, X**2, Y**2)).subs(sp.Min(X**2, Y**2), Y**2)
-    found = found.replace(sp.Abs, lambda value: value)
+    found = found.replace(sp.Abs, lambda value: value if value.subs(SOMEWHERE).evalf() > 0 else -value)
     shifts = {shift: sp.Dummy("shift", real=True) for shift in found.atoms(sp.Max)}
     return exact(sp.expand(sp.exp(found.xreplace(shifts)), power_exp=True) if shifts else sp.exp(found))
 
@@ -171,7 +174,6 @@ def compare(subject: str, one: Any, other: Any) -> Measured:
     apart = apart if apart == 0 else sp.simplify(apart)
     if apart == 0:
         return Measured("SymPy", subject, 0.0, 0.0)
-    somewhere = {X: sp.Rational(3, 4), Y: sp.Rational(1, 2), C: sp.Rational(1, 3)}
-    error = abs(float(apart.subs(somewhere).evalf() / other.subs(somewhere).evalf()))
+    error = abs(float(apart.subs(SOMEWHERE).evalf() / other.subs(SOMEWHERE).evalf()))
     text = str(apart)
     return Measured("SymPy", subject, error or math.inf, 0.0, text if len(text) <= 100 else f"{text[:97]}...")

@@ -165,13 +165,11 @@ def findings() -> tuple[str, ...]:
     found = []
     for dim, s in ((16, 1.0), (16, 4.0), (64, 1.0), (64, 8.0)):
         spread = math.expm1(s)
-        shares = [
-            1 - (dim - 1) * (1 - library_moment(kind, s, dim)) / spread for kind in ("orthogonal", "simplex")
-        ]
+        shares = [1 - (dim - 1) * (1 - library_moment(kind, s, dim)) / spread for kind in ("orthogonal", "simplex")]
         both = (math.exp(s) + math.exp(-s) - 2) / spread
         found.append(
-            f"d = m = {dim}, s = {s:g}: the variance of independent rows is multiplied by {shares[0]:.3f} by orthogonal "
-            f"rows, by {shares[1]:.3f} by simplex rows, and by {both:.3f} by antithetic pairs."
+            f"d = m = {dim}, s = {s:g}: the variance of independent rows is multiplied by {shares[0]:.3f} by "
+            f"orthogonal rows, by {shares[1]:.3f} by simplex rows, and by {both:.3f} by antithetic pairs."
         )
     c = (library_moment(-1 / 15, 4.0, 16) + library_moment(1 / 15, 4.0, 16)) / 2
     gain = (1 - library_moment(0.0, 4.0, 16)) / (1 - c)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,10 @@ at once, a chunk at a time, or as the merge of the sums of parts; a causal pass 
 position, and is the quadratic sum over the keys up to each query. There is no inverse: a maximum cannot be undone, and
 removing keys means to sum the others again.
 
-All of this is an identity of the library's own code on exact numbers. `merge_states` runs on symbols in every weak order
-of three shifts, $-\infty$ among them, which is every case there is; writing and reading run on rational numbers, whose
-exponentials are linearly independent over the rationals (Lindemann and Weierstrass), so that equality can be decided.
+All of this is an identity of the library's own code on exact numbers. `merge_states` runs on symbols in every weak
+order of three shifts, $-\infty$ among them, which is every case there is; writing and reading run on rational
+numbers, whose exponentials are linearly independent over the rationals (Lindemann and Weierstrass), so that
+equality can be decided.
 
 In floating point the same sums differ by rounding: by less than $\epsilon (1 + |\text{largest exponent}|)$ relative
 to $\sum |\varphi(q) \cdot \varphi(k)||v|$.
@@ -95,14 +96,16 @@ def features_of(name: str) -> Features:
 
 def _empty(features: Features) -> State:
     shift = -sp.oo if features.map.exponential else 0
-    return State(exact(np.zeros((features.count, 1), int)), exact([0] * features.count), exact([shift] * features.count))
+    return State(
+        exact(np.zeros((features.count, 1), int)), exact([0] * features.count), exact([shift] * features.count)
+    )
 
 
 def _ways(length: int) -> Iterator[list[slice]]:
     """Yield every way to cut a sequence into consecutive chunks."""
     for cuts in product((False, True), repeat=length - 1):
         edges = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), length]
-        yield [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        yield [slice(a, b) for a, b in pairwise(edges)]
 
 
 def of_parts(name: str, merge: Merge, write: Write) -> Measured:
@@ -137,7 +140,7 @@ def of_causal(name: str, attend: Attend) -> Measured:
 
     def differ(cuts: list[int]) -> int:
         state, wrong = _empty(features), 0
-        for start, stop in zip(cuts, cuts[1:], strict=False):
+        for start, stop in pairwise(cuts):
             here = slice(start, stop)
             part, state = attend(np, q[here], k[here], v[here], features, core.Options(causal=True), None, state)
             wrong += apart(part.numerator[:, 0] * denominator[here], numerator[here] * part.denominator)
@@ -153,7 +156,8 @@ def rounding(name: str, size: float) -> tuple[float, float]:
     q, k = rng.standard_normal((2, 130, 8)) * size ** rng.uniform(0, 1, (2, 130, 1))
     v = rng.uniform(-1, 1, (130, 4))
     features = rfk.draw(name, 8, 32, rng=0)
-    log_q, log_k = (rfk.transform(x, features, side=side, log=True)[0] for x, side in ((q, "query"), (k, "key")))
+    log_q = rfk.transform(q, features, side="query", log=True)[0]
+    log_k = rfk.transform(k, features, side="key", log=True)[0]
     top = float(max(np.max(np.abs(log[np.isfinite(log)])) for log in (log_q, log_k)))
     whole = rfk.attention(q, k, v, features, causal=True)
     off = 0.0
@@ -161,6 +165,7 @@ def rounding(name: str, size: float) -> tuple[float, float]:
         state = rfk.attention(q[:cut], k[:cut], v[:cut], features, causal=True, full=True).state
         resumed = rfk.attention(q[cut:], k[cut:], v[cut:], features, causal=True, state=state)
         empty = rfk.empty_state(features, 4, dtype=np.float64)
+        assert isinstance(empty, State)
         parts = [rfk.write_state(empty, k[part], v[part], features) for part in (slice(cut), slice(cut, None))]
         merged = rfk.read_state(rfk.merge_states(*parts), q[-1:], features)
         off = max(off, float(np.max(np.abs(resumed - whole[cut:]))), float(np.max(np.abs(merged - whole[-1:]))))
@@ -171,9 +176,7 @@ EXACT = ("positive", "hyperbolic", "relu", "squared_relu", "exp")
 """Maps of rational constants, whose sums can be compared exactly."""
 
 
-def check(
-    merge: Merge = rfk.merge_states, write: Write = core.write, attend: Attend = core.attend
-) -> Verdict:
+def check(merge: Merge = rfk.merge_states, write: Write = core.write, attend: Attend = core.attend) -> Verdict:
     """Put the monoid to the proof.
 
     Parameters

@@ -15,18 +15,20 @@ from rfkernels.proposals import Proposal
 from theory import _cubature as cubature
 from theory import _isotropic as isotropic
 from theory._cubature import Array, Grid, Pairs
+from theory._distributions import bounded, largest_term, lognormal, relative_variance, sums
 from theory._verdict import Measured, Result, Verdict
 
 STATEMENT = r"""
-**Theorem 3**, for the regularised kernel $\mathrm{SMREG}$ (rows on the sphere of radius $\sqrt d$), $a > \mathrm{SMREG}$,
-$\theta > 0$ and $m \le d$ rows: with $X$ what a row estimates and $M(\theta) = \mathbb{E}\, e^{\theta X}$,
+**Theorem 3**, for the regularised kernel $\mathrm{SMREG}$ (rows on the sphere of radius $\sqrt d$),
+$a > \mathrm{SMREG}$, $\theta > 0$ and $m \le d$ rows: with $X$ what a row estimates and
+$M(\theta) = \mathbb{E}\, e^{\theta X}$,
 
 $$P[\mathrm{iid} > a] \le e^{-\theta m a} M(\theta)^m , \qquad
 P[\mathrm{ort} > a] \le e^{-\theta m a} \left( M(\theta)^m - \frac{\theta^4 m (m - 1)}{4 (d + 2)}
 e^{-m (|x|^2 + |y|^2)/2} |x + y|^4 \right) .$$
 
-True: $\mathbb{E}\, e^{\theta \sum X_i}$ of orthogonal rows is below that difference wherever it was integrated. Loose: the
-same terms give, with $\Lambda = \exp(-(|x|^2 + |y|^2)/2)$, the larger gap
+True: $\mathbb{E}\, e^{\theta \sum X_i}$ of orthogonal rows is below that difference wherever it was integrated. Loose:
+the same terms give, with $\Lambda = \exp(-(|x|^2 + |y|^2)/2)$, the larger gap
 $\frac{\theta^2 m (m - 1)}{d + 2} (\mathrm{SMREG} - \Lambda)^2$, of second order in $\theta$, which is checked as well.
 
 **Lower tails.** Estimates of positive maps from $m$ independent rows of relative variance $\mathrm{RV}$ have
@@ -36,7 +38,8 @@ $$P[\hat K \le (1 - \varepsilon) K] \le \exp\left( -\frac{m \varepsilon^2}{2 (\m
 **A wider proposal.** Rows from $N(0, \sigma^2 I)$ with $\sigma > 1$ bound every term of positive features,
 
 $$0 < X / K \le M_b = \sigma^d \exp\left( \frac{s}{2 (\sigma^2 - 1)} \right), \qquad
-P[|\hat K / K - 1| > \varepsilon] \le 2 \exp\left( -\frac{m \varepsilon^2}{2 \mathrm{RV} + 2 M_b \varepsilon / 3} \right)$$
+P[|\hat K / K - 1| > \varepsilon] \le
+2 \exp\left( -\frac{m \varepsilon^2}{2 \mathrm{RV} + 2 M_b \varepsilon / 3} \right)$$
 
 (Bernstein). With rows from $N(0, I)$ a term is lognormal, $M(\theta)$ is infinite, and no bound that is exponential in
 $a$ can hold for the upper tail.
@@ -70,27 +73,15 @@ class Case(NamedTuple):
     alone_weights: Array
 
 
-def coordinates(dim: int, count: int, nodes: int) -> Grid:
-    """Return a rule for the first `count` coordinates of a uniform point of the unit sphere, rows (n, count)."""
-    rows, weights, rest = np.zeros((1, 0)), np.ones(1), np.ones(1)
-    for i in range(count):
-        left = dim - i
-        rule = isotropic.cosine(left, nodes) if left > 1 else isotropic.Rule(np.array([1.0, -1.0]), np.full(2, 0.5))
-        new = np.sqrt(rest)[:, None] * rule.nodes
-        rows = np.concatenate([np.repeat(rows, len(rule.nodes), 0), new.reshape(-1, 1)], 1)
-        weights = np.outer(weights, rule.weights).reshape(-1)
-        rest = np.maximum(rest[:, None] * (1 - rule.nodes**2), 0).reshape(-1)
-    return Grid(rows, weights)
-
-
 def case(feature_map: FeatureMap, x: float, y: float, dim: int, count: int, nodes: int = 24) -> Case:
     """Evaluate the map on the sphere of radius √dim, for points on one line."""
     points = Pairs(np.array([[x]]), np.array([[y]]))
 
     def terms(projections: Array) -> Array:
-        return cubature.estimates(feature_map, Grid(projections.reshape(-1, 1), np.ones(1)), points)[0]
+        found: Array = cubature.estimates(feature_map, Grid(projections.reshape(-1, 1), np.ones(1)), points)[0]
+        return found
 
-    several, single = coordinates(dim, count, nodes), isotropic.cosine(dim, 60)
+    several, single = isotropic.coordinates(dim, count, nodes), isotropic.cosine(dim, 60)
     root = math.sqrt(dim)
     together = terms(root * several.rows).reshape(-1, count).sum(1)
     alone = terms(root * single.nodes)
@@ -123,53 +114,6 @@ def by_quadrature(feature_map: FeatureMap, gap: Gap) -> list[Measured]:
     ]
 
 
-def sums(cdf: Callable[[Array], Array], count: int, top: float, upwards: bool, cells: int = 1 << 13) -> float:
-    """Return P[X₁ + … + X_count < top] of positive terms, each rounded to a grid: up, or down for more than it is."""
-    from scipy.signal import fftconvolve
-
-    edges = np.linspace(0, top, cells + 1)
-    mass = np.diff(cdf(edges), prepend=0.0)  # of (edge − step, edge], from zero on
-    mass = mass if upwards else np.append(mass[1:], 0.0)
-    total, power = np.zeros(cells + 1), mass
-    total[0] = 1.0
-    for bit in reversed(f"{count:b}"):
-        if bit == "1":
-            total = np.maximum(fftconvolve(total, power)[: cells + 1], 0)
-        power = np.maximum(fftconvolve(power, power)[: cells + 1], 0)
-    return float(np.sum(total[: cells if upwards else cells + 1]))
-
-
-def lognormal(s: float) -> Callable[[Array], Array]:
-    """Return the distribution of X/K of positive features: exp(√s g − s/2) of a normal g."""
-    from scipy.special import ndtr
-
-    def cdf(values: Array) -> Array:
-        with np.errstate(divide="ignore"):
-            found: Array = ndtr((np.log(values) + s / 2) / math.sqrt(s))
-        return found
-
-    return cdf
-
-
-def bounded(s: float, variance: float, dim: int) -> Callable[[Array], Array]:
-    """Return the distribution of X/K with rows from N(0, variance · I).
-
-    log X/K is log M_b − a |w − z/2a|² with a = (1 − 1/variance)/2, and |w − z/2a|² / variance is a noncentral χ².
-    """
-    from scipy.stats import ncx2
-
-    a = (1 - 1 / variance) / 2
-    most = dim / 2 * math.log(variance) + s / (2 * (variance - 1))
-
-    def cdf(values: Array) -> Array:
-        with np.errstate(divide="ignore"):
-            away = np.maximum((most - np.log(values)) / a, 0) / variance
-        found: Array = np.where(np.isinf(away), 0.0, ncx2.sf(away, dim, s / (4 * a * a * variance)))
-        return found
-
-    return cdf
-
-
 def lower(m: int, error: float, second: float) -> float:
     """Return the bound of the lower tail from the second moment RV + 1."""
     return math.exp(-m * error**2 / (2 * second))
@@ -178,17 +122,6 @@ def lower(m: int, error: float, second: float) -> float:
 def bernstein(m: int, error: float, variance: float, most: float) -> float:
     """Return Bernstein's bound for both tails together."""
     return 2 * math.exp(-m * error**2 / (2 * variance + 2 * most * error / 3))
-
-
-def relative_variance(s: float, variance: float, dim: int) -> float:
-    """Return RV of positive features with rows from N(0, variance · I)."""
-    rho = 2 * variance - 1
-    return ((1 + rho) ** 2 / (4 * rho)) ** (dim / 2) * math.exp(s / rho) - 1
-
-
-def largest_term(s: float, variance: float, dim: int) -> float:
-    """Return M_b."""
-    return float(variance ** (dim / 2) * math.exp(s / (2 * (variance - 1))))
 
 
 BOUNDED = ((0.5, 1.5, 2), (1.0, 1.3, 4), (2.0, 2.0, 1), (4.0, 1.8, 16))
@@ -213,8 +146,8 @@ def of_bounded_terms(bound: Callable[[int, float, float, float], float]) -> list
         levels = np.exp(np.linspace(math.log(most), math.log(most) - 40, 40001))[::-1]
         beyond = (1 - bounded(s, variance, dim)(levels)) * levels
         logs = np.log(levels)
-        off = max(off, abs(np.trapezoid(beyond, logs) - 1))
-        off = max(off, abs(np.trapezoid(2 * levels * beyond, logs) / (spread + 1) - 1))
+        off = max(off, abs(float(np.trapezoid(beyond, logs)) - 1))
+        off = max(off, abs(float(np.trapezoid(2 * levels * beyond, logs)) / (spread + 1) - 1))
         for m in (4, 32, 128):
             for error in (0.2, 0.5):
                 below = sums(bounded(s, variance, dim), m, m * (1 - error), upwards=False)
@@ -275,8 +208,9 @@ def findings(feature_map: FeatureMap) -> tuple[str, ...]:
         both += sums(distribution, m, m * (1 - error), upwards=False)
         stated = bernstein(m, error, relative_variance(s, variance, dim), largest_term(s, variance, dim))
         found.append(
-            f"s = {s:g}, σ² = {variance}, d = {dim}, m = {m}: an error of {error:g} K has probability at most {both:.2g} "
-            f"by convolution, and at most {stated:.2g} by Bernstein, whose M_b is {largest_term(s, variance, dim):.3g}."
+            f"s = {s:g}, σ² = {variance}, d = {dim}, m = {m}: an error of {error:g} K has probability at most "
+            f"{both:.2g} by convolution, and at most {stated:.2g} by Bernstein, whose M_b is "
+            f"{largest_term(s, variance, dim):.3g}."
         )
     return tuple(found)
 
