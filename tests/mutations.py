@@ -1,0 +1,271 @@
+"""What `mutants.py` breaks, a line at a time, and the tests that ought to notice."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+UNBIASED = ("tests/test_unbiased.py",)
+SAMPLERS = ("tests/test_samplers.py",)
+PROPOSALS = ("tests/test_proposals.py",)
+SPECTRAL = ("tests/test_spectral.py",)
+MOMENTS = ("tests/test_moments.py",)
+VARIANCE = ("tests/test_variance.py",)
+FITTING = ("tests/test_fitting.py", "-k", "not jax")
+MATERIALIZED = ("tests/test_materialized.py",)
+TESTING = ("tests/test_testing.py",)
+NUMPY = ("tests/test_conformance.py", "-k", "test_conformance and numpy or cover or exact or linear")
+NUMBA = ("tests/test_conformance.py", "-k", "numba")
+JUMPS = ("tests/test_numerics.py", "-k", "numba and (jump or ratio or random or norms_from)")
+NUMPY_JUMPS = ("tests/test_numerics.py", "-k", "numpy and (jump or ratio or random or norms_from or nothing or masked)")
+STATE = ("tests/test_state.py",)
+JAX_NUMERICS = ("tests/test_jax_numerics.py", "-k", "jump or later")
+SEGMENTS = ("tests/test_segments.py", "tests/test_jax_segments.py")
+MAPS = ("tests/test_maps.py",)
+SHARDING = ("tests/test_sharding.py", "-k", "jump or windows or whole")
+INPUTS = ("tests/test_inputs.py", "-k", "drawn")
+
+
+class Mutant(NamedTuple):
+    """A text that occurs once in a file, what replaces it, and the arguments of pytest that should fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+MUTANTS = [
+    # Samplers
+    Mutant("QR without the sign", "samplers/_rotations.py", "basis * signs[:, None, :]", "basis", SAMPLERS),
+    Mutant(
+        "norms √d",
+        "samplers/_rotations.py",
+        "xp.sqrt(xp.sum(squares, axis=-1, keepdims=True))",
+        "xp.sqrt(xp.full((count, 1), float(dim)))",
+        SAMPLERS,
+    ),
+    Mutant("antithetic pairs that are equal", "samplers/__init__.py", "[first, -first]", "[first, first]", SAMPLERS),
+    # Definitions
+    Mutant(
+        "d^-½ on both sides",
+        "core.py",
+        "t = t * xp.sqrt(xp.asarray(features.scale, dtype))",
+        "t = t * xp.asarray(features.scale, dtype)",
+        (*MAPS, *UNBIASED),
+    ),
+    Mutant("default scale 1/d", "features.py", "scale = 1 / math.sqrt(dim)", "scale = 1 / dim", INPUTS),
+    Mutant(
+        "wrong sign of |x|²",
+        "maps.py",
+        '"positive": _positive((_exponential,), -0.5,',
+        '"positive": _positive((_exponential,), 0.5,',
+        (*MAPS, *UNBIASED),
+    ),
+    Mutant("uneven halves of hyperbolic", "maps.py", "return xp.exp(a - u)", "return 2 * xp.exp(a - u)", (*MAPS, *UNBIASED)),
+    Mutant(
+        "trigonometric without √2 in sine",
+        "maps.py",
+        "return math.sqrt(2) * xp.sin(u) * xp.exp(a)",
+        "return xp.sin(u) * xp.exp(a)",
+        (*MAPS, *UNBIASED),
+    ),
+    Mutant(
+        "m^-½ forgotten where φ is returned",
+        "core.py",
+        "+ shift - math.log(features.count) / 2",
+        "+ shift",
+        (*UNBIASED, *NUMPY[:1], "-k", "unbiased or (test_conformance and numpy)"),
+    ),
+    # The specification
+    Mutant(
+        "a shift per key",
+        "core.py",
+        "phi = activate(xp, features, u, exponent - base[..., None, :])",
+        "phi = activate(xp, features, u, exponent - xp.max(exponent, -1, keepdims=True, initial=-1e30))",
+        NUMPY,
+    ),
+    Mutant(
+        "epsilon added to the features of keys",
+        "core.py",
+        "    held = rescaled(xp, state, shift)\n",
+        "    phi = phi + 1e-6\n    held = rescaled(xp, state, shift)\n",
+        NUMPY_JUMPS,
+    ),
+    Mutant(
+        "epsilon added to the features of queries",
+        "core.py",
+        "    denominator = xp.sum(phi * state.z",
+        "    phi = phi + 1e-6\n    denominator = xp.sum(phi * state.z",
+        NUMPY_JUMPS,
+    ),
+    Mutant(
+        "epsilon added to the denominator",
+        "partials.py",
+        "part.numerator / xp.where(nothing, 1, part.denominator)[..., None]",
+        "part.numerator / (xp.where(nothing, 1, part.denominator) + 1e-6)[..., None]",
+        (*NUMPY_JUMPS, *NUMPY[:1], "-k", "numpy"),
+    ),
+    Mutant(
+        "only values are masked",
+        "core.py",
+        "    held = rescaled(xp, state, shift)\n",
+        "    held = rescaled(xp, state, shift)\n    v = v if mask is None else xp.where(mask[..., None], v, 0)\n"
+        "    phi = key_features(xp, u, exponent, shift, features)\n",
+        NUMPY,
+    ),
+    Mutant(
+        "masked keys move the shift",
+        "core.py",
+        "return u, exponent if mask is None else xp.where(mask[..., None], exponent, -xp.inf)",
+        "return u, exponent",
+        NUMPY_JUMPS,
+    ),
+    Mutant("sums are not rescaled", "core.py", "decay = xp.exp(state.shift - xp.where(shift == -xp.inf, 0, shift))", "decay = xp.ones_like(shift)", NUMPY),
+    Mutant(
+        "maximum over future keys",
+        "core.py",
+        "    first = keys - length - lag\n",
+        "    first = keys - length - lag\n"
+        "    state = State(state.kv, state.z, write(xp, state, k, v, features, mask).shift)\n",
+        NUMPY_JUMPS,
+    ),
+    Mutant("the first query is aligned", "core.py", "    first = keys - length - lag\n", "    first = -lag\n", NUMPY),
+    Mutant("a key too many", "core.py", "    first = keys - length - lag\n", "    first = keys - length - lag + 1\n", NUMPY),
+    Mutant("two-sided windows aligned", "core.py", "lag = window + keys - length", "lag = window", NUMPY),
+    Mutant("estimates m times too large", "core.py", "-xp.inf, own - math.log(features.count))", "-xp.inf, own)", NUMPY),
+    Mutant("the log-weight of queries", "core.py", "exponent = exponents(xp, features, u) + base\n",
+           "exponent = exponents(xp, features, u) - log_weights(xp, features, u.dtype) + base\n", NUMPY),
+    Mutant("joined on one scale", "partials.py", "(xp.exp(scale - base) for scale in scales)",
+           "(xp.exp(scales[0] - base) for scale in scales)", NUMPY),
+    # JAX and packed sequences
+    Mutant("no guard against jumps", "backends/jax/tiles.py", "_JUMP = 40.0", "_JUMP = 1e9", JAX_NUMERICS),
+    Mutant("the guard forgets masks", "backends/jax/tiles.py", "least = jnp.maximum(own, first)\n",
+           "least = jnp.maximum(own, shift)\n", JAX_NUMERICS),
+    Mutant("the quotient's own scale", "backends/jax/tiles.py",
+           "own = stopped(jnp, jnp.where(part.denominator == 0, 1, jnp.abs(part.denominator)))",
+           "own = jnp.where(part.denominator == 0, 1, 2 * jnp.sign(part.denominator))", JAX_NUMERICS),
+    Mutant("a state crosses segments", "backends/jax/tiles.py", "carry = Carry(kept(features, carry.state, begins),",
+           "carry = Carry(carry.state,", SEGMENTS),
+    Mutant("a chunk crosses segments", "backends/jax/tiles.py",
+           "visible = visible & (rows.of_query[..., :, None] == rows.of_key[..., None, :])", "pass", SEGMENTS),
+    Mutant("the state of all segments", "backends/jax/__init__.py",
+           "kept(features, after.state, after.segment == segments[..., -1])", "after.state", SEGMENTS),
+    Mutant("pending keys of other segments", "streaming.py", "seen = seen & (segments == segments[..., -1:])", "pass",
+           SEGMENTS),
+    Mutant("exact weights cross segments", "exact.py", "allowed = allowed & (own == segment_ids[..., None, part])", "pass",
+           SEGMENTS),
+    # States
+    Mutant("the shift forgotten in merge", "state.py", "xp.exp(first.shift - base), xp.exp(second.shift - base)",
+           "xp.ones_like(base), xp.ones_like(base)", STATE),
+    Mutant("the shift of one side in merge", "state.py", "shift = stopped(xp, xp.maximum(first.shift, second.shift))",
+           "shift = first.shift + 0 * second.shift", STATE),
+    Mutant("merge keeps the values of one", "state.py", "kv = first.kv * one[..., None] + second.kv * two[..., None]",
+           "kv = first.kv * one[..., None] + 0 * second.kv * two[..., None]", STATE),
+    Mutant("the mask of a stream forgotten", "streaming.py", "joined(decode.mask, new, wide, 1)",
+           "joined(xp.ones_like(decode.mask), new, wide, 1)", STATE),
+    Mutant("the position of a stream", "streaming.py", "decode.position + keys.shape[-2] - decode.keys.shape[-2]",
+           "decode.position + keys.shape[-2]", STATE),
+    # Exact attention
+    Mutant("a window too wide", "exact.py", "abs(position - key) < window", "abs(position - key) <= window", NUMPY),
+    Mutant("strictly causal", "exact.py", "allowed = key <= position", "allowed = key < position", NUMPY),
+    Mutant("scale on one side", "exact.py", "    q, k = q * root, k * root\n", "    q, k = q * root, k * scale\n", NUMPY),
+    # The Numba backend
+    Mutant("guard disabled", "backends/numba/lowering.py", "JUMP_LIMIT = 40.0", "JUMP_LIMIT = 1e30", JUMPS),
+    Mutant("guard too generous", "backends/numba/lowering.py", "JUMP_LIMIT = 40.0", "JUMP_LIMIT = 90.0", JUMPS),
+    Mutant("guard ignores the first key", "backends/numba/lowering.py",
+           "reached = m.where(b.and_(m.gt(earliest, old), e.splat_condition(sees)), earliest, old)",
+           "reached = m.where(e.splat_condition(sees), moved, old)", JUMPS),
+    Mutant("an exponent without its slope", "backends/numba/lowering.py",
+           "exponent = m.add(m.fma(u, m.constant(slope), a), add)", "exponent = m.add(m.add(u, a), add)", NUMBA),
+    Mutant("rows that do not exist raise the shift", "backends/numba/lowering.py",
+           "moved = m.where(exists, m.maximum(old, m.add(_reduced(e, tops, m.maximum), weight)), old)",
+           "moved = m.maximum(old, m.add(_reduced(e, tops, m.maximum), weight))", (*NUMBA[:1], "-k", "numba", *JUMPS[:1])),
+    Mutant("pieces of the keys left out", "backends/numba/passes.py",
+           "        first.append(len(ends) - 1)\n", "        first.append(max(len(ends) - 2, 0))\n", NUMBA),
+    Mutant("masked keys are features", "backends/numba/lowering.py", "                if ragged:\n", "                if False:\n", NUMBA),
+    Mutant("d^-½ on both sides in Numba", "backends/numba/packing.py", "projection * math.sqrt(scale)", "projection * scale", NUMBA),
+    Mutant("the linear part keeps the centre", "backends/numba/packing.py", "constant += np.sum(linear * centre, 1)", "pass", NUMBA),
+    Mutant("denominator without the triangle", "backends/numba/kernels.py",
+           "e.store(b.fadd(e.load(denominator, r), m.reduce_add(total.get())), denominator, r)",
+           "e.store(e.load(denominator, r), denominator, r)", NUMBA),
+    Mutant("a strict triangle", "backends/numba/kernels.py", 'seen = b.icmp_signed("<=", lane', 'seen = b.icmp_signed("<", lane', NUMBA),
+    Mutant("a whole triangle", "backends/numba/kernels.py", "value = m.where(seen, e.load_vector(scores, index), m.constant(0.0))",
+           "value = e.load_vector(scores, index)", NUMBA),
+    Mutant("z is not rescaled", "backends/numba/kernels.py", "e.store(b.fmul(e.load(z, j), single), z, j)", "e.store(e.load(z, j), z, j)", NUMBA),
+    Mutant("values are not rescaled", "backends/numba/kernels.py",
+           "e.store_vector(m.mul(e.load_vector(kv, index), factor), kv, index)",
+           "e.store_vector(e.load_vector(kv, index), kv, index)", NUMBA),
+    Mutant("the window's sums are not rescaled", "backends/numba/kernels.py",
+           "e.store_vector(m.mul(e.load_vector(sums, index), shrink), sums, index)",
+           "e.store_vector(e.load_vector(sums, index), sums, index)", NUMBA),
+    Mutant("halves joined on one scale", "backends/numba/kernels.py",
+           "keep, take = m.exp(m.splat(b.fsub(one, new))), m.exp(m.splat(b.fsub(two, new)))",
+           "keep, take = m.exp(m.splat(b.fsub(one, new))), m.exp(m.splat(b.fsub(one, new)))", NUMBA),
+    Mutant("chunks are not joined", "backends/numba/passes.py",
+           "                array[i] = merged\n", "                pass\n", NUMBA),
+    Mutant("bfloat16 is cut, not rounded", "backends/numba/conversions.py", "b.add(b.add(bits, _constant(word, 0x7FFF)), odd)", "bits", NUMBA),
+    Mutant("m^-½ forgotten in Numba", "backends/numba/packing.py", "constant -= math.log(features.count)", "pass", NUMBA),
+    Mutant("the guard's key is seen by all", "backends/numba/schedule.py",
+           "first = visible if seen == 0 or visible == 0 else -1", "first = visible", JUMPS),
+    Mutant("shift not rescaled before a tile", "backends/numba/schedule.py",
+           "            seen = 1\n            rescale(p, s, t)\n", "            seen = 1\n", NUMBA),
+    Mutant("rows that see no feature keep their scale", "backends/numba/schedule.py",
+           "            if t.near != 0 or t.part_mode != 0:\n", "            if t.near < 0:\n", JUMPS),
+    Mutant("a window too narrow", "backends/numba/passes.py", '"near_low": delta + 1,', '"near_low": delta + 2,', NUMBA),
+    # Many devices
+    Mutant("devices that nothing came from have the shift zero", "integrations/collectives.py",
+           "jnp.where(axis.rank() >= step, came.shift, -jnp.inf)", "came.shift", SHARDING),
+    Mutant("a scan over devices that ends early", "integrations/collectives.py",
+           "while covered < axis.size - 1:", "while covered < axis.size // 2:", SHARDING),
+    Mutant("shift forgotten between devices", "integrations/collectives.py",
+           "jnp.exp(jnp.where(nothing, base, state.shift) - base)", "jnp.ones_like(base)", SHARDING),
+    Mutant("keys before the first device", "integrations/collectives.py", "axis.rank() > 0", "axis.rank() >= 0", SHARDING),
+    Mutant("the state of the first device", "integrations/collectives.py",
+           "last = axis.rank() == axis.size - 1", "last = axis.rank() == 0", SHARDING),
+    Mutant("the halo's keys are written twice", "integrations/sequence.py",
+           "own = tuple(leaving(old, new, window)", "own = tuple(new", SHARDING),
+    Mutant("a query's own key in both passes", "integrations/sequence.py", "(leaving(old, new, 1) for", "(new for", SHARDING),
+    # Samplers and proposals of the literature
+    Mutant("simplex directions of another length", "samplers/_rotations.py", " * math.sqrt(dim / (dim - 1))", "", (*SAMPLERS, "-k", "simplex")),
+    Mutant("strata in order", "samplers/_host.py", "np.argsort(normal((count,)))", "np.arange(count)", (*SAMPLERS, "-k", "by_itself")),
+    Mutant("paired norms that are equal", "samplers/_host.py", "np.array([1.0, -1.0])", "np.array([1.0, 1.0])", (*SAMPLERS, "-k", "paired")),
+    Mutant("Hadamard norms of the narrower width", "samplers/_structured.py", "chi(normal, count, n)", "chi(normal, count, dim)", (*SAMPLERS, "-k", "hadamard")),
+    Mutant("centres of the best mixture at the points", "proposals.py", "Mixture(2 * math.sqrt(scale) * points", "Mixture(math.sqrt(scale) * points", (*PROPOSALS, "-k", "best")),
+    Mutant("half of the log-weight of a proposal", "proposals.py", "    return drawn, log_ratio / 2\n", "    return drawn, log_ratio / 4\n", (*UNBIASED, "-k", "importance")),
+    Mutant("radii of Student's law without degrees", "spectral.py", "math.sqrt(degrees) / xp.maximum", "1 / xp.maximum", (*SPECTRAL, "-k", "radii or unbiased")),
+    Mutant("a square left out of a spectral variance", "spectral.py", "xp.expm1(2 * log(xp, squared))", "xp.expm1(log(xp, squared))", (*SPECTRAL, "-k", "variance")),
+    # Kernels and variances of maps
+    Mutant("a sign in the arc-cosine recursion", "kernels.py", "2 * n * p[k - 1] * (k > 0) + q[k]", "2 * n * p[k - 1] * (k > 0) - q[k]", (*MOMENTS, "-k", "any_angle")),
+    Mutant("weights of signed kernels without their sign", "exact.py", "weight = weight * kernel.sign(xp, dot, xx, yy)", "pass", ("tests/test_conformance.py", "-k", "exact_attention")),
+    Mutant("a mean that is not squared", "moments.py", "log_magnitude(xp, 1 - xp.exp(2 * log_mean - base))", "log_magnitude(xp, 1 - xp.exp(log_mean - base))", (*MOMENTS, "-k", "those_of_the_activations or any_norm")),
+    Mutant("the variance of squares", "moments.py", "8 + squared * (68 + 20 * squared)", "8 + squared * (68 + 24 * squared)", MOMENTS),
+    Mutant("erf by one branch", "backends/numba/vectormath.py", "return self.where(self.lt(size, one), near, far)", "return near", ("tests/test_vectormath.py", "-k", "erf")),
+    # Predicted errors
+    Mutant("second moments of two rows", "variance/_rows.py", "quadratic = middle * middle / (1 + excess) - apart * apart / 4", "quadratic = middle * middle / (1 + excess) - apart * apart / 2", (*VARIANCE, "-k", "grid")),
+    Mutant("pairs in a block that is not full", "variance/_rows.py", "return whole * dim * (dim - 1) + rest * (rest - 1)", "return whole * dim * (dim - 1)", (*VARIANCE, "-k", "coupled")),
+    Mutant("the optimum of FAVOR++ by half of φ", "variance/_proposal.py", "return 1 + (2 * phi - 1 +", "return 1 + (phi - 1 +", (*VARIANCE, "-k", "proposal")),
+    Mutant("no bias of regularized rows", "variance/_sphere.py", "bias**2", "0 * bias", (*VARIANCE, "-k", "regularized or sphere or grid")),
+    Mutant("output errors about zero", "variance/_attention.py", "apart = v - output[:, None]", "apart = v", (*VARIANCE, "-k", "attention")),
+    Mutant("Bennett's bound by another series", "variance/_terms.py", "series = 1 / ((j + 1) * (j + 2)) - series * near", "series = 1 / ((j + 1) * (j + 2)) + series * near", (*VARIANCE, "-k", "bounds or inequalit")),
+    # Fitted and materialized features
+    Mutant("spread of the rows", "fitting/algebra.py", "1 + 8 * (energy / double) / double", "1 + 4 * (energy / double) / double", FITTING),
+    Mutant("balance turned round", "fitting/algebra.py", "xp.sqrt(common)[..., :, None]", "(1 / xp.sqrt(common))[..., :, None]", FITTING),
+    Mutant("log-weights twice", "fitting/choices.py", "log_weight = log_ratio / 2", "log_weight = log_ratio", FITTING),
+    Mutant("the constant of centring", "fitting/choices.py", "-scale * xp.sum(a * b, -1) / 2", "-scale * xp.sum(a * b, -1)", FITTING),
+    Mutant("moments merged without their distance", "fitting/statistics.py", "weight = (first.count * share)[..., None, None]", "weight = (0 * first.count * share)[..., None, None]", FITTING),
+    Mutant("signs of monomials", "materialized/monomials.py", "matmul(xp, (t < 0).astype(dtype)", "matmul(xp, (t > 0).astype(dtype)", (*MATERIALIZED, "-k", "definition")),
+    Mutant("geometric exponents from one on", "materialized/monomials.py", ".geometric(probability, (*batch, count, dim)) - 1", ".geometric(probability, (*batch, count, dim))", (*MATERIALIZED, "-k", "moments_stated")),
+    Mutant("hybrid weights exchanged", "materialized/hybrid.py", "features.hyperbolic.count, -base_sign, base_sign)", "features.hyperbolic.count, base_sign, -base_sign)", (*MATERIALIZED, "-k", "mixes")),
+    Mutant("Maclaurin variance of signs", "materialized/maclaurin.py", "spread - 2 * np.sum((x * y) ** 2, -1)", "spread - np.sum((x * y) ** 2, -1)", (*MATERIALIZED, "-k", "products_of_signs")),
+    # Assertions for users
+    Mutant("a second moment for a variance", "testing/integrals.py", "weights @ (found - weights @ found) ** 2", "weights @ found**2", (*TESTING, "-k", "closed_form")),
+    Mutant("grids that need not agree", "testing/integrals.py", "<= allowed[index] / 4", "<= np.inf", (*TESTING, "-k", "jumps")),
+    Mutant("NaN passes", "testing/comparison.py", "holds = excess <= allowed", "holds = ~(excess > allowed)", (*TESTING, "-k", "expected_values")),
+    Mutant("the false-alarm probability", "testing/sampled.py", "level = math.log(2 * claimed.size / false_alarm)", "level = math.log(2 * claimed.size)", (*TESTING, "-k", "sample_is_as_large")),
+    Mutant("one row of every block", "testing/laws.py", "[i % rows]", "[0]", (*TESTING, "-k", "broken_last_row")),
+    Mutant("ordering at equal rows", "testing/assertions.py", "integrals.Integral(columns * found.value,", "integrals.Integral(found.value,", (*TESTING, "-k", "ordering")),
+    # States
+    Mutant("merged states on one scale", "state.py", "one, two = xp.exp(first.shift - base), xp.exp(second.shift - base)", "one, two = xp.exp(0 * first.shift), xp.exp(second.shift - base)", STATE),
+    Mutant("a part without keys drowns the other", "partials.py", "xp.where(part.denominator == 0, -xp.inf, part.shift)", "part.shift", ("tests/test_numerics.py", "-k", "numpy and (ratio or window_over)")),
+]  # fmt: skip
