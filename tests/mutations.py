@@ -244,12 +244,12 @@ MUTANTS = [
     # Predicted errors
     Mutant("second moments of two rows", "variance/_rows.py", "quadratic = middle * middle / (1 + excess) - apart * apart / 4", "quadratic = middle * middle / (1 + excess) - apart * apart / 2", (*VARIANCE, "-k", "grid")),
     Mutant("pairs in a block that is not full", "variance/_rows.py", "return whole * dim * (dim - 1) + rest * (rest - 1)", "return whole * dim * (dim - 1)", (*VARIANCE, "-k", "coupled")),
-    Mutant("the optimum of FAVOR++ by half of φ", "variance/_proposal.py", "return 1 + (2 * phi - 1 +", "return 1 + (phi - 1 +", (*VARIANCE, "-k", "proposal")),
+    Mutant("the optimum of FAVOR++ by half of φ", "variance/_proposal.py", "double = 1 + 2 * phi", "double = 1 + phi", (*VARIANCE, "-k", "proposal")),
     Mutant("no bias of regularized rows", "variance/_sphere.py", "bias**2", "0 * bias", (*VARIANCE, "-k", "regularized or sphere or grid")),
     Mutant("output errors about zero", "variance/_attention.py", "apart = v - output[:, None]", "apart = v", (*VARIANCE, "-k", "attention")),
     Mutant("Bennett's bound by another series", "variance/_terms.py", "series = 1 / ((j + 1) * (j + 2)) - series * near", "series = 1 / ((j + 1) * (j + 2)) + series * near", (*VARIANCE, "-k", "bounds or inequalit")),
     # Fitted and materialized features
-    Mutant("spread of the rows", "fitting/algebra.py", "1 + 8 * (energy / double) / double", "1 + 4 * (energy / double) / double", FITTING),
+    Mutant("spread of the rows", "variance/_proposal.py", "1 + 8 * (phi / double) / double", "1 + 4 * (phi / double) / double", FITTING),
     Mutant("balance turned round", "fitting/algebra.py", "xp.sqrt(common)[..., :, None]", "(1 / xp.sqrt(common))[..., :, None]", FITTING),
     Mutant("log-weights twice", "fitting/choices.py", "log_weight = log_ratio / 2", "log_weight = log_ratio", FITTING),
     Mutant("the constant of centring", "fitting/choices.py", "-scale * xp.sum(a * b, -1) / 2", "-scale * xp.sum(a * b, -1)", FITTING),

@@ -6,17 +6,16 @@ from typing import Any
 
 from rfkernels._arrays import matmul
 from rfkernels.fitting.statistics import Moments
+from rfkernels.variance import optimal_variance
 
 
 def best_spread(xp: Any, energy: Any) -> Any:
     """Return ρ, with rows of variance (1 + ρ)/2, from λ = E z² along an axis; 1 where there is nothing to gain.
 
-    ρ = ½ (1 + 2λ + √((1 + 2λ)² + 8λ)), the least point of log((1 + ρ)/(2√ρ)) + λ/ρ (FAVOR++, arXiv
-    2205.15317, with A = (1 − ρ)/8), written so that no square overflows.
+    The least point of log((1 + ρ)/(2√ρ)) + λ/ρ (FAVOR++, arXiv 2205.15317, with A = (1 − ρ)/8).
     """
-    energy = xp.maximum(energy, 0)
-    double = 1 + 2 * energy
-    return double / 2 * (1 + xp.sqrt(1 + 8 * (energy / double) / double))
+    spread: Any = 2 * optimal_variance(xp.maximum(energy, 0)) - 1
+    return spread
 
 
 def regular(xp: Any, second: Any, given: Moments, prior: float, scale: float) -> Any:

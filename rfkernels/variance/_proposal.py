@@ -15,7 +15,7 @@ def optimal_variance(phi: Any) -> Any:
     """Return σ² of the isotropic proposal with the least variance of positive features, (1 + ρ*)/2.
 
     ρ* = ½ (1 + 2φ + √((1 + 2φ)² + 8φ)) with φ = |x + y|²/dim; A = (1 − σ²)/4 is that of generalized exponential
-    features, theorem 3.3 of Chefs' random tables (arXiv 2205.15317).
+    features (Chefs' random tables, arXiv 2205.15317).
 
     Parameters
     ----------
@@ -28,7 +28,8 @@ def optimal_variance(phi: Any) -> Any:
         At least 1.
     """
     xp = namespace(phi)
-    return 1 + (2 * phi - 1 + xp.sqrt((1 + 2 * phi) ** 2 + 8 * phi)) / 4
+    double = 1 + 2 * phi
+    return (1 + double / 2 * (1 + xp.sqrt(1 + 8 * (phi / double) / double))) / 2  # in which no square overflows
 
 
 def optimal_proposal(x: Any, y: Any, *, scale: float = 1.0) -> Gaussian:
