@@ -123,7 +123,7 @@ class _LogArcCosine:
         return n * log_magnitude(xp, norms) + shape
 
     def _acute(self, xp: Any, cosine: Any, inside: Any) -> Any:
-        p, q = _arc_cosine_polynomials(self.order)
+        p, q = (tuple(map(float, x)) for x in _arc_cosine_polynomials(self.order))  # JAX has no such integers
         angle = xp.arccos(inside)
         shape = _polynomial(inside, p) * xp.sin(angle) + _polynomial(inside, q) * (xp.pi - angle)
         return xp.where(cosine < 1, shape, xp.pi * _polynomial(cosine, q))  # which has J's derivative at θ = 0
@@ -191,7 +191,7 @@ def _cosine(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
 
 def error_function_sine(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
     """Return 2 x·y / √((1 + 2|x|²)(1 + 2|y|²)), the sine of π/2 times E erf(w·x) erf(w·y)."""
-    return 2 * dot / (xp.sqrt(1 + 2 * xx) * xp.sqrt(1 + 2 * yy))
+    return dot / (xp.sqrt(0.5 + xx) * xp.sqrt(0.5 + yy))
 
 
 def _erf(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:

@@ -74,7 +74,7 @@ def isotropic(variance: float) -> Gaussian:
     ValueError
         If `variance` is not a finite number above ½.
     """
-    if not (math.isfinite(variance) and variance > 0.5):
+    if isinstance(variance, bool) or not (math.isfinite(variance) and variance > 0.5):
         raise ValueError(f"variance must be finite and above 1/2 for estimates of finite variance, got {variance!r}")
     return Gaussian(math.sqrt(variance))
 
@@ -125,6 +125,7 @@ def check_proposal(proposal: Any, dim: int) -> None:
             raise ValueError(f"root of the proposal must have shape (), ({dim},) or ({dim}, {dim}), got {root}")
         if proposal.mean is not None and np.shape(proposal.mean) != (dim,):
             raise ValueError(f"mean of the proposal must have shape ({dim},), got {np.shape(proposal.mean)}")
+        _check_gaussian(proposal, dim)
     elif isinstance(proposal, Mixture):
         centres, weights = np.shape(proposal.centres), np.shape(proposal.weights)
         if len(centres) != 2 or centres[1] != dim or weights != centres[:1]:
@@ -137,6 +138,17 @@ def check_proposal(proposal: Any, dim: int) -> None:
                 raise ValueError(f"weights of a mixture must be at least 0, finite and not all 0, got {given}")
     else:
         raise TypeError(f"proposal must be a Gaussian or a Mixture of rfkernels.proposals, got {proposal!r}")
+
+
+def _check_gaussian(proposal: Gaussian, dim: int) -> None:
+    """Require finite numbers and a root that can be inverted, of what is not JAX's and may be traced."""
+    for name, value in zip(Gaussian._fields, proposal, strict=True):
+        if value is not None and not is_jax(value) and not np.all(np.isfinite(value)):
+            raise ValueError(f"{name} of the proposal must be finite, got {value}")
+    if not is_jax(proposal.root):
+        root = np.asarray(proposal.root, np.float64)
+        if np.linalg.matrix_rank(root) < dim if root.ndim == 2 else not np.all(root):
+            raise ValueError(f"root of the proposal must be invertible, got {root.tolist()}")
 
 
 def propose(xp: Any, proposal: Proposal, rows: Any, normal: Normal) -> tuple[Any, Any]:

@@ -261,7 +261,7 @@ DRAWING: list[Refusal] = [
     ("unknown map", lambda: draw("Positive"), ValueError, ("unknown", "'Positive'", ", ".join(rfk.names()))),
     ("map is a number", lambda: draw(3), TypeError, ("feature_map", "int")),
     ("map is a function", lambda: draw(oracle.softplus), TypeError, ("feature_map", "function")),
-    ("unknown sampler", lambda: draw(sampler="sobol"), ValueError, ("'sobol'", "antithetic, iid, orthogonal")),
+    ("unknown sampler", lambda: draw(sampler="sobel"), ValueError, ("'sobel'", "antithetic, cauchy, hadamard")),
     ("sampler is a number", lambda: draw(sampler=1), TypeError, ("sampler", "1")),
     (
         "sampler of another shape",

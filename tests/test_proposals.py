@@ -267,3 +267,17 @@ def test_a_mixture_is_built_of_jax_arrays() -> None:
     np.testing.assert_allclose(given.weights, wanted.weights, rtol=1e-5)
     drawn = jax.jit(lambda points, key: rfk.draw("positive", 5, 8, proposal=self_attention_mixture(points), rng=key))
     assert np.all(np.isfinite(drawn(jax.numpy.asarray(PLACES, "float32"), jax.random.key(0)).log_weight))
+
+
+@pytest.mark.parametrize(
+    ("proposal", "message"),
+    [
+        (rfk.proposals.Gaussian(np.ones((4, 4))), "root of the proposal must be invertible"),
+        (rfk.proposals.Gaussian(0.0), "root of the proposal must be invertible"),
+        (rfk.proposals.Gaussian(np.nan), "root of the proposal must be finite"),
+        (rfk.proposals.Gaussian(1.0, np.full(4, np.inf)), "mean of the proposal must be finite"),
+    ],
+)
+def test_proposals_that_no_weight_can_make_up_for_are_refused(proposal: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rfk.draw("positive", 4, 8, proposal=proposal, rng=0)

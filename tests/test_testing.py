@@ -718,3 +718,16 @@ def test_the_public_names_have_docstrings() -> None:
     assert list(testing.__all__) == sorted(testing.__all__)
     for name in testing.__all__:
         assert getattr(testing, name).__doc__
+
+
+def test_nothing_is_said_of_what_underflows() -> None:
+    x, y = np.array([500.0, 200.0]), np.array([100.0, -200.0])
+    with pytest.raises(testing.QuadratureError, match="norms are too large"), np.errstate(over="ignore"):
+        testing.assert_unbiased("positive", x, y)
+    with pytest.raises(ValueError, match="scale"):
+        testing.assert_unbiased("positive", x / 1000, y / 1000, scale=-1.0)
+    with pytest.raises(ValueError, match="rows must have shape"):
+        testing.bind("positive", np.ones(2))
+    features = rfk.draw("positive", 2, 4, batch=(2,), rng=0)
+    with pytest.raises(ValueError, match="batch axes"):
+        testing.row_estimates(features, x, y)

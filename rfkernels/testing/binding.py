@@ -45,6 +45,8 @@ def bind(
     Features
     """
     rows = np.asarray(rows, np.float64)
+    if rows.ndim != 2:
+        raise ValueError(f"rows must have shape (rows, dim), got {rows.shape}")
     weights = np.broadcast_to(np.asarray(log_weight, np.float64), len(rows))
     return Features(maps.resolve(feature_map), rows, weights, query, key, np.asarray(scale, np.float64))
 
@@ -77,6 +79,8 @@ def row_estimates(features: Features, x: Any, y: Any) -> Array:
     array, shape (*batch, rows)
         Σ h(u, …) h(v, …) over the activations of a row, divided by their number: φ(x)·φ(y) is the mean over rows.
     """
+    if features.batch:
+        raise ValueError(f"features must have no batch axes, got {features.batch}")
     log_x, sign_x = transform(x[..., None, :], features, side="query", log=True)
     log_y, sign_y = transform(y[..., None, :], features, side="key", log=True)
     columns = (sign_x * sign_y * np.exp(log_x + log_y))[..., 0, :]

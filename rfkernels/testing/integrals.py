@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels import maps, proposals
+from rfkernels._checks import check_scale
 from rfkernels.estimates import transform
 from rfkernels.features import Features, Side
 from rfkernels.maps import FeatureMap
@@ -91,7 +92,10 @@ def mean(
 
     def evaluate(bound: Features, weights: Array, x: Array, y: Array) -> tuple[float, float]:
         found = row_estimates(bound, x, y)
-        return float(weights @ found), rtol * float(weights @ np.abs(found)) + _rounding(bound, weights, x, y)
+        size = float(weights @ np.abs(found))
+        if size == 0 and bound.map.exponential:  # features that vanish in all rows have underflowed
+            return np.nan, np.nan
+        return float(weights @ found), rtol * size + _rounding(bound, weights, x, y)
 
     return _integrate(evaluate, features, x, y, scale, proposal, kinks)
 
@@ -180,6 +184,7 @@ def _integrate(
 
 def _subject(features: str | FeatureMap | Features, scale: float | None, dim: int) -> Features:
     """Features that are integrated over their rows, with a single row of their own."""
+    check_scale(scale)
     if not isinstance(features, Features):
         features = bind(features, np.zeros((1, dim)), scale=1.0 if scale is None else scale)
     elif scale is not None:

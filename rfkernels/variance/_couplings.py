@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._arrays import namespace
 from rfkernels.variance import _series
+from rfkernels.variance._rows import check_dim, check_squares
 
 _KINDS = ("independent", "orthogonal", "simplex")
 
@@ -43,8 +43,7 @@ def coupling_moment(kind: str | float, s: Any, dim: int, *, log: bool = False) -
     ValueError
         If the kind is unknown, the cosine is not in [−1, 1], dim is too small, or a log is asked for s < 0.
     """
-    xp = namespace(s)
-    s = s if hasattr(s, "dtype") and s.dtype.kind == "f" else xp.asarray(s, dtype=float)
+    xp, s = check_squares(s, least=-np.inf)
     cosine = _cosine(kind, dim)
     if cosine is None:
         return xp.zeros_like(s) if log else xp.ones_like(s)
@@ -59,8 +58,7 @@ def coupling_moment(kind: str | float, s: Any, dim: int, *, log: bool = False) -
 
 
 def _cosine(kind: Any, dim: int) -> float | None:
-    if isinstance(dim, bool) or not isinstance(dim, int | np.integer) or dim < 1:
-        raise ValueError(f"dim must be a positive integer, got {dim!r}")
+    check_dim(dim)
     if isinstance(kind, str) and kind in _KINDS:
         if kind == "independent":
             return None

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from rfkernels._arrays import accumulator, namespace
-from rfkernels._checks import check_finite_arrays, check_qk, check_scale
+from rfkernels._checks import check_array, check_finite_arrays, check_qk, check_scale
 from rfkernels.proposals import Gaussian
+from rfkernels.variance._rows import check_squares
 
 
 def optimal_variance(phi: Any) -> Any:
@@ -26,8 +27,13 @@ def optimal_variance(phi: Any) -> Any:
     -------
     array, shape of phi
         At least 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If phi holds no real numbers, or one that is negative or not finite (not checked of JAX arrays).
     """
-    xp = namespace(phi)
+    xp, phi = check_squares(phi, name="phi")
     double = 1 + 2 * phi
     return (1 + double / 2 * (1 + xp.sqrt(1 + 8 * (phi / double) / double))) / 2  # in which no square overflows
 
@@ -57,6 +63,8 @@ def optimal_proposal(x: Any, y: Any, *, scale: float = 1.0) -> Gaussian:
     TypeError, ValueError
         If shapes or dtypes do not fit, there are no points, or a value is not finite.
     """
+    check_array("x", x, 1)
+    check_array("y", y, 1)
     check_qk(x.reshape(-1, x.shape[-1])[:1, :], y.reshape(-1, y.shape[-1])[:1, :], names=("x", "y"))
     check_scale(scale)
     check_finite_arrays(x=x, y=y)

@@ -75,7 +75,8 @@ def relative(
     Returns
     -------
     array, shape (*batch)
-        0 (log: −inf) where estimates are exact, inf where their variance is infinite or the number overflows.
+        0 (log: −inf) where estimates are exact, as where nothing varies; inf where their variance is infinite, the
+        kernel is 0 and estimates are not, or the number overflows.
 
     Raises
     ------
@@ -187,5 +188,8 @@ def _of_any_map(xp: Any, feature_map: FeatureMap, pair: Pair, sampler: Sampler, 
         )
     x, y = pair
     inner = xp.sum(x * y, -1), xp.sum(x * x, -1), xp.sum(y * y, -1)
-    logs = feature_map.log_variance(xp, *inner) - 2 * feature_map.kernel.log(xp, *inner)
+    spread, kernel = feature_map.log_variance(xp, *inner), feature_map.kernel.log(xp, *inner)
+    varies, nothing = spread > -xp.inf, kernel == -xp.inf
+    logs = xp.where(varies, spread, 0) - 2 * xp.where(nothing, 0, kernel)
+    logs = xp.where(varies, xp.where(nothing, xp.inf, logs), -xp.inf)
     return Parts(xp.where(logs == -xp.inf, 0.0, 1.0), None, xp.where(logs == -xp.inf, 0, logs))

@@ -177,6 +177,25 @@ def cosine_of(sampler: Sampler, dim: int) -> float | None:
     )
 
 
+def check_dim(dim: Any) -> None:
+    """Require a width."""
+    if isinstance(dim, bool) or not isinstance(dim, int | np.integer) or dim < 1:
+        raise ValueError(f"dim must be a positive integer, got {dim!r}")
+
+
+def check_squares(s: Any, least: float = 0.0, name: str = "s") -> tuple[Any, Any]:
+    """Return the namespace and squared norms as floats; those of NumPy must be finite and at least `least`."""
+    xp = namespace(s)
+    s = xp.asarray(s)
+    if s.dtype.kind in "iu":
+        s = s.astype(float)
+    if s.dtype.kind != "f":
+        raise TypeError(f"{name} must hold real numbers, got dtype {s.dtype}")
+    if xp is np and not (np.all(np.isfinite(s)) and np.all(s >= least)):
+        raise ValueError(f"{name} must be finite{'' if least == -np.inf else f' and at least {least:g}'}, got {s}")
+    return xp, s
+
+
 def check_count(feature_map: FeatureMap, sampler: Sampler, count: Any) -> int:
     """Return how many independent draws of rows `count` columns have: pairs of an antithetic sampler count once."""
     if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:

@@ -100,14 +100,13 @@ def _turned(delta: Any, dim: int, cosine: float) -> Any:
 
 @lru_cache(maxsize=64)
 def sphere(dim: int) -> tuple[Any, Any]:
-    """Return nodes and weights for the mean over a coordinate of a uniform direction, from −1 to 1."""
+    """Return nodes and log-weights for the mean over a coordinate of a uniform direction, from −1 to 1."""
     if dim == 1:
-        return np.array([-1.0, 1.0]), np.array([0.5, 0.5])
+        return np.array([-1.0, 1.0]), np.log([0.5, 0.5])
     points, weights = np.polynomial.legendre.leggauss(400)
     angles = math.pi * (1 + points) / 2
     logs = np.log(weights) + (dim - 2) * np.log(np.sin(angles))
-    weights = np.exp(logs - np.max(logs))
-    return np.cos(angles), weights / np.sum(weights)
+    return np.cos(angles), logs - _log_sum(np, logs)
 
 
 @lru_cache(maxsize=64)
@@ -229,13 +228,15 @@ def _all_positive(s: Any) -> bool:
 
 
 def log_kummer(x: Any, a: float, b: float) -> Any:
-    """Return log 1F1(a; b; x) for x ≥ 0 and b ≥ a > 0."""
+    """Return log 1F1(a; b; x) for x ≥ 0 and b ≥ a > 0; NaN where traced x exceed what so many terms reach."""
     xp = namespace(x)
     inside = xp.where(x > 0, x, 1)
     count = _term_count(inside, 1.0)
     logs = xp.asarray(_kummer(a, b, count), x.dtype)
     order = xp.arange(count, dtype=x.dtype)
     found = _by_blocks(lambda part: _log_sum(xp, logs + order * xp.log(part)[..., None]), inside, count)
+    if is_jax(x):
+        found = xp.where(inside <= _TRACED_REACH, found, xp.nan)
     return xp.where(x > 0, found, 0)
 
 

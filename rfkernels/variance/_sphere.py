@@ -7,35 +7,42 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._arrays import namespace, stopped
+from rfkernels._arrays import stopped
 from rfkernels.proposals import Proposal
 from rfkernels.samplers import Sampler
 from rfkernels.variance import _series
-from rfkernels.variance._rows import Form, Pair, cosine_of, coupled_pairs
+from rfkernels.variance._rows import Form, Pair, check_dim, check_squares, cosine_of, coupled_pairs
 
 
 def error(xp: Any, form: Form, pair: Pair, draws: int, sampler: Sampler, proposal: Proposal | None) -> tuple[Any, Any]:
     """Return the relative mean squared error times e^(−top), and top.
 
     A row estimates e^(κt − s/2) of the kernel, κ² = dim · s and t the coordinate of a uniform direction; even features
-    and antithetic pairs have cosh κt, which is a cosine where s is −δ, in place of e^κt. With y = κ²/4 and n = dim/2
-    the mean is e^(−s/2) 0F1(; n; y), and an orthogonal pair has the cross moment e^(−s) 0F1(; n; 2y).
+    and antithetic pairs have cosh κt in place of e^κt. With y = κ²/4 and n = dim/2 the mean is e^(−s/2) 0F1(; n; y),
+    and an orthogonal pair has the cross moment e^(−s) 0F1(; n; 2y). Cosines have differences of oscillating integrals
+    instead, of which little is left in floating point: they are refused.
     """
     if sampler.law != "sphere":
         raise ValueError(f"no closed form is known for rows of the law {sampler.law!r} of the sampler {sampler.name!r}")
     if proposal is not None:
         raise ValueError(f"proposal needs normal rows, but the law of the sampler {sampler.name!r} is 'sphere'")
+    if form.square_sign < 0:
+        raise ValueError("no closed form that can be computed is known for trigonometric features of 'sphere' rows")
+    if xp is np:
+        pair = Pair(pair.x.astype(np.float64), pair.y.astype(np.float64))
     dim = pair.x.shape[-1]
     cosine, coupled = cosine_of(sampler, dim), coupled_pairs(draws, dim)
+    even = len(form.signs) == 2 or sampler.antithetic
+    if even and pair.x.dtype != np.float64:
+        raise ValueError("rows of the 'sphere' law in pairs need float64, as their parts cancel: set jax_enable_x64")
     if cosine not in (None, 0.0):
         raise ValueError(f"no closed form is known for rows of the sampler {sampler.name!r} on a sphere")
     points = pair.x + form.key_sign * pair.y
     square = xp.sum(points * points, -1)
-    even = len(form.signs) == 2 or sampler.antithetic
     share = coupled / draws if cosine == 0.0 else 0.0
-    spread, bias, top = _moments(xp, square, dim, even, form.square_sign, share)
+    spread, bias, top = _moments(xp, square, dim, even, share)
     near = square * dim < 1
-    small = form.square_sign * xp.where(near, square, 0)
+    small = xp.where(near, square, 0)
     spread = xp.where(near, _near_spread(xp, small, dim, even, share), spread)
     bias = xp.where(near, _near_bias(xp, small, dim), bias)
     return spread / draws + bias**2, 2 * xp.where(near, 0, top)
@@ -65,44 +72,31 @@ def _near_spread(xp: Any, s: Any, dim: int, even: bool, share: float) -> Any:
     return xp.exp(-s) * total
 
 
-def _moments(xp: Any, square: Any, dim: int, even: bool, sign: int, share: float) -> tuple[Any, Any, Any]:
+def _moments(xp: Any, square: Any, dim: int, even: bool, share: float) -> tuple[Any, Any, Any]:
     """Return the draws' variance times their number and e^(−2 top), their mean less 1 times e^(−top), and top."""
-    nodes, weights = (xp.asarray(a, square.dtype) for a in _series.sphere(dim))
-    roots = xp.log(xp.maximum(weights, xp.finfo(square.dtype).tiny)) / 2
+    nodes, log_weights = (xp.asarray(a, square.dtype) for a in _series.sphere(dim))
+    roots = log_weights / 2
     positive = xp.where(square > 0, square, 1)
-    kappa, damping = xp.sqrt(positive * dim), -sign * positive / 2
+    kappa, damping = xp.sqrt(positive * dim), -positive / 2
     angles = kappa[..., None] * nodes
-    logs, signs = _log_even(xp, angles, sign) if even else (angles, 1.0)
-    logs = logs + damping[..., None]
+    logs = (xp.logaddexp(angles, -angles) - math.log(2) if even else angles) + damping[..., None]
     highest = xp.max(2 * (logs + roots), -1, keepdims=True)
     top = (xp.log(xp.sum(xp.exp(2 * (logs + roots) - highest), -1)) + highest[..., 0]) / 2
     top = stopped(xp, xp.maximum(top, 0))
-    values = signs * xp.exp(logs + roots - top[..., None])  # √weight · estimate · e^(−top), at most 1
-    mean = xp.sum(xp.exp(roots) * values, -1)
+    values = xp.exp(logs + roots - top[..., None])  # √weight · estimate · e^(−top), at most 1
+    mean = xp.sum(xp.exp(logs + log_weights - top[..., None]), -1)
     spread = xp.sum((values - xp.exp(roots) * mean[..., None]) ** 2, -1)
     if share:
         wide, shift = math.sqrt(2) * angles, 2 * (damping - top)
-        if sign > 0:
-            cross = xp.sum(xp.exp(wide + 2 * roots + shift[..., None]), -1)
-        else:
-            cross = xp.exp(shift) * xp.sum(weights * xp.cos(wide), -1)
-        spread = spread + share * (cross - mean**2)
+        spread = spread + share * (xp.sum(xp.exp(wide + log_weights + shift[..., None]), -1) - mean**2)
     return spread, mean - xp.exp(-top), top
-
-
-def _log_even(xp: Any, angles: Any, sign: int) -> tuple[Any, Any]:
-    """Return log cosh and 1, or log |cos| and its sign."""
-    if sign > 0:
-        return xp.logaddexp(angles, -angles) - np.log(2.0), 1.0
-    value = xp.cos(angles)
-    return xp.log(xp.maximum(abs(value), xp.finfo(angles.dtype).tiny)), xp.where(value < 0, -1.0, 1.0)
 
 
 def regularized_ratio(s: Any, dim: int, *, log: bool = False) -> Any:
     """Return SMREG / SM, the mean of positive features of norm-√dim rows relative to the softmax kernel.
 
-    It is e^(−s/2) 0F1(; dim/2; dim s/4) with s = |x + y|², at most 1, and 1 − s²/(4 (dim + 2)) for small s (the
-    regularized softmax kernel, arXiv 2009.14794; the closed form follows from the mean over a sphere).
+    It is e^(−s/2) 0F1(; dim/2; dim s/4) with s = |x + y|²: at most 1, at least 1 − s²/(4 (dim + 2)), and nearly that
+    for small s (the regularized softmax kernel, arXiv 2009.14794; the closed form follows from the mean over a sphere).
 
     Parameters
     ----------
@@ -116,11 +110,16 @@ def regularized_ratio(s: Any, dim: int, *, log: bool = False) -> Any:
     Returns
     -------
     array, shape of s
+
+    Raises
+    ------
+    ValueError
+        If dim is no positive integer, or s is negative or not finite (not checked of JAX arrays).
     """
-    xp = namespace(s)
-    s = s if hasattr(s, "dtype") else xp.asarray(float(s))
-    nodes, weights = (xp.asarray(a, s.dtype) for a in _series.sphere(dim))
+    xp, s = check_squares(s)
+    check_dim(dim)
+    nodes, log_weights = (xp.asarray(a, s.dtype) for a in _series.sphere(dim))
     kappa = xp.sqrt(xp.where(s > 0, s, 0) * dim)
-    logs = kappa[..., None] * (nodes - 1) + xp.log(xp.maximum(weights, xp.finfo(s.dtype).tiny))
-    found = xp.log(xp.sum(xp.exp(logs), -1)) + kappa - s / 2
+    logs = kappa[..., None] * (nodes - 1) + log_weights
+    found = xp.log(xp.sum(xp.exp(logs - xp.max(logs, -1, keepdims=True)), -1)) + xp.max(logs, -1) + kappa - s / 2
     return found if log else xp.exp(found)
