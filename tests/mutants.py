@@ -55,7 +55,19 @@ def copy(place: Path) -> None:
 
 def run(place: Path, tests: tuple[str, ...]) -> tuple[bool, str]:
     """Run pytest in the copy; return whether it passed, and its first failure or last line."""
-    command = [sys.executable, "-m", "pytest", "-x", "--no-header", "-p", "no:cacheprovider", "--tb=no", "-n", "0", *tests]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "--no-header",
+        "-p",
+        "no:cacheprovider",
+        "--tb=no",
+        "-n",
+        "0",
+        *tests,
+    ]
     try:
         done = subprocess.run(
             command, cwd=place, env=environment(place), capture_output=True, text=True, timeout=TIMEOUT, check=False

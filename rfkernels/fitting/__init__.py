@@ -49,8 +49,8 @@ def fit(
     Estimates of exp(scale q·k) are unbiased for any queries and keys, given the features; the data decide how far they
     spread. Parameters that come of a sequence must not be used on it causally, as they would let later positions
     touch earlier outputs: fit to other data, and keep the features.
-    Features are made to be kept, and `fit` to be differentiated by no one: where eigenvalues coincide, as those of a few
-    vectors do, its derivatives are not finite.
+    Keep the features, and do not differentiate `fit`: where eigenvalues coincide, as those of a few vectors do, its
+    derivatives are not finite.
 
     Parameters
     ----------
