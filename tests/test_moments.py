@@ -324,3 +324,14 @@ def test_the_namespace_of_activations() -> None:
     np.testing.assert_allclose(elementwise(jnp).erf(jnp.asarray(x)), special.erf(x), rtol=1e-6)
     found = jax.grad(lambda u: elementwise(jnp).erf(u))(0.5)
     np.testing.assert_allclose(found, 2 / math.sqrt(math.pi) * math.exp(-0.25), rtol=1e-6)
+
+
+def test_the_largest_order_on_jax_and_the_largest_norms_of_erf() -> None:
+    jnp = pytest.importorskip("jax.numpy")
+    feature_map = rfk.maps.arc_cosine(8)
+    inner = 0.2, 0.5, 0.7
+    for form in (feature_map.kernel.log, feature_map.log_variance):
+        np.testing.assert_allclose(form(jnp, *map(jnp.asarray, inner)), form(np, *map(np.float64, inner)), rtol=1e-4)
+    xx, yy, dot = (np.float64(9e153) ** 2 * share for share in (1.25, 10 / 9, 5 / 6))  # twice of which is infinite
+    log = rfk.kernels.ERF.log(np, dot, xx, yy)
+    np.testing.assert_allclose(log, np.log(2 / np.pi * np.arcsin(dot / np.sqrt(xx) / np.sqrt(yy))), rtol=1e-12)
