@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import rfkernels as rfk
 from rfkernels import fitting
 from rfkernels.fitting import algebra, statistics
-
-cases = settings(derandomize=True, max_examples=25, deadline=None, database=None)
 
 METHODS = [name for name in fitting.methods() if name != "tilted"]
 SEEDS = st.integers(0, 2**32 - 1)
@@ -58,7 +56,6 @@ def terms(features: Any, x: Any, y: Any) -> Any:
 
 @pytest.mark.parametrize("feature_map", ["positive", "hyperbolic"])
 @pytest.mark.parametrize("method", fitting.methods())
-@cases
 @given(seed=SEEDS, scale=st.floats(0.1, 1.0))
 def test_unbiased(method: str, feature_map: str, seed: int, scale: float) -> None:
     """E φ(x)·φ(y) = exp(scale x·y), also for points that are unlike the sample."""
@@ -94,7 +91,6 @@ def closed_form(chosen: Any, x: Any, y: Any, scale: float) -> Any:
 
 
 @pytest.mark.parametrize("method", fitting.methods())
-@cases
 @given(seed=SEEDS, scale=st.floats(0.1, 1.0))
 def test_the_second_moment_is_the_closed_form(method: str, seed: int, scale: float) -> None:
     q, k = sample(seed, 40, size=0.4), sample(seed + 1, 30, size=0.4)
@@ -245,7 +241,6 @@ def test_affine_equals_both_covariances(seed: int) -> None:
     np.testing.assert_allclose(chosen.key.centre, k.mean(0), atol=1e-15)
 
 
-@cases
 @given(st.floats(0, 1e6))
 def test_the_spread_is_where_its_derivative_vanishes(energy: float) -> None:
     rho = float(algebra.best_spread(np, np.float64(energy)))
@@ -279,7 +274,6 @@ def test_moments_are_those_of_numpy() -> None:
     np.testing.assert_allclose(found.scatter[1, 2] / 17, np.cov(x[1, 2].T.astype(np.float64), bias=True))
 
 
-@cases
 @given(cuts=st.lists(st.integers(0, 30), max_size=4), seed=SEEDS)
 def test_merging_blocks_is_seeing_them_together(cuts: list[int], seed: int) -> None:
     x = np.random.default_rng(seed).standard_normal((2, 30, 3)) + 1e6  # raw squares would lose twelve digits

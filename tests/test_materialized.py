@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special, stats
 
@@ -29,7 +29,6 @@ from rfkernels.materialized import Maclaurin, Monomials
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # theory/ is not part of the package; last, so that the library stays the installed one
 
-cases = settings(derandomize=True, max_examples=25, deadline=None, database=None)
 
 DIM = 4
 DRAWN: dict[str, Any] = {
@@ -79,7 +78,6 @@ def all_exponents(law: Any, parameter: Any) -> tuple[Monomials, Any]:
 
 
 @pytest.mark.parametrize("law", ["poisson", "geometric"])
-@cases
 @given(x=vectors(2, 1.4), y=vectors(2, 1.4), first=numbers(0.3, 0.7), second=numbers(0.3, 0.7))
 def test_monomials_are_unbiased_with_the_variance_stated(law: Any, x: Any, y: Any, first: float, second: float) -> None:
     features, probability = all_exponents(law, np.array([first, second]))
@@ -96,7 +94,6 @@ def signs(factors: int) -> Any:
     return rows[np.array(chosen, int).reshape(len(chosen), factors)]
 
 
-@cases
 @given(x=vectors(2, 1.0), y=vectors(2, 1.0), rate=numbers(0.05, 0.3))
 def test_products_of_signs_are_unbiased_with_the_variance_stated(x: Any, y: Any, rate: float) -> None:
     """Degrees above 5 are left out: their share is bounded."""
@@ -118,7 +115,6 @@ def test_products_of_signs_are_unbiased_with_the_variance_stated(x: Any, y: Any,
     assert -1e-12 * stated <= stated - second <= left_second + 1e-12 * stated
 
 
-@cases
 @given(x=vectors(3, 2.0), y=vectors(3, 2.0), degree=st.integers(0, 6), scale=numbers(0.1, 2.0))
 def test_taylor_features_are_the_polynomial(x: Any, y: Any, degree: int, scale: float) -> None:
     features = materialized.taylor(3, degree, scale=scale)
@@ -157,7 +153,6 @@ def test_the_bias_of_taylor_features_has_no_cancellation() -> None:
     )
 
 
-@cases
 @given(x=vectors(DIM, 2.0), y=vectors(DIM, 2.0))
 def test_a_hybrid_mixes_its_parts(x: Any, y: Any) -> None:
     features = FEATURES["hybrid"]
@@ -534,7 +529,6 @@ def test_rates_of_each_coordinate() -> None:
             assert at < mean_log_moment(materialized.draw_poisson(DIM, 1, rate=moved, rng=0), x, y)
 
 
-@cases
 @given(x=vectors(DIM, 2.0), y=vectors(DIM, 2.0))
 def test_rows_of_signs_are_never_worse(x: Any, y: Any) -> None:
     one, other = (materialized.draw_maclaurin(DIM, 1, rate=0.7, law=law, rng=0) for law in ("rademacher", "normal"))

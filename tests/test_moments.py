@@ -10,15 +10,13 @@ from typing import Any
 import mpmath as mp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special
 
 import rfkernels as rfk
 from rfkernels import FeatureMap, kernels, maps, moments
 from rfkernels._arrays import elementwise
-
-cases = settings(derandomize=True, max_examples=25, deadline=None, database=None)
 
 NAMED = {name: rfk.lookup(name) for name in rfk.names() if rfk.lookup(name).kernel and rfk.lookup(name).radii is None}
 """The named maps of normal rows; those with a law of their own are in test_spectral.py."""
@@ -69,7 +67,6 @@ ANGLES = st.floats(-math.pi, math.pi)
 
 
 @pytest.mark.parametrize("name", ALL)
-@cases
 @given(one=NORMS, two=NORMS, start=ANGLES, angle=ANGLES)
 def test_kernel_and_variance_are_those_of_the_activations(
     name: str, one: float, two: float, start: float, angle: float

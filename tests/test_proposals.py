@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import rfkernels as rfk
 from rfkernels import Features, Side
 from rfkernels.proposals import Gaussian, Mixture, isotropic, propose, self_attention_mixture
-
-cases = settings(derandomize=True, max_examples=25, deadline=None, database=None)
 
 SOFTMAX = ["hyperbolic", "positive", "trigonometric"]
 
@@ -56,7 +54,6 @@ def vectors(radius: float) -> st.SearchStrategy[Any]:
     [isotropic(0.9), isotropic(1.5), Gaussian(np.array([1.1, 1.4])), Gaussian(1.0, np.array([0.5, 0.2])), FULL],
     ids=["narrow", "wide", "diagonal", "shifted", "full"],
 )
-@cases
 @given(x=vectors(0.6), y=vectors(0.6))
 def test_gaussian_proposals_are_unbiased(name: str, proposal: Gaussian, x: Any, y: Any) -> None:
     rows, log_weight = propose(np, proposal, ROWS, nothing)
@@ -64,7 +61,6 @@ def test_gaussian_proposals_are_unbiased(name: str, proposal: Gaussian, x: Any, 
     np.testing.assert_allclose(mean, math.exp(x @ y), rtol=1e-9)
 
 
-@cases
 @given(
     x=vectors(0.6),
     y=vectors(0.6),
@@ -104,7 +100,6 @@ def test_isotropic_proposals_are_generalized_exponential_features(variance: floa
     np.testing.assert_array_equal(sign, 1)
 
 
-@cases
 @given(x=vectors(3.0), y=vectors(3.0), variance=st.floats(1.05, 4.0))
 def test_wide_proposals_bound_every_term(x: Any, y: Any, variance: float) -> None:
     """A row alone estimates at most σᵈ exp(s / (2(σ² − 1))) times the kernel, however far out it is."""

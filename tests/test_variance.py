@@ -11,14 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import rfkernels as rfk
 from rfkernels import proposals, samplers, variance
 from rfkernels.variance import _series
-
-cases = settings(derandomize=True, max_examples=40, deadline=None, database=None)
 
 SOFTMAX = ["hyperbolic", "positive", "trigonometric"]
 SIMPLEX = samplers.simplex
@@ -98,7 +96,6 @@ def test_one_draw_is_what_a_grid_integrates(name: str, antithetic: bool, proposa
 
 
 @pytest.mark.parametrize("name", SOFTMAX)
-@cases
 @given(x=points(2), y=points(2), scale=numbers(0.1, 1.0))
 def test_scale_multiplies_both_sides(name: str, x: Any, y: Any, scale: float) -> None:
     scaled = variance.relative(name, x, y, count=8, scale=scale)
@@ -106,7 +103,6 @@ def test_scale_multiplies_both_sides(name: str, x: Any, y: Any, scale: float) ->
     np.testing.assert_allclose(scaled, variance.relative(name, root * x, root * y, count=8), rtol=1e-12, atol=1e-300)
 
 
-@cases
 @given(x=points(3), y=points(3))
 def test_identities_of_the_softmax_maps(x: Any, y: Any) -> None:
     """Lemma 2 of Performers and what follows from it."""
@@ -124,7 +120,6 @@ def test_identities_of_the_softmax_maps(x: Any, y: Any) -> None:
     np.testing.assert_allclose(pairs, variance.relative("hyperbolic", x, y, count=64), rtol=1e-9, atol=1e-300)
 
 
-@cases
 @given(x=points(2), y=points(2), other=points(2))
 def test_one_row_at_two_keys(x: Any, y: Any, other: Any) -> None:
     for name in SOFTMAX:
@@ -186,7 +181,6 @@ def test_orthogonal_moment_against_mpmath(dim: int) -> None:
             assert abs(found - expected) <= (1e-12 * abs(expected) if s < 1 else 2e-14)
 
 
-@cases
 @given(s=numbers(1e-2, 30.0), dim=st.integers(2, 70))
 def test_couplings_are_in_order(s: float, dim: int) -> None:
     """Theorem 2 of Performers, and that a smaller cosine is better."""
@@ -396,7 +390,6 @@ def test_jax_agrees_and_differentiates(name: str, sampler: str) -> None:
 # Proposals --------------------------------------------------------------------------------------------------------
 
 
-@cases
 @given(x=points(5), y=points(5), scale=numbers(0.3, 1.0))
 def test_no_isotropic_proposal_is_better_than_the_optimal_one(x: Any, y: Any, scale: float) -> None:
     best = variance.optimal_proposal(x, y, scale=scale)
@@ -482,7 +475,6 @@ def test_the_ranking_of_methods(dim: int, tau: float, row: dict[str, float]) -> 
 # Tails ------------------------------------------------------------------------------------------------------------
 
 
-@cases
 @given(w=points(3, 20.0), x=points(3), y=points(3), deviations=st.lists(numbers(1.05, 2.0), min_size=3, max_size=3))
 def test_no_term_is_above_its_bound(w: Any, x: Any, y: Any, deviations: list[float]) -> None:
     proposal = proposals.Gaussian(np.array(deviations), np.array([0.1, -0.2, 0.3]))
