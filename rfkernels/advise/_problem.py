@@ -78,9 +78,7 @@ def check_settings(counts: Any, windows: Any, tolerance: Any) -> None:
             raise TypeError(f"{name} must be a tuple, got {type(given).__name__}")
     for count in counts:
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 2 or count % 2:
-            raise ValueError(
-                f"counts must be positive and even, as fitted rows come in antithetic pairs, got {count!r}"
-            )
+            raise ValueError(f"counts must be positive and even, for antithetic pairs of rows, got {count!r}")
     for window in windows:
         check_window(window)
     real = isinstance(tolerance, int | float | np.floating) and not isinstance(tolerance, bool)
