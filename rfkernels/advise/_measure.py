@@ -102,11 +102,26 @@ def _for_count(drawn: Any, estimator: Estimator, count: int | None) -> tuple[flo
 
 
 def _exact_seconds(problem: Problem) -> float:
-    """Return the time of exact attention at the user's length, from that of fewer positions: it grows as the square."""
-    few, (queries, keys) = short(problem, _EXACT_POSITIONS), problem.sizes
-    exact(short(problem, _WARM))
-    _, seconds = timed(partial(exact, few))
-    return seconds * (queries / few.sizes[0]) * (keys / few.sizes[1]) * problem.growth**2
+    """Return the time of exact attention at the user's length, from that of fewer positions: it grows as the square.
+
+    Arrays that are shorter than both are repeated: the first and small calls are slow out of proportion.
+    """
+    wanted = [max(1, round(size * problem.growth)) for size in problem.sizes]
+    queries, keys = (min(size, _EXACT_POSITIONS) for size in wanted)
+    more = 1.0
+    if problem.causal:
+        queries = keys  # which sees half of all pairs, where few queries of many keys see more
+        more = 2 - wanted[0] / wanted[1]
+    q, k, v = (_repeated(x, size) for x, size in ((problem.q, queries), (problem.k, keys), (problem.v, keys)))
+    call = partial(exact, problem._replace(q=q, k=k, v=v))
+    call()
+    _, seconds = timed(call)
+    return seconds * more * (wanted[0] / queries) * (wanted[1] / keys)
+
+
+def _repeated(x: Any, positions: int) -> Any:
+    """Return an array of that many positions, beginning again at the first after the last."""
+    return np.take(x, np.arange(positions) % x.shape[-2], axis=-2)
 
 
 def timed(call: Callable[[], Any], repeats: int = _REPEATS) -> tuple[Any, float]:

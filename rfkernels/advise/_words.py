@@ -81,13 +81,13 @@ def _legend(report: Report) -> str:
         f"{IN_RANGE:g}",
         f"time       of a call for all heads of {report.length:,} tokens on this machine's CPU, scaled from the arrays "
         "given:",
-        "           linearly, and as the square for exact attention (this library's, in NumPy); fitting is not included",
+        "           linearly, and as the square for exact attention (this library's, in NumPy); without fitting",
         "memory     what the keys and values are reduced to, or those themselves for exact attention",
     ]
     if report.length > report.queries:
         lines.append(
-            f"Errors are those at {report.queries:,} tokens: at {report.length:,} they may be larger, those with a window "
-            "above all, as it reaches a smaller part of the keys."
+            f"Errors are those at {report.queries:,} tokens: at {report.length:,} they may be larger, "
+            "above all those with a window, as it reaches a smaller part of the keys."
         )
     return "\n".join(lines)
 

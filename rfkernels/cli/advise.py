@@ -35,7 +35,7 @@ _STDOUT = Path("-")
     multiple=True,
     default=(32, 128),
     show_default=True,
-    help="Windows to try, besides none.",
+    help="Windows to try, and none.",
 )
 @click.option("--scale", type=float, help="Multiplies q·k; 1/√dim if not given.")
 @click.option("--sample", type=_POSITIVE, default=256, show_default=True, help="Queries of each head to measure.")

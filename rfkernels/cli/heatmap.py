@@ -24,13 +24,14 @@ def draw_advice(report: Report) -> bytes:
     errors = np.array([row.errors for row in report.rows]).T
     norm = LogNorm(_LOW, _HIGH, clip=True)
     shown = np.clip(np.where(np.isfinite(errors), errors, _HIGH), _LOW, _HIGH)
-    image = axes.imshow(shown, norm=norm, cmap="RdYlGn_r", aspect="auto", interpolation="nearest")
+    image = axes.imshow(shown, norm=norm, cmap="YlOrRd", aspect="auto", interpolation="nearest")
     axes.set_xticks(range(columns), [row.label for row in report.rows], rotation=90, fontsize=7)
     names = [",".join(map(str, head)) or "head" for head in report.heads]
     if heads <= _NUMBERED:
         axes.set_yticks(range(heads), names, fontsize=7)
         for i, j in np.ndindex(heads, columns):
-            axes.text(j, i, _number(errors[i, j]), ha="center", va="center", fontsize=5.5)
+            colour = "white" if norm(shown[i, j]) > 0.7 else "black"
+            axes.text(j, i, _number(errors[i, j]), ha="center", va="center", fontsize=6, color=colour)
     _mark(axes, report)
     kind = "causal" if report.causal else "bidirectional"
     axes.set(ylabel="head", title=f"Relative error, {kind}; boxed: what to use within {report.tolerance:g}")
