@@ -124,13 +124,12 @@ def _fitted(method: str, problem: Problem, count: int) -> Any:
 
 
 def _fitted_lines(method: str, problem: Problem, count: int | None, window: int | None) -> str:
-    samples, after = "q, k", ""
+    samples = "q, k"
     if problem.causal:
         queries, keys = problem.sizes
         samples = f"q[..., :{queries // 2}, :], k[..., :{keys // 2}, :]"
-        after = "  # keep them for other sequences"
     made = f'rfk.fit({samples}, {count}, method="{method}"{_scale(problem)}, rng={problem.seed})'
-    return _linear_lines(problem, made, window, after)
+    return _linear_lines(problem, made, window, "  # once, from data like what is to come")
 
 
 def _linear_lines(problem: Problem, made: str, window: int | None, after: str = "") -> str:

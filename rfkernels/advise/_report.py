@@ -154,9 +154,8 @@ class Report:
         for row in self.rows:
             if (row.estimator, row.count, row.window) == (estimator, count, window):
                 return row
-        raise KeyError(
-            f"no row {estimator!r}, count {count}, window {window}; there are: {[r.label for r in self.rows]}"
-        )
+        there = "; ".join(row.label for row in self.rows)
+        raise KeyError(f"no row {estimator!r} with count {count} and window {window}; there are: {there}")
 
 
 def plain(value: Any) -> Any:
