@@ -68,8 +68,8 @@ def exact_lines(problem: Problem, _count: int | None = None, window: int | None 
 
 def positions_bytes(problem: Problem, positions: float) -> int:
     """Return the bytes of that many keys and values of all heads."""
-    of_keys, of_values = (math.prod(x.shape[:-2]) * x.shape[-1] * x.itemsize for x in (problem.k, problem.v))
-    return round(positions * (of_keys + of_values))
+    each: int = sum(math.prod(x.shape[:-2]) * x.shape[-1] * x.itemsize for x in (problem.k, problem.v))
+    return round(positions * each)
 
 
 def _nothing(_problem: Problem, _count: int) -> None:
@@ -91,7 +91,8 @@ def _average_lines(problem: Problem, _count: int | None, _window: int | None) ->
 
 
 def _average_kept(problem: Problem, _prepared: Any, _window: int | None) -> int:
-    return math.prod(problem.v.shape[:-2]) * (problem.v.shape[-1] + 1) * problem.v.itemsize
+    v = problem.v
+    return int(math.prod(v.shape[:-2]) * (v.shape[-1] + 1) * v.itemsize)
 
 
 def _window_kept(problem: Problem, _prepared: Any, window: int | None) -> int:
@@ -105,7 +106,7 @@ def _linear(problem: Problem, features: Any, window: int | None) -> Any:
 def _linear_kept(problem: Problem, features: Any, window: int | None) -> int:
     dtype = np.result_type(problem.k, problem.v, np.float32)
     batch = np.broadcast_shapes(problem.k.shape[:-2], problem.v.shape[:-2], features.batch)
-    state = empty_state(features, problem.v.shape[-1], batch, dtype)
+    state: Any = empty_state(features, problem.v.shape[-1], batch, dtype)
     return sum(int(x.nbytes) for x in state) + positions_bytes(problem, window or 0)
 
 
@@ -160,8 +161,7 @@ def _choice(method: str, problem: Problem) -> Choice:
 
 
 def _fit_record(method: str) -> Estimator:
-    calls = (partial(f, method) for f in (_fitted, _fitted_lines, _choice))
-    prepare, lines, choice = calls
+    prepare, lines, choice = partial(_fitted, method), partial(_fitted_lines, method), partial(_choice, method)
     return Estimator(f"fit, {method}", True, "any", prepare, _linear, _linear_kept, lines, choice, columns=2)
 
 

@@ -49,7 +49,7 @@ def _what(report: Report) -> str:
 
 def _table(report: Report) -> str:
     at = f"at {report.length:,}"
-    lines = [
+    lines: list[tuple[str, ...]] = [
         ("", "", "", "error", "", "", "time", "memory"),
         ("estimator", "count", "window", "median", "worst", "predicted", at, at),
     ]

@@ -31,7 +31,7 @@ def draw_advice(report: Report) -> bytes:
         axes.set_yticks(range(heads), names, fontsize=7)
         for i, j in np.ndindex(heads, columns):
             colour = "white" if norm(shown[i, j]) > 0.7 else "black"
-            axes.text(j, i, _number(errors[i, j]), ha="center", va="center", fontsize=6, color=colour)
+            axes.text(j, i, _number(float(errors[i, j])), ha="center", va="center", fontsize=6, color=colour)
     _mark(axes, report)
     kind = "causal" if report.causal else "bidirectional"
     axes.set(ylabel="head", title=f"Relative error, {kind}; boxed: what to use within {report.tolerance:g}")
