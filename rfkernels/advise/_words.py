@@ -29,11 +29,11 @@ def saying(verdict: Verdict) -> str:
 
 def size(count: float) -> str:
     """Write an amount of memory."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:,.3g} GiB"
+    unit = "B"
+    for larger in ("KiB", "MiB", "GiB"):
+        if count >= 999.5:
+            count, unit = count / 1024, larger
+    return f"{count:.3g} {unit}" if count < 999.5 else f"{count:,.0f} {unit}"
 
 
 def _what(report: Report) -> str:
@@ -81,7 +81,7 @@ def _legend(report: Report) -> str:
         f"{IN_RANGE:g}",
         f"time       of a call for all heads of {report.length:,} tokens on this machine's CPU, scaled from the arrays "
         "given:",
-        "           linearly, and as the square for exact attention (this library's, in NumPy); without fitting",
+        "           linearly, and as the square for exact attention (this library's, in NumPy); fitting is left out",
         "memory     what the keys and values are reduced to, or those themselves for exact attention",
     ]
     if report.length > report.queries:
@@ -107,7 +107,7 @@ def _heads(report: Report) -> str:
 def _verdict(report: Report) -> str:
     verdict = report.verdict
     lines = [f"Verdict, for a tolerance of {report.tolerance:g}: {saying(verdict)}."]
-    lines += [f"On the worst head, {verdict.reason}.", *_apart(report), "", *_indented(verdict.call)]
+    lines += [f"On the worst head, {verdict.reason}.", *_apart(report), *_reach(report), "", *_indented(verdict.call)]
     return "\n".join(lines)
 
 
@@ -115,6 +115,18 @@ def _apart(report: Report) -> Iterator[str]:
     could = sum(verdict.kind != "exact" for verdict in report.verdicts)
     if report.verdict.kind == "exact" and could:
         yield f"{could} of {len(report.heads)} heads would do with less, each by itself."
+
+
+def _reach(report: Report) -> Iterator[str]:
+    """Say what a window is worth at another length than that of the errors."""
+    window = next((row.window for row in report.rows if row.label == report.verdict.label), None)
+    if window is not None and report.length > report.queries:
+        near = window if report.causal else 2 * window - 1
+        shares = [min(near / keys, 1) for keys in (report.keys, report.keys * report.length / report.queries)]
+        yield (
+            f"Its window reaches {shares[0]:.2g} of the {report.keys:,} keys given, and {shares[1]:.2g} of those at "
+            "the length asked for: measure at that length before you rely on it."
+        )
 
 
 def _indented(call: str) -> list[str]:
