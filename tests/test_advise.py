@@ -60,7 +60,7 @@ def pasted(call: str, q: Any, k: Any, v: Any) -> Any:
 def test_every_call_to_paste_has_the_error_stated(causal: bool, scale: float | None) -> None:
     q, k, v = arrays()
     report = advise(q, k, v, causal=causal, scale=scale, counts=(16, 64), windows=(None, 12), rng=3)
-    assert len(report.rows) == 1 + 1 + 3 * 2 * 2
+    assert len(report.rows) == 1 + 1 + 4 * 2 * 2 + 2 * 1 * 2
     exact = naive(q, k, v, causal, scale)
     for row in (report.exact, *report.rows):
         found = norm_ratio(pasted(row.call, q, k, v), exact)
@@ -194,6 +194,23 @@ def test_times_and_memory_are_those_at_the_length(monkeypatch: pytest.MonkeyPatc
     assert report.find("draw, positive", 16, 12).memory == sum(x.nbytes for x in state) + near
     assert report.find("window alone", None, 12).memory == near
     assert report.exact.memory == 2 * 960 * (8 + 8) * 4
+
+
+@pytest.mark.parametrize("window", [None, 12, 33])
+def test_memory_of_groups_is_that_of_the_state_of_a_causal_pass(window: int | None) -> None:
+    q, k, v = (x.astype(np.float32) for x in arrays())
+    found = advise(q, k, v[..., :5], causal=True, counts=(16,), windows=(window,)).find("groups, heavy", 8, window)
+    scope: dict[str, Any] = {"rfk": rfk, "q": q, "k": k, "v": v[..., :5]}
+    exec(found.call.replace("heavy=16", "heavy=16, full=True"), scope)
+    state = scope["out"].state
+    held = (*state.sums, state.keys, state.values, state.heavy_keys, state.heavy_values)
+    assert found.memory == sum(x.nbytes for x in held)
+
+
+def test_groups_of_few_keys_are_left_out() -> None:
+    q, k, v = arrays(length=96)
+    labels = [row.label for row in advise(q, k, v, counts=(48, 50), windows=(None,)).rows]
+    assert [label for label in labels if label.startswith("groups")] == ["groups, 24", "groups, heavy, 24"]
 
 
 def test_the_time_is_the_least_of_a_few() -> None:

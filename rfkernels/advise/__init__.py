@@ -33,12 +33,16 @@ def advise(
 
     Every estimator runs on all heads, queries and keys. Errors are |output − exact| / |exact|, in Frobenius norms over
     a sample of the queries. Parameters are fitted to the first half of the queries and keys, and errors measured on
-    queries of the second half. Beside them stands, of positive features, what closed forms predict from a few queries
-    (`rfkernels.variance.attention_error`). Times are those of this machine's CPU, scaled to `length` from the
-    arrays given: linearly, and as the square for exact attention.
+    queries of the second half; only the groups of a bidirectional pass are made from the keys that are attended, as
+    they are in use. Beside the errors stands, of positive features without heavy keys, what closed forms predict from
+    a few queries (as `rfkernels.variance.attention_error`). Times are those of this machine's CPU, scaled to `length`
+    from the arrays given: linearly, and as the square for exact attention.
 
-    Of the estimators within tolerance that are faster than exact attention the fastest is named, or exact attention if
-    there is none, or a plain average of the values if that is within tolerance.
+    The estimators are a plain average of the values; exact weights within a window and nothing beyond; positive
+    features, drawn and fitted ("affine" and "tilted"), without and with 16 heavy keys; and groups of keys, without and
+    with heavy keys. All but the first two take a count, and all but the first a window. Of those within tolerance that
+    are faster than exact attention the fastest is named, or exact attention if there is none, or a plain average if
+    that is within tolerance. Errors of random features are those of one draw.
 
     Parameters
     ----------
@@ -55,7 +59,8 @@ def advise(
         How many queries times and memory are for; that of q by default. There are keys in proportion. Errors are
         always those of the arrays given.
     counts : tuple of int, default (64, 256, 1024)
-        Feature columns to try; even.
+        Feature columns to try; even. There are half as many groups, as one keeps a key besides a value, and none of
+        fewer than four keys on average.
     windows : tuple of int or None, default (None, 32, 128)
         Windows to try, None for no window. One that reaches all keys is left out: it is exact attention.
     tolerance : float, default 0.1

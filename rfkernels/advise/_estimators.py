@@ -15,9 +15,11 @@ from rfkernels.exact import exact_attention
 from rfkernels.features import draw
 from rfkernels.fitting import Choice, choose, fit, moments
 from rfkernels.fitting.statistics import attended, pooled
+from rfkernels.grouping import fit_groups, plan_for
 from rfkernels.state import empty_state
 
 EXACT, AVERAGE, WINDOW = "exact attention", "plain average", "window alone"
+HEAVY = 16
 
 
 class Estimator(NamedTuple):
@@ -42,6 +44,8 @@ class Estimator(NamedTuple):
         What a prediction starts from: None stands for plain positive features; no callable, for no prediction.
     columns : int
         Feature columns of a draw, two for antithetic pairs.
+    counts : callable ``(problem, counts) -> counts``
+        What it takes for these counts of feature columns.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Estimator(NamedTuple):
     lines: Callable[[Problem, int | None, int | None], str]
     choice: Callable[[Problem], Choice | None] | None = None
     columns: int = 1
+    counts: Callable[[Problem, tuple[int, ...]], tuple[int, ...]] = lambda _, counts: counts
 
 
 def exact(problem: Problem, _prepared: Any = None, window: int | None = None) -> Any:
@@ -99,15 +104,16 @@ def _window_kept(problem: Problem, _prepared: Any, window: int | None) -> int:
     return positions_bytes(problem, window or 0)
 
 
-def _linear(problem: Problem, features: Any, window: int | None) -> Any:
-    return attention(problem.q, problem.k, problem.v, features, causal=problem.causal, window=window)
+def _linear(problem: Problem, features: Any, window: int | None, heavy: int | None = None) -> Any:
+    given = problem.q, problem.k, problem.v
+    return attention(*given, features, causal=problem.causal, window=window, heavy=heavy)
 
 
-def _linear_kept(problem: Problem, features: Any, window: int | None) -> int:
+def _linear_kept(problem: Problem, features: Any, window: int | None, heavy: int = 0) -> int:
     dtype = np.result_type(problem.k, problem.v, np.float32)
     batch = np.broadcast_shapes(problem.k.shape[:-2], problem.v.shape[:-2], features.batch)
     state: Any = empty_state(features, problem.v.shape[-1], batch, dtype)
-    return sum(int(x.nbytes) for x in state) + positions_bytes(problem, window or 0)
+    return sum(int(x.nbytes) for x in state) + positions_bytes(problem, (window or 0) + heavy)
 
 
 def _drawn(problem: Problem, count: int) -> Any:
@@ -124,27 +130,73 @@ def _fitted(method: str, problem: Problem, count: int) -> Any:
     return fit(*first_half(problem), count, method=method, scale=problem.scale, rng=problem.seed)
 
 
-def _fitted_lines(method: str, problem: Problem, count: int | None, window: int | None) -> str:
-    samples = "q, k"
+def _fitted_lines(
+    method: str, problem: Problem, count: int | None, window: int | None, heavy: int | None = None
+) -> str:
+    made = f'rfk.fit({_samples(problem)}, {count}, method="{method}"{_scale(problem)}, rng={problem.seed})'
+    return _linear_lines(problem, made, window, _ONCE, heavy)
+
+
+_ONCE = "  # once, from data like what is to come"
+
+
+def _samples(problem: Problem) -> str:
+    """Write the queries and keys that parameters come from: of a causal pass not all, as they are measured on it."""
+    queries, keys = problem.sizes
+    return f"q[..., :{queries // 2}, :], k[..., :{keys // 2}, :]" if problem.causal else "q, k"
+
+
+def _linear_lines(problem: Problem, made: str, window: int | None, after: str = "", heavy: int | None = None) -> str:
+    options = _options(problem, window, heavy=heavy)
+    return f"features = {made}{after}\nout = rfk.attention(q, k, v, features{options})"
+
+
+def _grouped(problem: Problem, count: int) -> Any:
+    """Return groups of a causal pass; of another the number, for groups of the very keys that are attended."""
     if problem.causal:
-        queries, keys = problem.sizes
-        samples = f"q[..., :{queries // 2}, :], k[..., :{keys // 2}, :]"
-    made = f'rfk.fit({samples}, {count}, method="{method}"{_scale(problem)}, rng={problem.seed})'
-    return _linear_lines(problem, made, window, "  # once, from data like what is to come")
+        return fit_groups(*first_half(problem), count, scale=problem.scale, rng=problem.seed)
+    return count
 
 
-def _linear_lines(problem: Problem, made: str, window: int | None, after: str = "") -> str:
-    return f"features = {made}{after}\nout = rfk.attention(q, k, v, features{_options(problem, window)})"
+def _groups(problem: Problem, given: Any, window: int | None, heavy: int | None = None) -> Any:
+    q, k, v = problem.q, problem.k, problem.v
+    if not problem.causal and problem.scale is not None:
+        given = fit_groups(q, k, given, scale=problem.scale)
+    return attention(q, k, v, groups=given, causal=problem.causal, window=window, heavy=heavy)
+
+
+def _groups_lines(problem: Problem, count: int | None, window: int | None, heavy: int | None = None) -> str:
+    made, before, options = str(count), "", _options(problem, window, heavy=heavy)
+    if problem.causal:
+        made, seed = "groups", problem.seed
+        before = f"groups = rfk.fit_groups({_samples(problem)}, {count}{_scale(problem)}, rng={seed}){_ONCE}\n"
+    elif problem.scale is not None:
+        made = f"rfk.fit_groups(q, k, {count}{_scale(problem)})"
+    return f"{before}out = rfk.attention(q, k, v, groups={made}{options})"
+
+
+def _groups_kept(problem: Problem, given: Any, window: int | None, heavy: int = 0) -> int:
+    size, plan = given.size if problem.causal else given, plan_for(window, problem.causal)
+    near = 0 if plan.reach is None else (plan.reach + 1) * plan.block
+    k, v = problem.k, problem.v
+    columns = size * math.prod(np.broadcast_shapes(k.shape[:-2], v.shape[:-2]))
+    sums = columns * (k.shape[-1] + v.shape[-1] + 3) * int(np.result_type(k, v, np.float32).itemsize)
+    return int(sums) + positions_bytes(problem, near + heavy)
+
+
+def _groups_counts(problem: Problem, counts: tuple[int, ...]) -> tuple[int, ...]:
+    """Return half the counts, as a group keeps a key besides a value, where groups have four keys or more."""
+    return tuple(count // 2 for count in counts if 2 * count <= problem.sizes[1])
 
 
 def _scale(problem: Problem) -> str:
     return "" if problem.scale is None else f", scale={problem.scale!r}"
 
 
-def _options(problem: Problem, window: int | None, scale: bool = False) -> str:
+def _options(problem: Problem, window: int | None, scale: bool = False, heavy: int | None = None) -> str:
     causal = ", causal=True" if problem.causal else ""
     near = "" if window is None else f", window={window}"
-    return f"{_scale(problem) if scale else ''}{causal}{near}"
+    return f"{_scale(problem) if scale else ''}{causal}{near}{'' if heavy is None else f', heavy={heavy}'}"
 
 
 def _no_choice(_problem: Problem) -> None:
@@ -160,8 +212,11 @@ def _choice(method: str, problem: Problem) -> Choice:
     return choose(of_queries, of_keys, scale=scale, cross=cross)
 
 
-def _fit_record(method: str) -> Estimator:
+def _fit_record(method: str, heavy: int | None = None) -> Estimator:
     prepare, lines, choice = partial(_fitted, method), partial(_fitted_lines, method), partial(_choice, method)
+    if heavy is not None:
+        calls = partial(_linear, heavy=heavy), partial(_linear_kept, heavy=heavy), partial(lines, heavy=heavy)
+        return Estimator(f"fit, {method}, heavy", True, "any", prepare, *calls)
     return Estimator(f"fit, {method}", True, "any", prepare, _linear, _linear_kept, lines, choice, columns=2)
 
 
@@ -171,4 +226,16 @@ ESTIMATORS: tuple[Estimator, ...] = (
     Estimator("draw, positive", True, "any", _drawn, _linear, _linear_kept, _drawn_lines, _no_choice),
     _fit_record("affine"),
     _fit_record("tilted"),
+    _fit_record("tilted", HEAVY),
+    Estimator("groups", True, "any", _grouped, _groups, _groups_kept, _groups_lines, counts=_groups_counts),
+    Estimator(
+        "groups, heavy",
+        True,
+        "any",
+        _grouped,
+        partial(_groups, heavy=HEAVY),
+        partial(_groups_kept, heavy=HEAVY),
+        partial(_groups_lines, heavy=HEAVY),
+        counts=_groups_counts,
+    ),
 )

@@ -14,7 +14,7 @@ from rfkernels.advise._predict import predict, predicted_rows
 from rfkernels.advise._problem import Problem, chosen_rows, exact_rows, relative_errors, short
 from rfkernels.advise._report import Row
 
-_WARM = 16
+_WARM = 64
 _ENOUGH_SECONDS, _REPEATS = 0.1, 3
 _EXACT_POSITIONS = 2048
 
@@ -28,9 +28,9 @@ class Plan(NamedTuple):
     windows: tuple[int | None, ...]
     sample: int
 
-    def counts_of(self, estimator: Estimator) -> tuple[int | None, ...]:
+    def counts_of(self, problem: Problem, estimator: Estimator) -> tuple[int | None, ...]:
         """Return the counts of an estimator, None for one that takes none."""
-        return self.counts if estimator.sized else (None,)
+        return estimator.counts(problem, self.counts) if estimator.sized else (None,)
 
     def windows_of(self, estimator: Estimator) -> tuple[int | None, ...]:
         """Return the windows of an estimator, None for no window."""
@@ -42,7 +42,7 @@ class Plan(NamedTuple):
 def measure(problem: Problem, plan: Plan, progress: Progress | None) -> tuple[Row, list[Row]]:
     """Measure everything; return exact attention and the rest."""
     rows, found, done = chosen_rows(problem, plan.sample), [], 0
-    total = 1 + sum(len(plan.counts_of(e)) for e in ESTIMATORS)
+    total = 1 + sum(len(plan.counts_of(problem, e)) for e in ESTIMATORS)
 
     def advance(what: str) -> None:
         nonlocal done
@@ -59,7 +59,7 @@ def measure(problem: Problem, plan: Plan, progress: Progress | None) -> tuple[Ro
     for estimator in ESTIMATORS:
         windows = plan.windows_of(estimator)
         drawn = _predicted(problem, rows, estimator, windows) if windows else None
-        for count in plan.counts_of(estimator):
+        for count in plan.counts_of(problem, estimator):
             advance(estimator.name if count is None else f"{estimator.name}, {count}")
             found += _rows(problem, estimator, count, windows, rows, goal, drawn)
     if progress is not None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from rfkernels.advise._estimators import HEAVY
 from rfkernels.advise._predict import IN_RANGE
 from rfkernels.advise._report import Report, Row, Verdict, duration
 
@@ -74,14 +75,17 @@ def _prediction(error: float) -> str:
 
 
 def _legend(report: Report) -> str:
+    which = f"the first {HEAVY} keys" if report.causal else f"the {HEAVY} keys that most attend to"
     lines = [
         "error      |output - exact| / |exact| of a head; features are fitted to the first half of the positions, and",
         "           measured on queries of the second, with one draw of the features",
+        f"heavy      {which} have exact weights, as those within the window",
+        "groups     far keys act as one key and value for each group of them (count), which is biased",
         "predicted  median over heads, in closed form, for independent rows and a few queries; it says little above "
         f"{IN_RANGE:g}",
         f"time       of a call for all heads of {report.length:,} tokens on this machine's CPU, scaled from the arrays "
         "given:",
-        "           linearly, and as the square for exact attention (this library's, in NumPy); fitting is left out",
+        "           linearly, and as the square for exact attention (this library's, in NumPy); without fitting",
         "memory     what the keys and values are reduced to, or those themselves for exact attention",
     ]
     if report.length > report.queries:
