@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels.advise._measure import Plan, measure
-from rfkernels.advise._problem import Problem, check_settings, chosen_rows, pose
+from rfkernels.advise._measure import Plan, measure, redrawn
+from rfkernels.advise._problem import check_settings, pose
 from rfkernels.advise._report import Report, Row, Verdict, decide
 
 __all__ = ["Report", "Row", "Verdict", "advise"]
@@ -42,7 +42,8 @@ def advise(
     features, drawn and fitted ("affine" and "tilted"), without and with 16 heavy keys; and groups of keys, without and
     with heavy keys. All but the first two take a count, and all but the first a window. Of those within tolerance that
     are faster than exact attention the fastest is named, or exact attention if there is none, or a plain average if
-    that is within tolerance. Errors of random features are those of one draw.
+    that is within tolerance. Errors of random features are those of one draw;
+    the report adds those of two other draws of what it names.
 
     Parameters
     ----------
@@ -95,26 +96,12 @@ def advise(
     """
     check_settings(counts, windows, tolerance)
     problem = pose(q, k, v, causal=causal, length=length, scale=scale, sample=sample, rng=rng)
-    reaching = min(problem.sizes[1], sum(problem.sizes) if not causal else problem.sizes[1])
-    kept = tuple(w for w in windows if w is None or w < reaching)
-    exact, rows = measure(problem, Plan(tuple(counts), kept, sample), progress)
-    worst = decide(rows, exact, [row.worst for row in rows], tolerance)
-    heads = tuple(np.ndindex(*problem.batch))
+    kept = tuple(w for w in windows if w is None or w < problem.sizes[1])
+    measured = measure(problem, Plan(tuple(counts), kept, sample), progress)
+    exact, rows = measured.exact, measured.rows
+    verdict = decide(rows, exact, [row.worst for row in rows], tolerance)
+    heads, (queries, keys) = tuple(np.ndindex(*problem.batch)), problem.sizes
     alone = tuple(decide(rows, exact, [row.errors[i] for row in rows], tolerance) for i in range(len(heads)))
-    return _report(problem, sample, tolerance, exact, rows, alone, worst, heads)
-
-
-def _report(
-    problem: Problem,
-    sample: int,
-    tolerance: float,
-    exact: Row,
-    rows: list[Row],
-    alone: tuple[Verdict, ...],
-    verdict: Verdict,
-    heads: tuple[tuple[int, ...], ...],
-) -> Report:
-    queries, keys = problem.sizes
     return Report(
         heads=heads,
         queries=queries,
@@ -123,11 +110,12 @@ def _report(
         width=problem.v.shape[-1],
         causal=problem.causal,
         length=round(queries * problem.growth),
-        sample=len(chosen_rows(problem, sample)),
+        sample=len(measured.positions),
         probes=problem.probes,
         tolerance=tolerance,
         exact=exact,
         rows=tuple(rows),
         verdicts=alone,
         verdict=verdict,
+        redraws=redrawn(problem, measured, verdict.label),
     )

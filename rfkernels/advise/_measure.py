@@ -17,6 +17,7 @@ from rfkernels.advise._report import Row
 _WARM = 64
 _ENOUGH_SECONDS, _REPEATS = 0.1, 3
 _EXACT_POSITIONS = 2048
+_REDRAWS = 2
 
 Progress = Callable[[str, int, int], None]
 
@@ -39,8 +40,17 @@ class Plan(NamedTuple):
         return tuple(w for w in self.windows if w is not None or estimator.windows == "any")
 
 
-def measure(problem: Problem, plan: Plan, progress: Progress | None) -> tuple[Row, list[Row]]:
-    """Measure everything; return exact attention and the rest."""
+class Measured(NamedTuple):
+    """Exact attention and the rest, the positions of the queries measured, and their exact outputs."""
+
+    exact: Row
+    rows: list[Row]
+    positions: Any
+    goal: Any
+
+
+def measure(problem: Problem, plan: Plan, progress: Progress | None) -> Measured:
+    """Measure everything."""
     rows, found, done = chosen_rows(problem, plan.sample), [], 0
     total = 1 + sum(len(plan.counts_of(problem, e)) for e in ESTIMATORS)
 
@@ -64,7 +74,7 @@ def measure(problem: Problem, plan: Plan, progress: Progress | None) -> tuple[Ro
             found += _rows(problem, estimator, count, windows, rows, goal, drawn)
     if progress is not None:
         progress("done", total, total)
-    return best, found
+    return Measured(best, found, rows, goal)
 
 
 def _rows(
@@ -87,6 +97,20 @@ def _rows(
         call, seconds = estimator.lines(problem, count, window), seconds * problem.growth
         made.append(Row(estimator.name, count, window, errors, predicted, seconds, setup, kept, call))
     return made
+
+
+def redrawn(problem: Problem, measured: Measured, label: str) -> tuple[float, ...]:
+    """Return the error of the worst head with other draws of what that row uses; nothing if nothing is drawn."""
+    row = next((row for row in measured.rows if row.label == label), None)
+    estimator = next((e for e in ESTIMATORS if row is not None and e.name == row.estimator), None)
+    if row is None or estimator is None or not estimator.sized:
+        return ()
+    found = []
+    for seed in range(problem.seed + 1, problem.seed + 1 + _REDRAWS):
+        prepared = estimator.prepare(problem._replace(seed=seed), row.count or 0)
+        out = estimator.attend(problem, prepared, row.window)
+        found.append(relative_errors(problem, out[..., measured.positions, :], measured.goal))
+    return () if all(errors == row.errors for errors in found) else tuple(max(errors) for errors in found)
 
 
 def _predicted(problem: Problem, rows: Any, estimator: Estimator, windows: tuple[int | None, ...]) -> Any:

@@ -116,6 +116,8 @@ class Report:
         One for each head, as if it were alone.
     verdict : Verdict
         One call for all heads.
+    redraws : tuple of float
+        The error of the worst head with each of two other draws of what the verdict uses; empty if nothing is drawn.
     """
 
     heads: tuple[tuple[int, ...], ...]
@@ -132,6 +134,7 @@ class Report:
     rows: tuple[Row, ...]
     verdicts: tuple[Verdict, ...]
     verdict: Verdict
+    redraws: tuple[float, ...]
 
     def __str__(self) -> str:
         """Return the text for people."""

@@ -111,7 +111,14 @@ def _heads(report: Report) -> str:
 def _verdict(report: Report) -> str:
     verdict = report.verdict
     lines = [f"Verdict, for a tolerance of {report.tolerance:g}: {saying(verdict)}."]
-    lines += [f"On the worst head, {verdict.reason}.", *_apart(report), *_reach(report), "", *_indented(verdict.call)]
+    lines += [
+        f"On the worst head, {verdict.reason}.",
+        *_apart(report),
+        *_redraws(report),
+        *_reach(report),
+        "",
+        *_indented(verdict.call),
+    ]
     return "\n".join(lines)
 
 
@@ -119,6 +126,13 @@ def _apart(report: Report) -> Iterator[str]:
     could = sum(verdict.kind != "exact" for verdict in report.verdicts)
     if report.verdict.kind == "exact" and could:
         yield f"{could} of {len(report.heads)} heads would do with less, each by itself."
+
+
+def _redraws(report: Report) -> Iterator[str]:
+    if report.redraws:
+        errors = " and ".join(f"{error:.3f}" for error in report.redraws)
+        more = ", more than is accepted: take a larger count" if max(report.redraws) > report.tolerance else ""
+        yield f"With other seeds it is {errors}{more}."
 
 
 def _reach(report: Report) -> Iterator[str]:
