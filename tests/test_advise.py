@@ -85,6 +85,20 @@ def test_errors_are_those_of_queries_that_were_not_fitted_to(causal: bool, metho
     np.testing.assert_allclose(row.errors, norm_ratio(out, naive(q, k, v, causal)), rtol=1e-9)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_long_samples_are_thinned_in_the_call_as_well(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(problems, "_FITTED", 20)
+    q, k, v = arrays(length=160)
+    row = advise(q[:, :90], k, v, causal=causal, counts=(32,), windows=(None,)).find("fit, tilted", 32)
+    assert f"rfk.fit(q[..., :{'45' if causal else ''}:3, :], k[..., :{'80' if causal else ''}:4, :], 32" in row.call
+    features = rfk.fit(q[:, :45:3], k[:, :80:4], 32, method="tilted", rng=0)
+    exact = naive(q[:, :90], k, v, causal)
+    np.testing.assert_allclose(row.errors, norm_ratio(rfk.attention(q[:, :90], k, v, features, causal=causal), exact))
+    np.testing.assert_allclose(
+        row.errors, norm_ratio(pasted(row.call, q[:, :90], k, v), exact), rtol=1e-7 if causal else 1
+    )
+
+
 def test_a_sample_of_queries_sees_all_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(problems, "_PAIRS", 1000)  # blocks of a few queries
     q, k, v = arrays(length=200)

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from rfkernels.advise._problem import Problem, first_half
+from rfkernels.advise._problem import Problem, first_half, strides
 from rfkernels.attention import attention
 from rfkernels.exact import exact_attention
 from rfkernels.features import draw
@@ -142,8 +142,9 @@ _ONCE = "  # once, from data like what is to come"
 
 def _samples(problem: Problem) -> str:
     """Write the queries and keys that parameters come from: of a causal pass not all, as they are measured on it."""
-    queries, keys = problem.sizes
-    return f"q[..., :{queries // 2}, :], k[..., :{keys // 2}, :]" if problem.causal else "q, k"
+    ends = [str(size // 2) if problem.causal else "" for size in problem.sizes]
+    parts = [f":{end}" + (f":{step}" if step > 1 else "") for end, step in zip(ends, strides(problem), strict=True)]
+    return ", ".join(name if part == ":" else f"{name}[..., {part}, :]" for name, part in zip("qk", parts, strict=True))
 
 
 def _linear_lines(problem: Problem, made: str, window: int | None, after: str = "", heavy: int | None = None) -> str:

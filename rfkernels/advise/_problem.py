@@ -14,6 +14,9 @@ from rfkernels.exact import exact_block
 _PAIRS = 1 << 22
 """How many weights are held at a time."""
 
+_FITTED = 2048
+"""To how many queries and keys, at most, parameters are fitted."""
+
 
 class Problem(NamedTuple):
     """Arrays on the host, and how they are attended.
@@ -88,8 +91,14 @@ def check_settings(counts: Any, windows: Any, tolerance: Any) -> None:
 
 def first_half(problem: Problem) -> tuple[Any, Any]:
     """Return the queries and keys that parameters are made from; errors are those of other queries."""
-    queries, keys = problem.sizes
-    return problem.q[..., : queries // 2, :], problem.k[..., : keys // 2, :]
+    (queries, keys), (q_step, k_step) = problem.sizes, strides(problem)
+    return problem.q[..., : queries // 2 : q_step, :], problem.k[..., : keys // 2 : k_step, :]
+
+
+def strides(problem: Problem) -> tuple[int, int]:
+    """Return every how many queries and keys one is taken: "tilted" fits take the square of their number in time."""
+    queries, keys = (max(1, -(-(size // 2) // _FITTED)) for size in problem.sizes)
+    return queries, keys
 
 
 def short(problem: Problem, positions: int) -> Problem:
