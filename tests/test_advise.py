@@ -516,6 +516,12 @@ def saved(tmp_path: Path) -> Callable[..., Result]:
     return invoke
 
 
+def test_command_helps() -> None:
+    result = CliRunner().invoke(commands, ["advise", "-h"], prog_name="rfkernels")
+    assert result.exit_code == 0
+    assert "Example: rfkernels advise q.npy k.npy v.npy" in result.stdout
+
+
 def test_command_prints_the_text(saved: Callable[..., Result]) -> None:
     result = saved("--causal", "--length", 5000, "--tolerance", 0.4)
     assert (result.exit_code, result.stderr) == (0, "")

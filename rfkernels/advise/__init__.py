@@ -34,10 +34,10 @@ def advise(
     Every estimator runs on all heads, queries and keys. Errors are |output − exact| / |exact|, in Frobenius norms over
     a sample of the queries. Parameters are fitted to the first half of the queries and keys, and errors measured on
     queries of the second half (of long arrays, to every second position, or third, so that no more than 2,048 are
-    left, as the call to paste says); only the groups of a bidirectional pass are made from the keys that are attended, as
-    they are in use. Beside the errors stands, of positive features without heavy keys, what closed forms predict from
-    a few queries (as `rfkernels.variance.attention_error`). Times are those of this machine's CPU, scaled to `length`
-    from the arrays given: linearly, and as the square for exact attention.
+    left, as the call to paste says); only the groups of a bidirectional pass are made from the keys that are attended,
+    as they are in use. Beside the errors stands, of positive features without heavy keys, what closed forms predict
+    from a few queries (as `rfkernels.variance.attention_error`). Times are those of this machine's CPU, scaled to
+    `length` from the arrays given: linearly, and as the square for exact attention.
 
     The estimators are a plain average of the values; exact weights within a window and nothing beyond; positive
     features, drawn and fitted ("affine" and "tilted"), without and with 16 heavy keys; and groups of keys, without and
