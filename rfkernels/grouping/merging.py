@@ -20,8 +20,11 @@ from rfkernels.grouping.summaries import order_zero, seen_groups, squares, weigh
 from rfkernels.partials import Partial
 from rfkernels.state import State
 
-_EVEN = 0.1
-"""What share of the attention is spread evenly over keys when points are weighed, so that none weighs nothing."""
+_EVEN = 1.0
+"""How much attention, of that of all queries of a block, is spread evenly over keys when points are weighed.
+
+Where a query will look for what none has looked at yet, the attention of the present misleads.
+"""
 
 
 def read(

@@ -192,7 +192,9 @@ def _piece(rows: Rows, start: int, stop: int, early: int) -> Rows:
     return Rows(q, rows.k[..., start:stop, :], rows.v[..., start:stop, :], rows.mask[..., start:stop], rows.heavy)
 
 
-def step(xp: Any, rows: Rows, far: Far, plan: Plan, state: BlockState, real: Any = True) -> tuple[BlockState, Partial]:
+def step(
+    xp: Any, rows: Rows, far: Far, plan: Plan, state: BlockState, real: Any = True, merge: Merge = merging.reduced
+) -> tuple[BlockState, Partial]:
     """Take keys that lie in one block, and a query for each of them or none; those that are not real fill up blocks."""
     assert plan.reach is not None
     count, first = rows.k.shape[-2], state.position
