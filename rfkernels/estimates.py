@@ -115,8 +115,8 @@ def log_normalizer(
     features : Features, optional
         The features; ``draw(..., scale=1)`` for plain dot products. May be left out where there are groups.
     heavy : int or array of int, optional
-        Keys whose kernels are exact: as many as that, those that a sample of the queries finds largest, or those at these
-        positions, as in `attention`.
+        Keys whose kernels are exact, as in `attention`: so many, those that a sample of the queries finds largest, or
+        those at these positions.
     groups : int or Groups, optional
         The other keys in groups, as in `attention`: biased without features, unbiased with them.
     scale : float, optional
