@@ -173,6 +173,21 @@ def test_a_pass_is_resumed(window: int | None) -> None:
     np.testing.assert_allclose(whole.output, direct, atol=1e-12)
 
 
+@pytest.mark.parametrize("options", [{"heavy": 3, "causal": True}, {"heavy": 3}, {"groups": 4, "heavy": 2}], ids=str)
+def test_heavy_keys_and_residuals_of_groups_have_errors(options: dict[str, Any]) -> None:
+    q, k, v = small(3, 2, 70, 4)
+    features = rfk.draw("positive", 4, 512, rng=0)
+    want = rfk.attention(q, k, v, features, window=16, full=True, **options)
+    got = quiet(q, k, v, features, window=16, **options)
+    np.testing.assert_allclose(got.output, want.output, rtol=1e-4, atol=1e-5)
+    exact = rfk.exact_attention(q, k, v, causal=options.get("causal", False))
+    assert np.mean(np.abs(got.output - exact) <= half_width(got.error.output, got.error.freedom)) > 0.9
+    assert got.state is None
+    if options.get("causal"):
+        with pytest.raises(ValueError, match="resumed from a state"):
+            attend(q, k, v, features, window=16, state=want.state, **options)
+
+
 def test_half_floats_are_returned_as_such_but_groups_are_not_rounded() -> None:
     q, k, v = small(3, 200, 8, dtype=np.float16)
     features = rfk.draw("positive", 8, 512, rng=0)

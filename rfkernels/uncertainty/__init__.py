@@ -20,6 +20,7 @@ import numpy as np
 from rfkernels._arrays import accumulator, dtype_name, is_jax, namespace
 from rfkernels._checks import _is_tracer, check_qkv, result_dtype
 from rfkernels.features import Features, check_features
+from rfkernels.grouping import BlockState
 from rfkernels.state import DecodeState, State
 from rfkernels.streaming import AttentionResult, Errors, batch_of
 from rfkernels.uncertainty import _check, _groups
@@ -78,7 +79,8 @@ def attend(
     Returns
     -------
     AttentionResult
-        Its `error` has what `Errors` describes. The output is that of `attention`, to rounding.
+        Its `error` has what `Errors` describes. The output is that of `attention`, to rounding. With `heavy` or
+        `groups` its state is None.
 
     Raises
     ------
@@ -96,6 +98,8 @@ def attend(
     check_features(features, "k", k)
     if isinstance(check, bool) or not isinstance(check, int | np.integer) or check < 0:
         raise ValueError(f"check must be an integer of at least 0, got {check!r}")
+    if isinstance(state, BlockState):
+        raise ValueError("a standard error cannot be had of a pass with groups= or heavy= that is resumed from a state")
     index = _groups.partition(features)
     shapes = [x.shape[:-2] for x in (q, k, v)] + [x.shape[:-1] for x in (mask, segment_ids) if x is not None]
     axes = max(len(shape) for shape in (*shapes, features.batch, batch_of(state)))
@@ -122,7 +126,7 @@ def attend(
         factors = _check.inflations(xp, found, exact, at, _quantile(len(index) - 1, _check.LEVEL))
     error = _errors(found, len(index) - 1, factors)
     _warn(error, stacklevel + 1)
-    after = _groups.whole_state(done.state, features, index)
+    after = None if isinstance(done.state, BlockState) else _groups.whole_state(done.state, features, index)
     return AttentionResult(found.output.astype(dtype), after, found.log_normalizer, found.sign, error)
 
 
