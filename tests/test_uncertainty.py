@@ -389,6 +389,12 @@ def test_nothing_is_warned_of_under_jit(heads: tuple[Any, ...]) -> None:
     np.testing.assert_allclose(half_width(1.0, got.error.freedom), half_width(1.0, 7), rtol=1e-12)
 
 
+def test_groups_alone_have_no_errors() -> None:
+    x = small(9, 4)
+    with pytest.raises(TypeError, match="nothing is random"):
+        attend(x, x, x, None, groups=4)
+
+
 @pytest.mark.parametrize("check", [-1, 1.5, True])
 def test_a_bad_check_is_refused(check: Any) -> None:
     x = small(9, 4)

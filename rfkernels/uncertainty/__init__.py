@@ -45,7 +45,7 @@ def attend(
     q: Any,
     k: Any,
     v: Any,
-    features: Features,
+    features: Features | None,
     *,
     causal: bool = False,
     mask: Any = None,
@@ -95,6 +95,8 @@ def attend(
         off. Also if errors were not checked. Never under `jax.jit`.
     """
     check_qkv(q, k, v)
+    if features is None:
+        raise TypeError("features must be given where errors are wanted: nothing is random about groups= alone")
     check_features(features, "k", k)
     if isinstance(check, bool) or not isinstance(check, int | np.integer) or check < 0:
         raise ValueError(f"check must be an integer of at least 0, got {check!r}")
