@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, matmul, namespace
+from rfkernels._arrays import accumulator, is_jax, matmul, namespace
 from rfkernels._checks import check_finite_arrays, check_mask, check_qk
 from rfkernels.fitting import pooled, softmax
 from rfkernels.fitting.choices import check_scale
@@ -22,7 +22,16 @@ _EVEN = 0.1
 """What share of the attention of all is spread evenly when keys are weighed, so that none weighs nothing."""
 
 
-def fit_groups(q: Any, k: Any, count: int, *, scale: float | None = None, mask: Any = None, rng: Any = 0) -> Groups:
+def fit_groups(
+    q: Any,
+    k: Any,
+    count: int,
+    *,
+    scale: float | None = None,
+    mask: Any = None,
+    rng: Any = 0,
+    check_finite: bool = True,
+) -> Groups:
     """Divide keys into groups, finely where attention is.
 
     Centres are seeded one after another, each at a key drawn in proportion to its squared distance from the nearest
@@ -43,9 +52,11 @@ def fit_groups(q: Any, k: Any, count: int, *, scale: float | None = None, mask: 
     scale : float, optional
         Multiplies q·k; 1/√dim by default.
     mask : array of bool, shape (*batch, keys), optional
-        True where a key may be attended.
+        True where a key may be attended: others have no influence. There are groups for each of its batch axes as well.
     rng : int, numpy.random.SeedSequence or numpy.random.Generator, default 0
         What is drawn is drawn on the host, the same for NumPy and JAX.
+    check_finite : bool, default True
+        Whether NaN and infinity are refused.
 
     Returns
     -------
@@ -66,9 +77,9 @@ def fit_groups(q: Any, k: Any, count: int, *, scale: float | None = None, mask: 
     >>> rfk.attention(q, k, v, groups=groups, window=32).shape
     (8, 512, 64)
     """
-    q, k, scale = _checked(q, k, scale, mask)
+    q, k, scale = _checked(q, k, scale, mask, check_finite)
     check_count(count, "count")
-    generator = np.random.default_rng(rng)
+    generator = _generator(rng)
     xp, keys = namespace(q, k), k.shape[-2]
     metric = matmul(xp, xp.swapaxes(q, -1, -2), q) / q.shape[-2]
     metric = xp.broadcast_to(metric, (*np.broadcast_shapes(q.shape[:-2], k.shape[:-2]), *metric.shape[-2:]))
@@ -81,27 +92,30 @@ def fit_groups(q: Any, k: Any, count: int, *, scale: float | None = None, mask: 
     total = xp.sum(share, -2)[..., None]
     means = matmul(xp, xp.swapaxes(share, -1, -2), k) / xp.where(total > 0, total, 1)
     groups = groups._replace(centres=xp.where(total > 0, means, centres))
-    return groups._replace(spread=_spread(xp, groups, k))
+    return groups._replace(spread=_spread(xp, groups, k, weight > 0))
 
 
-def _spread(xp: Any, groups: Groups, k: Any) -> Any:
-    """Return the covariance of keys within their groups, divided by its mean in the metric."""
-    own = (labels(xp, groups, k)[..., None] == xp.arange(groups.size)).astype(k.dtype)
+def _spread(xp: Any, groups: Groups, k: Any, allowed: Any) -> Any:
+    """Return the covariance of the keys that are allowed within their groups, divided by its mean in the metric."""
+    member = (labels(xp, groups, k)[..., None] == xp.arange(groups.size)) & allowed[..., None]
+    own = member.astype(k.dtype)
     total = xp.sum(own, -2)[..., None]
     means = matmul(xp, xp.swapaxes(own, -1, -2), k) / xp.where(total > 0, total, 1)
-    apart = k - matmul(xp, own, means)
+    apart = xp.where(allowed[..., None], k - matmul(xp, own, means), 0)
     covariance = matmul(xp, xp.swapaxes(apart, -1, -2), apart)
     mean = xp.sum(covariance * groups.metric, (-1, -2))
     return covariance / xp.where(mean > 0, mean, 1)[..., None, None]
 
 
-def heavy_keys(q: Any, k: Any, count: int, *, scale: float | None = None, mask: Any = None) -> Any:
+def heavy_keys(
+    q: Any, k: Any, count: int, *, scale: float | None = None, mask: Any = None, check_finite: bool = True
+) -> Any:
     """Return the positions of the keys that receive the most attention from a sample of queries.
 
     Parameters
     ----------
-    q, k, scale, mask
-        As in `fit_groups`; the sample is 32 of the queries, evenly spaced.
+    q, k, scale, mask, check_finite
+        As in `fit_groups`; the sample is 32 of the queries, evenly spaced. Keys that may not be attended come last.
     count : int
         How many positions; all if there are fewer keys.
 
@@ -115,11 +129,13 @@ def heavy_keys(q: Any, k: Any, count: int, *, scale: float | None = None, mask: 
     TypeError, ValueError
         As `fit_groups`.
     """
-    q, k, scale = _checked(q, k, scale, mask)
+    q, k, scale = _checked(q, k, scale, mask, check_finite)
     check_count(count, "count")
     xp = namespace(q, k)
     mass = _mass(xp, q, k, scale, mask)
-    return xp.sort(xp.argsort(-mass, -1)[..., : min(count, k.shape[-2])], -1)
+    if mask is not None:
+        mass = xp.where(mask, mass, -1)  # weights of others may have vanished, too
+    return xp.sort(xp.argsort(-mass, -1, stable=True)[..., : min(count, k.shape[-2])], -1)
 
 
 def check_count(count: Any, name: str) -> None:
@@ -128,20 +144,34 @@ def check_count(count: Any, name: str) -> None:
         raise ValueError(f"{name} must be a positive integer, got {count!r}")
 
 
-def _checked(q: Any, k: Any, scale: Any, mask: Any) -> tuple[Any, Any, float]:
+def _checked(q: Any, k: Any, scale: Any, mask: Any, check_finite: bool) -> tuple[Any, Any, Any]:
     """Return queries, pooled as keys are shared, and keys in the dtype of sums, and the scale."""
     check_qk(q, k)
-    check_mask(mask, k)
+    check_mask(mask, k, q=q.shape[:-2])
     for name, x in (("q", q), ("k", k)):
         if x.shape[-2] == 0:
             raise ValueError(f"{name} must hold at least one vector, got shape {x.shape}")
-    check_finite_arrays(q=q, k=k)
-    scale = check_scale(scale, q.shape[-1])
-    dtype = accumulator(namespace(q, k), q, k)
+    if check_finite:
+        check_finite_arrays(q=q, k=k)
+    if not is_jax(scale):
+        scale = check_scale(scale, q.shape[-1])
+    xp = namespace(q, k)
+    dtype = accumulator(xp, q, k)
+    if mask is not None:
+        k = xp.broadcast_to(k, (*np.broadcast_shapes(k.shape[:-2], mask.shape[:-1]), *k.shape[-2:]))
     return pooled(q, tuple(k.shape[:-2])).astype(dtype), k.astype(dtype), scale
 
 
-def _mass(xp: Any, q: Any, k: Any, scale: float, mask: Any) -> Any:
+def _generator(rng: Any) -> np.random.Generator:
+    """Return a source of randomness that was asked for explicitly."""
+    if isinstance(rng, bool) or not isinstance(rng, int | np.integer | np.random.SeedSequence | np.random.Generator):
+        raise TypeError(f"rng must be an int, SeedSequence or numpy Generator, got {type(rng).__name__}")
+    if isinstance(rng, int | np.integer) and rng < 0:
+        raise ValueError(f"rng must be at least 0 if it is an int, got {rng}")
+    return np.random.default_rng(rng)
+
+
+def _mass(xp: Any, q: Any, k: Any, scale: Any, mask: Any) -> Any:
     """Return the attention that each key receives on average from some of the queries."""
     length = q.shape[-2]
     rows = q[..., np.arange(min(_QUERIES, length)) * length // min(_QUERIES, length), :]
@@ -153,12 +183,13 @@ def _mass(xp: Any, q: Any, k: Any, scale: float, mask: Any) -> Any:
 
 
 def _drawn(xp: Any, k: Any, weight: Any, generator: np.random.Generator) -> tuple[Any, Any]:
-    """Return keys drawn without replacement in proportion to their weight, each of which then weighs the same."""
+    """Return keys drawn without replacement in proportion to their weight; each that has any then weighs the same."""
     noise = xp.asarray(generator.gumbel(size=k.shape[-2]), k.dtype)
     chosen = xp.argsort(-(xp.log(xp.maximum(weight, xp.finfo(weight.dtype).tiny)) + noise), -1)[..., :_KEYS]
     batch = np.broadcast_shapes(k.shape[:-2], chosen.shape[:-1])
     wide = xp.broadcast_to(k, (*batch, *k.shape[-2:]))
-    return xp.take_along_axis(wide, chosen[..., None], -2), xp.ones(chosen.shape, k.dtype)
+    drawn = xp.take_along_axis(xp.broadcast_to(weight, (*batch, k.shape[-2])), chosen, -1)
+    return xp.take_along_axis(wide, chosen[..., None], -2), (drawn > 0).astype(k.dtype)
 
 
 def _seeded(xp: Any, sent: Any, k: Any, weight: Any, uniform: Any) -> Any:
@@ -168,12 +199,13 @@ def _seeded(xp: Any, sent: Any, k: Any, weight: Any, uniform: Any) -> Any:
     batch = np.broadcast_shapes(sent.shape[:-2], k.shape[:-2], weight.shape[:-1])
     sent, k = (xp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (sent, k))
     square = xp.sum(sent * k, -1)
+    first = xp.argmax(weight > 0, -1)[..., None]
 
     def body(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         nearest, picked = carry
         total = xp.cumsum(weight * nearest, -1)
         at = xp.sum(total < uniform[i] * total[..., -1:], -1, keepdims=True)
-        at = xp.minimum(at, keys - 1)
+        at = xp.where(total[..., -1:] > 0, xp.minimum(at, keys - 1), first)  # keys that differ may have run out
         chosen = xp.take_along_axis(k, at[..., None], -2)
         product = xp.sum(sent * chosen, -1)
         own = xp.take_along_axis(square, at, -1)

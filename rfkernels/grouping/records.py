@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rfkernels.features import Features
 from rfkernels.state import State
 
@@ -43,7 +45,7 @@ class Groups(NamedTuple):
     @property
     def batch(self) -> tuple[int, ...]:
         """Batch axes."""
-        return tuple(self.centres.shape[:-2])
+        return np.broadcast_shapes(*(x.shape[:-2] for x in (self.centres, self.metric, self.spread)))
 
 
 class Far(NamedTuple):
