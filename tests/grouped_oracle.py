@@ -85,7 +85,9 @@ def _row(one: dict[str, Any], t: int, given: Given, batch: tuple[int, ...], at: 
         nearest = {s: _nearest(one, s) for s in far}
         members = [(one["centres"][c], [s for s in far if nearest[s] == c]) for c in sorted(set(nearest.values()))]
     for centre, group in members:
-        more = _estimated(one, t, centre, group, scale, given, batch, at) if given.features else _one(one, t, group, scale)
+        more = (
+            _estimated(one, t, centre, group, scale, given, batch, at) if given.features else _one(one, t, group, scale)
+        )
         logits += more[0]
         values += more[1]
     if not logits:
@@ -114,6 +116,8 @@ def _estimated(
 ) -> tuple[list[Any], list[Any]]:
     """Return each key of a group with its estimated weight, from features of what is left of it."""
     x, y = one["q"][t], one["k"][group] - centre
-    log = [rfk.log_kernel(np.broadcast_to(x, (*batch, len(x))), np.broadcast_to(r, (*batch, len(r))), given.features)[at]
-           for r in y]
+    log = [
+        rfk.log_kernel(np.broadcast_to(x, (*batch, len(x))), np.broadcast_to(r, (*batch, len(r))), given.features)[at]
+        for r in y
+    ]
     return [float(scale * x @ centre + own) for own in log], list(one["v"][group])

@@ -64,7 +64,7 @@ def _finish(part: Partial, state: State | None, dtype: Any) -> Pass:
 
 def blocks(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: Any) -> Pass:
     """Run a pass over blocks as it is specified."""
-    sums = accumulator(np, rows.q, rows.k, rows.v)
+    sums = accumulator(np, rows.q, rows.k, rows.v, None if state is None else state.keys)
     q, k, v = (x.astype(sums) for x in rows[:3])
     part, after = schedule.attend(np, Rows(q, k, v, rows.mask, rows.heavy), far, plan, state)
     log, sign = partials.log_denominator(np, part)

@@ -89,7 +89,7 @@ class BlockState(NamedTuple):
         Of the keys that have left the window, heavy keys aside.
     keys, values : array, shape (*batch, (reach + 1) * block, dim) and (*batch, (reach + 1) * block, width)
         The present block, at the end, and the blocks before it.
-    mask : array of bool, shape (*batch, (reach + 1) * block)
+    mask : array of bool, shape (*batch, reach + 1, block)
         Which of them exist, may be attended and are not heavy.
     heavy_keys, heavy_values : array, shape (*batch, heavy, dim) and (*batch, heavy, width)
         Heavy keys, zeros before they are seen.

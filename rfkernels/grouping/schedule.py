@@ -43,7 +43,8 @@ class Rows(NamedTuple):
 def attend(xp: Any, rows: Rows, far: Far, plan: Plan, state: BlockState | None) -> tuple[Partial, BlockState | None]:
     """Run a whole pass; a causal one returns the state after its last key."""
     if plan.causal:
-        return causal(xp, rows, far, plan, begin(xp, rows, far, plan) if state is None else state)
+        start = begin(xp, rows, far, plan) if state is None else widened(xp, rows, far, state)
+        return causal(xp, rows, far, plan, start)
     return bidirectional(xp, rows, far, plan), None
 
 
@@ -152,12 +153,27 @@ def begin(xp: Any, rows: Rows, far: Far, plan: Plan) -> BlockState:
     def zeros(*shape: int) -> Any:
         return xp.zeros((*batch, *shape), dtype)
 
-    def none(count: int) -> Any:
-        return xp.zeros((*batch, count), bool)
+    def none(*shape: int) -> Any:
+        return xp.zeros((*batch, *shape), bool)
 
     sums = summaries.empty(xp, far, width, batch, dtype)
-    nearby = zeros(held, dim), zeros(held, width), none(held)
+    nearby = zeros(held, dim), zeros(held, width), none(plan.reach + 1, plan.block)
     return BlockState(sums, *nearby, zeros(heavy, dim), zeros(heavy, width), none(heavy), 0)
+
+
+def widened(xp: Any, rows: Rows, far: Far, state: BlockState) -> BlockState:
+    """Return the state with the batch axes of everything that is written to it, in the dtype of sums."""
+    shapes = rows.k.shape[:-2], rows.v.shape[:-2], rows.mask.shape[:-1], rows.heavy.shape[:-1], *far.batch
+    batch = np.broadcast_shapes(*shapes, state.heavy_mask.shape[:-1])
+
+    def wide(x: Any, tail: int) -> Any:
+        kept = x if x.dtype == bool else x.astype(rows.k.dtype)
+        return xp.broadcast_to(kept, (*batch, *x.shape[x.ndim - tail :]))
+
+    sums = State(*(wide(x, tail) for x, tail in zip(state.sums, (2, 1, 1), strict=True)))
+    matrices = ("keys", "values", "mask", "heavy_keys", "heavy_values")
+    arrays = {name: wide(getattr(state, name), 2) for name in matrices}
+    return state._replace(sums=sums, heavy_mask=wide(state.heavy_mask, 1), **arrays)
 
 
 def causal(xp: Any, rows: Rows, far: Far, plan: Plan, state: BlockState) -> tuple[Partial, BlockState]:
@@ -189,8 +205,11 @@ def step(xp: Any, rows: Rows, far: Far, plan: Plan, state: BlockState) -> tuple[
         state = _advanced(xp, far, plan, state)
     slot = plan.reach * plan.block + first % plan.block
     keys, values = (_put(xp, old, new, slot, 2) for old, new in ((state.keys, rows.k), (state.values, rows.v)))
-    mask = _put(xp, state.mask, light(xp, rows, first), slot, 1)
-    state = BlockState(state.sums, keys, values, mask, *_heavy(xp, rows, state), first + count)
+    held = state.mask.reshape(*state.mask.shape[:-2], keys.shape[-2])
+    mask = _put(xp, held, light(xp, rows, first), slot, 1)
+    state = BlockState(
+        state.sums, keys, values, mask.reshape(state.mask.shape), *_heavy(xp, rows, state), first + count
+    )
     own = xp.arange(rows.q.shape[-2])[:, None]
     nearby = mask[..., None, :] & (xp.arange(mask.shape[-1]) <= slot + own)
     heavy = state.heavy_mask[..., None, :] & (rows.heavy[..., None, :] <= first + own)
@@ -205,9 +224,9 @@ def _advanced(xp: Any, far: Far, plan: Plan, state: BlockState) -> BlockState:
     size = plan.block
 
     def moved() -> BlockState:
-        left = summaries.write(xp, far, state.keys[..., :size, :], state.values[..., :size, :], state.mask[..., :size])
+        left = summaries.write(xp, far, state.keys[..., :size, :], state.values[..., :size, :], state.mask[..., 0, :])
         keys, values = (xp.roll(x, -size, -2) for x in (state.keys, state.values))
-        mask = xp.concatenate([state.mask[..., size:], xp.zeros_like(state.mask[..., :size])], -1)
+        mask = xp.concatenate([state.mask[..., 1:, :], xp.zeros_like(state.mask[..., :1, :])], -2)
         return state._replace(sums=merge_states(state.sums, left), keys=keys, values=values, mask=mask)
 
     begins = (state.position % size == 0) & (state.position > 0)
