@@ -9,6 +9,7 @@ exp(x·c) φ(x)·φ(y − c), c being the centre of the group that holds y, and 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ def read(xp: Any, far: Far, state: State, q: Any) -> Partial:
     both = near[..., :, None] + phi[..., None, :]
     logits = both.reshape(*both.shape[:-2], both.shape[-2] * both.shape[-1]) + log_z[..., None, :]
     values = state.kv / xp.where(filled, state.z, 1)[..., None]
-    return _weighted(xp, logits + sums[..., None] - np.log(far.features.count), values)
+    return _weighted(xp, logits + sums[..., None] - math.log(far.features.count), values)
 
 
 def _query_features(xp: Any, features: Features, q: Any) -> tuple[Any, Any]:
