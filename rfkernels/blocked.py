@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -44,11 +45,12 @@ def attend(
     if check_finite:
         check_finite_arrays(q=q, k=k, v=v)
     check_mask(mask, k, q=q.shape[:-2], v=v.shape[:-2])
-    far = _far(q, k, features, groups, mask, causal)
+    far = _far(q, k, v, features, groups, mask, causal)
     shapes = {"features": () if features is None else features.batch}
     if far.groups is not None:
         shapes["groups"] = far.groups.batch
-    plan = plan_for(window, causal, full)
+    merged = 0 if far.groups is not None or far.features is not None else int(groups)
+    plan = plan_for(window, causal, full, merged)
     if plan.reach is not None and state is None and not (causal and full):
         plan = plan._replace(reach=min(plan.reach, max(length, keys) // plan.block + 1))
     start = _state(state, far, plan, k, v)
@@ -64,7 +66,7 @@ def attend(
     return chosen.blocks(Rows(q, k, v, seen, positions), far, plan, start, result_dtype(xp, q, k, v))
 
 
-def _far(q: Any, k: Any, features: Features | None, groups: Any, mask: Any, causal: bool) -> Far:
+def _far(q: Any, k: Any, v: Any, features: Features | None, groups: Any, mask: Any, causal: bool) -> Far:
     """Return what stands for far keys."""
     if features is not None:
         check_features(features, "k", k)
@@ -78,38 +80,49 @@ def _far(q: Any, k: Any, features: Features | None, groups: Any, mask: Any, caus
     if groups is None:
         if features is None:
             raise TypeError("features must be given, or groups=: heavy= alone says nothing of the other keys")
-        return Far(None, features)
-    if not isinstance(groups, Groups | int | np.integer):
+        return Far(None, features, features.scale)
+    if isinstance(groups, Groups):
+        _check_groups(groups, k, v, features)
+        return Far(groups, features, groups.scale)
+    if not isinstance(groups, int | np.integer):
         raise TypeError(
             f"groups must be a Groups (see rfkernels.fit_groups) or a number of them, got {type(groups).__name__}"
         )
-    if not isinstance(groups, Groups):
-        check_count(groups, "groups, if not a Groups (see rfkernels.fit_groups),")
-        if causal:
-            raise ValueError(
-                "groups must be a Groups in a causal pass, found by rfkernels.fit_groups from other data: centres that "
-                f"come of the sequence itself would let later keys touch earlier outputs; got {groups!r}"
-            )
-        return Far(_fitted(q, k, groups, None if features is None else _number(features.scale), mask), features)
-    _check_groups(groups, k, features)
-    return Far(groups, features)
+    check_count(groups, "groups, if not a Groups (see rfkernels.fit_groups),")
+    if causal and features is None:
+        return Far(None, None, 1 / math.sqrt(k.shape[-1]))
+    if causal:
+        raise ValueError(
+            "groups must be a Groups (rfkernels.fit_groups) where a causal pass has features as well: groups that are "
+            f"merged from the keys themselves have no centres for features to be of what is left; got {groups!r}"
+        )
+    scale = 1 / math.sqrt(k.shape[-1]) if features is None else _number(features.scale)
+    found = _fitted(q, k, v if features is None else None, groups, scale, mask)
+    return Far(found, features, found.scale)
 
 
-def _fitted(q: Any, k: Any, count: int, scale: Any, mask: Any) -> Groups:
+def _fitted(q: Any, k: Any, v: Any, count: int, scale: Any, mask: Any) -> Groups:
     """Return groups of these very keys; of no keys, or for no queries, any do."""
     if q.shape[-2] and k.shape[-2]:
-        return fit_groups(q, k, count, scale=scale, mask=mask, check_finite=False)
+        return fit_groups(q, k, count, v=v, scale=scale, mask=mask, check_finite=False)
     xp, dim = namespace(q, k), k.shape[-1]
     nothing = xp.zeros((dim, dim), xp.float32)
-    return Groups(xp.zeros((count, dim), xp.float32), nothing, nothing, dim**-0.5 if scale is None else scale)
+    return Groups(xp.zeros((count, dim), xp.float32), nothing, nothing, None, scale)
 
 
-def _check_groups(groups: Groups, k: Any, features: Features | None) -> None:
+def _check_groups(groups: Groups, k: Any, v: Any, features: Features | None) -> None:
     """Require centres of the keys' width, and the scale of the features."""
-    dim, arrays = k.shape[-1], {name: getattr(groups, name) for name in ("centres", "metric", "spread")}
+    dim, width = k.shape[-1], v.shape[-1]
+    arrays = {name: getattr(groups, name) for name in ("centres", "metric", "spread", "cross")}
+    arrays = {name: x for name, x in arrays.items() if name != "cross" or x is not None}
     for name, x in arrays.items():
         check_array(f"groups.{name}", x, 2)
-    shapes = [x.shape for x in arrays.values()]
+    if groups.cross is not None and groups.cross.shape[-2:] != (dim, width):
+        raise ValueError(
+            f"groups.cross must have shape (*batch, {dim}, {width}), fitted with values such as v, got "
+            f"{groups.cross.shape}"
+        )
+    shapes = [arrays[name].shape for name in ("centres", "metric", "spread")]
     if groups.size < 1 or groups.dim != dim or any(shape[-2:] != (dim, dim) for shape in shapes[1:]):
         raise ValueError(
             f"groups must have centres (*batch, count, {dim}), a metric and a spread (*batch, {dim}, {dim}) for these "
@@ -118,7 +131,7 @@ def _check_groups(groups: Groups, k: Any, features: Features | None) -> None:
     broadcast_batch(**{f"groups.{name}": x.shape[:-2] for name, x in arrays.items()})
     if features is None or _traced(groups.scale) or _traced(features.scale):
         return
-    if not np.isclose(float(groups.scale), float(features.scale), rtol=1e-6):
+    if not np.isclose(float(groups.scale), float(features.scale), rtol=2**-20):
         raise ValueError(f"groups and features must have one scale, got {groups.scale} and {features.scale}")
 
 
@@ -186,7 +199,11 @@ def _state(state: Any, far: Far, plan: Plan, k: Any, v: Any) -> BlockState | Non
         )
     assert plan.reach is not None
     dim, width, held = k.shape[-1], v.shape[-1], (plan.reach + 1) * plan.block
-    sums = summaries.columns(far), width + (dim + 1 if far.features is None else 0)
+    if (state.mass is None) != (not plan.merged):
+        raise ValueError(
+            "state must come from a pass with the same groups: those that are merged from the keys themselves are its own"
+        )
+    sums = plan.merged or summaries.columns(far), width + (dim + 1 if far.features is None else 0)
     expected = (held, dim), (held, width), (plan.reach + 1, plan.block), sums
     got = tuple(x.shape[-2:] for x in (state.keys, state.values, state.mask, state.sums.kv))
     if got != expected:

@@ -40,7 +40,15 @@ def make_groups(
     """Return groups that suit nothing: what is computed from them is specified all the same."""
     roots = rng.normal(size=(2, *batch, dim, dim)) / np.sqrt(dim)
     metric, spread = roots @ np.swapaxes(roots, -1, -2)
-    return rfk.Groups(rng.normal(size=(*batch, count, dim)), metric, spread / 5, scale)
+    return rfk.Groups(
+        centres=rng.normal(size=(*batch, count, dim)), metric=metric, spread=spread / 5, cross=None, scale=scale
+    )
+
+
+def moving(call: Call, batch: tuple[int, ...] = ()) -> Call:
+    """Let values move along with what a query prefers within a group."""
+    cross = np.random.default_rng(9).normal(size=(*batch, DIM, call.v.shape[-1])) / 5
+    return call._replace(groups=call.groups._replace(cross=cross))
 
 
 def make_call(
@@ -93,7 +101,10 @@ def expect(call: Call) -> Expected:
     given["mask"] = np.ones(keys, bool) if call.mask is None else call.mask
     given["heavy"] = np.zeros(0, int) if call.heavy is None else call.heavy
     if call.groups is not None:
-        given |= {name: getattr(call.groups, name) for name in ("centres", "metric", "spread")}
+        parts = (
+            ("centres", "metric", "spread") if call.groups.cross is None else ("centres", "metric", "spread", "cross")
+        )
+        given |= {name: getattr(call.groups, name) for name in parts}
     tails = {name: 1 if name in ("mask", "heavy") else 2 for name in given}
     own = () if call.features is None else call.features.batch
     batch = np.broadcast_shapes(own, *(x.shape[: x.ndim - tails[name]] for name, x in given.items()))
@@ -153,8 +164,10 @@ def _as_one_key(one: dict[str, Any], x: Any, t: int, group: int, members: list[i
     k = one["k"][members]
     mean = k.mean(0)
     within = np.mean([y @ one["metric"] @ y for y in k - mean])
-    bend = min(within * (x @ one["spread"] @ x) / 2, 1.0)
-    return [x @ mean + bend + np.log(len(members))], [one["v"][members].mean(0)]
+    along = x @ one["spread"] @ x
+    bend = min(within * along / 2, 1.0)
+    moved = 2 * bend / along * (x @ one["cross"]) if "cross" in one else 0
+    return [x @ mean + bend + np.log(len(members))], [one["v"][members].mean(0) + moved]
 
 
 def _by_features(one: dict[str, Any], x: Any, t: int, group: int, members: list[int]) -> tuple[Any, Any]:
@@ -227,5 +240,7 @@ CASES: dict[str, Call] = {
     "several values to each key": make_call(50, 50, False, 5, features=6, batches={"v": (2,)}),
     "causal, several values to each key": make_call(50, 50, True, 5, batches={"v": (2,)}),
     "groups of each head, keys of none": make_call(50, 50, False, None, batches={"groups": (2,)}),
+    "values that move": moving(make_call(70, 70, False, 5, heavy=[3], masked=())),
+    "causal, values that move": moving(make_call(70, 70, True, 5, batches={"v": (2,)}), (2,)),
     "nothing allowed": make_call(20, 20, True, 5)._replace(mask=np.zeros(20, bool)),
 }

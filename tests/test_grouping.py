@@ -21,6 +21,11 @@ def attend(call: Call, **options: Any) -> Any:
     return rfk.attention(*call[:3], **{**call.options(), **options})
 
 
+def centred(k: Any) -> rfk.Groups:
+    """Return groups with these centres, in the metric of Euclid."""
+    return rfk.Groups(centres=k, metric=np.eye(DIM), spread=np.eye(DIM), cross=None, scale=SCALE)
+
+
 def normal(*shape: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).normal(size=shape)
 
@@ -83,7 +88,7 @@ def exact(q: Any, k: Any, v: Any, **options: Any) -> Any:
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_group_for_each_key_is_exact(causal: bool, window: int | None) -> None:
     q, k, v = normal(3, 150, DIM)
-    groups = rfk.Groups(k, np.eye(DIM), np.eye(DIM), SCALE)
+    groups = centred(k)
     got = rfk.attention(q, k, v, groups=groups, causal=causal, window=window)
     np.testing.assert_allclose(got, exact(q, k, v, causal=causal), **CLOSE)
 
@@ -91,7 +96,7 @@ def test_a_group_for_each_key_is_exact(causal: bool, window: int | None) -> None
 def test_keys_that_occur_often_are_exact_in_one_group() -> None:
     q, few, v = normal(120, DIM), normal(7, DIM, seed=1), normal(120, WIDTH, seed=2)
     k = few[np.random.default_rng(3).integers(7, size=120)]
-    for groups in (rfk.Groups(few, np.eye(DIM), np.eye(DIM), SCALE), fit_groups(q, k, 20, scale=SCALE)):
+    for groups in (centred(few), fit_groups(q, k, 20, scale=SCALE)):
         np.testing.assert_allclose(rfk.attention(q, k, v, groups=groups), exact(q, k, v), **CLOSE)
 
 
@@ -137,7 +142,7 @@ def test_all_keys_heavy_is_exact(by: str, causal: bool, window: int | None) -> N
 def test_features_of_nothing_left_are_as_good_for_all_values(causal: bool) -> None:
     """With a centre at each key the residual is zero: φ(q)·φ(0) varies with the query alone, and cancels."""
     q, k, v = normal(3, 150, DIM)
-    groups = rfk.Groups(k, np.eye(DIM), np.eye(DIM), SCALE)
+    groups = centred(k)
     features = rfk.draw("positive", DIM, 3, scale=SCALE, rng=0)
     got = rfk.attention(q, k, v, features, groups=groups, full=True, causal=causal, window=None if not causal else 1)
     if not causal:
@@ -550,7 +555,7 @@ def test_fits_refuse(kind: type, message: str, options: dict[str, Any]) -> None:
 def test_groups_that_are_found_depend_on_the_seed_alone() -> None:
     q, k = normal(2, 3, 200, DIM)
     one, same, other = (fit_groups(q, k, 9, rng=seed) for seed in (1, np.random.default_rng(1), 2))
-    for a, b in zip(one, same, strict=True):
+    for a, b in zip(one[:3], same[:3], strict=True):
         np.testing.assert_array_equal(a, b)
     assert np.any(one.centres != other.centres)
 
@@ -633,8 +638,8 @@ def test_fits_of_few_or_odd_keys(name: str, dtype: Any) -> None:
     q, v = normal(60, DIM).astype(dtype), normal(len(k), WIDTH).astype(dtype)
     nobody, only = np.zeros(len(k), bool), np.arange(len(k)) == len(k) - 1
     for mask in (None, nobody, only):
-        groups = fit_groups(q, k, 7, mask=mask)
-        assert all(np.all(np.isfinite(x)) for x in groups)
+        groups = fit_groups(q, k, 7, v=v, mask=mask)
+        assert all(np.all(np.isfinite(x)) for x in groups if x is not None)
         assert groups.centres.shape == (7, DIM)
         assert np.all(np.isfinite(heavy_keys(q, k, 7, mask=mask)))
         got = rfk.attention(q, k, v, groups=groups, mask=mask)
