@@ -25,6 +25,9 @@ from rfkernels.state import State
 LARGEST_BEND = 1.0
 """What is added at most for the covariance of a group: beyond, keys are not normal enough."""
 
+ROUNDING = 64
+"""Differences of less than so many roundings of what is subtracted are none: keys of a group that are all the same."""
+
 
 def columns(far: Far) -> int:
     """Return how many sums there are."""
@@ -149,7 +152,8 @@ def seen_groups(xp: Any, state: State, dim: int, metric: Any, spread: Any, cross
     count = xp.where(filled, state.z, 1)
     moments = state.kv / count[..., None]
     means = moments[..., :dim]
-    apart = xp.maximum(moments[..., dim] - squares(xp, metric, means)[..., 0], 0)
+    apart = moments[..., dim] - squares(xp, metric, means)[..., 0]
+    apart = xp.where(apart > ROUNDING * xp.finfo(apart.dtype).eps * moments[..., dim], apart, 0)
     bias = xp.where(filled, xp.log(count), -np.inf)
     return Seen(means, moments[..., dim + 1 :], bias, apart, spread, cross)
 
