@@ -200,8 +200,8 @@ def test_scales_of_jax_must_agree_as_well() -> None:
 def test_fits_are_those_of_numpy(keys: int) -> None:
     q, k, v = normal(2, 3, 40, DIM), normal(2, 1, keys, DIM, seed=1), normal(2, 1, keys, WIDTH, seed=2)
     mask = np.random.default_rng(0).random((2, 1, keys)) < 0.8
-    expected = fit_groups(np.asarray(q), np.asarray(k), 9, v=np.asarray(v), mask=mask, rng=3)
-    run = jax.jit(lambda q, k, v: fit_groups(q, k, 9, v=v, mask=jnp.asarray(mask), rng=3))
+    expected = fit_groups(np.asarray(q), np.asarray(k), 9, v=np.asarray(v), mask=mask)
+    run = jax.jit(lambda q, k, v: fit_groups(q, k, 9, v=v, mask=jnp.asarray(mask)))
     for one, two in zip(run(q, k, v), expected, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-8, atol=1e-8)
     found = jax.jit(lambda q, k: heavy_keys(q, k, 7, mask=jnp.asarray(mask)))(q, k)
