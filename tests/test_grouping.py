@@ -487,6 +487,27 @@ REFUSED: dict[str, tuple[type, str, dict[str, Any]]] = {
         r"same window, groups.*sums.kv \(\*batch, 3, 9\), got \(5, 9\)",
         {"causal": True, "state": causal_state(groups=make_groups(np.random.default_rng(0), 5))},
     ),
+    "a state of merged groups": (
+        ValueError,
+        "same groups; those that are merged",
+        {"causal": True, "state": causal_state(groups=3)},
+    ),
+    "merged groups from a state of others": (
+        ValueError,
+        "same groups; those that are merged",
+        {"causal": True, "groups": 3, "state": causal_state()},
+    ),
+    "merged groups with features": (
+        ValueError,
+        "groups must be a Groups .*features as well",
+        {"causal": True, "groups": 3, "features": FEATURES},
+    ),
+    "groups for values of another width": (
+        ValueError,
+        r"groups.cross must have shape \(\*batch, 4, 4\), .*got \(4, 2\)",
+        {"groups": GROUPS._replace(cross=np.zeros((4, 2)))},
+    ),
+    "a second scale": (ValueError, "scale= goes with groups= given as a number", {"scale": 0.5}),
     "a state without features": (
         ValueError,
         r"sums.kv \(\*batch, 12, 4\), got \(3, 9\)",
@@ -668,3 +689,93 @@ def test_errors_on_heads_of_a_trained_model() -> None:
     assert found[128].max() <= 0.25
     assert np.median(errors(groups=128)) <= 0.12
     assert np.median(errors(groups=32, window=32, heavy=32)) < medians[32]
+
+
+# Groups that are merged from the keys as they leave
+
+
+def merged_call(length: int = 150, **options: Any) -> Call:
+    return make_call(length, length, True, 5, **options)._replace(groups=6)
+
+
+@pytest.mark.parametrize("backend", oracle.backends("numpy", "numba"))
+def test_merged_groups_are_exact_while_there_are_enough(backend: str) -> None:
+    """Of keys that occur often a group each is enough, whatever order they come in."""
+    q, few, v = normal(120, DIM), normal(4, DIM, seed=1), normal(120, WIDTH, seed=2)
+    k = few[np.random.default_rng(3).integers(4, size=120)]
+    for keys, count in ((normal(120, DIM, seed=4), 120), (k, 40), (np.ones((120, DIM)), 2)):
+        got = rfk.attention(q, keys, v, groups=count, causal=True, window=1, backend=backend)
+        np.testing.assert_allclose(got, rfk.exact_attention(q, keys, v, causal=True), **CLOSE)
+
+
+def test_merged_groups_are_no_worse_than_fewer_of_them() -> None:
+    """On heads of a trained model, from nothing but the past."""
+    q, k, v = (x[::3] for x in heads())
+    expected = rfk.exact_attention(q, k, v, causal=True)
+    found = []
+    for count in (8, 32, 128):
+        apart = rfk.attention(q, k, v, groups=count, causal=True, window=32) - expected
+        found.append(np.median(np.linalg.norm(apart, axis=(-2, -1)) / np.linalg.norm(expected, axis=(-2, -1))))
+    assert found[0] > found[1] > found[2]
+    assert found[2] <= 0.06
+
+
+@pytest.mark.parametrize("backend", oracle.backends("numpy", "numba"))
+def test_merged_groups_do_not_see_what_is_later(backend: str) -> None:
+    call = merged_call(heavy=[0, 120], masked=())
+    before = attend(call, backend=backend)
+    rng = np.random.default_rng(5)
+    for cut in (1, 16, 77, 149):
+        q, k, v, mask = (np.array(x) for x in (*call[:3], call.mask))
+        q[cut:], k[cut:], v[cut:] = (1e3 * rng.normal(size=x[cut:].shape) for x in (q, k, v))
+        mask[cut:] = rng.random(len(mask[cut:])) < 0.5
+        after = attend(call._replace(q=q, k=k, v=v, mask=mask), backend=backend)
+        np.testing.assert_array_equal(after[:cut], before[:cut])
+        assert np.any(after[cut:] != before[cut:])
+
+
+@pytest.mark.parametrize("batches", [{}, {"q": (2, 3), "k": (2, 1), "v": (2, 1)}])
+def test_merged_groups_in_pieces(batches: dict[str, tuple[int, ...]]) -> None:
+    call = merged_call(100, heavy=[0, 77], masked=(), batches=batches)
+    whole = attend(call, full=True, backend="numpy")
+    assert whole.output.shape == (*batches.get("q", ()), 100, WIDTH)
+    for cuts in (list(range(1, 100)), list(range(7, 100, 7)), [16, 32], [0, 50]):
+        output, log, _ = pieces(call, cuts, backend="numpy")
+        np.testing.assert_allclose(output, whole.output, **CLOSE)
+        np.testing.assert_allclose(log, whole.log_normalizer, **CLOSE)
+
+
+def test_merged_groups_count_every_key_once() -> None:
+    call = merged_call(heavy=[0, 3], masked=())
+    state = attend(call, full=True, backend="numpy").state
+    left = np.zeros(150, bool)
+    left[: 150 - state.mask.size + (16 - 150 % 16) % 16] = True  # all but the blocks that are held
+    left &= call.mask
+    left[[0, 3]] = False
+    np.testing.assert_allclose(state.sums.z.sum(), left.sum())
+    np.testing.assert_allclose(state.sums.kv[:, :DIM].sum(0), call.k[left].sum(0), **CLOSE)
+    np.testing.assert_allclose(state.sums.kv[:, DIM + 1 :].sum(0), call.v[left].sum(0), **CLOSE)
+
+
+@pytest.mark.parametrize("backend", oracle.backends("numpy", "numba"))
+@pytest.mark.parametrize("value", [np.nan, 1e19, 1e30])
+def test_merging_ends_whatever_the_keys(value: float, backend: str) -> None:
+    """Squares that overflow, and what is not a number."""
+    q, k, v = normal(3, 60, DIM).astype(np.float32)
+    k[3], k[5:9] = value, -value
+    with np.errstate(all="ignore"):
+        got = rfk.attention(q, k, v, groups=4, causal=True, window=1, check_finite=False, backend=backend)
+    assert got.shape == v.shape
+
+
+def test_numba_merges_as_is_specified() -> None:
+    pytest.importorskip("numba")
+    from rfkernels.backends.numba.merging import reduced as compiled
+    from rfkernels.grouping.merging import reduced
+
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        x, weight = rng.normal(size=(2, 40, 3)), rng.random((2, 40)) * (rng.random((2, 40)) < 0.8)
+        one, two = (np.where(weight > 0, f(np, x, weight, 11), -1) for f in (compiled, reduced))
+        np.testing.assert_array_equal(one, two)
+        assert set(two[0]) == {-1, *range(11)}
