@@ -16,6 +16,7 @@ import rfkernels as rfk
 from rfkernels.backends.jax import blocks
 from rfkernels.grouping import fit_groups, heavy_keys
 
+LONG = pytest.mark.long
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
 
 
@@ -51,20 +52,15 @@ SOME = [
     "length 17, both sides, window None",
     "many blocks",
     "causal, heavy keys of each head",
-    "causal, more keys",
     "more queries",
     "grouped queries",
     "causal, features in groups",
     "features in groups",
-    "causal, several values to each key",
     "values that move",
-    "nothing allowed",
 ]
 
 
-@pytest.mark.parametrize(
-    "name", [*SOME, *(pytest.param(name, marks=pytest.mark.long) for name in CASES if name not in SOME)]
-)
+@pytest.mark.parametrize("name", [*SOME, *(pytest.param(name, marks=LONG) for name in CASES if name not in SOME)])
 def test_as_every_query_by_itself(name: str) -> None:
     call = CASES[name]
     expected, got = grouped_oracle.expect(call), attend(there(call), full=True)
@@ -83,7 +79,7 @@ def test_groups_that_are_merged_are_those_of_numpy() -> None:
 # States
 
 
-@pytest.mark.parametrize("groups", ["given", "merged"])
+@pytest.mark.parametrize("groups", ["given", pytest.param("merged", marks=LONG)])
 def test_tokens_one_by_one_compile_once(groups: str) -> None:
     """The state is an argument: neither its position nor its content is part of the program."""
     call = make_call(60, 60, True, 5, heavy=[0, 3, 50], masked=(), batches={"q": (3,)})
@@ -124,6 +120,7 @@ def test_pieces_without_jit_from_a_state_of_numpy_shape() -> None:
     np.testing.assert_allclose(attend(rest, state=jax.tree.map(jnp.asarray, state)), whole[7:], **CLOSE)
 
 
+@LONG
 def test_a_state_in_float32_takes_float64() -> None:
     call = there(make_call(40, 40, True, 5))
     half = slice(0, 20)
@@ -160,7 +157,9 @@ GRADIENTS = {
 }
 
 
-@pytest.mark.parametrize("name", GRADIENTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=LONG) if name in ("causal", "both sides") else name for name in GRADIENTS]
+)
 def test_derivatives_are_those_of_differences(name: str) -> None:
     """Which group a key is of is constant almost everywhere; all else varies smoothly."""
     call = there(GRADIENTS[name])
@@ -196,7 +195,7 @@ def test_scales_of_jax_must_agree_as_well() -> None:
 # Fits
 
 
-@pytest.mark.parametrize("keys", [200, 2300])
+@pytest.mark.parametrize("keys", [pytest.param(200, marks=LONG), 2300])
 def test_fits_are_those_of_numpy(keys: int) -> None:
     q, k, v = normal(2, 3, 40, DIM), normal(2, 1, keys, DIM, seed=1), normal(2, 1, keys, WIDTH, seed=2)
     mask = np.random.default_rng(0).random((2, 1, keys)) < 0.8
@@ -208,7 +207,9 @@ def test_fits_are_those_of_numpy(keys: int) -> None:
     np.testing.assert_array_equal(found, heavy_keys(np.asarray(q), np.asarray(k), 7, mask=mask))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, pytest.param(jnp.float32, marks=LONG), pytest.param(jnp.float16, marks=LONG)]
+)
 def test_dtypes(dtype: Any) -> None:
     call = CASES["causal, features in groups"]
     small = call._replace(**{name: np.asarray(jnp.asarray(getattr(call, name), dtype)) for name in "qkv"})
@@ -237,8 +238,17 @@ PASSES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("features", [0, 16])
-@pytest.mark.parametrize("name", PASSES)
+@pytest.mark.parametrize(
+    ("name", "features"),
+    [
+        ("both sides", 0),
+        ("causal", 16),
+        *(
+            pytest.param(*case, marks=LONG)
+            for case in (("both sides", 16), ("causal", 0), ("no window", 0), ("no window", 16))
+        ),
+    ],
+)
 def test_memory_is_linear(name: str, features: int) -> None:
     """And less than one number for each query and key, or for each key and sum."""
     groups = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), make_groups(np.random.default_rng(0), 32, dim=32))
