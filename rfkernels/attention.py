@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rfkernels import blocked, core
+from rfkernels import blocked, core, uncertainty
 from rfkernels._arrays import accumulator, namespace
 from rfkernels._checks import (
     broadcast_batch,
@@ -40,6 +40,7 @@ def attention(
     segment_ids: Any = None,
     state: State | DecodeState | BlockState | None = None,
     full: bool = False,
+    error: bool = False,
     backend: str | None = None,
     check_finite: bool = True,
 ) -> Any:
@@ -94,6 +95,10 @@ def attention(
         window, groups, features and number of heavy keys returned. `heavy` may then be left out once all were seen.
     full : bool, default False
         Return an `AttentionResult` instead of the output alone; with segments, its state is that of the last one.
+    error : bool, default False
+        Estimate standard errors as well, from independent groups of features, checked against exact attention of 32
+        queries: the field `error` of the result, which needs ``full=True``. Warns where they are not to be trusted
+        (`rfkernels.uncertainty`).
     backend : {"numba", "jax", "numpy"}, optional
         Chosen by the kind of array if not given: numba for numpy.ndarray, jax for jax.Array.
     check_finite : bool, default True
@@ -125,6 +130,12 @@ def attention(
     (8, 100, 64)
     """
     check_qkv(q, k, v)
+    if error:
+        if not full:
+            raise ValueError("error=True returns standard errors in an AttentionResult: pass full=True as well")
+        given = {"causal": causal, "window": window, "heavy": heavy, "groups": groups, "scale": scale, "mask": mask}
+        given |= {"state": state, "segment_ids": segment_ids, "backend": backend, "check_finite": check_finite}
+        return uncertainty.attend(attention, q, k, v, features, **given, stacklevel=3)
     if heavy is not None or groups is not None:
         check_window(window)
         done = blocked.attend(

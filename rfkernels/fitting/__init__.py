@@ -141,7 +141,7 @@ def fit(
     else:
         chosen = choose(moments(queries), moments(k), method=method, scale=scale, prior=prior)
     drawn = draw(feature_map, dim, count, sampler=sampler, scale=scale, batch=batch, rng=rng)
-    return bind(chosen, drawn.projection, feature_map=feature_map)
+    return bind(chosen, drawn.projection, feature_map=feature_map, blocks=drawn.blocks)
 
 
 def _check_samples(q: Any, k: Any) -> int:
