@@ -99,7 +99,7 @@ def _far(q: Any, k: Any, v: Any, features: Features | None, groups: Any, scale: 
             f"merged from the keys themselves have no centres for features to be of what is left; got {groups!r}"
         )
     scale = check_scale(scale, k.shape[-1]) if features is None else _number(features.scale)
-    found = _fitted(q, k, v if features is None else None, groups, scale, mask)
+    found = _fitted(q, k, v if features is None else None, int(groups), scale, mask)
     return Far(found, features, found.scale)
 
 
