@@ -59,8 +59,8 @@ def calibrate(
         element of the batch axes of k, such as heads; axes that k lacks or has of size 1 are queries that share its
         keys.
     v : array, shape (*batch, keys, width), or a list of such arrays, optional
-        Values, with the batch axes of k. Without them the loss is that of the normalised weights, Σ |p − p*|² / Σ |p*|²:
-        on average that of values which are white noise.
+        Values, with the batch axes of k. Without them the loss is that of the rows of normalised weights,
+        Σ |p − p*|² / Σ |p*|²: on average that of values which are white noise.
     count : int, optional
         Feature columns to start with, by ``fit(q, k, count, rng=rng)`` on the training part.
     features : Features, optional
@@ -187,7 +187,9 @@ def _full(start: Features) -> Features:
     def side(given: Side) -> Side:
         matrix, linear = given.matrix, given.linear
         if matrix is None:
-            matrix = xp.broadcast_to(xp.sqrt(start.scale) * xp.eye(start.dim, dtype=dtype), (*start.batch, *[start.dim] * 2))
+            matrix = xp.broadcast_to(
+                xp.sqrt(start.scale) * xp.eye(start.dim, dtype=dtype), (*start.batch, *[start.dim] * 2)
+            )
         if linear is None:
             linear = xp.zeros((*start.batch, start.dim), dtype)
         return Side(matrix, given.centre, linear)

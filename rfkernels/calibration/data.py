@@ -38,7 +38,7 @@ class Sequences(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Blocks of queries: the sequence of each, (blocks,), their positions, (blocks, BLOCK), and which are no padding."""
+    """Blocks of queries: the sequence of each, (blocks,), positions, (blocks, BLOCK), and which are no padding."""
 
     sequence: Any
     position: Any

@@ -162,9 +162,7 @@ def _step(setting: Setting, run: _Run, fixed: Any, data: Sequences, block: Block
     sound = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((value, gradient, parameters))]
     finite = run.finite & (jnp.all(jnp.stack(sound)) | ~run.learning)
     go = finite & run.learning
-    kept = jax.tree.map(
-        lambda new, old: jnp.where(go, new, old), (parameters, moments), (run.parameters, run.moments)
-    )
+    kept = jax.tree.map(lambda new, old: jnp.where(go, new, old), (parameters, moments), (run.parameters, run.moments))
     return _Run(*kept, go, finite), jnp.sqrt(value)
 
 
