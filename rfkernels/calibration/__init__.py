@@ -131,8 +131,9 @@ def calibrate(
     else:
         start = _given(features, keys[0], batch)
     data = together(queries, keys, values)
-    setting = learner.Setting(start.map, bool(causal), window and int(window), float(learning_rate), int(steps))
-    return _learn(learner, setting, start, data, parts, int(patience), progress, for_blocks)
+    setting = learner.Setting(start.map, bool(causal), window and int(window))
+    rates = learner.cosine(float(learning_rate), int(steps))
+    return _learn(learner, setting, start, data, parts, rates, int(patience), progress, for_blocks)
 
 
 def _learn(
@@ -141,6 +142,7 @@ def _learn(
     start: Features,
     data: Sequences,
     parts: Split,
+    rates: Any,
     patience: int,
     progress: bool | Callable[[Progress], None],
     rng: np.random.Generator,
@@ -148,7 +150,7 @@ def _learn(
     """Learn from the start, and measure it and what was learned."""
     batch, full = start.batch, _full(start)
     parameters, fixed = _flattened(full)
-    validation, test = every(parts.validation, _VALIDATION), every(parts.test, _TEST)
+    train, validation, test = (every(part, most) for part, most in zip(parts, (_TEST, _VALIDATION, _TEST), strict=True))
     first = np.asarray(learner.errors(setting, parameters, fixed, data, validation))
 
     def blocks(number: int) -> Blocks:
@@ -156,17 +158,18 @@ def _learn(
 
     def report(step: int, *errors: Any) -> None:
         if progress is not False:
-            train, best = (x.reshape(batch) for x in errors)
+            trained, best = (x.reshape(batch) for x in errors)
             tell = bar if progress is True else progress
-            tell(Progress(step, setting.steps, train, first.reshape(batch), best))
+            tell(Progress(step, len(rates), trained, first.reshape(batch), best))
 
-    done = learner.learn(setting, parameters, fixed, data, validation, blocks, patience, _INTERVAL, report)
+    done = learner.learn(setting, parameters, fixed, data, validation, blocks, rates, patience, _INTERVAL, report)
     if progress is True:
         end_bar()
-    before, after, chosen = (
-        np.asarray(learner.errors(setting, given, fixed, data, part)).reshape(batch)
-        for given, part in ((parameters, test), (done.parameters, test), (done.parameters, validation))
-    )
+
+    def measured(part: Blocks) -> Errors:
+        given = parameters, done.parameters
+        return Errors(*(np.asarray(learner.errors(setting, x, fixed, data, part)).reshape(batch) for x in given))
+
     features = _kept(start, full, done.parameters, done.best.reshape(batch))
     curve = (x.reshape(len(x), *batch) for x in (done.train, done.validation))
     return Calibration(
@@ -174,8 +177,9 @@ def _learn(
         start,
         done.best.reshape(batch),
         done.stopped.reshape(batch),
-        Errors(first.reshape(batch), chosen),
-        Errors(before, after),
+        measured(train),
+        measured(validation),
+        measured(test),
         History(done.step, done.seconds, *curve),
     )
 

@@ -69,6 +69,8 @@ class Calibration(NamedTuple):
         The step after which each head was best; 0 is the start.
     stopped : numpy.ndarray of str, shape (*batch)
         Why a head stopped: "steps" (all were taken), "patience" or "not finite" (a loss, gradient or parameter).
+    train : Errors
+        Over the part that was learned from.
     validation : Errors
         Over the part by which steps were chosen: never worse than the start, and a little too good.
     test : Errors
@@ -80,6 +82,7 @@ class Calibration(NamedTuple):
     start: Features
     best: Any
     stopped: Any
+    train: Errors
     validation: Errors
     test: Errors
     history: History
@@ -92,7 +95,7 @@ class Calibration(NamedTuple):
             f"{self.history.seconds[-1]:.0f} s (stopped by: {reasons})",
             "relative error of the output      start  learned",
         ]
-        for name, errors in (("validation", self.validation), ("test", self.test)):
+        for name, errors in (("training", self.train), ("validation", self.validation), ("test", self.test)):
             for word, reduce in (("median head", np.median), ("worst head", np.max)):
                 before, after = (reduce(x) for x in errors)
                 lines.append(f"  {name + ', ' + word:<30} {before:>6.3f}   {after:>6.3f}")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 try:
     import jax
     import jax.numpy as jnp
+    import jaxlib
     import optax
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
@@ -28,14 +29,22 @@ from rfkernels.partials import Partial
 _LARGEST_GRADIENT = 1.0
 
 
+def _options() -> dict[str, Any] | None:
+    """On a CPU, keep XLA from fusing products with what follows, which jaxlib 0.10.2 gets wrong (jax-ml/jax #39103)."""
+    version = tuple(int(x) for x in jaxlib.__version__.split(".")[:3])
+    concerned = jax.default_backend() == "cpu" and (0, 10, 2) <= version < (0, 12)
+    return {"xla_cpu_experimental_ynn_fusion_type": ""} if concerned else None
+
+
+_OPTIONS = _options()
+
+
 class Setting(NamedTuple):
     """What a compiled step depends on beyond its arrays."""
 
     map: FeatureMap
     causal: bool
     window: int | None
-    learning_rate: float
-    steps: int
 
 
 class Learned(NamedTuple):
@@ -119,7 +128,7 @@ def _of_sequence(data: Sequences, block: Blocks) -> Sequences:
 _HEADS = Sequences(0, 0, 0, None, None)
 
 
-@partial(jax.jit, static_argnames="setting")
+@partial(jax.jit, static_argnames="setting", compiler_options=_OPTIONS)
 def errors(setting: Setting, parameters: Any, fixed: Any, data: Sequences, blocks: Blocks) -> Any:
     """Return ‖o − o*‖ / ‖o*‖ over all blocks, for each head."""
 
@@ -144,12 +153,10 @@ class _Run(NamedTuple):
     finite: Any
 
 
-def _optimizer(setting: Setting) -> Any:
-    rate = optax.cosine_decay_schedule(setting.learning_rate, setting.steps)
-    return optax.chain(optax.clip_by_global_norm(_LARGEST_GRADIENT), optax.adam(rate))
+_OPTIMIZER = optax.chain(optax.clip_by_global_norm(_LARGEST_GRADIENT), optax.scale_by_adam())
 
 
-def _step(setting: Setting, run: _Run, fixed: Any, data: Sequences, block: Blocks) -> tuple[_Run, Any]:
+def _step(setting: Setting, run: _Run, fixed: Any, data: Sequences, block: Blocks, rate: Any) -> tuple[_Run, Any]:
     """Take a step of one head, unless it has stopped or something is not finite."""
 
     def loss(parameters: Any) -> Any:
@@ -157,8 +164,8 @@ def _step(setting: Setting, run: _Run, fixed: Any, data: Sequences, block: Block
         return error / size
 
     value, gradient = jax.value_and_grad(loss)(run.parameters)
-    updates, moments = _optimizer(setting).update(gradient, run.moments, run.parameters)
-    parameters = optax.apply_updates(run.parameters, updates)
+    updates, moments = _OPTIMIZER.update(gradient, run.moments)
+    parameters = jax.tree.map(lambda x, update: x - rate * update, run.parameters, updates)
     sound = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((value, gradient, parameters))]
     finite = run.finite & (jnp.all(jnp.stack(sound)) | ~run.learning)
     go = finite & run.learning
@@ -166,15 +173,21 @@ def _step(setting: Setting, run: _Run, fixed: Any, data: Sequences, block: Block
     return _Run(*kept, go, finite), jnp.sqrt(value)
 
 
-@partial(jax.jit, static_argnames="setting")
-def _steps(setting: Setting, run: _Run, fixed: Any, data: Sequences, blocks: Blocks) -> tuple[_Run, Any]:
-    """Take a step for each block; return the errors before each of them as well."""
+@partial(jax.jit, static_argnames="setting", compiler_options=_OPTIONS)
+def _steps(setting: Setting, run: _Run, fixed: Any, data: Sequences, blocks: Blocks, rates: Any) -> tuple[_Run, Any]:
+    """Take a step for each block and rate; return the errors before each of them as well."""
 
-    def one(run: _Run, block: Blocks) -> tuple[_Run, Any]:
-        step = jax.vmap(partial(_step, setting), (0, 0, _HEADS, None))
-        return step(run, fixed, _of_sequence(data, block), block)
+    def one(run: _Run, given: tuple[Blocks, Any]) -> tuple[_Run, Any]:
+        block, rate = given
+        step = jax.vmap(partial(_step, setting), (0, 0, _HEADS, None, None))
+        return step(run, fixed, _of_sequence(data, block), block, rate)
 
-    return jax.lax.scan(one, run, blocks)
+    return jax.lax.scan(one, run, (blocks, rates))
+
+
+def cosine(learning_rate: float, steps: int) -> Any:
+    """Return the rate of each step, which falls to zero as a cosine."""
+    return optax.cosine_decay_schedule(learning_rate, steps)(jnp.arange(steps))
 
 
 def learn(
@@ -184,23 +197,24 @@ def learn(
     data: Sequences,
     validation: Blocks,
     draw: Callable[[int], Blocks],
+    rates: Any,
     patience: int,
     interval: int,
     report: Callable[[int, Any, Any], None],
 ) -> Learned:
-    """Take steps and check validation errors after every `interval` of them; keep the best of each head."""
+    """Take a step for each rate and check validation errors after every `interval` of them; keep the best of a head."""
     started, heads = time.perf_counter(), data.k.shape[1]
     ones = jnp.ones(heads, bool)
-    run = _Run(parameters, jax.vmap(_optimizer(setting).init)(parameters), ones, ones)
+    run = _Run(parameters, jax.vmap(_OPTIMIZER.init)(parameters), ones, ones)
     least = np.asarray(errors(setting, parameters, fixed, data, validation))
     best, kept, stopped = np.zeros(heads, int), parameters, np.full(heads, "steps", dtype="<U10")
     history: list[tuple[int, float, Any, Any]] = [(0, 0.0, np.full(heads, np.nan, np.float32), least)]
     step = 0
-    while step < setting.steps and np.any(stopped == "steps"):
-        taken = min(interval, setting.steps - step)
-        run, train = _steps(setting, run, fixed, data, draw(taken))
+    while step < len(rates) and np.any(stopped == "steps"):
+        now = rates[step : step + interval]
+        run, train = _steps(setting, run, fixed, data, draw(len(now)), now)
         found = np.asarray(errors(setting, run.parameters, fixed, data, validation))
-        step += taken
+        step += len(now)
         finite = np.asarray(run.finite) & np.isfinite(found)
         better = finite & (found < least) & (stopped == "steps")
         least, best = np.where(better, found, least), np.where(better, step, best)
