@@ -54,11 +54,11 @@ def captured(directory: str, paths: list[str], layers: Any, heads: Any) -> list[
             model(**tokens)
         for hook in hooks:
             hook.remove()
-        split = [
-            [outputs[name, i][0].reshape(LENGTH, -1, width)[:, j].numpy() for i, j in zip(layers, heads, strict=True)]
+        q, k, v = (
+            np.stack([outputs[name, i][0].reshape(LENGTH, -1, width)[:, j] for i, j in zip(layers, heads, strict=True)])
             for name in ("query", "key", "value")
-        ]
-        found.append(tuple(np.stack(x) for x in split))
+        )
+        found.append((q, k, v))
     return found
 
 
@@ -80,14 +80,14 @@ def main() -> None:
     parser.add_argument("--texts", nargs="+", default=[])
     options = parser.parse_args()
     data = shipped()
-    one = tuple(data[name].astype(np.float32) for name in "qkv")
+    one = (*(data[name].astype(np.float32) for name in "qkv"),)
     several = captured(options.model, options.texts, data["layer"], data["head"]) if options.model else []
     for columns in options.columns:
         if several:
-            given = tuple(list(x) for x in zip(*several, strict=True))
-            measure(f"{len(several)} texts", given, columns, options.steps, options.window)  # type: ignore[arg-type]
+            q, k, v = (list(x) for x in zip(*several, strict=True))
+            measure(f"{len(several)} texts", (q, k, v), columns, options.steps, options.window)
         else:
-            measure("one text", one, columns, options.steps, options.window)  # type: ignore[arg-type]
+            measure("one text", one, columns, options.steps, options.window)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from rfkernels._checks import broadcast_batch, check_window
 from rfkernels.calibration.data import Blocks, Sequences, Split, check_sequences, drawn, every, listed, split, together
 from rfkernels.calibration.report import Calibration, Errors, History, Progress, bar, end_bar
 from rfkernels.features import Features, Side, check_features
-from rfkernels.fitting import check_map, fit
+from rfkernels.fitting import fit
+from rfkernels.fitting.choices import check_map
 
 __all__ = ["Calibration", "Errors", "History", "Progress", "calibrate"]
 

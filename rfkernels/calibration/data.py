@@ -91,10 +91,9 @@ def together(q: list[Any], k: list[Any], v: list[Any] | None) -> Sequences:
     heads = math.prod(batch)
     queries = []
     for x in q:
-        xp, length, dim = namespace(x), *x.shape[-2:]
         own = pooled(x, batch)
-        own = xp.broadcast_to(own, (*batch, *own.shape[-2:]))
-        queries.append(own.reshape(heads, -1, length, dim))
+        own = namespace(x).broadcast_to(own, (*batch, *own.shape[-2:]))
+        queries.append(own.reshape(heads, -1, x.shape[-2], x.shape[-1]))
     flat = [[x.reshape(heads, *x.shape[-2:]) for x in given] for given in (k, v or [])]
     length, keys = (np.array([x.shape[-2] for x in given], np.int32) for given in (queries, k))
     return Sequences(_padded(queries), _padded(flat[0]), _padded(flat[1]) if v else None, length, keys)

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 try:
     import jax
     import jax.numpy as jnp
-    import jaxlib
     import optax
+    from jaxlib.version import __version__ as jaxlib_version
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"rfkernels.calibrate needs the package {error.name!r}: pip install 'rfkernels[calibrate]'"
@@ -31,7 +31,7 @@ _LARGEST_GRADIENT = 1.0
 
 def _options() -> dict[str, Any] | None:
     """On a CPU, keep XLA from fusing products with what follows, which jaxlib 0.10.2 gets wrong (jax-ml/jax #39103)."""
-    version = tuple(int(x) for x in jaxlib.__version__.split(".")[:3])
+    version = tuple(int(x) for x in jaxlib_version.split(".")[:3])
     concerned = jax.default_backend() == "cpu" and (0, 10, 2) <= version < (0, 12)
     return {"xla_cpu_experimental_ynn_fusion_type": ""} if concerned else None
 
@@ -169,8 +169,9 @@ def _step(setting: Setting, run: _Run, fixed: Any, data: Sequences, block: Block
     sound = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((value, gradient, parameters))]
     finite = run.finite & (jnp.all(jnp.stack(sound)) | ~run.learning)
     go = finite & run.learning
-    kept = jax.tree.map(lambda new, old: jnp.where(go, new, old), (parameters, moments), (run.parameters, run.moments))
-    return _Run(*kept, go, finite), jnp.sqrt(value)
+    new, old = (parameters, moments), (run.parameters, run.moments)
+    parameters, moments = jax.tree.map(lambda after, before: jnp.where(go, after, before), new, old)
+    return _Run(parameters, moments, go, finite), jnp.sqrt(value)
 
 
 @partial(jax.jit, static_argnames="setting", compiler_options=_OPTIONS)
