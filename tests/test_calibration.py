@@ -205,6 +205,15 @@ def test_it_starts_from_fit_on_the_training_part() -> None:
     np.testing.assert_array_equal(found.start.key.linear, start.key.linear)
 
 
+def test_one_sequence_is_fitted_without_the_held_out_queries() -> None:
+    q, k, v = captured(0)
+    found = learned(q, k, v, steps=25)
+    train = split([q.shape[-2]], 0.2, np.random.default_rng(0).spawn(2)[0]).train[0]
+    start = rfk.fit(q[:, train], k, 8, rng=0)
+    np.testing.assert_array_equal(found.start.projection, start.projection)
+    np.testing.assert_array_equal(found.start.key.linear, start.key.linear)
+
+
 def test_features_without_sides_or_heads_are_a_start() -> None:
     q, k, v = captured(0)
     plain = rfk.draw("hyperbolic", DIM, 8, scale=0.3, rng=1)
