@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from rfkernels import features as drawing
 from rfkernels._arrays import namespace
-from rfkernels._checks import broadcast_batch, check_window
+from rfkernels._checks import check_window
 from rfkernels.calibration.data import Blocks, Sequences, Split, check_sequences, drawn, every, listed, split, together
+from rfkernels.calibration.parameters import flattened, full, kept, widened
 from rfkernels.calibration.report import Calibration, Errors, History, Progress, bar, end_bar
-from rfkernels.features import Features, Side, check_features
+from rfkernels.features import Features
 from rfkernels.fitting import fit
-from rfkernels.fitting.choices import check_map
 
 __all__ = ["Calibration", "Errors", "History", "Progress", "calibrate"]
 
@@ -130,7 +128,7 @@ def calibrate(
     if features is None:
         start = fit(*_training(queries, keys, parts), count, scale=scale, rng=generator)  # type: ignore[arg-type]
     else:
-        start = _given(features, keys[0], batch)
+        start = widened(features, keys[0], batch)
     data = together(queries, keys, values)
     setting = learner.Setting(start.map, bool(causal), window and int(window))
     rates = learner.cosine(float(learning_rate), int(steps))
@@ -149,8 +147,8 @@ def _learn(
     rng: np.random.Generator,
 ) -> Calibration:
     """Learn from the start, and measure it and what was learned."""
-    batch, full = start.batch, _full(start)
-    parameters, fixed = _flattened(full)
+    batch, complete = start.batch, full(start)
+    parameters, fixed = flattened(complete)
     train, validation, test = (every(part, most) for part, most in zip(parts, (_TEST, _VALIDATION, _TEST), strict=True))
     first = np.asarray(learner.errors(setting, parameters, fixed, data, validation))
 
@@ -171,7 +169,7 @@ def _learn(
         given = parameters, done.parameters
         return Errors(*(np.asarray(learner.errors(setting, x, fixed, data, part)).reshape(batch) for x in given))
 
-    features = _kept(start, full, done.parameters, done.best.reshape(batch))
+    features = kept(start, complete, done.parameters, done.best.reshape(batch))
     curve = (x.reshape(len(x), *batch) for x in (done.train, done.validation))
     return Calibration(
         features,
@@ -185,83 +183,12 @@ def _learn(
     )
 
 
-def _full(start: Features) -> Features:
-    """Return the same features with both sides written out."""
-    xp, dtype = namespace(start.projection), start.projection.dtype
-
-    def side(given: Side) -> Side:
-        matrix, linear = given.matrix, given.linear
-        if matrix is None:
-            matrix = xp.broadcast_to(
-                xp.sqrt(start.scale) * xp.eye(start.dim, dtype=dtype), (*start.batch, *[start.dim] * 2)
-            )
-        if linear is None:
-            linear = xp.zeros((*start.batch, start.dim), dtype)
-        return Side(matrix, given.centre, linear)
-
-    return replace(start, query=side(start.query), key=side(start.key))
-
-
-def _arrays(features: Features) -> dict[str, Any]:
-    """Return the arrays that are learned, by name."""
-    sides = {"query": features.query, "key": features.key}
-    named = {f"{name}_{part}": getattr(side, part) for name, side in sides.items() for part in ("matrix", "linear")}
-    return {"projection": features.projection, "log_weight": features.log_weight, **named}
-
-
-def _flattened(full: Features) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what is learned and what is not, in float32 with heads in the first axis."""
-    jnp, axes, heads = import_module("jax.numpy"), len(full.batch), math.prod(full.batch)
-
-    def flat(x: Any) -> Any:
-        return None if x is None else jnp.asarray(x, jnp.float32).reshape(heads, *x.shape[axes:])
-
-    scale = jnp.broadcast_to(jnp.asarray(full.scale, jnp.float32), (heads,))
-    fixed = {"query_centre": flat(full.query.centre), "key_centre": flat(full.key.centre), "scale": scale}
-    return {name: flat(x) for name, x in _arrays(full).items()}, fixed
-
-
-def _kept(start: Features, full: Features, learned: dict[str, Any], best: Any) -> Features:
-    """Return what was learned of heads that a step improved, and the start of the others."""
-    if not np.any(best):
-        return start
-    xp = namespace(start.projection)
-
-    def chosen(name: str, old: Any) -> Any:
-        new = xp.asarray(np.asarray(learned[name]) if xp is np else learned[name], old.dtype).reshape(old.shape)
-        both = xp.where(best.reshape(*best.shape, *[1] * (old.ndim - best.ndim)) > 0, new, old)
-        return drawing._read_only(both) if xp is np else both
-
-    found = {name: chosen(name, old) for name, old in _arrays(full).items()}
-    query, key = (
-        Side(found[f"{name}_matrix"], side.centre, found[f"{name}_linear"])
-        for name, side in (("query", full.query), ("key", full.key))
-    )
-    return replace(full, projection=found["projection"], log_weight=found["log_weight"], query=query, key=key)
-
-
 def _training(queries: list[Any], keys: list[Any], parts: Split) -> tuple[Any, Any]:
     """Return the queries of the training part, and the keys of its sequences, one after another."""
     xp = namespace(*queries, *keys)
     pairs = [(x[..., at, :], y) for x, y, at in zip(queries, keys, parts.train, strict=True) if len(at)]
     rows, columns = zip(*pairs, strict=True)
     return xp.concatenate(rows, -2), xp.concatenate(columns, -2)
-
-
-def _given(features: Features, k: Any, batch: tuple[int, ...]) -> Features:
-    """Require features to start from; give them the batch axes of keys."""
-    check_features(features, "k", k)
-    check_map(features.map)
-    if broadcast_batch(features=features.batch, k=batch) != batch:
-        raise ValueError(f"features must have no batch axes that k lacks, got {features.batch} and {batch}")
-    xp = namespace(features.projection)
-
-    def wide(x: Any, axes: int) -> Any:
-        return None if x is None else xp.broadcast_to(x, (*batch, *x.shape[x.ndim - axes :]))
-
-    query, key = (Side(wide(s.matrix, 2), wide(s.centre, 1), wide(s.linear, 1)) for s in (features.query, features.key))
-    rows, log_weight = wide(features.projection, 2), wide(features.log_weight, 1)
-    return replace(features, projection=rows, log_weight=log_weight, query=query, key=key)
 
 
 def _check_numbers(steps: Any, learning_rate: Any, holdout: Any, patience: Any) -> None:
