@@ -3,25 +3,33 @@
 Importing this module imports neither JAX nor Numba.
 """
 
-from rfkernels import fitting, kernels, maps, materialized, proposals, samplers, spectral, variance
+from rfkernels import fitting, kernels, maps, materialized, proposals, samplers, spectral, uncertainty, variance
+from rfkernels.advise import advise
 from rfkernels.attention import attention, linear_attention
 from rfkernels.estimates import log_kernel, log_normalizer, transform
 from rfkernels.exact import exact_attention, exact_log_kernel, exact_log_normalizer
 from rfkernels.features import Features, Side, draw
 from rfkernels.fitting import fit
+from rfkernels.grouping import BlockState, Groups, fit_groups, heavy_keys
 from rfkernels.kernels import Kernel
 from rfkernels.maps import FeatureMap, lookup, names, register
 from rfkernels.state import DecodeState, State, empty_state, merge_states
-from rfkernels.streaming import AttentionResult, read_state, write_state
+from rfkernels.streaming import AttentionResult, Errors, read_state, write_state
+from rfkernels.uncertainty import UntrustedErrorWarning
 
 __all__ = [
     "AttentionResult",
+    "BlockState",
     "DecodeState",
+    "Errors",
     "FeatureMap",
     "Features",
+    "Groups",
     "Kernel",
     "Side",
     "State",
+    "UntrustedErrorWarning",
+    "advise",
     "attention",
     "draw",
     "empty_state",
@@ -29,7 +37,9 @@ __all__ = [
     "exact_log_kernel",
     "exact_log_normalizer",
     "fit",
+    "fit_groups",
     "fitting",
+    "heavy_keys",
     "kernels",
     "linear_attention",
     "log_kernel",
@@ -45,6 +55,7 @@ __all__ = [
     "samplers",
     "spectral",
     "transform",
+    "uncertainty",
     "variance",
     "write_state",
 ]

@@ -21,11 +21,27 @@ from rfkernels.features import Features, draw
 from rfkernels.fitting.choices import METHODS, Choice, bind, check_map, check_scale, choose, decide
 from rfkernels.fitting.errors import relative
 from rfkernels.fitting.gains import Gain, gain
-from rfkernels.fitting.statistics import Moments, merge, moments, pooled
+from rfkernels.fitting.statistics import Moments, merge, moments, pooled, softmax
 from rfkernels.maps import FeatureMap
 from rfkernels.samplers import Rows, Sampler
 
-__all__ = ["Choice", "Gain", "Moments", "bind", "choose", "fit", "gain", "merge", "methods", "moments", "relative"]
+__all__ = [
+    "Choice",
+    "Gain",
+    "Moments",
+    "bind",
+    "check_map",
+    "check_scale",
+    "choose",
+    "fit",
+    "gain",
+    "merge",
+    "methods",
+    "moments",
+    "pooled",
+    "relative",
+    "softmax",
+]
 
 
 def methods() -> tuple[str, ...]:
@@ -123,7 +139,7 @@ def fit(
     batch = tuple(k.shape[:-2])
     chosen = decide(pooled(q, batch), k, method=method, scale=scale, prior=prior)
     drawn = draw(feature_map, dim, count, sampler=sampler, scale=scale, batch=batch, rng=rng)
-    return bind(chosen, drawn.projection, feature_map=feature_map)
+    return bind(chosen, drawn.projection, feature_map=feature_map, blocks=drawn.blocks)
 
 
 def _check_samples(q: Any, k: Any) -> int:

@@ -1,0 +1,227 @@
+"""Attention over blocks: what `attention` does when keys are grouped or some of them are heavy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rfkernels._arrays import is_jax, namespace
+from rfkernels._checks import broadcast_batch, check_array, check_finite_arrays, check_mask, result_dtype
+from rfkernels.backends import Pass, choose
+from rfkernels.features import Features, check_features
+from rfkernels.fitting import check_map, check_scale
+from rfkernels.grouping import BlockState, Far, Groups, Plan, fit_groups, heavy_keys, plan_for, summaries
+from rfkernels.grouping.fitting import check_count
+from rfkernels.grouping.schedule import Rows
+
+
+def attend(
+    q: Any,
+    k: Any,
+    v: Any,
+    features: Features | None,
+    groups: Any,
+    heavy: Any,
+    *,
+    scale: float | None,
+    causal: bool,
+    window: int | None,
+    mask: Any,
+    segment_ids: Any,
+    state: Any,
+    full: bool,
+    backend: str | None,
+    check_finite: bool,
+) -> Pass:
+    """Run a pass with near and heavy keys exact and all others in sums (arguments as `attention`, checked there)."""
+    if segment_ids is not None:
+        raise ValueError("segment_ids= cannot be combined with groups= or heavy=: run each sequence by itself")
+    length, keys = q.shape[-2], k.shape[-2]
+    if causal and length > keys:
+        raise ValueError(
+            f"a causal pass with groups= or heavy= needs a key for each query, got lengths {length} and {keys}"
+        )
+    if check_finite:
+        check_finite_arrays(q=q, k=k, v=v)
+    check_mask(mask, k, q=q.shape[:-2], v=v.shape[:-2])
+    far = _far(q, k, v, features, groups, scale, mask, causal)
+    shapes = {"features": () if features is None else features.batch}
+    if far.groups is not None:
+        shapes["groups"] = far.groups.batch
+    merged = 0 if far.groups is not None or far.features is not None else int(groups)
+    plan = plan_for(window, causal, full, merged)
+    if plan.reach is not None and state is None and not (causal and full):
+        plan = plan._replace(reach=min(plan.reach, max(length, keys) // plan.block + 1))
+    start = _state(state, far, plan, k, v)
+    if start is not None:
+        shapes["state"] = start.heavy_mask.shape[:-1]
+    positions = _positions(heavy, q, k, mask, far, causal, start)
+    shapes["heavy"] = positions.shape[:-1]
+    broadcast_batch(q=q.shape[:-2], k=k.shape[:-2], v=v.shape[:-2], **shapes)
+    check_mask(mask, k, q=q.shape[:-2], v=v.shape[:-2], **shapes)
+    xp = namespace(q, k, v)
+    seen = xp.ones(keys, bool) if mask is None else mask
+    chosen = choose(backend, q, k, v, mask=mask, state=start, groups=far.groups, heavy=positions)
+    return chosen.blocks(Rows(q, k, v, seen, positions), far, plan, start, result_dtype(xp, q, k, v))
+
+
+def _far(q: Any, k: Any, v: Any, features: Features | None, groups: Any, scale: Any, mask: Any, causal: bool) -> Far:
+    """Return what stands for far keys."""
+    if features is not None:
+        check_features(features, "k", k)
+        try:
+            check_map(features.map)
+        except ValueError as error:
+            raise ValueError(
+                "groups= and heavy= join exact weights of the exponential kernel with those of features, which must be "
+                "exponential, nonnegative and of that kernel, such as 'positive' ones"
+            ) from error
+        check_no_scale(scale, "features")
+    if groups is None:
+        if features is None:
+            raise TypeError("features must be given, or groups=: heavy= alone says nothing of the other keys")
+        return Far(None, features, features.scale)
+    if isinstance(groups, Groups):
+        check_no_scale(scale, "groups")
+        _check_groups(groups, k, v, features)
+        return Far(groups, features, groups.scale)
+    if not isinstance(groups, int | np.integer):
+        raise TypeError(
+            f"groups must be a Groups (see rfkernels.fit_groups) or a number of them, got {type(groups).__name__}"
+        )
+    check_count(groups, "groups, if not a Groups (see rfkernels.fit_groups),")
+    if causal and features is None:
+        return Far(None, None, check_scale(scale, k.shape[-1]))
+    if causal:
+        raise ValueError(
+            "groups must be a Groups (rfkernels.fit_groups) where a causal pass has features as well: groups that are "
+            f"merged from the keys themselves have no centres for features to be of what is left; got {groups!r}"
+        )
+    scale = check_scale(scale, k.shape[-1]) if features is None else _number(features.scale)
+    found = _fitted(q, k, v if features is None else None, groups, scale, mask)
+    return Far(found, features, found.scale)
+
+
+def _fitted(q: Any, k: Any, v: Any, count: int, scale: Any, mask: Any) -> Groups:
+    """Return groups of these very keys; of no keys, or for no queries, any do."""
+    if q.shape[-2] and k.shape[-2]:
+        return fit_groups(q, k, count, v=v, scale=scale, mask=mask, check_finite=False)
+    xp, dim = namespace(q, k), k.shape[-1]
+    nothing = xp.zeros((dim, dim), xp.float32)
+    return Groups(xp.zeros((count, dim), xp.float32), nothing, nothing, None, scale)
+
+
+def check_no_scale(scale: Any, owner: str) -> None:
+    """Refuse a scale beside what has one."""
+    if scale is not None:
+        raise ValueError(
+            f"scale= goes with groups= given as a number: {owner} have a scale of their own; got {scale!r}"
+        )
+
+
+def _check_groups(groups: Groups, k: Any, v: Any, features: Features | None) -> None:
+    """Require centres of the keys' width, and the scale of the features."""
+    dim, width = k.shape[-1], v.shape[-1]
+    arrays = {name: getattr(groups, name) for name in ("centres", "metric", "spread", "cross")}
+    arrays = {name: x for name, x in arrays.items() if name != "cross" or x is not None}
+    for name, x in arrays.items():
+        check_array(f"groups.{name}", x, 2)
+    if groups.cross is not None and groups.cross.shape[-2:] != (dim, width):
+        raise ValueError(
+            f"groups.cross must have shape (*batch, {dim}, {width}), fitted with values such as v, got "
+            f"{groups.cross.shape}"
+        )
+    shapes = [arrays[name].shape for name in ("centres", "metric", "spread")]
+    if groups.size < 1 or groups.dim != dim or any(shape[-2:] != (dim, dim) for shape in shapes[1:]):
+        raise ValueError(
+            f"groups must have centres (*batch, count, {dim}), a metric and a spread (*batch, {dim}, {dim}) for these "
+            f"keys, got {', '.join(str(shape) for shape in shapes)}"
+        )
+    broadcast_batch(**{f"groups.{name}": x.shape[:-2] for name, x in arrays.items()})
+    if features is None or _traced(groups.scale) or _traced(features.scale):
+        return
+    if not np.isclose(float(groups.scale), float(features.scale), rtol=2**-20):
+        raise ValueError(f"groups and features must have one scale, got {groups.scale} and {features.scale}")
+
+
+def _number(scale: Any) -> Any:
+    """Return a scale as a number unless JAX traces it."""
+    return scale if _traced(scale) else float(scale)
+
+
+def _positions(heavy: Any, q: Any, k: Any, mask: Any, far: Far, causal: bool, state: BlockState | None) -> Any:
+    """Return the positions of heavy keys."""
+    keys = k.shape[-2]
+    held = 0 if state is None else state.heavy_mask.shape[-1]
+    if heavy is None:
+        return np.full(held, -1)  # no other than those that were seen
+    if isinstance(heavy, np.ndarray) or is_jax(heavy):
+        positions = _check_positions(heavy, keys, causal)
+    else:
+        check_count(heavy, "heavy, if not an array of positions,")
+        if not causal:
+            if not (q.shape[-2] and keys):
+                return np.zeros(0, int)
+            return heavy_keys(q, k, heavy, scale=_number(far.scale), mask=mask, check_finite=False)
+        positions = np.arange(heavy)
+    if state is not None and positions.shape[-1] != held:
+        raise ValueError(
+            f"heavy must be as in the pass that the state comes from, of {held} positions, got {positions.shape[-1]}"
+        )
+    return positions
+
+
+def _check_positions(heavy: Any, keys: int, causal: bool) -> Any:
+    """Require different positions; of a causal pass they may be still to come."""
+    if heavy.dtype.kind not in "iu" or heavy.ndim < 1:
+        raise ValueError(f"heavy must hold integers (*batch, heavy), got dtype {heavy.dtype} and shape {heavy.shape}")
+    if _traced(heavy):
+        return heavy
+    given = np.sort(np.asarray(heavy), -1)
+    if given.size and (given.min() < 0 or (given.max() >= keys and not causal)):
+        raise ValueError(f"heavy must hold positions of at least 0 and less than {keys}, got {given.tolist()}")
+    if np.any(given[..., 1:] == given[..., :-1]):
+        raise ValueError(f"heavy must not hold a position twice, got {given.tolist()}")
+    return heavy
+
+
+def _traced(x: Any) -> bool:
+    if not is_jax(x):
+        return False
+    import jax
+
+    return isinstance(x, jax.core.Tracer)
+
+
+def _state(state: Any, far: Far, plan: Plan, k: Any, v: Any) -> BlockState | None:
+    """Require a state of such a pass."""
+    if state is None:
+        return None
+    if not plan.causal:
+        raise ValueError(
+            "state= cannot be combined with groups= or heavy= in a bidirectional pass: its keys have no position"
+        )
+    if not isinstance(state, BlockState):
+        raise TypeError(
+            "state must be a BlockState with groups= or heavy= (such a pass with full=True returns one), got "
+            f"{type(state).__name__}"
+        )
+    assert plan.reach is not None
+    dim, width, held = k.shape[-1], v.shape[-1], (plan.reach + 1) * plan.block
+    if (state.mass is None) != (not plan.merged):
+        raise ValueError(
+            "state must come from a pass with the same groups; those that are merged from its keys are its own"
+        )
+    sums = plan.merged or summaries.columns(far), width + (dim + 1 if far.features is None else 0)
+    expected = (held, dim), (held, width), (plan.reach + 1, plan.block), sums
+    got = tuple(x.shape[-2:] for x in (state.keys, state.values, state.mask, state.sums.kv))
+    if got != expected:
+        names = "keys", "values", "mask", "sums.kv"
+        listed = (
+            f"{name} (*batch, {a}, {b}), got {shape}" for name, (a, b), shape in zip(names, expected, got, strict=True)
+        )
+        raise ValueError(
+            f"state must come from a pass with the same window, groups and features, and hold {'; '.join(listed)}"
+        )
+    return state
