@@ -12,7 +12,7 @@ from rfkernels import kernels, maps
 from rfkernels._arrays import matmul, namespace
 from rfkernels.features import Blocks, Features, Side
 from rfkernels.fitting.algebra import apply, balance, between, regular, rows_root, second_moment
-from rfkernels.fitting.statistics import Moments
+from rfkernels.fitting.statistics import Moments, attended, moments
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Gaussian
 
@@ -110,6 +110,14 @@ def choose(
     affine = ((a, scale * b), (b, scale * a)) if chosen.centred else ((None, None), (None, None))
     query, key = (Side(m, *given) for m, given in zip(matrices, affine, strict=True))
     return Choice(query, key, Gaussian(root), -scale * xp.sum(a * b, -1) / 2, scale)
+
+
+def decide(queries: Any, keys: Any, *, method: str, scale: float, prior: float) -> Choice:
+    """Return what a method of `fit` decides from samples, "tilted" included."""
+    if method == "tilted":
+        of_queries, of_keys, cross = attended(queries, keys, scale)
+        return choose(of_queries, of_keys, scale=scale, prior=prior, cross=cross)
+    return choose(moments(queries), moments(keys), method=method, scale=scale, prior=prior)
 
 
 def _broadcast(xp: Any, *given: Moments) -> tuple[Moments, ...]:
