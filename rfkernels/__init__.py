@@ -6,6 +6,7 @@ Importing this module imports neither JAX nor Numba.
 from rfkernels import fitting, kernels, maps, materialized, proposals, samplers, spectral, uncertainty, variance
 from rfkernels.advise import advise
 from rfkernels.attention import attention, linear_attention
+from rfkernels.calibration import Calibration, calibrate
 from rfkernels.estimates import log_kernel, log_normalizer, transform
 from rfkernels.exact import exact_attention, exact_log_kernel, exact_log_normalizer
 from rfkernels.features import Features, Side, draw
@@ -20,6 +21,7 @@ from rfkernels.uncertainty import UntrustedErrorWarning
 __all__ = [
     "AttentionResult",
     "BlockState",
+    "Calibration",
     "DecodeState",
     "Errors",
     "FeatureMap",
@@ -31,6 +33,7 @@ __all__ = [
     "UntrustedErrorWarning",
     "advise",
     "attention",
+    "calibrate",
     "draw",
     "empty_state",
     "exact_attention",

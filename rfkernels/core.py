@@ -39,7 +39,7 @@ def project(xp: Any, x: Any, features: Features, side: SideName) -> tuple[Any, A
     u = matmul(xp, t, xp.swapaxes(xp.asarray(features.projection, dtype), -1, -2))
     a = features.map.offset * xp.sum(t * t, -1)
     if given.linear is not None:
-        a = a + xp.sum(xp.asarray(given.linear, dtype)[..., None, :] * x, -1)
+        a = a + matmul(xp, x, xp.asarray(given.linear, dtype)[..., None])[..., 0]
     return u, a
 
 

@@ -34,7 +34,7 @@ FLOORS = (
     ("uncertainty",),
     ("attention", "catalog"),
     ("estimates",),
-    ("advise",),
+    ("advise", "calibration"),
     ("__init__",),
 )
 """From the ground up: a module imports from lower floors only. What stands nowhere is on top and may import anything."""
