@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels._arrays import accumulator, matmul, namespace
-from rfkernels._checks import check_finite_arrays, check_mask, check_qk
+from rfkernels._checks import check_finite_arrays, check_kv, check_mask, check_qk
 from rfkernels.fitting import pooled, softmax
 from rfkernels.fitting.choices import check_scale
 from rfkernels.grouping.records import Groups
@@ -22,7 +22,9 @@ _EVEN = 0.1
 """What share of the attention of all is spread evenly when keys are weighed, so that none weighs nothing."""
 
 
-def fit_groups(q: Any, k: Any, count: int, *, scale: float | None = None, mask: Any = None, rng: Any = 0) -> Groups:
+def fit_groups(
+    q: Any, k: Any, count: int, *, v: Any = None, scale: float | None = None, mask: Any = None, rng: Any = 0
+) -> Groups:
     """Divide keys into groups, finely where attention is.
 
     Centres are seeded one after another, each at a key drawn in proportion to its squared distance from the nearest
@@ -40,6 +42,9 @@ def fit_groups(q: Any, k: Any, count: int, *, scale: float | None = None, mask: 
         that k lacks or has of size 1, as in grouped-query attention.
     count : int
         Groups. Where there are fewer different keys, some have none.
+    v : array, shape (*batch, keys, width), optional
+        The values of the keys. If they are given, how they go along with keys within groups is found as well, which
+        makes attention more accurate.
     scale : float, optional
         Multiplies q·k; 1/√dim by default.
     mask : array of bool, shape (*batch, keys), optional
@@ -67,6 +72,10 @@ def fit_groups(q: Any, k: Any, count: int, *, scale: float | None = None, mask: 
     (8, 512, 64)
     """
     q, k, scale = _checked(q, k, scale, mask)
+    if v is not None:
+        check_kv(k, v)
+        check_finite_arrays(v=v)
+        v = v.astype(k.dtype)
     check_count(count, "count")
     generator = np.random.default_rng(rng)
     xp, keys = namespace(q, k), k.shape[-2]
@@ -74,25 +83,31 @@ def fit_groups(q: Any, k: Any, count: int, *, scale: float | None = None, mask: 
     metric = xp.broadcast_to(metric, (*np.broadcast_shapes(q.shape[:-2], k.shape[:-2]), *metric.shape[-2:]))
     weight = _mass(xp, q, k, scale, mask) + (_EVEN / keys if mask is None else _EVEN / keys * mask)
     if keys > _KEYS:
-        k, weight = _drawn(xp, k, weight, generator)
+        k, v, weight = _drawn(xp, k, v, weight, generator)
     centres = _seeded(xp, matmul(xp, k, metric), k, weight, generator.random(count))
-    groups = Groups(centres, metric, metric, xp.asarray(scale, k.dtype))
+    groups = Groups(centres, metric, metric, None, xp.asarray(scale, k.dtype))
     share = (labels(xp, groups, k)[..., None] == xp.arange(count)) * weight[..., None]
     total = xp.sum(share, -2)[..., None]
     means = matmul(xp, xp.swapaxes(share, -1, -2), k) / xp.where(total > 0, total, 1)
     groups = groups._replace(centres=xp.where(total > 0, means, centres))
-    return groups._replace(spread=_spread(xp, groups, k))
+    spread, cross = _within(xp, groups, k, v)
+    return groups._replace(spread=spread, cross=cross)
 
 
-def _spread(xp: Any, groups: Groups, k: Any) -> Any:
-    """Return the covariance of keys within their groups, divided by its mean in the metric."""
+def _within(xp: Any, groups: Groups, k: Any, v: Any) -> tuple[Any, Any]:
+    """Return the covariance of keys within their groups, and that of keys and values, divided by the former's mean."""
     own = (labels(xp, groups, k)[..., None] == xp.arange(groups.size)).astype(k.dtype)
     total = xp.sum(own, -2)[..., None]
-    means = matmul(xp, xp.swapaxes(own, -1, -2), k) / xp.where(total > 0, total, 1)
-    apart = k - matmul(xp, own, means)
-    covariance = matmul(xp, xp.swapaxes(apart, -1, -2), apart)
+
+    def apart(x: Any) -> Any:
+        means = matmul(xp, xp.swapaxes(own, -1, -2), x) / xp.where(total > 0, total, 1)
+        return x - matmul(xp, own, means)
+
+    turned = xp.swapaxes(apart(k), -1, -2)
+    covariance = matmul(xp, turned, apart(k))
     mean = xp.sum(covariance * groups.metric, (-1, -2))
-    return covariance / xp.where(mean > 0, mean, 1)[..., None, None]
+    mean = xp.where(mean > 0, mean, 1)[..., None, None]
+    return covariance / mean, None if v is None else matmul(xp, turned, apart(v)) / mean
 
 
 def heavy_keys(q: Any, k: Any, count: int, *, scale: float | None = None, mask: Any = None) -> Any:
@@ -152,13 +167,16 @@ def _mass(xp: Any, q: Any, k: Any, scale: float, mask: Any) -> Any:
     return mass if mask is None else xp.where(mask, mass, 0)
 
 
-def _drawn(xp: Any, k: Any, weight: Any, generator: np.random.Generator) -> tuple[Any, Any]:
+def _drawn(xp: Any, k: Any, v: Any, weight: Any, generator: np.random.Generator) -> tuple[Any, Any, Any]:
     """Return keys drawn without replacement in proportion to their weight, each of which then weighs the same."""
     noise = xp.asarray(generator.gumbel(size=k.shape[-2]), k.dtype)
     chosen = xp.argsort(-(xp.log(xp.maximum(weight, xp.finfo(weight.dtype).tiny)) + noise), -1)[..., :_KEYS]
-    batch = np.broadcast_shapes(k.shape[:-2], chosen.shape[:-1])
-    wide = xp.broadcast_to(k, (*batch, *k.shape[-2:]))
-    return xp.take_along_axis(wide, chosen[..., None], -2), xp.ones(chosen.shape, k.dtype)
+
+    def taken(x: Any) -> Any:
+        batch = np.broadcast_shapes(x.shape[:-2], chosen.shape[:-1])
+        return xp.take_along_axis(xp.broadcast_to(x, (*batch, *x.shape[-2:])), chosen[..., None], -2)
+
+    return taken(k), None if v is None else taken(v), xp.ones(chosen.shape, k.dtype)
 
 
 def _seeded(xp: Any, sent: Any, k: Any, weight: Any, uniform: Any) -> Any:
