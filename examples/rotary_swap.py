@@ -79,11 +79,12 @@ def fitted(way: Way, samples: list[tuple[np.ndarray, np.ndarray]], seed: int = 0
     """Fit features and centres of groups to queries and keys of other sequences (see `captured`)."""
     groups: list[Any] = [way.groups or None] * len(samples)
     features: list[Any] = [None] * len(samples)
+    seeds = np.random.SeedSequence(seed).spawn(len(samples))
     for i, (q, k) in enumerate(samples):
         if way.calibrated:
-            groups[i] = rfk.fit_groups(q, k, way.groups, rng=[seed, i])
+            groups[i] = rfk.fit_groups(q, k, way.groups, rng=seeds[i])
         if way.features:
-            features[i] = rfk.fit(q, k, way.features, rng=[seed, i])
+            features[i] = rfk.fit(q, k, way.features, rng=seeds[i])
     both = (
         jax.tree.map(lambda x: jnp.asarray(x, jnp.float32) if isinstance(x, np.ndarray) else x, tuple(x))
         for x in (groups, features)
