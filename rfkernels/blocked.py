@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from rfkernels._arrays import is_jax, namespace
 from rfkernels._checks import broadcast_batch, check_finite_arrays, check_mask, result_dtype
 from rfkernels.backends import Pass, choose
 from rfkernels.features import Features, check_features
-from rfkernels.fitting import check_map
+from rfkernels.fitting import check_map, check_scale
 from rfkernels.grouping import BlockState, Far, Groups, Plan, fit_groups, heavy_keys, plan_for
 from rfkernels.grouping.fitting import check_count
 from rfkernels.grouping.schedule import Rows
@@ -25,6 +24,7 @@ def attend(
     groups: Any,
     heavy: Any,
     *,
+    scale: float | None,
     causal: bool,
     window: int | None,
     mask: Any,
@@ -44,7 +44,7 @@ def attend(
         )
     if check_finite:
         check_finite_arrays(q=q, k=k, v=v)
-    far = _far(q, k, v, features, groups, mask, causal)
+    far = _far(q, k, v, features, groups, scale, mask, causal)
     shapes = {"features": () if features is None else features.batch}
     if far.groups is not None:
         shapes["groups"] = far.groups.batch
@@ -63,7 +63,7 @@ def attend(
     return chosen.blocks(Rows(q, k, v, seen, positions), far, plan, start, result_dtype(xp, q, k, v))
 
 
-def _far(q: Any, k: Any, v: Any, features: Features | None, groups: Any, mask: Any, causal: bool) -> Far:
+def _far(q: Any, k: Any, v: Any, features: Features | None, groups: Any, scale: Any, mask: Any, causal: bool) -> Far:
     """Return what stands for far keys."""
     if features is not None:
         check_features(features, "k", k)
@@ -74,24 +74,34 @@ def _far(q: Any, k: Any, v: Any, features: Features | None, groups: Any, mask: A
                 "groups= and heavy= join exact weights of the exponential kernel with those of features, which must be "
                 "exponential, nonnegative and of that kernel, such as 'positive' ones"
             ) from error
+        check_no_scale(scale, "features")
     if groups is None:
         if features is None:
             raise TypeError("features must be given, or groups=: heavy= alone says nothing of the other keys")
         return Far(None, features, features.scale)
     if isinstance(groups, Groups):
+        check_no_scale(scale, "groups")
         _check_groups(groups, k, v, features)
         return Far(groups, features, groups.scale)
     check_count(groups, "groups, if not a Groups (see rfkernels.fit_groups),")
     if causal and features is None:
-        return Far(None, None, 1 / math.sqrt(k.shape[-1]))
+        return Far(None, None, check_scale(scale, k.shape[-1]))
     if causal:
         raise ValueError(
             "groups must be a Groups (rfkernels.fit_groups) where a causal pass has features as well: groups that are "
             f"merged from the keys themselves have no centres for features to be of what is left; got {groups!r}"
         )
-    scale = None if features is None else _number(features.scale)
+    scale = scale if features is None else _number(features.scale)
     found = fit_groups(q, k, groups, v=v if features is None else None, scale=scale, mask=mask)
     return Far(found, features, found.scale)
+
+
+def check_no_scale(scale: Any, owner: str) -> None:
+    """Refuse a scale beside what has one."""
+    if scale is not None:
+        raise ValueError(
+            f"scale= goes with groups= given as a number: {owner} have a scale of their own; got {scale!r}"
+        )
 
 
 def _check_groups(groups: Groups, k: Any, v: Any, features: Features | None) -> None:

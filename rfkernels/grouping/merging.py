@@ -9,6 +9,7 @@ groups by themselves; what is attended to is not merged with what is far from it
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +20,11 @@ from rfkernels.grouping.summaries import order_zero, seen_groups, squares, weigh
 from rfkernels.partials import Partial
 from rfkernels.state import State
 
-_EVEN = 0.1
-"""What share of the attention is spread evenly over keys when points are weighed, so that none weighs nothing."""
+_EVEN = 1.0
+"""How much attention, of that of all queries of a block, is spread evenly over keys when points are weighed.
+
+Where a query will look for what none has looked at yet, the attention of the present misleads.
+"""
 
 
 def read(
@@ -54,7 +58,9 @@ def _pooled(xp: Any, x: Any, shape: tuple[int, ...]) -> Any:
     return xp.sum(x, axes, keepdims=True) if axes else x
 
 
-def absorb(xp: Any, state: BlockState, k: Any, v: Any, mask: Any) -> BlockState:
+def absorb(
+    xp: Any, state: BlockState, k: Any, v: Any, mask: Any, merge: Callable[[Any, Any, Any, int], Any]
+) -> BlockState:
     """Merge a block of keys that leaves the window into the groups."""
     dim, size, count = k.shape[-1], state.sums.z.shape[-1], k.shape[-2]
     kv = xp.concatenate([state.sums.kv, xp.concatenate([k, squares(xp, None, k), v], -1) * mask[..., None]], -2)
@@ -63,7 +69,7 @@ def absorb(xp: Any, state: BlockState, k: Any, v: Any, mask: Any) -> BlockState:
     mass, total = state.mass[..., : size + count], xp.sum(number, -1, keepdims=True)
     received = xp.sum(mass, -1, keepdims=True)
     weight = mass / xp.where(received > 0, received, 1) + _EVEN * number / xp.where(total > 0, total, 1)
-    label = reduced(xp, stopped(xp, means[..., :dim]), stopped(xp, xp.where(number > 0, weight, 0)), size)
+    label = merge(xp, stopped(xp, means[..., :dim]), stopped(xp, xp.where(number > 0, weight, 0)), size)
     share = ((label[..., None] == xp.arange(size)) & (number > 0)[..., None]).astype(k.dtype)
     turned = xp.swapaxes(share, -1, -2)
     sums, z = matmul(xp, turned, kv), matmul(xp, turned, number[..., None])[..., 0]
