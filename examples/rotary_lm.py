@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,21 +55,28 @@ def first_mass(parameters: Parameters, rows: Any, shape: Shape) -> float:
     return float(jnp.max(jnp.stack(shares)))
 
 
-def compare(parameters: Parameters, tests: dict[str, np.ndarray], fit_rows: Any, shape: Shape, ways: list[Way]) -> Any:
-    """Return the perplexity of each way on each set of sequences."""
-    samples = captured(parameters, fit_rows, shape)
-    found: dict[str, dict[str, float]] = {}
+class Ready(NamedTuple):
+    """A trained model, held-out sequences by name, and others to fit to."""
+
+    shape: Shape
+    parameters: Parameters
+    tests: dict[str, np.ndarray]
+    others: np.ndarray
+
+
+def compare(ready: Ready, ways: list[Way]) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield the label of each way and its perplexity on each set of sequences."""
+    samples = captured(ready.parameters, ready.others, ready.shape)
     for way in ways:
-        given = fitted(way, samples)
-        score = jax.jit(partial(way_losses, shape=shape, way=way, given=given))
-        losses = {name: [score(parameters, row[None]) for row in rows] for name, rows in tests.items()}
-        found[way.label] = {name: float(np.exp(np.mean(each))) for name, each in losses.items()}
-    return found
+        score = jax.jit(partial(way_losses, shape=ready.shape, way=way, given=fitted(way, samples)))
+        losses = {name: [score(ready.parameters, row[None]) for row in rows] for name, rows in ready.tests.items()}
+        yield way.label, {name: float(np.exp(np.mean(each))) for name, each in losses.items()}
 
 
-def stream_error(parameters: Parameters, rows: Any, fit_rows: Any, shape: Shape, way: Way) -> float:
+def stream_error(ready: Ready, way: Way) -> float:
     """Largest difference between the logits of one parallel pass and those of a stream, over the largest logit."""
-    given = fitted(way, captured(parameters, fit_rows, shape))
+    shape, parameters, rows = ready.shape, ready.parameters, ready.tests["with copies"][:1, :-1]
+    given = fitted(way, captured(parameters, ready.others, shape))
     whole = jax.jit(lambda tokens: rotary_model.logits(parameters, tokens, shape, swapped(way, given)))(rows)
     streamed = jax.jit(lambda tokens: streamed_logits(parameters, tokens, shape, way, given))(rows)
     return float(jnp.abs(whole - streamed).max() / jnp.abs(whole).max())
@@ -109,30 +117,37 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    given, console = parse(arguments), Console()
+def prepare(given: argparse.Namespace, console: Console) -> Ready:
+    """Read the text, train the model or read it, and choose sequences."""
     shape = Shape(given.vocabulary, given.layers, dim=given.dim)
     tokens, held_out = read_words(given.text, given.vocabulary)
     parameters = load_or_train(given, tokens, shape, console)
-    tests = {
-        name: np.concatenate([next(batches(held_out, 1, given.length, share, [1, i])) for i in range(given.tests)])
-        for name, share in (("as it is", 0.0), ("with copies", given.copies))
-    }
-    fit_rows = np.concatenate([next(batches(tokens, 1, given.length, given.copies, [2, i])) for i in range(4)])[:, :-1]
-    console.print(f"{shape}; the first token receives up to {first_mass(parameters, fit_rows, shape):.2f} of attention")
-    ways = ways_of(given.window, given.groups, given.features)
-    found = compare(parameters, tests, fit_rows, shape, ways)
+
+    def drawn(source: np.ndarray, share: float, count: int, seed: int) -> np.ndarray:
+        return np.concatenate([next(batches(source, 1, given.length, share, [seed, i])) for i in range(count)])
+
+    named = {"as it is": 0.0, "with copies": given.copies}
+    tests = {name: drawn(held_out, share, given.tests, 1) for name, share in named.items()}
+    ready = Ready(shape, parameters, tests, drawn(tokens, given.copies, 4, 2)[:, :-1])
+    share = first_mass(parameters, ready.others, shape)
+    console.print(f"{shape}; the first token receives up to {share:.2f} of a head's attention")
     console.print(f"{'perplexity over that of exact attention':<44}" + "".join(f"{name:>14}" for name in tests))
-    exact = found[ways[0].label]
-    for label, scores in found.items():
-        shown = (scores[name] if label == ways[0].label else scores[name] / exact[name] for name in tests)
+    return ready
+
+
+def main(arguments: list[str] | None = None) -> None:
+    given, console = parse(arguments), Console()
+    ready, found = prepare(given, console), {}
+    ways = ways_of(given.window, given.groups, given.features)
+    for label, scores in compare(ready, ways):
+        found[label] = scores
+        shown = (value / found[ways[0].label][name] if len(found) > 1 else value for name, value in scores.items())
         console.print(f"{label:<44}" + "".join(f"{x:>14.3f}" for x in shown))
-    streamed = stream_error(parameters, tests["with copies"][:1, :-1], fit_rows, shape, ways[-1])
-    console.print(
-        f"{ways[-1].label}: logits of a stream differ by {streamed:.1e} of the largest from those of one pass"
-    )
+    streamed, label = stream_error(ready, ways[-1]), ways[-1].label
+    console.print(f"{label}: a stream's logits differ from those of one pass by {streamed:.1e} of the largest")
     if given.out:
-        given.out.write_text(json.dumps({"perplexity": found, "stream": streamed, "shape": shape._asdict()}, indent=1))
+        figures = {"perplexity": found, "stream": streamed, "shape": ready.shape._asdict()}
+        given.out.write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

@@ -102,7 +102,8 @@ def logits(parameters: Parameters, tokens: jax.Array, shape: Shape, attend: Atte
         x = x + jnp.moveaxis(out, -2, -4).reshape(x.shape) @ block["out"]
         gate, up = jnp.split(_normed(x, block["gains"][1]) @ block["up"], 2, -1)
         x = x + (jax.nn.silu(gate) * up) @ block["down"]
-    return _normed(x, parameters["gain"]) @ parameters["head"]
+    found: jax.Array = _normed(x, parameters["gain"]) @ parameters["head"]
+    return found
 
 
 def exact(allowed: Any = None) -> Attend:

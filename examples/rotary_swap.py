@@ -50,18 +50,25 @@ def allowed(way: Way, length: int) -> np.ndarray:
     return before & (near | (np.arange(length) < way.heavy))
 
 
-def captured(parameters: Parameters, rows: Any, shape: Shape) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return queries and keys of every layer for sequences (batch, length + 1), which are put one after another.
+class Sample(NamedTuple):
+    """Queries, keys and values of a layer."""
 
-    They have shapes (shared, group, batch · length, dim) and (shared, 1, batch · length, dim).
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+
+
+def captured(parameters: Parameters, rows: Any, shape: Shape) -> list[Sample]:
+    """Return queries, keys and values of every layer for sequences (batch, length + 1), put one after another.
+
+    Queries are (shared, group, batch · length, dim), keys and values (shared, 1, batch · length, dim).
     """
     found = []
     exact = rotary_model.exact()
 
     def attend(i: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        joined = (np.moveaxis(np.asarray(x), 0, 2) for x in (q, k))
-        one, other = (x.reshape(*x.shape[:2], -1, shape.dim) for x in joined)
-        found.append((one, other))
+        joined = (np.moveaxis(np.asarray(x), 0, 2) for x in (q, k, v))
+        found.append(Sample(*(x.reshape(*x.shape[:2], -1, shape.dim) for x in joined)))
         return exact(i, q, k, v)
 
     rotary_model.logits(parameters, rows, shape, attend)
@@ -75,14 +82,14 @@ class Fitted(NamedTuple):
     features: tuple[Any, ...]
 
 
-def fitted(way: Way, samples: list[tuple[np.ndarray, np.ndarray]], seed: int = 0) -> Fitted:
-    """Fit features and centres of groups to queries and keys of other sequences (see `captured`)."""
+def fitted(way: Way, samples: list[Sample], seed: int = 0) -> Fitted:
+    """Fit features and centres of groups to what other sequences gave (see `captured`)."""
     groups: list[Any] = [way.groups or None] * len(samples)
     features: list[Any] = [None] * len(samples)
     seeds = np.random.SeedSequence(seed).spawn(len(samples))
-    for i, (q, k) in enumerate(samples):
+    for i, (q, k, v) in enumerate(samples):
         if way.calibrated:
-            groups[i] = rfk.fit_groups(q, k, way.groups, rng=seeds[i])
+            groups[i] = rfk.fit_groups(q, k, way.groups, v=v)
         if way.features:
             features[i] = rfk.fit(q, k, way.features, rng=seeds[i])
     both = (
