@@ -91,6 +91,18 @@ def test_each_head_of_keys_is_read_by_a_group_of_queries(model: Model) -> None:
     np.testing.assert_allclose(model.logits(attend), model.logits(model.of.exact()), atol=2e-5)
 
 
+def test_one_head_of_keys_is_that_of_the_token_before(model: Model) -> None:
+    """The first layer's last one; its queries begin as keys do, so that a token finds what came after its last use."""
+    other = model.tokens.copy()
+    other[:, 50] = 63 - other[:, 50]
+    one, two = (model.swap.captured(model.parameters, x, model.shape)[0] for x in (model.tokens, other))
+    moved = np.abs(one.k - two.k).max(-1).reshape(2, 2, LENGTH) > 1e-4
+    assert {head: set(np.flatnonzero(moved[head].any(0))) for head in (0, 1)} == {0: {49}, 1: {50}}
+    block = model.parameters["blocks"][0]
+    np.testing.assert_array_equal(block["q"][:, 32:48], block["k"][:, 16:])
+    np.testing.assert_array_equal(block["q"][:, 48:], block["k"][:, 16:])
+
+
 def test_a_window_over_everything_changes_nothing(model: Model) -> None:
     exact = model.logits(model.of.exact())
     for way in ways(model)[::2]:
