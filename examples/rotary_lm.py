@@ -1,7 +1,7 @@
 """Swap the attention of a trained causal model, with no further training, and see what it does to perplexity.
 
-    python examples/rotary_lm.py --quick                 # a model too small to be good, on the sonnets beside this file
-    python examples/rotary_lm.py --text FILE_OR_FOLDER   # minutes to hours; texts/README.md says where more text is
+    python examples/rotary_lm.py --quick                 # on the sonnets beside this file: shows that it runs, no more
+    python examples/rotary_lm.py --text FILE_OR_FOLDER   # half an hour; texts/README.md says where more text is
 
 The model has rotary keys, grouped queries and a first token that all see. It is trained here with exact attention, on
 words, with passages that come again: what makes distant keys matter. Then each way to attend is given the same held-out
@@ -101,7 +101,7 @@ def load_or_train(given: argparse.Namespace, tokens: np.ndarray, shape: Shape, c
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, default=HERE / "texts")
-    parser.add_argument("--quick", action="store_true", help="a small model, trained for seconds")
+    parser.add_argument("--quick", action="store_true", help="a small model and short sequences")
     parser.add_argument("--weights", type=Path, help="file .npz to read the trained model from, or keep it in")
     parser.add_argument("--out", type=Path, help="file .json for the figures")
     parser.add_argument("--seed", type=int, default=0)
@@ -110,7 +110,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     for name, value in (numbers | {"window": 128, "groups": 64, "features": 256}).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--copies", type=float, default=0.3, help="share of a sequence that is copied from before")
-    quick = {"steps": 30, "length": 254, "vocabulary": 512, "layers": 2, "dim": 16, "tests": 1}
+    quick = {"steps": 200, "batch": 4, "length": 254, "vocabulary": 512, "layers": 2, "dim": 16, "tests": 1}
     quick |= {"window": 32, "groups": 32, "features": 64}
     if parser.parse_args(arguments).quick:
         parser.set_defaults(**quick)
@@ -130,7 +130,7 @@ def prepare(given: argparse.Namespace, console: Console) -> Ready:
     tests = {name: drawn(held_out, share, given.tests, 1) for name, share in named.items()}
     ready = Ready(shape, parameters, tests, drawn(tokens, given.copies, 4, 2)[:, :-1])
     share = first_mass(parameters, ready.others, shape)
-    console.print(f"{shape}; the first token receives up to {share:.2f} of a head's attention")
+    console.print(f"{shape}\nThe first token receives up to {share:.2f} of the attention of a head")
     console.print(f"{'perplexity over that of exact attention':<44}" + "".join(f"{name:>14}" for name in tests))
     return ready
 
@@ -144,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
         shown = (value / found[ways[0].label][name] if len(found) > 1 else value for name, value in scores.items())
         console.print(f"{label:<44}" + "".join(f"{x:>14.3f}" for x in shown))
     streamed, label = stream_error(ready, ways[-1]), ways[-1].label
-    console.print(f"{label}: a stream's logits differ from those of one pass by {streamed:.1e} of the largest")
+    console.print(f"{label}, a token at a time: logits differ by {streamed:.1e} of the largest", soft_wrap=True)
     if given.out:
         figures = {"perplexity": found, "stream": streamed, "shape": ready.shape._asdict()}
         given.out.write_text(json.dumps(figures, indent=1))
