@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, matmul, namespace
+from rfkernels._arrays import accumulator, is_jax, matmul, namespace
 from rfkernels._checks import check_finite_arrays, check_kv, check_mask, check_qk
 from rfkernels.fitting import pooled, softmax
 from rfkernels.fitting.choices import check_scale
@@ -22,7 +22,16 @@ _EVEN = 0.1
 """What share of the attention of all is spread evenly when keys are weighed, so that none weighs nothing."""
 
 
-def fit_groups(q: Any, k: Any, count: int, *, v: Any = None, scale: float | None = None, mask: Any = None) -> Groups:
+def fit_groups(
+    q: Any,
+    k: Any,
+    count: int,
+    *,
+    v: Any = None,
+    scale: float | None = None,
+    mask: Any = None,
+    check_finite: bool = True,
+) -> Groups:
     """Divide keys into groups, finely where attention is.
 
     Centres are keys, chosen one after another: each time that for which the squared distance from the nearest centre
@@ -46,7 +55,9 @@ def fit_groups(q: Any, k: Any, count: int, *, v: Any = None, scale: float | None
     scale : float, optional
         Multiplies q·k; 1/√dim by default.
     mask : array of bool, shape (*batch, keys), optional
-        True where a key may be attended.
+        True where a key may be attended: others have no influence. There are groups for each of its batch axes as well.
+    check_finite : bool, default True
+        Whether NaN and infinity are refused.
 
     Returns
     -------
@@ -67,10 +78,11 @@ def fit_groups(q: Any, k: Any, count: int, *, v: Any = None, scale: float | None
     >>> rfk.attention(q, k, v, groups=groups, window=32).shape
     (8, 512, 64)
     """
-    q, k, scale = _checked(q, k, scale, mask)
+    q, k, scale = _checked(q, k, scale, mask, check_finite)
     if v is not None:
         check_kv(k, v)
-        check_finite_arrays(v=v)
+        if check_finite:
+            check_finite_arrays(v=v)
         v = v.astype(k.dtype)
     check_count(count, "count")
     xp, keys = namespace(q, k), k.shape[-2]
@@ -82,18 +94,22 @@ def fit_groups(q: Any, k: Any, count: int, *, v: Any = None, scale: float | None
     groups = Groups(
         _spread_out(xp, matmul(xp, k, metric), k, weight, count), metric, metric, None, xp.asarray(scale, k.dtype)
     )
-    spread, cross = _within(xp, groups, k, v)
+    spread, cross = _within(xp, groups, k, v, weight > 0)
     return groups._replace(spread=spread, cross=cross)
 
 
-def _within(xp: Any, groups: Groups, k: Any, v: Any) -> tuple[Any, Any]:
-    """Return the covariance of keys within their groups, and that of keys and values, divided by the former's mean."""
-    own = (labels(xp, groups, k)[..., None] == xp.arange(groups.size)).astype(k.dtype)
+def _within(xp: Any, groups: Groups, k: Any, v: Any, allowed: Any) -> tuple[Any, Any]:
+    """Return covariances within groups, of keys, and of keys and values, divided by the mean of the former.
+
+    Only keys that are allowed count.
+    """
+    member = (labels(xp, groups, k)[..., None] == xp.arange(groups.size)) & allowed[..., None]
+    own = member.astype(k.dtype)
     total = xp.sum(own, -2)[..., None]
 
     def apart(x: Any) -> Any:
         means = matmul(xp, xp.swapaxes(own, -1, -2), x) / xp.where(total > 0, total, 1)
-        return x - matmul(xp, own, means)
+        return xp.where(allowed[..., None], x - matmul(xp, own, means), 0)
 
     turned = xp.swapaxes(apart(k), -1, -2)
     covariance = matmul(xp, turned, apart(k))
@@ -102,13 +118,15 @@ def _within(xp: Any, groups: Groups, k: Any, v: Any) -> tuple[Any, Any]:
     return covariance / mean, None if v is None else matmul(xp, turned, apart(v)) / mean
 
 
-def heavy_keys(q: Any, k: Any, count: int, *, scale: float | None = None, mask: Any = None) -> Any:
+def heavy_keys(
+    q: Any, k: Any, count: int, *, scale: float | None = None, mask: Any = None, check_finite: bool = True
+) -> Any:
     """Return the positions of the keys that receive the most attention from a sample of queries.
 
     Parameters
     ----------
-    q, k, scale, mask
-        As in `fit_groups`; the sample is 32 of the queries, evenly spaced.
+    q, k, scale, mask, check_finite
+        As in `fit_groups`; the sample is 32 of the queries, evenly spaced. Keys that may not be attended come last.
     count : int
         How many positions; all if there are fewer keys.
 
@@ -122,11 +140,13 @@ def heavy_keys(q: Any, k: Any, count: int, *, scale: float | None = None, mask: 
     TypeError, ValueError
         As `fit_groups`.
     """
-    q, k, scale = _checked(q, k, scale, mask)
+    q, k, scale = _checked(q, k, scale, mask, check_finite)
     check_count(count, "count")
     xp = namespace(q, k)
     mass = _mass(xp, q, k, scale, mask)
-    return xp.sort(xp.argsort(-mass, -1)[..., : min(count, k.shape[-2])], -1)
+    if mask is not None:
+        mass = xp.where(mask, mass, -1)  # weights of others may have vanished, too
+    return xp.sort(xp.argsort(-mass, -1, stable=True)[..., : min(count, k.shape[-2])], -1)
 
 
 def check_count(count: Any, name: str) -> None:
@@ -135,20 +155,25 @@ def check_count(count: Any, name: str) -> None:
         raise ValueError(f"{name} must be a positive integer, got {count!r}")
 
 
-def _checked(q: Any, k: Any, scale: Any, mask: Any) -> tuple[Any, Any, float]:
+def _checked(q: Any, k: Any, scale: Any, mask: Any, check_finite: bool) -> tuple[Any, Any, Any]:
     """Return queries, pooled as keys are shared, and keys in the dtype of sums, and the scale."""
     check_qk(q, k)
-    check_mask(mask, k)
+    check_mask(mask, k, q=q.shape[:-2])
     for name, x in (("q", q), ("k", k)):
         if x.shape[-2] == 0:
             raise ValueError(f"{name} must hold at least one vector, got shape {x.shape}")
-    check_finite_arrays(q=q, k=k)
-    scale = check_scale(scale, q.shape[-1])
-    dtype = accumulator(namespace(q, k), q, k)
+    if check_finite:
+        check_finite_arrays(q=q, k=k)
+    if not is_jax(scale):
+        scale = check_scale(scale, q.shape[-1])
+    xp = namespace(q, k)
+    dtype = accumulator(xp, q, k)
+    if mask is not None:
+        k = xp.broadcast_to(k, (*np.broadcast_shapes(k.shape[:-2], mask.shape[:-1]), *k.shape[-2:]))
     return pooled(q, tuple(k.shape[:-2])).astype(dtype), k.astype(dtype), scale
 
 
-def _mass(xp: Any, q: Any, k: Any, scale: float, mask: Any) -> Any:
+def _mass(xp: Any, q: Any, k: Any, scale: Any, mask: Any) -> Any:
     """Return the attention that each key receives on average from some of the queries."""
     length = q.shape[-2]
     rows = q[..., np.arange(min(_QUERIES, length)) * length // min(_QUERIES, length), :]
@@ -162,7 +187,7 @@ def _mass(xp: Any, q: Any, k: Any, scale: float, mask: Any) -> Any:
 def _some(xp: Any, k: Any, v: Any, weight: Any) -> tuple[Any, Any, Any]:
     """Return the keys that weigh most and evenly spaced ones, half each, with their values and weights."""
     half, keys = _KEYS // 2, k.shape[-2]
-    heaviest = xp.argsort(-weight, -1)[..., :half]
+    heaviest = xp.argsort(-weight, -1, stable=True)[..., :half]
     spaced = xp.broadcast_to(np.arange(half) * keys // half, heaviest.shape)
     chosen = xp.concatenate([heaviest, spaced], -1)
 
@@ -178,10 +203,12 @@ def _spread_out(xp: Any, sent: Any, k: Any, weight: Any, count: int) -> Any:
     batch = np.broadcast_shapes(sent.shape[:-2], k.shape[:-2], weight.shape[:-1])
     sent, k = (xp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (sent, k))
     square = xp.sum(sent * k, -1)
+    first = xp.argmax(weight > 0, -1)[..., None]
 
     def body(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         nearest, picked = carry
         at = xp.argmax(weight * nearest, -1)[..., None]
+        at = xp.where(xp.take_along_axis(weight * nearest, at, -1) > 0, at, first)  # keys that differ may have run out
         product = xp.sum(sent * xp.take_along_axis(k, at[..., None], -2), -1)
         distance = xp.maximum(square - 2 * product + xp.take_along_axis(square, at, -1), 0)
         nearest = xp.where(i == 0, distance, xp.minimum(nearest, distance))
