@@ -231,3 +231,12 @@ def test_the_example_runs(load: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert figures["stream"] < 1e-5
     stored = np.load(weights)
     assert all(stored[name].dtype == np.float16 for name in stored.files)
+
+
+def test_the_benchmark_compares_each_way_once(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES.parent / "benchmarks")
+    ways = load("causal_swap").ways_of(32, [8, 16], 64)
+    assert len({way.label for way in ways}) == len(ways) == 9
+    assert {way.window for way in ways} == {32}
+    assert [way.linear for way in ways] == [False] * 2 + [True] * 7
+    assert sum(way.calibrated for way in ways) == 2
