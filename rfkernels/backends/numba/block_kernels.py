@@ -1,0 +1,233 @@
+"""Tile kernels of passes over blocks: which group a key is of, sums and means of groups, and softmax over tiles.
+
+As in `kernels`: addresses and sizes are 64-bit integers, and packed matrices are padded to whole register tiles.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from llvmlite import ir
+
+from rfkernels.backends.numba.emitter import INT, Emitter
+from rfkernels.backends.numba.jit import Code, Machine, compile_module
+from rfkernels.backends.numba.kernels import SENTINEL, Emit
+from rfkernels.grouping.summaries import LARGEST_BEND
+
+BYTE, SHORT = ir.IntType(8), ir.IntType(32)
+
+
+@cache
+def blockwise(machine: Machine, bits: int) -> Code:
+    """Compile the kernels for elements of `bits` bits."""
+    module = ir.Module(name=f"rfkernels_blocks_{bits}")
+    lanes = machine.lanes(bits)
+
+    def function(name: str, parameters: str, emit: Emit) -> None:
+        emit(Emitter(module, name, parameters, bits, lanes))
+
+    function("fill", "out value count", _fill)
+    function("allowed", "mask stride first last columns out", _allowed)
+    function("pick", "scores row rows columns bias mask stride labels", _pick)
+    function("dots", "x x_row y y_row rows width factor out", _dots)
+    function("scatter", "labels squares k k_row v v_row rows dim width sums sums_row", _scatter)
+    function("touch", "labels count flags list listed", _touch)
+    function("below", "positions count position", _below)
+    function("means", "list count one other row dim width x x_row values values_row term squares", _means)
+    function("place", "list count x x_row dim squares dots xt xt_row bend flags", _place)
+    weigh = "scores row rows columns high step key_term bend along scale shift sums sums_row width den"
+    function("weigh", weigh, lambda e: _weigh(e, bent=False))
+    function("weigh_bent", weigh, lambda e: _weigh(e, bent=True))
+    return compile_module(module, machine.width, keep=True)
+
+
+def _fill(e: Emitter) -> None:
+    """Write one number, found at an address, to `count` elements: a multiple of lanes."""
+    out, value, count = e.arguments
+    given = e.math.splat(e.load(value, e.integer(0)))
+    with e.loop(0, count, e.lanes) as i:
+        e.store_vector(given, out, i)
+    e.finish()
+
+
+def _allowed(e: Emitter) -> None:
+    """Write 0 where a key exists and the mask (bytes; none at address 0) allows it, else the sentinel."""
+    mask, stride, first, last, columns, out = e.arguments
+    b, missing = e.builder, e.scalar(SENTINEL[e.align * 8])
+    with e.loop(0, columns, e.lanes) as c:
+        e.store_vector(e.math.constant(SENTINEL[e.align * 8]), out, c)
+    with e.loop(first, last) as c:
+        e.store(e.scalar(0.0), out, c)
+    with b.if_then(b.icmp_signed("!=", mask, e.integer(0))), e.loop(first, last) as c:
+        given = e.load(e.add(mask, e.mul(c, stride)), e.integer(0), BYTE)
+        e.store(b.select(b.icmp_signed("!=", given, BYTE(0)), e.scalar(0.0), missing), out, c)
+    e.finish()
+
+
+def _pick(e: Emitter) -> None:
+    """Write the first column of the largest score + bias of each row, −1 where the mask does not allow the row."""
+    scores, row, rows, columns, bias, mask, stride, labels = e.arguments
+    m, b = e.math, e.builder
+    lane = ir.Constant(m.vector, [float(i) for i in range(e.lanes)])
+    with e.loop(0, rows) as r:
+        top, at = e.variable(m.constant(SENTINEL[e.align * 8])), e.variable(m.constant(0.0))
+        with e.loop(0, columns, e.lanes) as c:
+            score = m.add(e.load_vector(scores, e.add(e.mul(r, row), c)), e.load_vector(bias, c))
+            better = m.gt(score, top.get())
+            at.set(m.where(better, m.add(m.splat(b.sitofp(c, e.element)), lane), at.get()))
+            top.set(m.where(better, score, top.get()))
+        largest = m.splat(m.reduce_max(top.get()))
+        first = m.where(m.ge(top.get(), largest), m.neg(at.get()), m.constant(SENTINEL[e.align * 8]))
+        found = e.variable(b.fptosi(b.fneg(m.reduce_max(first)), SHORT))
+        with b.if_then(b.icmp_signed("!=", mask, e.integer(0))):
+            given = e.load(e.add(mask, e.mul(r, stride)), e.integer(0), BYTE)
+            found.set(b.select(b.icmp_signed("!=", given, BYTE(0)), found.get(), SHORT(-1)))
+        e.store(found.get(), labels, r)
+    e.finish()
+
+
+def _dots(e: Emitter) -> None:
+    """Take factor · Σ x y along each row."""
+    x, x_row, y, y_row, rows, width, factor, out = e.arguments
+    m, b = e.math, e.builder
+    with e.loop(0, rows) as r:
+        total = e.variable(m.constant(0.0))
+        with e.loop(0, width, e.lanes) as j:
+            left, right = e.load_vector(x, e.add(e.mul(r, x_row), j)), e.load_vector(y, e.add(e.mul(r, y_row), j))
+            total.set(m.fma(left, right, total.get()))
+        e.store(b.fmul(m.reduce_add(total.get()), e.load(factor, e.integer(0))), out, r)
+    e.finish()
+
+
+def _scatter(e: Emitter) -> None:
+    """Add k, v, kᵀ M k and 1 of each key to the row of sums that its label names; none if that is negative."""
+    labels, squares, k, k_row, v, v_row, rows, dim, width, sums, sums_row = e.arguments
+    m, b = e.math, e.builder
+    with e.loop(0, rows) as r:
+        label = b.sext(e.load(labels, r, SHORT), INT)
+        with b.if_then(b.icmp_signed(">=", label, e.integer(0))):
+            start = e.mul(label, sums_row)
+            for source, row, at, size in ((k, k_row, start, dim), (v, v_row, e.add(start, dim), width)):
+                with e.loop(0, size, e.lanes) as j:
+                    value = e.load_vector(source, e.add(e.mul(r, row), j))
+                    e.store_vector(m.add(e.load_vector(sums, e.add(at, j)), value), sums, e.add(at, j))
+            tail = e.add(start, dim, width)
+            e.store(b.fadd(e.load(sums, tail), e.load(squares, r)), sums, tail)
+            e.store(b.fadd(e.load(sums, e.add(tail, 1)), e.scalar(1.0)), sums, e.add(tail, 1))
+    e.finish()
+
+
+def _touch(e: Emitter) -> None:
+    """Put labels that have no flag yet on the list, which has `listed` of them; return how many it has then."""
+    labels, count, flags, names, listed = e.arguments
+    b, length = e.builder, e.variable(listed)
+    with e.loop(0, count) as r:
+        label = e.load(labels, r, SHORT)
+        with b.if_then(b.icmp_signed(">=", label, SHORT(0))):
+            wide = b.sext(label, INT)
+            with b.if_then(b.icmp_signed("==", e.load(flags, wide, BYTE), BYTE(0))):
+                e.store(BYTE(1), flags, wide)
+                e.store(label, names, length.get())
+                length.set(e.add(length.get(), 1))
+    e.finish(length.get())
+
+
+def _below(e: Emitter) -> None:
+    """Return how many of the positions, 64-bit integers in ascending order, are at most this one."""
+    positions, count, position = e.arguments
+    b, found = e.builder, e.variable(e.integer(0))
+    with e.loop(0, count) as i:
+        reached = b.icmp_signed("<=", e.load(positions, i, INT), position)
+        found.set(e.add(found.get(), b.zext(reached, INT)))
+    e.finish(found.get())
+
+
+def _means(e: Emitter) -> None:
+    """Take the means of the groups on the list, of one or two sums: row i of x and squares are of the i-th on the list.
+
+    Values and the log of the number of keys are written to the groups' own places.
+    """
+    names, count, one, other, row, dim, width, x, x_row, values, values_row, term, squares = e.arguments
+    m, b = e.math, e.builder
+    two = b.icmp_signed("!=", other, e.integer(0))
+    other = b.select(two, other, one)
+    share = m.splat(b.select(two, e.scalar(1.0), e.scalar(0.0)))
+
+    def both(index: Any) -> Any:
+        return m.fma(e.load_vector(other, index), share, e.load_vector(one, index))
+
+    with e.loop(0, count) as i:
+        group = b.sext(e.load(names, i, SHORT), INT)
+        start = e.mul(group, row)
+        tail = both(e.add(start, dim, width))
+        keys = m.splat(b.extract_element(tail, SHORT(1)))
+        filled = m.gt(keys, m.constant(0.0))
+        below = m.where(filled, keys, m.constant(1.0))
+        for size, at, out, index in (
+            (dim, start, x, e.mul(i, x_row)),
+            (width, e.add(start, dim), values, e.mul(group, values_row)),
+        ):
+            with e.loop(0, size, e.lanes) as j:
+                e.store_vector(m.div(both(e.add(at, j)), below), out, e.add(index, j))
+        log = m.where(filled, m.log(below), m.constant(SENTINEL[e.align * 8]))
+        e.store(b.extract_element(log, SHORT(0)), term, group)
+        e.store(b.extract_element(m.div(tail, below), SHORT(0)), squares, i)
+    e.finish()
+
+
+def _place(e: Emitter) -> None:
+    """Put the means of the groups on the list into columns, with half of what their squares exceed `dots` by."""
+    names, count, x, x_row, dim, squares, dots, xt, xt_row, bend, flags = e.arguments
+    b = e.builder
+    with e.loop(0, count) as i:
+        group = b.sext(e.load(names, i, SHORT), INT)
+        e.store(BYTE(0), flags, group)
+        apart = b.fsub(e.load(squares, i), e.load(dots, i))
+        apart = b.select(b.fcmp_ordered(">", apart, e.scalar(0.0)), apart, e.scalar(0.0))
+        e.store(b.fmul(apart, e.scalar(0.5)), bend, group)
+        with e.loop(0, dim) as j:
+            e.store(e.load(x, e.add(e.mul(i, x_row), j)), xt, e.add(e.mul(j, xt_row), group))
+    e.finish()
+
+
+def _weigh(e: Emitter, bent: bool) -> None:
+    """Turn dot products into weights and put the rows of `sums` on the new log scale.
+
+    Row r counts columns c < high + step · r. The log-weight is scale · score + key_term and, if bent, what the bend of
+    the key adds to it; the rest is as in `kernels.band`.
+    """
+    scores, row, rows, columns, high, step, key_term, bend, along, scale, shift, sums, sums_row, width, den = e.arguments
+    m, b = e.math, e.builder
+    lane, missing = e.lane_numbers(), m.constant(SENTINEL[e.align * 8])
+    factor = m.splat(e.load(scale, e.integer(0)))
+    absent, most = m.constant(SENTINEL[e.align * 8] / 2), m.constant(LARGEST_BEND)
+    with e.loop(0, rows) as r:
+        last = e.add(high, e.mul(step, r))
+        top = e.variable(m.splat(e.load(shift, r)))
+        steep = m.splat(e.load(along, r)) if bent else None
+        with e.loop(0, columns, e.lanes) as c:
+            index = e.add(e.mul(r, row), c)
+            log = m.fma(factor, e.load_vector(scores, index), e.load_vector(key_term, c))
+            if bent:
+                log = m.add(log, m.minimum(m.mul(steep, e.load_vector(bend, c)), most))
+            seen = b.icmp_signed("<", lane, e.splat_number(b.sub(last, c)))
+            log = m.where(seen, log, missing)
+            top.set(m.maximum(top.get(), log))
+            e.store_vector(log, scores, index)
+        old, new = e.load(shift, r), m.reduce_max(top.get())
+        moved, total = m.splat(new), e.variable(m.constant(0.0))
+        with e.loop(0, columns, e.lanes) as c:
+            index = e.add(e.mul(r, row), c)
+            log = e.load_vector(scores, index)
+            weight = m.where(m.gt(log, absent), m.exp_of_exponent(m.sub(log, moved)), m.constant(0.0))
+            total.set(m.add(total.get(), weight))
+            e.store_vector(weight, scores, index)
+        shrink = m.exp(m.splat(b.fsub(old, new)))
+        single = b.extract_element(shrink, e.integer(0))
+        with b.if_then(b.fcmp_ordered(">", new, old)), e.loop(0, width, e.lanes) as i:
+            index = e.add(e.mul(r, sums_row), i)
+            e.store_vector(m.mul(e.load_vector(sums, index), shrink), sums, index)
+        e.store(b.fadd(b.fmul(e.load(den, r), single), m.reduce_add(total.get())), den, r)
+        e.store(new, shift, r)
+    e.finish()
