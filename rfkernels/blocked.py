@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ from rfkernels._checks import broadcast_batch, check_finite_arrays, check_mask, 
 from rfkernels.backends import Pass, choose
 from rfkernels.features import Features, check_features
 from rfkernels.fitting import check_map
-from rfkernels.grouping import BlockState, Far, Groups, Plan, fit_groups, heavy_keys, plan_for
-from rfkernels.grouping.fitting import check_count
+from rfkernels.grouping import BlockState, Far, Groups, Plan, plan_for
+from rfkernels.grouping.fitting import Steps, check_count, checked, found, heaviest, received
 from rfkernels.grouping.schedule import Rows
 
 
@@ -43,7 +44,8 @@ def attend(
         )
     if check_finite:
         check_finite_arrays(q=q, k=k, v=v)
-    far = _far(q, k, features, groups, mask, causal)
+    sample = _Sample(q, k, mask, _scale(features, groups), choose(backend, q, k, v, mask=mask).steps)
+    far = _far(sample, features, groups, causal)
     shapes = {"features": () if features is None else features.batch}
     if far.groups is not None:
         shapes["groups"] = far.groups.batch
@@ -51,7 +53,7 @@ def attend(
     start = _state(state, far, plan, k, v)
     if start is not None:
         shapes["state"] = start.mask.shape[:-1]
-    positions = _positions(heavy, q, k, mask, far, causal, start)
+    positions = _positions(heavy, sample, causal, start)
     shapes["heavy"] = positions.shape[:-1]
     broadcast_batch(q=q.shape[:-2], k=k.shape[:-2], v=v.shape[:-2], **shapes)
     check_mask(mask, k, q=q.shape[:-2], v=v.shape[:-2], **shapes)
@@ -61,10 +63,40 @@ def attend(
     return chosen.blocks(Rows(q, k, v, seen, positions), far, plan, start, result_dtype(xp, q, k, v))
 
 
-def _far(q: Any, k: Any, features: Features | None, groups: Any, mask: Any, causal: bool) -> Far:
+class _Sample:
+    """Queries and keys that groups and heavy keys are found from; what both need is found once, and only if needed."""
+
+    def __init__(self, q: Any, k: Any, mask: Any, scale: float | None, steps: Steps) -> None:
+        self.q, self.k, self.mask, self.scale, self.steps = q, k, mask, scale, steps
+
+    @cached_property
+    def _found(self) -> tuple[Any, Any, float, Any]:
+        q, k, scale = checked(self.q, self.k, self.scale, self.mask, finite=False)
+        return q, k, scale, received(q, k, scale, self.mask, self.steps)
+
+    def groups(self, count: int) -> Groups:
+        """Do what `fit_groups` does."""
+        q, k, scale, mass = self._found
+        return found(q, k, count, scale, self.mask, 0, self.steps, mass)
+
+    def heavy(self, count: int) -> Any:
+        """Do what `heavy_keys` does."""
+        return heaviest(self._found[-1], count)
+
+
+def _scale(features: Features | None, groups: Any) -> float | None:
+    """Return what multiplies q·k as a number; None, that of attention, if nothing says or JAX traces it."""
+    given = groups if isinstance(groups, Groups) else features
+    try:
+        return None if given is None else float(given.scale)
+    except TypeError:
+        return None
+
+
+def _far(sample: _Sample, features: Features | None, groups: Any, causal: bool) -> Far:
     """Return what stands for far keys."""
     if features is not None:
-        check_features(features, "k", k)
+        check_features(features, "k", sample.k)
         try:
             check_map(features.map)
         except ValueError as error:
@@ -83,9 +115,8 @@ def _far(q: Any, k: Any, features: Features | None, groups: Any, mask: Any, caus
                 "groups must be a Groups in a causal pass, found by rfkernels.fit_groups from other data: centres that "
                 f"come of the sequence itself would let later keys touch earlier outputs; got {groups!r}"
             )
-        scale = None if features is None else _number(features.scale)
-        return Far(fit_groups(q, k, groups, scale=scale, mask=mask), features)
-    _check_groups(groups, k, features)
+        return Far(sample.groups(groups), features)
+    _check_groups(groups, sample.k, features)
     return Far(groups, features)
 
 
@@ -103,17 +134,9 @@ def _check_groups(groups: Groups, k: Any, features: Features | None) -> None:
         raise ValueError(f"groups and features must have one scale, got {groups.scale} and {features.scale}")
 
 
-def _number(scale: Any) -> float | None:
-    """Return a scale as a number; None, that of attention, if JAX traces it."""
-    try:
-        return float(scale)
-    except TypeError:
-        return None
-
-
-def _positions(heavy: Any, q: Any, k: Any, mask: Any, far: Far, causal: bool, state: BlockState | None) -> Any:
+def _positions(heavy: Any, sample: _Sample, causal: bool, state: BlockState | None) -> Any:
     """Return the positions of heavy keys."""
-    keys = k.shape[-2]
+    keys = sample.k.shape[-2]
     if heavy is None:
         return np.zeros(0 if state is None else state.heavy_mask.shape[-1], int)
     if isinstance(heavy, np.ndarray) or is_jax(heavy):
@@ -121,7 +144,7 @@ def _positions(heavy: Any, q: Any, k: Any, mask: Any, far: Far, causal: bool, st
     check_count(heavy, "heavy, if not an array of positions,")
     if causal:
         return np.arange(heavy)
-    return heavy_keys(q, k, heavy, scale=_number(far.scale), mask=mask)
+    return sample.heavy(heavy)
 
 
 def _check_positions(heavy: Any, keys: int, causal: bool) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,31 +66,63 @@ def fit_groups(q: Any, k: Any, count: int, *, scale: float | None = None, mask: 
     >>> rfk.attention(q, k, v, groups=groups, window=32).shape
     (8, 512, 64)
     """
-    q, k, scale = _checked(q, k, scale, mask)
+    q, k, scale = checked(q, k, scale, mask)
     check_count(count, "count")
+    return found(q, k, count, scale, mask, rng, STEPS)
+
+
+class Steps(NamedTuple):
+    """The steps that take time, of which a backend may have faster ones: `xp` comes first, results equal up to rounding.
+
+    Parameters
+    ----------
+    moment : callable
+        ``moment(xp, x)``: Σ x xᵀ along the second to last axis.
+    mass : callable
+        ``mass(xp, rows, k, scale, mask)``: the attention that each key receives on average from these queries.
+    seeded : callable
+        ``seeded(xp, k, metric, weight, uniform)``: the numbers of keys drawn one after another.
+    labels : callable
+        ``labels(xp, groups, k)``: the group of each key.
+    sums : callable
+        ``sums(xp, labels, x, weight, count)``: of each label the sum of weights, and of weighted vectors.
+    """
+
+    moment: Callable[..., Any]
+    mass: Callable[..., Any]
+    seeded: Callable[..., Any]
+    labels: Callable[..., Any]
+    sums: Callable[..., Any]
+
+
+def found(
+    q: Any, k: Any, count: int, scale: float, mask: Any, rng: Any, steps: Steps, mass: Any = None
+) -> Groups:
+    """Do what `fit_groups` does with arguments that were checked, in the dtype of sums; `mass` if it is known."""
     generator = np.random.default_rng(rng)
     xp, keys = namespace(q, k), k.shape[-2]
-    metric = matmul(xp, xp.swapaxes(q, -1, -2), q) / q.shape[-2]
+    metric = steps.moment(xp, q) / q.shape[-2]
     metric = xp.broadcast_to(metric, (*np.broadcast_shapes(q.shape[:-2], k.shape[:-2]), *metric.shape[-2:]))
-    weight = _mass(xp, q, k, scale, mask) + (_EVEN / keys if mask is None else _EVEN / keys * mask)
+    weight = received(q, k, scale, mask, steps) if mass is None else mass
+    weight = weight + _EVEN / keys * (1 if mask is None else mask.astype(k.dtype))
     if keys > _KEYS:
         k, weight = _drawn(xp, k, weight, generator)
-    centres = _seeded(xp, matmul(xp, k, metric), k, weight, generator.random(count))
+    picked = steps.seeded(xp, k, metric, weight, generator.random(count))
+    centres = _taken(xp, k, picked)
     groups = Groups(centres, metric, metric, xp.asarray(scale, k.dtype))
-    share = (labels(xp, groups, k)[..., None] == xp.arange(count)) * weight[..., None]
-    total = xp.sum(share, -2)[..., None]
-    means = matmul(xp, xp.swapaxes(share, -1, -2), k) / xp.where(total > 0, total, 1)
-    groups = groups._replace(centres=xp.where(total > 0, means, centres))
-    return groups._replace(spread=_spread(xp, groups, k))
+    total, sums = steps.sums(xp, steps.labels(xp, groups, k), k, weight, count)
+    total = total[..., None]
+    groups = groups._replace(centres=xp.where(total > 0, sums / xp.where(total > 0, total, 1), centres))
+    return groups._replace(spread=_spread(xp, groups, k, steps))
 
 
-def _spread(xp: Any, groups: Groups, k: Any) -> Any:
+def _spread(xp: Any, groups: Groups, k: Any, steps: Steps) -> Any:
     """Return the covariance of keys within their groups, divided by its mean in the metric."""
-    own = (labels(xp, groups, k)[..., None] == xp.arange(groups.size)).astype(k.dtype)
-    total = xp.sum(own, -2)[..., None]
-    means = matmul(xp, xp.swapaxes(own, -1, -2), k) / xp.where(total > 0, total, 1)
-    apart = k - matmul(xp, own, means)
-    covariance = matmul(xp, xp.swapaxes(apart, -1, -2), apart)
+    own = steps.labels(xp, groups, k)
+    total, sums = steps.sums(xp, own, k, xp.ones(own.shape, k.dtype), groups.size)
+    means = sums / xp.where(total > 0, total, 1)[..., None]
+    apart = k - _taken(xp, means, own)
+    covariance = steps.moment(xp, apart)
     mean = xp.sum(covariance * groups.metric, (-1, -2))
     return covariance / xp.where(mean > 0, mean, 1)[..., None, None]
 
@@ -115,11 +147,24 @@ def heavy_keys(q: Any, k: Any, count: int, *, scale: float | None = None, mask: 
     TypeError, ValueError
         As `fit_groups`.
     """
-    q, k, scale = _checked(q, k, scale, mask)
+    q, k, scale = checked(q, k, scale, mask)
     check_count(count, "count")
-    xp = namespace(q, k)
-    mass = _mass(xp, q, k, scale, mask)
-    return xp.sort(xp.argsort(-mass, -1)[..., : min(count, k.shape[-2])], -1)
+    return heaviest(received(q, k, scale, mask, STEPS), count)
+
+
+def heaviest(mass: Any, count: int) -> Any:
+    """Return the positions of the keys that receive the most attention."""
+    xp, count = namespace(mass), min(count, mass.shape[-1])
+    return xp.sort(_largest(xp, mass, count), -1)
+
+
+def _largest(xp: Any, x: Any, count: int) -> Any:
+    """Return the positions of the largest numbers along the last axis, in descending order."""
+    if xp is not np or count == x.shape[-1]:
+        return xp.argsort(-x, -1)[..., :count]
+    some = np.argpartition(-x, count - 1, -1)[..., :count]
+    order = np.argsort(-np.take_along_axis(x, some, -1), -1)
+    return np.take_along_axis(some, order, -1)
 
 
 def check_count(count: Any, name: str) -> None:
@@ -128,23 +173,33 @@ def check_count(count: Any, name: str) -> None:
         raise ValueError(f"{name} must be a positive integer, got {count!r}")
 
 
-def _checked(q: Any, k: Any, scale: Any, mask: Any) -> tuple[Any, Any, float]:
+def checked(q: Any, k: Any, scale: Any, mask: Any, finite: bool = True) -> tuple[Any, Any, float]:
     """Return queries, pooled as keys are shared, and keys in the dtype of sums, and the scale."""
     check_qk(q, k)
     check_mask(mask, k)
     for name, x in (("q", q), ("k", k)):
         if x.shape[-2] == 0:
             raise ValueError(f"{name} must hold at least one vector, got shape {x.shape}")
-    check_finite_arrays(q=q, k=k)
+    if finite:
+        check_finite_arrays(q=q, k=k)
     scale = check_scale(scale, q.shape[-1])
     dtype = accumulator(namespace(q, k), q, k)
-    return pooled(q, tuple(k.shape[:-2])).astype(dtype), k.astype(dtype), scale
+    q, k = (x if x.dtype == dtype else x.astype(dtype) for x in (pooled(q, tuple(k.shape[:-2])), k))
+    return q, k, scale
 
 
-def _mass(xp: Any, q: Any, k: Any, scale: float, mask: Any) -> Any:
+def received(q: Any, k: Any, scale: float, mask: Any, steps: Steps) -> Any:
     """Return the attention that each key receives on average from some of the queries."""
     length = q.shape[-2]
     rows = q[..., np.arange(min(_QUERIES, length)) * length // min(_QUERIES, length), :]
+    return steps.mass(namespace(q, k), rows, k, scale, mask)
+
+
+def _moment(xp: Any, x: Any) -> Any:
+    return matmul(xp, xp.swapaxes(x, -1, -2), x)
+
+
+def _mass(xp: Any, rows: Any, k: Any, scale: float, mask: Any) -> Any:
     logits = scale * matmul(xp, rows, xp.swapaxes(k, -1, -2))
     if mask is not None:
         logits = xp.where(mask[..., None, :], logits, xp.finfo(logits.dtype).min)
@@ -155,14 +210,28 @@ def _mass(xp: Any, q: Any, k: Any, scale: float, mask: Any) -> Any:
 def _drawn(xp: Any, k: Any, weight: Any, generator: np.random.Generator) -> tuple[Any, Any]:
     """Return keys drawn without replacement in proportion to their weight, each of which then weighs the same."""
     noise = xp.asarray(generator.gumbel(size=k.shape[-2]), k.dtype)
-    chosen = xp.argsort(-(xp.log(xp.maximum(weight, xp.finfo(weight.dtype).tiny)) + noise), -1)[..., :_KEYS]
-    batch = np.broadcast_shapes(k.shape[:-2], chosen.shape[:-1])
-    wide = xp.broadcast_to(k, (*batch, *k.shape[-2:]))
-    return xp.take_along_axis(wide, chosen[..., None], -2), xp.ones(chosen.shape, k.dtype)
+    chosen = _largest(xp, xp.log(xp.maximum(weight, xp.finfo(weight.dtype).tiny)) + noise, _KEYS)
+    return _taken(xp, k, chosen), xp.ones(chosen.shape, k.dtype)
 
 
-def _seeded(xp: Any, sent: Any, k: Any, weight: Any, uniform: Any) -> Any:
-    """Return keys drawn in proportion to weight times squared distance; `sent` is M k."""
+def _taken(xp: Any, x: Any, positions: Any) -> Any:
+    """Return rows at positions (*batch, count) of an array (*batch, length, width)."""
+    batch = np.broadcast_shapes(x.shape[:-2], positions.shape[:-1])
+    x = xp.broadcast_to(x, (*batch, *x.shape[-2:]))
+    positions = xp.broadcast_to(positions, (*batch, positions.shape[-1]))
+    if xp is np:  # whole rows at once, where take_along_axis looks up every element
+        return x[(*np.ogrid[tuple(slice(n) for n in (*batch, 1))][:-1], positions)]
+    return xp.take_along_axis(x, positions[..., None], -2)
+
+
+def _sums(xp: Any, labels: Any, x: Any, weight: Any, count: int) -> tuple[Any, Any]:
+    share = (labels[..., None] == xp.arange(count)) * weight[..., None]
+    return xp.sum(share, -2), matmul(xp, xp.swapaxes(share, -1, -2), x)
+
+
+def _seeded(xp: Any, k: Any, metric: Any, weight: Any, uniform: Any) -> Any:
+    """Return the numbers of keys drawn in proportion to weight times squared distance."""
+    sent = matmul(xp, k, metric)
     count, keys = len(uniform), k.shape[-2]
     uniform = xp.asarray(uniform, k.dtype)
     batch = np.broadcast_shapes(sent.shape[:-2], k.shape[:-2], weight.shape[:-1])
@@ -183,7 +252,7 @@ def _seeded(xp: Any, sent: Any, k: Any, weight: Any, uniform: Any) -> Any:
 
     start = xp.ones((*batch, keys), k.dtype), xp.zeros((*batch, count), int)
     _, picked = _repeated(xp, count, body, start)
-    return xp.take_along_axis(k, picked[..., None], -2)
+    return picked
 
 
 def _repeated(xp: Any, count: int, body: Callable[[Any, Any], Any], start: Any) -> Any:
@@ -192,3 +261,7 @@ def _repeated(xp: Any, count: int, body: Callable[[Any, Any], Any], start: Any) 
     for i in range(count):
         start = body(i, start)
     return start
+
+
+STEPS = Steps(_moment, _mass, _seeded, labels, _sums)
+"""The steps for any kind of array."""

@@ -12,6 +12,7 @@ from rfkernels._checks import check_finite_arrays
 from rfkernels.backends import Backend, Pass
 from rfkernels.backends.numba import passes
 from rfkernels.backends.numba.blocks import blocks
+from rfkernels.backends.numba.group_steps import STEPS
 from rfkernels.backends.numba.jit import host_width, machine
 from rfkernels.backends.numba.packed import packed
 from rfkernels.backends.numba.packing import Layout, layout, pack_weights, to_internal, to_state
@@ -124,6 +125,6 @@ def _read(state: State, q: Any, features: Features, full: bool, check: bool, dty
     return Pass(out, log, sign, state)
 
 
-BACKEND = Backend("numba", _attend, _write, _read, blocks)
+BACKEND = Backend("numba", _attend, _write, _read, blocks, STEPS)
 
 __all__ = ["BACKEND", "describe"]

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import matmul
+from rfkernels.backends.numba import schedule
 from rfkernels.backends.numba.kernels import SENTINEL
+from rfkernels.backends.numba.packing import address
+from rfkernels.backends.numba.schedule import BlockPlan
 from rfkernels.grouping import BlockState, Far, Groups, Plan
 from rfkernels.grouping.schedule import Rows
 from rfkernels.state import State
@@ -146,24 +148,23 @@ class Packed(NamedTuple):
     numbers: Any
 
 
-def pack_groups(groups: Groups, dtype: Any, dim_pad: int, groups_pad: int) -> Packed:
+def pack_groups(p: BlockPlan, groups: Groups, dtype: Any) -> Packed:
     """Fold the metric into centres, and pad."""
-    sets, dim, size = math.prod(groups.batch), groups.dim, groups.size
-    centres, metric = (np.asarray(x, dtype) for x in (groups.centres, groups.metric))
-    drawn = matmul(np, centres, metric)
-    offset = np.full((sets, groups_pad), SENTINEL[np.dtype(dtype).itemsize * 8], dtype)
-    offset[:, :size] = -(np.sum(drawn * centres, -1) / 2).reshape(sets, size)
-    columns = np.zeros((sets, dim, groups_pad), dtype)
-    columns[..., :size] = np.swapaxes(drawn, -1, -2).reshape(sets, dim, size)
-
-    def square(x: Any) -> Any:
-        wide = np.zeros((sets, dim, dim_pad), dtype)
-        wide[..., :dim] = np.broadcast_to(np.asarray(x, dtype), (*groups.batch, dim, dim)).reshape(sets, dim, dim)
-        return wide
-
+    sets, dim, size, missing = math.prod(groups.batch), groups.dim, groups.size, SENTINEL[p.element * 8]
+    centres = np.zeros((sets, p.groups_pad, p.dim_pad), dtype)
+    centres[:, :size, :dim] = np.asarray(groups.centres, dtype).reshape(sets, size, dim)
+    metric, spread = (np.zeros((sets, p.dim_pad, p.dim_pad), dtype) for _ in range(2))
+    for wide, given in ((metric, groups.metric), (spread, groups.spread)):
+        wide[:, :dim, :dim] = np.broadcast_to(given, (*groups.batch, dim, dim)).reshape(sets, dim, dim)
+    drawn = np.empty_like(centres)
+    # Not NumPy's product: its threads would go on to spin for a while on the cores that ours need.
+    for x, y, out in zip(centres, metric, drawn, strict=True):
+        schedule.multiply(p, address(x), address(y), address(out), p.groups_pad)
+    offset = np.full((sets, p.groups_pad), missing, dtype)
+    offset[:, :size] = -np.sum(drawn * centres, -1)[:, :size] / 2
     scale = float(groups.scale)
-    numbers = np.array([1.0, scale, scale**2, SENTINEL[np.dtype(dtype).itemsize * 8]], dtype)
-    return Packed(columns, offset, square(groups.metric), square(groups.spread), numbers)
+    numbers = np.array([1.0, scale, scale**2, missing], dtype)
+    return Packed(np.ascontiguousarray(np.swapaxes(drawn, 1, 2)), offset, metric, spread, numbers)
 
 
 def heavy_tiles(given: Inputs, dim_pad: int, width_pad: int, heavy_pad: int) -> tuple[Any, Any, Any, Any]:

@@ -36,6 +36,9 @@ def blockwise(machine: Machine, bits: int) -> Code:
     function("below", "positions count position", _below)
     function("means", "list count one other row dim width x x_row values values_row term squares", _means)
     function("place", "list count x x_row dim squares dots xt xt_row bend flags", _place)
+    function("share", "scores row rows columns den out", _share)
+    function("reached", "total keys uniform at picked", _reached)
+    function("approach", "xt tile dim chosen squares own weight nearest total keys first", _approach)
     weigh = "scores row rows columns high step key_term bend along scale shift sums sums_row width den"
     function("weigh", weigh, lambda e: _weigh(e, bent=False))
     function("weigh_bent", weigh, lambda e: _weigh(e, bent=True))
@@ -230,4 +233,67 @@ def _weigh(e: Emitter, bent: bool) -> None:
             e.store_vector(m.mul(e.load_vector(sums, index), shrink), sums, index)
         e.store(b.fadd(b.fmul(e.load(den, r), single), m.reduce_add(total.get())), den, r)
         e.store(new, shift, r)
+    e.finish()
+
+
+def _share(e: Emitter) -> None:
+    """Take the mean over rows of scores / den, column by column; rows whose denominator is zero count as zeros."""
+    scores, row, rows, columns, den, out = e.arguments
+    m, b = e.math, e.builder
+    with e.loop(0, columns, e.lanes) as c:
+        total = e.variable(m.constant(0.0))
+        with e.loop(0, rows) as r:
+            below = e.load(den, r)
+            nothing = b.fcmp_ordered("==", below, e.scalar(0.0))
+            factor = b.select(nothing, e.scalar(0.0), b.fdiv(e.scalar(1.0), b.select(nothing, e.scalar(1.0), below)))
+            total.set(m.fma(e.load_vector(scores, e.add(e.mul(r, row), c)), m.splat(factor), total.get()))
+        mean = m.div(total.get(), m.splat(b.sitofp(rows, e.element)))
+        e.store_vector(mean, out, c)
+    e.finish()
+
+
+def _reached(e: Emitter) -> None:
+    """Return the first key whose total reaches a share `uniform` of the last one; note it as the at-th picked."""
+    total, keys, uniform, at, picked = e.arguments
+    b = e.builder
+    last = b.sub(keys, e.integer(1))
+    wanted = b.fmul(e.load(uniform, at), e.load(total, last))
+    low, high = e.variable(e.integer(0)), e.variable(last)
+    # Totals never fall: halve what is left, as often as the bits of an index say.
+    with e.loop(0, 32):
+        middle = b.ashr(e.add(low.get(), high.get()), e.integer(1))
+        short = b.and_(b.fcmp_ordered("<", e.load(total, middle), wanted), e.less(low.get(), high.get()))
+        low.set(b.select(short, e.add(middle, 1), low.get()))
+        high.set(b.select(short, high.get(), middle))
+    e.store(b.trunc(low.get(), SHORT), picked, at)
+    e.finish(low.get())
+
+
+def _approach(e: Emitter) -> None:
+    """Lower each key's distance from the nearest chosen one, where the one at `chosen` is nearer, and add up again.
+
+    The distance is square − 2 xᵀ chosen + own, x being a column of a tile, whose width is a power of two; the first is
+    taken as it is. Totals are of weight times distance, up to each key.
+    """
+    xt, tile, dim, chosen, squares, own, weight, nearest, total, keys, first = e.arguments
+    m, b = e.math, e.builder
+    most = b.select(b.icmp_signed("!=", first, e.integer(0)), e.scalar(-SENTINEL[e.align * 8]), e.scalar(0.0))
+    itself, lift, step = m.splat(e.load(own, e.integer(0))), m.splat(most), 4
+    with e.loop(0, keys, step * e.lanes) as c:
+        whole = b.and_(c, b.neg(tile))
+        base = e.add(e.mul(whole, dim), b.sub(c, whole))
+        products = [e.variable(m.constant(0.0)) for _ in range(step)]
+        with e.loop(0, dim) as j:
+            value, start = m.splat(e.load(chosen, j)), e.add(base, e.mul(j, tile))
+            for i, product in enumerate(products):
+                product.set(m.fma(e.load_vector(xt, e.add(start, i * e.lanes)), value, product.get()))
+        for i, product in enumerate(products):
+            at = e.add(c, i * e.lanes)
+            distance = m.fma(product.get(), m.constant(-2.0), m.add(e.load_vector(squares, at), itself))
+            distance = m.maximum(distance, m.constant(0.0))
+            e.store_vector(m.minimum(m.maximum(e.load_vector(nearest, at), lift), distance), nearest, at)
+    running = e.variable(e.scalar(0.0))
+    with e.loop(0, keys) as i:
+        running.set(b.fadd(running.get(), b.fmul(e.load(weight, i), e.load(nearest, i))))
+        e.store(running.get(), total, i)
     e.finish()

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import math
-import threading
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from rfkernels._arrays import accumulator, dtype_name
 from rfkernels.backends import Pass, numpy
-from rfkernels.backends.numba import kernels, schedule, threads
+from rfkernels.backends.numba import schedule, threads
 from rfkernels.backends.numba.block_inputs import Inputs, Packed, begin, finish, heavy_tiles, pack_groups
-from rfkernels.backends.numba.block_kernels import blockwise
-from rfkernels.backends.numba.jit import machine
-from rfkernels.backends.numba.packing import TILE, address, addresses, placed, up
+from rfkernels.backends.numba.block_layout import layout, scratch, tasks
+from rfkernels.backends.numba.packing import TILE, address, up
 from rfkernels.backends.numba.passes import log_normalizers, outputs, query_heads
-from rfkernels.backends.numba.schedule import BlockPlan, BlockScratch, BlockTask, Group
+from rfkernels.backends.numba.schedule import BlockPlan, BlockTask, Group
 from rfkernels.grouping import BlockState, Far, Plan
 from rfkernels.grouping.schedule import Rows
 from rfkernels.state import State
 
 _SERIAL_WORK = 1 << 21
 """Multiplications below which handing work to other threads costs more than it saves."""
-
-_BAND = 192
-"""Near keys in a tile at most."""
 
 _CHUNK = 16
 """Blocks in a chunk at least."""
@@ -89,148 +84,50 @@ def _whole(given: Inputs, far: Far, plan: Plan, q: Any, out: Any, logs: Any) -> 
     assert far.groups is not None
     heads, keys = math.prod(given.batch), given.k.shape[-2]
     names = tuple(dtype_name(x.dtype) for x in (q, given.k, given.v, out))
-    p, code = _plan(plan, names, given, far.groups.size)
-    packed = pack_groups(far.groups, given.dtype, p.dim_pad, p.groups_pad)
-    heavy = heavy_tiles(given, p.dim_pad, p.width_pad, p.heavy_pad)
-    labels, squares = np.empty((heads, keys), np.int32), np.empty((heads, keys), given.dtype)
-    zeros = np.zeros(max(p.dim_pad, p.width_pad), given.dtype)
-    every = np.arange(p.groups, dtype=np.int32)
-    sets = np.broadcast_to(
-        np.arange(math.prod(far.groups.batch)).reshape(far.groups.batch), given.batch
-    ).ravel()
-    found = [addresses(x, given.batch, own) for x, own in ((given.k, 2), (given.v, 2))]
-    mask = [0] * heads if given.mask is None else addresses(given.mask, given.batch, 1)
-
-    def at(x: Any, i: int) -> int:
-        return address(x) + i * x.strides[0]
-
-    base = [
-        BlockTask(
-            k=found[0][i],
-            k_row=given.k.strides[-2],
-            k_column=given.k.strides[-1],
-            v=found[1][i],
-            v_row=given.v.strides[-2],
-            v_column=given.v.strides[-1],
-            mask=mask[i],
-            mask_row=0 if given.mask is None else given.mask.strides[-1],
-            q_row=q.strides[-2],
-            q_column=q.strides[-1],
-            out_row=out.strides[-2],
-            keys=keys,
-            k_plain=_plain(given.k, given.dtype, p.dim_pad),
-            v_plain=_plain(given.v, given.dtype, p.width_pad),
-            labels=at(labels, i),
-            squares=at(squares, i),
-            every=address(every),
-            drawn=at(packed.drawn, sets[i]),
-            offset=at(packed.offset, sets[i]),
-            metric=at(packed.metric, sets[i]),
-            spread=at(packed.spread, sets[i]),
-            numbers=address(packed.numbers),
-            zeros=address(zeros),
-            heavy_xt=at(heavy[0], i),
-            heavy_v=at(heavy[1], i),
-            heavy_term=at(heavy[2], i),
-            heavy_positions=at(heavy[3], i),
-            before=0,
-            after=0,
-            shelf=0,
-            together=1,
-            absorbed=0,
-            until=0,
-            delta=keys - q.shape[-2] if plan.causal else 0,
-            groups=0,
-        )
-        for i in range(heads)
-    ]
-    groups = query_heads(q, out, logs, given.batch)
-    base = [task._replace(groups=len(group.q)) for task, group in zip(base, groups, strict=True)]
-    arrays = (zeros, every, q, out, logs)
-    count = threads.thread_count()
-    return Whole(p, code, given, packed, heavy, groups, base, labels, squares, arrays, q.shape[-2], count)
-
-
-def _plain(x: Any, dtype: Any, wanted: int) -> int:
-    """Whether tiles of an array can be read where they lie: full rows of elements, one after the other."""
-    width, size = x.shape[-1], np.dtype(dtype).itemsize
-    return int(x.dtype == dtype and width == wanted and x.strides[-2:] == (width * size, size) and x.flags.aligned)
-
-
-def _plan(plan: Plan, names: tuple[str, ...], given: Inputs, groups: int) -> tuple[BlockPlan, Any]:
-    """Lay out a pass over arrays of the dtypes named (q, k, v and the output)."""
-    target, bits = machine(), np.dtype(given.dtype).itemsize * 8
-    code = kernels.shared(target, bits), blockwise(target, bits)
-    found = {**code[0].addresses, **code[1].addresses}
-    step = math.lcm(target.rows, target.vectors * target.lanes(bits))
-    q, k, v, out = names
-    dim, width, heavy = given.k.shape[-1], given.v.shape[-1], given.positions.shape[-1]
-    packs = {
-        "pack_q": found[f"pack_{q}"],
-        "pack_k": found[f"pack_{k}"],
-        "pack_v": found[f"pack_{v}"],
-        "unpack": found[f"unpack_{out}"],
-    }
-    functions = {name: found[name] for name in BlockPlan._fields if name in found}
     near = 0 if plan.reach is None else (plan.reach + 1 + (0 if plan.causal else plan.reach)) * plan.block
-    return BlockPlan(
-        **functions,
-        **packs,
-        element=bits // 8,
-        tile=TILE,
-        band_tile=up(min(near, _BAND), step),
-        row_step=target.rows,
-        column_step=step,
-        dim=dim,
-        dim_pad=up(dim, step),
-        width=width,
-        width_pad=up(width, step),
-        groups=groups,
-        groups_pad=up(groups, step),
-        sums_row=up(dim, step) + up(width, step) + step,
-        heavy=heavy,
-        heavy_pad=up(heavy, step),
+    p, code = layout(
+        names,
+        given.dtype,
+        dim=given.k.shape[-1],
+        width=given.v.shape[-1],
+        groups=far.groups.size,
+        heavy=given.positions.shape[-1],
+        near=near,
         block=plan.block,
         reach=-1 if plan.reach is None else plan.reach,
         causal=int(plan.causal),
-    ), code
-
-
-_memory = threading.local()
-
-
-def _scratch(p: BlockPlan, shared: int) -> BlockScratch:
-    """Return this thread's working memory, kept between calls."""
-    known = getattr(_memory, "scratch", None)
-    if known is not None and known[0] == (p, shared):
-        return cast(BlockScratch, known[1])
-    x, far = p.dim_pad + p.column_step, p.groups_pad + p.column_step
-    tile, queries = max(p.band_tile, up(p.tile, p.column_step)), up(shared * p.tile, p.column_step)
-    sizes = {
-        "x": tile * x,
-        "xt": p.dim_pad * (p.band_tile + p.column_step),
-        "v": tile * p.width_pad,
-        "term": tile,
-        "y": queries * p.dim_pad,
-        "scores": max(p.tile * far, p.row_step * (max(p.band_tile, p.heavy_pad) + p.column_step)),
-        "query": queries * x,
-        "along": queries,
-        "out": queries * p.width_pad,
-        "denominator": queries,
-        "top": queries,
-        "list": p.groups_pad,
-        "flags": p.groups_pad,
-        "mean": p.groups_pad * p.dim_pad,
-        "mean_y": p.groups_pad * p.dim_pad,
-        "squares": p.groups_pad,
-        "dots": p.groups_pad,
-        "far_xt": p.dim_pad * far,
-        "far_v": p.groups_pad * p.width_pad,
-        "far_term": p.groups_pad,
-        "far_bend": p.groups_pad,
+    )
+    packed = pack_groups(p, far.groups, given.dtype)
+    heavy = heavy_tiles(given, p.dim_pad, p.width_pad, p.heavy_pad)
+    labels, squares = np.empty((heads, keys), np.int32), np.empty((heads, keys), given.dtype)
+    constants = np.zeros(max(p.dim_pad, p.width_pad), given.dtype), np.arange(p.groups, dtype=np.int32)
+    own = np.arange(math.prod(far.groups.batch)).reshape(far.groups.batch)
+    sets = np.broadcast_to(own, given.batch).ravel()
+    groups = query_heads(q, out, logs, given.batch)
+    same = {
+        "numbers": address(packed.numbers),
+        "zeros": address(constants[0]),
+        "every": address(constants[1]),
+        "q_row": q.strides[-2],
+        "q_column": q.strides[-1],
+        "out_row": out.strides[-2],
+        "delta": keys - q.shape[-2] if plan.causal else 0,
+        "groups": len(groups[0].q) if groups else 1,
     }
-    _memory.scratch = (p, shared), BlockScratch(**placed(_memory, sizes, p.element))
-    return cast(BlockScratch, _memory.scratch[1])
+    by_set = {name: getattr(packed, name) for name in ("drawn", "offset", "metric", "spread")}
+    by_head = {"labels": labels, "squares": squares}
+    by_head |= dict(zip(("heavy_xt", "heavy_v", "heavy_term", "heavy_positions"), heavy, strict=True))
+
+    def placed(arrays: dict[str, Any], i: int) -> dict[str, int]:
+        return {name: address(x) + i * x.strides[0] for name, x in arrays.items()}
+
+    base = [
+        task._replace(**same, **placed(by_set, sets[i]), **placed(by_head, i))
+        for i, task in enumerate(tasks(p, given.batch, given.dtype, given.k, given.v, given.mask))
+    ]
+    arrays = (constants, q, out, logs)
+    count = threads.thread_count()
+    return Whole(p, code, given, packed, heavy, groups, base, labels, squares, arrays, q.shape[-2], count)
 
 
 def _chunks(w: Whole, length: int) -> list[tuple[int, int]]:
@@ -255,7 +152,7 @@ def _run(w: Whole) -> Any:
     pieces = np.zeros((len(cuts) - 1 if needed else 0, heads, p.groups, p.sums_row), w.given.dtype)
 
     def first(head: int, piece: int) -> int:
-        s, t, low, high = _scratch(p, w.shared), w.base[head], cuts[piece], cuts[piece + 1]
+        s, t, low, high = scratch(p, w.shared), w.base[head], cuts[piece], cuts[piece + 1]
         schedule.assign(p, s, t, low, high)
         return schedule.gather(p, s, t, low, high, address(pieces[piece, head])) if needed else 0
 
@@ -278,7 +175,7 @@ def _run(w: Whole) -> Any:
             absorbed=starts[chunk],
             until=until if chunk == len(spans) - 1 else 0,
         )
-        return schedule.blocks(p, _scratch(p, w.shared), task, w.groups[head], low, high)
+        return schedule.blocks(p, scratch(p, w.shared), task, w.groups[head], low, high)
 
     threads.run([partial(second, head, chunk) for chunk in range(len(spans)) for head in range(heads)], count)
     return before[-1]

@@ -540,6 +540,9 @@ class BlockPlan(NamedTuple):
     place: int
     weigh: int
     weigh_bent: int
+    share: int
+    reached: int
+    approach: int
     element: int
     tile: int
     band_tile: int
@@ -654,7 +657,7 @@ def _packed(
 
 @_jit
 def assign(p: BlockPlan, s: BlockScratch, t: BlockTask, low: int, high: int) -> int:
-    """Label keys low <= i < high, and take their squares."""
+    """Label keys low <= i < high, and take their squares where there is room for them."""
     i, scores_row = low, p.groups_pad + p.column_step
     one = t.numbers + _ONE * p.element
     while i < high:
@@ -664,8 +667,9 @@ def assign(p: BlockPlan, s: BlockScratch, t: BlockTask, low: int, high: int) -> 
         call(p.gemm, (x, x_row, 1, t.drawn, p.groups_pad, s.scores, scores_row, rows, p.groups_pad, p.dim))
         mask = 0 if t.mask == 0 else t.mask + i * t.mask_row
         call(p.pick, (s.scores, scores_row, n, p.groups_pad, t.offset, mask, t.mask_row, t.labels + 4 * i))
-        call(p.gemm, (x, x_row, 1, t.metric, p.dim_pad, s.y, p.dim_pad, rows, p.dim_pad, p.dim))
-        call(p.dots, (x, x_row, s.y, p.dim_pad, n, p.dim_pad, one, t.squares + i * p.element))
+        if t.squares != 0:
+            call(p.gemm, (x, x_row, 1, t.metric, p.dim_pad, s.y, p.dim_pad, rows, p.dim_pad, p.dim))
+            call(p.dots, (x, x_row, s.y, p.dim_pad, n, p.dim_pad, one, t.squares + i * p.element))
         i += n
     return 0
 
@@ -873,3 +877,76 @@ def blocks(p: BlockPlan, s: BlockScratch, t: BlockTask, g: Group, low: int, high
         i += n
     gather(p, s, t, absorbed, t.until, t.before)
     return 0
+
+
+@_jit
+def mass(p: BlockPlan, s: BlockScratch, t: BlockTask, q: int, count: int, out: int) -> int:
+    """Write the attention that each key receives on average from `count` queries; the keys are gone through twice."""
+    rows, row, near_row = _up(count, p.row_step), p.band_tile + p.column_step, p.band_tile + p.column_step
+    q_row, e = p.dim_pad + p.column_step, p.element
+    call(p.pack_q, (q, t.q_row, t.q_column, 0, count, rows, p.dim, t.zeros, s.query, q_row))
+    call(p.fill, (s.top, t.numbers + _LOWEST * e, _up(rows, p.column_step)))
+    for den in (s.denominator, s.along):
+        call(p.fill, (den, t.zeros, _up(rows, p.column_step)))
+        start = 0
+        while start < t.keys:
+            n = min(p.band_tile, t.keys - start)
+            columns = _up(n, p.column_step)
+            x, x_row = _packed(p, t, 0, start, n, columns, 1, s.x)
+            masked = 0 if t.mask == 0 else t.mask + start * t.mask_row
+            call(p.allowed, (masked, t.mask_row, 0, n, columns, s.term))
+            call(p.transpose, (x, x_row, s.xt, near_row, columns, p.dim_pad))
+            call(p.gemm, (s.query, q_row, 1, s.xt, near_row, s.scores, row, rows, columns, p.dim))
+            limits, scale = (row, rows, columns, columns, 0), t.numbers + _SCALE * e
+            call(p.weigh, (s.scores, *limits, s.term, 0, 0, scale, s.top, s.out, 0, 0, den))
+            if den == s.along:
+                call(p.share, (s.scores, row, count, columns, s.denominator, s.term))
+                call(p.copy, (s.term, out + start * e, n))
+            start += n
+    return 0
+
+
+@_jit
+def seed(
+    p: BlockPlan, s: BlockScratch, t: BlockTask, weight: int, uniform: int, count: int, room: tuple[int, int, int, int]
+) -> int:
+    """Draw `count` keys, each in proportion to weight times squared distance from the nearest before.
+
+    There is room for the keys' products with the metric as columns, a tile after the other, for distances (ones at
+    first), for totals (of the weights at first) and for the numbers of the keys drawn.
+    """
+    xt, nearest, total, picked = room
+    one = t.numbers + _ONE * p.element
+    i = 0
+    while i < t.keys:
+        n = min(p.tile, t.keys - i)
+        rows = _up(n, p.column_step)
+        x, x_row = _packed(p, t, 0, i, n, rows, 1, s.x)
+        call(p.gemm, (x, x_row, 1, t.metric, p.dim_pad, s.y, p.dim_pad, rows, p.dim_pad, p.dim))
+        call(p.dots, (x, x_row, s.y, p.dim_pad, n, p.dim_pad, one, t.squares + i * p.element))
+        call(p.transpose, (s.y, p.dim_pad, xt + i * p.dim_pad * p.element, p.tile, rows, p.dim_pad))
+        i += n
+    for drawn in range(count):
+        at = call(p.reached, (total, t.keys, uniform, drawn, picked))
+        x, _ = _packed(p, t, 0, at, 1, 1, 0, s.x)
+        given = (xt, p.tile, p.dim_pad, x, t.squares, t.squares + at * p.element, weight)
+        call(p.approach, (*given, nearest, total, t.keys, int(drawn == 0)))
+    return 0
+
+
+@_jit
+def moment(p: BlockPlan, s: BlockScratch, t: BlockTask, out: int) -> int:
+    """Add Σ k kᵀ of all keys to a padded square."""
+    i, rows = 0, _up(p.dim, p.row_step)
+    while i < t.keys:
+        n = min(p.tile, t.keys - i)
+        x, x_row = _packed(p, t, 0, i, n, n, 0, s.x)
+        call(p.gemm_add, (x, 1, x_row, x, x_row, out, p.dim_pad, rows, p.dim_pad, n))
+        i += n
+    return 0
+
+
+@_jit
+def multiply(p: BlockPlan, x: int, y: int, out: int, rows: int) -> None:
+    """Multiply padded rows by a padded square."""
+    call(p.gemm, (x, p.dim_pad, 1, y, p.dim_pad, out, p.dim_pad, rows, p.dim_pad, p.dim))

@@ -1,0 +1,138 @@
+"""The steps that find groups and heavy keys, head by head on threads: as `rfkernels.grouping.fitting` has them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from rfkernels._arrays import dtype_name
+from rfkernels.backends.numba import schedule, threads
+from rfkernels.backends.numba.block_inputs import pack_groups
+from rfkernels.backends.numba.block_layout import layout, scratch, tasks
+from rfkernels.backends.numba.kernels import SENTINEL
+from rfkernels.backends.numba.packing import address, addresses, up
+from rfkernels.backends.numba.schedule import BlockPlan, BlockTask
+from rfkernels.grouping import Groups
+from rfkernels.grouping.fitting import Steps
+
+_BAND = 192
+
+_SERIAL_WORK = 1 << 21
+"""Multiplications below which handing work to other threads costs more than it saves."""
+
+
+def _prepared(
+    k: Any, batch: tuple[int, ...], scale: float, mask: Any = None, v: Any = None, groups: int = 1
+) -> tuple[BlockPlan, list[BlockTask], Any]:
+    """Return a plan, a task for each head, and what must stay alive."""
+    name = dtype_name(k.dtype)
+    width = 0 if v is None else v.shape[-1]
+    sizes = {"dim": k.shape[-1], "width": width, "groups": groups, "heavy": 0, "block": 1, "reach": -1, "causal": 0}
+    plan, code = layout((name, name, name, name), k.dtype, _BAND, **sizes)
+    zeros = np.zeros(max(plan.dim_pad, plan.width_pad), k.dtype)
+    numbers = np.array([1.0, scale, scale**2, SENTINEL[plan.element * 8]], k.dtype)
+    same = {"zeros": address(zeros), "numbers": address(numbers)}
+    return plan, [task._replace(**same) for task in tasks(plan, batch, k.dtype, k, v, mask)], (zeros, numbers, code)
+
+
+def _run(work: list[Callable[[], int]], products: int) -> None:
+    threads.run(work, threads.thread_count() if products > _SERIAL_WORK else 1)
+
+
+def _mass(xp: Any, rows: Any, k: Any, scale: float, mask: Any) -> Any:
+    allowed = () if mask is None else mask.shape[:-1]
+    batch, keys = np.broadcast_shapes(rows.shape[:-2], k.shape[:-2], allowed), k.shape[-2]
+    p, found, alive = _prepared(k, batch, scale, mask)
+    out = np.empty((math.prod(batch), keys), k.dtype)
+    rows = rows.astype(k.dtype, copy=False)
+    q_rows = {"q_row": rows.strides[-2], "q_column": rows.strides[-1]}
+
+    def one(task: BlockTask, q: int, own: Any) -> int:
+        return schedule.mass(p, scratch(p, 1), task._replace(**q_rows), q, rows.shape[-2], address(own))
+
+    work = [partial(one, *given) for given in zip(found, addresses(rows, batch, 2), out, strict=True)]
+    _run(work, 2 * out.size * rows.shape[-2] * p.dim)
+    del alive
+    return out.reshape(*batch, keys)
+
+
+def _seeded(xp: Any, k: Any, metric: Any, weight: Any, uniform: Any) -> Any:
+    batch = np.broadcast_shapes(k.shape[:-2], metric.shape[:-2], weight.shape[:-1])
+    heads, keys, count = math.prod(batch), k.shape[-2], len(uniform)
+    p, found, alive = _prepared(k, batch, 1.0)
+    row = up(keys, p.tile)
+    wide = np.zeros((math.prod(metric.shape[:-2]), p.dim, p.dim_pad), k.dtype)
+    wide[..., : p.dim] = metric.reshape(-1, p.dim, p.dim)
+    own = np.broadcast_to(np.arange(len(wide)).reshape(metric.shape[:-2]), batch).ravel()
+    weights = np.zeros((heads, row), k.dtype)
+    weights[:, :keys] = np.broadcast_to(weight, (*batch, keys)).reshape(heads, keys)
+    totals = np.cumsum(weights, -1)
+    picked = np.zeros((heads, count), np.int32)
+    uniform = np.asarray(uniform, k.dtype)
+
+    def one(head: int) -> int:
+        room = np.zeros((p.dim_pad + 2, row), k.dtype)
+        room[0] = 1
+        xt = address(room[2:])
+        task = found[head]._replace(metric=address(wide[own[head]]), squares=address(room[1]))
+        places = (xt, address(room[0]), address(totals[head]), address(picked[head]))
+        return schedule.seed(p, scratch(p, 1), task, address(weights[head]), address(uniform), count, places)
+
+    _run([partial(one, head) for head in range(heads)], heads * keys * count * p.dim)
+    del alive
+    return picked.reshape(*batch, count)
+
+
+def _labels(xp: Any, groups: Groups, k: Any) -> Any:
+    batch, keys = np.broadcast_shapes(k.shape[:-2], groups.batch), k.shape[-2]
+    p, found, alive = _prepared(k, batch, 1.0, groups=groups.size)
+    packed = pack_groups(p, groups, k.dtype)
+    sets = np.broadcast_to(np.arange(len(packed.drawn)).reshape(groups.batch), batch).ravel()
+    out = np.empty((math.prod(batch), keys), np.int32)
+
+    def one(task: BlockTask, own: int, labels: Any) -> int:
+        given = {"drawn": address(packed.drawn[own]), "offset": address(packed.offset[own]), "labels": address(labels)}
+        return schedule.assign(p, scratch(p, 1), task._replace(**given), 0, keys)
+
+    _run([partial(one, *given) for given in zip(found, sets, out, strict=True)], out.size * p.groups * p.dim)
+    del alive
+    return out.reshape(*batch, keys)
+
+
+def _sums(xp: Any, labels: Any, x: Any, weight: Any, count: int) -> tuple[Any, Any]:
+    batch = np.broadcast_shapes(labels.shape[:-1], x.shape[:-2], weight.shape[:-1])
+    heads, keys = math.prod(batch), x.shape[-2]
+    weighted = np.ascontiguousarray(np.broadcast_to(x * weight[..., None], (*batch, *x.shape[-2:])), x.dtype)
+    p, found, alive = _prepared(weighted, batch, 1.0, groups=count)
+    names = np.ascontiguousarray(np.broadcast_to(labels, (*batch, keys)), np.int32).reshape(heads, keys)
+    weights = np.ascontiguousarray(np.broadcast_to(weight, (*batch, keys)), x.dtype).reshape(heads, keys)
+    sums = np.zeros((heads, count, p.sums_row), x.dtype)
+
+    def one(head: int) -> int:
+        task = found[head]._replace(labels=address(names[head]), squares=address(weights[head]))
+        return schedule.gather(p, scratch(p, 1), task, 0, keys, address(sums[head]))
+
+    _run([partial(one, head) for head in range(heads)], heads * keys * p.dim)
+    del alive
+    wide = sums.reshape(*batch, count, p.sums_row)
+    return wide[..., p.dim_pad], wide[..., : p.dim]
+
+
+def _moment(xp: Any, x: Any) -> Any:
+    batch, dim = x.shape[:-2], x.shape[-1]
+    p, found, alive = _prepared(x, batch, 1.0)
+    out = np.zeros((math.prod(batch), p.dim_pad, p.dim_pad), x.dtype)
+
+    def one(task: BlockTask, own: Any) -> int:
+        return schedule.moment(p, scratch(p, 1), task, address(own))
+
+    _run([partial(one, *given) for given in zip(found, out, strict=True)], x.size * p.dim)
+    del alive
+    return out[:, :dim, :dim].reshape(*batch, dim, dim)
+
+
+STEPS = Steps(_moment, _mass, _seeded, _labels, _sums)
