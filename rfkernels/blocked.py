@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Any
 
@@ -44,12 +45,13 @@ def attend(
         )
     if check_finite:
         check_finite_arrays(q=q, k=k, v=v)
-    sample = _Sample(q, k, mask, _scale(features, groups), choose(backend, q, k, v, mask=mask).steps)
+    sample = _Sample(q, k, v, mask, _scale(features, groups), choose(backend, q, k, v, mask=mask).steps)
     far = _far(sample, features, groups, causal)
     shapes = {"features": () if features is None else features.batch}
     if far.groups is not None:
         shapes["groups"] = far.groups.batch
-    plan = plan_for(window, causal, full)
+    merged = 0 if far.groups is not None or far.features is not None else int(groups)
+    plan = plan_for(window, causal, full, merged)
     start = _state(state, far, plan, k, v)
     if start is not None:
         shapes["state"] = start.mask.shape[:-1]
@@ -66,18 +68,18 @@ def attend(
 class _Sample:
     """Queries and keys that groups and heavy keys are found from; what both need is found once, and only if needed."""
 
-    def __init__(self, q: Any, k: Any, mask: Any, scale: float | None, steps: Steps) -> None:
-        self.q, self.k, self.mask, self.scale, self.steps = q, k, mask, scale, steps
+    def __init__(self, q: Any, k: Any, v: Any, mask: Any, scale: float | None, steps: Steps) -> None:
+        self.q, self.k, self.v, self.mask, self.scale, self.steps = q, k, v, mask, scale, steps
 
     @cached_property
     def _found(self) -> tuple[Any, Any, float, Any]:
         q, k, scale = checked(self.q, self.k, self.scale, self.mask, finite=False)
         return q, k, scale, received(q, k, scale, self.mask, self.steps)
 
-    def groups(self, count: int) -> Groups:
-        """Do what `fit_groups` does."""
+    def groups(self, count: int, moving: bool) -> Groups:
+        """Do what `fit_groups` does, with values if they are to move."""
         q, k, scale, mass = self._found
-        return found(q, k, count, scale, self.mask, 0, self.steps, mass)
+        return found(q, k, self.v if moving else None, count, scale, self.mask, 0, self.steps, mass)
 
     def heavy(self, count: int) -> Any:
         """Do what `heavy_keys` does."""
@@ -107,21 +109,26 @@ def _far(sample: _Sample, features: Features | None, groups: Any, causal: bool) 
     if groups is None:
         if features is None:
             raise TypeError("features must be given, or groups=: heavy= alone says nothing of the other keys")
-        return Far(None, features)
-    if not isinstance(groups, Groups):
-        check_count(groups, "groups, if not a Groups (see rfkernels.fit_groups),")
-        if causal:
-            raise ValueError(
-                "groups must be a Groups in a causal pass, found by rfkernels.fit_groups from other data: centres that "
-                f"come of the sequence itself would let later keys touch earlier outputs; got {groups!r}"
-            )
-        return Far(sample.groups(groups), features)
-    _check_groups(groups, sample.k, features)
-    return Far(groups, features)
+        return Far(None, features, features.scale)
+    if isinstance(groups, Groups):
+        _check_groups(groups, sample.k, sample.v, features)
+        return Far(groups, features, groups.scale)
+    check_count(groups, "groups, if not a Groups (see rfkernels.fit_groups),")
+    if causal and features is None:
+        return Far(None, None, 1 / math.sqrt(sample.k.shape[-1]))
+    if causal:
+        raise ValueError(
+            "groups must be a Groups (rfkernels.fit_groups) where a causal pass has features as well: groups that are "
+            f"merged from the keys themselves have no centres for features to be of what is left; got {groups!r}"
+        )
+    fitted = sample.groups(groups, moving=features is None)
+    return Far(fitted, features, fitted.scale)
 
 
-def _check_groups(groups: Groups, k: Any, features: Features | None) -> None:
+def _check_groups(groups: Groups, k: Any, v: Any, features: Features | None) -> None:
     """Require centres of the keys' width, and the scale of the features."""
+    if groups.cross is not None and groups.cross.shape[-2:] != (k.shape[-1], v.shape[-1]):
+        raise ValueError(f"groups were fitted with values of width {groups.cross.shape[-1]}, but v has shape {v.shape}")
     dim = groups.centres.shape[-1]
     if dim != k.shape[-1] or groups.metric.shape[-2:] != (dim, dim):
         raise ValueError(
@@ -130,7 +137,7 @@ def _check_groups(groups: Groups, k: Any, features: Features | None) -> None:
         )
     if features is None or is_jax(groups.scale) or is_jax(features.scale):
         return
-    if not np.isclose(float(groups.scale), float(features.scale), rtol=1e-6):
+    if not np.isclose(float(groups.scale), float(features.scale), rtol=2**-20):
         raise ValueError(f"groups and features must have one scale, got {groups.scale} and {features.scale}")
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels._arrays import accumulator, matmul, namespace
-from rfkernels._checks import check_finite_arrays, check_mask, check_qk
+from rfkernels._checks import check_finite_arrays, check_kv, check_mask, check_qk
 from rfkernels.fitting import pooled, softmax
 from rfkernels.fitting.choices import check_scale
 from rfkernels.grouping.records import Groups
@@ -22,7 +22,9 @@ _EVEN = 0.1
 """What share of the attention of all is spread evenly when keys are weighed, so that none weighs nothing."""
 
 
-def fit_groups(q: Any, k: Any, count: int, *, scale: float | None = None, mask: Any = None, rng: Any = 0) -> Groups:
+def fit_groups(
+    q: Any, k: Any, count: int, *, v: Any = None, scale: float | None = None, mask: Any = None, rng: Any = 0
+) -> Groups:
     """Divide keys into groups, finely where attention is.
 
     Centres are seeded one after another, each at a key drawn in proportion to its squared distance from the nearest
@@ -40,6 +42,9 @@ def fit_groups(q: Any, k: Any, count: int, *, scale: float | None = None, mask: 
         that k lacks or has of size 1, as in grouped-query attention.
     count : int
         Groups. Where there are fewer different keys, some have none.
+    v : array, shape (*batch, keys, width), optional
+        The values of the keys. If they are given, how they go along with keys within groups is found as well, which
+        makes attention more accurate.
     scale : float, optional
         Multiplies q·k; 1/√dim by default.
     mask : array of bool, shape (*batch, keys), optional
@@ -67,8 +72,11 @@ def fit_groups(q: Any, k: Any, count: int, *, scale: float | None = None, mask: 
     (8, 512, 64)
     """
     q, k, scale = checked(q, k, scale, mask)
+    if v is not None:
+        check_kv(k, v)
+        check_finite_arrays(v=v)
     check_count(count, "count")
-    return found(q, k, count, scale, mask, rng, STEPS)
+    return found(q, k, v, count, scale, mask, rng, STEPS)
 
 
 class Steps(NamedTuple):
@@ -77,7 +85,7 @@ class Steps(NamedTuple):
     Parameters
     ----------
     moment : callable
-        ``moment(xp, x)``: Σ x xᵀ along the second to last axis.
+        ``moment(xp, x, y)``: Σ x yᵀ along the second to last axis.
     mass : callable
         ``mass(xp, rows, k, scale, mask)``: the attention that each key receives on average from these queries.
     seeded : callable
@@ -96,35 +104,41 @@ class Steps(NamedTuple):
 
 
 def found(
-    q: Any, k: Any, count: int, scale: float, mask: Any, rng: Any, steps: Steps, mass: Any = None
+    q: Any, k: Any, v: Any, count: int, scale: float, mask: Any, rng: Any, steps: Steps, mass: Any = None
 ) -> Groups:
     """Do what `fit_groups` does with arguments that were checked, in the dtype of sums; `mass` if it is known."""
     generator = np.random.default_rng(rng)
+    v = v if v is None or v.dtype == k.dtype else v.astype(k.dtype)
     xp, keys = namespace(q, k), k.shape[-2]
-    metric = steps.moment(xp, q) / q.shape[-2]
+    metric = steps.moment(xp, q, q) / q.shape[-2]
     metric = xp.broadcast_to(metric, (*np.broadcast_shapes(q.shape[:-2], k.shape[:-2]), *metric.shape[-2:]))
     weight = received(q, k, scale, mask, steps) if mass is None else mass
     weight = weight + _EVEN / keys * (1 if mask is None else mask.astype(k.dtype))
     if keys > _KEYS:
-        k, weight = _drawn(xp, k, weight, generator)
+        k, v, weight = _drawn(xp, k, v, weight, generator)
     picked = steps.seeded(xp, k, metric, weight, generator.random(count))
     centres = _taken(xp, k, picked)
-    groups = Groups(centres, metric, metric, xp.asarray(scale, k.dtype))
+    groups = Groups(centres, metric, metric, None, xp.asarray(scale, k.dtype))
     total, sums = steps.sums(xp, steps.labels(xp, groups, k), k, weight, count)
     total = total[..., None]
     groups = groups._replace(centres=xp.where(total > 0, sums / xp.where(total > 0, total, 1), centres))
-    return groups._replace(spread=_spread(xp, groups, k, steps))
+    spread, cross = _within(xp, groups, k, v, steps)
+    return groups._replace(spread=spread, cross=cross)
 
 
-def _spread(xp: Any, groups: Groups, k: Any, steps: Steps) -> Any:
-    """Return the covariance of keys within their groups, divided by its mean in the metric."""
+def _within(xp: Any, groups: Groups, k: Any, v: Any, steps: Steps) -> tuple[Any, Any]:
+    """Return the covariance of keys within their groups, and that of keys and values, divided by the former's mean."""
     own = steps.labels(xp, groups, k)
-    total, sums = steps.sums(xp, own, k, xp.ones(own.shape, k.dtype), groups.size)
-    means = sums / xp.where(total > 0, total, 1)[..., None]
-    apart = k - _taken(xp, means, own)
-    covariance = steps.moment(xp, apart)
+
+    def apart(x: Any) -> Any:
+        total, sums = steps.sums(xp, own, x, xp.ones(own.shape, x.dtype), groups.size)
+        return x - _taken(xp, sums / xp.where(total > 0, total, 1)[..., None], own)
+
+    keys = apart(k)
+    covariance = steps.moment(xp, keys, keys)
     mean = xp.sum(covariance * groups.metric, (-1, -2))
-    return covariance / xp.where(mean > 0, mean, 1)[..., None, None]
+    mean = xp.where(mean > 0, mean, 1)[..., None, None]
+    return covariance / mean, None if v is None else steps.moment(xp, keys, apart(v)) / mean
 
 
 def heavy_keys(q: Any, k: Any, count: int, *, scale: float | None = None, mask: Any = None) -> Any:
@@ -195,8 +209,8 @@ def received(q: Any, k: Any, scale: float, mask: Any, steps: Steps) -> Any:
     return steps.mass(namespace(q, k), rows, k, scale, mask)
 
 
-def _moment(xp: Any, x: Any) -> Any:
-    return matmul(xp, xp.swapaxes(x, -1, -2), x)
+def _moment(xp: Any, x: Any, y: Any) -> Any:
+    return matmul(xp, xp.swapaxes(x, -1, -2), y)
 
 
 def _mass(xp: Any, rows: Any, k: Any, scale: float, mask: Any) -> Any:
@@ -207,11 +221,11 @@ def _mass(xp: Any, rows: Any, k: Any, scale: float, mask: Any) -> Any:
     return mass if mask is None else xp.where(mask, mass, 0)
 
 
-def _drawn(xp: Any, k: Any, weight: Any, generator: np.random.Generator) -> tuple[Any, Any]:
+def _drawn(xp: Any, k: Any, v: Any, weight: Any, generator: np.random.Generator) -> tuple[Any, Any, Any]:
     """Return keys drawn without replacement in proportion to their weight, each of which then weighs the same."""
     noise = xp.asarray(generator.gumbel(size=k.shape[-2]), k.dtype)
     chosen = _largest(xp, xp.log(xp.maximum(weight, xp.finfo(weight.dtype).tiny)) + noise, _KEYS)
-    return _taken(xp, k, chosen), xp.ones(chosen.shape, k.dtype)
+    return _taken(xp, k, chosen), None if v is None else _taken(xp, v, chosen), xp.ones(chosen.shape, k.dtype)
 
 
 def _taken(xp: Any, x: Any, positions: Any) -> Any:

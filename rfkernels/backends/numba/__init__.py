@@ -20,6 +20,8 @@ from rfkernels.backends.numba.passes import Heads
 from rfkernels.backends.numba.threads import thread_count
 from rfkernels.core import Options
 from rfkernels.features import Features
+from rfkernels.grouping import BlockState, Far, Plan
+from rfkernels.grouping.schedule import Rows
 from rfkernels.state import State
 
 

@@ -145,6 +145,7 @@ class Packed(NamedTuple):
     offset: Any
     metric: Any
     spread: Any
+    cross: Any
     numbers: Any
 
 
@@ -153,9 +154,14 @@ def pack_groups(p: BlockPlan, groups: Groups, dtype: Any) -> Packed:
     sets, dim, size, missing = math.prod(groups.batch), groups.dim, groups.size, SENTINEL[p.element * 8]
     centres = np.zeros((sets, p.groups_pad, p.dim_pad), dtype)
     centres[:, :size, :dim] = np.asarray(groups.centres, dtype).reshape(sets, size, dim)
-    metric, spread = (np.zeros((sets, p.dim_pad, p.dim_pad), dtype) for _ in range(2))
-    for wide, given in ((metric, groups.metric), (spread, groups.spread)):
-        wide[:, :dim, :dim] = np.broadcast_to(given, (*groups.batch, dim, dim)).reshape(sets, dim, dim)
+
+    def padded(x: Any, pad: int) -> Any:
+        wide, width = np.zeros((sets, p.dim_pad, pad), dtype), x.shape[-1]
+        wide[:, :dim, :width] = np.broadcast_to(x, (*groups.batch, dim, width)).reshape(sets, dim, width)
+        return wide
+
+    metric, spread = padded(groups.metric, p.dim_pad), padded(groups.spread, p.dim_pad)
+    cross = None if groups.cross is None else padded(groups.cross, p.width_pad)
     drawn = np.empty_like(centres)
     # Not NumPy's product: its threads would go on to spin for a while on the cores that ours need.
     for x, y, out in zip(centres, metric, drawn, strict=True):
@@ -164,7 +170,7 @@ def pack_groups(p: BlockPlan, groups: Groups, dtype: Any) -> Packed:
     offset[:, :size] = -np.sum(drawn * centres, -1)[:, :size] / 2
     scale = float(groups.scale)
     numbers = np.array([1.0, scale, scale**2, missing], dtype)
-    return Packed(np.ascontiguousarray(np.swapaxes(drawn, 1, 2)), offset, metric, spread, numbers)
+    return Packed(np.ascontiguousarray(np.swapaxes(drawn, 1, 2)), offset, metric, spread, cross, numbers)
 
 
 def heavy_tiles(given: Inputs, dim_pad: int, width_pad: int, heavy_pad: int) -> tuple[Any, Any, Any, Any]:

@@ -39,9 +39,10 @@ def blockwise(machine: Machine, bits: int) -> Code:
     function("share", "scores row rows columns den out", _share)
     function("reached", "total keys uniform at picked", _reached)
     function("approach", "xt tile dim chosen squares own weight nearest total keys first", _approach)
-    weigh = "scores row rows columns high step key_term bend along scale shift sums sums_row width den"
+    weigh = "scores row rows columns high step key_term bend along moved scale shift sums sums_row width den"
     function("weigh", weigh, lambda e: _weigh(e, bent=False))
     function("weigh_bent", weigh, lambda e: _weigh(e, bent=True))
+    function("move", "sums row rows width direction moved along scale", _move)
     return compile_module(module, machine.width, keep=True)
 
 
@@ -198,9 +199,10 @@ def _weigh(e: Emitter, bent: bool) -> None:
     """Turn dot products into weights and put the rows of `sums` on the new log scale.
 
     Row r counts columns c < high + step · r. The log-weight is scale · score + key_term and, if bent, what the bend of
-    the key adds to it; the rest is as in `kernels.band`.
+    the key adds to it; `moved` are the sums of weight times that. The rest is as in `kernels.band`.
     """
-    scores, row, rows, columns, high, step, key_term, bend, along, scale, shift, sums, sums_row, width, den = e.arguments
+    scores, row, rows, columns, high, step, key_term, bend, along, moved, scale, shift, *out = e.arguments
+    sums, sums_row, width, den = out
     m, b = e.math, e.builder
     lane, missing = e.lane_numbers(), m.constant(SENTINEL[e.align * 8])
     factor = m.splat(e.load(scale, e.integer(0)))
@@ -209,23 +211,31 @@ def _weigh(e: Emitter, bent: bool) -> None:
         last = e.add(high, e.mul(step, r))
         top = e.variable(m.splat(e.load(shift, r)))
         steep = m.splat(e.load(along, r)) if bent else None
+
+        def lift(c: Any, steep: Any = steep) -> Any:
+            return m.minimum(m.mul(steep, e.load_vector(bend, c)), most)
+
         with e.loop(0, columns, e.lanes) as c:
             index = e.add(e.mul(r, row), c)
             log = m.fma(factor, e.load_vector(scores, index), e.load_vector(key_term, c))
             if bent:
-                log = m.add(log, m.minimum(m.mul(steep, e.load_vector(bend, c)), most))
+                log = m.add(log, lift(c))
             seen = b.icmp_signed("<", lane, e.splat_number(b.sub(last, c)))
             log = m.where(seen, log, missing)
             top.set(m.maximum(top.get(), log))
             e.store_vector(log, scores, index)
         old, new = e.load(shift, r), m.reduce_max(top.get())
-        moved, total = m.splat(new), e.variable(m.constant(0.0))
+        level, total, lifted = m.splat(new), e.variable(m.constant(0.0)), e.variable(m.constant(0.0))
         with e.loop(0, columns, e.lanes) as c:
             index = e.add(e.mul(r, row), c)
             log = e.load_vector(scores, index)
-            weight = m.where(m.gt(log, absent), m.exp_of_exponent(m.sub(log, moved)), m.constant(0.0))
+            weight = m.where(m.gt(log, absent), m.exp_of_exponent(m.sub(log, level)), m.constant(0.0))
             total.set(m.add(total.get(), weight))
+            if bent:
+                lifted.set(m.fma(weight, lift(c), lifted.get()))
             e.store_vector(weight, scores, index)
+        if bent:
+            e.store(m.reduce_add(lifted.get()), moved, r)
         shrink = m.exp(m.splat(b.fsub(old, new)))
         single = b.extract_element(shrink, e.integer(0))
         with b.if_then(b.fcmp_ordered(">", new, old)), e.loop(0, width, e.lanes) as i:
@@ -296,4 +306,20 @@ def _approach(e: Emitter) -> None:
     with e.loop(0, keys) as i:
         running.set(b.fadd(running.get(), b.fmul(e.load(weight, i), e.load(nearest, i))))
         e.store(running.get(), total, i)
+    e.finish()
+
+
+def _move(e: Emitter) -> None:
+    """Add 2 scale · moved / along times a direction to each row; nothing where `along` is not positive."""
+    sums, row, rows, width, direction, moved, along, scale = e.arguments
+    m, b = e.math, e.builder
+    with e.loop(0, rows) as r:
+        steep = e.load(along, r)
+        known = b.fcmp_ordered(">", steep, e.scalar(0.0))
+        both = b.fmul(b.fmul(e.load(moved, r), e.load(scale, e.integer(0))), e.scalar(2.0))
+        share = b.fdiv(both, b.select(known, steep, e.scalar(1.0)))
+        factor = m.splat(b.select(known, share, e.scalar(0.0)))
+        with e.loop(0, width, e.lanes) as j:
+            index = e.add(e.mul(r, row), j)
+            e.store_vector(m.fma(e.load_vector(direction, index), factor, e.load_vector(sums, index)), sums, index)
     e.finish()

@@ -90,6 +90,8 @@ def scratch(p: BlockPlan, shared: int) -> BlockScratch:
         "scores": p.tile * max(far, band),
         "query": queries * x,
         "along": queries,
+        "moved": queries,
+        "direction": queries * p.width_pad,
         "out": queries * p.width_pad,
         "denominator": queries,
         "top": queries,

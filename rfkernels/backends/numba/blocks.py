@@ -12,7 +12,7 @@ import numpy as np
 
 from rfkernels._arrays import accumulator, dtype_name
 from rfkernels.backends import Pass, numpy
-from rfkernels.backends.numba import schedule, threads
+from rfkernels.backends.numba import merging, schedule, threads
 from rfkernels.backends.numba.block_inputs import Inputs, Packed, begin, finish, heavy_tiles, pack_groups
 from rfkernels.backends.numba.block_layout import layout, scratch, tasks
 from rfkernels.backends.numba.packing import TILE, address, up
@@ -30,10 +30,11 @@ _CHUNK = 16
 
 
 def blocks(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: Any) -> Pass:
-    """Run a pass over blocks; with features among the far keys, or a state of another dtype, as it is specified."""
+    """Run a pass over blocks; as it is specified with features for far keys, groups merged on the way, or another state."""
     sums = accumulator(np, rows.q, rows.k, rows.v)
-    if far.features is not None or (state is not None and any(x.dtype != sums for x in (state.keys, state.sums.kv))):
-        return numpy.blocks(rows, far, plan, state, dtype)
+    other = state is not None and any(x.dtype != sums for x in (state.keys, state.sums.kv))
+    if far.features is not None or plan.merged or other:
+        return numpy.blocks(rows, far, plan, state, dtype, merging.reduced)
     given = begin(rows, far, plan, state, sums)
     outer = np.broadcast_shapes(rows.q.shape[:-2], given.batch)
     out, logs = outputs(outer, rows.q.shape[-2], rows.v.shape[-1], dtype, sums, plan.full)
@@ -114,7 +115,8 @@ def _whole(given: Inputs, far: Far, plan: Plan, q: Any, out: Any, logs: Any) -> 
         "delta": keys - q.shape[-2] if plan.causal else 0,
         "groups": len(groups[0].q) if groups else 1,
     }
-    by_set = {name: getattr(packed, name) for name in ("drawn", "offset", "metric", "spread")}
+    by_set = {name: getattr(packed, name) for name in ("drawn", "offset", "metric", "spread", "cross")}
+    by_set = {name: x for name, x in by_set.items() if x is not None}
     by_head = {"labels": labels, "squares": squares}
     by_head |= dict(zip(("heavy_xt", "heavy_v", "heavy_term", "heavy_positions"), heavy, strict=True))
 

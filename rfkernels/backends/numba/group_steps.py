@@ -90,7 +90,7 @@ def _seeded(xp: Any, k: Any, metric: Any, weight: Any, uniform: Any) -> Any:
 def _labels(xp: Any, groups: Groups, k: Any) -> Any:
     batch, keys = np.broadcast_shapes(k.shape[:-2], groups.batch), k.shape[-2]
     p, found, alive = _prepared(k, batch, 1.0, groups=groups.size)
-    packed = pack_groups(p, groups, k.dtype)
+    packed = pack_groups(p, groups._replace(cross=None), k.dtype)
     sets = np.broadcast_to(np.arange(len(packed.drawn)).reshape(groups.batch), batch).ravel()
     out = np.empty((math.prod(batch), keys), np.int32)
 
@@ -122,17 +122,17 @@ def _sums(xp: Any, labels: Any, x: Any, weight: Any, count: int) -> tuple[Any, A
     return wide[..., p.dim_pad], wide[..., : p.dim]
 
 
-def _moment(xp: Any, x: Any) -> Any:
-    batch, dim = x.shape[:-2], x.shape[-1]
-    p, found, alive = _prepared(x, batch, 1.0)
-    out = np.zeros((math.prod(batch), p.dim_pad, p.dim_pad), x.dtype)
+def _moment(xp: Any, x: Any, y: Any) -> Any:
+    batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    p, found, alive = _prepared(x, batch, 1.0, v=y)
+    out = np.zeros((math.prod(batch), p.dim_pad, p.width_pad), x.dtype)
 
     def one(task: BlockTask, own: Any) -> int:
         return schedule.moment(p, scratch(p, 1), task, address(own))
 
-    _run([partial(one, *given) for given in zip(found, out, strict=True)], x.size * p.dim)
+    _run([partial(one, *given) for given in zip(found, out, strict=True)], len(out) * x.shape[-2] * p.dim * p.width)
     del alive
-    return out[:, :dim, :dim].reshape(*batch, dim, dim)
+    return out[:, : p.dim, : p.width].reshape(*batch, p.dim, p.width)
 
 
 STEPS = Steps(_moment, _mass, _seeded, _labels, _sums)

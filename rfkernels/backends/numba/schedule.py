@@ -540,6 +540,7 @@ class BlockPlan(NamedTuple):
     place: int
     weigh: int
     weigh_bent: int
+    move: int
     share: int
     reached: int
     approach: int
@@ -573,6 +574,8 @@ class BlockScratch(NamedTuple):
     scores: int
     query: int
     along: int
+    moved: int
+    direction: int
     out: int
     denominator: int
     top: int
@@ -617,6 +620,7 @@ class BlockTask(NamedTuple):
     offset: int
     metric: int
     spread: int
+    cross: int
     numbers: int
     zeros: int
     heavy_xt: int
@@ -783,7 +787,7 @@ def _add_rows(
         seen = high if step >= 0 else call(p.below, (t.heavy_positions, p.heavy, high + i))
         limits = (s.scores + i * scores_row * e, scores_row, rows, columns, seen, max(step, 0))
         sums = (s.top + (r + i) * e, out + i * p.width_pad * e, p.width_pad, p.width_pad, s.denominator + (r + i) * e)
-        call(weigh, (*limits, term, bend, s.along + (r + i) * e, scale, *sums))
+        call(weigh, (*limits, term, bend, s.along + (r + i) * e, s.moved + (r + i) * e, scale, *sums))
     call(p.gemm_add, (s.scores, scores_row, 1, v, p.width_pad, out, p.width_pad, p.row_step, p.width_pad, columns))
 
 
@@ -795,6 +799,12 @@ def _add_far(p: BlockPlan, s: BlockScratch, t: BlockTask, total: int, rows: int,
     late = p.causal and call(p.below, (t.heavy_positions, p.heavy, position)) < p.heavy
     for r in range(0, total, p.row_step):
         _add_rows(p, s, t, r, far, s.far_bend, p.groups, 0)
+    if t.cross != 0:
+        query = (s.query, p.dim_pad + p.column_step)
+        call(p.gemm, (*query, 1, t.cross, p.width_pad, s.direction, p.width_pad, total, p.width_pad, p.dim))
+        scale = t.numbers + _SCALE * p.element
+        call(p.move, (s.out, p.width_pad, total, p.width_pad, s.direction, s.moved, s.along, scale))
+    for r in range(0, total, p.row_step):
         if p.heavy != 0 and late:
             _add_rows(p, s, t, r, heavy, 0, position + r % rows, -1)
         elif p.heavy != 0:
@@ -898,7 +908,7 @@ def mass(p: BlockPlan, s: BlockScratch, t: BlockTask, q: int, count: int, out: i
             call(p.transpose, (x, x_row, s.xt, near_row, columns, p.dim_pad))
             call(p.gemm, (s.query, q_row, 1, s.xt, near_row, s.scores, row, rows, columns, p.dim))
             limits, scale = (row, rows, columns, columns, 0), t.numbers + _SCALE * e
-            call(p.weigh, (s.scores, *limits, s.term, 0, 0, scale, s.top, s.out, 0, 0, den))
+            call(p.weigh, (s.scores, *limits, s.term, 0, 0, 0, scale, s.top, s.out, 0, 0, den))
             if den == s.along:
                 call(p.share, (s.scores, row, count, columns, s.denominator, s.term))
                 call(p.copy, (s.term, out + start * e, n))
@@ -936,12 +946,13 @@ def seed(
 
 @_jit
 def moment(p: BlockPlan, s: BlockScratch, t: BlockTask, out: int) -> int:
-    """Add Σ k kᵀ of all keys to a padded square."""
+    """Add Σ k vᵀ of all keys to a padded matrix."""
     i, rows = 0, _up(p.dim, p.row_step)
     while i < t.keys:
         n = min(p.tile, t.keys - i)
         x, x_row = _packed(p, t, 0, i, n, n, 0, s.x)
-        call(p.gemm_add, (x, 1, x_row, x, x_row, out, p.dim_pad, rows, p.dim_pad, n))
+        v, v_row = _packed(p, t, 1, i, n, n, 0, s.v)
+        call(p.gemm_add, (x, 1, x_row, v, v_row, out, p.width_pad, rows, p.width_pad, n))
         i += n
     return 0
 
