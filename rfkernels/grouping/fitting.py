@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -85,7 +86,7 @@ class Steps(NamedTuple):
     Parameters
     ----------
     moment : callable
-        ``moment(xp, x, y)``: Σ x yᵀ along the second to last axis.
+        ``moment(xp, x)``: Σ x xᵀ along the second to last axis.
     mass : callable
         ``mass(xp, rows, k, scale, mask)``: the attention that each key receives on average from these queries.
     seeded : callable
@@ -94,6 +95,9 @@ class Steps(NamedTuple):
         ``labels(xp, groups, k)``: the group of each key.
     sums : callable
         ``sums(xp, labels, x, weight, count)``: of each label the sum of weights, and of weighted vectors.
+    within : callable
+        ``within(xp, labels, k, v, count)``: Σ (k − mean)(k − mean)ᵀ, the mean being that of keys of the same label, and
+        the like for keys and values; None if `v` is.
     """
 
     moment: Callable[..., Any]
@@ -101,6 +105,7 @@ class Steps(NamedTuple):
     seeded: Callable[..., Any]
     labels: Callable[..., Any]
     sums: Callable[..., Any]
+    within: Callable[..., Any]
 
 
 def found(
@@ -110,7 +115,7 @@ def found(
     generator = np.random.default_rng(rng)
     v = v if v is None or v.dtype == k.dtype else v.astype(k.dtype)
     xp, keys = namespace(q, k), k.shape[-2]
-    metric = steps.moment(xp, q, q) / q.shape[-2]
+    metric = steps.moment(xp, q) / q.shape[-2]
     metric = xp.broadcast_to(metric, (*np.broadcast_shapes(q.shape[:-2], k.shape[:-2]), *metric.shape[-2:]))
     weight = received(q, k, scale, mask, steps) if mass is None else mass
     weight = weight + _EVEN / keys * (1 if mask is None else mask.astype(k.dtype))
@@ -128,17 +133,10 @@ def found(
 
 def _within(xp: Any, groups: Groups, k: Any, v: Any, steps: Steps) -> tuple[Any, Any]:
     """Return the covariance of keys within their groups, and that of keys and values, divided by the former's mean."""
-    own = steps.labels(xp, groups, k)
-
-    def apart(x: Any) -> Any:
-        total, sums = steps.sums(xp, own, x, xp.ones(own.shape, x.dtype), groups.size)
-        return x - _taken(xp, sums / xp.where(total > 0, total, 1)[..., None], own)
-
-    keys = apart(k)
-    covariance = steps.moment(xp, keys, keys)
+    covariance, cross = steps.within(xp, steps.labels(xp, groups, k), k, v, groups.size)
     mean = xp.sum(covariance * groups.metric, (-1, -2))
     mean = xp.where(mean > 0, mean, 1)[..., None, None]
-    return covariance / mean, None if v is None else steps.moment(xp, keys, apart(v)) / mean
+    return covariance / mean, None if v is None else cross / mean
 
 
 def heavy_keys(q: Any, k: Any, count: int, *, scale: float | None = None, mask: Any = None) -> Any:
@@ -209,8 +207,8 @@ def received(q: Any, k: Any, scale: float, mask: Any, steps: Steps) -> Any:
     return steps.mass(namespace(q, k), rows, k, scale, mask)
 
 
-def _moment(xp: Any, x: Any, y: Any) -> Any:
-    return matmul(xp, xp.swapaxes(x, -1, -2), y)
+def _moment(xp: Any, x: Any) -> Any:
+    return matmul(xp, xp.swapaxes(x, -1, -2), x)
 
 
 def _mass(xp: Any, rows: Any, k: Any, scale: float, mask: Any) -> Any:
@@ -231,16 +229,25 @@ def _drawn(xp: Any, k: Any, v: Any, weight: Any, generator: np.random.Generator)
 def _taken(xp: Any, x: Any, positions: Any) -> Any:
     """Return rows at positions (*batch, count) of an array (*batch, length, width)."""
     batch = np.broadcast_shapes(x.shape[:-2], positions.shape[:-1])
-    x = xp.broadcast_to(x, (*batch, *x.shape[-2:]))
-    positions = xp.broadcast_to(positions, (*batch, positions.shape[-1]))
     if xp is np:  # whole rows at once, where take_along_axis looks up every element
-        return x[(*np.ogrid[tuple(slice(n) for n in (*batch, 1))][:-1], positions)]
-    return xp.take_along_axis(x, positions[..., None], -2)
+        first = np.arange(math.prod(x.shape[:-2])).reshape(*x.shape[:-2], 1) * x.shape[-2]
+        return np.take(x.reshape(-1, x.shape[-1]), np.broadcast_to(first + positions, (*batch, positions.shape[-1])), 0)
+    x = xp.broadcast_to(x, (*batch, *x.shape[-2:]))
+    return xp.take_along_axis(x, xp.broadcast_to(positions, (*batch, positions.shape[-1]))[..., None], -2)
 
 
 def _sums(xp: Any, labels: Any, x: Any, weight: Any, count: int) -> tuple[Any, Any]:
     share = (labels[..., None] == xp.arange(count)) * weight[..., None]
     return xp.sum(share, -2), matmul(xp, xp.swapaxes(share, -1, -2), x)
+
+
+def _scatter(xp: Any, own: Any, k: Any, v: Any, count: int) -> tuple[Any, Any]:
+    def apart(x: Any) -> Any:
+        total, sums = _sums(xp, own, x, xp.ones(own.shape, x.dtype), count)
+        return x - _taken(xp, sums / xp.where(total > 0, total, 1)[..., None], own)
+
+    turned = xp.swapaxes(apart(k), -1, -2)
+    return matmul(xp, turned, apart(k)), None if v is None else matmul(xp, turned, apart(v))
 
 
 def _seeded(xp: Any, k: Any, metric: Any, weight: Any, uniform: Any) -> Any:
@@ -277,5 +284,5 @@ def _repeated(xp: Any, count: int, body: Callable[[Any, Any], Any], start: Any) 
     return start
 
 
-STEPS = Steps(_moment, _mass, _seeded, labels, _sums)
+STEPS = Steps(_moment, _mass, _seeded, labels, _sums, _scatter)
 """The steps for any kind of array."""

@@ -36,7 +36,11 @@ def blockwise(machine: Machine, bits: int) -> Code:
     function("below", "positions count position", _below)
     function("means", "list count one other row dim width x x_row values values_row term squares", _means)
     function("place", "list count x x_row dim squares dots xt xt_row bend flags", _place)
-    function("share", "scores row rows columns den out", _share)
+    function("residual", "labels x x_row rows width means out out_row", _residual)
+    function("hide", "scores columns rows mask stride", _hide)
+    function("crest", "scores columns rows scale top den", _crest)
+    function("invert", "den count columns", _invert)
+    function("share", "scores columns rows scale top factor out", _share)
     function("reached", "total keys uniform at picked", _reached)
     function("approach", "xt tile dim chosen squares own weight nearest total keys first", _approach)
     weigh = "scores row rows columns high step key_term bend along moved scale shift sums sums_row width den"
@@ -246,19 +250,81 @@ def _weigh(e: Emitter, bent: bool) -> None:
     e.finish()
 
 
-def _share(e: Emitter) -> None:
-    """Take the mean over rows of scores / den, column by column; rows whose denominator is zero count as zeros."""
-    scores, row, rows, columns, den, out = e.arguments
-    m, b = e.math, e.builder
+def _residual(e: Emitter) -> None:
+    """Subtract from each row the one of `means`, as wide, that its label names."""
+    labels, x, x_row, rows, width, means, out, out_row = e.arguments
+    with e.loop(0, rows) as r:
+        start = e.mul(e.builder.sext(e.load(labels, r, SHORT), INT), width)
+        with e.loop(0, width, e.lanes) as j:
+            value = e.math.sub(e.load_vector(x, e.add(e.mul(r, x_row), j)), e.load_vector(means, e.add(start, j)))
+            e.store_vector(value, out, e.add(e.mul(r, out_row), j))
+    e.finish()
+
+
+def _hide(e: Emitter) -> None:
+    """Put the sentinel into rows that the mask does not allow."""
+    scores, columns, rows, mask, stride = e.arguments
+    b = e.builder
+    with e.loop(0, rows) as r:
+        given = e.load(e.add(mask, e.mul(r, stride)), e.integer(0), BYTE)
+        with b.if_then(b.icmp_signed("==", given, BYTE(0))), e.loop(0, columns, e.lanes) as c:
+            e.store_vector(e.math.constant(SENTINEL[e.align * 8]), scores, e.add(e.mul(r, columns), c))
+    e.finish()
+
+
+def _weights(e: Emitter, score: Any, factor: Any, top: Any) -> Any:
+    """Return exp(factor · score − top); zero where the score is the sentinel."""
+    m = e.math
+    exists = m.gt(score, m.constant(SENTINEL[e.align * 8] / 2))
+    return m.where(exists, m.exp_of_exponent(m.sub(m.mul(factor, score), top)), m.constant(0.0))
+
+
+def _crest(e: Emitter) -> None:
+    """Go on with the largest scale · score of each column, and with the sum of weights on that scale."""
+    scores, columns, rows, scale, top, den = e.arguments
+    m, missing = e.math, SENTINEL[e.align * 8]
+    factor = m.splat(e.load(scale, e.integer(0)))
     with e.loop(0, columns, e.lanes) as c:
-        total = e.variable(m.constant(0.0))
+        old = e.load_vector(top, c)
+        highest = e.variable(old)
         with e.loop(0, rows) as r:
-            below = e.load(den, r)
-            nothing = b.fcmp_ordered("==", below, e.scalar(0.0))
-            factor = b.select(nothing, e.scalar(0.0), b.fdiv(e.scalar(1.0), b.select(nothing, e.scalar(1.0), below)))
-            total.set(m.fma(e.load_vector(scores, e.add(e.mul(r, row), c)), m.splat(factor), total.get()))
-        mean = m.div(total.get(), m.splat(b.sitofp(rows, e.element)))
-        e.store_vector(mean, out, c)
+            score = e.load_vector(scores, e.add(e.mul(r, columns), c))
+            own = m.where(m.gt(score, m.constant(missing / 2)), m.mul(factor, score), m.constant(missing))
+            highest.set(m.maximum(highest.get(), own))
+        new = highest.get()
+        total = e.variable(m.mul(e.load_vector(den, c), m.exp(m.sub(old, new))))
+        with e.loop(0, rows) as r:
+            score = e.load_vector(scores, e.add(e.mul(r, columns), c))
+            total.set(m.add(total.get(), _weights(e, score, factor, new)))
+        e.store_vector(new, top, c)
+        e.store_vector(total.get(), den, c)
+    e.finish()
+
+
+def _invert(e: Emitter) -> None:
+    """Replace denominators of the first `count` columns by 1 / (den · count), and others, and zeros, by zero."""
+    den, count, columns = e.arguments
+    b = e.builder
+    number = b.sitofp(count, e.element)
+    with e.loop(0, columns) as c:
+        below = e.load(den, c)
+        counts = b.and_(e.less(c, count), b.fcmp_ordered(">", below, e.scalar(0.0)))
+        share = b.fdiv(e.scalar(1.0), b.select(counts, b.fmul(below, number), e.scalar(1.0)))
+        e.store(b.select(counts, share, e.scalar(0.0)), den, c)
+    e.finish()
+
+
+def _share(e: Emitter) -> None:
+    """Sum weights times a factor over the columns of each row."""
+    scores, columns, rows, scale, top, factor, out = e.arguments
+    m = e.math
+    steep = m.splat(e.load(scale, e.integer(0)))
+    with e.loop(0, rows) as r:
+        total = e.variable(m.constant(0.0))
+        with e.loop(0, columns, e.lanes) as c:
+            weight = _weights(e, e.load_vector(scores, e.add(e.mul(r, columns), c)), steep, e.load_vector(top, c))
+            total.set(m.fma(weight, e.load_vector(factor, c), total.get()))
+        e.store(m.reduce_add(total.get()), out, r)
     e.finish()
 
 

@@ -14,7 +14,7 @@ from rfkernels.backends.numba.jit import machine
 from rfkernels.backends.numba.packing import TILE, addresses, placed, up
 from rfkernels.backends.numba.schedule import BlockPlan, BlockScratch, BlockTask
 
-_BAND = 192
+_BAND = 320
 """Near keys in a tile at most."""
 
 

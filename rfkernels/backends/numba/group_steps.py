@@ -122,17 +122,39 @@ def _sums(xp: Any, labels: Any, x: Any, weight: Any, count: int) -> tuple[Any, A
     return wide[..., p.dim_pad], wide[..., : p.dim]
 
 
-def _moment(xp: Any, x: Any, y: Any) -> Any:
-    batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
-    p, found, alive = _prepared(x, batch, 1.0, v=y)
-    out = np.zeros((math.prod(batch), p.dim_pad, p.width_pad), x.dtype)
+def _moment(xp: Any, x: Any) -> Any:
+    batch = x.shape[:-2]
+    p, found, alive = _prepared(x, batch, 1.0)
+    out = np.zeros((math.prod(batch), p.dim_pad, p.dim_pad), x.dtype)
 
     def one(task: BlockTask, own: Any) -> int:
         return schedule.moment(p, scratch(p, 1), task, address(own))
 
-    _run([partial(one, *given) for given in zip(found, out, strict=True)], len(out) * x.shape[-2] * p.dim * p.width)
+    _run([partial(one, *given) for given in zip(found, out, strict=True)], x.size * p.dim)
     del alive
-    return out[:, : p.dim, : p.width].reshape(*batch, p.dim, p.width)
+    return out[:, : p.dim, : p.dim].reshape(*batch, p.dim, p.dim)
 
 
-STEPS = Steps(_moment, _mass, _seeded, _labels, _sums)
+def _within(xp: Any, labels: Any, k: Any, v: Any, count: int) -> tuple[Any, Any]:
+    width = 0 if v is None else v.shape[-1]
+    v = np.empty((k.shape[-2], 0), k.dtype) if v is None else v
+    batch = np.broadcast_shapes(labels.shape[:-1], k.shape[:-2], v.shape[:-2])
+    heads, keys = math.prod(batch), k.shape[-2]
+    p, found, alive = _prepared(k, batch, 1.0, v=v, groups=count)
+    names = np.ascontiguousarray(np.broadcast_to(labels, (*batch, keys)), np.int32).reshape(heads, keys)
+    every, squares = np.arange(count, dtype=np.int32), np.zeros(keys, k.dtype)
+    sums = np.zeros((heads, count, p.sums_row), k.dtype)
+    out, cross = (np.zeros((heads, p.dim_pad, pad), k.dtype) for pad in (p.dim_pad, p.width_pad))
+
+    def one(head: int) -> int:
+        task = found[head]._replace(labels=address(names[head]), squares=address(squares), every=address(every))
+        places = address(out[head]), address(cross[head])
+        return schedule.within(p, scratch(p, 1), task._replace(before=address(sums[head])), *places)
+
+    _run([partial(one, head) for head in range(heads)], heads * keys * p.dim * (p.dim + width))
+    del alive
+    square = out[:, : p.dim, : p.dim].reshape(*batch, p.dim, p.dim)
+    return square, cross[:, : p.dim, :width].reshape(*batch, p.dim, width) if width else None
+
+
+STEPS = Steps(_moment, _mass, _seeded, _labels, _sums, _within)

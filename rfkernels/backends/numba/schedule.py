@@ -541,7 +541,11 @@ class BlockPlan(NamedTuple):
     weigh: int
     weigh_bent: int
     move: int
+    hide: int
+    crest: int
+    invert: int
     share: int
+    residual: int
     reached: int
     approach: int
     element: int
@@ -892,27 +896,28 @@ def blocks(p: BlockPlan, s: BlockScratch, t: BlockTask, g: Group, low: int, high
 @_jit
 def mass(p: BlockPlan, s: BlockScratch, t: BlockTask, q: int, count: int, out: int) -> int:
     """Write the attention that each key receives on average from `count` queries; the keys are gone through twice."""
-    rows, row, near_row = _up(count, p.row_step), p.band_tile + p.column_step, p.band_tile + p.column_step
-    q_row, e = p.dim_pad + p.column_step, p.element
-    call(p.pack_q, (q, t.q_row, t.q_column, 0, count, rows, p.dim, t.zeros, s.query, q_row))
-    call(p.fill, (s.top, t.numbers + _LOWEST * e, _up(rows, p.column_step)))
-    for den in (s.denominator, s.along):
-        call(p.fill, (den, t.zeros, _up(rows, p.column_step)))
-        start = 0
-        while start < t.keys:
-            n = min(p.band_tile, t.keys - start)
-            columns = _up(n, p.column_step)
-            x, x_row = _packed(p, t, 0, start, n, columns, 1, s.x)
-            masked = 0 if t.mask == 0 else t.mask + start * t.mask_row
-            call(p.allowed, (masked, t.mask_row, 0, n, columns, s.term))
-            call(p.transpose, (x, x_row, s.xt, near_row, columns, p.dim_pad))
-            call(p.gemm, (s.query, q_row, 1, s.xt, near_row, s.scores, row, rows, columns, p.dim))
-            limits, scale = (row, rows, columns, columns, 0), t.numbers + _SCALE * e
-            call(p.weigh, (s.scores, *limits, s.term, 0, 0, 0, scale, s.top, s.out, 0, 0, den))
-            if den == s.along:
-                call(p.share, (s.scores, row, count, columns, s.denominator, s.term))
-                call(p.copy, (s.term, out + start * e, n))
-            start += n
+    columns, e = _up(count, p.column_step), p.element
+    scale = t.numbers + _SCALE * e
+    call(p.pack_q, (q, t.q_row, t.q_column, 0, count, columns, p.dim, t.zeros, s.query, p.dim_pad))
+    call(p.transpose, (s.query, p.dim_pad, s.xt, columns, columns, p.dim_pad))
+    call(p.fill, (s.top, t.numbers + _LOWEST * e, columns))
+    call(p.fill, (s.denominator, t.zeros, columns))
+    for turn in range(2):
+        i = 0
+        while i < t.keys:
+            n = min(p.tile, t.keys - i)
+            rows = _up(n, p.row_step)
+            x, x_row = _packed(p, t, 0, i, n, rows, 1, s.x)
+            call(p.gemm, (x, x_row, 1, s.xt, columns, s.scores, columns, rows, columns, p.dim))
+            if t.mask != 0:
+                call(p.hide, (s.scores, columns, n, t.mask + i * t.mask_row, t.mask_row))
+            if turn == 0:
+                call(p.crest, (s.scores, columns, n, scale, s.top, s.denominator))
+            else:
+                call(p.share, (s.scores, columns, n, scale, s.top, s.denominator, out + i * e))
+            i += n
+        if turn == 0:
+            call(p.invert, (s.denominator, count, columns))
     return 0
 
 
@@ -946,13 +951,32 @@ def seed(
 
 @_jit
 def moment(p: BlockPlan, s: BlockScratch, t: BlockTask, out: int) -> int:
-    """Add Σ k vᵀ of all keys to a padded matrix."""
+    """Add Σ k kᵀ of all keys to a padded square."""
     i, rows = 0, _up(p.dim, p.row_step)
     while i < t.keys:
         n = min(p.tile, t.keys - i)
         x, x_row = _packed(p, t, 0, i, n, n, 0, s.x)
+        call(p.gemm_add, (x, 1, x_row, x, x_row, out, p.dim_pad, rows, p.dim_pad, n))
+        i += n
+    return 0
+
+
+@_jit
+def within(p: BlockPlan, s: BlockScratch, t: BlockTask, out: int, cross: int) -> int:
+    """Add Σ k kᵀ and Σ k vᵀ, of what is left of keys and values less the means of their groups."""
+    gather(p, s, t, 0, t.keys, t.before)
+    means = (s.mean, p.dim_pad, s.far_v, p.width_pad, s.far_term, s.squares)
+    call(p.means, (t.every, p.groups, t.before, 0, p.sums_row, p.dim_pad, p.width_pad, *means))
+    i, rows, x_row = 0, _up(p.dim, p.row_step), p.dim_pad + p.column_step
+    while i < t.keys:
+        n = min(p.tile, t.keys - i)
+        labels = t.labels + 4 * i
+        k, k_row = _packed(p, t, 0, i, n, n, 0, s.x)
+        call(p.residual, (labels, k, k_row, n, p.dim_pad, s.mean, s.x, x_row))
+        call(p.gemm_add, (s.x, 1, x_row, s.x, x_row, out, p.dim_pad, rows, p.dim_pad, n))
         v, v_row = _packed(p, t, 1, i, n, n, 0, s.v)
-        call(p.gemm_add, (x, 1, x_row, v, v_row, out, p.width_pad, rows, p.width_pad, n))
+        call(p.residual, (labels, v, v_row, n, p.width_pad, s.far_v, s.v, p.width_pad))
+        call(p.gemm_add, (s.x, 1, x_row, s.v, p.width_pad, cross, p.width_pad, rows, p.width_pad, n))
         i += n
     return 0
 
