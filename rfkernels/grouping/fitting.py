@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -89,6 +88,8 @@ class Steps(NamedTuple):
         ``moment(xp, x)``: Σ x xᵀ along the second to last axis.
     mass : callable
         ``mass(xp, rows, k, scale, mask)``: the attention that each key receives on average from these queries.
+    best : callable
+        ``best(xp, k, v, score, count)``: the keys and values of the largest scores, in descending order.
     seeded : callable
         ``seeded(xp, k, metric, weight, uniform)``: the numbers of keys drawn one after another.
     labels : callable
@@ -102,6 +103,7 @@ class Steps(NamedTuple):
 
     moment: Callable[..., Any]
     mass: Callable[..., Any]
+    best: Callable[..., Any]
     seeded: Callable[..., Any]
     labels: Callable[..., Any]
     sums: Callable[..., Any]
@@ -120,7 +122,8 @@ def found(
     weight = received(q, k, scale, mask, steps) if mass is None else mass
     weight = weight + _EVEN / keys * (1 if mask is None else mask.astype(k.dtype))
     if keys > _KEYS:
-        k, v, weight = _drawn(xp, k, v, weight, generator)
+        k, v = _drawn(xp, k, v, weight, generator, steps)
+        weight = xp.ones((*np.broadcast_shapes(k.shape[:-2], weight.shape[:-1]), _KEYS), k.dtype)
     picked = steps.seeded(xp, k, metric, weight, generator.random(count))
     centres = _taken(xp, k, picked)
     groups = Groups(centres, metric, metric, None, xp.asarray(scale, k.dtype))
@@ -167,16 +170,14 @@ def heavy_keys(q: Any, k: Any, count: int, *, scale: float | None = None, mask: 
 def heaviest(mass: Any, count: int) -> Any:
     """Return the positions of the keys that receive the most attention."""
     xp, count = namespace(mass), min(count, mass.shape[-1])
+    if xp is np:
+        return np.sort(np.argpartition(-mass, count - 1, -1)[..., :count], -1)
     return xp.sort(_largest(xp, mass, count), -1)
 
 
 def _largest(xp: Any, x: Any, count: int) -> Any:
     """Return the positions of the largest numbers along the last axis, in descending order."""
-    if xp is not np or count == x.shape[-1]:
-        return xp.argsort(-x, -1)[..., :count]
-    some = np.argpartition(-x, count - 1, -1)[..., :count]
-    order = np.argsort(-np.take_along_axis(x, some, -1), -1)
-    return np.take_along_axis(some, order, -1)
+    return xp.argsort(-x, -1)[..., :count]
 
 
 def check_count(count: Any, name: str) -> None:
@@ -219,19 +220,21 @@ def _mass(xp: Any, rows: Any, k: Any, scale: float, mask: Any) -> Any:
     return mass if mask is None else xp.where(mask, mass, 0)
 
 
-def _drawn(xp: Any, k: Any, v: Any, weight: Any, generator: np.random.Generator) -> tuple[Any, Any, Any]:
-    """Return keys drawn without replacement in proportion to their weight, each of which then weighs the same."""
+def _drawn(xp: Any, k: Any, v: Any, weight: Any, generator: np.random.Generator, steps: Steps) -> tuple[Any, Any]:
+    """Return keys drawn without replacement in proportion to their weight, and their values."""
     noise = xp.asarray(generator.gumbel(size=k.shape[-2]), k.dtype)
-    chosen = _largest(xp, xp.log(xp.maximum(weight, xp.finfo(weight.dtype).tiny)) + noise, _KEYS)
-    return _taken(xp, k, chosen), None if v is None else _taken(xp, v, chosen), xp.ones(chosen.shape, k.dtype)
+    score = xp.log(xp.maximum(weight, xp.finfo(weight.dtype).tiny)) + noise
+    return steps.best(xp, k, v, score, _KEYS)
+
+
+def _best(xp: Any, k: Any, v: Any, score: Any, count: int) -> tuple[Any, Any]:
+    chosen = _largest(xp, score, count)
+    return _taken(xp, k, chosen), None if v is None else _taken(xp, v, chosen)
 
 
 def _taken(xp: Any, x: Any, positions: Any) -> Any:
     """Return rows at positions (*batch, count) of an array (*batch, length, width)."""
     batch = np.broadcast_shapes(x.shape[:-2], positions.shape[:-1])
-    if xp is np:  # whole rows at once, where take_along_axis looks up every element
-        first = np.arange(math.prod(x.shape[:-2])).reshape(*x.shape[:-2], 1) * x.shape[-2]
-        return np.take(x.reshape(-1, x.shape[-1]), np.broadcast_to(first + positions, (*batch, positions.shape[-1])), 0)
     x = xp.broadcast_to(x, (*batch, *x.shape[-2:]))
     return xp.take_along_axis(x, xp.broadcast_to(positions, (*batch, positions.shape[-1]))[..., None], -2)
 
@@ -284,5 +287,5 @@ def _repeated(xp: Any, count: int, body: Callable[[Any, Any], Any], start: Any) 
     return start
 
 
-STEPS = Steps(_moment, _mass, _seeded, labels, _sums, _scatter)
+STEPS = Steps(_moment, _mass, _best, _seeded, labels, _sums, _scatter)
 """The steps for any kind of array."""

@@ -44,8 +44,9 @@ def blockwise(machine: Machine, bits: int) -> Code:
     function("reached", "total keys uniform at picked", _reached)
     function("approach", "xt tile dim chosen squares own weight nearest total keys first", _approach)
     weigh = "scores row rows columns high step key_term bend along moved scale shift sums sums_row width den"
-    function("weigh", weigh, lambda e: _weigh(e, bent=False))
-    function("weigh_bent", weigh, lambda e: _weigh(e, bent=True))
+    function("weigh", weigh, lambda e: _weigh(e, bent=False, cut=False))
+    function("weigh_cut", weigh, lambda e: _weigh(e, bent=False, cut=True))
+    function("weigh_bent", weigh, lambda e: _weigh(e, bent=True, cut=False))
     function("move", "sums row rows width direction moved along scale", _move)
     return compile_module(module, machine.width, keep=True)
 
@@ -172,12 +173,13 @@ def _means(e: Emitter) -> None:
         keys = m.splat(b.extract_element(tail, SHORT(1)))
         filled = m.gt(keys, m.constant(0.0))
         below = m.where(filled, keys, m.constant(1.0))
+        share_of_one = m.div(m.constant(1.0), below)
         for size, at, out, index in (
             (dim, start, x, e.mul(i, x_row)),
             (width, e.add(start, dim), values, e.mul(group, values_row)),
         ):
             with e.loop(0, size, e.lanes) as j:
-                e.store_vector(m.div(both(e.add(at, j)), below), out, e.add(index, j))
+                e.store_vector(m.mul(both(e.add(at, j)), share_of_one), out, e.add(index, j))
         log = m.where(filled, m.log(below), m.constant(SENTINEL[e.align * 8]))
         e.store(b.extract_element(log, SHORT(0)), term, group)
         e.store(b.extract_element(m.div(tail, below), SHORT(0)), squares, i)
@@ -199,11 +201,11 @@ def _place(e: Emitter) -> None:
     e.finish()
 
 
-def _weigh(e: Emitter, bent: bool) -> None:
+def _weigh(e: Emitter, bent: bool, cut: bool) -> None:
     """Turn dot products into weights and put the rows of `sums` on the new log scale.
 
-    Row r counts columns c < high + step · r. The log-weight is scale · score + key_term and, if bent, what the bend of
-    the key adds to it; `moved` are the sums of weight times that. The rest is as in `kernels.band`.
+    If cut, row r counts columns c < high + step · r. The log-weight is scale · score + key_term and, if bent, what the
+    bend of the key adds to it; `moved` are the sums of weight times that. The rest is as in `kernels.band`.
     """
     scores, row, rows, columns, high, step, key_term, bend, along, moved, scale, shift, *out = e.arguments
     sums, sums_row, width, den = out
@@ -224,16 +226,16 @@ def _weigh(e: Emitter, bent: bool) -> None:
             log = m.fma(factor, e.load_vector(scores, index), e.load_vector(key_term, c))
             if bent:
                 log = m.add(log, lift(c))
-            seen = b.icmp_signed("<", lane, e.splat_number(b.sub(last, c)))
-            log = m.where(seen, log, missing)
+            if cut:
+                log = m.where(b.icmp_signed("<", lane, e.splat_number(b.sub(last, c))), log, missing)
             top.set(m.maximum(top.get(), log))
             e.store_vector(log, scores, index)
         old, new = e.load(shift, r), m.reduce_max(top.get())
-        level, total, lifted = m.splat(new), e.variable(m.constant(0.0)), e.variable(m.constant(0.0))
+        # Far above what is missing, which so weighs nothing even if there is nothing else.
+        level, total, lifted = m.maximum(m.splat(new), absent), e.variable(m.constant(0.0)), e.variable(m.constant(0.0))
         with e.loop(0, columns, e.lanes) as c:
             index = e.add(e.mul(r, row), c)
-            log = e.load_vector(scores, index)
-            weight = m.where(m.gt(log, absent), m.exp_of_exponent(m.sub(log, level)), m.constant(0.0))
+            weight = m.exp_of_exponent(m.sub(e.load_vector(scores, index), level))
             total.set(m.add(total.get(), weight))
             if bent:
                 lifted.set(m.fma(weight, lift(c), lifted.get()))

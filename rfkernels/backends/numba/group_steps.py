@@ -60,6 +60,27 @@ def _mass(xp: Any, rows: Any, k: Any, scale: float, mask: Any) -> Any:
     return out.reshape(*batch, keys)
 
 
+def _best(xp: Any, k: Any, v: Any, score: Any, count: int) -> tuple[Any, Any]:
+    batch, given = np.broadcast_shapes(k.shape[:-2], score.shape[:-1]), [k] if v is None else [k, v]
+    if v is not None:
+        batch = np.broadcast_shapes(batch, v.shape[:-2])
+    out = [np.empty((*batch, count, x.shape[-1]), x.dtype) for x in given]
+    wide = [np.broadcast_to(x, (*batch, *x.shape[-2:])) for x in given]
+    scores = np.broadcast_to(score, (*batch, score.shape[-1]))
+
+    def one(head: tuple[int, ...]) -> int:
+        own = -scores[head]
+        some = np.argpartition(own, count - 1)[:count]
+        chosen = some[np.argsort(own[some])]
+        for x, room in zip(wide, out, strict=True):
+            # The positions are in range; with that check NumPy would fill a copy.
+            np.take(x[head], chosen, 0, room[head], mode="clip")
+        return 0
+
+    _run([partial(one, head) for head in np.ndindex(batch)], sum(x.size for x in out))
+    return out[0], None if v is None else out[1]
+
+
 def _seeded(xp: Any, k: Any, metric: Any, weight: Any, uniform: Any) -> Any:
     batch = np.broadcast_shapes(k.shape[:-2], metric.shape[:-2], weight.shape[:-1])
     heads, keys, count = math.prod(batch), k.shape[-2], len(uniform)
@@ -157,4 +178,4 @@ def _within(xp: Any, labels: Any, k: Any, v: Any, count: int) -> tuple[Any, Any]
     return square, cross[:, : p.dim, :width].reshape(*batch, p.dim, width) if width else None
 
 
-STEPS = Steps(_moment, _mass, _seeded, _labels, _sums, _within)
+STEPS = Steps(_moment, _mass, _best, _seeded, _labels, _sums, _within)

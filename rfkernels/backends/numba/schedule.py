@@ -539,6 +539,7 @@ class BlockPlan(NamedTuple):
     means: int
     place: int
     weigh: int
+    weigh_cut: int
     weigh_bent: int
     move: int
     hide: int
@@ -778,14 +779,15 @@ def _add_rows(
 ) -> None:
     """Add the weights of a tile of keys (transposed keys, values, terms, columns) to one register tile of queries.
 
-    Row i of them sees columns c < high + step · i; if step is negative, those whose positions are at most high + i.
+    Row i of them sees columns c < high + step · i, all if step is 0; if it is negative, those whose positions are at
+    most high + i.
     """
     xt, xt_row, v, term, columns = keys
     e, q_row, scores_row = p.element, p.dim_pad + p.column_step, columns + p.column_step
     query = s.query + r * q_row * e
     call(p.gemm, (query, q_row, 1, xt, xt_row, s.scores, scores_row, p.row_step, columns, p.dim))
     out, scale = s.out + r * p.width_pad * e, t.numbers + _SCALE * e
-    weigh = p.weigh_bent if bend != 0 else p.weigh
+    weigh = p.weigh_bent if bend != 0 else (p.weigh_cut if step != 0 else p.weigh)
     rows = p.row_step if step >= 0 else 1
     for i in range(0, p.row_step, rows):
         seen = high if step >= 0 else call(p.below, (t.heavy_positions, p.heavy, high + i))
@@ -834,6 +836,8 @@ def _add_near(
             if p.causal:
                 seen, step = first + r % rows + t.delta - start + 1, 1
             wide = min(columns, _up(max(seen + p.row_step - 1, 0), p.column_step))
+            if seen >= columns:
+                step = 0
             if wide > 0:
                 _add_rows(p, s, t, r, (s.xt, near_row, v, s.term, wide), 0, seen, step)
         start += n
