@@ -80,7 +80,7 @@ def fit_groups(
 
 
 class Steps(NamedTuple):
-    """The steps that take time, of which a backend may have faster ones: `xp` comes first, results equal up to rounding.
+    """The steps that take time, of which a backend may have faster ones, with the same results up to rounding.
 
     Parameters
     ----------

@@ -10,8 +10,7 @@ import numpy as np
 from rfkernels._arrays import dtype_name
 from rfkernels._checks import check_finite_arrays
 from rfkernels.backends import Backend, Pass
-from rfkernels.backends.numba import passes
-from rfkernels.backends.numba.blocks import blocks
+from rfkernels.backends.numba import blocks, passes
 from rfkernels.backends.numba.group_steps import STEPS
 from rfkernels.backends.numba.jit import host_width, machine
 from rfkernels.backends.numba.packed import packed
@@ -20,8 +19,6 @@ from rfkernels.backends.numba.passes import Heads
 from rfkernels.backends.numba.threads import thread_count
 from rfkernels.core import Options
 from rfkernels.features import Features
-from rfkernels.grouping import BlockState, Far, Plan
-from rfkernels.grouping.schedule import Rows
 from rfkernels.state import State
 
 
@@ -127,6 +124,6 @@ def _read(state: State, q: Any, features: Features, full: bool, check: bool, dty
     return Pass(out, log, sign, state)
 
 
-BACKEND = Backend("numba", _attend, _write, _read, blocks, STEPS)
+BACKEND = Backend("numba", _attend, _write, _read, blocks.attend, STEPS)
 
 __all__ = ["BACKEND", "describe"]

@@ -88,9 +88,9 @@ def _free(rows: Rows, first: int) -> Any:
     batch = np.broadcast_shapes(rows.mask.shape[:-1], rows.heavy.shape[:-1])
     free = np.array(np.broadcast_to(rows.mask, (*batch, keys)))
     positions = np.broadcast_to(rows.heavy, (*batch, rows.heavy.shape[-1])) - first
-    flat = free.reshape(-1, keys)
-    for own, at in zip(flat, positions.reshape(len(flat), -1), strict=True):
-        own[at[(at >= 0) & (at < keys)]] = False
+    for head in np.ndindex(batch):
+        at = positions[head]
+        free[head][at[(at >= 0) & (at < keys)]] = False
     return free
 
 

@@ -29,8 +29,8 @@ _CHUNK = 16
 """Blocks in a chunk at least."""
 
 
-def blocks(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: Any) -> Pass:
-    """Run a pass over blocks; as it is specified with features for far keys, groups merged on the way, or another state."""
+def attend(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: Any) -> Pass:
+    """Run a pass over blocks: as specified where far keys have features or are merged, or a state is of another dtype."""
     sums = accumulator(np, rows.q, rows.k, rows.v)
     other = state is not None and any(x.dtype != sums for x in (state.keys, state.sums.kv))
     if far.features is not None or plan.merged or other:
@@ -85,7 +85,9 @@ def _whole(given: Inputs, far: Far, plan: Plan, q: Any, out: Any, logs: Any) -> 
     assert far.groups is not None
     heads, keys = math.prod(given.batch), given.k.shape[-2]
     names = tuple(dtype_name(x.dtype) for x in (q, given.k, given.v, out))
-    near = 0 if plan.reach is None else (plan.reach + 1 + (0 if plan.causal else plan.reach)) * plan.block
+    # No further than to both ends: a window may be wider than any integer of the machine.
+    reach = None if plan.reach is None else min(plan.reach, max(keys, q.shape[-2]) // plan.block + 1)
+    near = 0 if reach is None else (reach + 1 + (0 if plan.causal else reach)) * plan.block
     p, code = layout(
         names,
         given.dtype,
@@ -95,7 +97,7 @@ def _whole(given: Inputs, far: Far, plan: Plan, q: Any, out: Any, logs: Any) -> 
         heavy=given.positions.shape[-1],
         near=near,
         block=plan.block,
-        reach=-1 if plan.reach is None else plan.reach,
+        reach=-1 if reach is None else reach,
         causal=int(plan.causal),
     )
     packed = pack_groups(p, far.groups, given.dtype)
