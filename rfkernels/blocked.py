@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,7 @@ from rfkernels._arrays import is_jax, namespace
 from rfkernels._checks import broadcast_batch, check_finite_arrays, check_mask, result_dtype
 from rfkernels.backends import Pass, choose
 from rfkernels.features import Features, check_features
-from rfkernels.fitting import check_map
+from rfkernels.fitting import check_map, check_scale
 from rfkernels.grouping import BlockState, Far, Groups, Plan, plan_for
 from rfkernels.grouping.fitting import Steps, check_count, checked, found, heaviest, received
 from rfkernels.grouping.schedule import Rows
@@ -26,6 +24,7 @@ def attend(
     groups: Any,
     heavy: Any,
     *,
+    scale: float | None,
     causal: bool,
     window: int | None,
     mask: Any,
@@ -45,8 +44,8 @@ def attend(
         )
     if check_finite:
         check_finite_arrays(q=q, k=k, v=v)
-    sample = _Sample(q, k, v, mask, _scale(features, groups), choose(backend, q, k, v, mask=mask).steps)
-    far = _far(sample, features, groups, causal)
+    sample = _Sample(q, k, v, mask, choose(backend, q, k, v, mask=mask).steps)
+    far = _far(sample, features, groups, scale, causal)
     shapes = {"features": () if features is None else features.batch}
     if far.groups is not None:
         shapes["groups"] = far.groups.batch
@@ -55,7 +54,7 @@ def attend(
     start = _state(state, far, plan, k, v)
     if start is not None:
         shapes["state"] = start.mask.shape[:-1]
-    positions = _positions(heavy, sample, causal, start)
+    positions = _positions(heavy, sample, far, causal, start)
     shapes["heavy"] = positions.shape[:-1]
     broadcast_batch(q=q.shape[:-2], k=k.shape[:-2], v=v.shape[:-2], **shapes)
     check_mask(mask, k, q=q.shape[:-2], v=v.shape[:-2], **shapes)
@@ -66,39 +65,34 @@ def attend(
 
 
 class _Sample:
-    """Queries and keys that groups and heavy keys are found from; what both need is found once, and only if needed."""
+    """What groups and heavy keys are found from; the attention that keys receive is found once, if it is needed."""
 
-    def __init__(self, q: Any, k: Any, v: Any, mask: Any, scale: float | None, steps: Steps) -> None:
-        self.q, self.k, self.v, self.mask, self.scale, self.steps = q, k, v, mask, scale, steps
+    def __init__(self, q: Any, k: Any, v: Any, mask: Any, steps: Steps) -> None:
+        self.q, self.k, self.v, self.mask, self.steps = q, k, v, mask, steps
+        self._received: tuple[Any, Any, float, Any] | None = None
 
-    @cached_property
-    def _found(self) -> tuple[Any, Any, float, Any]:
-        q, k, scale = checked(self.q, self.k, self.scale, self.mask, finite=False)
-        return q, k, scale, received(q, k, scale, self.mask, self.steps)
+    def _found(self, scale: float | None) -> tuple[Any, Any, float, Any]:
+        """Return pooled queries and keys in the dtype of sums, the scale, and that attention."""
+        if self._received is None:
+            q, k, scale = checked(self.q, self.k, scale, self.mask, finite=False)
+            self._received = q, k, scale, received(q, k, scale, self.mask, self.steps)
+        return self._received
 
-    def groups(self, count: int, moving: bool) -> Groups:
-        """Do what `fit_groups` does, with values if they are to move."""
-        q, k, scale, mass = self._found
-        return found(q, k, self.v if moving else None, count, scale, self.mask, 0, self.steps, mass)
+    def groups(self, count: int, scale: float | None, moving: bool) -> Groups:
+        """Do what `fit_groups` does; values are given to it if they are to move."""
+        q, k, scale, mass = self._found(scale)
+        return found(q, k, self.v if moving else None, count, scale, self.mask, mass, self.steps)
 
-    def heavy(self, count: int) -> Any:
+    def heavy(self, count: int, scale: float | None) -> Any:
         """Do what `heavy_keys` does."""
-        return heaviest(self._found[-1], count)
+        return heaviest(self._found(scale)[-1], count)
 
 
-def _scale(features: Features | None, groups: Any) -> float | None:
-    """Return what multiplies q·k as a number; None, that of attention, if nothing says or JAX traces it."""
-    given = groups if isinstance(groups, Groups) else features
-    try:
-        return None if given is None else float(given.scale)
-    except TypeError:
-        return None
-
-
-def _far(sample: _Sample, features: Features | None, groups: Any, causal: bool) -> Far:
+def _far(sample: _Sample, features: Features | None, groups: Any, scale: Any, causal: bool) -> Far:
     """Return what stands for far keys."""
+    k, v = sample.k, sample.v
     if features is not None:
-        check_features(features, "k", sample.k)
+        check_features(features, "k", k)
         try:
             check_map(features.map)
         except ValueError as error:
@@ -106,23 +100,34 @@ def _far(sample: _Sample, features: Features | None, groups: Any, causal: bool) 
                 "groups= and heavy= join exact weights of the exponential kernel with those of features, which must be "
                 "exponential, nonnegative and of that kernel, such as 'positive' ones"
             ) from error
+        check_no_scale(scale, "features")
     if groups is None:
         if features is None:
             raise TypeError("features must be given, or groups=: heavy= alone says nothing of the other keys")
         return Far(None, features, features.scale)
     if isinstance(groups, Groups):
-        _check_groups(groups, sample.k, sample.v, features)
+        check_no_scale(scale, "groups")
+        _check_groups(groups, k, v, features)
         return Far(groups, features, groups.scale)
     check_count(groups, "groups, if not a Groups (see rfkernels.fit_groups),")
     if causal and features is None:
-        return Far(None, None, 1 / math.sqrt(sample.k.shape[-1]))
+        return Far(None, None, check_scale(scale, k.shape[-1]))
     if causal:
         raise ValueError(
             "groups must be a Groups (rfkernels.fit_groups) where a causal pass has features as well: groups that are "
             f"merged from the keys themselves have no centres for features to be of what is left; got {groups!r}"
         )
-    fitted = sample.groups(groups, moving=features is None)
+    scale = scale if features is None else _number(features.scale)
+    fitted = sample.groups(groups, scale, moving=features is None)
     return Far(fitted, features, fitted.scale)
+
+
+def check_no_scale(scale: Any, owner: str) -> None:
+    """Refuse a scale beside what has one."""
+    if scale is not None:
+        raise ValueError(
+            f"scale= goes with groups= given as a number: {owner} have a scale of their own; got {scale!r}"
+        )
 
 
 def _check_groups(groups: Groups, k: Any, v: Any, features: Features | None) -> None:
@@ -141,7 +146,15 @@ def _check_groups(groups: Groups, k: Any, v: Any, features: Features | None) -> 
         raise ValueError(f"groups and features must have one scale, got {groups.scale} and {features.scale}")
 
 
-def _positions(heavy: Any, sample: _Sample, causal: bool, state: BlockState | None) -> Any:
+def _number(scale: Any) -> float | None:
+    """Return a scale as a number; None, that of attention, if JAX traces it."""
+    try:
+        return float(scale)
+    except TypeError:
+        return None
+
+
+def _positions(heavy: Any, sample: _Sample, far: Far, causal: bool, state: BlockState | None) -> Any:
     """Return the positions of heavy keys."""
     keys = sample.k.shape[-2]
     if heavy is None:
@@ -151,7 +164,7 @@ def _positions(heavy: Any, sample: _Sample, causal: bool, state: BlockState | No
     check_count(heavy, "heavy, if not an array of positions,")
     if causal:
         return np.arange(heavy)
-    return sample.heavy(heavy)
+    return sample.heavy(heavy, _number(far.scale))
 
 
 def _check_positions(heavy: Any, keys: int, causal: bool) -> Any:

@@ -242,7 +242,7 @@ def test_memory_of_groups_is_that_of_the_state_of_a_causal_pass(window: int | No
     scope: dict[str, Any] = {"rfk": rfk, "q": q, "k": k, "v": v[..., :5]}
     exec(found.call.replace("heavy=16", "heavy=16, full=True"), scope)
     state = scope["out"].state
-    held = (*state.sums, state.keys, state.values, state.heavy_keys, state.heavy_values)
+    held = (*state.sums, state.keys, state.values, state.heavy_keys, state.heavy_values, state.mass, state.within)
     assert found.memory == sum(x.nbytes for x in held)
 
 

@@ -167,8 +167,8 @@ def test_other_register_tiles(monkeypatch: pytest.MonkeyPatch, causal: bool) -> 
     monkeypatch.setattr(block_layout, "machine", lambda: Machine(16, 8))
     q, k, v = inputs(150, 150)
     assert_same(*both(q, k, v, groups=fitted(9), window=20, heavy=np.array([0, 90]), causal=causal))
-    got = fitting.found(q, k, v, 9, 0.4, None, 0, FAST)
-    for x, y in zip(got, fitting.found(q, k, v, 9, 0.4, None, 0, fitting.STEPS), strict=True):
+    got = found(q, k, v, 9, None, FAST)
+    for x, y in zip(got, found(q, k, v, 9, None, fitting.STEPS), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-10)
 
 
@@ -230,6 +230,10 @@ def test_working_memory(causal: bool) -> None:
 # Finding groups
 
 
+def found(q: Any, k: Any, v: Any, count: int, mask: Any, steps: fitting.Steps) -> rfk.Groups:
+    return fitting.found(q, k, v, count, 0.4, mask, fitting.received(q, k, 0.4, mask, steps), steps)
+
+
 @pytest.mark.parametrize("shape", [(2,), (2, 3), ()])
 @pytest.mark.parametrize("keys", [60, 300, 3000])
 def test_steps_that_find_groups(shape: tuple[int, ...], keys: int) -> None:
@@ -237,8 +241,8 @@ def test_steps_that_find_groups(shape: tuple[int, ...], keys: int) -> None:
     rng = np.random.default_rng(2)
     for mask in (None, rng.random(keys) < 0.8, rng.random((*shape, keys)) < 0.8):
         for values in (None, v):
-            got = fitting.found(q, k, values, 20, 0.4, mask, 0, FAST)
-            expected = fitting.found(q, k, values, 20, 0.4, mask, 0, fitting.STEPS)
+            got = found(q, k, values, 20, mask, FAST)
+            expected = found(q, k, values, 20, mask, fitting.STEPS)
             for name, x, y in zip(got._fields, got, expected, strict=True):
                 if y is None:
                     assert x is None, name
@@ -249,7 +253,7 @@ def test_steps_that_find_groups(shape: tuple[int, ...], keys: int) -> None:
 def test_steps_in_float32_keep_the_dtype() -> None:
     q, k, v = inputs(90, 300, dtype=np.float32)
     mask = np.arange(300) % 3 > 0
-    got, expected = (fitting.found(q, k, v, 9, 0.4, mask, 0, steps) for steps in (FAST, fitting.STEPS))
+    got, expected = (found(q, k, v, 9, mask, steps) for steps in (FAST, fitting.STEPS))
     for x, y in zip(got, expected, strict=True):
         assert x.dtype == y.dtype == np.float32
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)

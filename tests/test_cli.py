@@ -25,7 +25,7 @@ from rfkernels.benchmark import Line
 from rfkernels.cli import commands, doctor, files, measure, pictures, run, words
 from rfkernels.cli.output import BadInput, as_bytes, as_error, as_factor, as_time
 
-COMMANDS = ("demo", "attend", "bench", "doctor")
+COMMANDS = ("demo", "advise", "attend", "bench", "doctor")
 
 
 def invoke(*arguments: Any) -> Result:
@@ -444,7 +444,7 @@ def test_demo_json(quick_demo: Demonstration) -> None:
     assert set(found) == keys
     assert (found["heads"], found["length"], found["dim"]) == (4, 512, 32)
     assert {row["name"] for row in found["rows"]} == {
-        *("exact", "average of v", "window alone"),
+        *("exact", "average of v", "window alone", "groups"),
         *("positive", "hyperbolic", "trigonometric", "relu", "elu+1"),
     }
     assert all(row["seconds"] > 0 for row in found["rows"] if row["name"] != "average of v")
@@ -483,6 +483,7 @@ def test_demo_errors_lie_as_they_should(quick_demo: Demonstration) -> None:
             assert near.error < rows["window alone", None, 64, causal].error
             assert near.memory - plain.memory == 64 * (2 * 32 * 4 + 1)
             assert plain.memory == 256 * (32 + 2) * 4
+        assert rows["groups", 64, 64, causal].error < 0.2 * rows["positive", 256, 64, causal].error
         assert all(row.worst >= row.error for row in rows.values())
 
 

@@ -15,7 +15,7 @@ from rfkernels.exact import exact_attention
 from rfkernels.features import draw
 from rfkernels.fitting import Choice, choose, fit, moments
 from rfkernels.fitting.statistics import attended, pooled
-from rfkernels.grouping import fit_groups, plan_for
+from rfkernels.grouping import plan_for
 from rfkernels.state import empty_state
 
 EXACT, AVERAGE, WINDOW = "exact attention", "plain average", "window alone"
@@ -152,37 +152,30 @@ def _linear_lines(problem: Problem, made: str, window: int | None, after: str = 
     return f"features = {made}{after}\nout = rfk.attention(q, k, v, features{options})"
 
 
-def _grouped(problem: Problem, count: int) -> Any:
-    """Return groups of a causal pass; of another the number, for groups of the very keys that are attended."""
-    if problem.causal:
-        return fit_groups(*first_half(problem), count, scale=problem.scale, rng=problem.seed)
+def _grouped(_problem: Problem, count: int) -> int:
+    """Return the number: groups are those of the very keys that are attended."""
     return count
 
 
-def _groups(problem: Problem, given: Any, window: int | None, heavy: int | None = None) -> Any:
-    q, k, v = problem.q, problem.k, problem.v
-    if not problem.causal and problem.scale is not None:
-        given = fit_groups(q, k, given, scale=problem.scale)
-    return attention(q, k, v, groups=given, causal=problem.causal, window=window, heavy=heavy)
+def _groups(problem: Problem, count: int, window: int | None, heavy: int | None = None) -> Any:
+    options: dict[str, Any] = {"causal": problem.causal, "window": window, "heavy": heavy, "scale": problem.scale}
+    return attention(problem.q, problem.k, problem.v, groups=count, **options)
 
 
 def _groups_lines(problem: Problem, count: int | None, window: int | None, heavy: int | None = None) -> str:
-    made, before, options = str(count), "", _options(problem, window, heavy=heavy)
-    if problem.causal:
-        made, seed = "groups", problem.seed
-        before = f"groups = rfk.fit_groups({_samples(problem)}, {count}{_scale(problem)}, rng={seed}){_ONCE}\n"
-    elif problem.scale is not None:
-        made = f"rfk.fit_groups(q, k, {count}{_scale(problem)})"
-    return f"{before}out = rfk.attention(q, k, v, groups={made}{options})"
+    return f"out = rfk.attention(q, k, v, groups={count}{_options(problem, window, True, heavy)})"
 
 
-def _groups_kept(problem: Problem, given: Any, window: int | None, heavy: int = 0) -> int:
-    size, plan = given.size if problem.causal else given, plan_for(window, problem.causal)
+def _groups_kept(problem: Problem, count: int, window: int | None, heavy: int = 0) -> int:
+    merged = count if problem.causal else 0
+    plan = plan_for(window, problem.causal, merged=merged)
     near = 0 if plan.reach is None else (plan.reach + 1) * plan.block
     k, v = problem.k, problem.v
-    columns = size * math.prod(np.broadcast_shapes(k.shape[:-2], v.shape[:-2]))
-    sums = columns * (k.shape[-1] + v.shape[-1] + 3) * int(np.result_type(k, v, np.float32).itemsize)
-    return int(sums) + positions_bytes(problem, near + heavy)
+    heads = math.prod(np.broadcast_shapes(k.shape[:-2], v.shape[:-2]))
+    dim, width = k.shape[-1], v.shape[-1]
+    sums: int = count * (dim + width + 3) + (dim * (dim + width) + merged + near if problem.causal else 0)
+    size = int(np.result_type(k, v, np.float32).itemsize)
+    return heads * sums * size + positions_bytes(problem, near + heavy)
 
 
 def _groups_counts(problem: Problem, counts: tuple[int, ...]) -> tuple[int, ...]:

@@ -83,14 +83,16 @@ def _legend(report: Report) -> str:
         "time          one call for all heads, the fastest of a few\n"
         "memory        what the keys and values of one head are reduced to, of the same size at any length;\n"
         f"              of exact attention: the {report.length} x {report.length} weights of one head\n"
-        "window        keys less than this many positions away have exact softmax weights"
+        "window        keys less than this many positions away have exact softmax weights\n"
+        "groups        keys beyond the window are read as so many groups, found in each call; their memory is that of\n"
+        "              decoding, the keys of the window included"
     )
 
 
 def _table(report: Report) -> Table:
     made = table(
         ("\nmap", "left"),
-        ("\nfeatures", "right"),
+        ("features,\ngroups", "right"),
         ("\nwindow", "right"),
         ("bidir.\nerror", "right"),
         ("\nworst", "right"),
@@ -102,7 +104,7 @@ def _table(report: Report) -> Table:
     )
     causal = {_key(row): row for row in report.rows if row.causal}
     for row in report.rows:
-        if not row.causal and row.features not in measure.ONLY_DRAWN:
+        if not row.causal and (row.name == measure.GROUPS or row.features not in measure.ONLY_DRAWN):
             number = "" if row.features is None else str(row.features)
             window = "" if row.window is None else str(row.window)
             cells = (*_cells(row), *_cells(causal[_key(row)]))

@@ -13,7 +13,7 @@ import numpy as np
 
 import rfkernels as rfk
 
-EXACT, AVERAGE, WINDOW_ALONE = "exact", "average of v", "window alone"
+EXACT, AVERAGE, WINDOW_ALONE, GROUPS = "exact", "average of v", "window alone", "groups"
 _MAPS = ("positive", "hyperbolic", "trigonometric", "relu", "elu+1")
 _REPEATS, _ENOUGH_SECONDS = 6, 0.8
 TIMED_FEATURES = 256
@@ -21,18 +21,21 @@ ONLY_DRAWN = (64, 128, 512)  # numbers of features that are in the picture and n
 
 
 class Plan(NamedTuple):
-    """How much is measured: heads, numbers of features, draws of them, and lengths for the growth of time."""
+    """How much is measured: heads, numbers of features and of groups, draws, and lengths for the growth of time."""
 
     heads: int
     counts: tuple[int, ...]
+    groups: tuple[int, ...]
     draws: int
     window: int
     exact_lengths: tuple[int, ...]
     lengths: tuple[int, ...]
 
 
-FULL = Plan(12, (64, 128, 256, 512, 1024), 3, 64, (512, 1024, 2048, 4096), (512, 1024, 2048, 4096, 8192, 16384))
-QUICK = Plan(4, (64, 256), 1, 64, (512, 1024), (512, 1024, 2048))
+FULL = Plan(
+    12, (64, 128, 256, 512, 1024), (64, 128), 3, 64, (512, 1024, 2048, 4096), (512, 1024, 2048, 4096, 8192, 16384)
+)
+QUICK = Plan(4, (64, 256), (64,), 1, 64, (512, 1024), (512, 1024, 2048))
 
 
 class Heads(NamedTuple):
@@ -113,7 +116,7 @@ def settings(plan: Plan) -> list[tuple[str, int, int | None]]:
 
 def steps(plan: Plan) -> int:
     """How many times `measure` advances."""
-    return 2 * (len(settings(plan)) + 1) + len(plan.exact_lengths) + 2 * len(plan.lengths)
+    return 2 * (len(settings(plan)) + 2 * len(plan.groups) + 1) + len(plan.exact_lengths) + 2 * len(plan.lengths)
 
 
 def measure(heads: Heads, plan: Plan, seed: int, advance: Callable[[str], None]) -> Report:
@@ -127,6 +130,10 @@ def measure(heads: Heads, plan: Plan, seed: int, advance: Callable[[str], None])
         for name, count, window in settings(plan):
             advance(f"{name}, {count} features")
             rows.append(_row(heads, name, count, window, causal, goal, plan.draws, seed))
+        for window in (None, plan.window):
+            for count in plan.groups:
+                advance(f"{count} groups")
+                rows.append(_grouped(heads, count, window, causal, goal))
     timings = list(_timings(heads, plan, seed, advance))
     count, length, dim = heads.q.shape
     which = [(int(layer), int(head)) for layer, head in zip(heads.layer, heads.head, strict=True)]
@@ -177,6 +184,17 @@ def _row(
         times.append(seconds)
     memory = _nbytes(rfk.empty_state(features, heads.v.shape[-1], window=window))
     return Row(name, count, window, causal, *_summary(errors, goal), min(times), memory)
+
+
+def _grouped(heads: Heads, count: int, window: int | None, causal: bool, goal: _Goal) -> Row:
+    """Measure groups, found anew in each call: nothing is drawn."""
+    call = partial(rfk.attention, heads.q, heads.k, heads.v, groups=count, causal=causal, window=window)
+    call()
+    out, seconds = _timed(call)
+    few = (x[:1] for x in heads[:3])
+    state = rfk.attention(*few, groups=count, causal=True, window=window, full=True).state
+    errors = relative_errors(out, goal.exact)[None]
+    return Row(GROUPS, count, window, causal, *_summary(errors, goal), seconds, _nbytes(state))
 
 
 def _baselines(heads: Heads, window: int, causal: bool, goal: _Goal) -> Iterator[Row]:

@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 import rfkernels as rfk
 from rfkernels.cli import measure
-from rfkernels.cli.measure import AVERAGE, EXACT, WINDOW_ALONE, Heads, Report, Row
+from rfkernels.cli.measure import AVERAGE, EXACT, GROUPS, WINDOW_ALONE, Heads, Report, Row
 
 _COLOURS = {
     "positive": "#0072b2",
@@ -20,9 +20,10 @@ _COLOURS = {
     "trigonometric": "#cc79a7",
     "relu": "#009e73",
     "elu+1": "#e69f00",
+    GROUPS: "#000000",
 }
 _TOP = 2.0  # errors above are named, not drawn
-_TICKS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0)
+_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0)
 _LEAST_WEIGHT = 1e-4
 
 
@@ -60,7 +61,7 @@ def _draw_errors(axes: Axes, report: Report, causal: bool) -> None:
         text = "off the scale\n" + "\n".join(above)
         axes.text(0.97, 0.97, text, transform=axes.transAxes, ha="right", va="top", fontsize=7.5)
     kind = "causal" if causal else "bidirectional"
-    axes.set(xscale="log", yscale="log", xlabel="features", title=f"Error against exact attention, {kind}")
+    axes.set(xscale="log", yscale="log", xlabel="features or groups", title=f"Error against exact attention, {kind}")
     axes.set_ylabel(f"relative error, median of {report.heads} heads")
     counts = sorted({row.features for row in report.rows if row.features is not None})
     axes.set_xticks(counts, [str(count) for count in counts])
@@ -103,15 +104,16 @@ def _draw_times(axes: Axes, report: Report) -> None:
 
 
 def _draw_weights(figure: SubFigure, heads: Heads, report: Report, window: int) -> None:
-    """Draw the matrix of weights of one head: exact, estimated, and estimated beyond an exact window."""
+    """Draw the matrix of weights of one head: exact, by features, and by groups beyond an exact window."""
     one, count = _middle(heads), measure.TIMED_FEATURES
     features = measure.draw(one, "positive", count, report.seed)
+    groups = max(row.features or 0 for row in report.rows if row.name == GROUPS)
     identity = np.eye(one.k.shape[-2], dtype=one.k.dtype)[None]  # attention of these values is the weights themselves
     given = one.q, one.k, identity
     shown = {
         "exact": rfk.exact_attention(*given),
         f"positive, {count} features": rfk.attention(*given, features),
-        f"positive, {count} features, window {window}": rfk.attention(*given, features, window=window),
+        f"{groups} groups, window {window}": rfk.attention(*given, groups=groups, window=window),
     }
     norm = LogNorm(_LEAST_WEIGHT, float(np.quantile(shown["exact"], 0.9995)), clip=True)
     panels = figure.subplots(1, 3, sharex=True, sharey=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from rfkernels.cli.measure import AVERAGE, EXACT, TIMED_FEATURES, WINDOW_ALONE, Report, Row
+from rfkernels.cli.measure import AVERAGE, EXACT, GROUPS, TIMED_FEATURES, WINDOW_ALONE, Report, Row
 from rfkernels.cli.output import as_bytes, as_error, as_factor, as_time
 
 _SOFTMAX = ("positive", "hyperbolic", "trigonometric")
@@ -12,7 +12,7 @@ _SOFTMAX = ("positive", "hyperbolic", "trigonometric")
 
 def sentences(report: Report) -> list[str]:
     """Say what the numbers mean."""
-    return [*_features(report), *_window(report), *_others(report), *_cost(report)]
+    return [*_features(report), *_window(report), *_groups(report), *_others(report), *_cost(report)]
 
 
 def compared(value: float, other: float) -> str:
@@ -74,6 +74,19 @@ def _window(report: Report) -> Iterator[str]:
     yield (
         f"The same window with features beyond ({near.name}, {near.features}): {as_error(near.error)}, "
         f"{compared(near.error, alone.error)} the window alone; {_beaten(report, near)}."
+    )
+
+
+def _groups(report: Report) -> Iterator[str]:
+    found = [row for row in report.rows if row.name == GROUPS and not row.causal]
+    alone = min((row for row in found if row.window is None), key=lambda row: row.error)
+    near = min((row for row in found if row.window is not None), key=lambda row: row.error)
+    plain = best(report, lambda row: row.window is None)
+    yield (
+        f"Keys in {alone.features} groups, found in each call: {as_error(alone.error)}, "
+        f"{compared(alone.error, plain.error)} the best features. With the window: {as_error(near.error)}, "
+        f"{as_error(near.worst)} on the worst head. Groups are biased and features are not, but on heads like these "
+        "groups are what to use."
     )
 
 

@@ -22,16 +22,14 @@ _EVEN = 0.1
 """What share of the attention of all is spread evenly when keys are weighed, so that none weighs nothing."""
 
 
-def fit_groups(
-    q: Any, k: Any, count: int, *, v: Any = None, scale: float | None = None, mask: Any = None, rng: Any = 0
-) -> Groups:
+def fit_groups(q: Any, k: Any, count: int, *, v: Any = None, scale: float | None = None, mask: Any = None) -> Groups:
     """Divide keys into groups, finely where attention is.
 
-    Centres are seeded one after another, each at a key drawn in proportion to its squared distance from the nearest
-    centre so far (k-means++, Arthur and Vassilvitskii 2007) times the attention it receives from a sample of 32
-    queries; then each moves to the weighted mean of its keys (one round of Lloyd's algorithm). Distances are those that
-    logits see: (k − c)ᵀ M (k − c), M being the second moment of queries. Of more than 2,048 keys that many are drawn
-    first.
+    Centres are keys, chosen one after another: each time that for which the squared distance from the nearest centre
+    so far, times the attention it receives from a sample of 32 queries, is largest (farthest-first traversal, Gonzalez
+    1985, with weights). Keys that matter most become groups of their own. Distances are those that logits see:
+    (k − c)ᵀ M (k − c), M being the second moment of queries. Of more than 2,048 keys, the 1,024 that receive most
+    attention and as many evenly spaced ones are considered.
 
     Parameters
     ----------
@@ -49,8 +47,6 @@ def fit_groups(
         Multiplies q·k; 1/√dim by default.
     mask : array of bool, shape (*batch, keys), optional
         True where a key may be attended.
-    rng : int, numpy.random.SeedSequence or numpy.random.Generator, default 0
-        What is drawn is drawn on the host, the same for NumPy and JAX.
 
     Returns
     -------
@@ -76,7 +72,7 @@ def fit_groups(
         check_kv(k, v)
         check_finite_arrays(v=v)
     check_count(count, "count")
-    return found(q, k, v, count, scale, mask, rng, STEPS)
+    return found(q, k, v, count, scale, mask, received(q, k, scale, mask, STEPS), STEPS)
 
 
 class Steps(NamedTuple):
@@ -84,62 +80,46 @@ class Steps(NamedTuple):
 
     Parameters
     ----------
-    moment : callable
-        ``moment(xp, x)``: Σ x xᵀ along the second to last axis.
     mass : callable
         ``mass(xp, rows, k, scale, mask)``: the attention that each key receives on average from these queries.
-    best : callable
-        ``best(xp, k, v, score, count)``: the keys and values of the largest scores, in descending order.
-    seeded : callable
-        ``seeded(xp, k, metric, weight, uniform)``: the numbers of keys drawn one after another.
+    moment : callable
+        ``moment(xp, x)``: Σ x xᵀ along the second to last axis.
+    some : callable
+        ``some(xp, k, v, weight, half)``: the keys that weigh most and evenly spaced ones, so many each, with their
+        values (None if there are none) and weights.
+    spread_out : callable
+        ``spread_out(xp, k, metric, weight, count)``: the numbers of keys each of which is the farthest from those
+        before, by weight times squared distance.
     labels : callable
         ``labels(xp, groups, k)``: the group of each key.
-    sums : callable
-        ``sums(xp, labels, x, weight, count)``: of each label the sum of weights, and of weighted vectors.
     within : callable
         ``within(xp, labels, k, v, count)``: Σ (k − mean)(k − mean)ᵀ, the mean being that of keys of the same label, and
-        the like for keys and values; None if `v` is.
+        the like for keys and values; None if there are none.
     """
 
-    moment: Callable[..., Any]
     mass: Callable[..., Any]
-    best: Callable[..., Any]
-    seeded: Callable[..., Any]
+    moment: Callable[..., Any]
+    some: Callable[..., Any]
+    spread_out: Callable[..., Any]
     labels: Callable[..., Any]
-    sums: Callable[..., Any]
     within: Callable[..., Any]
 
 
-def found(
-    q: Any, k: Any, v: Any, count: int, scale: float, mask: Any, rng: Any, steps: Steps, mass: Any = None
-) -> Groups:
-    """Do what `fit_groups` does with arguments that were checked, in the dtype of sums; `mass` if it is known."""
-    generator = np.random.default_rng(rng)
+def found(q: Any, k: Any, v: Any, count: int, scale: float, mask: Any, mass: Any, steps: Steps) -> Groups:
+    """Do what `fit_groups` does, with arguments checked and in the dtype of sums; `mass` is what keys `received`."""
     v = v if v is None or v.dtype == k.dtype else v.astype(k.dtype)
     xp, keys = namespace(q, k), k.shape[-2]
     metric = steps.moment(xp, q) / q.shape[-2]
     metric = xp.broadcast_to(metric, (*np.broadcast_shapes(q.shape[:-2], k.shape[:-2]), *metric.shape[-2:]))
-    weight = received(q, k, scale, mask, steps) if mass is None else mass
-    weight = weight + _EVEN / keys * (1 if mask is None else mask.astype(k.dtype))
+    weight = mass + _EVEN / keys * (1 if mask is None else mask.astype(k.dtype))
     if keys > _KEYS:
-        k, v = _drawn(xp, k, v, weight, generator, steps)
-        weight = xp.ones((*np.broadcast_shapes(k.shape[:-2], weight.shape[:-1]), _KEYS), k.dtype)
-    picked = steps.seeded(xp, k, metric, weight, generator.random(count))
-    centres = _taken(xp, k, picked)
+        k, v, weight = steps.some(xp, k, v, weight, _KEYS // 2)
+    centres = _taken(xp, k, steps.spread_out(xp, k, metric, weight, count))
     groups = Groups(centres, metric, metric, None, xp.asarray(scale, k.dtype))
-    total, sums = steps.sums(xp, steps.labels(xp, groups, k), k, weight, count)
-    total = total[..., None]
-    groups = groups._replace(centres=xp.where(total > 0, sums / xp.where(total > 0, total, 1), centres))
-    spread, cross = _within(xp, groups, k, v, steps)
-    return groups._replace(spread=spread, cross=cross)
-
-
-def _within(xp: Any, groups: Groups, k: Any, v: Any, steps: Steps) -> tuple[Any, Any]:
-    """Return the covariance of keys within their groups, and that of keys and values, divided by the former's mean."""
-    covariance, cross = steps.within(xp, steps.labels(xp, groups, k), k, v, groups.size)
-    mean = xp.sum(covariance * groups.metric, (-1, -2))
+    covariance, cross = steps.within(xp, steps.labels(xp, groups, k), k, v, count)
+    mean = xp.sum(covariance * metric, (-1, -2))
     mean = xp.where(mean > 0, mean, 1)[..., None, None]
-    return covariance / mean, None if v is None else cross / mean
+    return groups._replace(spread=covariance / mean, cross=None if v is None else cross / mean)
 
 
 def heavy_keys(q: Any, k: Any, count: int, *, scale: float | None = None, mask: Any = None) -> Any:
@@ -172,12 +152,7 @@ def heaviest(mass: Any, count: int) -> Any:
     xp, count = namespace(mass), min(count, mass.shape[-1])
     if xp is np:
         return np.sort(np.argpartition(-mass, count - 1, -1)[..., :count], -1)
-    return xp.sort(_largest(xp, mass, count), -1)
-
-
-def _largest(xp: Any, x: Any, count: int) -> Any:
-    """Return the positions of the largest numbers along the last axis, in descending order."""
-    return xp.argsort(-x, -1)[..., :count]
+    return xp.sort(xp.argsort(-mass, -1)[..., :count], -1)
 
 
 def check_count(count: Any, name: str) -> None:
@@ -208,10 +183,6 @@ def received(q: Any, k: Any, scale: float, mask: Any, steps: Steps) -> Any:
     return steps.mass(namespace(q, k), rows, k, scale, mask)
 
 
-def _moment(xp: Any, x: Any) -> Any:
-    return matmul(xp, xp.swapaxes(x, -1, -2), x)
-
-
 def _mass(xp: Any, rows: Any, k: Any, scale: float, mask: Any) -> Any:
     logits = scale * matmul(xp, rows, xp.swapaxes(k, -1, -2))
     if mask is not None:
@@ -220,16 +191,16 @@ def _mass(xp: Any, rows: Any, k: Any, scale: float, mask: Any) -> Any:
     return mass if mask is None else xp.where(mask, mass, 0)
 
 
-def _drawn(xp: Any, k: Any, v: Any, weight: Any, generator: np.random.Generator, steps: Steps) -> tuple[Any, Any]:
-    """Return keys drawn without replacement in proportion to their weight, and their values."""
-    noise = xp.asarray(generator.gumbel(size=k.shape[-2]), k.dtype)
-    score = xp.log(xp.maximum(weight, xp.finfo(weight.dtype).tiny)) + noise
-    return steps.best(xp, k, v, score, _KEYS)
+def _moment(xp: Any, x: Any) -> Any:
+    return matmul(xp, xp.swapaxes(x, -1, -2), x)
 
 
-def _best(xp: Any, k: Any, v: Any, score: Any, count: int) -> tuple[Any, Any]:
-    chosen = _largest(xp, score, count)
-    return _taken(xp, k, chosen), None if v is None else _taken(xp, v, chosen)
+def _some(xp: Any, k: Any, v: Any, weight: Any, half: int) -> tuple[Any, Any, Any]:
+    heaviest = xp.argsort(-weight, -1)[..., :half]
+    spaced = xp.broadcast_to(np.arange(half) * k.shape[-2] // half, heaviest.shape)
+    chosen = xp.concatenate([heaviest, spaced], -1)
+    values = None if v is None else _taken(xp, v, chosen)
+    return _taken(xp, k, chosen), values, xp.take_along_axis(weight, chosen, -1)
 
 
 def _taken(xp: Any, x: Any, positions: Any) -> Any:
@@ -239,44 +210,34 @@ def _taken(xp: Any, x: Any, positions: Any) -> Any:
     return xp.take_along_axis(x, xp.broadcast_to(positions, (*batch, positions.shape[-1]))[..., None], -2)
 
 
-def _sums(xp: Any, labels: Any, x: Any, weight: Any, count: int) -> tuple[Any, Any]:
-    share = (labels[..., None] == xp.arange(count)) * weight[..., None]
-    return xp.sum(share, -2), matmul(xp, xp.swapaxes(share, -1, -2), x)
+def _within(xp: Any, own: Any, k: Any, v: Any, count: int) -> tuple[Any, Any]:
+    member = (own[..., None] == xp.arange(count)).astype(k.dtype)
+    total = xp.sum(member, -2)[..., None]
 
-
-def _scatter(xp: Any, own: Any, k: Any, v: Any, count: int) -> tuple[Any, Any]:
     def apart(x: Any) -> Any:
-        total, sums = _sums(xp, own, x, xp.ones(own.shape, x.dtype), count)
-        return x - _taken(xp, sums / xp.where(total > 0, total, 1)[..., None], own)
+        means = matmul(xp, xp.swapaxes(member, -1, -2), x) / xp.where(total > 0, total, 1)
+        return x - matmul(xp, member, means)
 
     turned = xp.swapaxes(apart(k), -1, -2)
     return matmul(xp, turned, apart(k)), None if v is None else matmul(xp, turned, apart(v))
 
 
-def _seeded(xp: Any, k: Any, metric: Any, weight: Any, uniform: Any) -> Any:
-    """Return the numbers of keys drawn in proportion to weight times squared distance."""
+def _spread_out(xp: Any, k: Any, metric: Any, weight: Any, count: int) -> Any:
     sent = matmul(xp, k, metric)
-    count, keys = len(uniform), k.shape[-2]
-    uniform = xp.asarray(uniform, k.dtype)
     batch = np.broadcast_shapes(sent.shape[:-2], k.shape[:-2], weight.shape[:-1])
     sent, k = (xp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (sent, k))
     square = xp.sum(sent * k, -1)
 
     def body(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         nearest, picked = carry
-        total = xp.cumsum(weight * nearest, -1)
-        at = xp.sum(total < uniform[i] * total[..., -1:], -1, keepdims=True)
-        at = xp.minimum(at, keys - 1)
-        chosen = xp.take_along_axis(k, at[..., None], -2)
-        product = xp.sum(sent * chosen, -1)
-        own = xp.take_along_axis(square, at, -1)
-        distance = xp.maximum(square - 2 * product + own, 0)
+        at = xp.argmax(weight * nearest, -1)[..., None]
+        product = xp.sum(sent * xp.take_along_axis(k, at[..., None], -2), -1)
+        distance = xp.maximum(square - 2 * product + xp.take_along_axis(square, at, -1), 0)
         nearest = xp.where(i == 0, distance, xp.minimum(nearest, distance))
         return nearest, xp.where(xp.arange(count) == i, at, picked)
 
-    start = xp.ones((*batch, keys), k.dtype), xp.zeros((*batch, count), int)
-    _, picked = _repeated(xp, count, body, start)
-    return picked
+    start = xp.ones((*batch, k.shape[-2]), k.dtype), xp.zeros((*batch, count), int)
+    return _repeated(xp, count, body, start)[1]
 
 
 def _repeated(xp: Any, count: int, body: Callable[[Any, Any], Any], start: Any) -> Any:
@@ -287,5 +248,5 @@ def _repeated(xp: Any, count: int, body: Callable[[Any, Any], Any], start: Any) 
     return start
 
 
-STEPS = Steps(_moment, _mass, _best, _seeded, labels, _sums, _scatter)
+STEPS = Steps(_mass, _moment, _some, _spread_out, labels, _within)
 """The steps for any kind of array."""

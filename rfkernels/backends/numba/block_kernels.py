@@ -10,7 +10,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from rfkernels.backends.numba.emitter import INT, Emitter
+from rfkernels.backends.numba.emitter import INT, Emitter, Variable
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
 from rfkernels.backends.numba.kernels import SENTINEL, Emit
 from rfkernels.grouping.summaries import LARGEST_BEND
@@ -41,8 +41,7 @@ def blockwise(machine: Machine, bits: int) -> Code:
     function("crest", "scores columns rows scale top den", _crest)
     function("invert", "den count columns", _invert)
     function("share", "scores columns rows scale top factor out", _share)
-    function("reached", "total keys uniform at picked", _reached)
-    function("approach", "xt tile dim chosen squares own weight nearest total keys first", _approach)
+    function("approach", "xt tile dim chosen squares at weight nearest keys n picked", _approach)
     weigh = "scores row rows columns high step key_term bend along moved scale shift sums sums_row width den"
     function("weigh", weigh, lambda e: _weigh(e, bent=False, cut=False))
     function("weigh_cut", weigh, lambda e: _weigh(e, bent=False, cut=True))
@@ -74,21 +73,33 @@ def _allowed(e: Emitter) -> None:
     e.finish()
 
 
+def _best(e: Emitter, top: Variable, place: Variable, value: Any, column: Any) -> None:
+    """Go on with the largest value of each lane, and with the first column that has it, as a number."""
+    m = e.math
+    lane = ir.Constant(m.vector, [float(i) for i in range(e.lanes)])
+    better = m.gt(value, top.get())
+    place.set(m.where(better, m.add(m.splat(e.builder.sitofp(column, e.element)), lane), place.get()))
+    top.set(m.where(better, value, top.get()))
+
+
+def _first_best(e: Emitter, top: Variable, place: Variable) -> Any:
+    """Return the first column that has the largest value of all lanes."""
+    m, b = e.math, e.builder
+    largest = m.splat(m.reduce_max(top.get()))
+    first = m.where(m.ge(top.get(), largest), m.neg(place.get()), m.constant(SENTINEL[e.align * 8]))
+    return b.fptosi(b.fneg(m.reduce_max(first)), SHORT)
+
+
 def _pick(e: Emitter) -> None:
     """Write the first column of the largest score + bias of each row, −1 where the mask does not allow the row."""
     scores, row, rows, columns, bias, mask, stride, labels = e.arguments
     m, b = e.math, e.builder
-    lane = ir.Constant(m.vector, [float(i) for i in range(e.lanes)])
     with e.loop(0, rows) as r:
-        top, at = e.variable(m.constant(SENTINEL[e.align * 8])), e.variable(m.constant(0.0))
+        top, place = e.variable(m.constant(SENTINEL[e.align * 8])), e.variable(m.constant(0.0))
         with e.loop(0, columns, e.lanes) as c:
             score = m.add(e.load_vector(scores, e.add(e.mul(r, row), c)), e.load_vector(bias, c))
-            better = m.gt(score, top.get())
-            at.set(m.where(better, m.add(m.splat(b.sitofp(c, e.element)), lane), at.get()))
-            top.set(m.where(better, score, top.get()))
-        largest = m.splat(m.reduce_max(top.get()))
-        first = m.where(m.ge(top.get(), largest), m.neg(at.get()), m.constant(SENTINEL[e.align * 8]))
-        found = e.variable(b.fptosi(b.fneg(m.reduce_max(first)), SHORT))
+            _best(e, top, place, score, c)
+        found = e.variable(_first_best(e, top, place))
         with b.if_then(b.icmp_signed("!=", mask, e.integer(0))):
             given = e.load(e.add(mask, e.mul(r, stride)), e.integer(0), BYTE)
             found.set(b.select(b.icmp_signed("!=", given, BYTE(0)), found.get(), SHORT(-1)))
@@ -330,33 +341,18 @@ def _share(e: Emitter) -> None:
     e.finish()
 
 
-def _reached(e: Emitter) -> None:
-    """Return the first key whose total reaches a share `uniform` of the last one; note it as the at-th picked."""
-    total, keys, uniform, at, picked = e.arguments
-    b = e.builder
-    last = b.sub(keys, e.integer(1))
-    wanted = b.fmul(e.load(uniform, at), e.load(total, last))
-    low, high = e.variable(e.integer(0)), e.variable(last)
-    # Totals never fall: halve what is left, as often as the bits of an index say.
-    with e.loop(0, 32):
-        middle = b.ashr(e.add(low.get(), high.get()), e.integer(1))
-        short = b.and_(b.fcmp_ordered("<", e.load(total, middle), wanted), e.less(low.get(), high.get()))
-        low.set(b.select(short, e.add(middle, 1), low.get()))
-        high.set(b.select(short, high.get(), middle))
-    e.store(b.trunc(low.get(), SHORT), picked, at)
-    e.finish(low.get())
-
-
 def _approach(e: Emitter) -> None:
-    """Lower each key's distance from the nearest chosen one, where the one at `chosen` is nearer, and add up again.
+    """Note key `at` as the n-th picked, lower the distances of those it is nearest to, and return the next to pick.
 
-    The distance is square − 2 xᵀ chosen + own, x being a column of a tile, whose width is a power of two; the first is
-    taken as it is. Totals are of weight times distance, up to each key.
+    The distance is square − 2 xᵀ chosen + own, x being a column of a tile, whose width is a power of two; the next is
+    the first of the largest weight times distance.
     """
-    xt, tile, dim, chosen, squares, own, weight, nearest, total, keys, first = e.arguments
+    xt, tile, dim, chosen, squares, at, weight, nearest, keys, n, picked = e.arguments
     m, b = e.math, e.builder
-    most = b.select(b.icmp_signed("!=", first, e.integer(0)), e.scalar(-SENTINEL[e.align * 8]), e.scalar(0.0))
-    itself, lift, step = m.splat(e.load(own, e.integer(0))), m.splat(most), 4
+    # Before the first, all are as far as can be.
+    farthest = b.select(b.icmp_signed("==", n, e.integer(0)), e.scalar(-SENTINEL[e.align * 8]), e.scalar(0.0))
+    itself, least, step = m.splat(e.load(squares, at)), m.splat(farthest), 4
+    top, place = e.variable(m.constant(SENTINEL[e.align * 8])), e.variable(m.constant(0.0))
     with e.loop(0, keys, step * e.lanes) as c:
         whole = b.and_(c, b.neg(tile))
         base = e.add(e.mul(whole, dim), b.sub(c, whole))
@@ -366,15 +362,14 @@ def _approach(e: Emitter) -> None:
             for i, product in enumerate(products):
                 product.set(m.fma(e.load_vector(xt, e.add(start, i * e.lanes)), value, product.get()))
         for i, product in enumerate(products):
-            at = e.add(c, i * e.lanes)
-            distance = m.fma(product.get(), m.constant(-2.0), m.add(e.load_vector(squares, at), itself))
+            column = e.add(c, i * e.lanes)
+            distance = m.fma(product.get(), m.constant(-2.0), m.add(e.load_vector(squares, column), itself))
             distance = m.maximum(distance, m.constant(0.0))
-            e.store_vector(m.minimum(m.maximum(e.load_vector(nearest, at), lift), distance), nearest, at)
-    running = e.variable(e.scalar(0.0))
-    with e.loop(0, keys) as i:
-        running.set(b.fadd(running.get(), b.fmul(e.load(weight, i), e.load(nearest, i))))
-        e.store(running.get(), total, i)
-    e.finish()
+            distance = m.minimum(m.maximum(e.load_vector(nearest, column), least), distance)
+            e.store_vector(distance, nearest, column)
+            _best(e, top, place, m.mul(e.load_vector(weight, column), distance), column)
+    e.store(b.trunc(at, SHORT), picked, n)
+    e.finish(b.sext(_first_best(e, top, place), INT))
 
 
 def _move(e: Emitter) -> None:

@@ -30,7 +30,7 @@ _CHUNK = 16
 
 
 def attend(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: Any) -> Pass:
-    """Run a pass over blocks: as specified where far keys have features or are merged, or a state is of another dtype."""
+    """Run a pass over blocks, the way it is specified where far keys are no sums of given groups in the same dtype."""
     sums = accumulator(np, rows.q, rows.k, rows.v)
     other = state is not None and any(x.dtype != sums for x in (state.keys, state.sums.kv))
     if far.features is not None or plan.merged or other:

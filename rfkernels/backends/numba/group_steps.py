@@ -60,30 +60,31 @@ def _mass(xp: Any, rows: Any, k: Any, scale: float, mask: Any) -> Any:
     return out.reshape(*batch, keys)
 
 
-def _best(xp: Any, k: Any, v: Any, score: Any, count: int) -> tuple[Any, Any]:
-    batch, given = np.broadcast_shapes(k.shape[:-2], score.shape[:-1]), [k] if v is None else [k, v]
-    if v is not None:
-        batch = np.broadcast_shapes(batch, v.shape[:-2])
-    out = [np.empty((*batch, count, x.shape[-1]), x.dtype) for x in given]
+def _some(xp: Any, k: Any, v: Any, weight: Any, half: int) -> tuple[Any, Any, Any]:
+    given = [k] if v is None else [k, v]
+    batch = np.broadcast_shapes(weight.shape[:-1], *(x.shape[:-2] for x in given))
+    keys, spaced = k.shape[-2], np.arange(half) * k.shape[-2] // half
+    out = [np.empty((*batch, 2 * half, x.shape[-1]), x.dtype) for x in given]
     wide = [np.broadcast_to(x, (*batch, *x.shape[-2:])) for x in given]
-    scores = np.broadcast_to(score, (*batch, score.shape[-1]))
+    weights, kept = np.broadcast_to(weight, (*batch, keys)), np.empty((*batch, 2 * half), weight.dtype)
 
     def one(head: tuple[int, ...]) -> int:
-        own = -scores[head]
-        some = np.argpartition(own, count - 1)[:count]
-        chosen = some[np.argsort(own[some])]
+        own = -weights[head]
+        some = np.argpartition(own, half - 1)[:half]
+        chosen = np.concatenate([some[np.argsort(own[some], kind="stable")], spaced])
+        kept[head] = weights[head][chosen]
         for x, room in zip(wide, out, strict=True):
-            # The positions are in range; with that check NumPy would fill a copy.
+            # All positions are in range; to find out that they are NumPy would fill a copy.
             np.take(x[head], chosen, 0, room[head], mode="clip")
         return 0
 
     _run([partial(one, head) for head in np.ndindex(batch)], sum(x.size for x in out))
-    return out[0], None if v is None else out[1]
+    return out[0], None if v is None else out[1], kept
 
 
-def _seeded(xp: Any, k: Any, metric: Any, weight: Any, uniform: Any) -> Any:
+def _spread_out(xp: Any, k: Any, metric: Any, weight: Any, count: int) -> Any:
     batch = np.broadcast_shapes(k.shape[:-2], metric.shape[:-2], weight.shape[:-1])
-    heads, keys, count = math.prod(batch), k.shape[-2], len(uniform)
+    heads, keys = math.prod(batch), k.shape[-2]
     p, found, alive = _prepared(k, batch, 1.0)
     row = up(keys, p.tile)
     wide = np.zeros((math.prod(metric.shape[:-2]), p.dim, p.dim_pad), k.dtype)
@@ -91,17 +92,14 @@ def _seeded(xp: Any, k: Any, metric: Any, weight: Any, uniform: Any) -> Any:
     own = np.broadcast_to(np.arange(len(wide)).reshape(metric.shape[:-2]), batch).ravel()
     weights = np.zeros((heads, row), k.dtype)
     weights[:, :keys] = np.broadcast_to(weight, (*batch, keys)).reshape(heads, keys)
-    totals = np.cumsum(weights, -1)
     picked = np.zeros((heads, count), np.int32)
-    uniform = np.asarray(uniform, k.dtype)
 
     def one(head: int) -> int:
         room = np.zeros((p.dim_pad + 2, row), k.dtype)
-        room[0] = 1
-        xt = address(room[2:])
         task = found[head]._replace(metric=address(wide[own[head]]), squares=address(room[1]))
-        places = (xt, address(room[0]), address(totals[head]), address(picked[head]))
-        return schedule.seed(p, scratch(p, 1), task, address(weights[head]), address(uniform), count, places)
+        places = address(room[2:]), address(room[0]), address(picked[head])
+        first = int(np.argmax(weights[head]))
+        return schedule.spread_out(p, scratch(p, 1), task, address(weights[head]), first, count, places)
 
     _run([partial(one, head) for head in range(heads)], heads * keys * count * p.dim)
     del alive
@@ -122,25 +120,6 @@ def _labels(xp: Any, groups: Groups, k: Any) -> Any:
     _run([partial(one, *given) for given in zip(found, sets, out, strict=True)], out.size * p.groups * p.dim)
     del alive
     return out.reshape(*batch, keys)
-
-
-def _sums(xp: Any, labels: Any, x: Any, weight: Any, count: int) -> tuple[Any, Any]:
-    batch = np.broadcast_shapes(labels.shape[:-1], x.shape[:-2], weight.shape[:-1])
-    heads, keys = math.prod(batch), x.shape[-2]
-    weighted = np.ascontiguousarray(np.broadcast_to(x * weight[..., None], (*batch, *x.shape[-2:])), x.dtype)
-    p, found, alive = _prepared(weighted, batch, 1.0, groups=count)
-    names = np.ascontiguousarray(np.broadcast_to(labels, (*batch, keys)), np.int32).reshape(heads, keys)
-    weights = np.ascontiguousarray(np.broadcast_to(weight, (*batch, keys)), x.dtype).reshape(heads, keys)
-    sums = np.zeros((heads, count, p.sums_row), x.dtype)
-
-    def one(head: int) -> int:
-        task = found[head]._replace(labels=address(names[head]), squares=address(weights[head]))
-        return schedule.gather(p, scratch(p, 1), task, 0, keys, address(sums[head]))
-
-    _run([partial(one, head) for head in range(heads)], heads * keys * p.dim)
-    del alive
-    wide = sums.reshape(*batch, count, p.sums_row)
-    return wide[..., p.dim_pad], wide[..., : p.dim]
 
 
 def _moment(xp: Any, x: Any) -> Any:
@@ -178,4 +157,4 @@ def _within(xp: Any, labels: Any, k: Any, v: Any, count: int) -> tuple[Any, Any]
     return square, cross[:, : p.dim, :width].reshape(*batch, p.dim, width) if width else None
 
 
-STEPS = Steps(_moment, _mass, _best, _seeded, _labels, _sums, _within)
+STEPS = Steps(_mass, _moment, _some, _spread_out, _labels, _within)

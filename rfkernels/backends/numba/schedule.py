@@ -547,7 +547,6 @@ class BlockPlan(NamedTuple):
     invert: int
     share: int
     residual: int
-    reached: int
     approach: int
     element: int
     tile: int
@@ -926,15 +925,15 @@ def mass(p: BlockPlan, s: BlockScratch, t: BlockTask, q: int, count: int, out: i
 
 
 @_jit
-def seed(
-    p: BlockPlan, s: BlockScratch, t: BlockTask, weight: int, uniform: int, count: int, room: tuple[int, int, int, int]
+def spread_out(
+    p: BlockPlan, s: BlockScratch, t: BlockTask, weight: int, first: int, count: int, room: tuple[int, int, int]
 ) -> int:
-    """Draw `count` keys, each in proportion to weight times squared distance from the nearest before.
+    """Choose `count` keys from this first one on, each the farthest from those before by weight times distance.
 
-    There is room for the keys' products with the metric as columns, a tile after the other, for distances (ones at
-    first), for totals (of the weights at first) and for the numbers of the keys drawn.
+    There is room for the keys' products with the metric as columns, a tile after the other, for distances and for the
+    numbers of the keys chosen.
     """
-    xt, nearest, total, picked = room
+    xt, nearest, picked = room
     one = t.numbers + _ONE * p.element
     i = 0
     while i < t.keys:
@@ -945,11 +944,11 @@ def seed(
         call(p.dots, (x, x_row, s.y, p.dim_pad, n, p.dim_pad, one, t.squares + i * p.element))
         call(p.transpose, (s.y, p.dim_pad, xt + i * p.dim_pad * p.element, p.tile, rows, p.dim_pad))
         i += n
-    for drawn in range(count):
-        at = call(p.reached, (total, t.keys, uniform, drawn, picked))
+    at = first
+    for chosen in range(count):
         x, _ = _packed(p, t, 0, at, 1, 1, 0, s.x)
-        given = (xt, p.tile, p.dim_pad, x, t.squares, t.squares + at * p.element, weight)
-        call(p.approach, (*given, nearest, total, t.keys, int(drawn == 0)))
+        given = (xt, p.tile, p.dim_pad, x, t.squares, at, weight, nearest, t.keys, chosen, picked)
+        at = call(p.approach, given)
     return 0
 
 
