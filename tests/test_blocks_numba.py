@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import inspect
 import itertools
 import tracemalloc
 from typing import Any
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 
 import rfkernels as rfk
-from rfkernels.backends.numba import block_layout, blocks
+from rfkernels.backends.numba import block_layout, block_schedule, blocks, schedule
 from rfkernels.backends.numba.group_steps import STEPS as FAST
 from rfkernels.backends.numba.jit import Machine
 from rfkernels.grouping import fitting
@@ -277,3 +280,12 @@ def test_groups_and_heavy_keys_of_the_input_itself() -> None:
     groups = rfk.fit_groups(q, k, 12, v=v)
     expected = rfk.attention(q, k, v, groups=groups, heavy=rfk.heavy_keys(q, k, 5), window=20, backend="numpy")
     np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_the_compiled_schedules_cannot_be_stale() -> None:
+    """Numba's cache looks at one file: what is compiled in from another is named there by its digest."""
+    source = inspect.getsource(schedule._call)
+    assert hashlib.sha256(source.encode()).hexdigest()[:16] == block_schedule.CALL, "write the new digest into CALL"
+    tree = ast.parse(inspect.getsource(block_schedule))
+    imported = {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert imported == {"annotations", "NamedTuple", "Group", "call", "jit"}

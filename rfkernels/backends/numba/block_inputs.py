@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels.backends.numba import schedule
+from rfkernels.backends.numba import block_schedule
+from rfkernels.backends.numba.block_schedule import BlockPlan
 from rfkernels.backends.numba.kernels import SENTINEL
 from rfkernels.backends.numba.packing import address
-from rfkernels.backends.numba.schedule import BlockPlan
 from rfkernels.grouping import BlockState, Far, Groups, Plan
 from rfkernels.grouping.schedule import Rows
 from rfkernels.state import State
@@ -129,7 +129,7 @@ def finish(given: Inputs, plan: Plan, sums: State) -> BlockState:
         room = np.zeros((*given.batch, held, *x.shape[x.ndim - tail + 1 :]), dtype)
         source = x[..., max(start, 0) :, :] if tail == 2 else x[..., max(start, 0) :]
         at = max(-start, 0)
-        rows = (..., slice(at, at + keys - max(start, 0)), *[slice(None)] * (tail - 1))
+        rows: Any = (..., slice(at, at + keys - max(start, 0)), *[slice(None)] * (tail - 1))
         room[rows] = source
         return room
 
@@ -165,7 +165,7 @@ def pack_groups(p: BlockPlan, groups: Groups, dtype: Any) -> Packed:
     drawn = np.empty_like(centres)
     # Not NumPy's product: its threads would go on to spin for a while on the cores that ours need.
     for x, y, out in zip(centres, metric, drawn, strict=True):
-        schedule.multiply(p, address(x), address(y), address(out), p.groups_pad)
+        block_schedule.multiply(p, address(x), address(y), address(out), p.groups_pad)
     offset = np.full((sets, p.groups_pad), missing, dtype)
     offset[:, :size] = -np.sum(drawn * centres, -1)[:, :size] / 2
     scale = float(groups.scale)

@@ -10,15 +10,15 @@ import numpy as np
 
 from rfkernels.backends.numba import kernels
 from rfkernels.backends.numba.block_kernels import blockwise
+from rfkernels.backends.numba.block_schedule import BlockPlan, BlockScratch, BlockTask
 from rfkernels.backends.numba.jit import machine
 from rfkernels.backends.numba.packing import TILE, addresses, placed, up
-from rfkernels.backends.numba.schedule import BlockPlan, BlockScratch, BlockTask
 
 _BAND = 320
 """Near keys in a tile at most."""
 
 
-def layout(names: tuple[str, str, str, str], dtype: Any, near: int, **sizes: int) -> tuple[BlockPlan, Any]:
+def layout(names: tuple[str, ...], dtype: Any, near: int, **sizes: int) -> tuple[BlockPlan, Any]:
     """Lay out a pass over arrays of the dtypes named (q, k, v and the output); return its plan, and the code it calls.
 
     `near` is how many keys a block sees exactly; `sizes` are those of `BlockPlan` that are not derived from others.

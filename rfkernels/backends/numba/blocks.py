@@ -12,12 +12,13 @@ import numpy as np
 
 from rfkernels._arrays import accumulator, dtype_name
 from rfkernels.backends import Pass, numpy
-from rfkernels.backends.numba import merging, schedule, threads
+from rfkernels.backends.numba import block_schedule, merging, threads
 from rfkernels.backends.numba.block_inputs import Inputs, Packed, begin, finish, heavy_tiles, pack_groups
 from rfkernels.backends.numba.block_layout import layout, scratch, tasks
+from rfkernels.backends.numba.block_schedule import BlockPlan, BlockTask
 from rfkernels.backends.numba.packing import TILE, address, up
 from rfkernels.backends.numba.passes import log_normalizers, outputs, query_heads
-from rfkernels.backends.numba.schedule import BlockPlan, BlockTask, Group
+from rfkernels.backends.numba.schedule import Group
 from rfkernels.grouping import BlockState, Far, Plan
 from rfkernels.grouping.schedule import Rows
 from rfkernels.state import State
@@ -157,8 +158,8 @@ def _run(w: Whole) -> Any:
 
     def first(head: int, piece: int) -> int:
         s, t, low, high = scratch(p, w.shared), w.base[head], cuts[piece], cuts[piece + 1]
-        schedule.assign(p, s, t, low, high)
-        return schedule.gather(p, s, t, low, high, address(pieces[piece, head])) if needed else 0
+        block_schedule.assign(p, s, t, low, high)
+        return block_schedule.gather(p, s, t, low, high, address(pieces[piece, head])) if needed else 0
 
     count = w.threads if _worth_threads(w) else 1
     threads.run([partial(first, head, piece) for piece in range(len(cuts) - 1) for head in range(heads)], count)
@@ -179,7 +180,7 @@ def _run(w: Whole) -> Any:
             absorbed=starts[chunk],
             until=until if chunk == len(spans) - 1 else 0,
         )
-        return schedule.blocks(p, scratch(p, w.shared), task, w.groups[head], low, high)
+        return block_schedule.blocks(p, scratch(p, w.shared), task, w.groups[head], low, high)
 
     threads.run([partial(second, head, chunk) for chunk in range(len(spans)) for head in range(heads)], count)
     return before[-1]

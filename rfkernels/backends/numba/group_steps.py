@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from rfkernels._arrays import dtype_name
-from rfkernels.backends.numba import schedule, threads
+from rfkernels.backends.numba import block_schedule, threads
 from rfkernels.backends.numba.block_inputs import pack_groups
 from rfkernels.backends.numba.block_layout import layout, scratch, tasks
+from rfkernels.backends.numba.block_schedule import BlockPlan, BlockTask
 from rfkernels.backends.numba.kernels import SENTINEL
 from rfkernels.backends.numba.packing import address, addresses, up
-from rfkernels.backends.numba.schedule import BlockPlan, BlockTask
 from rfkernels.grouping import Groups
 from rfkernels.grouping.fitting import Steps
 
@@ -39,7 +39,7 @@ def _prepared(
     return plan, [task._replace(**same) for task in tasks(plan, batch, k.dtype, k, v, mask)], (zeros, numbers, code)
 
 
-def _run(work: list[Callable[[], int]], products: int) -> None:
+def _run(work: Sequence[Callable[[], int]], products: int) -> None:
     threads.run(work, threads.thread_count() if products > _SERIAL_WORK else 1)
 
 
@@ -52,7 +52,7 @@ def _mass(xp: Any, rows: Any, k: Any, scale: float, mask: Any) -> Any:
     q_rows = {"q_row": rows.strides[-2], "q_column": rows.strides[-1]}
 
     def one(task: BlockTask, q: int, own: Any) -> int:
-        return schedule.mass(p, scratch(p, 1), task._replace(**q_rows), q, rows.shape[-2], address(own))
+        return block_schedule.mass(p, scratch(p, 1), task._replace(**q_rows), q, rows.shape[-2], address(own))
 
     work = [partial(one, *given) for given in zip(found, addresses(rows, batch, 2), out, strict=True)]
     _run(work, 2 * out.size * rows.shape[-2] * p.dim)
@@ -99,7 +99,7 @@ def _spread_out(xp: Any, k: Any, metric: Any, weight: Any, count: int) -> Any:
         task = found[head]._replace(metric=address(wide[own[head]]), squares=address(room[1]))
         places = address(room[2:]), address(room[0]), address(picked[head])
         first = int(np.argmax(weights[head]))
-        return schedule.spread_out(p, scratch(p, 1), task, address(weights[head]), first, count, places)
+        return block_schedule.spread_out(p, scratch(p, 1), task, address(weights[head]), first, count, places)
 
     _run([partial(one, head) for head in range(heads)], heads * keys * count * p.dim)
     del alive
@@ -110,12 +110,12 @@ def _labels(xp: Any, groups: Groups, k: Any) -> Any:
     batch, keys = np.broadcast_shapes(k.shape[:-2], groups.batch), k.shape[-2]
     p, found, alive = _prepared(k, batch, 1.0, groups=groups.size)
     packed = pack_groups(p, groups._replace(cross=None), k.dtype)
-    sets = np.broadcast_to(np.arange(len(packed.drawn)).reshape(groups.batch), batch).ravel()
+    sets = np.broadcast_to(np.arange(len(packed.drawn)).reshape(groups.batch), batch).ravel().tolist()
     out = np.empty((math.prod(batch), keys), np.int32)
 
     def one(task: BlockTask, own: int, labels: Any) -> int:
         given = {"drawn": address(packed.drawn[own]), "offset": address(packed.offset[own]), "labels": address(labels)}
-        return schedule.assign(p, scratch(p, 1), task._replace(**given), 0, keys)
+        return block_schedule.assign(p, scratch(p, 1), task._replace(**given), 0, keys)
 
     _run([partial(one, *given) for given in zip(found, sets, out, strict=True)], out.size * p.groups * p.dim)
     del alive
@@ -128,7 +128,7 @@ def _moment(xp: Any, x: Any) -> Any:
     out = np.zeros((math.prod(batch), p.dim_pad, p.dim_pad), x.dtype)
 
     def one(task: BlockTask, own: Any) -> int:
-        return schedule.moment(p, scratch(p, 1), task, address(own))
+        return block_schedule.moment(p, scratch(p, 1), task, address(own))
 
     _run([partial(one, *given) for given in zip(found, out, strict=True)], x.size * p.dim)
     del alive
@@ -149,7 +149,7 @@ def _within(xp: Any, labels: Any, k: Any, v: Any, count: int) -> tuple[Any, Any]
     def one(head: int) -> int:
         task = found[head]._replace(labels=address(names[head]), squares=address(squares), every=address(every))
         places = address(out[head]), address(cross[head])
-        return schedule.within(p, scratch(p, 1), task._replace(before=address(sums[head])), *places)
+        return block_schedule.within(p, scratch(p, 1), task._replace(before=address(sums[head])), *places)
 
     _run([partial(one, head) for head in range(heads)], heads * keys * p.dim * (p.dim + width))
     del alive
