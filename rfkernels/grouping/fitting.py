@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,6 +81,9 @@ class Steps(NamedTuple):
 
     Parameters
     ----------
+    each : callable
+        ``each(one, q, k, v, mask, mass)``: the Groups that ``one(q, k, v, mask, mass)`` returns, or those that it
+        returns for each head, put together.
     mass : callable
         ``mass(xp, rows, k, scale, mask)``: the attention that each key receives on average from these queries.
     moment : callable
@@ -97,6 +101,7 @@ class Steps(NamedTuple):
         the like for keys and values; None if there are none.
     """
 
+    each: Callable[..., Groups]
     mass: Callable[..., Any]
     moment: Callable[..., Any]
     some: Callable[..., Any]
@@ -108,6 +113,14 @@ class Steps(NamedTuple):
 def found(q: Any, k: Any, v: Any, count: int, scale: float, mask: Any, mass: Any, steps: Steps) -> Groups:
     """Do what `fit_groups` does, with arguments checked and in the dtype of sums; `mass` is what keys `received`."""
     v = v if v is None or v.dtype == k.dtype else v.astype(k.dtype)
+    return steps.each(partial(_found, count=count, scale=scale, steps=steps), q, k, v, mask, mass)
+
+
+def _each(one: Callable[..., Groups], *arrays: Any) -> Groups:
+    return one(*arrays)
+
+
+def _found(q: Any, k: Any, v: Any, mask: Any, mass: Any, *, count: int, scale: float, steps: Steps) -> Groups:
     xp, keys = namespace(q, k), k.shape[-2]
     metric = steps.moment(xp, q) / q.shape[-2]
     metric = xp.broadcast_to(metric, (*np.broadcast_shapes(q.shape[:-2], k.shape[:-2]), *metric.shape[-2:]))
@@ -248,5 +261,5 @@ def _repeated(xp: Any, count: int, body: Callable[[Any, Any], Any], start: Any) 
     return start
 
 
-STEPS = Steps(_mass, _moment, _some, _spread_out, labels, _within)
+STEPS = Steps(_each, _mass, _moment, _some, _spread_out, labels, _within)
 """The steps for any kind of array."""

@@ -1,7 +1,7 @@
 """Schedules of passes over blocks and of the steps that find groups: like `schedule`, with a cache of their own.
 
-Numba's cache notices a change of this file alone. All that is compiled into it from elsewhere is `schedule.call`; `CALL`
-is the digest of its source, which a test compares, so that it does not change unless this file does.
+Numba's cache notices a change of this file alone. All that is compiled into it from elsewhere is `schedule.call`. Its
+source has the digest `CALL`, which a test compares, so that it does not change unless this file does.
 """
 
 from __future__ import annotations

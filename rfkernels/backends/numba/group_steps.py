@@ -157,4 +157,28 @@ def _within(xp: Any, labels: Any, k: Any, v: Any, count: int) -> tuple[Any, Any]
     return square, cross[:, : p.dim, :width].reshape(*batch, p.dim, width) if width else None
 
 
-STEPS = Steps(_mass, _moment, _some, _spread_out, _labels, _within)
+def _each(one: Callable[..., Groups], q: Any, k: Any, v: Any, mask: Any, mass: Any) -> Groups:
+    """Take heads one by one on threads, each of which does all steps of a head, if there are enough alike."""
+    batch, count = k.shape[:-2], threads.thread_count()
+    masks = () if mask is None or mask.ndim == 1 else mask.shape[:-1]
+    same = {q.shape[:-2], mass.shape[:-1], batch if v is None else v.shape[:-2], masks or batch} == {batch}
+    heads = math.prod(batch)
+    if not batch or not same or heads == 0 or (heads % count and heads < 4 * count):
+        return one(q, k, v, mask, mass)
+    results: dict[tuple[int, ...], Groups] = {}
+
+    def task(head: tuple[int, ...]) -> int:
+        own = None if v is None else v[head], mask[head] if masks else mask
+        results[head] = one(q[head], k[head], *own, mass[head])
+        return 0
+
+    threads.run([partial(task, head) for head in np.ndindex(batch)], count)
+    stacked = (_stacked([results[head][i] for head in np.ndindex(batch)], batch) for i in range(4))
+    return Groups(*stacked, scale=results[(0,) * len(batch)].scale)
+
+
+def _stacked(parts: list[Any], batch: tuple[int, ...]) -> Any:
+    return None if parts[0] is None else np.stack(parts).reshape(*batch, *parts[0].shape)
+
+
+STEPS = Steps(_each, _mass, _moment, _some, _spread_out, _labels, _within)
