@@ -3,7 +3,7 @@
 Importing this module imports neither JAX nor Numba.
 """
 
-from rfkernels import fitting, kernels, maps, materialized, proposals, samplers, spectral, variance
+from rfkernels import fitting, kernels, maps, materialized, proposals, samplers, spectral, uncertainty, variance
 from rfkernels.advise import advise
 from rfkernels.attention import attention, linear_attention
 from rfkernels.estimates import log_kernel, log_normalizer, transform
@@ -14,18 +14,21 @@ from rfkernels.grouping import BlockState, Groups, fit_groups, heavy_keys
 from rfkernels.kernels import Kernel
 from rfkernels.maps import FeatureMap, lookup, names, register
 from rfkernels.state import DecodeState, State, empty_state, merge_states
-from rfkernels.streaming import AttentionResult, read_state, write_state
+from rfkernels.streaming import AttentionResult, Errors, read_state, write_state
+from rfkernels.uncertainty import UntrustedErrorWarning
 
 __all__ = [
     "AttentionResult",
     "BlockState",
     "DecodeState",
+    "Errors",
     "FeatureMap",
     "Features",
     "Groups",
     "Kernel",
     "Side",
     "State",
+    "UntrustedErrorWarning",
     "advise",
     "attention",
     "draw",
@@ -52,6 +55,7 @@ __all__ = [
     "samplers",
     "spectral",
     "transform",
+    "uncertainty",
     "variance",
     "write_state",
 ]

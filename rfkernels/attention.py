@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rfkernels import blocked, core
+from rfkernels import blocked, core, uncertainty
 from rfkernels._arrays import accumulator, namespace
 from rfkernels._checks import (
     broadcast_batch,
@@ -40,6 +40,7 @@ def attention(
     segment_ids: Any = None,
     state: State | DecodeState | BlockState | None = None,
     full: bool = False,
+    error: bool = False,
     backend: str | None = None,
     check_finite: bool = True,
 ) -> Any:
@@ -47,6 +48,10 @@ def attention(
 
     Row t of the output is Σ_s k̂(q_t, k_s) v_s / Σ_s k̂(q_t, k_s), with k̂(x, y) = φ(x)·φ(y) the kernel that the features
     estimate (Performers, arXiv 2009.14794, section 2). Sums are kept on a log scale: no epsilon is added anywhere.
+
+    With `groups` or `heavy`, a sequence is cut into blocks of B positions. A query sees exactly the keys of its own
+    block (up to itself if causal), of as many blocks beside it as the window needs, and the heavy keys; all others in
+    sums. Exact and summed parts share one softmax: weights are positive, and nothing is subtracted from a sum.
 
     Parameters
     ----------
@@ -56,23 +61,44 @@ def attention(
     k, v : array, shape (*batch, keys, dim) and (*batch, keys, width)
         Keys and values.
     features : Features
-        What `draw` returned; the scale of q·k is part of it.
+        What `draw` or `fit` returned; the scale of q·k is part of it. May be left out where `groups` are given.
     causal : bool, default False
         Whether query t sees keys up to t only. When lengths differ the last query is aligned with the last key.
     window : int, optional
         Keys less than `window` positions away get exact weights, all others estimated ones: t − window < s ≤ t if
         causal, |t − s| < window if not. Needs a map whose kernel has a closed form; the numba backend joins those that
-        have a `Kernel.norm_weight` (the exponential ones), the numpy backend any.
+        have a `Kernel.norm_weight` (the exponential ones), the numpy backend any. With `groups` or `heavy`, whole
+        blocks are exact: B is `window` rounded down to a power of two, from 16 to 64, and a query sees ⌈(window − 1)/B⌉
+        blocks before its own (and after it, if not causal), hence all keys of the window and some more. Without a
+        window, its own block of 64 if causal, and none if not.
+    heavy : int or array of int, shape (*batch, heavy), optional
+        Positions of keys that every query (not before them, if causal) sees exactly, no position twice. A number stands
+        for the first positions if causal, and for those that `heavy_keys` finds if not. With `features`, which must be
+        positive ones of the exponential kernel, all others are estimated without bias.
+    groups : int or Groups, optional
+        A key that is neither near nor heavy belongs to a group, which acts as one key at the mean of its keys. That is
+        biased, also where it is accurate. What `fit_groups` returned divides keys by centres that stay as they are; it
+        must come of other data if causal. A number of groups is fitted to q, k and v themselves if not causal; if
+        causal, groups are merged from keys as they leave the window, which no later key touches. With `features`,
+        each key's weight is estimated from what is left of it once the centre of its group is subtracted, without bias
+        if centres do not depend on the rows of the features; causal then needs a Groups.
+    scale : float, optional
+        Multiplies q·k where `groups` is a number and there are no features, which have their own; 1/√dim by default.
     mask : array of bool, shape (*batch, keys), optional
         True where a key may be attended.
     segment_ids : array of int, shape (*batch, length), optional
         Packed sequences: keys are seen by queries of the same segment only, as if each were run alone. The numbers must
         not decrease along a row (not checked under `jax.jit`), and q and k must be of the same length.
-    state : State or DecodeState, optional
+    state : State, DecodeState or BlockState, optional
         Sums over earlier keys, which every query sees; with segments, every query of the first segment of its row. With
-        a window it must be a DecodeState.
+        a window it must be a DecodeState, and with `groups` or `heavy` a BlockState: what a causal pass with the same
+        window, groups, features and number of heavy keys returned. `heavy` may then be left out once all were seen.
     full : bool, default False
         Return an `AttentionResult` instead of the output alone; with segments, its state is that of the last one.
+    error : bool, default False
+        Estimate standard errors as well, from independent groups of features, checked against exact attention of 32
+        queries: the field `error` of the result, which needs ``full=True``. Warns where they are not to be trusted
+        (`rfkernels.uncertainty`).
     backend : {"numba", "jax", "numpy"}, optional
         Chosen by the kind of array if not given: numba for numpy.ndarray, jax for jax.Array.
     check_finite : bool, default True
@@ -90,7 +116,9 @@ def attention(
     TypeError
         If an argument has the wrong type or dtype.
     ValueError
-        If shapes do not fit, a value is not finite, or the features cannot honour what is asked.
+        If shapes do not fit, a value is not finite, or the features cannot honour what is asked. With `groups` or
+        `heavy` also: segments, a bidirectional pass from a state, more queries than keys in a causal one, a position
+        that occurs twice, and features that are not positive ones of the exponential kernel.
 
     Examples
     --------
@@ -102,6 +130,12 @@ def attention(
     (8, 100, 64)
     """
     check_qkv(q, k, v)
+    if error:
+        if not full:
+            raise ValueError("error=True returns standard errors in an AttentionResult: pass full=True as well")
+        given = {"causal": causal, "window": window, "heavy": heavy, "groups": groups, "scale": scale, "mask": mask}
+        given |= {"state": state, "segment_ids": segment_ids, "backend": backend, "check_finite": check_finite}
+        return uncertainty.attend(attention, q, k, v, features, **given, stacklevel=3)
     if heavy is not None or groups is not None:
         check_window(window)
         done = blocked.attend(

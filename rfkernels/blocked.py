@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from rfkernels._arrays import is_jax, namespace
-from rfkernels._checks import broadcast_batch, check_finite_arrays, check_mask, result_dtype
+from rfkernels._checks import broadcast_batch, check_array, check_finite_arrays, check_mask, result_dtype
 from rfkernels.backends import Pass, choose
 from rfkernels.features import Features, check_features
 from rfkernels.fitting import check_map, check_scale
-from rfkernels.grouping import BlockState, Far, Groups, Plan, plan_for
+from rfkernels.grouping import BlockState, Far, Groups, Plan, plan_for, summaries
 from rfkernels.grouping.fitting import Steps, check_count, checked, found, heaviest, received
 from rfkernels.grouping.schedule import Rows
 
@@ -44,6 +44,7 @@ def attend(
         )
     if check_finite:
         check_finite_arrays(q=q, k=k, v=v)
+    check_mask(mask, k, q=q.shape[:-2], v=v.shape[:-2])
     sample = _Sample(q, k, v, mask, choose(backend, q, k, v, mask=mask).steps)
     far = _far(sample, features, groups, scale, causal)
     shapes = {"features": () if features is None else features.batch}
@@ -51,9 +52,11 @@ def attend(
         shapes["groups"] = far.groups.batch
     merged = 0 if far.groups is not None or far.features is not None else int(groups)
     plan = plan_for(window, causal, full, merged)
+    if plan.reach is not None and state is None and not (causal and full):
+        plan = plan._replace(reach=min(plan.reach, max(length, keys) // plan.block + 1))
     start = _state(state, far, plan, k, v)
     if start is not None:
-        shapes["state"] = start.mask.shape[:-1]
+        shapes["state"] = start.heavy_mask.shape[:-1]
     positions = _positions(heavy, sample, far, causal, start)
     shapes["heavy"] = positions.shape[:-1]
     broadcast_batch(q=q.shape[:-2], k=k.shape[:-2], v=v.shape[:-2], **shapes)
@@ -69,23 +72,32 @@ class _Sample:
 
     def __init__(self, q: Any, k: Any, v: Any, mask: Any, steps: Steps) -> None:
         self.q, self.k, self.v, self.mask, self.steps = q, k, v, mask, steps
-        self._received: tuple[Any, Any, float, Any] | None = None
+        self._received: tuple[Any, Any, Any, Any] | None = None
 
-    def _found(self, scale: float | None) -> tuple[Any, Any, float, Any]:
+    @property
+    def empty(self) -> bool:
+        """Whether there are no keys, or no queries."""
+        return not (self.q.shape[-2] and self.k.shape[-2])
+
+    def _found(self, scale: Any) -> tuple[Any, Any, Any, Any]:
         """Return pooled queries and keys in the dtype of sums, the scale, and that attention."""
         if self._received is None:
-            q, k, scale = checked(self.q, self.k, scale, self.mask, finite=False)
+            q, k, scale = checked(self.q, self.k, scale, self.mask, check_finite=False)
             self._received = q, k, scale, received(q, k, scale, self.mask, self.steps)
         return self._received
 
-    def groups(self, count: int, scale: float | None, moving: bool) -> Groups:
-        """Do what `fit_groups` does; values are given to it if they are to move."""
+    def groups(self, count: int, scale: Any, moving: bool) -> Groups:
+        """Return groups of these very keys, with their values if those are to move; of no keys any do."""
+        if self.empty:
+            xp, dim = namespace(self.q, self.k), self.k.shape[-1]
+            nothing = xp.zeros((dim, dim), xp.float32)
+            return Groups(xp.zeros((count, dim), xp.float32), nothing, nothing, None, scale)
         q, k, scale, mass = self._found(scale)
         return found(q, k, self.v if moving else None, count, scale, self.mask, mass, self.steps)
 
-    def heavy(self, count: int, scale: float | None) -> Any:
+    def heavy(self, count: int, scale: Any) -> Any:
         """Do what `heavy_keys` does."""
-        return heaviest(self._found(scale)[-1], count)
+        return np.zeros(0, int) if self.empty else heaviest(self._found(scale)[-1], self.mask, count)
 
 
 def _far(sample: _Sample, features: Features | None, groups: Any, scale: Any, causal: bool) -> Far:
@@ -109,6 +121,10 @@ def _far(sample: _Sample, features: Features | None, groups: Any, scale: Any, ca
         check_no_scale(scale, "groups")
         _check_groups(groups, k, v, features)
         return Far(groups, features, groups.scale)
+    if not isinstance(groups, int | np.integer):
+        raise TypeError(
+            f"groups must be a Groups (see rfkernels.fit_groups) or a number of them, got {type(groups).__name__}"
+        )
     check_count(groups, "groups, if not a Groups (see rfkernels.fit_groups),")
     if causal and features is None:
         return Far(None, None, check_scale(scale, k.shape[-1]))
@@ -117,8 +133,8 @@ def _far(sample: _Sample, features: Features | None, groups: Any, scale: Any, ca
             "groups must be a Groups (rfkernels.fit_groups) where a causal pass has features as well: groups that are "
             f"merged from the keys themselves have no centres for features to be of what is left; got {groups!r}"
         )
-    scale = scale if features is None else _number(features.scale)
-    fitted = sample.groups(groups, scale, moving=features is None)
+    scale = check_scale(scale, k.shape[-1]) if features is None else _number(features.scale)
+    fitted = sample.groups(int(groups), scale, moving=features is None)
     return Far(fitted, features, fitted.scale)
 
 
@@ -132,39 +148,52 @@ def check_no_scale(scale: Any, owner: str) -> None:
 
 def _check_groups(groups: Groups, k: Any, v: Any, features: Features | None) -> None:
     """Require centres of the keys' width, and the scale of the features."""
-    if groups.cross is not None and groups.cross.shape[-2:] != (k.shape[-1], v.shape[-1]):
-        raise ValueError(f"groups were fitted with values of width {groups.cross.shape[-1]}, but v has shape {v.shape}")
-    dim = groups.centres.shape[-1]
-    if dim != k.shape[-1] or groups.metric.shape[-2:] != (dim, dim):
+    dim, width = k.shape[-1], v.shape[-1]
+    arrays = {name: getattr(groups, name) for name in ("centres", "metric", "spread", "cross")}
+    arrays = {name: x for name, x in arrays.items() if name != "cross" or x is not None}
+    for name, x in arrays.items():
+        check_array(f"groups.{name}", x, 2)
+    if groups.cross is not None and groups.cross.shape[-2:] != (dim, width):
         raise ValueError(
-            f"groups must have centres (*batch, count, {k.shape[-1]}) and a metric (*batch, {k.shape[-1]}, "
-            f"{k.shape[-1]}), got {groups.centres.shape} and {groups.metric.shape}"
+            f"groups.cross must have shape (*batch, {dim}, {width}), fitted with values such as v, got "
+            f"{groups.cross.shape}"
         )
-    if features is None or is_jax(groups.scale) or is_jax(features.scale):
+    shapes = [arrays[name].shape for name in ("centres", "metric", "spread")]
+    if groups.size < 1 or groups.dim != dim or any(shape[-2:] != (dim, dim) for shape in shapes[1:]):
+        raise ValueError(
+            f"groups must have centres (*batch, count, {dim}), a metric and a spread (*batch, {dim}, {dim}) for these "
+            f"keys, got {', '.join(str(shape) for shape in shapes)}"
+        )
+    broadcast_batch(**{f"groups.{name}": x.shape[:-2] for name, x in arrays.items()})
+    if features is None or _traced(groups.scale) or _traced(features.scale):
         return
     if not np.isclose(float(groups.scale), float(features.scale), rtol=2**-20):
         raise ValueError(f"groups and features must have one scale, got {groups.scale} and {features.scale}")
 
 
-def _number(scale: Any) -> float | None:
-    """Return a scale as a number; None, that of attention, if JAX traces it."""
-    try:
-        return float(scale)
-    except TypeError:
-        return None
+def _number(scale: Any) -> Any:
+    """Return a scale as a number unless JAX traces it."""
+    return scale if _traced(scale) else float(scale)
 
 
 def _positions(heavy: Any, sample: _Sample, far: Far, causal: bool, state: BlockState | None) -> Any:
     """Return the positions of heavy keys."""
     keys = sample.k.shape[-2]
+    held = 0 if state is None else state.heavy_mask.shape[-1]
     if heavy is None:
-        return np.zeros(0 if state is None else state.heavy_mask.shape[-1], int)
+        return np.full(held, -1)  # no other than those that were seen
     if isinstance(heavy, np.ndarray) or is_jax(heavy):
-        return _check_positions(heavy, keys, causal)
-    check_count(heavy, "heavy, if not an array of positions,")
-    if causal:
-        return np.arange(heavy)
-    return sample.heavy(heavy, _number(far.scale))
+        positions = _check_positions(heavy, keys, causal)
+    else:
+        check_count(heavy, "heavy, if not an array of positions,")
+        if not causal:
+            return sample.heavy(heavy, _number(far.scale))
+        positions = np.arange(heavy)
+    if state is not None and positions.shape[-1] != held:
+        raise ValueError(
+            f"heavy must be as in the pass that the state comes from, of {held} positions, got {positions.shape[-1]}"
+        )
+    return positions
 
 
 def _check_positions(heavy: Any, keys: int, causal: bool) -> Any:
@@ -203,10 +232,20 @@ def _state(state: Any, far: Far, plan: Plan, k: Any, v: Any) -> BlockState | Non
             f"{type(state).__name__}"
         )
     assert plan.reach is not None
-    held = (plan.reach + 1) * plan.block
-    if state.keys.shape[-2:] != (held, k.shape[-1]) or state.values.shape[-2:] != (held, v.shape[-1]):
+    dim, width, held = k.shape[-1], v.shape[-1], (plan.reach + 1) * plan.block
+    if (state.mass is None) != (not plan.merged):
         raise ValueError(
-            f"state must hold keys (*batch, {held}, {k.shape[-1]}) and values (*batch, {held}, {v.shape[-1]}) for this "
-            f"window, got {state.keys.shape} and {state.values.shape}"
+            "state must come from a pass with the same groups; those that are merged from its keys are its own"
+        )
+    sums = plan.merged or summaries.columns(far), width + (dim + 1 if far.features is None else 0)
+    expected = (held, dim), (held, width), (plan.reach + 1, plan.block), sums
+    got = tuple(x.shape[-2:] for x in (state.keys, state.values, state.mask, state.sums.kv))
+    if got != expected:
+        names = "keys", "values", "mask", "sums.kv"
+        listed = (
+            f"{name} (*batch, {a}, {b}), got {shape}" for name, (a, b), shape in zip(names, expected, got, strict=True)
+        )
+        raise ValueError(
+            f"state must come from a pass with the same window, groups and features, and hold {'; '.join(listed)}"
         )
     return state

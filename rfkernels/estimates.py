@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rfkernels import core
+from rfkernels import core, uncertainty
 from rfkernels._arrays import accumulator, namespace
 from rfkernels._checks import check_array, check_finite_arrays, check_qk
 from rfkernels.attention import attention
@@ -101,6 +101,7 @@ def log_normalizer(
     scale: float | None = None,
     mask: Any = None,
     return_sign: bool = False,
+    error: bool = False,
     backend: str | None = None,
     check_finite: bool = True,
 ) -> Any:
@@ -125,13 +126,15 @@ def log_normalizer(
         True where a key counts.
     return_sign : bool, default False
         Return ``(log, sign)``. Required of maps whose estimates can be negative.
+    error : bool, default False
+        Return ``(log, errors)``, or ``(log, sign, errors)``: standard errors of the log as well, as in `attention`.
     backend, check_finite
         As in `attention`.
 
     Returns
     -------
     array, shape (*batch, length), or a tuple of two such arrays
-        In the accumulation dtype; −inf where no key counts.
+        In the accumulation dtype; −inf where no key counts. With `error` an `Errors` follows.
 
     Raises
     ------
@@ -139,24 +142,21 @@ def log_normalizer(
         If arguments do not fit together, or the map is signed and `return_sign` is False.
     """
     check_qk(queries, keys, names=("queries", "keys"))
+    given = {"heavy": heavy, "groups": groups, "scale": scale, "mask": mask}
+    given |= {"backend": backend, "check_finite": check_finite}
+    arrays = queries, keys, keys[..., :0], features
     try:
-        result = attention(
-            queries,
-            keys,
-            keys[..., :0],
-            features,
-            heavy=heavy,
-            groups=groups,
-            scale=scale,
-            mask=mask,
-            full=True,
-            backend=backend,
-            check_finite=check_finite,
-        )
+        if error:
+            result = uncertainty.attend(attention, *arrays, **given, stacklevel=3)
+        else:
+            result = attention(*arrays, **given, full=True)
     except ValueError:
         if check_finite:
             check_finite_arrays(queries=queries, keys=keys)
         raise
     if features is None:
         return (result.log_normalizer, result.sign) if return_sign else result.log_normalizer
-    return _signed(result.log_normalizer, result.sign, features, return_sign)
+    found = _signed(result.log_normalizer, result.sign, features, return_sign)
+    if not error:
+        return found
+    return (*found, result.error) if return_sign else (found, result.error)

@@ -19,6 +19,24 @@ from rfkernels.samplers import Normal, Rows, Sampler
 SideName = Literal["query", "key"]
 
 
+class Blocks(NamedTuple):
+    """Which projection rows were drawn together: whole blocks are independent of each other.
+
+    Rows are `copies` stretches of equal length, such as draws and their negatives, each cut into consecutive blocks of
+    `rows` rows, of which the last may be shorter. Block i is the i-th of every stretch.
+
+    Parameters
+    ----------
+    rows : int
+        Rows of a block in a stretch: dim for orthogonal ones, 1 for independent rows.
+    copies : int, default 1
+        Stretches: 2 for antithetic rows.
+    """
+
+    rows: int
+    copies: int = 1
+
+
 class Side(NamedTuple):
     """The affine preprocessing of one side: u = w · T(x − centre), a = c |T(x − centre)|² + linear · x.
 
@@ -55,6 +73,9 @@ class Features:
         The affine preprocessing of each side.
     scale : array, shape ()
         The kernel is estimated at inputs multiplied by √scale on both sides: exp(scale · q·k) for softmax maps.
+    blocks : Blocks, optional
+        Which rows were drawn together, which standard errors are estimated from. None (the default) where it is not
+        known or all rows depend on each other, as quasi-random and trained ones do.
     """
 
     map: FeatureMap
@@ -63,6 +84,7 @@ class Features:
     query: Side
     key: Side
     scale: Any
+    blocks: Blocks | None = None
 
     def __post_init__(self) -> None:
         _register_pytree()
@@ -168,7 +190,13 @@ def draw(
     projection, log_weight = projection.reshape(*batch, rows, dim), log_weight.reshape(*batch, rows)
     arrays = projection, log_weight, xp.asarray(scale, projection.dtype)
     projection, log_weight, scale = arrays if xp is not np else (_read_only(x) for x in arrays)
-    return Features(feature_map, projection, log_weight, Side(), Side(), scale)
+    return Features(feature_map, projection, log_weight, Side(), Side(), scale, _blocks(sampler, dim))
+
+
+def _blocks(sampler: Sampler, dim: int) -> Blocks | None:
+    """Return which rows a sampler draws together."""
+    rows = sampler.block_rows(dim)
+    return None if rows is None else Blocks(rows, 2 if sampler.antithetic else 1)
 
 
 def _check_law(feature_map: FeatureMap, sampler: Sampler, proposal: Proposal | None, dim: int) -> None:
@@ -256,11 +284,12 @@ _registered = False
 
 
 def _register_pytree() -> None:
-    """Tell JAX, if the user imported it, that Features is a pytree with the map as its static part."""
+    """Tell JAX, if the user imported it, that Features is a pytree whose static part is the map and the blocks."""
     global _registered
     jax = sys.modules.get("jax")
     if _registered or not hasattr(jax, "tree_util"):
         return
     _registered = True
-    arrays = [field.name for field in fields(Features) if field.name != "map"]
-    jax.tree_util.register_dataclass(Features, data_fields=arrays, meta_fields=["map"])  # type: ignore[union-attr]
+    static = ["map", "blocks"]
+    arrays = [field.name for field in fields(Features) if field.name not in static]
+    jax.tree_util.register_dataclass(Features, data_fields=arrays, meta_fields=static)  # type: ignore[union-attr]

@@ -20,6 +20,33 @@ from rfkernels.grouping import BlockState
 from rfkernels.state import DecodeState, State, empty_sums
 
 
+class Errors(NamedTuple):
+    """Standard errors of what attention estimates, from the spread of independent groups of features.
+
+    Parameters
+    ----------
+    output : array, shape (*batch, length, width)
+        Of each component of the output.
+    log_normalizer : array, shape (*batch, length)
+        Of the log of the sum of weights.
+    effective : array, shape (*batch, length)
+        The effective number of features, m / (1 + m r) with r the relative variance of the sum of weights: m where all
+        features say the same, near 1 where a few decide, 0 where there is no key.
+    freedom : int
+        Degrees of freedom of Student's t distribution, the number of groups less 1.
+    inflation, log_inflation : array, shape (*batch), optional
+        By how much the errors of output and log-normaliser had to be multiplied for their 95 % intervals to hold over a
+        sample of queries that exact attention was computed of; at least 1. None if they were not checked.
+    """
+
+    output: Any
+    log_normalizer: Any
+    effective: Any
+    freedom: int
+    inflation: Any = None
+    log_inflation: Any = None
+
+
 class AttentionResult(NamedTuple):
     """What `attention` returns with ``full=True``.
 
@@ -34,12 +61,15 @@ class AttentionResult(NamedTuple):
         log |Σ_s k̂(q, k_s)| over the keys each query sees, in the accumulation dtype; −inf where it sees none.
     sign : array, shape (*batch, length)
         The sign of that sum: never −1 for a nonnegative map, 0 where there is no key.
+    error : Errors, optional
+        Standard errors, if they were asked for.
     """
 
     output: Any
     state: State | DecodeState | BlockState | None
     log_normalizer: Any
     sign: Any
+    error: Errors | None = None
 
 
 def begin(

@@ -31,6 +31,7 @@ FLOORS = (
     ("grouping",),
     ("backends",),
     ("streaming", "blocked"),
+    ("uncertainty",),
     ("attention", "catalog"),
     ("estimates",),
     ("advise",),

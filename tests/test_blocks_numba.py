@@ -58,7 +58,8 @@ def assert_same(got: Any, expected: Any, tol: float = 1e-12) -> None:
             x, y = np.asarray(x), np.asarray(y)
             assert (x.shape, x.dtype) == (y.shape, y.dtype), name
             if name in ("keys", "values"):
-                x, y = (np.where(expected.state.mask[..., None], z, 0) for z in (x, y))
+                seen = expected.state.mask.reshape(*x.shape[:-1], 1)
+                x, y = (np.where(seen, z, 0) for z in (x, y))
             np.testing.assert_allclose(x, y, rtol=10 * tol, atol=10 * tol * max(1, np.abs(y).max(initial=0)))
 
 

@@ -66,7 +66,7 @@ def blocks(
     rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: Any, merge: schedule.Merge = merging.reduced
 ) -> Pass:
     """Run a pass over blocks as it is specified."""
-    sums = accumulator(np, rows.q, rows.k, rows.v)
+    sums = accumulator(np, rows.q, rows.k, rows.v, None if state is None else state.keys)
     q, k, v = (x.astype(sums) for x in rows[:3])
     part, after = schedule.attend(np, Rows(q, k, v, rows.mask, rows.heavy), far, plan, state, merge)
     log, sign = partials.log_denominator(np, part)

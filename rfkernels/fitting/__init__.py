@@ -18,20 +18,23 @@ from typing import Any
 from rfkernels import samplers
 from rfkernels._checks import check_finite_arrays, check_qk
 from rfkernels.features import Features, draw
-from rfkernels.fitting.choices import METHODS, Choice, bind, check_map, check_scale, choose
+from rfkernels.fitting.choices import METHODS, Choice, bind, check_map, check_scale, choose, decide
 from rfkernels.fitting.errors import relative
-from rfkernels.fitting.statistics import Moments, attended, merge, moments, pooled, softmax
+from rfkernels.fitting.gains import Gain, gain
+from rfkernels.fitting.statistics import Moments, merge, moments, pooled, softmax
 from rfkernels.maps import FeatureMap
 from rfkernels.samplers import Rows, Sampler
 
 __all__ = [
     "Choice",
+    "Gain",
     "Moments",
     "bind",
     "check_map",
     "check_scale",
     "choose",
     "fit",
+    "gain",
     "merge",
     "methods",
     "moments",
@@ -134,14 +137,9 @@ def fit(
     if method not in methods():
         raise ValueError(f"unknown method {method!r}; known are: {', '.join(methods())}")
     batch = tuple(k.shape[:-2])
-    queries = pooled(q, batch)
-    if method == "tilted":
-        of_queries, of_keys, cross = attended(queries, k, scale)
-        chosen = choose(of_queries, of_keys, scale=scale, prior=prior, cross=cross)
-    else:
-        chosen = choose(moments(queries), moments(k), method=method, scale=scale, prior=prior)
+    chosen = decide(pooled(q, batch), k, method=method, scale=scale, prior=prior)
     drawn = draw(feature_map, dim, count, sampler=sampler, scale=scale, batch=batch, rng=rng)
-    return bind(chosen, drawn.projection, feature_map=feature_map)
+    return bind(chosen, drawn.projection, feature_map=feature_map, blocks=drawn.blocks)
 
 
 def _check_samples(q: Any, k: Any) -> int:

@@ -10,9 +10,9 @@ import numpy as np
 from rfkernels import features as drawing
 from rfkernels import kernels, maps
 from rfkernels._arrays import matmul, namespace
-from rfkernels.features import Features, Side
+from rfkernels.features import Blocks, Features, Side
 from rfkernels.fitting.algebra import apply, balance, between, regular, rows_root, second_moment
-from rfkernels.fitting.statistics import Moments
+from rfkernels.fitting.statistics import Moments, attended, moments
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Gaussian
 
@@ -112,6 +112,14 @@ def choose(
     return Choice(query, key, Gaussian(root), -scale * xp.sum(a * b, -1) / 2, scale)
 
 
+def decide(queries: Any, keys: Any, *, method: str, scale: float, prior: float) -> Choice:
+    """Return what a method of `fit` decides from samples, "tilted" included."""
+    if method == "tilted":
+        of_queries, of_keys, cross = attended(queries, keys, scale)
+        return choose(of_queries, of_keys, scale=scale, prior=prior, cross=cross)
+    return choose(moments(queries), moments(keys), method=method, scale=scale, prior=prior)
+
+
 def _broadcast(xp: Any, *given: Moments) -> tuple[Moments, ...]:
     """Give all moments the same batch axes."""
     batch, dim = np.broadcast_shapes(*(x.count.shape for x in given)), given[0].mean.shape[-1]
@@ -119,7 +127,9 @@ def _broadcast(xp: Any, *given: Moments) -> tuple[Moments, ...]:
     return tuple(Moments(*(xp.broadcast_to(x, shape) for x, shape in zip(m, shapes, strict=True))) for m in given)
 
 
-def bind(given: Choice, rows: Any, *, feature_map: str | FeatureMap = "positive") -> Features:
+def bind(
+    given: Choice, rows: Any, *, feature_map: str | FeatureMap = "positive", blocks: Blocks | None = None
+) -> Features:
     """Return features with standard normal rows put through what a method decided.
 
     Parameters
@@ -130,6 +140,8 @@ def bind(given: Choice, rows: Any, *, feature_map: str | FeatureMap = "positive"
         Standard normal rows, each N(0, I) by itself.
     feature_map : str or FeatureMap, default "positive"
         As in `fit`.
+    blocks : Blocks, optional
+        Which rows were drawn together, as ``draw(...).blocks`` says; unknown by default.
 
     Returns
     -------
@@ -158,7 +170,8 @@ def bind(given: Choice, rows: Any, *, feature_map: str | FeatureMap = "positive"
         return array if array is None or xp is not np else drawing._read_only(array)
 
     query, key = (Side(*(kept(x) for x in side)) for side in (given.query, given.key))
-    return Features(feature_map, kept(drawn), kept(log_weight), query, key, kept(xp.asarray(given.scale, dtype)))
+    scale = kept(xp.asarray(given.scale, dtype))
+    return Features(feature_map, kept(drawn), kept(log_weight), query, key, scale, blocks)
 
 
 def check_map(feature_map: str | FeatureMap) -> FeatureMap:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, matmul, namespace
+from rfkernels._arrays import accumulator, is_jax, matmul, namespace
 from rfkernels._checks import check_finite_arrays, check_kv, check_mask, check_qk
 from rfkernels.fitting import pooled, softmax
 from rfkernels.fitting.choices import check_scale
@@ -23,7 +23,16 @@ _EVEN = 0.1
 """What share of the attention of all is spread evenly when keys are weighed, so that none weighs nothing."""
 
 
-def fit_groups(q: Any, k: Any, count: int, *, v: Any = None, scale: float | None = None, mask: Any = None) -> Groups:
+def fit_groups(
+    q: Any,
+    k: Any,
+    count: int,
+    *,
+    v: Any = None,
+    scale: float | None = None,
+    mask: Any = None,
+    check_finite: bool = True,
+) -> Groups:
     """Divide keys into groups, finely where attention is.
 
     Centres are keys, chosen one after another: each time that for which the squared distance from the nearest centre
@@ -47,7 +56,9 @@ def fit_groups(q: Any, k: Any, count: int, *, v: Any = None, scale: float | None
     scale : float, optional
         Multiplies q·k; 1/√dim by default.
     mask : array of bool, shape (*batch, keys), optional
-        True where a key may be attended.
+        True where a key may be attended: others have no influence. There are groups for each of its batch axes as well.
+    check_finite : bool, default True
+        Whether NaN and infinity are refused.
 
     Returns
     -------
@@ -68,10 +79,11 @@ def fit_groups(q: Any, k: Any, count: int, *, v: Any = None, scale: float | None
     >>> rfk.attention(q, k, v, groups=groups, window=32).shape
     (8, 512, 64)
     """
-    q, k, scale = checked(q, k, scale, mask)
+    q, k, scale = checked(q, k, scale, mask, check_finite)
     if v is not None:
         check_kv(k, v)
-        check_finite_arrays(v=v)
+        if check_finite:
+            check_finite_arrays(v=v)
     check_count(count, "count")
     return found(q, k, v, count, scale, mask, received(q, k, scale, mask, STEPS), STEPS)
 
@@ -94,11 +106,9 @@ class Steps(NamedTuple):
     spread_out : callable
         ``spread_out(xp, k, metric, weight, count)``: the numbers of keys each of which is the farthest from those
         before, by weight times squared distance.
-    labels : callable
-        ``labels(xp, groups, k)``: the group of each key.
     within : callable
-        ``within(xp, labels, k, v, count)``: Σ (k − mean)(k − mean)ᵀ, the mean being that of keys of the same label, and
-        the like for keys and values; None if there are none.
+        ``within(xp, groups, k, v, allowed)``: Σ (k − mean)(k − mean)ᵀ over allowed keys, the mean being that of its
+        group, and the like for keys and values; None if there are none.
     """
 
     each: Callable[..., Groups]
@@ -106,11 +116,10 @@ class Steps(NamedTuple):
     moment: Callable[..., Any]
     some: Callable[..., Any]
     spread_out: Callable[..., Any]
-    labels: Callable[..., Any]
     within: Callable[..., Any]
 
 
-def found(q: Any, k: Any, v: Any, count: int, scale: float, mask: Any, mass: Any, steps: Steps) -> Groups:
+def found(q: Any, k: Any, v: Any, count: int, scale: Any, mask: Any, mass: Any, steps: Steps) -> Groups:
     """Do what `fit_groups` does, with arguments checked and in the dtype of sums; `mass` is what keys `received`."""
     v = v if v is None or v.dtype == k.dtype else v.astype(k.dtype)
     return steps.each(partial(_found, count=count, scale=scale, steps=steps), q, k, v, mask, mass)
@@ -120,7 +129,7 @@ def _each(one: Callable[..., Groups], *arrays: Any) -> Groups:
     return one(*arrays)
 
 
-def _found(q: Any, k: Any, v: Any, mask: Any, mass: Any, *, count: int, scale: float, steps: Steps) -> Groups:
+def _found(q: Any, k: Any, v: Any, mask: Any, mass: Any, *, count: int, scale: Any, steps: Steps) -> Groups:
     xp, keys = namespace(q, k), k.shape[-2]
     metric = steps.moment(xp, q) / q.shape[-2]
     metric = xp.broadcast_to(metric, (*np.broadcast_shapes(q.shape[:-2], k.shape[:-2]), *metric.shape[-2:]))
@@ -129,19 +138,21 @@ def _found(q: Any, k: Any, v: Any, mask: Any, mass: Any, *, count: int, scale: f
         k, v, weight = steps.some(xp, k, v, weight, _KEYS // 2)
     centres = _taken(xp, k, steps.spread_out(xp, k, metric, weight, count))
     groups = Groups(centres, metric, metric, None, xp.asarray(scale, k.dtype))
-    covariance, cross = steps.within(xp, steps.labels(xp, groups, k), k, v, count)
+    covariance, cross = steps.within(xp, groups, k, v, weight > 0)
     mean = xp.sum(covariance * metric, (-1, -2))
     mean = xp.where(mean > 0, mean, 1)[..., None, None]
     return groups._replace(spread=covariance / mean, cross=None if v is None else cross / mean)
 
 
-def heavy_keys(q: Any, k: Any, count: int, *, scale: float | None = None, mask: Any = None) -> Any:
+def heavy_keys(
+    q: Any, k: Any, count: int, *, scale: float | None = None, mask: Any = None, check_finite: bool = True
+) -> Any:
     """Return the positions of the keys that receive the most attention from a sample of queries.
 
     Parameters
     ----------
-    q, k, scale, mask
-        As in `fit_groups`; the sample is 32 of the queries, evenly spaced.
+    q, k, scale, mask, check_finite
+        As in `fit_groups`; the sample is 32 of the queries, evenly spaced. Keys that may not be attended come last.
     count : int
         How many positions; all if there are fewer keys.
 
@@ -155,17 +166,17 @@ def heavy_keys(q: Any, k: Any, count: int, *, scale: float | None = None, mask: 
     TypeError, ValueError
         As `fit_groups`.
     """
-    q, k, scale = checked(q, k, scale, mask)
+    q, k, scale = checked(q, k, scale, mask, check_finite)
     check_count(count, "count")
-    return heaviest(received(q, k, scale, mask, STEPS), count)
+    return heaviest(received(q, k, scale, mask, STEPS), mask, count)
 
 
-def heaviest(mass: Any, count: int) -> Any:
+def heaviest(mass: Any, mask: Any, count: int) -> Any:
     """Return the positions of the keys that receive the most attention."""
-    xp, count = namespace(mass), min(count, mass.shape[-1])
-    if xp is np:
-        return np.sort(np.argpartition(-mass, count - 1, -1)[..., :count], -1)
-    return xp.sort(xp.argsort(-mass, -1)[..., :count], -1)
+    xp = namespace(mass)
+    if mask is not None:
+        mass = xp.where(mask, mass, -1)  # weights of others may have vanished, too
+    return xp.sort(xp.argsort(-mass, -1, stable=True)[..., : min(count, mass.shape[-1])], -1)
 
 
 def check_count(count: Any, name: str) -> None:
@@ -174,29 +185,33 @@ def check_count(count: Any, name: str) -> None:
         raise ValueError(f"{name} must be a positive integer, got {count!r}")
 
 
-def checked(q: Any, k: Any, scale: Any, mask: Any, finite: bool = True) -> tuple[Any, Any, float]:
+def checked(q: Any, k: Any, scale: Any, mask: Any, check_finite: bool) -> tuple[Any, Any, Any]:
     """Return queries, pooled as keys are shared, and keys in the dtype of sums, and the scale."""
     check_qk(q, k)
-    check_mask(mask, k)
+    check_mask(mask, k, q=q.shape[:-2])
     for name, x in (("q", q), ("k", k)):
         if x.shape[-2] == 0:
             raise ValueError(f"{name} must hold at least one vector, got shape {x.shape}")
-    if finite:
+    if check_finite:
         check_finite_arrays(q=q, k=k)
-    scale = check_scale(scale, q.shape[-1])
-    dtype = accumulator(namespace(q, k), q, k)
+    if not is_jax(scale):
+        scale = check_scale(scale, q.shape[-1])
+    xp = namespace(q, k)
+    dtype = accumulator(xp, q, k)
+    if mask is not None:
+        k = xp.broadcast_to(k, (*np.broadcast_shapes(k.shape[:-2], mask.shape[:-1]), *k.shape[-2:]))
     q, k = (x if x.dtype == dtype else x.astype(dtype) for x in (pooled(q, tuple(k.shape[:-2])), k))
     return q, k, scale
 
 
-def received(q: Any, k: Any, scale: float, mask: Any, steps: Steps) -> Any:
+def received(q: Any, k: Any, scale: Any, mask: Any, steps: Steps) -> Any:
     """Return the attention that each key receives on average from some of the queries."""
     length = q.shape[-2]
     rows = q[..., np.arange(min(_QUERIES, length)) * length // min(_QUERIES, length), :]
     return steps.mass(namespace(q, k), rows, k, scale, mask)
 
 
-def _mass(xp: Any, rows: Any, k: Any, scale: float, mask: Any) -> Any:
+def _mass(xp: Any, rows: Any, k: Any, scale: Any, mask: Any) -> Any:
     logits = scale * matmul(xp, rows, xp.swapaxes(k, -1, -2))
     if mask is not None:
         logits = xp.where(mask[..., None, :], logits, xp.finfo(logits.dtype).min)
@@ -209,7 +224,7 @@ def _moment(xp: Any, x: Any) -> Any:
 
 
 def _some(xp: Any, k: Any, v: Any, weight: Any, half: int) -> tuple[Any, Any, Any]:
-    heaviest = xp.argsort(-weight, -1)[..., :half]
+    heaviest = xp.argsort(-weight, -1, stable=True)[..., :half]
     spaced = xp.broadcast_to(np.arange(half) * k.shape[-2] // half, heaviest.shape)
     chosen = xp.concatenate([heaviest, spaced], -1)
     values = None if v is None else _taken(xp, v, chosen)
@@ -223,13 +238,14 @@ def _taken(xp: Any, x: Any, positions: Any) -> Any:
     return xp.take_along_axis(x, xp.broadcast_to(positions, (*batch, positions.shape[-1]))[..., None], -2)
 
 
-def _within(xp: Any, own: Any, k: Any, v: Any, count: int) -> tuple[Any, Any]:
-    member = (own[..., None] == xp.arange(count)).astype(k.dtype)
-    total = xp.sum(member, -2)[..., None]
+def _within(xp: Any, groups: Groups, k: Any, v: Any, allowed: Any) -> tuple[Any, Any]:
+    member = (labels(xp, groups, k)[..., None] == xp.arange(groups.size)) & allowed[..., None]
+    own = member.astype(k.dtype)
+    total = xp.sum(own, -2)[..., None]
 
     def apart(x: Any) -> Any:
-        means = matmul(xp, xp.swapaxes(member, -1, -2), x) / xp.where(total > 0, total, 1)
-        return x - matmul(xp, member, means)
+        means = matmul(xp, xp.swapaxes(own, -1, -2), x) / xp.where(total > 0, total, 1)
+        return xp.where(allowed[..., None], x - matmul(xp, own, means), 0)
 
     turned = xp.swapaxes(apart(k), -1, -2)
     return matmul(xp, turned, apart(k)), None if v is None else matmul(xp, turned, apart(v))
@@ -240,10 +256,12 @@ def _spread_out(xp: Any, k: Any, metric: Any, weight: Any, count: int) -> Any:
     batch = np.broadcast_shapes(sent.shape[:-2], k.shape[:-2], weight.shape[:-1])
     sent, k = (xp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (sent, k))
     square = xp.sum(sent * k, -1)
+    first = xp.argmax(weight > 0, -1)[..., None]
 
     def body(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         nearest, picked = carry
         at = xp.argmax(weight * nearest, -1)[..., None]
+        at = xp.where(xp.take_along_axis(weight * nearest, at, -1) > 0, at, first)  # keys that differ may have run out
         product = xp.sum(sent * xp.take_along_axis(k, at[..., None], -2), -1)
         distance = xp.maximum(square - 2 * product + xp.take_along_axis(square, at, -1), 0)
         nearest = xp.where(i == 0, distance, xp.minimum(nearest, distance))
@@ -261,5 +279,5 @@ def _repeated(xp: Any, count: int, body: Callable[[Any, Any], Any], start: Any) 
     return start
 
 
-STEPS = Steps(_each, _mass, _moment, _some, _spread_out, labels, _within)
+STEPS = Steps(_each, _mass, _moment, _some, _spread_out, _within)
 """The steps for any kind of array."""

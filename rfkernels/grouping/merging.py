@@ -32,7 +32,7 @@ def read(
 ) -> tuple[BlockState, Partial]:
     """Attend to groups and to near and heavy keys; note what attention they receive from the queries that count."""
     q = q * xp.asarray(scale, q.dtype)
-    dim, near = k.shape[-1], state.mask.shape[-1]
+    dim, near = k.shape[-1], state.keys.shape[-2]
     total = xp.trace(state.within[..., :dim], axis1=-2, axis2=-1)
     within = state.within / xp.where(total > 0, total, 1)[..., None, None]
     seen = seen_groups(xp, state.sums, dim, None, within[..., :dim], within[..., dim:])
@@ -114,11 +114,14 @@ def _merged(xp: Any, points: _Points) -> _Points:
     x, weight, left, root, surplus = points
     index = xp.arange(x.shape[-2])
     square = xp.sum(x * x, -1)
-    distance = square[..., :, None] + square[..., None, :] - 2 * matmul(xp, x, xp.swapaxes(x, -1, -2))
+    product = matmul(xp, x, xp.swapaxes(x, -1, -2))
+    distance = square[..., :, None] + square[..., None, :] - (product + xp.swapaxes(product, -1, -2))
     one, two = weight[..., :, None], weight[..., None, :]
     pair = one * two / xp.where(one + two > 0, one + two, 1)
     apart = left[..., :, None] & left[..., None, :] & (index[:, None] != index)
-    cost = xp.where(apart, pair * xp.maximum(distance, 0), np.inf)
+    # Symmetric and finite, whatever the keys: else no two points might be each other's nearest, and nothing would end.
+    most = xp.finfo(x.dtype).max
+    cost = xp.where(apart, xp.nan_to_num(pair * xp.maximum(distance, 0), nan=most, posinf=most), np.inf)
     nearest, least = xp.argmin(cost, -1), xp.min(cost, -1)
     mutual = xp.take_along_axis(nearest, nearest, -1) == index
     leads = mutual & left & (index < nearest) & (least < np.inf)

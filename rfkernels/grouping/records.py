@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rfkernels.features import Features
 from rfkernels.state import State
 
@@ -47,7 +49,7 @@ class Groups(NamedTuple):
     @property
     def batch(self) -> tuple[int, ...]:
         """Batch axes."""
-        return tuple(self.centres.shape[:-2])
+        return np.broadcast_shapes(*(x.shape[:-2] for x in (self.centres, self.metric, self.spread)))
 
 
 class Far(NamedTuple):
@@ -90,7 +92,7 @@ class BlockState(NamedTuple):
         Of the keys that have left the window, heavy keys aside.
     keys, values : array, shape (*batch, (reach + 1) * block, dim) and (*batch, (reach + 1) * block, width)
         The present block, at the end, and the blocks before it.
-    mask : array of bool, shape (*batch, (reach + 1) * block)
+    mask : array of bool, shape (*batch, reach + 1, block)
         Which of them exist, may be attended and are not heavy.
     heavy_keys, heavy_values : array, shape (*batch, heavy, dim) and (*batch, heavy, width)
         Heavy keys, zeros before they are seen.

@@ -49,7 +49,8 @@ def attend(
 ) -> tuple[Partial, BlockState | None]:
     """Run a whole pass; a causal one returns the state after its last key."""
     if plan.causal:
-        return causal(xp, rows, far, plan, begin(xp, rows, far, plan) if state is None else state, merge)
+        start = begin(xp, rows, far, plan) if state is None else widened(xp, rows, far, state)
+        return causal(xp, rows, far, plan, start, merge)
     return bidirectional(xp, rows, far, plan), None
 
 
@@ -158,15 +159,31 @@ def begin(xp: Any, rows: Rows, far: Far, plan: Plan) -> BlockState:
     def zeros(*shape: int) -> Any:
         return xp.zeros((*batch, *shape), dtype)
 
-    def none(count: int) -> Any:
-        return xp.zeros((*batch, count), bool)
+    def none(*shape: int) -> Any:
+        return xp.zeros((*batch, *shape), bool)
 
-    nearby = zeros(held, dim), zeros(held, width), none(held)
+    nearby = zeros(held, dim), zeros(held, width), none(plan.reach + 1, plan.block)
     others = *nearby, zeros(heavy, dim), zeros(heavy, width), none(heavy), 0
     if not plan.merged:
         return BlockState(summaries.empty(xp, far, width, batch, dtype), *others)
     sums = State(zeros(plan.merged, dim + 1 + width), zeros(plan.merged), zeros(plan.merged))
     return BlockState(sums, *others, mass=zeros(plan.merged + held), within=zeros(dim, dim + width))
+
+
+def widened(xp: Any, rows: Rows, far: Far, state: BlockState) -> BlockState:
+    """Return the state with the batch axes of everything that is written to it, in the dtype of sums."""
+    shapes = rows.k.shape[:-2], rows.v.shape[:-2], rows.mask.shape[:-1], rows.heavy.shape[:-1], *far.batch
+    batch = np.broadcast_shapes(*shapes, state.heavy_mask.shape[:-1])
+
+    def wide(x: Any, tail: int) -> Any:
+        kept = x if x.dtype == bool else x.astype(rows.k.dtype)
+        return xp.broadcast_to(kept, (*batch, *x.shape[x.ndim - tail :]))
+
+    sums = State(*(wide(x, tail) for x, tail in zip(state.sums, (2, 1, 1), strict=True)))
+    tails = {"keys": 2, "values": 2, "mask": 2, "heavy_keys": 2, "heavy_values": 2, "heavy_mask": 1}
+    if state.mass is not None:
+        tails |= {"mass": 1, "within": 2}
+    return state._replace(sums=sums, **{name: wide(getattr(state, name), tail) for name, tail in tails.items()})
 
 
 def causal(
@@ -202,8 +219,8 @@ def step(
         state = _advanced(xp, far, plan, state, merge)
     slot = plan.reach * plan.block + first % plan.block
     keys, values = (_put(xp, old, new, slot, 2) for old, new in ((state.keys, rows.k), (state.values, rows.v)))
-    mask = _put(xp, state.mask, light(xp, rows, first), slot, 1)
-    state = state._replace(keys=keys, values=values, mask=mask, position=first + count)
+    mask = _put(xp, state.mask.reshape(*state.mask.shape[:-2], keys.shape[-2]), light(xp, rows, first), slot, 1)
+    state = state._replace(keys=keys, values=values, mask=mask.reshape(state.mask.shape), position=first + count)
     state = state._replace(**_heavy(xp, rows, state, first))
     own = xp.arange(rows.q.shape[-2])[:, None]
     nearby = mask[..., None, :] & (xp.arange(mask.shape[-1]) <= slot + own)
@@ -222,8 +239,8 @@ def _advanced(xp: Any, far: Far, plan: Plan, state: BlockState, merge: Merge) ->
 
     def moved() -> BlockState:
         keys, values = (xp.roll(x, -size, -2) for x in (state.keys, state.values))
-        mask = xp.concatenate([state.mask[..., size:], xp.zeros_like(state.mask[..., :size])], -1)
-        oldest = state.keys[..., :size, :], state.values[..., :size, :], state.mask[..., :size]
+        mask = xp.concatenate([state.mask[..., 1:, :], xp.zeros_like(state.mask[..., :1, :])], -2)
+        oldest = state.keys[..., :size, :], state.values[..., :size, :], state.mask[..., 0, :]
         moved = state._replace(keys=keys, values=values, mask=mask)
         if plan.merged:
             return merging.absorb(xp, moved, *oldest, merge)

@@ -10,6 +10,7 @@ the group that holds y, and estimates are unbiased.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,9 @@ from rfkernels.state import State
 
 LARGEST_BEND = 1.0
 """What is added at most for the covariance of a group: beyond, keys are not normal enough."""
+
+ROUNDING = 64
+"""Differences of less than so many roundings of what is subtracted are none: keys of a group that are all the same."""
 
 
 def columns(far: Far) -> int:
@@ -108,7 +112,7 @@ def read(xp: Any, far: Far, state: State, q: Any) -> Partial:
     both = near[..., :, None] + phi[..., None, :]
     logits = both.reshape(*both.shape[:-2], both.shape[-2] * both.shape[-1]) + log_z[..., None, :]
     values = state.kv / xp.where(filled, state.z, 1)[..., None]
-    logits = logits + sums[..., None] - np.log(far.features.count)
+    logits = logits + sums[..., None] - math.log(far.features.count)
     shift = stopped(xp, xp.max(logits, -1, initial=-np.inf))
     weight = xp.exp(logits - xp.where(shift == -np.inf, 0, shift)[..., None])
     return Partial(matmul(xp, weight, values), xp.sum(weight, -1), shift)
@@ -148,7 +152,8 @@ def seen_groups(xp: Any, state: State, dim: int, metric: Any, spread: Any, cross
     count = xp.where(filled, state.z, 1)
     moments = state.kv / count[..., None]
     means = moments[..., :dim]
-    apart = xp.maximum(moments[..., dim] - squares(xp, metric, means)[..., 0], 0)
+    apart = moments[..., dim] - squares(xp, metric, means)[..., 0]
+    apart = xp.where(apart > ROUNDING * xp.finfo(apart.dtype).eps * moments[..., dim], apart, 0)
     bias = xp.where(filled, xp.log(count), -np.inf)
     return Seen(means, moments[..., dim + 1 :], bias, apart, spread, cross)
 

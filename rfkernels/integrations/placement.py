@@ -54,7 +54,7 @@ class Placement(NamedTuple):
             Side(spec(x.matrix, 2), spec(x.centre, 1), spec(x.linear, 1)) for x in (features.query, features.key)
         )
         projection, log_weight = spec(features.projection, 2), spec(features.log_weight, 1)
-        return Features(features.map, projection, log_weight, query, key, self.spec(()))
+        return Features(features.map, projection, log_weight, query, key, self.spec(()), features.blocks)
 
     def results(self, q: Any, k: Any, v: Any, features: Features, mask: Any, causal: bool, window: int | None) -> Any:
         """Return the specs of an `AttentionResult`."""

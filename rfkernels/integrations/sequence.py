@@ -174,7 +174,8 @@ def _two_sided(q: Any, k: Any, v: Any, features: Features, axis: Axis, window: i
     # A query's own key was in the first pass: here every key stands one place later, behind the query before it.
     k, v, seen = (leaving(old, new, 1) for old, new in zip(halo(k, v, back, 1, seen), (k, v, seen), strict=True))
     after = _causal(jnp.flip(q, -2), k, v, features, back, window - 1 or None, seen, False)
-    turned = AttentionResult(jnp.flip(after.output, -2), None, *(jnp.flip(x, -1) for x in after[2:]))
+    log, sign = jnp.flip(after.log_normalizer, -1), jnp.flip(after.sign, -1)
+    turned = AttentionResult(jnp.flip(after.output, -2), None, log, sign)
     part = partials.join(
         jnp, *(Partial(x.output * x.sign[..., None], x.sign, x.log_normalizer) for x in (before, turned))
     )

@@ -68,7 +68,7 @@ features (Simplex random features, arXiv 2301.13856). For features that are even
 "trigonometric", the sign of the cosine does not matter and `orthogonal` is better.
 """
 
-hadamard = Sampler("hadamard", _structured.hadamard, law="hadamard")
+hadamard = Sampler("hadamard", _structured.hadamard, law="hadamard", block=_structured.order)
 """Rows of (H D)³, Hadamard matrices between random signs, with independent norms: nearly normal.
 
 No QR decomposition is needed: the rows of a block are drawn in n² log n operations, where n is the least power of two
@@ -90,7 +90,7 @@ Each row is marginally N(0, I), since its stratum is drawn at random. Any two no
 the variance of positive features is at most that of `orthogonal` (see `paired` for why). Drawn on the host.
 """
 
-paired = Sampler("paired", _host.paired, host=True)
+paired = Sampler("paired", _host.paired, host=True, block=int)
 """Haar-orthogonal blocks of `dim` rows, whose norms come in pairs of opposed quantiles: F(r) + F(r') = 1.
 
 F is the distribution function of the chi distribution: F(r) is uniform and so is 1 − F(r), hence each row is marginally

@@ -32,6 +32,9 @@ class Sampler:
         Whether the second half of the rows are the negatives of the first.
     host : bool, default False
         Whether rows can only be drawn on the host, from an integer seed and not from a JAX key.
+    block : callable, optional
+        ``block(dim)``: how many consecutive rows are drawn together, independently of all others. None (the default)
+        stands for what the coupling says: one row, dim rows, or unknown if it is "other".
     """
 
     name: str
@@ -40,7 +43,16 @@ class Sampler:
     coupling: Coupling = "other"
     antithetic: bool = False
     host: bool = False
+    block: Callable[[int], int] | None = None
 
     def __call__(self, normal: Normal, count: int, dim: int) -> Any:
         """Draw rows, shape (count, dim)."""
         return self.rows(normal, count, dim)
+
+    def block_rows(self, dim: int) -> int | None:
+        """How many consecutive rows are drawn together, antithetic partners aside; None if there are no such blocks."""
+        if self.block is not None:
+            return self.block(dim)
+        if self.coupling == "other":
+            return None
+        return 1 if self.coupling == "independent" else dim

@@ -42,9 +42,14 @@ def walsh_hadamard(x: Any) -> Any:
     return x / math.sqrt(n)
 
 
+def order(dim: int) -> int:
+    """Return the least power of two that is not below dim: the rows of a block."""
+    return 1 << (dim - 1).bit_length()
+
+
 def hadamard(normal: Normal, count: int, dim: int) -> Any:
     """Rows of H D H D H D of the next power of two, times independent norms, cut to dim coordinates."""
-    n = 1 << (dim - 1).bit_length()
+    n = order(dim)
     gaussian = normal((-(-count // n), _ROUNDS, n))
     xp = namespace(gaussian)
     signs = xp.where(gaussian < 0, -1.0, 1.0).astype(gaussian.dtype)

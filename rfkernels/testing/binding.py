@@ -54,7 +54,7 @@ def bind(
 def with_rows(features: Features, rows: Any, log_weight: Any = 0.0) -> Features:
     """Return the same features with other rows, whose log-weights are added to that of the first row."""
     weights = np.broadcast_to(np.asarray(features.log_weight)[0] + log_weight, len(rows))
-    return dataclasses.replace(features, projection=rows, log_weight=weights)
+    return dataclasses.replace(features, projection=rows, log_weight=weights, blocks=None)
 
 
 def inner_points(features: Features, x: Array, y: Array) -> tuple[Array, Array]:

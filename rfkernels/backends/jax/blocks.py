@@ -27,7 +27,8 @@ _CHUNK = 1024
 
 def attend(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: Any) -> Pass:
     """Run a pass over blocks, as `rfkernels.grouping.schedule` specifies it."""
-    sums = jax.dtypes.canonicalize_dtype(accumulator(jnp, rows.q, rows.k, rows.v))
+    held = None if state is None else state.keys
+    sums = jax.dtypes.canonicalize_dtype(accumulator(jnp, rows.q, rows.k, rows.v, held))
     rows = Rows(*(jnp.asarray(x) for x in rows))
     far = jax.tree.map(lambda x: jnp.asarray(x).astype(sums), far)
     if state is not None:
@@ -78,12 +79,7 @@ def _causal(rows: Rows, far: Far, plan: Plan) -> tuple[Partial, BlockState]:
 def _resumed(rows: Rows, far: Far, plan: Plan, state: BlockState) -> tuple[Partial, BlockState]:
     """Scan over single keys: where a block begins may not be known before the program runs."""
     keys, length = rows.k.shape[-2], rows.q.shape[-2]
-    batch = np.broadcast_shapes(
-        rows.k.shape[:-2], rows.v.shape[:-2], rows.mask.shape[:-1], rows.heavy.shape[:-1], state.mask.shape[:-1]
-    )
-    own = (None, None) if state.mass is None else (1, 2)
-    tails = BlockState(State(2, 1, 1), 2, 2, 1, 2, 2, 1, None, *own)
-    state = jax.tree.map(lambda tail, x: x if tail is None else _wide(x, batch, tail), tails, state, is_leaf=_is_none)
+    state = schedule.widened(jnp, rows, far, state)
     q = _padded(rows.q, keys - length, 0)
 
     def body(state: BlockState, piece: Any) -> tuple[BlockState, Partial]:
@@ -101,15 +97,6 @@ def _real(count: int, first: int, last: int) -> Any:
     """Return, (count, 1), which positions have a query that was given."""
     positions = jnp.arange(count)[:, None]
     return (positions >= first) & (positions < last)
-
-
-def _is_none(x: Any) -> bool:
-    return x is None
-
-
-def _wide(x: Any, batch: tuple[int, ...], tail: int) -> Any:
-    own = x.shape[: x.ndim - tail]
-    return jnp.broadcast_to(x, (*np.broadcast_shapes(own, batch), *x.shape[x.ndim - tail :]))
 
 
 def _both_sides(rows: Rows, far: Far, plan: Plan) -> Partial:

@@ -12,7 +12,7 @@ from rfkernels.backends.numba.block_schedule import BlockPlan
 from rfkernels.backends.numba.kernels import SENTINEL
 from rfkernels.backends.numba.packing import address
 from rfkernels.grouping import BlockState, Far, Groups, Plan
-from rfkernels.grouping.schedule import Rows
+from rfkernels.grouping.schedule import Rows, widened
 from rfkernels.state import State
 
 
@@ -59,7 +59,8 @@ def begin(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: Any
             rows.k.shape[:-2], rows.v.shape[:-2], rows.mask.shape[:-1], rows.heavy.shape[:-1], *far.batch
         )
     else:
-        batch = state.mask.shape[:-1]
+        state = widened(np, rows._replace(k=np.broadcast_to(np.zeros((), dtype), rows.k.shape)), far, state)
+        batch = state.heavy_mask.shape[:-1]
     first = 0 if state is None else int(state.position)
     free = _free(rows, first)
     heavy = _heavy(rows, first, state, batch, dtype)
@@ -71,7 +72,16 @@ def begin(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: Any
     if free is None:
         free = np.ones(rows.k.shape[-2], bool)
     k, v = (_after(x, new, held, batch, 2) for x, new in ((state.keys, rows.k), (state.values, rows.v)))
-    return Inputs(batch, k, v, _after(state.mask, free, held, batch, 1), first - held, *heavy, state.sums, dtype)
+    return Inputs(
+        batch,
+        k,
+        v,
+        _after(state.mask.reshape(*batch, -1), free, held, batch, 1),
+        first - held,
+        *heavy,
+        state.sums,
+        dtype,
+    )
 
 
 def _after(held: Any, new: Any, count: int, batch: tuple[int, ...], tail: int) -> Any:
@@ -133,7 +143,11 @@ def finish(given: Inputs, plan: Plan, sums: State) -> BlockState:
         room[rows] = source
         return room
 
-    nearby = kept(given.k, 2, given.dtype), kept(given.v, 2, given.dtype), kept(mask, 1, bool)
+    nearby = (
+        kept(given.k, 2, given.dtype),
+        kept(given.v, 2, given.dtype),
+        kept(mask, 1, bool).reshape(*given.batch, plan.reach + 1, plan.block),
+    )
     heavy = given.heavy_keys, given.heavy_values, given.heavy_mask
     return BlockState(sums, *nearby, *heavy, given.origin + keys)
 
@@ -153,7 +167,8 @@ def pack_groups(p: BlockPlan, groups: Groups, dtype: Any) -> Packed:
     """Fold the metric into centres, and pad."""
     sets, dim, size, missing = math.prod(groups.batch), groups.dim, groups.size, SENTINEL[p.element * 8]
     centres = np.zeros((sets, p.groups_pad, p.dim_pad), dtype)
-    centres[:, :size, :dim] = np.asarray(groups.centres, dtype).reshape(sets, size, dim)
+    given = np.broadcast_to(groups.centres, (*groups.batch, size, dim))
+    centres[:, :size, :dim] = given.reshape(sets, size, dim)
 
     def padded(x: Any, pad: int) -> Any:
         wide, width = np.zeros((sets, p.dim_pad, pad), dtype), x.shape[-1]

@@ -13,7 +13,9 @@ from llvmlite import ir
 from rfkernels.backends.numba.emitter import INT, Emitter, Variable
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
 from rfkernels.backends.numba.kernels import SENTINEL, Emit
-from rfkernels.grouping.summaries import LARGEST_BEND
+from rfkernels.grouping.summaries import LARGEST_BEND, ROUNDING
+
+EPSILON = {32: 2.0**-23, 64: 2.0**-52}
 
 BYTE, SHORT = ir.IntType(8), ir.IntType(32)
 
@@ -41,7 +43,7 @@ def blockwise(machine: Machine, bits: int) -> Code:
     function("crest", "scores columns rows scale top den", _crest)
     function("invert", "den count columns", _invert)
     function("share", "scores columns rows scale top factor out", _share)
-    function("approach", "xt tile dim chosen squares at weight nearest keys n picked", _approach)
+    function("approach", "xt tile dim chosen squares at weight nearest keys n picked first", _approach)
     weigh = "scores row rows columns high step key_term bend along moved scale shift sums sums_row width den"
     function("weigh", weigh, lambda e: _weigh(e, bent=False, cut=False))
     function("weigh_cut", weigh, lambda e: _weigh(e, bent=False, cut=True))
@@ -198,14 +200,15 @@ def _means(e: Emitter) -> None:
 
 
 def _place(e: Emitter) -> None:
-    """Put the means of the groups on the list into columns, with half of what their squares exceed `dots` by."""
+    """Put the means of the groups on the list into columns, with half of what their squares exceed `dots` by, rounding aside."""
     names, count, x, x_row, dim, squares, dots, xt, xt_row, bend, flags = e.arguments
     b = e.builder
     with e.loop(0, count) as i:
         group = b.sext(e.load(names, i, SHORT), INT)
         e.store(BYTE(0), flags, group)
         apart = b.fsub(e.load(squares, i), e.load(dots, i))
-        apart = b.select(b.fcmp_ordered(">", apart, e.scalar(0.0)), apart, e.scalar(0.0))
+        least = b.fmul(e.load(squares, i), e.scalar(ROUNDING * EPSILON[e.align * 8]))
+        apart = b.select(b.fcmp_ordered(">", apart, least), apart, e.scalar(0.0))
         e.store(b.fmul(apart, e.scalar(0.5)), bend, group)
         with e.loop(0, dim) as j:
             e.store(e.load(x, e.add(e.mul(i, x_row), j)), xt, e.add(e.mul(j, xt_row), group))
@@ -264,13 +267,17 @@ def _weigh(e: Emitter, bent: bool, cut: bool) -> None:
 
 
 def _residual(e: Emitter) -> None:
-    """Subtract from each row the one of `means`, as wide, that its label names."""
+    """Subtract from each row the one of `means`, as wide, that its label names; zeros where that is negative."""
     labels, x, x_row, rows, width, means, out, out_row = e.arguments
+    b = e.builder
     with e.loop(0, rows) as r:
-        start = e.mul(e.builder.sext(e.load(labels, r, SHORT), INT), width)
+        label = b.sext(e.load(labels, r, SHORT), INT)
+        counts = b.icmp_signed(">=", label, e.integer(0))
+        start = b.select(counts, e.mul(label, width), e.integer(0))
+        kept = e.splat_condition(counts)
         with e.loop(0, width, e.lanes) as j:
             value = e.math.sub(e.load_vector(x, e.add(e.mul(r, x_row), j)), e.load_vector(means, e.add(start, j)))
-            e.store_vector(value, out, e.add(e.mul(r, out_row), j))
+            e.store_vector(e.math.where(kept, value, e.math.constant(0.0)), out, e.add(e.mul(r, out_row), j))
     e.finish()
 
 
@@ -345,9 +352,9 @@ def _approach(e: Emitter) -> None:
     """Note key `at` as the n-th picked, lower the distances of those it is nearest to, and return the next to pick.
 
     The distance is square − 2 xᵀ chosen + own, x being a column of a tile, whose width is a power of two; the next is
-    the first of the largest weight times distance.
+    the first of the largest weight times distance, and `first` if all are zero.
     """
-    xt, tile, dim, chosen, squares, at, weight, nearest, keys, n, picked = e.arguments
+    xt, tile, dim, chosen, squares, at, weight, nearest, keys, n, picked, first = e.arguments
     m, b = e.math, e.builder
     # Before the first, all are as far as can be.
     farthest = b.select(b.icmp_signed("==", n, e.integer(0)), e.scalar(-SENTINEL[e.align * 8]), e.scalar(0.0))
@@ -369,7 +376,8 @@ def _approach(e: Emitter) -> None:
             e.store_vector(distance, nearest, column)
             _best(e, top, place, m.mul(e.load_vector(weight, column), distance), column)
     e.store(b.trunc(at, SHORT), picked, n)
-    e.finish(b.sext(_first_best(e, top, place), INT))
+    apart = b.fcmp_ordered(">", m.reduce_max(top.get()), e.scalar(0.0))
+    e.finish(b.select(apart, b.sext(_first_best(e, top, place), INT), first))
 
 
 def _move(e: Emitter) -> None:

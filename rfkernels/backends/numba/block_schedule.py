@@ -426,9 +426,17 @@ def mass(p: BlockPlan, s: BlockScratch, t: BlockTask, q: int, count: int, out: i
 
 @jit
 def spread_out(
-    p: BlockPlan, s: BlockScratch, t: BlockTask, weight: int, first: int, count: int, room: tuple[int, int, int]
+    p: BlockPlan,
+    s: BlockScratch,
+    t: BlockTask,
+    weight: int,
+    start: tuple[int, int],
+    count: int,
+    room: tuple[int, int, int],
 ) -> int:
-    """Choose `count` keys from this first one on, each the farthest from those before by weight times distance.
+    """Choose `count` keys from the first of these on, each the farthest from those before by weight times distance.
+
+    Where no key is at any distance the second of these is taken.
 
     There is room for the keys' products with the metric as columns, a tile after the other, for distances and for the
     numbers of the keys chosen.
@@ -444,10 +452,10 @@ def spread_out(
         call(p.dots, (x, x_row, s.y, p.dim_pad, n, p.dim_pad, one, t.squares + i * p.element))
         call(p.transpose, (s.y, p.dim_pad, xt + i * p.dim_pad * p.element, p.tile, rows, p.dim_pad))
         i += n
-    at = first
+    at, first = start
     for chosen in range(count):
         x, _ = _packed(p, t, 0, at, 1, 1, 0, s.x)
-        given = (xt, p.tile, p.dim_pad, x, t.squares, at, weight, nearest, t.keys, chosen, picked)
+        given = (xt, p.tile, p.dim_pad, x, t.squares, at, weight, nearest, t.keys, chosen, picked, first)
         at = call(p.approach, given)
     return 0
 

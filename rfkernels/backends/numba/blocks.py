@@ -32,10 +32,9 @@ _CHUNK = 16
 
 def attend(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: Any) -> Pass:
     """Run a pass over blocks, the way it is specified where far keys are no sums of given groups in the same dtype."""
-    sums = accumulator(np, rows.q, rows.k, rows.v)
-    other = state is not None and any(x.dtype != sums for x in (state.keys, state.sums.kv))
-    if far.features is not None or plan.merged or other:
+    if far.features is not None or plan.merged:
         return numpy.blocks(rows, far, plan, state, dtype, merging.reduced)
+    sums = accumulator(np, rows.q, rows.k, rows.v, None if state is None else state.keys)
     given = begin(rows, far, plan, state, sums)
     outer = np.broadcast_shapes(rows.q.shape[:-2], given.batch)
     out, logs = outputs(outer, rows.q.shape[-2], rows.v.shape[-1], dtype, sums, plan.full)

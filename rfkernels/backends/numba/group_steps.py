@@ -98,8 +98,8 @@ def _spread_out(xp: Any, k: Any, metric: Any, weight: Any, count: int) -> Any:
         room = np.zeros((p.dim_pad + 2, row), k.dtype)
         task = found[head]._replace(metric=address(wide[own[head]]), squares=address(room[1]))
         places = address(room[2:]), address(room[0]), address(picked[head])
-        first = int(np.argmax(weights[head]))
-        return block_schedule.spread_out(p, scratch(p, 1), task, address(weights[head]), first, count, places)
+        start = int(np.argmax(weights[head])), int(np.argmax(weights[head] > 0))
+        return block_schedule.spread_out(p, scratch(p, 1), task, address(weights[head]), start, count, places)
 
     _run([partial(one, head) for head in range(heads)], heads * keys * count * p.dim)
     del alive
@@ -135,13 +135,14 @@ def _moment(xp: Any, x: Any) -> Any:
     return out[:, : p.dim, : p.dim].reshape(*batch, p.dim, p.dim)
 
 
-def _within(xp: Any, labels: Any, k: Any, v: Any, count: int) -> tuple[Any, Any]:
-    width = 0 if v is None else v.shape[-1]
+def _within(xp: Any, groups: Groups, k: Any, v: Any, allowed: Any) -> tuple[Any, Any]:
+    width, count = 0 if v is None else v.shape[-1], groups.size
     v = np.empty((k.shape[-2], 0), k.dtype) if v is None else v
-    batch = np.broadcast_shapes(labels.shape[:-1], k.shape[:-2], v.shape[:-2])
+    names = np.where(allowed, _labels(xp, groups, k), np.int32(-1))
+    batch = np.broadcast_shapes(names.shape[:-1], v.shape[:-2])
     heads, keys = math.prod(batch), k.shape[-2]
     p, found, alive = _prepared(k, batch, 1.0, v=v, groups=count)
-    names = np.ascontiguousarray(np.broadcast_to(labels, (*batch, keys)), np.int32).reshape(heads, keys)
+    names = np.ascontiguousarray(np.broadcast_to(names, (*batch, keys)), np.int32).reshape(heads, keys)
     every, squares = np.arange(count, dtype=np.int32), np.zeros(keys, k.dtype)
     sums = np.zeros((heads, count, p.sums_row), k.dtype)
     out, cross = (np.zeros((heads, p.dim_pad, pad), k.dtype) for pad in (p.dim_pad, p.width_pad))
@@ -181,4 +182,4 @@ def _stacked(parts: list[Any], batch: tuple[int, ...]) -> Any:
     return None if parts[0] is None else np.stack(parts).reshape(*batch, *parts[0].shape)
 
 
-STEPS = Steps(_each, _mass, _moment, _some, _spread_out, _labels, _within)
+STEPS = Steps(_each, _mass, _moment, _some, _spread_out, _within)

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+_MOST = np.finfo(np.float64).max
+"""The cost of what is not finite: points are merged all the same, or nothing would end."""
+
 
 def reduced(_: Any, x: Any, weight: Any, size: int) -> Any:
     """Return a group, from 0 to size − 1, for each point of positive weight; (*batch, points)."""
@@ -36,6 +39,8 @@ def _nearest(square: Any, weight: Any, left: Any, i: int) -> tuple[int, float]:
     for j in range(len(weight)):
         if left[j] and j != i:
             cost = weight[i] * weight[j] / (weight[i] + weight[j]) * square[i, j]
+            if not cost < _MOST:
+                cost = _MOST
             if cost < best:
                 best, at = cost, j
     return at, best
@@ -59,6 +64,9 @@ def _reduce(x: Any, weight: Any, size: int, label: Any) -> None:
         leads = np.array(
             [i for i in range(count) if left[i] and i < nearest[i] and nearest[nearest[i]] == i], dtype=np.int64
         )
+        if not len(leads):  # costs that differ by rounding may have passed each other: look at all points again
+            stale[:] = left
+            continue
         order = np.argsort(least[leads], kind="mergesort")[:surplus]
         for i in leads[order]:
             j = nearest[i]

@@ -1,0 +1,92 @@
+"""Exact attention of a sample of queries, and what it says of standard errors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from rfkernels import partials
+from rfkernels._arrays import accumulator, namespace
+from rfkernels.exact import exact_block
+from rfkernels.features import Features
+from rfkernels.partials import Partial
+from rfkernels.uncertainty._jackknife import Estimate
+
+LEVEL = 0.95
+_KEYS = 8192
+"""How many keys are taken at a time."""
+
+_ROUNDING = 1000.0
+"""How many units of rounding are no error of an estimate."""
+
+
+def positions(length: int, count: int) -> Any:
+    """Return up to `count` positions that are spread evenly."""
+    count = min(length, count)
+    return (2 * np.arange(count) + 1) * length // (2 * max(count, 1))
+
+
+def exact_rows(
+    q: Any, k: Any, v: Any, features: Features, at: Any, causal: bool, mask: Any, segment_ids: Any
+) -> Partial:
+    """Sum exact weights for the queries at some positions: time linear in the number of keys, memory independent."""
+    xp, kernel = namespace(q, k, v), features.map.kernel
+    assert kernel is not None
+    dtype, keys = accumulator(xp, q, k, v), k.shape[-2]
+    last = xp.asarray(at)[:, None] + keys - q.shape[-2]
+    root = xp.sqrt(xp.asarray(features.scale, dtype))
+    rows = xp.take(q, at, -2).astype(dtype) * root
+    parts = []
+    for start in range(0, max(keys, 1), _KEYS):
+        part = slice(start, start + _KEYS)
+        held = k[..., part, :].astype(dtype) * root
+        here = xp.arange(start, start + held.shape[-2])
+        allowed = here <= last if causal else xp.ones((len(at), held.shape[-2]), bool)
+        if mask is not None:
+            allowed = allowed & mask[..., None, part]
+        if segment_ids is not None:
+            allowed = allowed & (xp.take(segment_ids, at, -1)[..., None] == segment_ids[..., None, part])
+        parts.append(exact_block(xp, rows, held, v[..., part, :].astype(dtype), allowed, kernel))
+    whole = parts[0]
+    for other in parts[1:]:
+        whole = partials.join(xp, whole, other)
+    return whole
+
+
+def inflations(xp: Any, found: Estimate, exact: Partial, at: Any, quantile: float) -> tuple[Any, Any]:
+    """Return what standard errors of the output and of the log-normaliser have to be multiplied by, at least 1.
+
+    Intervals of `quantile` standard errors then hold 95 % of what was compared. To which queries features do well or
+    badly they decide together, so that the sampled ones stand for the others whatever the law of the errors is: as in
+    split conformal prediction, the order statistic is that of n + 1.
+    """
+    output, (log, _) = partials.normalize(xp, exact), partials.log_denominator(xp, exact)
+
+    def factor(estimate: Any, error: Any, truth: Any, size: Any, tail: int) -> Any:
+        estimate, error = (xp.take(x, at, -tail) for x in (estimate, error))
+        apart = xp.abs(estimate - truth)
+        same = apart <= _ROUNDING * xp.finfo(error.dtype).eps * size
+        ratio = xp.where(same, 0, apart / xp.where(same, 1, error)) / quantile
+        kept = ratio.ndim - tail
+        flat = ratio.reshape(*ratio.shape[:kept], math.prod(ratio.shape[kept:]))
+        return xp.maximum(_order_statistic(xp, flat), 1)
+
+    size = xp.max(xp.abs(output), (-2, -1), keepdims=True, initial=0)
+    log, estimate = (xp.where(x > -xp.inf, x, 0) for x in (log, found.log_normalizer))
+    return (
+        factor(found.output, found.error, output, size, 2),
+        factor(estimate, found.log_error, log, xp.maximum(xp.abs(log), 1), 1),
+    )
+
+
+def _order_statistic(xp: Any, x: Any) -> Any:
+    """Return the quantile that 95 % of one more value would be below, on average; 0 of nothing."""
+    n = x.shape[-1]
+    if n == 0:
+        return xp.zeros(x.shape[:-1], x.dtype)
+    place = min(max(LEVEL * (n + 1) - 1, 0), n - 1)
+    low = int(place)
+    x = xp.sort(x, -1)
+    return x[..., low] + (place - low) * (x[..., min(low + 1, n - 1)] - x[..., low])
