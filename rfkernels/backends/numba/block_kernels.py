@@ -200,7 +200,7 @@ def _means(e: Emitter) -> None:
 
 
 def _place(e: Emitter) -> None:
-    """Put the means of the groups on the list into columns, with half of what their squares exceed `dots` by, rounding aside."""
+    """Put the means of the listed groups into columns, with half of what squares exceed `dots` by, but for rounding."""
     names, count, x, x_row, dim, squares, dots, xt, xt_row, bend, flags = e.arguments
     b = e.builder
     with e.loop(0, count) as i:
