@@ -11,8 +11,8 @@ from rfkernels._checks import broadcast_batch, check_array, check_finite_arrays,
 from rfkernels.backends import Pass, choose
 from rfkernels.features import Features, check_features
 from rfkernels.fitting import check_map, check_scale
-from rfkernels.grouping import BlockState, Far, Groups, Plan, fit_groups, heavy_keys, plan_for, summaries
-from rfkernels.grouping.fitting import check_count
+from rfkernels.grouping import BlockState, Far, Groups, Plan, plan_for, summaries
+from rfkernels.grouping.fitting import Steps, check_count, checked, found, heaviest, received
 from rfkernels.grouping.schedule import Rows
 
 
@@ -45,7 +45,8 @@ def attend(
     if check_finite:
         check_finite_arrays(q=q, k=k, v=v)
     check_mask(mask, k, q=q.shape[:-2], v=v.shape[:-2])
-    far = _far(q, k, v, features, groups, scale, mask, causal)
+    sample = _Sample(q, k, v, mask, choose(backend, q, k, v, mask=mask).steps)
+    far = _far(sample, features, groups, scale, causal)
     shapes = {"features": () if features is None else features.batch}
     if far.groups is not None:
         shapes["groups"] = far.groups.batch
@@ -56,7 +57,7 @@ def attend(
     start = _state(state, far, plan, k, v)
     if start is not None:
         shapes["state"] = start.heavy_mask.shape[:-1]
-    positions = _positions(heavy, q, k, mask, far, causal, start)
+    positions = _positions(heavy, sample, far, causal, start)
     shapes["heavy"] = positions.shape[:-1]
     broadcast_batch(q=q.shape[:-2], k=k.shape[:-2], v=v.shape[:-2], **shapes)
     check_mask(mask, k, q=q.shape[:-2], v=v.shape[:-2], **shapes)
@@ -66,8 +67,42 @@ def attend(
     return chosen.blocks(Rows(q, k, v, seen, positions), far, plan, start, result_dtype(xp, q, k, v))
 
 
-def _far(q: Any, k: Any, v: Any, features: Features | None, groups: Any, scale: Any, mask: Any, causal: bool) -> Far:
+class _Sample:
+    """What groups and heavy keys are found from; the attention that keys receive is found once, if it is needed."""
+
+    def __init__(self, q: Any, k: Any, v: Any, mask: Any, steps: Steps) -> None:
+        self.q, self.k, self.v, self.mask, self.steps = q, k, v, mask, steps
+        self._received: tuple[Any, Any, Any, Any] | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether there are no keys, or no queries."""
+        return not (self.q.shape[-2] and self.k.shape[-2])
+
+    def _found(self, scale: Any) -> tuple[Any, Any, Any, Any]:
+        """Return pooled queries and keys in the dtype of sums, the scale, and that attention."""
+        if self._received is None:
+            q, k, scale = checked(self.q, self.k, scale, self.mask, check_finite=False)
+            self._received = q, k, scale, received(q, k, scale, self.mask, self.steps)
+        return self._received
+
+    def groups(self, count: int, scale: Any, moving: bool) -> Groups:
+        """Return groups of these very keys, with their values if those are to move; of no keys any do."""
+        if self.empty:
+            xp, dim = namespace(self.q, self.k), self.k.shape[-1]
+            nothing = xp.zeros((dim, dim), xp.float32)
+            return Groups(xp.zeros((count, dim), xp.float32), nothing, nothing, None, scale)
+        q, k, scale, mass = self._found(scale)
+        return found(q, k, self.v if moving else None, count, scale, self.mask, mass, self.steps)
+
+    def heavy(self, count: int, scale: Any) -> Any:
+        """Do what `heavy_keys` does."""
+        return np.zeros(0, int) if self.empty else heaviest(self._found(scale)[-1], self.mask, count)
+
+
+def _far(sample: _Sample, features: Features | None, groups: Any, scale: Any, causal: bool) -> Far:
     """Return what stands for far keys."""
+    k, v = sample.k, sample.v
     if features is not None:
         check_features(features, "k", k)
         try:
@@ -99,17 +134,8 @@ def _far(q: Any, k: Any, v: Any, features: Features | None, groups: Any, scale: 
             f"merged from the keys themselves have no centres for features to be of what is left; got {groups!r}"
         )
     scale = check_scale(scale, k.shape[-1]) if features is None else _number(features.scale)
-    found = _fitted(q, k, v if features is None else None, int(groups), scale, mask)
-    return Far(found, features, found.scale)
-
-
-def _fitted(q: Any, k: Any, v: Any, count: int, scale: Any, mask: Any) -> Groups:
-    """Return groups of these very keys; of no keys, or for no queries, any do."""
-    if q.shape[-2] and k.shape[-2]:
-        return fit_groups(q, k, count, v=v, scale=scale, mask=mask, check_finite=False)
-    xp, dim = namespace(q, k), k.shape[-1]
-    nothing = xp.zeros((dim, dim), xp.float32)
-    return Groups(xp.zeros((count, dim), xp.float32), nothing, nothing, None, scale)
+    fitted = sample.groups(int(groups), scale, moving=features is None)
+    return Far(fitted, features, fitted.scale)
 
 
 def check_no_scale(scale: Any, owner: str) -> None:
@@ -150,9 +176,9 @@ def _number(scale: Any) -> Any:
     return scale if _traced(scale) else float(scale)
 
 
-def _positions(heavy: Any, q: Any, k: Any, mask: Any, far: Far, causal: bool, state: BlockState | None) -> Any:
+def _positions(heavy: Any, sample: _Sample, far: Far, causal: bool, state: BlockState | None) -> Any:
     """Return the positions of heavy keys."""
-    keys = k.shape[-2]
+    keys = sample.k.shape[-2]
     held = 0 if state is None else state.heavy_mask.shape[-1]
     if heavy is None:
         return np.full(held, -1)  # no other than those that were seen
@@ -161,9 +187,7 @@ def _positions(heavy: Any, q: Any, k: Any, mask: Any, far: Far, causal: bool, st
     else:
         check_count(heavy, "heavy, if not an array of positions,")
         if not causal:
-            if not (q.shape[-2] and keys):
-                return np.zeros(0, int)
-            return heavy_keys(q, k, heavy, scale=_number(far.scale), mask=mask, check_finite=False)
+            return sample.heavy(heavy, _number(far.scale))
         positions = np.arange(heavy)
     if state is not None and positions.shape[-1] != held:
         raise ValueError(

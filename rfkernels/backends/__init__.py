@@ -11,6 +11,7 @@ from rfkernels._arrays import is_jax
 from rfkernels.core import Options
 from rfkernels.features import Features
 from rfkernels.grouping import BlockState, Far, Plan
+from rfkernels.grouping.fitting import STEPS, Steps
 from rfkernels.grouping.schedule import Rows
 from rfkernels.state import State
 
@@ -43,6 +44,8 @@ class Backend(NamedTuple):
     blocks : callable
         ``blocks(rows, far, plan, state, dtype)``: a whole pass over blocks, as `rfkernels.grouping.schedule` has it.
         The arrays of `rows` were checked and are of any dtype; the state is a BlockState or None.
+    steps : Steps
+        What groups and heavy keys are found with.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Backend(NamedTuple):
     write: Callable[[State, Any, Any, Features, Any, bool], State]
     read: Callable[[State, Any, Features, bool, bool, Any], Pass]
     blocks: Callable[[Rows, Far, Plan, BlockState | None, Any], Pass]
+    steps: Steps = STEPS
 
 
 _MODULES = {"jax": "rfkernels.backends.jax", "numba": "rfkernels.backends.numba", "numpy": "rfkernels.backends.numpy"}

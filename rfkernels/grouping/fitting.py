@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -78,44 +79,69 @@ def fit_groups(
     >>> rfk.attention(q, k, v, groups=groups, window=32).shape
     (8, 512, 64)
     """
-    q, k, scale = _checked(q, k, scale, mask, check_finite)
+    q, k, scale = checked(q, k, scale, mask, check_finite)
     if v is not None:
         check_kv(k, v)
         if check_finite:
             check_finite_arrays(v=v)
-        v = v.astype(k.dtype)
     check_count(count, "count")
-    xp, keys = namespace(q, k), k.shape[-2]
-    metric = matmul(xp, xp.swapaxes(q, -1, -2), q) / q.shape[-2]
-    metric = xp.broadcast_to(metric, (*np.broadcast_shapes(q.shape[:-2], k.shape[:-2]), *metric.shape[-2:]))
-    weight = _mass(xp, q, k, scale, mask) + (_EVEN / keys if mask is None else _EVEN / keys * mask)
-    if keys > _KEYS:
-        k, v, weight = _some(xp, k, v, weight)
-    groups = Groups(
-        _spread_out(xp, matmul(xp, k, metric), k, weight, count), metric, metric, None, xp.asarray(scale, k.dtype)
-    )
-    spread, cross = _within(xp, groups, k, v, weight > 0)
-    return groups._replace(spread=spread, cross=cross)
+    return found(q, k, v, count, scale, mask, received(q, k, scale, mask, STEPS), STEPS)
 
 
-def _within(xp: Any, groups: Groups, k: Any, v: Any, allowed: Any) -> tuple[Any, Any]:
-    """Return covariances within groups, of keys, and of keys and values, divided by the mean of the former.
+class Steps(NamedTuple):
+    """The steps that take time, of which a backend may have faster ones, with the same results up to rounding.
 
-    Only keys that are allowed count.
+    Parameters
+    ----------
+    each : callable
+        ``each(one, q, k, v, mask, mass)``: the Groups that ``one(q, k, v, mask, mass)`` returns, or those that it
+        returns for each head, put together.
+    mass : callable
+        ``mass(xp, rows, k, scale, mask)``: the attention that each key receives on average from these queries.
+    moment : callable
+        ``moment(xp, x)``: Σ x xᵀ along the second to last axis.
+    some : callable
+        ``some(xp, k, v, weight, half)``: the keys that weigh most and evenly spaced ones, so many each, with their
+        values (None if there are none) and weights.
+    spread_out : callable
+        ``spread_out(xp, k, metric, weight, count)``: the numbers of keys each of which is the farthest from those
+        before, by weight times squared distance.
+    within : callable
+        ``within(xp, groups, k, v, allowed)``: Σ (k − mean)(k − mean)ᵀ over allowed keys, the mean being that of its
+        group, and the like for keys and values; None if there are none.
     """
-    member = (labels(xp, groups, k)[..., None] == xp.arange(groups.size)) & allowed[..., None]
-    own = member.astype(k.dtype)
-    total = xp.sum(own, -2)[..., None]
 
-    def apart(x: Any) -> Any:
-        means = matmul(xp, xp.swapaxes(own, -1, -2), x) / xp.where(total > 0, total, 1)
-        return xp.where(allowed[..., None], x - matmul(xp, own, means), 0)
+    each: Callable[..., Groups]
+    mass: Callable[..., Any]
+    moment: Callable[..., Any]
+    some: Callable[..., Any]
+    spread_out: Callable[..., Any]
+    within: Callable[..., Any]
 
-    turned = xp.swapaxes(apart(k), -1, -2)
-    covariance = matmul(xp, turned, apart(k))
-    mean = xp.sum(covariance * groups.metric, (-1, -2))
+
+def found(q: Any, k: Any, v: Any, count: int, scale: Any, mask: Any, mass: Any, steps: Steps) -> Groups:
+    """Do what `fit_groups` does, with arguments checked and in the dtype of sums; `mass` is what keys `received`."""
+    v = v if v is None or v.dtype == k.dtype else v.astype(k.dtype)
+    return steps.each(partial(_found, count=count, scale=scale, steps=steps), q, k, v, mask, mass)
+
+
+def _each(one: Callable[..., Groups], *arrays: Any) -> Groups:
+    return one(*arrays)
+
+
+def _found(q: Any, k: Any, v: Any, mask: Any, mass: Any, *, count: int, scale: Any, steps: Steps) -> Groups:
+    xp, keys = namespace(q, k), k.shape[-2]
+    metric = steps.moment(xp, q) / q.shape[-2]
+    metric = xp.broadcast_to(metric, (*np.broadcast_shapes(q.shape[:-2], k.shape[:-2]), *metric.shape[-2:]))
+    weight = mass + _EVEN / keys * (1 if mask is None else mask.astype(k.dtype))
+    if keys > _KEYS:
+        k, v, weight = steps.some(xp, k, v, weight, _KEYS // 2)
+    centres = _taken(xp, k, steps.spread_out(xp, k, metric, weight, count))
+    groups = Groups(centres, metric, metric, None, xp.asarray(scale, k.dtype))
+    covariance, cross = steps.within(xp, groups, k, v, weight > 0)
+    mean = xp.sum(covariance * metric, (-1, -2))
     mean = xp.where(mean > 0, mean, 1)[..., None, None]
-    return covariance / mean, None if v is None else matmul(xp, turned, apart(v)) / mean
+    return groups._replace(spread=covariance / mean, cross=None if v is None else cross / mean)
 
 
 def heavy_keys(
@@ -140,13 +166,17 @@ def heavy_keys(
     TypeError, ValueError
         As `fit_groups`.
     """
-    q, k, scale = _checked(q, k, scale, mask, check_finite)
+    q, k, scale = checked(q, k, scale, mask, check_finite)
     check_count(count, "count")
-    xp = namespace(q, k)
-    mass = _mass(xp, q, k, scale, mask)
+    return heaviest(received(q, k, scale, mask, STEPS), mask, count)
+
+
+def heaviest(mass: Any, mask: Any, count: int) -> Any:
+    """Return the positions of the keys that receive the most attention."""
+    xp = namespace(mass)
     if mask is not None:
         mass = xp.where(mask, mass, -1)  # weights of others may have vanished, too
-    return xp.sort(xp.argsort(-mass, -1, stable=True)[..., : min(count, k.shape[-2])], -1)
+    return xp.sort(xp.argsort(-mass, -1, stable=True)[..., : min(count, mass.shape[-1])], -1)
 
 
 def check_count(count: Any, name: str) -> None:
@@ -155,7 +185,7 @@ def check_count(count: Any, name: str) -> None:
         raise ValueError(f"{name} must be a positive integer, got {count!r}")
 
 
-def _checked(q: Any, k: Any, scale: Any, mask: Any, check_finite: bool) -> tuple[Any, Any, Any]:
+def checked(q: Any, k: Any, scale: Any, mask: Any, check_finite: bool) -> tuple[Any, Any, Any]:
     """Return queries, pooled as keys are shared, and keys in the dtype of sums, and the scale."""
     check_qk(q, k)
     check_mask(mask, k, q=q.shape[:-2])
@@ -170,13 +200,18 @@ def _checked(q: Any, k: Any, scale: Any, mask: Any, check_finite: bool) -> tuple
     dtype = accumulator(xp, q, k)
     if mask is not None:
         k = xp.broadcast_to(k, (*np.broadcast_shapes(k.shape[:-2], mask.shape[:-1]), *k.shape[-2:]))
-    return pooled(q, tuple(k.shape[:-2])).astype(dtype), k.astype(dtype), scale
+    q, k = (x if x.dtype == dtype else x.astype(dtype) for x in (pooled(q, tuple(k.shape[:-2])), k))
+    return q, k, scale
 
 
-def _mass(xp: Any, q: Any, k: Any, scale: Any, mask: Any) -> Any:
+def received(q: Any, k: Any, scale: Any, mask: Any, steps: Steps) -> Any:
     """Return the attention that each key receives on average from some of the queries."""
     length = q.shape[-2]
     rows = q[..., np.arange(min(_QUERIES, length)) * length // min(_QUERIES, length), :]
+    return steps.mass(namespace(q, k), rows, k, scale, mask)
+
+
+def _mass(xp: Any, rows: Any, k: Any, scale: Any, mask: Any) -> Any:
     logits = scale * matmul(xp, rows, xp.swapaxes(k, -1, -2))
     if mask is not None:
         logits = xp.where(mask[..., None, :], logits, xp.finfo(logits.dtype).min)
@@ -184,22 +219,40 @@ def _mass(xp: Any, q: Any, k: Any, scale: Any, mask: Any) -> Any:
     return mass if mask is None else xp.where(mask, mass, 0)
 
 
-def _some(xp: Any, k: Any, v: Any, weight: Any) -> tuple[Any, Any, Any]:
-    """Return the keys that weigh most and evenly spaced ones, half each, with their values and weights."""
-    half, keys = _KEYS // 2, k.shape[-2]
+def _moment(xp: Any, x: Any) -> Any:
+    return matmul(xp, xp.swapaxes(x, -1, -2), x)
+
+
+def _some(xp: Any, k: Any, v: Any, weight: Any, half: int) -> tuple[Any, Any, Any]:
     heaviest = xp.argsort(-weight, -1, stable=True)[..., :half]
-    spaced = xp.broadcast_to(np.arange(half) * keys // half, heaviest.shape)
+    spaced = xp.broadcast_to(np.arange(half) * k.shape[-2] // half, heaviest.shape)
     chosen = xp.concatenate([heaviest, spaced], -1)
-
-    def taken(x: Any) -> Any:
-        batch = np.broadcast_shapes(x.shape[:-2], chosen.shape[:-1])
-        return xp.take_along_axis(xp.broadcast_to(x, (*batch, *x.shape[-2:])), chosen[..., None], -2)
-
-    return taken(k), None if v is None else taken(v), xp.take_along_axis(weight, chosen, -1)
+    values = None if v is None else _taken(xp, v, chosen)
+    return _taken(xp, k, chosen), values, xp.take_along_axis(weight, chosen, -1)
 
 
-def _spread_out(xp: Any, sent: Any, k: Any, weight: Any, count: int) -> Any:
-    """Return keys each of which is the farthest from those before, by weight times squared distance; `sent` is M k."""
+def _taken(xp: Any, x: Any, positions: Any) -> Any:
+    """Return rows at positions (*batch, count) of an array (*batch, length, width)."""
+    batch = np.broadcast_shapes(x.shape[:-2], positions.shape[:-1])
+    x = xp.broadcast_to(x, (*batch, *x.shape[-2:]))
+    return xp.take_along_axis(x, xp.broadcast_to(positions, (*batch, positions.shape[-1]))[..., None], -2)
+
+
+def _within(xp: Any, groups: Groups, k: Any, v: Any, allowed: Any) -> tuple[Any, Any]:
+    member = (labels(xp, groups, k)[..., None] == xp.arange(groups.size)) & allowed[..., None]
+    own = member.astype(k.dtype)
+    total = xp.sum(own, -2)[..., None]
+
+    def apart(x: Any) -> Any:
+        means = matmul(xp, xp.swapaxes(own, -1, -2), x) / xp.where(total > 0, total, 1)
+        return xp.where(allowed[..., None], x - matmul(xp, own, means), 0)
+
+    turned = xp.swapaxes(apart(k), -1, -2)
+    return matmul(xp, turned, apart(k)), None if v is None else matmul(xp, turned, apart(v))
+
+
+def _spread_out(xp: Any, k: Any, metric: Any, weight: Any, count: int) -> Any:
+    sent = matmul(xp, k, metric)
     batch = np.broadcast_shapes(sent.shape[:-2], k.shape[:-2], weight.shape[:-1])
     sent, k = (xp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (sent, k))
     square = xp.sum(sent * k, -1)
@@ -215,8 +268,7 @@ def _spread_out(xp: Any, sent: Any, k: Any, weight: Any, count: int) -> Any:
         return nearest, xp.where(xp.arange(count) == i, at, picked)
 
     start = xp.ones((*batch, k.shape[-2]), k.dtype), xp.zeros((*batch, count), int)
-    _, picked = _repeated(xp, count, body, start)
-    return xp.take_along_axis(k, picked[..., None], -2)
+    return _repeated(xp, count, body, start)[1]
 
 
 def _repeated(xp: Any, count: int, body: Callable[[Any, Any], Any], start: Any) -> Any:
@@ -225,3 +277,7 @@ def _repeated(xp: Any, count: int, body: Callable[[Any, Any], Any], start: Any) 
     for i in range(count):
         start = body(i, start)
     return start
+
+
+STEPS = Steps(_each, _mass, _moment, _some, _spread_out, _within)
+"""The steps for any kind of array."""

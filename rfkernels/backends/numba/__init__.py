@@ -9,8 +9,9 @@ import numpy as np
 
 from rfkernels._arrays import dtype_name
 from rfkernels._checks import check_finite_arrays
-from rfkernels.backends import Backend, Pass, numpy
-from rfkernels.backends.numba import merging, passes
+from rfkernels.backends import Backend, Pass
+from rfkernels.backends.numba import blocks, passes
+from rfkernels.backends.numba.group_steps import STEPS
 from rfkernels.backends.numba.jit import host_width, machine
 from rfkernels.backends.numba.packed import packed
 from rfkernels.backends.numba.packing import Layout, layout, pack_weights, to_internal, to_state
@@ -18,8 +19,6 @@ from rfkernels.backends.numba.passes import Heads
 from rfkernels.backends.numba.threads import thread_count
 from rfkernels.core import Options
 from rfkernels.features import Features
-from rfkernels.grouping import BlockState, Far, Plan
-from rfkernels.grouping.schedule import Rows
 from rfkernels.state import State
 
 
@@ -68,7 +67,7 @@ def _attend(
     given = _layout(features, state, dtype, v.shape[-1], check, q=q, k=k, v=v)
     batch = state.z.shape[:-1]
     outer = np.broadcast_shapes(q.shape[:-2], batch)
-    out, logs = _outputs(outer, q.shape[-2], v.shape[-1], dtype, given, options.full)
+    out, logs = passes.outputs(outer, q.shape[-2], v.shape[-1], dtype, given.dtype, options.full)
     weights = pack_weights(given, features)
     arrays = {"q": q, "k": k, "v": v, "out": out, "mask": mask}
     h = passes.heads(given, features, weights, batch, arrays, logs)
@@ -82,7 +81,7 @@ def _attend(
         after = after if options.causal or options.window is None else None
     if not fine or (check and q.shape[-2] == 0):
         check_finite_arrays(q=q, k=k, v=v)
-    log, sign = _logs(logs)
+    log, sign = passes.log_normalizers(logs)
     return Pass(out, log, sign, None if after is None or not options.full else to_state(given, features, after, batch))
 
 
@@ -94,22 +93,6 @@ def _run(options: Options, h: Heads, start: State, empty: State) -> tuple[bool, 
         return passes.two_sided(h, start, empty, options.window), None
     fine, after = passes.write(h, start, empty)
     return fine and passes.read(h, after), after
-
-
-def _outputs(outer: tuple[int, ...], length: int, width: int, dtype: Any, given: Layout, full: bool) -> tuple[Any, Any]:
-    out = np.empty((*outer, length, width), dtype)
-    if not full:
-        return out, None
-    return out, (np.empty((*outer, length), given.dtype), np.empty((*outer, length), given.dtype))
-
-
-def _logs(logs: Any) -> tuple[Any, Any]:
-    if logs is None:
-        return None, None
-    denominator, shift = logs
-    nothing = denominator == 0
-    log = np.log(np.where(nothing, 1, np.abs(denominator))) + shift
-    return np.where(nothing, -np.inf, log).astype(denominator.dtype), np.sign(denominator)
 
 
 def _write(state: State, k: Any, v: Any, features: Features, mask: Any, check: bool) -> State:
@@ -132,18 +115,15 @@ def _read(state: State, q: Any, features: Features, full: bool, check: bool, dty
         np.broadcast_to(state.z, (*batch, state.z.shape[-1])),
         np.broadcast_to(state.shift, (*batch, state.z.shape[-1])),
     )
-    out, logs = _outputs(np.broadcast_shapes(q.shape[:-2], batch), q.shape[-2], width, dtype, given, full)
+    outer = np.broadcast_shapes(q.shape[:-2], batch)
+    out, logs = passes.outputs(outer, q.shape[-2], width, dtype, given.dtype, full)
     h = passes.heads(given, features, pack_weights(given, features), batch, {"q": q, "out": out}, logs)
     if not passes.read(h, to_internal(given, features, wide)):
         check_finite_arrays(q=q)
-    log, sign = _logs(logs)
+    log, sign = passes.log_normalizers(logs)
     return Pass(out, log, sign, state)
 
 
-def _blocks(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: Any) -> Pass:
-    return numpy.blocks(rows, far, plan, state, dtype, merging.reduced)
-
-
-BACKEND = Backend("numba", _attend, _write, _read, _blocks)
+BACKEND = Backend("numba", _attend, _write, _read, blocks.attend, STEPS)
 
 __all__ = ["BACKEND", "describe"]

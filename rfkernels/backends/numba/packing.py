@@ -125,16 +125,21 @@ def _allocate(given: Layout) -> Scratch:
         "query_x": p.tile * x,
         "query_term": u,
     }
-    bytes_of = {name: up(size * p.element + 64, 64) for name, size in sizes.items()}
+    return Scratch(**placed(_memory, sizes, p.element))
+
+
+def placed(memory: Any, sizes: dict[str, int], element: int) -> dict[str, int]:
+    """Return an aligned address for each of so many elements, in a buffer that a thread keeps and that only grows."""
+    bytes_of = {name: up(size * element + 64, 64) for name, size in sizes.items()}
     total = sum(bytes_of.values()) + 64
-    if getattr(_memory, "buffer", None) is None or _memory.buffer.nbytes < total:
-        _memory.buffer = np.zeros(total, np.uint8)
-    position = up(_memory.buffer.ctypes.data, 64)
+    if getattr(memory, "buffer", None) is None or memory.buffer.nbytes < total:
+        memory.buffer = np.zeros(total, np.uint8)
+    position = up(memory.buffer.ctypes.data, 64)
     addresses = {}
     for name, size in bytes_of.items():
         addresses[name] = position
         position += size
-    return Scratch(**addresses)
+    return addresses
 
 
 class PackedWeights(NamedTuple):

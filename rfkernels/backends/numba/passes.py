@@ -76,7 +76,7 @@ def heads(
         strides["mask_row"] = mask.strides[-1]
     if q is not None and out is not None:
         strides["out_row"] = out.strides[-2]
-        groups = _groups(q, out, logs, batch)
+        groups = query_heads(q, out, logs, batch)
     sets = np.arange(math.prod(features.batch)).reshape(features.batch)
     found = [[0] * count if x is None else addresses(x, batch, own) for x, own in ((k, 2), (v, 2), (mask, 1))]
     return Heads(
@@ -108,7 +108,7 @@ def _plain(layout: Layout, features: Features, name: str, x: Any) -> int:
     return int(rows and x.flags.aligned)
 
 
-def _groups(q: Any, out: Any, logs: tuple[Any, Any] | None, batch: tuple[int, ...]) -> list[Group]:
+def query_heads(q: Any, out: Any, logs: tuple[Any, Any] | None, batch: tuple[int, ...]) -> list[Group]:
     """Return, for each head with keys of its own, the addresses of the query heads that share it."""
     outer = out.shape[:-2]
     own = (1,) * (len(outer) - len(batch)) + batch
@@ -124,6 +124,24 @@ def _groups(q: Any, out: Any, logs: tuple[Any, Any] | None, batch: tuple[int, ..
     q_at, out_at = grouped(q, 2), grouped(out, 2)
     below, shift = (grouped(x, 1) for x in logs) if logs else (np.zeros_like(q_at),) * 2
     return [Group(*rows) for rows in zip(q_at, out_at, below, shift, strict=True)]
+
+
+def outputs(
+    outer: tuple[int, ...], length: int, width: int, dtype: Any, sums: Any, full: bool
+) -> tuple[Any, tuple[Any, Any] | None]:
+    """Return room for the output and, if full, for denominators and shifts."""
+    out = np.empty((*outer, length, width), dtype)
+    return out, (np.empty((*outer, length), sums), np.empty((*outer, length), sums)) if full else None
+
+
+def log_normalizers(logs: tuple[Any, Any] | None) -> tuple[Any, Any]:
+    """Return log |denominator| + shift, and the sign."""
+    if logs is None:
+        return None, None
+    denominator, shift = logs
+    nothing = denominator == 0
+    log = np.log(np.where(nothing, 1, np.abs(denominator))) + shift
+    return np.where(nothing, -np.inf, log).astype(denominator.dtype), np.sign(denominator)
 
 
 class Slots:

@@ -176,7 +176,8 @@ call = cast(Callable[[int, tuple[int, ...]], int], intrinsic(_call))
 """``call(address, arguments)`` calls the function at an address with a tuple of 64-bit integers."""
 
 
-def _jit(function: Function) -> Function:
+def jit(function: Function) -> Function:
+    """Compile a function of integers, kept on disk where that is possible."""
     try:
         return cast(Function, njit(nogil=True, cache=True)(function))
     except RuntimeError:
@@ -184,12 +185,12 @@ def _jit(function: Function) -> Function:
         return cast(Function, njit(nogil=True)(function))
 
 
-@_jit
+@jit
 def _up(n: int, step: int) -> int:
     return (n + step - 1) // step * step
 
 
-@_jit
+@jit
 def _rows(
     p: Plan,
     pack: int,
@@ -209,27 +210,27 @@ def _rows(
     return call(pack, (*source, *span, *to)) | (1 - p.check), to[2], to[3]
 
 
-@_jit
+@jit
 def _span(p: Plan, t: Task, start: int, count: int) -> tuple[int, int, int]:
     """Return which of `count` keys from `start` exist, and how many columns they take."""
     return max(0, -start), max(0, min(count, t.keys - start)), _up(count, p.column_step)
 
 
-@_jit
+@jit
 def _keys(p: Plan, t: Task, start: int, count: int, centre: int, out: int) -> tuple[int, int, int]:
     """Return whether `count` keys from `start` are finite, where they lie, and their stride."""
     source, to = (t.k + start * t.k_row, t.k_row, t.k_column), (p.dim, centre, out, p.dim_pad + p.column_step)
     return _rows(p, p.pack_k, source, t.k_plain, _span(p, t, start, count), to)
 
 
-@_jit
+@jit
 def load_values(p: Plan, w: Weights, t: Task, start: int, count: int, out: int) -> tuple[int, int, int]:
     """Return whether the values of `count` keys are finite, where they lie, and their stride."""
     source, to = (t.v + start * t.v_row, t.v_row, t.v_column), (p.width, w.zeros, out, p.width_pad)
     return _rows(p, p.pack_v, source, t.v_plain, _span(p, t, start, count), to)
 
 
-@_jit
+@jit
 def load_keys(p: Plan, w: Weights, s: Scratch, t: Task, start: int, count: int) -> tuple[int, int]:
     """Project `count` keys from `start`; return how many count (−1 if one is not finite), and the columns."""
     (first, last, columns), u_row = _span(p, t, start, count), p.tile + p.column_step
@@ -251,7 +252,7 @@ def load_keys(p: Plan, w: Weights, s: Scratch, t: Task, start: int, count: int) 
     return found, columns
 
 
-@_jit
+@jit
 def move_shift(p: Plan, w: Weights, s: Scratch, t: Task, columns: int, first: int) -> int:
     """Find the shift that the loaded keys bring; return whether it is too far from what the first query sees."""
     if p.key_shift == 0:
@@ -261,14 +262,14 @@ def move_shift(p: Plan, w: Weights, s: Scratch, t: Task, columns: int, first: in
     return call(p.key_shift, keys)
 
 
-@_jit
+@jit
 def rescale(p: Plan, s: Scratch, t: Task) -> None:
     """Put the state on the shift found by `move_shift`."""
     if p.key_shift != 0:
         call(p.rescale, (t.shift, s.new, t.kv, p.width_pad, p.width_pad, t.z, p.total))
 
 
-@_jit
+@jit
 def activate_keys(p: Plan, w: Weights, s: Scratch, columns: int, found: int) -> None:
     """Turn projections into features; their sums over the tile go to scratch."""
     add = s.add if p.key_shift != 0 else w.log_weight
@@ -276,7 +277,7 @@ def activate_keys(p: Plan, w: Weights, s: Scratch, columns: int, found: int) -> 
     call(function, (s.u, p.tile + p.column_step, s.offsets, add, s.valid, p.rows, p.pad, columns, s.sums))
 
 
-@_jit
+@jit
 def add_tile(p: Plan, s: Scratch, t: Task, columns: int, v: int, v_row: int) -> None:
     """Add the features of a tile and its values to the state."""
     call(p.accumulate, (t.z, s.sums, p.total))
@@ -284,7 +285,7 @@ def add_tile(p: Plan, s: Scratch, t: Task, columns: int, v: int, v_row: int) -> 
     call(p.gemm_add, (s.u, u_row, 1, v, v_row, t.kv, p.width_pad, p.total, p.width_pad, columns))
 
 
-@_jit
+@jit
 def absorb(p: Plan, w: Weights, s: Scratch, t: Task, low: int, high: int) -> int:
     """Write keys low <= s < high to the state; return 1 if some input is not finite."""
     i = low
@@ -303,7 +304,7 @@ def absorb(p: Plan, w: Weights, s: Scratch, t: Task, low: int, high: int) -> int
     return 0
 
 
-@_jit
+@jit
 def load_queries(p: Plan, w: Weights, s: Scratch, t: Task, q: int, count: int, logs: int) -> tuple[int, int, int]:
     """Project queries; return whether they are finite, where they lie in padded rows, and the rows' stride.
 
@@ -324,7 +325,7 @@ def load_queries(p: Plan, w: Weights, s: Scratch, t: Task, q: int, count: int, l
     return fine, x, x_row
 
 
-@_jit
+@jit
 def read_state(p: Plan, w: Weights, s: Scratch, t: Task, count: int, logs: int) -> None:
     """Activate loaded queries, and contract them with the state into sums, denominators and, for logs, their scale."""
     rows, q_row = _up(count, p.row_step), p.total + p.column_step
@@ -338,7 +339,7 @@ def read_state(p: Plan, w: Weights, s: Scratch, t: Task, count: int, logs: int) 
         call(p.sum, (s.top, s.offsets, s.top, rows))
 
 
-@_jit
+@jit
 def add_triangle(p: Plan, s: Scratch, count: int, v: int, v_row: int) -> None:
     """Let query r see keys c <= r of its own tile."""
     q_row, u_row = p.total + p.column_step, p.tile + p.column_step
@@ -354,7 +355,7 @@ def add_triangle(p: Plan, s: Scratch, count: int, v: int, v_row: int) -> None:
         call(p.gemm_add, (scores, u_row, 1, v, v_row, out, p.width_pad, p.row_step, p.width_pad, depth))
 
 
-@_jit
+@jit
 def no_features(p: Plan, w: Weights, s: Scratch, count: int) -> None:
     """Set the sums of queries that see nothing through features."""
     rows = _up(count, p.row_step)
@@ -363,7 +364,7 @@ def no_features(p: Plan, w: Weights, s: Scratch, count: int) -> None:
     call(p.copy, (w.lowest, s.top, rows))
 
 
-@_jit
+@jit
 def add_near(p: Plan, w: Weights, s: Scratch, t: Task, q: int, x: int, x_row: int, first: int, count: int) -> int:
     """Add exact weights of the keys near queries first <= i < first + count; return whether inputs are finite.
 
@@ -398,7 +399,7 @@ def add_near(p: Plan, w: Weights, s: Scratch, t: Task, q: int, x: int, x_row: in
     return 1
 
 
-@_jit
+@jit
 def _near_rows(
     p: Plan, w: Weights, s: Scratch, t: Task, x: int, x_row: int, v: int, v_row: int, r: int, offset: int, columns: int
 ) -> None:
@@ -419,7 +420,7 @@ def _near_rows(
     call(p.gemm_add, (s.near_scores, near_row, 1, *values))
 
 
-@_jit
+@jit
 def store(p: Plan, s: Scratch, t: Task, g: Group, index: int, first: int, count: int, high: int) -> None:
     """Normalise and write the sums of queries from `first`, or pass them on as a part."""
     e = p.element
@@ -442,13 +443,13 @@ def store(p: Plan, s: Scratch, t: Task, g: Group, index: int, first: int, count:
     call(p.unpack, (s.out, p.width_pad, s.denominator, count, p.width, out, t.out_row))
 
 
-@_jit
+@jit
 def _wants_logs(t: Task, g: Group, index: int) -> int:
     """Return whether anybody reads the log scale of the sums."""
     return int(t.near != 0 or t.part_mode != 0 or g.denominator[index] != 0)
 
 
-@_jit
+@jit
 def emit(p: Plan, w: Weights, s: Scratch, t: Task, g: Group, low: int, high: int) -> int:
     """Let queries low <= i < high read the whole state; return 1 if some input is not finite."""
     for index in range(t.groups):
@@ -466,7 +467,7 @@ def emit(p: Plan, w: Weights, s: Scratch, t: Task, g: Group, low: int, high: int
     return 0
 
 
-@_jit
+@jit
 def span(p: Plan, w: Weights, s: Scratch, t: Task, g: Group, low: int, high: int) -> int:
     """Let queries low <= i < high read a state that grows by key i + delta; return 1 if some input is not finite.
 

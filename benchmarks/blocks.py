@@ -1,0 +1,151 @@
+"""Time attention with groups, heavy keys and a window against plain linear attention on this machine.
+
+python benchmarks/blocks.py [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import rfkernels as rfk
+from rfkernels.benchmark.timing import Call, Timings, interleave, timed
+from rfkernels.grouping.fitting import STEPS, Steps, checked, found, received
+
+Arrays = tuple[Any, Any, Any]
+
+
+def inputs(heads: int, length: int, dim: int) -> Arrays:
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((heads, length, dim), dtype=np.float32) for _ in range(3))
+    return q, k, v
+
+
+def measure(calls: Mapping[str, Call], rounds: int, seconds: float) -> Timings:
+    return Timings(interleave({name: timed(call, seconds) for name, call in calls.items()}, rounds))
+
+
+def report(title: str, timings: Timings, base: Mapping[str, str]) -> None:
+    """Print median times, and for each case with one in `base` the median of its quotients by that."""
+    print(f"\n{title}")
+    for name in timings.samples:
+        under = base.get(name)
+        ratio = "" if under is None else f"   {timings.ratio(name, under):.2f} times {under}"
+        print(f"  {name:34s} {1e3 * timings.median(name):9.2f} ms{ratio}")
+
+
+def everything(rounds: int, seconds: float) -> None:
+    q, k, v = inputs(8, 8192, 64)
+    features = rfk.draw("positive", 64, 256, rng=0)
+    groups = rfk.fit_groups(q[:, :2048], k[:, :2048], 128, v=v[:, :2048])
+    linear = partial(rfk.attention, q, k, v, features)
+    near = partial(rfk.attention, q, k, v, window=128, heavy=16)
+    timings = measure(
+        {
+            "linear": linear,
+            "linear, causal": partial(linear, causal=True),
+            "groups fitted to the input": partial(near, groups=128),
+            "groups given": partial(near, groups=groups),
+            "groups given, causal": partial(near, groups=groups, causal=True),
+        },
+        rounds,
+        seconds,
+    )
+    base = {name: "linear" for name in timings.samples if name.startswith("groups")} | {
+        "groups given, causal": "linear, causal"
+    }
+    report(
+        "8 heads, 8,192 positions, d = 64; 256 positive features; 128 groups, 16 heavy keys, window 128", timings, base
+    )
+
+
+def short(rounds: int, seconds: float) -> None:
+    q, k, v = inputs(12, 512, 32)
+    features = rfk.draw("positive", 32, 256, rng=0)
+    groups = rfk.fit_groups(q, k, 128, v=v)
+    near = partial(rfk.attention, q, k, v, window=32)
+    timings = measure(
+        {
+            "linear, window": partial(near, features),
+            "linear, window, causal": partial(near, features, causal=True),
+            "groups fitted to the input": partial(near, groups=128),
+            "groups given": partial(near, groups=groups),
+            "groups given, causal": partial(near, groups=groups, causal=True),
+        },
+        rounds,
+        seconds,
+    )
+    base = {name: "linear, window" for name in timings.samples if name.startswith("groups")} | {
+        "groups given, causal": "linear, window, causal"
+    }
+    report("12 heads, 512 positions, d = 32, window 32; 256 positive features or 128 groups", timings, base)
+
+
+def fitting(rounds: int, seconds: float) -> None:
+    from rfkernels.backends.numba import BACKEND
+
+    q, k, v = inputs(8, 8192, 64)
+
+    def fit(steps: Steps) -> Any:
+        queries, keys, scale = checked(q, k, None, None, finite=False)
+        return found(queries, keys, v, 128, scale, None, received(queries, keys, scale, None, steps), steps)
+
+    timings = measure({"NumPy": partial(fit, STEPS), "Numba": partial(fit, BACKEND.steps)}, rounds, seconds)
+    report("finding 128 groups for 8 heads of 8,192 positions, d = 64", timings, {"Numba": "NumPy"})
+
+
+def growth(rounds: int, lengths: list[int]) -> None:
+    """Time per token of one head; each length in a process of its own, for its peak memory."""
+    print("\none head, d = 64, 128 groups fitted to the input, 16 heavy keys, window 128")
+    for causal in ("", "causal"):
+        for length in lengths:
+            done = subprocess.run(
+                [sys.executable, __file__, "--one", str(length), causal or "both", str(rounds)],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            print(f"  {causal or 'bidirectional':14s} {length:9,d} positions: {done.stdout.strip()}")
+
+
+def one(length: int, direction: str, rounds: int) -> None:
+    q, k, v = inputs(1, length, 64)
+    causal = direction == "causal"
+    groups = rfk.fit_groups(q[:, :2048], k[:, :2048], 128, v=v[:, :2048]) if causal else 128
+    call: Callable[[], Any] = partial(rfk.attention, q, k, v, groups=groups, heavy=16, window=128, causal=causal)
+    small = partial(
+        rfk.attention, *(x[:, :4096] for x in (q, k, v)), groups=groups, heavy=16, window=128, causal=causal
+    )
+    small()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    call()
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    seconds = min(interleave({"": timed(call, 0)}, rounds)[""])
+    print(f"{1e9 * seconds / length:7.0f} ns a token, peak memory grows by {grown / 2**20:6.0f} MiB,", end=" ")
+    print(f"of which {4 * 64 * length / 2**20:.0f} are the output")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and lengths")
+    parser.add_argument("--one", nargs=3, metavar=("LENGTH", "DIRECTION", "ROUNDS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        one(int(options.one[0]), options.one[1], int(options.one[2]))
+        return
+    rounds, seconds = (3, 0.0) if options.quick else (9, 0.2)
+    everything(rounds, seconds)
+    short(rounds, seconds)
+    fitting(rounds, seconds)
+    growth(3, [8192, 65536] if options.quick else [8192, 65536, 262_144, 1_048_576])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,396 @@
+"""Tile kernels of passes over blocks: which group a key is of, sums and means of groups, and softmax over tiles.
+
+As in `kernels`: addresses and sizes are 64-bit integers, and packed matrices are padded to whole register tiles.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from llvmlite import ir
+
+from rfkernels.backends.numba.emitter import INT, Emitter, Variable
+from rfkernels.backends.numba.jit import Code, Machine, compile_module
+from rfkernels.backends.numba.kernels import SENTINEL, Emit
+from rfkernels.grouping.summaries import LARGEST_BEND, ROUNDING
+
+EPSILON = {32: 2.0**-23, 64: 2.0**-52}
+
+BYTE, SHORT = ir.IntType(8), ir.IntType(32)
+
+
+@cache
+def blockwise(machine: Machine, bits: int) -> Code:
+    """Compile the kernels for elements of `bits` bits."""
+    module = ir.Module(name=f"rfkernels_blocks_{bits}")
+    lanes = machine.lanes(bits)
+
+    def function(name: str, parameters: str, emit: Emit) -> None:
+        emit(Emitter(module, name, parameters, bits, lanes))
+
+    function("fill", "out value count", _fill)
+    function("allowed", "mask stride first last columns out", _allowed)
+    function("pick", "scores row rows columns bias mask stride labels", _pick)
+    function("dots", "x x_row y y_row rows width factor out", _dots)
+    function("scatter", "labels squares k k_row v v_row rows dim width sums sums_row", _scatter)
+    function("touch", "labels count flags list listed", _touch)
+    function("below", "positions count position", _below)
+    function("means", "list count one other row dim width x x_row values values_row term squares", _means)
+    function("place", "list count x x_row dim squares dots xt xt_row bend flags", _place)
+    function("residual", "labels x x_row rows width means out out_row", _residual)
+    function("hide", "scores columns rows mask stride", _hide)
+    function("crest", "scores columns rows scale top den", _crest)
+    function("invert", "den count columns", _invert)
+    function("share", "scores columns rows scale top factor out", _share)
+    function("approach", "xt tile dim chosen squares at weight nearest keys n picked first", _approach)
+    weigh = "scores row rows columns high step key_term bend along moved scale shift sums sums_row width den"
+    function("weigh", weigh, lambda e: _weigh(e, bent=False, cut=False))
+    function("weigh_cut", weigh, lambda e: _weigh(e, bent=False, cut=True))
+    function("weigh_bent", weigh, lambda e: _weigh(e, bent=True, cut=False))
+    function("move", "sums row rows width direction moved along scale", _move)
+    return compile_module(module, machine.width, keep=True)
+
+
+def _fill(e: Emitter) -> None:
+    """Write one number, found at an address, to `count` elements: a multiple of lanes."""
+    out, value, count = e.arguments
+    given = e.math.splat(e.load(value, e.integer(0)))
+    with e.loop(0, count, e.lanes) as i:
+        e.store_vector(given, out, i)
+    e.finish()
+
+
+def _allowed(e: Emitter) -> None:
+    """Write 0 where a key exists and the mask (bytes; none at address 0) allows it, else the sentinel."""
+    mask, stride, first, last, columns, out = e.arguments
+    b, missing = e.builder, e.scalar(SENTINEL[e.align * 8])
+    with e.loop(0, columns, e.lanes) as c:
+        e.store_vector(e.math.constant(SENTINEL[e.align * 8]), out, c)
+    with e.loop(first, last) as c:
+        e.store(e.scalar(0.0), out, c)
+    with b.if_then(b.icmp_signed("!=", mask, e.integer(0))), e.loop(first, last) as c:
+        given = e.load(e.add(mask, e.mul(c, stride)), e.integer(0), BYTE)
+        e.store(b.select(b.icmp_signed("!=", given, BYTE(0)), e.scalar(0.0), missing), out, c)
+    e.finish()
+
+
+def _best(e: Emitter, top: Variable, place: Variable, value: Any, column: Any) -> None:
+    """Go on with the largest value of each lane, and with the first column that has it, as a number."""
+    m = e.math
+    lane = ir.Constant(m.vector, [float(i) for i in range(e.lanes)])
+    better = m.gt(value, top.get())
+    place.set(m.where(better, m.add(m.splat(e.builder.sitofp(column, e.element)), lane), place.get()))
+    top.set(m.where(better, value, top.get()))
+
+
+def _first_best(e: Emitter, top: Variable, place: Variable) -> Any:
+    """Return the first column that has the largest value of all lanes."""
+    m, b = e.math, e.builder
+    largest = m.splat(m.reduce_max(top.get()))
+    first = m.where(m.ge(top.get(), largest), m.neg(place.get()), m.constant(SENTINEL[e.align * 8]))
+    return b.fptosi(b.fneg(m.reduce_max(first)), SHORT)
+
+
+def _pick(e: Emitter) -> None:
+    """Write the first column of the largest score + bias of each row, −1 where the mask does not allow the row."""
+    scores, row, rows, columns, bias, mask, stride, labels = e.arguments
+    m, b = e.math, e.builder
+    with e.loop(0, rows) as r:
+        top, place = e.variable(m.constant(SENTINEL[e.align * 8])), e.variable(m.constant(0.0))
+        with e.loop(0, columns, e.lanes) as c:
+            score = m.add(e.load_vector(scores, e.add(e.mul(r, row), c)), e.load_vector(bias, c))
+            _best(e, top, place, score, c)
+        found = e.variable(_first_best(e, top, place))
+        with b.if_then(b.icmp_signed("!=", mask, e.integer(0))):
+            given = e.load(e.add(mask, e.mul(r, stride)), e.integer(0), BYTE)
+            found.set(b.select(b.icmp_signed("!=", given, BYTE(0)), found.get(), SHORT(-1)))
+        e.store(found.get(), labels, r)
+    e.finish()
+
+
+def _dots(e: Emitter) -> None:
+    """Take factor · Σ x y along each row."""
+    x, x_row, y, y_row, rows, width, factor, out = e.arguments
+    m, b = e.math, e.builder
+    with e.loop(0, rows) as r:
+        total = e.variable(m.constant(0.0))
+        with e.loop(0, width, e.lanes) as j:
+            left, right = e.load_vector(x, e.add(e.mul(r, x_row), j)), e.load_vector(y, e.add(e.mul(r, y_row), j))
+            total.set(m.fma(left, right, total.get()))
+        e.store(b.fmul(m.reduce_add(total.get()), e.load(factor, e.integer(0))), out, r)
+    e.finish()
+
+
+def _scatter(e: Emitter) -> None:
+    """Add k, v, kᵀ M k and 1 of each key to the row of sums that its label names; none if that is negative."""
+    labels, squares, k, k_row, v, v_row, rows, dim, width, sums, sums_row = e.arguments
+    m, b = e.math, e.builder
+    with e.loop(0, rows) as r:
+        label = b.sext(e.load(labels, r, SHORT), INT)
+        with b.if_then(b.icmp_signed(">=", label, e.integer(0))):
+            start = e.mul(label, sums_row)
+            for source, row, at, size in ((k, k_row, start, dim), (v, v_row, e.add(start, dim), width)):
+                with e.loop(0, size, e.lanes) as j:
+                    value = e.load_vector(source, e.add(e.mul(r, row), j))
+                    e.store_vector(m.add(e.load_vector(sums, e.add(at, j)), value), sums, e.add(at, j))
+            tail = e.add(start, dim, width)
+            e.store(b.fadd(e.load(sums, tail), e.load(squares, r)), sums, tail)
+            e.store(b.fadd(e.load(sums, e.add(tail, 1)), e.scalar(1.0)), sums, e.add(tail, 1))
+    e.finish()
+
+
+def _touch(e: Emitter) -> None:
+    """Put labels that have no flag yet on the list, which has `listed` of them; return how many it has then."""
+    labels, count, flags, names, listed = e.arguments
+    b, length = e.builder, e.variable(listed)
+    with e.loop(0, count) as r:
+        label = e.load(labels, r, SHORT)
+        with b.if_then(b.icmp_signed(">=", label, SHORT(0))):
+            wide = b.sext(label, INT)
+            with b.if_then(b.icmp_signed("==", e.load(flags, wide, BYTE), BYTE(0))):
+                e.store(BYTE(1), flags, wide)
+                e.store(label, names, length.get())
+                length.set(e.add(length.get(), 1))
+    e.finish(length.get())
+
+
+def _below(e: Emitter) -> None:
+    """Return how many of the positions, 64-bit integers in ascending order, are at most this one."""
+    positions, count, position = e.arguments
+    b, found = e.builder, e.variable(e.integer(0))
+    with e.loop(0, count) as i:
+        reached = b.icmp_signed("<=", e.load(positions, i, INT), position)
+        found.set(e.add(found.get(), b.zext(reached, INT)))
+    e.finish(found.get())
+
+
+def _means(e: Emitter) -> None:
+    """Take the means of the groups on the list, of one or two sums: row i of x and squares are of the i-th on the list.
+
+    Values and the log of the number of keys are written to the groups' own places.
+    """
+    names, count, one, other, row, dim, width, x, x_row, values, values_row, term, squares = e.arguments
+    m, b = e.math, e.builder
+    two = b.icmp_signed("!=", other, e.integer(0))
+    other = b.select(two, other, one)
+    share = m.splat(b.select(two, e.scalar(1.0), e.scalar(0.0)))
+
+    def both(index: Any) -> Any:
+        return m.fma(e.load_vector(other, index), share, e.load_vector(one, index))
+
+    with e.loop(0, count) as i:
+        group = b.sext(e.load(names, i, SHORT), INT)
+        start = e.mul(group, row)
+        tail = both(e.add(start, dim, width))
+        keys = m.splat(b.extract_element(tail, SHORT(1)))
+        filled = m.gt(keys, m.constant(0.0))
+        below = m.where(filled, keys, m.constant(1.0))
+        share_of_one = m.div(m.constant(1.0), below)
+        for size, at, out, index in (
+            (dim, start, x, e.mul(i, x_row)),
+            (width, e.add(start, dim), values, e.mul(group, values_row)),
+        ):
+            with e.loop(0, size, e.lanes) as j:
+                e.store_vector(m.mul(both(e.add(at, j)), share_of_one), out, e.add(index, j))
+        log = m.where(filled, m.log(below), m.constant(SENTINEL[e.align * 8]))
+        e.store(b.extract_element(log, SHORT(0)), term, group)
+        e.store(b.extract_element(m.div(tail, below), SHORT(0)), squares, i)
+    e.finish()
+
+
+def _place(e: Emitter) -> None:
+    """Put the means of the listed groups into columns, with half of what squares exceed `dots` by, but for rounding."""
+    names, count, x, x_row, dim, squares, dots, xt, xt_row, bend, flags = e.arguments
+    b = e.builder
+    with e.loop(0, count) as i:
+        group = b.sext(e.load(names, i, SHORT), INT)
+        e.store(BYTE(0), flags, group)
+        apart = b.fsub(e.load(squares, i), e.load(dots, i))
+        least = b.fmul(e.load(squares, i), e.scalar(ROUNDING * EPSILON[e.align * 8]))
+        apart = b.select(b.fcmp_ordered(">", apart, least), apart, e.scalar(0.0))
+        e.store(b.fmul(apart, e.scalar(0.5)), bend, group)
+        with e.loop(0, dim) as j:
+            e.store(e.load(x, e.add(e.mul(i, x_row), j)), xt, e.add(e.mul(j, xt_row), group))
+    e.finish()
+
+
+def _weigh(e: Emitter, bent: bool, cut: bool) -> None:
+    """Turn dot products into weights and put the rows of `sums` on the new log scale.
+
+    If cut, row r counts columns c < high + step · r. The log-weight is scale · score + key_term and, if bent, what the
+    bend of the key adds to it; `moved` are the sums of weight times that. The rest is as in `kernels.band`.
+    """
+    scores, row, rows, columns, high, step, key_term, bend, along, moved, scale, shift, *out = e.arguments
+    sums, sums_row, width, den = out
+    m, b = e.math, e.builder
+    lane, missing = e.lane_numbers(), m.constant(SENTINEL[e.align * 8])
+    factor = m.splat(e.load(scale, e.integer(0)))
+    absent, most = m.constant(SENTINEL[e.align * 8] / 2), m.constant(LARGEST_BEND)
+    with e.loop(0, rows) as r:
+        last = e.add(high, e.mul(step, r))
+        top = e.variable(m.splat(e.load(shift, r)))
+        steep = m.splat(e.load(along, r)) if bent else None
+
+        def lift(c: Any, steep: Any = steep) -> Any:
+            return m.minimum(m.mul(steep, e.load_vector(bend, c)), most)
+
+        with e.loop(0, columns, e.lanes) as c:
+            index = e.add(e.mul(r, row), c)
+            log = m.fma(factor, e.load_vector(scores, index), e.load_vector(key_term, c))
+            if bent:
+                log = m.add(log, lift(c))
+            if cut:
+                log = m.where(b.icmp_signed("<", lane, e.splat_number(b.sub(last, c))), log, missing)
+            top.set(m.maximum(top.get(), log))
+            e.store_vector(log, scores, index)
+        old, new = e.load(shift, r), m.reduce_max(top.get())
+        # Far above what is missing, which so weighs nothing even if there is nothing else.
+        level, total, lifted = m.maximum(m.splat(new), absent), e.variable(m.constant(0.0)), e.variable(m.constant(0.0))
+        with e.loop(0, columns, e.lanes) as c:
+            index = e.add(e.mul(r, row), c)
+            weight = m.exp_of_exponent(m.sub(e.load_vector(scores, index), level))
+            total.set(m.add(total.get(), weight))
+            if bent:
+                lifted.set(m.fma(weight, lift(c), lifted.get()))
+            e.store_vector(weight, scores, index)
+        if bent:
+            e.store(m.reduce_add(lifted.get()), moved, r)
+        shrink = m.exp(m.splat(b.fsub(old, new)))
+        single = b.extract_element(shrink, e.integer(0))
+        with b.if_then(b.fcmp_ordered(">", new, old)), e.loop(0, width, e.lanes) as i:
+            index = e.add(e.mul(r, sums_row), i)
+            e.store_vector(m.mul(e.load_vector(sums, index), shrink), sums, index)
+        e.store(b.fadd(b.fmul(e.load(den, r), single), m.reduce_add(total.get())), den, r)
+        e.store(new, shift, r)
+    e.finish()
+
+
+def _residual(e: Emitter) -> None:
+    """Subtract from each row the one of `means`, as wide, that its label names; zeros where that is negative."""
+    labels, x, x_row, rows, width, means, out, out_row = e.arguments
+    b = e.builder
+    with e.loop(0, rows) as r:
+        label = b.sext(e.load(labels, r, SHORT), INT)
+        counts = b.icmp_signed(">=", label, e.integer(0))
+        start = b.select(counts, e.mul(label, width), e.integer(0))
+        kept = e.splat_condition(counts)
+        with e.loop(0, width, e.lanes) as j:
+            value = e.math.sub(e.load_vector(x, e.add(e.mul(r, x_row), j)), e.load_vector(means, e.add(start, j)))
+            e.store_vector(e.math.where(kept, value, e.math.constant(0.0)), out, e.add(e.mul(r, out_row), j))
+    e.finish()
+
+
+def _hide(e: Emitter) -> None:
+    """Put the sentinel into rows that the mask does not allow."""
+    scores, columns, rows, mask, stride = e.arguments
+    b = e.builder
+    with e.loop(0, rows) as r:
+        given = e.load(e.add(mask, e.mul(r, stride)), e.integer(0), BYTE)
+        with b.if_then(b.icmp_signed("==", given, BYTE(0))), e.loop(0, columns, e.lanes) as c:
+            e.store_vector(e.math.constant(SENTINEL[e.align * 8]), scores, e.add(e.mul(r, columns), c))
+    e.finish()
+
+
+def _weights(e: Emitter, score: Any, factor: Any, top: Any) -> Any:
+    """Return exp(factor · score − top); zero where the score is the sentinel."""
+    m = e.math
+    exists = m.gt(score, m.constant(SENTINEL[e.align * 8] / 2))
+    return m.where(exists, m.exp_of_exponent(m.sub(m.mul(factor, score), top)), m.constant(0.0))
+
+
+def _crest(e: Emitter) -> None:
+    """Go on with the largest scale · score of each column, and with the sum of weights on that scale."""
+    scores, columns, rows, scale, top, den = e.arguments
+    m, missing = e.math, SENTINEL[e.align * 8]
+    factor = m.splat(e.load(scale, e.integer(0)))
+    with e.loop(0, columns, e.lanes) as c:
+        old = e.load_vector(top, c)
+        highest = e.variable(old)
+        with e.loop(0, rows) as r:
+            score = e.load_vector(scores, e.add(e.mul(r, columns), c))
+            own = m.where(m.gt(score, m.constant(missing / 2)), m.mul(factor, score), m.constant(missing))
+            highest.set(m.maximum(highest.get(), own))
+        new = highest.get()
+        total = e.variable(m.mul(e.load_vector(den, c), m.exp(m.sub(old, new))))
+        with e.loop(0, rows) as r:
+            score = e.load_vector(scores, e.add(e.mul(r, columns), c))
+            total.set(m.add(total.get(), _weights(e, score, factor, new)))
+        e.store_vector(new, top, c)
+        e.store_vector(total.get(), den, c)
+    e.finish()
+
+
+def _invert(e: Emitter) -> None:
+    """Replace denominators of the first `count` columns by 1 / (den · count), and others, and zeros, by zero."""
+    den, count, columns = e.arguments
+    b = e.builder
+    number = b.sitofp(count, e.element)
+    with e.loop(0, columns) as c:
+        below = e.load(den, c)
+        counts = b.and_(e.less(c, count), b.fcmp_ordered(">", below, e.scalar(0.0)))
+        share = b.fdiv(e.scalar(1.0), b.select(counts, b.fmul(below, number), e.scalar(1.0)))
+        e.store(b.select(counts, share, e.scalar(0.0)), den, c)
+    e.finish()
+
+
+def _share(e: Emitter) -> None:
+    """Sum weights times a factor over the columns of each row."""
+    scores, columns, rows, scale, top, factor, out = e.arguments
+    m = e.math
+    steep = m.splat(e.load(scale, e.integer(0)))
+    with e.loop(0, rows) as r:
+        total = e.variable(m.constant(0.0))
+        with e.loop(0, columns, e.lanes) as c:
+            weight = _weights(e, e.load_vector(scores, e.add(e.mul(r, columns), c)), steep, e.load_vector(top, c))
+            total.set(m.fma(weight, e.load_vector(factor, c), total.get()))
+        e.store(m.reduce_add(total.get()), out, r)
+    e.finish()
+
+
+def _approach(e: Emitter) -> None:
+    """Note key `at` as the n-th picked, lower the distances of those it is nearest to, and return the next to pick.
+
+    The distance is square − 2 xᵀ chosen + own, x being a column of a tile, whose width is a power of two; the next is
+    the first of the largest weight times distance, and `first` if all are zero.
+    """
+    xt, tile, dim, chosen, squares, at, weight, nearest, keys, n, picked, first = e.arguments
+    m, b = e.math, e.builder
+    # Before the first, all are as far as can be.
+    farthest = b.select(b.icmp_signed("==", n, e.integer(0)), e.scalar(-SENTINEL[e.align * 8]), e.scalar(0.0))
+    itself, least, step = m.splat(e.load(squares, at)), m.splat(farthest), 4
+    top, place = e.variable(m.constant(SENTINEL[e.align * 8])), e.variable(m.constant(0.0))
+    with e.loop(0, keys, step * e.lanes) as c:
+        whole = b.and_(c, b.neg(tile))
+        base = e.add(e.mul(whole, dim), b.sub(c, whole))
+        products = [e.variable(m.constant(0.0)) for _ in range(step)]
+        with e.loop(0, dim) as j:
+            value, start = m.splat(e.load(chosen, j)), e.add(base, e.mul(j, tile))
+            for i, product in enumerate(products):
+                product.set(m.fma(e.load_vector(xt, e.add(start, i * e.lanes)), value, product.get()))
+        for i, product in enumerate(products):
+            column = e.add(c, i * e.lanes)
+            distance = m.fma(product.get(), m.constant(-2.0), m.add(e.load_vector(squares, column), itself))
+            distance = m.maximum(distance, m.constant(0.0))
+            distance = m.minimum(m.maximum(e.load_vector(nearest, column), least), distance)
+            e.store_vector(distance, nearest, column)
+            _best(e, top, place, m.mul(e.load_vector(weight, column), distance), column)
+    e.store(b.trunc(at, SHORT), picked, n)
+    apart = b.fcmp_ordered(">", m.reduce_max(top.get()), e.scalar(0.0))
+    e.finish(b.select(apart, b.sext(_first_best(e, top, place), INT), first))
+
+
+def _move(e: Emitter) -> None:
+    """Add 2 scale · moved / along times a direction to each row; nothing where `along` is not positive."""
+    sums, row, rows, width, direction, moved, along, scale = e.arguments
+    m, b = e.math, e.builder
+    with e.loop(0, rows) as r:
+        steep = e.load(along, r)
+        known = b.fcmp_ordered(">", steep, e.scalar(0.0))
+        both = b.fmul(b.fmul(e.load(moved, r), e.load(scale, e.integer(0))), e.scalar(2.0))
+        share = b.fdiv(both, b.select(known, steep, e.scalar(1.0)))
+        factor = m.splat(b.select(known, share, e.scalar(0.0)))
+        with e.loop(0, width, e.lanes) as j:
+            index = e.add(e.mul(r, row), j)
+            e.store_vector(m.fma(e.load_vector(direction, index), factor, e.load_vector(sums, index)), sums, index)
+    e.finish()
