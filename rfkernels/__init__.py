@@ -9,6 +9,7 @@ from rfkernels.estimates import log_kernel, log_normalizer, transform
 from rfkernels.exact import exact_attention, exact_log_kernel, exact_log_normalizer
 from rfkernels.features import Features, Side, draw
 from rfkernels.fitting import fit
+from rfkernels.grouping import BlockState, Groups, fit_groups, heavy_keys
 from rfkernels.kernels import Kernel
 from rfkernels.maps import FeatureMap, lookup, names, register
 from rfkernels.state import DecodeState, State, empty_state, merge_states
@@ -16,9 +17,11 @@ from rfkernels.streaming import AttentionResult, read_state, write_state
 
 __all__ = [
     "AttentionResult",
+    "BlockState",
     "DecodeState",
     "FeatureMap",
     "Features",
+    "Groups",
     "Kernel",
     "Side",
     "State",
@@ -29,7 +32,9 @@ __all__ = [
     "exact_log_kernel",
     "exact_log_normalizer",
     "fit",
+    "fit_groups",
     "fitting",
+    "heavy_keys",
     "kernels",
     "linear_attention",
     "log_kernel",

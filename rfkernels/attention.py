@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rfkernels import core
+from rfkernels import blocked, core
 from rfkernels._arrays import accumulator, namespace
 from rfkernels._checks import (
     broadcast_batch,
@@ -20,6 +20,7 @@ from rfkernels._checks import (
 from rfkernels.backends import choose
 from rfkernels.core import Options
 from rfkernels.features import Features, check_features
+from rfkernels.grouping import BlockState
 from rfkernels.state import DecodeState, State
 from rfkernels.streaming import AttentionResult, advance, batch_of, begin, extend, resume
 
@@ -28,13 +29,15 @@ def attention(
     q: Any,
     k: Any,
     v: Any,
-    features: Features,
+    features: Features | None = None,
     *,
     causal: bool = False,
     window: int | None = None,
+    heavy: Any = None,
+    groups: Any = None,
     mask: Any = None,
     segment_ids: Any = None,
-    state: State | DecodeState | None = None,
+    state: State | DecodeState | BlockState | None = None,
     full: bool = False,
     backend: str | None = None,
     check_finite: bool = True,
@@ -98,7 +101,16 @@ def attention(
     (8, 100, 64)
     """
     check_qkv(q, k, v)
+    if heavy is not None or groups is not None:
+        check_window(window)
+        given = {"causal": bool(causal), "window": window, "mask": mask, "segment_ids": segment_ids, "state": state}
+        given |= {"full": full, "backend": backend, "check_finite": check_finite}
+        done = blocked.attend(q, k, v, features, groups, heavy, **given)
+        return AttentionResult(done.output, done.state, done.log_normalizer, done.sign) if full else done.output
     check_features(features, "k", k)
+    assert features is not None
+    if isinstance(state, BlockState):
+        raise TypeError("state must be a State or a DecodeState, got a BlockState, which goes with groups= or heavy=")
     batches = {"q": q.shape[:-2], "v": v.shape[:-2], "features": features.batch, "state": batch_of(state)}
     broadcast_batch(k=k.shape[:-2], **batches)
     check_mask(mask, k, **batches)

@@ -16,6 +16,7 @@ from rfkernels._checks import (
 )
 from rfkernels.backends import Pass, choose
 from rfkernels.features import Features, check_features
+from rfkernels.grouping import BlockState
 from rfkernels.state import DecodeState, State, empty_sums
 
 
@@ -26,9 +27,9 @@ class AttentionResult(NamedTuple):
     ----------
     output : array, shape (*batch, length, width)
         The normalised output.
-    state : State, DecodeState or None
-        What a later call resumes from; a DecodeState after a causal pass with a window, None after a bidirectional one
-        with a window.
+    state : State, DecodeState, BlockState or None
+        What a later call resumes from; a DecodeState after a causal pass with a window, a BlockState after one with
+        `groups` or `heavy`, None after a bidirectional one with any of these.
     log_normalizer : array, shape (*batch, length)
         log |Σ_s k̂(q, k_s)| over the keys each query sees, in the accumulation dtype; −inf where it sees none.
     sign : array, shape (*batch, length)
@@ -36,7 +37,7 @@ class AttentionResult(NamedTuple):
     """
 
     output: Any
-    state: State | DecodeState | None
+    state: State | DecodeState | BlockState | None
     log_normalizer: Any
     sign: Any
 

@@ -28,8 +28,9 @@ FLOORS = (
     ("core", "variance"),
     ("packed",),
     ("fitting", "materialized"),
+    ("grouping",),
     ("backends",),
-    ("streaming",),
+    ("streaming", "blocked"),
     ("attention", "catalog"),
     ("estimates",),
     ("advise",),
@@ -40,7 +41,7 @@ FLOORS = (
 TOP = len(FLOORS)
 BELOW_THE_BACKENDS = FLOORS.index(("backends",))
 HEAVY = {"jax", "jaxlib", "numba", "llvmlite"}
-MAY_ASK_FOR_JAX = {"_checks.py"}
+MAY_ASK_FOR_JAX = {"_checks.py", "blocked.py"}
 """Modules that import JAX inside a function which is only called with arrays of JAX."""
 
 LINES, BODY = 400, 60

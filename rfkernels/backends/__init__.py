@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from rfkernels._arrays import is_jax
 from rfkernels.core import Options
 from rfkernels.features import Features
+from rfkernels.grouping import BlockState, Far, Plan
+from rfkernels.grouping.schedule import Rows
 from rfkernels.state import State
 
 
@@ -19,7 +21,7 @@ class Pass(NamedTuple):
     output: Any
     log_normalizer: Any
     sign: Any
-    state: State | None
+    state: Any
 
 
 class Backend(NamedTuple):
@@ -38,12 +40,16 @@ class Backend(NamedTuple):
         ``write(state, k, v, features, mask, check_finite)``: the state with keys added.
     read : callable
         ``read(state, q, features, full, check_finite, dtype)``: a pass over the keys of a state.
+    blocks : callable
+        ``blocks(rows, far, plan, state, dtype)``: a whole pass over blocks, as `rfkernels.grouping.schedule` has it.
+        The arrays of `rows` were checked and are of any dtype; the state is a BlockState or None.
     """
 
     name: str
     attend: Callable[[Any, Any, Any, Features, Options, Any, Any, State, bool, Any], Pass]
     write: Callable[[State, Any, Any, Features, Any, bool], State]
     read: Callable[[State, Any, Features, bool, bool, Any], Pass]
+    blocks: Callable[[Rows, Far, Plan, BlockState | None, Any], Pass]
 
 
 _MODULES = {"jax": "rfkernels.backends.jax", "numba": "rfkernels.backends.numba", "numpy": "rfkernels.backends.numpy"}

@@ -20,11 +20,25 @@ from rfkernels._checks import check_finite_arrays, check_qk
 from rfkernels.features import Features, draw
 from rfkernels.fitting.choices import METHODS, Choice, bind, check_map, check_scale, choose
 from rfkernels.fitting.errors import relative
-from rfkernels.fitting.statistics import Moments, attended, merge, moments, pooled
+from rfkernels.fitting.statistics import Moments, attended, merge, moments, pooled, softmax
 from rfkernels.maps import FeatureMap
 from rfkernels.samplers import Rows, Sampler
 
-__all__ = ["Choice", "Moments", "bind", "choose", "fit", "merge", "methods", "moments", "relative"]
+__all__ = [
+    "Choice",
+    "Moments",
+    "bind",
+    "check_map",
+    "check_scale",
+    "choose",
+    "fit",
+    "merge",
+    "methods",
+    "moments",
+    "pooled",
+    "relative",
+    "softmax",
+]
 
 
 def methods() -> tuple[str, ...]:

@@ -93,7 +93,7 @@ def attended(queries: Any, keys: Any, scale: float) -> tuple[Moments, Moments, A
     cross: Any = 0.0
     for start in range(0, length, _BLOCK):
         rows = queries[..., start : start + _BLOCK, :]
-        weight = _softmax(xp, scale * matmul(xp, rows, xp.swapaxes(keys, -1, -2)))
+        weight = softmax(xp, scale * matmul(xp, rows, xp.swapaxes(keys, -1, -2)))
         probability = probability + xp.sum(weight, -2) / length
         apart = xp.swapaxes(rows - of_queries.mean[..., None, :], -1, -2)
         cross = cross + matmul(xp, matmul(xp, apart, weight), keys) / length  # queries are centred, so keys need not be
@@ -104,7 +104,8 @@ def attended(queries: Any, keys: Any, scale: float) -> tuple[Moments, Moments, A
     return of_queries, Moments(count, mean, count[..., None, None] * scatter), cross
 
 
-def _softmax(xp: Any, logits: Any) -> Any:
+def softmax(xp: Any, logits: Any) -> Any:
+    """Return weights that sum to one along the last axis."""
     weight = xp.exp(logits - xp.max(logits, -1, keepdims=True))
     return weight / xp.sum(weight, -1, keepdims=True)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from rfkernels._arrays import accumulator
 from rfkernels._checks import check_finite_arrays
 from rfkernels.backends import Backend, Pass
-from rfkernels.backends.jax import schedule, window
+from rfkernels.backends.jax import blocks, schedule, window
 from rfkernels.backends.jax.chunks import Rows
 from rfkernels.backends.jax.heads import Given, Result, over_heads
 from rfkernels.backends.jax.schedule import Finish, Found, Sizes
@@ -121,4 +121,4 @@ def _reading(given: Given, full: bool, dtype: Any, programs: Any) -> Any:
     return over_heads(run, given)[0]
 
 
-BACKEND = Backend("jax", _attend, _write, _read)
+BACKEND = Backend("jax", _attend, _write, _read, blocks.attend)

@@ -9,7 +9,7 @@ import numpy as np
 
 from rfkernels._arrays import dtype_name
 from rfkernels._checks import check_finite_arrays
-from rfkernels.backends import Backend, Pass
+from rfkernels.backends import Backend, Pass, numpy
 from rfkernels.backends.numba import passes
 from rfkernels.backends.numba.jit import host_width, machine
 from rfkernels.backends.numba.packed import packed
@@ -138,6 +138,6 @@ def _read(state: State, q: Any, features: Features, full: bool, check: bool, dty
     return Pass(out, log, sign, state)
 
 
-BACKEND = Backend("numba", _attend, _write, _read)
+BACKEND = Backend("numba", _attend, _write, _read, numpy.blocks)
 
 __all__ = ["BACKEND", "describe"]

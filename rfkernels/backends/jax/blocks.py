@@ -1,0 +1,220 @@
+"""Passes over blocks: a scan for causal ones, two for those that see both sides."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from rfkernels import partials
+from rfkernels._arrays import accumulator
+from rfkernels.backends import Pass
+from rfkernels.backends.jax.tiles import normalized
+from rfkernels.grouping import BlockState, Far, Plan, schedule, summaries
+from rfkernels.grouping.schedule import Rows
+from rfkernels.partials import Partial
+from rfkernels.state import State, merge_states
+
+_TOGETHER = 16
+"""Blocks whose sums are held at once in a pass that sees both sides."""
+
+_CHUNK = 1024
+
+
+def attend(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: Any) -> Pass:
+    """Run a pass over blocks, as `rfkernels.grouping.schedule` specifies it."""
+    sums = jax.dtypes.canonicalize_dtype(accumulator(jnp, rows.q, rows.k, rows.v))
+    rows = Rows(*(jnp.asarray(x) for x in rows))
+    far = jax.tree.map(lambda x: jnp.asarray(x).astype(sums), far)
+    if state is not None:
+        state = jax.tree.map(jnp.asarray, state)
+    programs = None if far.features is None else far.features.map.programs()
+    done: Pass = _pass(rows, far, state, plan, jnp.dtype(sums), jnp.dtype(dtype), programs)
+    return done
+
+
+@partial(jax.jit, static_argnames=("plan", "sums", "dtype", "programs"))
+def _pass(rows: Rows, far: Far, state: BlockState | None, plan: Plan, sums: Any, dtype: Any, programs: Any) -> Pass:
+    q, k, v = (x.astype(sums) for x in rows[:3])
+    rows = rows._replace(q=q, k=jnp.where(rows.mask[..., None], k, 0), v=jnp.where(rows.mask[..., None], v, 0))
+    after: BlockState | None = None
+    if not plan.causal:
+        part = _both_sides(rows, far, plan)
+    elif state is None:
+        part, after = _causal(rows, far, plan)
+    else:
+        part, after = _resumed(rows, far, plan, state)
+    return Pass(*normalized(part, dtype, plan.full), after if plan.full else None)
+
+
+def _causal(rows: Rows, far: Far, plan: Plan) -> tuple[Partial, BlockState]:
+    """Scan over blocks from the first key on."""
+    keys, length = rows.k.shape[-2], rows.q.shape[-2]
+    whole = -(-keys // plan.block) * plan.block
+    q = _padded(rows.q, keys - length, whole - keys)
+    k, v = (_padded(x, 0, whole - keys) for x in (rows.k, rows.v))
+    mask = _padded(rows.mask[..., None], 0, whole - keys)
+    state = schedule.begin(jnp, rows, far, plan)._replace(position=jnp.zeros((), int))
+    if not keys:
+        state, part = schedule.step(jnp, rows, far, plan, state)
+        return part, state
+
+    def body(state: BlockState, block: Any) -> tuple[BlockState, Partial]:
+        q, k, v, mask = block
+        return schedule.step(jnp, Rows(q, k, v, mask[..., 0], rows.heavy), far, plan, state)
+
+    blocks = tuple(_cut(x, plan.block) for x in (q, k, v, mask))
+    state, found = lax.scan(jax.checkpoint(body, prevent_cse=False), state, blocks)
+    part = _rejoined(found)
+    first = keys - length
+    part = Partial(part.numerator[..., first:keys, :], part.denominator[..., first:keys], part.shift[..., first:keys])
+    return part, state._replace(position=jnp.asarray(keys))
+
+
+def _resumed(rows: Rows, far: Far, plan: Plan, state: BlockState) -> tuple[Partial, BlockState]:
+    """Scan over single keys: where a block begins may not be known before the program runs."""
+    keys, length = rows.k.shape[-2], rows.q.shape[-2]
+    batch = np.broadcast_shapes(
+        rows.k.shape[:-2], rows.v.shape[:-2], rows.mask.shape[:-1], rows.heavy.shape[:-1], state.mask.shape[:-1]
+    )
+    tails = BlockState(State(2, 1, 1), 2, 2, 1, 2, 2, 1, None)
+    state = jax.tree.map(lambda tail, x: x if tail is None else _wide(x, batch, tail), tails, state, is_leaf=_is_none)
+    q = _padded(rows.q, keys - length, 0)
+
+    def body(state: BlockState, piece: Any) -> tuple[BlockState, Partial]:
+        q, k, v, mask = piece
+        return schedule.step(jnp, Rows(q, k, v, mask[..., 0], rows.heavy), far, plan, state)
+
+    pieces = tuple(_cut(x, 1) for x in (q, rows.k, rows.v, rows.mask[..., None]))
+    state, found = lax.scan(jax.checkpoint(body, prevent_cse=False), state, pieces)
+    part = _rejoined(found)
+    first = keys - length
+    return Partial(part.numerator[..., first:, :], part.denominator[..., first:], part.shift[..., first:]), state
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
+
+
+def _wide(x: Any, batch: tuple[int, ...], tail: int) -> Any:
+    own = x.shape[: x.ndim - tail]
+    return jnp.broadcast_to(x, (*np.broadcast_shapes(own, batch), *x.shape[x.ndim - tail :]))
+
+
+def _both_sides(rows: Rows, far: Far, plan: Plan) -> Partial:
+    """Let each query see all keys: sums of what lies after are held for some blocks at a time."""
+    free = schedule.light(jnp, rows)
+    heavy_k, heavy_v = (schedule.taken(jnp, x, rows.heavy) for x in (rows.k, rows.v))
+    heavy_allowed = schedule.taken(jnp, rows.mask[..., None], rows.heavy)[..., 0]
+
+    def seen(q: Any, sums: State, k: Any, v: Any, allowed: Any) -> Partial:
+        both = schedule.joined(jnp, k, heavy_k), schedule.joined(jnp, v, heavy_v)
+        allowed = schedule.joined(jnp, allowed[..., None], heavy_allowed[..., None])
+        exact = schedule.near(jnp, q, *both, jnp.swapaxes(allowed, -1, -2), far)
+        return partials.join(jnp, summaries.read(jnp, far, sums, q), exact)
+
+    if plan.reach is None:
+        return _no_window(rows, far, free, seen)
+    size, reach, length, keys = plan.block, plan.reach, rows.q.shape[-2], rows.k.shape[-2]
+    blocks = max(-(-max(length, keys) // size), 1)
+    blocks = -(-blocks // _TOGETHER) * _TOGETHER if blocks > _TOGETHER else blocks
+    group, whole = min(blocks, _TOGETHER), blocks * size
+    apart = (reach + 1) * size
+
+    def shifted(x: Any, by: int) -> Any:
+        """Return an array in which what stood at position i + by stands at i, cut into groups of blocks."""
+        there = x[..., max(by, 0) : max(whole + by, 0), :]
+        there = _padded(there, min(max(-by, 0), whole), 0)
+        there = _padded(there, 0, whole - there.shape[-2])
+        return _cut(there, size).reshape(blocks // group, group, *there.shape[:-2], size, there.shape[-1])
+
+    given = rows.k, rows.v, free[..., None]
+    after, before = (tuple(shifted(x, by) for x in given) for by in (apart, -apart))
+    edge = reach * size
+    band = tuple(_padded(_padded(x, edge, 0), 0, max(whole - keys, 0) + edge) for x in given)
+    queries = shifted(rows.q, 0)
+
+    def written(block: Any) -> State:
+        return summaries.write(jnp, far, block[0], block[1], block[2][..., 0])
+
+    def add(sums: State, block: Any) -> tuple[State, State]:
+        total = merge_states(sums, written(block))
+        return total, total
+
+    def only(sums: State, block: Any) -> tuple[State, State]:
+        def more(total: State, one: Any) -> tuple[State, None]:
+            return merge_states(total, written(one)), None
+
+        return lax.scan(more, sums, block)[0], sums
+
+    batch = np.broadcast_shapes(rows.k.shape[:-2], rows.v.shape[:-2], free.shape[:-1], *far.batch)
+    nothing = summaries.empty(jnp, far, rows.v.shape[-1], batch, rows.k.dtype)
+    _, beyond = lax.scan(only, nothing, after, reverse=True)
+
+    def body(sums: State, given: Any) -> tuple[State, Partial]:
+        index, later, own_after, own_before, q = given
+        _, suffixes = lax.scan(add, later, own_after, reverse=True)
+
+        def one(sums: State, given: Any) -> tuple[State, Partial]:
+            block, suffix, earlier, rows_q = given
+            sums = merge_states(sums, written(earlier))
+            near = (lax.dynamic_slice_in_dim(x, block * size, (2 * reach + 1) * size, x.ndim - 2) for x in band)
+            k, v, allowed = near
+            return sums, seen(rows_q, merge_states(sums, suffix), k, v, allowed[..., 0])
+
+        numbers = index * group + jnp.arange(group)
+        return lax.scan(jax.checkpoint(one, prevent_cse=False), sums, (numbers, suffixes, own_before, q))
+
+    given_groups = (jnp.arange(blocks // group), beyond, after, before, queries)
+    _, found = lax.scan(jax.checkpoint(body, prevent_cse=False), nothing, given_groups)
+    found = Partial(*(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]) for x in found))
+    part = _rejoined(found)
+    return Partial(part.numerator[..., :length, :], part.denominator[..., :length], part.shift[..., :length])
+
+
+def _no_window(rows: Rows, far: Far, free: Any, seen: Any) -> Partial:
+    length, keys = rows.q.shape[-2], rows.k.shape[-2]
+    batch = np.broadcast_shapes(rows.k.shape[:-2], rows.v.shape[:-2], free.shape[:-1], *far.batch)
+    total = summaries.empty(jnp, far, rows.v.shape[-1], batch, rows.k.dtype)
+    size = min(_CHUNK, max(keys, 1))
+    chunks = tuple(_cut(_padded(x, 0, -keys % size), size) for x in (rows.k, rows.v, free[..., None]))
+
+    def write(sums: State, chunk: Any) -> tuple[State, None]:
+        k, v, allowed = chunk
+        return merge_states(sums, summaries.write(jnp, far, k, v, allowed[..., 0])), None
+
+    total, _ = lax.scan(jax.checkpoint(write, prevent_cse=False), total, chunks)
+    size = min(_CHUNK, max(length, 1))
+
+    def read(_: None, q: Any) -> tuple[None, Partial]:
+        nothing = rows.k[..., :0, :], rows.v[..., :0, :], free[..., :0]
+        return None, seen(q, total, *nothing)
+
+    _, found = lax.scan(jax.checkpoint(read, prevent_cse=False), None, _cut(_padded(rows.q, 0, -length % size), size))
+    part = _rejoined(found)
+    return Partial(part.numerator[..., :length, :], part.denominator[..., :length], part.shift[..., :length])
+
+
+def _padded(x: Any, before: int, after: int) -> Any:
+    """Return an array with rows of zeros (False) put before and after."""
+    if before == after == 0:
+        return x
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(before, after), (0, 0)])
+
+
+def _cut(x: Any, size: int) -> Any:
+    """Put blocks of rows on a leading axis."""
+    x = x.reshape(*x.shape[:-2], x.shape[-2] // size, size, x.shape[-1])
+    return jnp.moveaxis(x, -3, 0)
+
+
+def _rejoined(found: Partial) -> Partial:
+    """Put the sums of blocks of queries after each other."""
+    numerator = jnp.moveaxis(found.numerator, 0, -3)
+    numerator = numerator.reshape(*numerator.shape[:-3], numerator.shape[-3] * numerator.shape[-2], numerator.shape[-1])
+    others = (jnp.moveaxis(x, 0, -2) for x in found[1:])
+    return Partial(numerator, *(x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1]) for x in others))

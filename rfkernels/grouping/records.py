@@ -1,0 +1,121 @@
+"""Groups of keys, what stands for far keys, and what a blocked pass is made of."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from rfkernels.features import Features
+from rfkernels.state import State
+
+
+class Groups(NamedTuple):
+    """Centres that divide keys into groups: a key is of the group whose centre is nearest.
+
+    Parameters
+    ----------
+    centres : array, shape (*batch, count, dim)
+        Centres, as keys are given.
+    metric : array, shape (*batch, dim, dim)
+        M of the squared distance (k − c)ᵀ M (k − c), the mean square of what logits differ by if M is the second
+        moment of queries.
+    spread : array, shape (*batch, dim, dim)
+        The covariance of keys within their groups, divided by its mean in the metric: that of a group is taken to be
+        this times the mean of its own (k − mean)ᵀ M (k − mean).
+    scale : float or array, shape ()
+        Multiplies q·k.
+    """
+
+    centres: Any
+    metric: Any
+    spread: Any
+    scale: Any
+
+    @property
+    def size(self) -> int:
+        """How many groups there are."""
+        return int(self.centres.shape[-2])
+
+    @property
+    def dim(self) -> int:
+        """Width of keys."""
+        return int(self.centres.shape[-1])
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """Batch axes."""
+        return tuple(self.centres.shape[:-2])
+
+
+class Far(NamedTuple):
+    """What estimates the sum over far keys: groups, features, or features of what is left of a key within its group."""
+
+    groups: Groups | None = None
+    features: Features | None = None
+
+    @property
+    def scale(self) -> Any:
+        """What multiplies q·k."""
+        given = self.features if self.groups is None else self.groups
+        assert given is not None
+        return given.scale
+
+    @property
+    def batch(self) -> tuple[tuple[int, ...], ...]:
+        """Batch axes of each part."""
+        return tuple(part.batch for part in (self.groups, self.features) if part is not None)
+
+
+class Plan(NamedTuple):
+    """How a sequence is cut: the positions of a block, and on each side as many blocks as the window needs.
+
+    A query sees exactly the keys of its own block (up to itself if causal) and of `reach` blocks before it (and after
+    it, if not causal); `reach` None is no exact part nearby.
+    """
+
+    block: int
+    reach: int | None
+    causal: bool
+    full: bool = False
+
+
+class BlockState(NamedTuple):
+    """What a causal pass over blocks is resumed from.
+
+    Parameters
+    ----------
+    sums : State
+        Of the keys that have left the window, heavy keys aside.
+    keys, values : array, shape (*batch, (reach + 1) * block, dim) and (*batch, (reach + 1) * block, width)
+        The present block, at the end, and the blocks before it.
+    mask : array of bool, shape (*batch, (reach + 1) * block)
+        Which of them exist, may be attended and are not heavy.
+    heavy_keys, heavy_values : array, shape (*batch, heavy, dim) and (*batch, heavy, width)
+        Heavy keys, zeros before they are seen.
+    heavy_mask : array of bool, shape (*batch, heavy)
+        Which of them were seen and may be attended.
+    position : int or array, shape ()
+        How many keys were seen.
+    """
+
+    sums: State
+    keys: Any
+    values: Any
+    mask: Any
+    heavy_keys: Any
+    heavy_values: Any
+    heavy_mask: Any
+    position: Any
+
+
+SMALLEST, LARGEST = 16, 64
+
+
+def plan_for(window: int | None, causal: bool, full: bool = False) -> Plan:
+    """Return the blocks for a window: its size rounded down to a power of two, from 16 to 64 positions.
+
+    A causal pass without a window has the queries' own blocks exact.
+    """
+    if window is None:
+        return Plan(LARGEST, 0 if causal else None, causal, full)
+    block = min(max(1 << (int(window).bit_length() - 1), SMALLEST), LARGEST)
+    return Plan(block, -(-(int(window) - 1) // block), causal, full)
