@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 import rfkernels as rfk
 
-FEATURES, WINDOW = 256, 64
+FEATURES, GROUPS, HEAVY, WINDOW, NARROW = 256, 128, 16, 64, 16
 ROWS = (
     64  # a sample of the queries and keys, to which "tilted" is fitted: it multiplies all of one with all of the other
 )
@@ -19,35 +21,55 @@ Attend = Callable[[Array, Array, Array, int], Array]
 Kept = list[tuple[Array, Array, Array]]  # q, k and v of each layer, (documents, heads, length, dim)
 
 
-def exact(window: int | None = None) -> Attend:
-    return lambda q, k, v, layer: np.asarray(rfk.exact_attention(q, k, v, window=window))
+def compiled(function: Callable[..., Any], fitted: Sequence[Any] | None = None) -> Attend:
+    """Compile a function of q, k, v and, if there is one for each layer, of what was fitted before."""
+    run = jax.jit(function)
+
+    def attend(q: Array, k: Array, v: Array, layer: int) -> Array:
+        given = [jnp.asarray(x) for x in (q, k, v)]
+        return np.array(run(*given) if fitted is None else run(*given, fitted[layer]))
+
+    return attend
 
 
-def average(q: Array, k: Array, v: Array, layer: int) -> Array:
-    return np.broadcast_to(v.mean(-2, keepdims=True), (*q.shape[:-1], v.shape[-1]))
+def average(q: Any, k: Any, v: Any) -> Any:
+    return jnp.broadcast_to(v.mean(-2, keepdims=True), (*q.shape[:-1], v.shape[-1]))
 
 
-def estimated(make: Callable[[Array, Array, int], rfk.Features], window: int | None = None) -> Attend:
-    return lambda q, k, v, layer: np.asarray(rfk.attention(q, k, v, make(q, k, layer), window=window))
+def drawn(q: Any, k: Any) -> rfk.Features:
+    return rfk.draw("positive", q.shape[-1], FEATURES, batch=k.shape[:-2], rng=0)
 
 
-def drawn(q: Array, k: Array, layer: int) -> rfk.Features:
-    return rfk.draw("positive", q.shape[-1], FEATURES, batch=k.shape[:-2], rng=layer)
+def affine(q: Any, k: Any) -> rfk.Features:
+    return rfk.fit(q, k, FEATURES, rng=0)
 
 
-def affine(q: Array, k: Array, layer: int) -> rfk.Features:
-    return rfk.fit(q, k, FEATURES, rng=layer)
-
-
-def tilted(q: Array, k: Array, layer: int) -> rfk.Features:
+def tilted(q: Any, k: Any) -> rfk.Features:
     step = max(1, k.shape[-2] // ROWS)
-    return rfk.fit(q[..., ::step, :], k[..., ::step, :], FEATURES, method="tilted", rng=layer)
+    return rfk.fit(q[..., ::step, :], k[..., ::step, :], FEATURES, method="tilted", rng=0)
 
 
-def calibrated(kept: Kept) -> Callable[[Array, Array, int], rfk.Features]:
-    """Fit features once, for each layer and head, to what was kept of some documents."""
-    fitted = [rfk.fit(pooled(q), pooled(k), FEATURES, rng=layer) for layer, (q, k, _) in enumerate(kept)]
-    return lambda q, k, layer: fitted[layer]
+def estimated(make: Callable[[Any, Any], rfk.Features], **options: Any) -> Attend:
+    return compiled(lambda q, k, v: rfk.attention(q, k, v, make(q, k), **options))
+
+
+def grouped(**options: Any) -> Attend:
+    return compiled(lambda q, k, v: rfk.attention(q, k, v, groups=GROUPS, **options))
+
+
+def calibrated(kept: Kept) -> dict[str, Attend]:
+    """Features and groups that were fitted once, for each layer and head, to what was kept of some documents."""
+    samples = [(pooled(q), pooled(k)) for q, k, _ in kept]
+    features = [rfk.fit(q, k, FEATURES, rng=0) for q, k in samples]
+    groups = [rfk.fit_groups(q, k, GROUPS, rng=0) for q, k in samples]
+    return {
+        f"calibrated affine {FEATURES}, window {WINDOW}": compiled(
+            lambda q, k, v, fitted: rfk.attention(q, k, v, fitted, window=WINDOW), features
+        ),
+        f"calibrated {GROUPS} groups, window {WINDOW}": compiled(
+            lambda q, k, v, fitted: rfk.attention(q, k, v, groups=fitted, window=WINDOW), groups
+        ),
+    }
 
 
 def pooled(x: Array) -> Array:
@@ -57,10 +79,19 @@ def pooled(x: Array) -> Array:
 
 def estimators(kept: Kept) -> dict[str, Attend]:
     """Every estimator by its name."""
-    near = f", window {WINDOW}"
-    table = {"exact": exact(), "plain average of v": average, f"exact within{near} only": exact(WINDOW)}
-    makers = {"drawn": drawn, "affine": affine, "tilted": tilted, "calibrated affine": calibrated(kept)}
-    for name, make in makers.items():
-        table[f"{name} {FEATURES}"] = estimated(make)
-        table[f"{name} {FEATURES}{near}"] = estimated(make, WINDOW)
-    return table
+    near = f"window {WINDOW}"
+    return {
+        "exact": compiled(rfk.exact_attention),
+        "plain average of v": compiled(average),
+        f"{near} alone": compiled(lambda q, k, v: rfk.exact_attention(q, k, v, window=WINDOW)),
+        f"drawn {FEATURES}": estimated(drawn),
+        f"drawn {FEATURES}, {near}": estimated(drawn, window=WINDOW),
+        f"affine {FEATURES}": estimated(affine),
+        f"affine {FEATURES}, {near}": estimated(affine, window=WINDOW),
+        f"tilted {FEATURES}, {near}": estimated(tilted, window=WINDOW),
+        f"tilted {FEATURES}, {near}, {HEAVY} heavy": estimated(tilted, window=WINDOW, heavy=HEAVY),
+        f"{GROUPS} groups": grouped(),
+        f"{GROUPS} groups, window {NARROW}": grouped(window=NARROW),
+        f"{GROUPS} groups, {near}": grouped(window=WINDOW),
+        **calibrated(kept),
+    }

