@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -21,13 +22,13 @@ Attend = Callable[[Array, Array, Array, int], Array]
 Kept = list[tuple[Array, Array, Array]]  # q, k and v of each layer, (documents, heads, length, dim)
 
 
-def compiled(function: Callable[..., Any], fitted: Sequence[Any] | None = None) -> Attend:
-    """Compile a function of q, k, v and, if there is one for each layer, of what was fitted before."""
+def compiled(function: Callable[..., Any], fitted: Callable[[int], Any] | None = None) -> Attend:
+    """Compile a function of q, k, v and, if there is any, of what was fitted to the layer before."""
     run = jax.jit(function)
 
     def attend(q: Array, k: Array, v: Array, layer: int) -> Array:
         given = [jnp.asarray(x) for x in (q, k, v)]
-        return np.array(run(*given) if fitted is None else run(*given, fitted[layer]))
+        return np.array(run(*given) if fitted is None else run(*given, fitted(layer)))
 
     return attend
 
@@ -59,9 +60,17 @@ def grouped(**options: Any) -> Attend:
 
 def calibrated(kept: Kept) -> dict[str, Attend]:
     """Features and groups that were fitted once, for each layer and head, to what was kept of some documents."""
-    samples = [(pooled(q), pooled(k)) for q, k, _ in kept]
-    features = [rfk.fit(q, k, FEATURES, rng=0) for q, k in samples]
-    groups = [rfk.fit_groups(q, k, GROUPS, rng=0) for q, k in samples]
+
+    @cache
+    def features(layer: int) -> rfk.Features:
+        q, k, _ = kept[layer]
+        return rfk.fit(pooled(q), pooled(k), FEATURES, rng=0)
+
+    @cache
+    def groups(layer: int) -> rfk.Groups:
+        q, k, _ = kept[layer]
+        return rfk.fit_groups(pooled(q), pooled(k), GROUPS, rng=0)
+
     return {
         f"calibrated affine {FEATURES}, window {WINDOW}": compiled(
             lambda q, k, v, fitted: rfk.attention(q, k, v, fitted, window=WINDOW), features

@@ -62,10 +62,12 @@ def _articles(path: Path | None) -> Iterator[tuple[str, str]]:
 
 
 def plain(markup: str) -> str:
-    """Strip wiki markup: templates, tables, references, file links and the brackets of other links."""
+    """Strip wiki markup: templates, tables, references, pictures, and the brackets of links, from the inside out."""
     text = re.sub(r"<!--.*?-->|<ref[^>]*/>|<ref.*?</ref>|\{\|.*?\|\}", " ", markup, flags=re.DOTALL)
-    while text != (text := re.sub(r"\{\{[^{}]*\}\}|\[\[(?:File|Image):[^\[\]]*\]\]", " ", text)):
-        pass
-    text = re.sub(r"\[\[(?:[^|\[\]]*\|)?([^\[\]]*)\]\]", r"\1", text)
+    before = None
+    while text != before:
+        before = text
+        text = re.sub(r"\{\{[^{}]*\}\}|\[\[(?:File|Image):[^\[\]]*\]\]", " ", text)
+        text = re.sub(r"\[\[(?!File:|Image:)(?:[^|\[\]]*\|)?([^\[\]]*)\]\]", r"\1", text)
     text = re.sub(r"\[https?://\S+\s*([^\]]*)\]", r"\1", text)
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>|'{2,}|={2,}", " ", text))
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>|'{2,}|={2,}", " ", text)).strip()
