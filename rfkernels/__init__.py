@@ -4,6 +4,7 @@ Importing this module imports neither JAX nor Numba.
 """
 
 from rfkernels import fitting, kernels, maps, materialized, proposals, samplers, spectral, variance
+from rfkernels.advise import advise
 from rfkernels.attention import attention, linear_attention
 from rfkernels.estimates import log_kernel, log_normalizer, transform
 from rfkernels.exact import exact_attention, exact_log_kernel, exact_log_normalizer
@@ -25,6 +26,7 @@ __all__ = [
     "Kernel",
     "Side",
     "State",
+    "advise",
     "attention",
     "draw",
     "empty_state",

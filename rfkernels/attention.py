@@ -35,6 +35,7 @@ def attention(
     window: int | None = None,
     heavy: Any = None,
     groups: Any = None,
+    scale: float | None = None,
     mask: Any = None,
     segment_ids: Any = None,
     state: State | DecodeState | BlockState | None = None,
@@ -103,12 +104,27 @@ def attention(
     check_qkv(q, k, v)
     if heavy is not None or groups is not None:
         check_window(window)
-        given = {"causal": bool(causal), "window": window, "mask": mask, "segment_ids": segment_ids, "state": state}
-        given |= {"full": full, "backend": backend, "check_finite": check_finite}
-        done = blocked.attend(q, k, v, features, groups, heavy, **given)
+        done = blocked.attend(
+            q,
+            k,
+            v,
+            features,
+            groups,
+            heavy,
+            scale=scale,
+            causal=bool(causal),
+            window=window,
+            mask=mask,
+            segment_ids=segment_ids,
+            state=state,
+            full=full,
+            backend=backend,
+            check_finite=check_finite,
+        )
         return AttentionResult(done.output, done.state, done.log_normalizer, done.sign) if full else done.output
     check_features(features, "k", k)
     assert features is not None
+    blocked.check_no_scale(scale, "features")
     if isinstance(state, BlockState):
         raise TypeError("state must be a State or a DecodeState, got a BlockState, which goes with groups= or heavy=")
     batches = {"q": q.shape[:-2], "v": v.shape[:-2], "features": features.batch, "state": batch_of(state)}

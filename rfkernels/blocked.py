@@ -10,7 +10,7 @@ from rfkernels._arrays import is_jax, namespace
 from rfkernels._checks import broadcast_batch, check_finite_arrays, check_mask, result_dtype
 from rfkernels.backends import Pass, choose
 from rfkernels.features import Features, check_features
-from rfkernels.fitting import check_map
+from rfkernels.fitting import check_map, check_scale
 from rfkernels.grouping import BlockState, Far, Groups, Plan, fit_groups, heavy_keys, plan_for
 from rfkernels.grouping.fitting import check_count
 from rfkernels.grouping.schedule import Rows
@@ -24,6 +24,7 @@ def attend(
     groups: Any,
     heavy: Any,
     *,
+    scale: float | None,
     causal: bool,
     window: int | None,
     mask: Any,
@@ -43,11 +44,12 @@ def attend(
         )
     if check_finite:
         check_finite_arrays(q=q, k=k, v=v)
-    far = _far(q, k, features, groups, mask, causal)
+    far = _far(q, k, v, features, groups, scale, mask, causal)
     shapes = {"features": () if features is None else features.batch}
     if far.groups is not None:
         shapes["groups"] = far.groups.batch
-    plan = plan_for(window, causal, full)
+    merged = 0 if far.groups is not None or far.features is not None else int(groups)
+    plan = plan_for(window, causal, full, merged)
     start = _state(state, far, plan, k, v)
     if start is not None:
         shapes["state"] = start.mask.shape[:-1]
@@ -61,7 +63,7 @@ def attend(
     return chosen.blocks(Rows(q, k, v, seen, positions), far, plan, start, result_dtype(xp, q, k, v))
 
 
-def _far(q: Any, k: Any, features: Features | None, groups: Any, mask: Any, causal: bool) -> Far:
+def _far(q: Any, k: Any, v: Any, features: Features | None, groups: Any, scale: Any, mask: Any, causal: bool) -> Far:
     """Return what stands for far keys."""
     if features is not None:
         check_features(features, "k", k)
@@ -72,25 +74,40 @@ def _far(q: Any, k: Any, features: Features | None, groups: Any, mask: Any, caus
                 "groups= and heavy= join exact weights of the exponential kernel with those of features, which must be "
                 "exponential, nonnegative and of that kernel, such as 'positive' ones"
             ) from error
+        check_no_scale(scale, "features")
     if groups is None:
         if features is None:
             raise TypeError("features must be given, or groups=: heavy= alone says nothing of the other keys")
-        return Far(None, features)
-    if not isinstance(groups, Groups):
-        check_count(groups, "groups, if not a Groups (see rfkernels.fit_groups),")
-        if causal:
-            raise ValueError(
-                "groups must be a Groups in a causal pass, found by rfkernels.fit_groups from other data: centres that "
-                f"come of the sequence itself would let later keys touch earlier outputs; got {groups!r}"
-            )
-        scale = None if features is None else _number(features.scale)
-        return Far(fit_groups(q, k, groups, scale=scale, mask=mask), features)
-    _check_groups(groups, k, features)
-    return Far(groups, features)
+        return Far(None, features, features.scale)
+    if isinstance(groups, Groups):
+        check_no_scale(scale, "groups")
+        _check_groups(groups, k, v, features)
+        return Far(groups, features, groups.scale)
+    check_count(groups, "groups, if not a Groups (see rfkernels.fit_groups),")
+    if causal and features is None:
+        return Far(None, None, check_scale(scale, k.shape[-1]))
+    if causal:
+        raise ValueError(
+            "groups must be a Groups (rfkernels.fit_groups) where a causal pass has features as well: groups that are "
+            f"merged from the keys themselves have no centres for features to be of what is left; got {groups!r}"
+        )
+    scale = scale if features is None else _number(features.scale)
+    found = fit_groups(q, k, groups, v=v if features is None else None, scale=scale, mask=mask)
+    return Far(found, features, found.scale)
 
 
-def _check_groups(groups: Groups, k: Any, features: Features | None) -> None:
+def check_no_scale(scale: Any, owner: str) -> None:
+    """Refuse a scale beside what has one."""
+    if scale is not None:
+        raise ValueError(
+            f"scale= goes with groups= given as a number: {owner} have a scale of their own; got {scale!r}"
+        )
+
+
+def _check_groups(groups: Groups, k: Any, v: Any, features: Features | None) -> None:
     """Require centres of the keys' width, and the scale of the features."""
+    if groups.cross is not None and groups.cross.shape[-2:] != (k.shape[-1], v.shape[-1]):
+        raise ValueError(f"groups were fitted with values of width {groups.cross.shape[-1]}, but v has shape {v.shape}")
     dim = groups.centres.shape[-1]
     if dim != k.shape[-1] or groups.metric.shape[-2:] != (dim, dim):
         raise ValueError(
@@ -99,7 +116,7 @@ def _check_groups(groups: Groups, k: Any, features: Features | None) -> None:
         )
     if features is None or is_jax(groups.scale) or is_jax(features.scale):
         return
-    if not np.isclose(float(groups.scale), float(features.scale), rtol=1e-6):
+    if not np.isclose(float(groups.scale), float(features.scale), rtol=2**-20):
         raise ValueError(f"groups and features must have one scale, got {groups.scale} and {features.scale}")
 
 

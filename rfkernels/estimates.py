@@ -94,8 +94,11 @@ def log_kernel(x: Any, y: Any, features: Features, *, return_sign: bool = False,
 def log_normalizer(
     queries: Any,
     keys: Any,
-    features: Features,
+    features: Features | None = None,
     *,
+    heavy: Any = None,
+    groups: Any = None,
+    scale: float | None = None,
     mask: Any = None,
     return_sign: bool = False,
     backend: str | None = None,
@@ -109,8 +112,15 @@ def log_normalizer(
         Queries.
     keys : array, shape (*batch, keys, dim)
         Keys.
-    features : Features
-        The features; ``draw(..., scale=1)`` for plain dot products.
+    features : Features, optional
+        The features; ``draw(..., scale=1)`` for plain dot products. May be left out where there are groups.
+    heavy : int or array of int, optional
+        Keys whose kernels are exact, as in `attention`: so many, those that a sample of the queries finds largest, or
+        those at these positions.
+    groups : int or Groups, optional
+        The other keys in groups, as in `attention`: biased without features, unbiased with them.
+    scale : float, optional
+        Multiplies q·k where groups are given as a number and there are no features; 1/√dim by default.
     mask : array of bool, shape (*batch, keys), optional
         True where a key counts.
     return_sign : bool, default False
@@ -131,10 +141,22 @@ def log_normalizer(
     check_qk(queries, keys, names=("queries", "keys"))
     try:
         result = attention(
-            queries, keys, keys[..., :0], features, mask=mask, full=True, backend=backend, check_finite=check_finite
+            queries,
+            keys,
+            keys[..., :0],
+            features,
+            heavy=heavy,
+            groups=groups,
+            scale=scale,
+            mask=mask,
+            full=True,
+            backend=backend,
+            check_finite=check_finite,
         )
     except ValueError:
         if check_finite:
             check_finite_arrays(queries=queries, keys=keys)
         raise
+    if features is None:
+        return (result.log_normalizer, result.sign) if return_sign else result.log_normalizer
     return _signed(result.log_normalizer, result.sign, features, return_sign)

@@ -73,17 +73,17 @@ def _damage(error: BaseException) -> str:
     return f"is damaged: {reason}"
 
 
-def check_target(path: Path, force: bool) -> None:
-    """Refuse, before any work is done, a file that could not be written in the end."""
+def check_target(path: Path, force: bool, option: str = "--out") -> None:
+    """Refuse, before any work is done, a file that could not be written in the end; `option` names it."""
     folder = path.parent
     if path.is_dir():
-        raise BadInput(f"--out {path} is a directory; name a file")
+        raise BadInput(f"{option} {path} is a directory; name a file")
     if path.exists() and not force:
-        raise BadInput(f"--out {path} exists; pass --force to replace it")
+        raise BadInput(f"{option} {path} exists; pass --force to replace it")
     if not folder.is_dir():
-        raise BadInput(f"--out {path}: there is no directory {folder}")
+        raise BadInput(f"{option} {path}: there is no directory {folder}")
     if not os.access(folder, os.W_OK):
-        raise BadInput(f"--out {path}: the directory {folder} is not writable")
+        raise BadInput(f"{option} {path}: the directory {folder} is not writable")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels._arrays import accumulator, matmul, namespace
-from rfkernels._checks import check_finite_arrays, check_mask, check_qk
+from rfkernels._checks import check_finite_arrays, check_kv, check_mask, check_qk
 from rfkernels.fitting import pooled, softmax
 from rfkernels.fitting.choices import check_scale
 from rfkernels.grouping.records import Groups
@@ -22,14 +22,14 @@ _EVEN = 0.1
 """What share of the attention of all is spread evenly when keys are weighed, so that none weighs nothing."""
 
 
-def fit_groups(q: Any, k: Any, count: int, *, scale: float | None = None, mask: Any = None, rng: Any = 0) -> Groups:
+def fit_groups(q: Any, k: Any, count: int, *, v: Any = None, scale: float | None = None, mask: Any = None) -> Groups:
     """Divide keys into groups, finely where attention is.
 
-    Centres are seeded one after another, each at a key drawn in proportion to its squared distance from the nearest
-    centre so far (k-means++, Arthur and Vassilvitskii 2007) times the attention it receives from a sample of 32
-    queries; then each moves to the weighted mean of its keys (one round of Lloyd's algorithm). Distances are those that
-    logits see: (k − c)ᵀ M (k − c), M being the second moment of queries. Of more than 2,048 keys that many are drawn
-    first.
+    Centres are keys, chosen one after another: each time that for which the squared distance from the nearest centre
+    so far, times the attention it receives from a sample of 32 queries, is largest (farthest-first traversal, Gonzalez
+    1985, with weights). Keys that matter most become groups of their own. Distances are those that logits see:
+    (k − c)ᵀ M (k − c), M being the second moment of queries. Of more than 2,048 keys, the 1,024 that receive most
+    attention and as many evenly spaced ones are considered.
 
     Parameters
     ----------
@@ -40,12 +40,13 @@ def fit_groups(q: Any, k: Any, count: int, *, scale: float | None = None, mask: 
         that k lacks or has of size 1, as in grouped-query attention.
     count : int
         Groups. Where there are fewer different keys, some have none.
+    v : array, shape (*batch, keys, width), optional
+        The values of the keys. If they are given, how they go along with keys within groups is found as well, which
+        makes attention more accurate.
     scale : float, optional
         Multiplies q·k; 1/√dim by default.
     mask : array of bool, shape (*batch, keys), optional
         True where a key may be attended.
-    rng : int, numpy.random.SeedSequence or numpy.random.Generator, default 0
-        What is drawn is drawn on the host, the same for NumPy and JAX.
 
     Returns
     -------
@@ -67,32 +68,38 @@ def fit_groups(q: Any, k: Any, count: int, *, scale: float | None = None, mask: 
     (8, 512, 64)
     """
     q, k, scale = _checked(q, k, scale, mask)
+    if v is not None:
+        check_kv(k, v)
+        check_finite_arrays(v=v)
+        v = v.astype(k.dtype)
     check_count(count, "count")
-    generator = np.random.default_rng(rng)
     xp, keys = namespace(q, k), k.shape[-2]
     metric = matmul(xp, xp.swapaxes(q, -1, -2), q) / q.shape[-2]
     metric = xp.broadcast_to(metric, (*np.broadcast_shapes(q.shape[:-2], k.shape[:-2]), *metric.shape[-2:]))
     weight = _mass(xp, q, k, scale, mask) + (_EVEN / keys if mask is None else _EVEN / keys * mask)
     if keys > _KEYS:
-        k, weight = _drawn(xp, k, weight, generator)
-    centres = _seeded(xp, matmul(xp, k, metric), k, weight, generator.random(count))
-    groups = Groups(centres, metric, metric, xp.asarray(scale, k.dtype))
-    share = (labels(xp, groups, k)[..., None] == xp.arange(count)) * weight[..., None]
-    total = xp.sum(share, -2)[..., None]
-    means = matmul(xp, xp.swapaxes(share, -1, -2), k) / xp.where(total > 0, total, 1)
-    groups = groups._replace(centres=xp.where(total > 0, means, centres))
-    return groups._replace(spread=_spread(xp, groups, k))
+        k, v, weight = _some(xp, k, v, weight)
+    groups = Groups(
+        _spread_out(xp, matmul(xp, k, metric), k, weight, count), metric, metric, None, xp.asarray(scale, k.dtype)
+    )
+    spread, cross = _within(xp, groups, k, v)
+    return groups._replace(spread=spread, cross=cross)
 
 
-def _spread(xp: Any, groups: Groups, k: Any) -> Any:
-    """Return the covariance of keys within their groups, divided by its mean in the metric."""
+def _within(xp: Any, groups: Groups, k: Any, v: Any) -> tuple[Any, Any]:
+    """Return the covariance of keys within their groups, and that of keys and values, divided by the former's mean."""
     own = (labels(xp, groups, k)[..., None] == xp.arange(groups.size)).astype(k.dtype)
     total = xp.sum(own, -2)[..., None]
-    means = matmul(xp, xp.swapaxes(own, -1, -2), k) / xp.where(total > 0, total, 1)
-    apart = k - matmul(xp, own, means)
-    covariance = matmul(xp, xp.swapaxes(apart, -1, -2), apart)
+
+    def apart(x: Any) -> Any:
+        means = matmul(xp, xp.swapaxes(own, -1, -2), x) / xp.where(total > 0, total, 1)
+        return x - matmul(xp, own, means)
+
+    turned = xp.swapaxes(apart(k), -1, -2)
+    covariance = matmul(xp, turned, apart(k))
     mean = xp.sum(covariance * groups.metric, (-1, -2))
-    return covariance / xp.where(mean > 0, mean, 1)[..., None, None]
+    mean = xp.where(mean > 0, mean, 1)[..., None, None]
+    return covariance / mean, None if v is None else matmul(xp, turned, apart(v)) / mean
 
 
 def heavy_keys(q: Any, k: Any, count: int, *, scale: float | None = None, mask: Any = None) -> Any:
@@ -152,36 +159,35 @@ def _mass(xp: Any, q: Any, k: Any, scale: float, mask: Any) -> Any:
     return mass if mask is None else xp.where(mask, mass, 0)
 
 
-def _drawn(xp: Any, k: Any, weight: Any, generator: np.random.Generator) -> tuple[Any, Any]:
-    """Return keys drawn without replacement in proportion to their weight, each of which then weighs the same."""
-    noise = xp.asarray(generator.gumbel(size=k.shape[-2]), k.dtype)
-    chosen = xp.argsort(-(xp.log(xp.maximum(weight, xp.finfo(weight.dtype).tiny)) + noise), -1)[..., :_KEYS]
-    batch = np.broadcast_shapes(k.shape[:-2], chosen.shape[:-1])
-    wide = xp.broadcast_to(k, (*batch, *k.shape[-2:]))
-    return xp.take_along_axis(wide, chosen[..., None], -2), xp.ones(chosen.shape, k.dtype)
+def _some(xp: Any, k: Any, v: Any, weight: Any) -> tuple[Any, Any, Any]:
+    """Return the keys that weigh most and evenly spaced ones, half each, with their values and weights."""
+    half, keys = _KEYS // 2, k.shape[-2]
+    heaviest = xp.argsort(-weight, -1)[..., :half]
+    spaced = xp.broadcast_to(np.arange(half) * keys // half, heaviest.shape)
+    chosen = xp.concatenate([heaviest, spaced], -1)
+
+    def taken(x: Any) -> Any:
+        batch = np.broadcast_shapes(x.shape[:-2], chosen.shape[:-1])
+        return xp.take_along_axis(xp.broadcast_to(x, (*batch, *x.shape[-2:])), chosen[..., None], -2)
+
+    return taken(k), None if v is None else taken(v), xp.take_along_axis(weight, chosen, -1)
 
 
-def _seeded(xp: Any, sent: Any, k: Any, weight: Any, uniform: Any) -> Any:
-    """Return keys drawn in proportion to weight times squared distance; `sent` is M k."""
-    count, keys = len(uniform), k.shape[-2]
-    uniform = xp.asarray(uniform, k.dtype)
+def _spread_out(xp: Any, sent: Any, k: Any, weight: Any, count: int) -> Any:
+    """Return keys each of which is the farthest from those before, by weight times squared distance; `sent` is M k."""
     batch = np.broadcast_shapes(sent.shape[:-2], k.shape[:-2], weight.shape[:-1])
     sent, k = (xp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (sent, k))
     square = xp.sum(sent * k, -1)
 
     def body(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         nearest, picked = carry
-        total = xp.cumsum(weight * nearest, -1)
-        at = xp.sum(total < uniform[i] * total[..., -1:], -1, keepdims=True)
-        at = xp.minimum(at, keys - 1)
-        chosen = xp.take_along_axis(k, at[..., None], -2)
-        product = xp.sum(sent * chosen, -1)
-        own = xp.take_along_axis(square, at, -1)
-        distance = xp.maximum(square - 2 * product + own, 0)
+        at = xp.argmax(weight * nearest, -1)[..., None]
+        product = xp.sum(sent * xp.take_along_axis(k, at[..., None], -2), -1)
+        distance = xp.maximum(square - 2 * product + xp.take_along_axis(square, at, -1), 0)
         nearest = xp.where(i == 0, distance, xp.minimum(nearest, distance))
         return nearest, xp.where(xp.arange(count) == i, at, picked)
 
-    start = xp.ones((*batch, keys), k.dtype), xp.zeros((*batch, count), int)
+    start = xp.ones((*batch, k.shape[-2]), k.dtype), xp.zeros((*batch, count), int)
     _, picked = _repeated(xp, count, body, start)
     return xp.take_along_axis(k, picked[..., None], -2)
 

@@ -21,6 +21,9 @@ class Groups(NamedTuple):
     spread : array, shape (*batch, dim, dim)
         The covariance of keys within their groups, divided by its mean in the metric: that of a group is taken to be
         this times the mean of its own (k − mean)ᵀ M (k − mean).
+    cross : array, shape (*batch, dim, width), or None
+        The covariance of keys and values within their groups, divided by the same. Where it is given, values are moved
+        along with what a query prefers within a group.
     scale : float or array, shape ()
         Multiplies q·k.
     """
@@ -28,6 +31,7 @@ class Groups(NamedTuple):
     centres: Any
     metric: Any
     spread: Any
+    cross: Any
     scale: Any
 
     @property
@@ -47,17 +51,14 @@ class Groups(NamedTuple):
 
 
 class Far(NamedTuple):
-    """What estimates the sum over far keys: groups, features, or features of what is left of a key within its group."""
+    """What estimates the sum over far keys: groups, features, or features of what is left of a key within its group.
 
-    groups: Groups | None = None
-    features: Features | None = None
+    With neither, groups come of the keys themselves as they leave the window (`rfkernels.grouping.merging`).
+    """
 
-    @property
-    def scale(self) -> Any:
-        """What multiplies q·k."""
-        given = self.features if self.groups is None else self.groups
-        assert given is not None
-        return given.scale
+    groups: Groups | None
+    features: Features | None
+    scale: Any
 
     @property
     def batch(self) -> tuple[tuple[int, ...], ...]:
@@ -69,13 +70,15 @@ class Plan(NamedTuple):
     """How a sequence is cut: the positions of a block, and on each side as many blocks as the window needs.
 
     A query sees exactly the keys of its own block (up to itself if causal) and of `reach` blocks before it (and after
-    it, if not causal); `reach` None is no exact part nearby.
+    it, if not causal); `reach` None is no exact part nearby. `merged` is how many groups are made of the keys that
+    leave, where no others are given.
     """
 
     block: int
     reach: int | None
     causal: bool
     full: bool = False
+    merged: int = 0
 
 
 class BlockState(NamedTuple):
@@ -95,6 +98,11 @@ class BlockState(NamedTuple):
         Which of them were seen and may be attended.
     position : int or array, shape ()
         How many keys were seen.
+    mass : array, shape (*batch, groups + (reach + 1) * block), or None
+        The attention that each group and each near key has received from the queries of the present block, where groups
+        are merged from keys.
+    within : array, shape (*batch, dim, dim + width), or None
+        Σ (k − mean)(k − mean, v − mean)ᵀ over keys within their groups, likewise.
     """
 
     sums: State
@@ -105,17 +113,19 @@ class BlockState(NamedTuple):
     heavy_values: Any
     heavy_mask: Any
     position: Any
+    mass: Any = None
+    within: Any = None
 
 
 SMALLEST, LARGEST = 16, 64
 
 
-def plan_for(window: int | None, causal: bool, full: bool = False) -> Plan:
+def plan_for(window: int | None, causal: bool, full: bool = False, merged: int = 0) -> Plan:
     """Return the blocks for a window: its size rounded down to a power of two, from 16 to 64 positions.
 
     A causal pass without a window has the queries' own blocks exact.
     """
     if window is None:
-        return Plan(LARGEST, 0 if causal else None, causal, full)
+        return Plan(LARGEST, 0 if causal else None, causal, full, merged)
     block = min(max(1 << (int(window).bit_length() - 1), SMALLEST), LARGEST)
-    return Plan(block, -(-(int(window) - 1) // block), causal, full)
+    return Plan(block, -(-(int(window) - 1) // block), causal, full, merged)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from rfkernels import kernels, partials
 from rfkernels._arrays import matmul
 from rfkernels.exact import exact_block
-from rfkernels.grouping import summaries
+from rfkernels.grouping import merging, summaries
 from rfkernels.grouping.records import BlockState, Far, Plan
 from rfkernels.partials import Partial
 from rfkernels.state import State, merge_states
@@ -21,6 +21,10 @@ _CHUNK = 1024
 
 _TOGETHER = 16
 """Blocks whose sums are held at once in a bidirectional pass; of all others only every so-manieth sum is kept."""
+
+
+Merge = Callable[[Any, Any, Any, int], Any]
+"""What `merging.reduced` is, or does the same."""
 
 
 class Rows(NamedTuple):
@@ -40,10 +44,12 @@ class Rows(NamedTuple):
     heavy: Any
 
 
-def attend(xp: Any, rows: Rows, far: Far, plan: Plan, state: BlockState | None) -> tuple[Partial, BlockState | None]:
+def attend(
+    xp: Any, rows: Rows, far: Far, plan: Plan, state: BlockState | None, merge: Merge = merging.reduced
+) -> tuple[Partial, BlockState | None]:
     """Run a whole pass; a causal one returns the state after its last key."""
     if plan.causal:
-        return causal(xp, rows, far, plan, begin(xp, rows, far, plan) if state is None else state)
+        return causal(xp, rows, far, plan, begin(xp, rows, far, plan) if state is None else state, merge)
     return bidirectional(xp, rows, far, plan), None
 
 
@@ -155,22 +161,27 @@ def begin(xp: Any, rows: Rows, far: Far, plan: Plan) -> BlockState:
     def none(count: int) -> Any:
         return xp.zeros((*batch, count), bool)
 
-    sums = summaries.empty(xp, far, width, batch, dtype)
     nearby = zeros(held, dim), zeros(held, width), none(held)
-    return BlockState(sums, *nearby, zeros(heavy, dim), zeros(heavy, width), none(heavy), 0)
+    others = *nearby, zeros(heavy, dim), zeros(heavy, width), none(heavy), 0
+    if not plan.merged:
+        return BlockState(summaries.empty(xp, far, width, batch, dtype), *others)
+    sums = State(zeros(plan.merged, dim + 1 + width), zeros(plan.merged), zeros(plan.merged))
+    return BlockState(sums, *others, mass=zeros(plan.merged + held), within=zeros(dim, dim + width))
 
 
-def causal(xp: Any, rows: Rows, far: Far, plan: Plan, state: BlockState) -> tuple[Partial, BlockState]:
+def causal(
+    xp: Any, rows: Rows, far: Far, plan: Plan, state: BlockState, merge: Merge = merging.reduced
+) -> tuple[Partial, BlockState]:
     """Let each query see the keys up to its own, a block at a time; the last query is aligned with the last key."""
     keys, start = rows.k.shape[-2], 0
     early = keys - rows.q.shape[-2]
-    state, part = step(xp, _piece(rows, 0, 0, early), far, plan, state)
+    state, part = step(xp, _piece(rows, 0, 0, early), far, plan, state, merge=merge)
     found = [part]
     while start < keys:
         stop = min(start + plan.block - state.position % plan.block, keys)
         if start < early:
             stop = min(stop, early)
-        state, part = step(xp, _piece(rows, start, stop, early), far, plan, state)
+        state, part = step(xp, _piece(rows, start, stop, early), far, plan, state, merge=merge)
         found.append(part)
         start = stop
     return partials.stack(xp, found), state
@@ -181,42 +192,48 @@ def _piece(rows: Rows, start: int, stop: int, early: int) -> Rows:
     return Rows(q, rows.k[..., start:stop, :], rows.v[..., start:stop, :], rows.mask[..., start:stop], rows.heavy)
 
 
-def step(xp: Any, rows: Rows, far: Far, plan: Plan, state: BlockState) -> tuple[BlockState, Partial]:
-    """Take keys that lie in one block, and a query for each of them or none."""
+def step(
+    xp: Any, rows: Rows, far: Far, plan: Plan, state: BlockState, real: Any = True, merge: Merge = merging.reduced
+) -> tuple[BlockState, Partial]:
+    """Take keys that lie in one block, and a query for each of them or none; those that are not real fill up blocks."""
     assert plan.reach is not None
     count, first = rows.k.shape[-2], state.position
     if count:
-        state = _advanced(xp, far, plan, state)
+        state = _advanced(xp, far, plan, state, merge)
     slot = plan.reach * plan.block + first % plan.block
     keys, values = (_put(xp, old, new, slot, 2) for old, new in ((state.keys, rows.k), (state.values, rows.v)))
     mask = _put(xp, state.mask, light(xp, rows, first), slot, 1)
-    state = BlockState(state.sums, keys, values, mask, *_heavy(xp, rows, state), first + count)
+    state = state._replace(keys=keys, values=values, mask=mask, position=first + count)
+    state = state._replace(**_heavy(xp, rows, state, first))
     own = xp.arange(rows.q.shape[-2])[:, None]
     nearby = mask[..., None, :] & (xp.arange(mask.shape[-1]) <= slot + own)
     heavy = state.heavy_mask[..., None, :] & (rows.heavy[..., None, :] <= first + own)
-    allowed = joined(xp, xp.swapaxes(nearby, -1, -2), xp.swapaxes(heavy, -1, -2))
+    allowed = xp.swapaxes(joined(xp, xp.swapaxes(nearby, -1, -2), xp.swapaxes(heavy, -1, -2)), -1, -2)
     held = (joined(xp, x, y) for x, y in ((keys, state.heavy_keys), (values, state.heavy_values)))
-    exact = near(xp, rows.q, next(held), next(held), xp.swapaxes(allowed, -1, -2), far)
+    if plan.merged:
+        return merging.read(xp, state, rows.q, next(held), next(held), allowed, far.scale, real)
+    exact = near(xp, rows.q, next(held), next(held), allowed, far)
     return state, partials.join(xp, summaries.read(xp, far, state.sums, rows.q), exact)
 
 
-def _advanced(xp: Any, far: Far, plan: Plan, state: BlockState) -> BlockState:
+def _advanced(xp: Any, far: Far, plan: Plan, state: BlockState, merge: Merge) -> BlockState:
     """Let the oldest block go where the key to come begins a new one."""
     size = plan.block
 
     def moved() -> BlockState:
-        left = summaries.write(xp, far, state.keys[..., :size, :], state.values[..., :size, :], state.mask[..., :size])
         keys, values = (xp.roll(x, -size, -2) for x in (state.keys, state.values))
         mask = xp.concatenate([state.mask[..., size:], xp.zeros_like(state.mask[..., :size])], -1)
-        return state._replace(sums=merge_states(state.sums, left), keys=keys, values=values, mask=mask)
+        oldest = state.keys[..., :size, :], state.values[..., :size, :], state.mask[..., :size]
+        moved = state._replace(keys=keys, values=values, mask=mask)
+        if plan.merged:
+            return merging.absorb(xp, moved, *oldest, merge)
+        return moved._replace(sums=merge_states(state.sums, summaries.write(xp, far, *oldest)))
 
     begins = (state.position % size == 0) & (state.position > 0)
     if isinstance(state.position, int | np.integer):
         return moved() if begins else state
-    return BlockState(
-        State(*(xp.where(begins, new, old) for new, old in zip(moved().sums, state.sums, strict=True))),
-        *(xp.where(begins, new, old) for new, old in zip(moved()[1:], state[1:], strict=True)),
-    )
+    jax = sys.modules["jax"]
+    return jax.tree.map(lambda new, old: xp.where(begins, new, old), moved(), state)  # type: ignore[no-any-return]
 
 
 def _put(xp: Any, old: Any, new: Any, slot: Any, tail: int) -> Any:
@@ -231,13 +248,14 @@ def _put(xp: Any, old: Any, new: Any, slot: Any, tail: int) -> Any:
     return sys.modules["jax"].lax.dynamic_update_slice_in_dim(old, new, slot, old.ndim - tail)
 
 
-def _heavy(xp: Any, rows: Rows, state: BlockState) -> tuple[Any, Any, Any]:
+def _heavy(xp: Any, rows: Rows, state: BlockState, first: Any) -> dict[str, Any]:
     """Return heavy keys, their values and which were seen, with those among the new ones."""
-    positions = state.position + xp.arange(rows.k.shape[-2])
+    positions = first + xp.arange(rows.k.shape[-2])
     found = (rows.heavy[..., :, None] == positions) & rows.mask[..., None, :]
     share, here = found.astype(rows.k.dtype), xp.any(found, -1)
 
     def put(old: Any, new: Any) -> Any:
         return xp.where(here[..., None], matmul(xp, share, new), old)
 
-    return put(state.heavy_keys, rows.k), put(state.heavy_values, rows.v), state.heavy_mask | here
+    keys, values = put(state.heavy_keys, rows.k), put(state.heavy_values, rows.v)
+    return {"heavy_keys": keys, "heavy_values": values, "heavy_mask": state.heavy_mask | here}

@@ -3,13 +3,14 @@
 A group of order 0 is read as one key at the mean of its n keys y, with the mean of its values and
 log n + min(x·S x / 2, 1) added to its logit. S is the covariance of its keys, taken to be the spread of all groups
 times a number of its own: the mean of exp(x·y) over normal keys is exp(x·mean + x·S x / 2), and less over others if
-x·S x is large. Values are taken not to go along with keys within a group. All that is biased. With features exp(x·y) is
-exp(x·c) φ(x)·φ(y − c), c being the centre of the group that holds y, and estimates are unbiased.
+x·S x is large. The mean value moves along by Cᵀx, C being the covariance of keys and values, where it is known, and no
+further than the logit does. All that is biased. With features exp(x·y) is exp(x·c) φ(x)·φ(y − c), c being the centre of
+the group that holds y, and estimates are unbiased.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,7 +59,7 @@ def write(xp: Any, far: Far, k: Any, v: Any, allowed: Any) -> State:
     if far.features is None:
         assert far.groups is not None
         share = member.astype(k.dtype)
-        both = xp.concatenate([k, _squares(xp, far.groups, k), v], -1)
+        both = xp.concatenate([k, squares(xp, far.groups.metric, k), v], -1)
         count = xp.sum(share, -2)
         return State(matmul(xp, xp.swapaxes(share, -1, -2), both), count, xp.zeros_like(count))
     residual = k
@@ -68,9 +69,10 @@ def write(xp: Any, far: Far, k: Any, v: Any, allowed: Any) -> State:
     return _features(xp, far.features, residual, v, xp.broadcast_to(member, (*batch, *member.shape[-2:])))
 
 
-def _squares(xp: Any, groups: Groups, k: Any) -> Any:
-    """Return kᵀ M k, (*batch, keys, 1)."""
-    return xp.sum(matmul(xp, k, xp.asarray(groups.metric, k.dtype)) * k, -1, keepdims=True)
+def squares(xp: Any, metric: Any, k: Any) -> Any:
+    """Return kᵀ M k, (*batch, keys, 1); a metric of None is that of Euclid."""
+    sent = k if metric is None else matmul(xp, k, xp.asarray(metric, k.dtype))
+    return xp.sum(sent * k, -1, keepdims=True)
 
 
 def _features(xp: Any, features: Features, residual: Any, v: Any, member: Any) -> State:
@@ -91,8 +93,10 @@ def _features(xp: Any, features: Features, residual: Any, v: Any, member: Any) -
 def read(xp: Any, far: Far, state: State, q: Any) -> Partial:
     """Sum estimated weights over the keys of a state, for each query."""
     if far.features is None:
-        logits, values = _means(xp, far, state, q)
-        return _weighted(xp, logits, values)
+        assert far.groups is not None
+        groups = far.groups
+        seen = seen_groups(xp, state, groups.dim, groups.metric, groups.spread, groups.cross)
+        return weighted(xp, *order_zero(xp, seen, q * xp.asarray(far.scale, q.dtype)))
     if far.groups is None:
         return core.read(xp, state, q, far.features)
     centres = xp.asarray(far.groups.centres, q.dtype)
@@ -104,7 +108,10 @@ def read(xp: Any, far: Far, state: State, q: Any) -> Partial:
     both = near[..., :, None] + phi[..., None, :]
     logits = both.reshape(*both.shape[:-2], both.shape[-2] * both.shape[-1]) + log_z[..., None, :]
     values = state.kv / xp.where(filled, state.z, 1)[..., None]
-    return _weighted(xp, logits + sums[..., None] - np.log(far.features.count), values)
+    logits = logits + sums[..., None] - np.log(far.features.count)
+    shift = stopped(xp, xp.max(logits, -1, initial=-np.inf))
+    weight = xp.exp(logits - xp.where(shift == -np.inf, 0, shift)[..., None])
+    return Partial(matmul(xp, weight, values), xp.sum(weight, -1), shift)
 
 
 def _query_features(xp: Any, features: Features, q: Any) -> tuple[Any, Any]:
@@ -113,20 +120,64 @@ def _query_features(xp: Any, features: Features, q: Any) -> tuple[Any, Any]:
     return core.exponents(xp, features, u), a
 
 
-def _means(xp: Any, far: Far, state: State, q: Any) -> tuple[Any, Any]:
-    assert far.groups is not None
-    dim, filled = far.groups.dim, state.z > 0
+class Seen(NamedTuple):
+    """What groups are read as.
+
+    Parameters
+    ----------
+    means, values : array, shape (*batch, groups, dim) and (*batch, groups, width)
+    bias : array, shape (*batch, groups)
+        The logarithm of how many keys there are.
+    apart : array, shape (*batch, groups)
+        The mean of (k − mean)ᵀ M (k − mean).
+    spread, cross : array, shape (*batch, dim, dim) and (*batch, dim, width) or None
+        As `Groups` has them.
+    """
+
+    means: Any
+    values: Any
+    bias: Any
+    apart: Any
+    spread: Any
+    cross: Any
+
+
+def seen_groups(xp: Any, state: State, dim: int, metric: Any, spread: Any, cross: Any) -> Seen:
+    """Return what the groups of a state are read as; a metric of None is that of Euclid."""
+    filled = state.z > 0
     count = xp.where(filled, state.z, 1)
     moments = state.kv / count[..., None]
-    means, q = moments[..., :dim], q * xp.asarray(far.scale, q.dtype)
-    apart = xp.maximum(moments[..., dim] - _squares(xp, far.groups, means)[..., 0], 0)
-    along = xp.sum(matmul(xp, q, xp.asarray(far.groups.spread, q.dtype)) * q, -1)
-    bend = xp.minimum(along[..., :, None] * apart[..., None, :] / 2, LARGEST_BEND)
-    bias = xp.where(filled, xp.log(count), -np.inf)[..., None, :]
-    return matmul(xp, q, xp.swapaxes(means, -1, -2)) + bend + bias, moments[..., dim + 1 :]
+    means = moments[..., :dim]
+    apart = xp.maximum(moments[..., dim] - squares(xp, metric, means)[..., 0], 0)
+    bias = xp.where(filled, xp.log(count), -np.inf)
+    return Seen(means, moments[..., dim + 1 :], bias, apart, spread, cross)
 
 
-def _weighted(xp: Any, logits: Any, values: Any) -> Partial:
+def order_zero(xp: Any, seen: Seen, q: Any) -> tuple[Any, Any, Any]:
+    """Return the logits of scaled queries with groups, the values, and what moves them: how far and where to.
+
+    A value moves by 2 bend / (q·S q) times Cᵀq, which is s Cᵀq, s being `apart`, unless the bend is at its largest.
+    """
+    along = xp.sum(matmul(xp, q, xp.asarray(seen.spread, q.dtype)) * q, -1)
+    bend = xp.minimum(along[..., :, None] * seen.apart[..., None, :] / 2, LARGEST_BEND)
+    logits = matmul(xp, q, xp.swapaxes(seen.means, -1, -2)) + bend + seen.bias[..., None, :]
+    return logits, seen.values, _moving(xp, seen, q, bend, along)
+
+
+def _moving(xp: Any, seen: Seen, q: Any, bend: Any, along: Any) -> tuple[Any, Any] | None:
+    if seen.cross is None:
+        return None
+    known = along > 0
+    direction = matmul(xp, q, xp.asarray(seen.cross, q.dtype)) * (2 / xp.where(known, along, 1))[..., None]
+    return bend, xp.where(known[..., None], direction, 0)
+
+
+def weighted(xp: Any, logits: Any, values: Any, moving: Any) -> Partial:
+    """Return the sums of values with these logits."""
     shift = stopped(xp, xp.max(logits, -1, initial=-np.inf))
     weight = xp.exp(logits - xp.where(shift == -np.inf, 0, shift)[..., None])
-    return Partial(matmul(xp, weight, values), xp.sum(weight, -1), shift)
+    numerator = matmul(xp, weight, values)
+    if moving is not None:
+        bend, direction = moving
+        numerator = numerator + xp.sum(weight * bend, -1)[..., None] * direction
+    return Partial(numerator, xp.sum(weight, -1), shift)

@@ -64,10 +64,10 @@ def _causal(rows: Rows, far: Far, plan: Plan) -> tuple[Partial, BlockState]:
         return part, state
 
     def body(state: BlockState, block: Any) -> tuple[BlockState, Partial]:
-        q, k, v, mask = block
-        return schedule.step(jnp, Rows(q, k, v, mask[..., 0], rows.heavy), far, plan, state)
+        q, k, v, mask, real = block
+        return schedule.step(jnp, Rows(q, k, v, mask[..., 0], rows.heavy), far, plan, state, real)
 
-    blocks = tuple(_cut(x, plan.block) for x in (q, k, v, mask))
+    blocks = tuple(_cut(x, plan.block) for x in (q, k, v, mask, _real(whole, keys - length, keys)))
     state, found = lax.scan(jax.checkpoint(body, prevent_cse=False), state, blocks)
     part = _rejoined(found)
     first = keys - length
@@ -81,19 +81,26 @@ def _resumed(rows: Rows, far: Far, plan: Plan, state: BlockState) -> tuple[Parti
     batch = np.broadcast_shapes(
         rows.k.shape[:-2], rows.v.shape[:-2], rows.mask.shape[:-1], rows.heavy.shape[:-1], state.mask.shape[:-1]
     )
-    tails = BlockState(State(2, 1, 1), 2, 2, 1, 2, 2, 1, None)
+    own = (None, None) if state.mass is None else (1, 2)
+    tails = BlockState(State(2, 1, 1), 2, 2, 1, 2, 2, 1, None, *own)
     state = jax.tree.map(lambda tail, x: x if tail is None else _wide(x, batch, tail), tails, state, is_leaf=_is_none)
     q = _padded(rows.q, keys - length, 0)
 
     def body(state: BlockState, piece: Any) -> tuple[BlockState, Partial]:
-        q, k, v, mask = piece
-        return schedule.step(jnp, Rows(q, k, v, mask[..., 0], rows.heavy), far, plan, state)
+        q, k, v, mask, real = piece
+        return schedule.step(jnp, Rows(q, k, v, mask[..., 0], rows.heavy), far, plan, state, real)
 
-    pieces = tuple(_cut(x, 1) for x in (q, rows.k, rows.v, rows.mask[..., None]))
+    pieces = tuple(_cut(x, 1) for x in (q, rows.k, rows.v, rows.mask[..., None], _real(keys, keys - length, keys)))
     state, found = lax.scan(jax.checkpoint(body, prevent_cse=False), state, pieces)
     part = _rejoined(found)
     first = keys - length
     return Partial(part.numerator[..., first:, :], part.denominator[..., first:], part.shift[..., first:]), state
+
+
+def _real(count: int, first: int, last: int) -> Any:
+    """Return, (count, 1), which positions have a query that was given."""
+    positions = jnp.arange(count)[:, None]
+    return (positions >= first) & (positions < last)
 
 
 def _is_none(x: Any) -> bool:
@@ -122,21 +129,13 @@ def _both_sides(rows: Rows, far: Far, plan: Plan) -> Partial:
     size, reach, length, keys = plan.block, plan.reach, rows.q.shape[-2], rows.k.shape[-2]
     blocks = max(-(-max(length, keys) // size), 1)
     blocks = -(-blocks // _TOGETHER) * _TOGETHER if blocks > _TOGETHER else blocks
-    group, whole = min(blocks, _TOGETHER), blocks * size
-    apart = (reach + 1) * size
-
-    def shifted(x: Any, by: int) -> Any:
-        """Return an array in which what stood at position i + by stands at i, cut into groups of blocks."""
-        there = x[..., max(by, 0) : max(whole + by, 0), :]
-        there = _padded(there, min(max(-by, 0), whole), 0)
-        there = _padded(there, 0, whole - there.shape[-2])
-        return _cut(there, size).reshape(blocks // group, group, *there.shape[:-2], size, there.shape[-1])
+    group, whole, apart = min(blocks, _TOGETHER), blocks * size, (reach + 1) * size
 
     given = rows.k, rows.v, free[..., None]
-    after, before = (tuple(shifted(x, by) for x in given) for by in (apart, -apart))
+    after, before = (tuple(_shifted(x, by, size, (blocks // group, group)) for x in given) for by in (apart, -apart))
     edge = reach * size
     band = tuple(_padded(_padded(x, edge, 0), 0, max(whole - keys, 0) + edge) for x in given)
-    queries = shifted(rows.q, 0)
+    queries = _shifted(rows.q, 0, size, (blocks // group, group))
 
     def written(block: Any) -> State:
         return summaries.write(jnp, far, block[0], block[1], block[2][..., 0])
@@ -174,6 +173,14 @@ def _both_sides(rows: Rows, far: Far, plan: Plan) -> Partial:
     found = Partial(*(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]) for x in found))
     part = _rejoined(found)
     return Partial(part.numerator[..., :length, :], part.denominator[..., :length], part.shift[..., :length])
+
+
+def _shifted(x: Any, by: int, size: int, groups: tuple[int, int]) -> Any:
+    """Return an array in which what stood at position i + by stands at i, cut into groups of blocks."""
+    whole = groups[0] * groups[1] * size
+    there = _padded(x[..., max(by, 0) : max(whole + by, 0), :], min(max(-by, 0), whole), 0)
+    there = _padded(there, 0, whole - there.shape[-2])
+    return _cut(there, size).reshape(*groups, *there.shape[:-2], size, there.shape[-1])
 
 
 def _no_window(rows: Rows, far: Far, free: Any, seen: Any) -> Partial:

@@ -10,7 +10,7 @@ import numpy as np
 from rfkernels._arrays import dtype_name
 from rfkernels._checks import check_finite_arrays
 from rfkernels.backends import Backend, Pass, numpy
-from rfkernels.backends.numba import passes
+from rfkernels.backends.numba import merging, passes
 from rfkernels.backends.numba.jit import host_width, machine
 from rfkernels.backends.numba.packed import packed
 from rfkernels.backends.numba.packing import Layout, layout, pack_weights, to_internal, to_state
@@ -18,6 +18,8 @@ from rfkernels.backends.numba.passes import Heads
 from rfkernels.backends.numba.threads import thread_count
 from rfkernels.core import Options
 from rfkernels.features import Features
+from rfkernels.grouping import BlockState, Far, Plan
+from rfkernels.grouping.schedule import Rows
 from rfkernels.state import State
 
 
@@ -138,6 +140,10 @@ def _read(state: State, q: Any, features: Features, full: bool, check: bool, dty
     return Pass(out, log, sign, state)
 
 
-BACKEND = Backend("numba", _attend, _write, _read, numpy.blocks)
+def _blocks(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: Any) -> Pass:
+    return numpy.blocks(rows, far, plan, state, dtype, merging.reduced)
+
+
+BACKEND = Backend("numba", _attend, _write, _read, _blocks)
 
 __all__ = ["BACKEND", "describe"]

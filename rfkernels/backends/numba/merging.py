@@ -1,0 +1,78 @@
+"""Merging of points by Ward's criterion, compiled: rounds as `rfkernels.grouping.merging.reduced` specifies them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+
+def reduced(_: Any, x: Any, weight: Any, size: int) -> Any:
+    """Return a group, from 0 to size − 1, for each point of positive weight; (*batch, points)."""
+    batch = np.broadcast_shapes(x.shape[:-2], weight.shape[:-1])
+    points = np.broadcast_to(x, (*batch, *x.shape[-2:])).reshape(-1, *x.shape[-2:])
+    weights = np.broadcast_to(weight, (*batch, weight.shape[-1])).reshape(-1, weight.shape[-1])
+    label = np.empty(weights.shape, np.int64)
+    for own, mass, out in zip(points, weights, label, strict=True):
+        _reduce(np.ascontiguousarray(own.T), mass.copy(), size, out)
+    return label.reshape(*batch, weight.shape[-1])
+
+
+@njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
+def _distances(x: Any, i: int, row: Any) -> None:
+    """Write squared distances of point i from all; points are columns."""
+    row[:] = 0
+    for axis in range(x.shape[0]):
+        own = x[axis, i]
+        for j in range(x.shape[1]):
+            apart = x[axis, j] - own
+            row[j] += apart * apart
+
+
+@njit(cache=True, nogil=True)
+def _nearest(square: Any, weight: Any, left: Any, i: int) -> tuple[int, float]:
+    best, at = np.inf, -1
+    for j in range(len(weight)):
+        if left[j] and j != i:
+            cost = weight[i] * weight[j] / (weight[i] + weight[j]) * square[i, j]
+            if cost < best:
+                best, at = cost, j
+    return at, best
+
+
+@njit(cache=True, nogil=True)
+def _reduce(x: Any, weight: Any, size: int, label: Any) -> None:
+    count = len(weight)
+    left, root = weight > 0, np.arange(count)
+    surplus = left.sum() - size
+    square = np.empty((count, count), x.dtype)
+    for i in range(count):
+        if left[i]:
+            _distances(x, i, square[i])
+    nearest, least, stale = np.empty(count, np.int64), np.empty(count), left.copy()
+    while surplus > 0:
+        for i in range(count):
+            if left[i] and (stale[i] or not left[nearest[i]] or stale[nearest[i]]):
+                nearest[i], least[i] = _nearest(square, weight, left, i)
+        stale[:] = False
+        leads = np.array(
+            [i for i in range(count) if left[i] and i < nearest[i] and nearest[nearest[i]] == i], dtype=np.int64
+        )
+        order = np.argsort(least[leads], kind="mergesort")[:surplus]
+        for i in leads[order]:
+            j = nearest[i]
+            both = weight[i] + weight[j]
+            for axis in range(x.shape[0]):
+                x[axis, i] = (x[axis, i] * weight[i] + x[axis, j] * weight[j]) / both
+            weight[i], left[j] = both, False
+            root[root == j] = i
+            stale[i] = True
+        surplus -= len(order)
+        for i in range(count):
+            if stale[i] and left[i]:
+                _distances(x, i, square[i])
+                square[:, i] = square[i]
+    place = np.cumsum(left) - 1
+    for i in range(count):
+        label[i] = max(place[root[i]], 0)

@@ -1,0 +1,98 @@
+"""`rfkernels advise`: which estimator suits arrays in files, if any."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from rfkernels.advise import Report
+from rfkernels.advise import advise as run
+from rfkernels.cli.attend import Inputs, _usable
+from rfkernels.cli.files import check_target, load_array, whole_file
+from rfkernels.cli.output import BadInput, console
+
+_FILE = click.Path(path_type=Path)
+_POSITIVE = click.IntRange(min=1)
+_STDOUT = Path("-")
+
+
+@click.command(short_help="What to expect on your own .npy files, and what to use.")
+@click.argument("q", type=_FILE)
+@click.argument("k", type=_FILE)
+@click.argument("v", type=_FILE, required=False)
+@click.option("--causal", is_flag=True, help="Query t sees keys up to t only.")
+@click.option("--length", type=_POSITIVE, help="How many queries times and memory are for; those given by default.")
+@click.option("--tolerance", type=float, default=0.1, show_default=True, help="The relative error that is accepted.")
+@click.option(
+    "--features", type=_POSITIVE, multiple=True, default=(64, 256, 1024), show_default=True, help="Columns to try."
+)
+@click.option(
+    "--window",
+    type=_POSITIVE,
+    multiple=True,
+    default=(32, 128),
+    show_default=True,
+    help="Windows to try, and none.",
+)
+@click.option("--scale", type=float, help="Multiplies q·k; 1/√dim if not given.")
+@click.option("--sample", type=_POSITIVE, default=256, show_default=True, help="Queries of each head to measure.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random features.")
+@click.option("--json", "json_file", type=_FILE, help="Write JSON to this file; - for stdout, instead of the text.")
+@click.option("--picture", type=_FILE, help="Write a picture (PNG), with a row for each head, to this file.")
+@click.option("--force", is_flag=True, help="Replace files that exist.")
+def advise(
+    q: Path,
+    k: Path,
+    v: Path | None,
+    json_file: Path | None,
+    picture: Path | None,
+    force: bool,
+    features: tuple[int, ...],
+    window: tuple[int, ...],
+    seed: int,
+    **options: Any,
+) -> None:
+    """Say what suits the queries, keys and values in the files Q, K and V: an estimator, a plain average, or neither.
+
+    Each holds one array (*batch, length, dim); heads are batch axes. Without V the weights themselves are judged.
+
+    \b
+    Example: rfkernels advise q.npy k.npy v.npy --causal --length 8192 --picture advice.png
+    """  # noqa: D301 - \b keeps click from joining lines
+    targets = {"--json": json_file, "--picture": picture}
+    for option, path in targets.items():
+        if path is not None and path != _STDOUT:
+            check_target(path, force, option)
+    if picture == _STDOUT:
+        raise BadInput("--picture must name a file, got -")
+    files = {"q": q, "k": k} | ({} if v is None else {"v": v})
+    inputs = Inputs({name: load_array(name, path) for name, path in files.items()}, files)
+    report = _advised(inputs, counts=features, windows=(None, *window), rng=seed, **options)
+    if picture is not None:
+        from rfkernels.cli import heatmap  # imports matplotlib
+
+        with whole_file(picture, force) as file:
+            file.write(heatmap.draw_advice(report))
+    if json_file == _STDOUT:
+        click.echo(report.to_json())
+        return
+    if json_file is not None:
+        with whole_file(json_file, force) as file:
+            file.write(report.to_json().encode())
+    click.echo(str(report))
+
+
+def _advised(inputs: Inputs, **options: Any) -> Report:
+    errors = console(stderr=True)
+    columns = TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+        task = progress.add_task("reading", total=None)
+
+        def advance(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done, total=total)
+
+        with _usable(inputs):
+            return run(**inputs.arrays, **options, progress=advance)

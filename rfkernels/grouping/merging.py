@@ -1,0 +1,141 @@
+"""Groups that are merged from keys as they leave the window: causal, and with no data to calibrate on.
+
+A block of keys that leaves joins the groups as points of one key each. Then the two points that cost least to merge
+become one, until there are as many groups as wanted. The cost is that of Ward (1963): |x_i − x_j|² w_i w_j over
+w_i + w_j, w being the attention that a point has received from the last block of queries. The first keys that leave are
+groups by themselves; what is attended to is not merged with what is far from it, so that heavy keys tend to stay alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rfkernels._arrays import matmul, stopped
+from rfkernels.grouping.records import BlockState
+from rfkernels.grouping.summaries import order_zero, seen_groups, squares, weighted
+from rfkernels.partials import Partial
+from rfkernels.state import State
+
+_EVEN = 1.0
+"""How much attention, of that of all queries of a block, is spread evenly over keys when points are weighed.
+
+Where a query will look for what none has looked at yet, the attention of the present misleads.
+"""
+
+
+def read(
+    xp: Any, state: BlockState, q: Any, k: Any, v: Any, allowed: Any, scale: Any, counts: Any = True
+) -> tuple[BlockState, Partial]:
+    """Attend to groups and to near and heavy keys; note what attention they receive from the queries that count."""
+    q = q * xp.asarray(scale, q.dtype)
+    dim, near = k.shape[-1], state.mask.shape[-1]
+    total = xp.trace(state.within[..., :dim], axis1=-2, axis2=-1)
+    within = state.within / xp.where(total > 0, total, 1)[..., None, None]
+    seen = seen_groups(xp, state.sums, dim, None, within[..., :dim], within[..., dim:])
+    logits, values, moving = order_zero(xp, seen, q)
+    exact = xp.where(allowed, matmul(xp, q, xp.swapaxes(k, -1, -2)), -np.inf)
+    logits = _beside(xp, logits, exact, -1)
+    bend = _beside(xp, moving[0], xp.zeros_like(exact), -1)
+    part = weighted(xp, logits, _beside(xp, values, v, -2), (bend, moving[1]))
+    log = xp.where(part.denominator > 0, xp.log(xp.where(part.denominator > 0, part.denominator, 1)) + part.shift, 0)
+    share = stopped(xp, xp.exp(logits[..., : seen.bias.shape[-1] + near] - log[..., None]))
+    return state._replace(mass=state.mass + _pooled(xp, xp.sum(xp.where(counts, share, 0), -2), state.mass.shape)), part
+
+
+def _beside(xp: Any, one: Any, other: Any, axis: int) -> Any:
+    batch = np.broadcast_shapes(one.shape[:-2], other.shape[:-2])
+    return xp.concatenate([xp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (one, other)], axis)
+
+
+def _pooled(xp: Any, x: Any, shape: tuple[int, ...]) -> Any:
+    """Sum over axes that an array of this shape lacks or has of size 1: those of query heads that share keys."""
+    x = xp.sum(x, tuple(range(x.ndim - len(shape)))) if x.ndim > len(shape) else x
+    axes = tuple(i - x.ndim for i in range(x.ndim) if shape[i - x.ndim] == 1 and x.shape[i] > 1)
+    return xp.sum(x, axes, keepdims=True) if axes else x
+
+
+def absorb(
+    xp: Any, state: BlockState, k: Any, v: Any, mask: Any, merge: Callable[[Any, Any, Any, int], Any]
+) -> BlockState:
+    """Merge a block of keys that leaves the window into the groups."""
+    dim, size, count = k.shape[-1], state.sums.z.shape[-1], k.shape[-2]
+    kv = xp.concatenate([state.sums.kv, xp.concatenate([k, squares(xp, None, k), v], -1) * mask[..., None]], -2)
+    number = xp.concatenate([state.sums.z, mask.astype(k.dtype)], -1)
+    means = kv / xp.where(number > 0, number, 1)[..., None]
+    mass, total = state.mass[..., : size + count], xp.sum(number, -1, keepdims=True)
+    received = xp.sum(mass, -1, keepdims=True)
+    weight = mass / xp.where(received > 0, received, 1) + _EVEN * number / xp.where(total > 0, total, 1)
+    label = merge(xp, stopped(xp, means[..., :dim]), stopped(xp, xp.where(number > 0, weight, 0)), size)
+    share = ((label[..., None] == xp.arange(size)) & (number > 0)[..., None]).astype(k.dtype)
+    turned = xp.swapaxes(share, -1, -2)
+    sums, z = matmul(xp, turned, kv), matmul(xp, turned, number[..., None])[..., 0]
+    merged = matmul(xp, share, sums / xp.where(z > 0, z, 1)[..., None])
+    apart = means - merged
+    parts = xp.concatenate([apart[..., :dim], apart[..., dim + 1 :]], -1) * number[..., None]
+    within = state.within + matmul(xp, xp.swapaxes(apart[..., :dim], -1, -2), parts)
+    return state._replace(sums=State(sums, z, state.sums.shift), mass=xp.zeros_like(state.mass), within=within)
+
+
+class _Points(NamedTuple):
+    """Points (*batch, points, dim), what they weigh, which are left, what each was merged into, and how many to go."""
+
+    x: Any
+    weight: Any
+    left: Any
+    root: Any
+    surplus: Any
+
+
+def reduced(xp: Any, x: Any, weight: Any, size: int) -> Any:
+    """Return a group, from 0 to size − 1, for each point of positive weight.
+
+    Points each of which is the cheapest to merge with the other are merged at once, the cheapest first: of Ward's
+    criterion one merger does not make another cheaper.
+    """
+    left = weight > 0
+    root = xp.broadcast_to(xp.arange(x.shape[-2]), weight.shape)
+    surplus = xp.maximum(xp.sum(left, -1, keepdims=True) - size, 0)
+    points = _Points(x, weight, left, root, surplus)
+    if xp is np:
+        while points.surplus.any():
+            points = _merged(xp, points)
+    else:
+        lax = sys.modules["jax"].lax
+        points = lax.while_loop(lambda p: xp.any(p.surplus > 0), lambda p: _merged(xp, p), points)
+    place = xp.cumsum(points.left, -1) - 1
+    return xp.maximum(xp.take_along_axis(place, points.root, -1), 0)
+
+
+def _merged(xp: Any, points: _Points) -> _Points:
+    x, weight, left, root, surplus = points
+    index = xp.arange(x.shape[-2])
+    square = xp.sum(x * x, -1)
+    distance = square[..., :, None] + square[..., None, :] - 2 * matmul(xp, x, xp.swapaxes(x, -1, -2))
+    one, two = weight[..., :, None], weight[..., None, :]
+    pair = one * two / xp.where(one + two > 0, one + two, 1)
+    apart = left[..., :, None] & left[..., None, :] & (index[:, None] != index)
+    cost = xp.where(apart, pair * xp.maximum(distance, 0), np.inf)
+    nearest, least = xp.argmin(cost, -1), xp.min(cost, -1)
+    mutual = xp.take_along_axis(nearest, nearest, -1) == index
+    leads = mutual & left & (index < nearest) & (least < np.inf)
+    order = xp.argsort(xp.where(leads, least, np.inf), -1)
+    rank = xp.argsort(order, -1)
+    leads = leads & (rank < surplus)
+    follows = mutual & (nearest < index) & xp.take_along_axis(leads, nearest, -1)
+    other = xp.take_along_axis(weight, nearest, -1)
+    both = weight + other
+    middle = (x * weight[..., None] + xp.take_along_axis(x, nearest[..., None], -2) * other[..., None]) / xp.where(
+        both > 0, both, 1
+    )[..., None]
+    target = xp.where(follows, nearest, index)
+    return _Points(
+        xp.where(leads[..., None], middle, x),
+        xp.where(leads, both, weight),
+        left & ~follows,
+        xp.take_along_axis(target, root, -1),
+        surplus - xp.sum(leads, -1, keepdims=True),
+    )
