@@ -68,8 +68,8 @@ def calibrated(kept: Kept) -> dict[str, Attend]:
 
     @cache
     def groups(layer: int) -> rfk.Groups:
-        q, k, _ = kept[layer]
-        return rfk.fit_groups(pooled(q), pooled(k), GROUPS, rng=0)
+        q, k, v = (pooled(x) for x in kept[layer])
+        return rfk.fit_groups(q, k, GROUPS, v=v)
 
     return {
         f"calibrated affine {FEATURES}, window {WINDOW}": compiled(

@@ -60,6 +60,7 @@ def run(model: Any, documents: list[list[int]], attend: Attend | None) -> Swappe
         model(input_ids=torch.tensor(documents[:1]))  # compiles
         took = 0.0
         states = [model(input_ids=torch.tensor([tokens])).last_hidden_state[0].numpy() for tokens in documents]
+    model.set_attn_implementation("sdpa")
     return Swapped(np.stack(states), took / len(documents))
 
 

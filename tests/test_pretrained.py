@@ -87,23 +87,36 @@ def test_documents_are_dealt_by_work(load: Any, tmp_path: Path, monkeypatch: pyt
 
 def test_scores_of_states_that_are_known(load: Any) -> None:
     scores = load("pretrained_scores")
-    original = np.array([[1.0, 0, 0], [0.9, 0.1, 0], [0, 1.0, 0], [0, 0.8, 0.1]])[:, None, :].repeat(2, 1)
+    original = np.array([[1.0, 0, 0], [0.9, 0.1, 0], [0, 1.0, 0], [0.06, 0.8, 0]])[:, None, :].repeat(2, 1)
     same = scores.compare(original, original)
     assert (round(same.mean, 9), round(same.least, 9), same.nearest, same.five, same.states) == (1, 1, 1, 1, 0)
     other = original.copy()
-    other[3] = [1, 0, 0]  # orthogonal to two hundredths to what it was, and nearest to the first document now
+    other[3] = [1, 0, 0]
+    lost = 0.06 / np.hypot(0.06, 0.8)
     found = scores.compare(other, original)
-    assert found.least == pytest.approx(0, abs=1e-9)
-    assert found.mean == pytest.approx(3 / 4)
+    assert found.least == pytest.approx(lost)
+    assert found.mean == pytest.approx((3 + lost) / 4)
     assert found.nearest == 1 / 4  # documents 0, 2 and 3 lose theirs; 1 keeps 0
     moved = scores.compare(1.1 * original, original)
     assert moved.mean == pytest.approx(1)
     assert moved.states == pytest.approx(0.1)
-    assert scores.neighbours(scores.embeddings(original), 2).tolist() == [[1, 3], [0, 2], [3, 1], [2, 1]]
+    assert scores.neighbours(scores.embeddings(original), 2).tolist() == [[1, 3], [0, 3], [3, 1], [2, 1]]
     assert str(same).split() == ["1.0000", "1.0000", "100.0%", "100.0%", "0.000"]
 
 
-def test_estimators(load: Any) -> None:
+FEW = (
+    "exact",
+    "plain average of v",
+    "affine 256",
+    "128 groups",
+    "128 groups, window 64",
+    "calibrated affine 256, window 64",
+    "calibrated 128 groups, window 64",
+)
+
+
+@pytest.mark.parametrize("names", [FEW, pytest.param(None, marks=pytest.mark.long)], ids=["few", "all"])
+def test_estimators(load: Any, names: tuple[str, ...] | None) -> None:
     pytest.importorskip("jax")
     module = load("pretrained_estimators")
     rng = np.random.default_rng(0)
@@ -112,15 +125,17 @@ def test_estimators(load: Any) -> None:
     q, k, v = (rng.normal(size=(2, 192, 8)).astype(np.float32) for _ in range(3))
     expected = rfk.exact_attention(q, k, v)
     error = {}
-    for name, attend in table.items():
-        out = attend(q, k, v, 1)
+    for name in names or table:
+        out = table[name](q, k, v, 1)
         assert out.shape == expected.shape
         error[name] = np.linalg.norm(out - expected) / np.linalg.norm(expected)
+        # what was fitted before is that of the layer
+        assert np.array_equal(table[name](q, k, v, 0), out) == (not name.startswith("calibrated"))
     assert error["exact"] < 1e-5
     assert error["128 groups, window 64"] < error["128 groups"] < error["plain average of v"]
-    assert error["affine 256, window 64"] < error["affine 256"] < error["plain average of v"]
-    for name, attend in table.items():  # what was fitted before is that of the layer
-        assert np.array_equal(attend(q, k, v, 0), attend(q, k, v, 1)) == (not name.startswith("calibrated"))
+    assert error["affine 256"] < error["plain average of v"]
+    for name in ("128 groups, window 64", "affine 256, window 64"):  # fitted to other samples of the same kind
+        assert error[f"calibrated {name}"] < error["plain average of v"]
     assert module.pooled(kept[0][0])[1, 96:].tolist() == kept[0][0][1, 1].tolist()
 
 
@@ -129,9 +144,10 @@ def model() -> Any:
     """An encoder of two layers that was not trained."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48}
     config = transformers.BertConfig(
-        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48
-    )
+        **sizes, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.3
+    )  # wide enough for attention to matter
     return transformers.BertModel(config).eval()
 
 
