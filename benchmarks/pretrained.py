@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--articles", type=Path, help="a Wikipedia dump, .bz2")
     parser.add_argument("--documents", type=int, help="at most so many in each half")
     parser.add_argument("--half", choices=HALVES, help="one half alone, and no times against the length")
-    parser.add_argument("--only", default="", help="those estimators alone whose name has this in it, such as 'groups'")
+    parser.add_argument("--only", nargs="+", default=[""], help="estimators whose name has one of these in it")
     parser.add_argument("--quick", action="store_true", help="four documents a half, two lengths")
     options = parser.parse_args(arguments)
     model, tokenizer = load(options.model)
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, jax {jax.__version__}", end=", ")
     print(f"{allowed_threads()} threads")
     kept = capture(model, [document.tokens for document in _spread(halves["choosing"], CALIBRATION)])
-    table = {name: attend for name, attend in estimators(kept).items() if options.only in name}
+    table = {name: attend for name, attend in estimators(kept).items() if any(part in name for part in options.only)}
     for name in HALVES if options.half is None else (options.half,):
         print(f"\n{name}: ", end="")
         whole_model(model, _spread(halves[name], limit or len(halves[name])), table)
