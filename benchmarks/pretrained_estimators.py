@@ -54,8 +54,8 @@ def estimated(make: Callable[[Any, Any], rfk.Features], **options: Any) -> Atten
     return compiled(lambda q, k, v: rfk.attention(q, k, v, make(q, k), **options))
 
 
-def grouped(**options: Any) -> Attend:
-    return compiled(lambda q, k, v: rfk.attention(q, k, v, groups=GROUPS, **options))
+def grouped(count: int, **options: Any) -> Attend:
+    return compiled(lambda q, k, v: rfk.attention(q, k, v, groups=count, **options))
 
 
 def calibrated(kept: Kept) -> dict[str, Attend]:
@@ -99,8 +99,9 @@ def estimators(kept: Kept) -> dict[str, Attend]:
         f"affine {FEATURES}, {near}": estimated(affine, window=WINDOW),
         f"tilted {FEATURES}, {near}": estimated(tilted, window=WINDOW),
         f"tilted {FEATURES}, {near}, {HEAVY} heavy": estimated(tilted, window=WINDOW, heavy=HEAVY),
-        f"{GROUPS} groups": grouped(),
-        f"{GROUPS} groups, window {NARROW}": grouped(window=NARROW),
-        f"{GROUPS} groups, {near}": grouped(window=WINDOW),
+        f"{GROUPS} groups": grouped(GROUPS),
+        f"{GROUPS} groups, window {NARROW}": grouped(GROUPS, window=NARROW),
+        f"{GROUPS} groups, {near}": grouped(GROUPS, window=WINDOW),
+        f"{2 * GROUPS} groups, {near}": grouped(2 * GROUPS, window=WINDOW),
         **calibrated(kept),
     }
