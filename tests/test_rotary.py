@@ -209,6 +209,7 @@ def test_words_keep_their_number_and_texts_are_held_out(load: Any, tmp_path: Pat
     assert train.max() < 64
 
 
+@pytest.mark.long
 def test_the_example_runs(load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights, out = tmp_path / "weights.npz", tmp_path / "figures.json"
     sizes = ["--steps", "3", "--length", "94", "--vocabulary", "128", "--dim", "8", "--layers", "1"]
