@@ -254,6 +254,17 @@ def test_steps_that_find_groups(shape: tuple[int, ...], keys: int) -> None:
                     np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-10, err_msg=name)
 
 
+def test_fewer_different_keys_than_groups() -> None:
+    """Small integers, so that distances are exactly zero where keys have run out; the first key may not be attended."""
+    rng = np.random.default_rng(3)
+    q = rng.choice([-1.0, 1.0], (2, 64, DIM))
+    k = rng.choice([-2.0, 0.0, 1.0], (3, DIM))[np.arange(50) % 3] * np.ones((2, 1, 1))
+    mask = np.arange(50) > 0
+    got, expected = (found(q, k, None, 9, mask, steps) for steps in (FAST, fitting.STEPS))
+    np.testing.assert_array_equal(got.centres, expected.centres)
+    assert np.all(got.centres[:, 3:] == k[:, [1]])
+
+
 def test_steps_in_float32_keep_the_dtype() -> None:
     q, k, v = inputs(90, 300, dtype=np.float32)
     mask = np.arange(300) % 3 > 0
