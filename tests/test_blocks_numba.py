@@ -285,6 +285,13 @@ def test_attention_that_keys_receive() -> None:
     np.testing.assert_allclose(*few, rtol=1e-12)
 
 
+def test_the_heaviest_come_first_among_equals() -> None:
+    mass = np.random.default_rng(0).integers(0, 5, (2, 3, 40)).astype(np.float32)
+    for count in (1, 7, 39, 40, 50):
+        expected = np.sort(np.argsort(-mass, -1, stable=True)[..., :count], -1)
+        np.testing.assert_array_equal(fitting.heaviest(mass, None, count), expected)
+
+
 def test_groups_and_heavy_keys_of_the_input_itself() -> None:
     """What attention finds by itself is what one finds and hands over."""
     q, k, v = inputs(400, 400, batch=(2, 4), shared=(2, 1))
