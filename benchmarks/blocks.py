@@ -94,7 +94,7 @@ def fitting(rounds: int, seconds: float) -> None:
     q, k, v = inputs(8, 8192, 64)
 
     def fit(steps: Steps) -> Any:
-        queries, keys, scale = checked(q, k, None, None, finite=False)
+        queries, keys, scale = checked(q, k, None, None, check_finite=False)
         return found(queries, keys, v, 128, scale, None, received(queries, keys, scale, None, steps), steps)
 
     timings = measure({"NumPy": partial(fit, STEPS), "Numba": partial(fit, BACKEND.steps)}, rounds, seconds)

@@ -254,6 +254,17 @@ def test_steps_that_find_groups(shape: tuple[int, ...], keys: int) -> None:
                     np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-10, err_msg=name)
 
 
+def test_fewer_different_keys_than_groups() -> None:
+    """Small integers, so that distances are exactly zero where keys have run out; the first key may not be attended."""
+    rng = np.random.default_rng(3)
+    q = rng.choice([-1.0, 1.0], (2, 64, DIM))
+    k = rng.choice([-2.0, 0.0, 1.0], (3, DIM))[np.arange(50) % 3] * np.ones((2, 1, 1))
+    mask = np.arange(50) > 0
+    got, expected = (found(q, k, None, 9, mask, steps) for steps in (FAST, fitting.STEPS))
+    np.testing.assert_array_equal(got.centres, expected.centres)
+    assert np.all(got.centres[:, 3:] == k[:, [1]])
+
+
 def test_steps_in_float32_keep_the_dtype() -> None:
     q, k, v = inputs(90, 300, dtype=np.float32)
     mask = np.arange(300) % 3 > 0
@@ -272,6 +283,13 @@ def test_attention_that_keys_receive() -> None:
         np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-15)
     few = [fitting.received(q[:, :3], k, 0.4, None, steps) for steps in (FAST, fitting.STEPS)]
     np.testing.assert_allclose(*few, rtol=1e-12)
+
+
+def test_the_heaviest_come_first_among_equals() -> None:
+    mass = np.random.default_rng(0).integers(0, 5, (2, 3, 40)).astype(np.float32)
+    for count in (1, 7, 39, 40, 50):
+        expected = np.sort(np.argsort(-mass, -1, stable=True)[..., :count], -1)
+        np.testing.assert_array_equal(fitting.heaviest(mass, None, count), expected)
 
 
 def test_groups_and_heavy_keys_of_the_input_itself() -> None:

@@ -176,7 +176,13 @@ def heaviest(mass: Any, mask: Any, count: int) -> Any:
     xp = namespace(mass)
     if mask is not None:
         mass = xp.where(mask, mass, -1)  # weights of others may have vanished, too
-    return xp.sort(xp.argsort(-mass, -1, stable=True)[..., : min(count, mass.shape[-1])], -1)
+    count = min(count, mass.shape[-1])
+    if xp is np and np.isfinite(mass).all():  # the same positions without sorting all
+        least = -np.partition(-mass, count - 1, -1)[..., count - 1, None]
+        above, equal = mass > least, mass == least
+        missing = count - above.sum(-1, keepdims=True)
+        return np.nonzero(above | (equal & (equal.cumsum(-1) <= missing)))[-1].reshape(*mass.shape[:-1], count)
+    return xp.sort(xp.argsort(-mass, -1, stable=True)[..., :count], -1)
 
 
 def check_count(count: Any, name: str) -> None:

@@ -174,8 +174,9 @@ def _each(one: Callable[..., Groups], q: Any, k: Any, v: Any, mask: Any, mass: A
         return 0
 
     threads.run([partial(task, head) for head in np.ndindex(batch)], count)
-    stacked = (_stacked([results[head][i] for head in np.ndindex(batch)], batch) for i in range(4))
-    return Groups(*stacked, scale=results[(0,) * len(batch)].scale)
+    parts = zip(*(results[head][:-1] for head in np.ndindex(batch)), strict=True)
+    centres, metric, spread, cross = (_stacked(list(part), batch) for part in parts)
+    return Groups(centres, metric, spread, cross, results[(0,) * len(batch)].scale)
 
 
 def _stacked(parts: list[Any], batch: tuple[int, ...]) -> Any:
