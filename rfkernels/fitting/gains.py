@@ -25,9 +25,9 @@ class Gain(NamedTuple):
     ----------
     methods : tuple of str
         "unfitted", for positive features of rows N(0, I), and then the methods of `fit`.
-    pairs : numpy.ndarray, shape (methods, *batch)
+    pairs : numpy.ndarray, one row for each method, then the batch axes
         Means over all pairs: what every method but "tilted" makes small.
-    attended : numpy.ndarray, shape (methods, *batch)
+    attended : numpy.ndarray, one row for each method, then the batch axes
         Means over pairs drawn from the weights of softmax attention, which matter to its output.
     """
 
