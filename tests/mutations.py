@@ -24,6 +24,12 @@ MAPS = ("tests/test_maps.py",)
 SHARDING = ("tests/test_sharding.py", "-k", "jump or windows or whole")
 INPUTS = ("tests/test_inputs.py", "-k", "drawn")
 
+GROUPING = "tests/test_grouping.py"
+BLOCKS = "tests/test_blocks_numba.py"
+UNCERTAINTY = "tests/test_uncertainty.py"
+CALIBRATION = "tests/test_calibration.py"
+ADVISE = "tests/test_advise.py"
+
 
 class Mutant(NamedTuple):
     """A text that occurs once in a file, what replaces it, and the arguments of pytest that should fail."""
@@ -268,4 +274,19 @@ MUTANTS = [
     # States
     Mutant("merged states on one scale", "state.py", "one, two = xp.exp(first.shift - base), xp.exp(second.shift - base)", "one, two = xp.exp(0 * first.shift), xp.exp(second.shift - base)", STATE),
     Mutant("a part without keys drowns the other", "partials.py", "xp.where(part.denominator == 0, -xp.inf, part.shift)", "part.shift", ("tests/test_numerics.py", "-k", "numpy and (ratio or window_over)")),
+    # Groups, heavy keys, blocks
+    Mutant("heavy keys written as well", "grouping/schedule.py", "return rows.mask & ~xp.any(rows.heavy[..., :, None] == positions, -2)", "return rows.mask", (GROUPING, "-k", "by_itself")),
+    Mutant("heavy keys a position early", "grouping/schedule.py", "(rows.heavy[..., None, :] <= first + own)", "(rows.heavy[..., None, :] <= first + own + 1)", (GROUPING, "-k", "by_itself")),
+    Mutant("groups of one weigh as much as large ones", "grouping/summaries.py", "bias = xp.where(filled, xp.log(count), -np.inf)", "bias = xp.where(filled, 0, -np.inf)", (GROUPING, "-k", "by_itself")),
+    Mutant("masked keys in the spread", "grouping/fitting.py", "steps.within(xp, groups, k, v, weight > 0)", "steps.within(xp, groups, k, v, weight >= 0)", (GROUPING, "-k", "masked")),
+    Mutant("Numba: no block leaves at the end", "backends/numba/block_schedule.py", "gather(p, s, t, absorbed, t.until, t.before)\n    return 0", "return 0", (BLOCKS, "-k", "causal")),
+    Mutant("Numba: values move half as far", "backends/numba/block_kernels.py", "both = b.fmul(b.fmul(e.load(moved, r), e.load(scale, e.integer(0))), e.scalar(2.0))", "both = b.fmul(b.fmul(e.load(moved, r), e.load(scale, e.integer(0))), e.scalar(1.0))", (BLOCKS, "-k", "bidirectional or causal")),
+    # Error bars, advice, learned features
+    Mutant("rows of pairs apart", "uncertainty/_groups.py", "(first + rows * np.arange(copies)[:, None])", "(first * copies + np.arange(copies)[:, None])", (UNCERTAINTY, "-k", "equal_parts")),
+    Mutant("delete-one without the others' share", "uncertainty/_jackknife.py", "share / left)", "share)", (UNCERTAINTY, "-k", "delete_one")),
+    Mutant("the order statistic of one value fewer", "uncertainty/_check.py", "LEVEL * (n + 1) - 1", "LEVEL * n - 1", (UNCERTAINTY, "-k", "order_statistic")),
+    Mutant("advice fitted to what it is measured on", "advise/_problem.py", "return problem.q[..., : queries // 2 : q_step, :], problem.k[..., : keys // 2 : k_step, :]", "return problem.q[..., ::q_step, :], problem.k[..., ::k_step, :]", (ADVISE, "-k", "paste")),
+    Mutant("advice to use what is slower", "advise/_report.py", "if row.seconds >= exact.seconds:", "if False:", (ADVISE, "-k", "decided")),
+    Mutant("steps that are worse are kept", "integrations/optax.py", "better = finite & (found < least) & (stopped == \"steps\")", "better = finite & (stopped == \"steps\")", (CALIBRATION, "-k", "no_step_is_kept")),
+    Mutant("gain on the sample it was fitted to", "fitting/gains.py", "asked = samples if on is None else _checked(*on)", "asked = samples", ("tests/test_gain.py",)),
 ]  # fmt: skip
