@@ -16,8 +16,8 @@ from rfkernels.fitting.choices import check_scale
 from rfkernels.grouping.records import Groups
 from rfkernels.grouping.summaries import labels
 
-_QUERIES, _KEYS = 32, 2048
-"""Queries that say which keys matter, and keys that centres are found from."""
+_QUERIES, _MEASURE, _KEYS = 32, 1024, 2048
+"""Queries that say which keys matter, those that say how far apart keys are, and keys that centres are found from."""
 
 _EVEN = 0.1
 """What share of the attention of all is spread evenly when keys are weighed, so that none weighs nothing."""
@@ -38,8 +38,8 @@ def fit_groups(
     Centres are keys, chosen one after another: each time that for which the squared distance from the nearest centre
     so far, times the attention it receives from a sample of 32 queries, is largest (farthest-first traversal, Gonzalez
     1985, with weights). Keys that matter most become groups of their own. Distances are those that logits see:
-    (k − c)ᵀ M (k − c), M being the second moment of queries. Of more than 2,048 keys, the 1,024 that receive most
-    attention and as many evenly spaced ones are considered.
+    (k − c)ᵀ M (k − c), M being the second moment of queries, of 1,024 of them if there are more. Of more than 2,048
+    keys, the 1,024 that receive most attention and as many evenly spaced ones are considered.
 
     Parameters
     ----------
@@ -131,6 +131,7 @@ def _each(one: Callable[..., Groups], *arrays: Any) -> Groups:
 
 def _found(q: Any, k: Any, v: Any, mask: Any, mass: Any, *, count: int, scale: Any, steps: Steps) -> Groups:
     xp, keys = namespace(q, k), k.shape[-2]
+    q = _spaced(q, _MEASURE)
     metric = steps.moment(xp, q) / q.shape[-2]
     metric = xp.broadcast_to(metric, (*np.broadcast_shapes(q.shape[:-2], k.shape[:-2]), *metric.shape[-2:]))
     weight = mass + _EVEN / keys * (1 if mask is None else mask.astype(k.dtype))
@@ -212,9 +213,13 @@ def checked(q: Any, k: Any, scale: Any, mask: Any, check_finite: bool) -> tuple[
 
 def received(q: Any, k: Any, scale: Any, mask: Any, steps: Steps) -> Any:
     """Return the attention that each key receives on average from some of the queries."""
+    return steps.mass(namespace(q, k), _spaced(q, _QUERIES), k, scale, mask)
+
+
+def _spaced(q: Any, count: int) -> Any:
+    """Return that many queries, evenly spaced, or all if there are no more."""
     length = q.shape[-2]
-    rows = q[..., np.arange(min(_QUERIES, length)) * length // min(_QUERIES, length), :]
-    return steps.mass(namespace(q, k), rows, k, scale, mask)
+    return q if length <= count else q[..., np.arange(count) * length // count, :]
 
 
 def _mass(xp: Any, rows: Any, k: Any, scale: Any, mask: Any) -> Any:
