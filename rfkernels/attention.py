@@ -97,8 +97,8 @@ def attention(
         Return an `AttentionResult` instead of the output alone; with segments, its state is that of the last one.
     error : bool, default False
         Estimate standard errors as well, from independent groups of features, checked against exact attention of 32
-        queries: the field `error` of the result, which needs ``full=True``. Warns where they are not to be trusted
-        (`rfkernels.uncertainty`).
+        queries: the field `error` of the result, which needs ``full=True``. With `heavy` or `groups` its `state` is
+        then None, and none can be resumed from. Warns where errors are not to be trusted (`rfkernels.uncertainty`).
     backend : {"numba", "jax", "numpy"}, optional
         Chosen by the kind of array if not given: numba for numpy.ndarray, jax for jax.Array.
     check_finite : bool, default True

@@ -588,3 +588,9 @@ def test_command_names_the_files_that_do_not_fit(saved: Callable[..., Result], t
     assert f"k = {tmp_path / 'k.npy'}: float32 (2, 96, 7)" in message
     (tmp_path / "k.npy").unlink()
     assert "no such file" in " ".join(saved().stderr.split())
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 64, 8))
+    report = advise(q, k, v, counts=(np.int64(8),), windows=(np.int64(16),), tolerance=np.float32(0.1))
+    assert json.loads(report.to_json())["tolerance"] == pytest.approx(0.1)

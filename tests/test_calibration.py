@@ -341,3 +341,13 @@ def test_refusals(change: dict[str, Any], error: type[Exception], message: str) 
     q, k, v = captured(0)
     with pytest.raises(error, match=message):
         learned(**{"q": q, "k": k, "v": v, **change})
+
+
+def test_learned_features_have_no_standard_errors() -> None:
+    q, k, v = 1.5 * np.random.default_rng(0).standard_normal((3, 2, 128, DIM))
+    found = rfk.calibrate(q, k, v, count=16, steps=40, progress=False, rng=0)
+    assert found.features.blocks is None
+    with pytest.raises(ValueError, match="learned ones"):
+        rfk.attention(q, k, v, found.features, full=True, error=True)
+    with pytest.raises(TypeError, match="progress must be a bool or a callable, got NoneType"):
+        rfk.calibrate(q, k, v, count=16, steps=40, progress=None, rng=0)  # type: ignore[arg-type]

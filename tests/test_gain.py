@@ -106,3 +106,12 @@ def test_refusals(change: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"q": q, "k": k, "methods": ("affine",), **change}
     with pytest.raises(ValueError, match=message):
         fitting.gain(**arguments)
+
+
+def test_methods_are_names_that_are_known() -> None:
+    q, k = np.random.default_rng(0).standard_normal((2, 2, 64, 4))
+    for methods in ("affine", ("foo",)):
+        with pytest.raises(ValueError, match=r"methods must be a tuple of names, each of affine.*tilted"):
+            fitting.gain(q, k, methods=methods)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="on must be queries and keys, got 1"):
+        fitting.gain(q, k, on=(q,))  # type: ignore[arg-type]

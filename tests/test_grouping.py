@@ -779,3 +779,13 @@ def test_numba_merges_as_is_specified() -> None:
         one, two = (np.where(weight > 0, f(np, x, weight, 11), -1) for f in (compiled, reduced))
         np.testing.assert_array_equal(one, two)
         assert set(two[0]) == {-1, *range(11)}
+
+
+def test_sums_of_kernels_in_groups_on_every_backend() -> None:
+    """Values of no width are not the same as no values."""
+    rng = np.random.default_rng(0)
+    q, k = rng.normal(size=(2, 3, 200, 8))
+    exact = rfk.exact_log_normalizer(q, k, scale=8**-0.5)
+    found = [rfk.log_normalizer(q, k, groups=32, heavy=4, backend=name) for name in ("numpy", "numba")]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-10)
+    assert np.abs(found[0] - exact).max() < 0.2

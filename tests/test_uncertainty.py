@@ -407,3 +407,31 @@ def test_half_widths() -> None:
     assert half_width(np.array(1.0), 31, 0.5) == pytest.approx(0.682483, rel=1e-4)
     with pytest.raises(ValueError, match="level must be above 0"):
         half_width(np.array(1.0), 7, 1.0)
+
+
+def test_heavy_positions_and_groups_with_axes_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = 0.3 * rng.standard_normal((3, 64, 8))
+    features = rfk.draw("positive", 8, 64, rng=0)
+    heavy = np.stack([rng.permutation(64)[:3] for _ in range(8)])
+    groups = rfk.fit_groups(*(0.3 * rng.standard_normal((2, 8, 64, 8))), 4)
+    for options in ({"heavy": heavy}, {"groups": groups}):
+        plain = rfk.attention(q, k, v, features, **options)
+        found = rfk.attention(q, k, v, features, **options, full=True, error=True)
+        np.testing.assert_allclose(found.output, plain, rtol=1e-10, atol=1e-12)
+        assert found.error.output.shape == plain.shape
+
+
+def test_states_and_masks_are_those_that_attention_takes() -> None:
+    q, k, v = 0.3 * np.random.default_rng(0).standard_normal((3, 2, 64, 8))
+    features = rfk.draw("positive", 8, 64, rng=0)
+    for count in (32, 128):
+        other = rfk.attention(q, k, v, rfk.draw("positive", 8, count, rng=1), causal=True, full=True).state
+        with pytest.raises(ValueError, match="state must have kv"):
+            rfk.attention(q, k, v, features, causal=True, state=other, full=True, error=True)
+    with pytest.raises(TypeError, match="mask must be a boolean array, got list"):
+        rfk.attention(q, k, v, features, mask=[True] * 64, full=True, error=True)
+    with pytest.raises(ValueError, match="full=True"):
+        rfk.attention(q, k, v, features, error=True)
+    with pytest.raises(TypeError, match="features must be given"):
+        rfk.attention(q, k, v, full=True, error=True)

@@ -92,7 +92,8 @@ def _average(problem: Problem, _prepared: Any, _window: int | None) -> Any:
 def _average_lines(problem: Problem, _count: int | None, _window: int | None) -> str:
     if not problem.causal:
         return "out = v.mean(-2, keepdims=True)  # the same for every query"
-    return f"out = (v.cumsum(-2) / np.arange(1, v.shape[-2] + 1)[:, None])[..., -{problem.sizes[0]}:, :]"
+    summed = "v.cumsum(-2, dtype=np.result_type(v, np.float32))"
+    return f"out = ({summed} / np.arange(1, v.shape[-2] + 1)[:, None])[..., -{problem.sizes[0]}:, :]"
 
 
 def _average_kept(problem: Problem, _prepared: Any, _window: int | None) -> int:

@@ -117,6 +117,8 @@ def calibrate(
     batch = check_sequences(queries, keys, values)
     _check_numbers(steps, learning_rate, holdout, patience)
     check_window(window)
+    if not (isinstance(progress, bool) or callable(progress)):
+        raise TypeError(f"progress must be a bool or a callable, got {type(progress).__name__}")
     if (count is None) == (features is None):
         raise ValueError(f"give either count or features, got count={count!r} and features={type(features).__name__}")
     if features is not None and scale is not None:

@@ -68,7 +68,8 @@ def kept(start: Features, complete: Features, learned: dict[str, Any], best: Any
         Side(found[f"{name}_matrix"], side.centre, found[f"{name}_linear"])
         for name, side in (("query", complete.query), ("key", complete.key))
     )
-    return replace(complete, projection=found["projection"], log_weight=found["log_weight"], query=query, key=key)
+    rows, log_weight = found["projection"], found["log_weight"]
+    return replace(complete, projection=rows, log_weight=log_weight, query=query, key=key, blocks=None)
 
 
 def widened(features: Features, k: Any, batch: tuple[int, ...]) -> Features:

@@ -110,6 +110,11 @@ def gain(
     affine                  4.75      5.68         2.86e+10
     """
     names = (*sorted(METHODS), "tilted") if methods is None else methods
+    known = {*METHODS, "tilted"}
+    if isinstance(names, str) or not known.issuperset(names):
+        raise ValueError(f"methods must be a tuple of names, each of {', '.join(sorted(known))}; got {methods!r}")
+    if on is not None and len(on) != 2:
+        raise ValueError(f"on must be queries and keys, got {len(on)} of them")
     samples = _checked(q, k)
     asked = samples if on is None else _checked(*on)
     if (asked[1].shape[:-2], asked[1].shape[-1]) != (samples[1].shape[:-2], samples[1].shape[-1]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -31,7 +32,7 @@ _LARGEST_GRADIENT = 1.0
 
 def _options() -> dict[str, Any] | None:
     """On a CPU, keep XLA from fusing products with what follows, which jaxlib 0.10.2 gets wrong (jax-ml/jax #39103)."""
-    version = tuple(int(x) for x in jaxlib_version.split(".")[:3])
+    version = tuple(int(x) for x in re.findall(r"\d+", jaxlib_version)[:3])
     concerned = jax.default_backend() == "cpu" and (0, 10, 2) <= version < (0, 12)
     return {"xla_cpu_experimental_ynn_fusion_type": ""} if concerned else None
 

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from rfkernels._arrays import accumulator, dtype_name, is_jax, namespace
-from rfkernels._checks import _is_tracer, check_qkv, result_dtype
+from rfkernels._checks import _is_tracer, check_mask, check_qkv, check_segments, result_dtype
 from rfkernels.features import Features, check_features
-from rfkernels.grouping import BlockState
+from rfkernels.grouping import BlockState, Groups
 from rfkernels.state import DecodeState, State
-from rfkernels.streaming import AttentionResult, Errors, batch_of
+from rfkernels.streaming import AttentionResult, Errors, batch_of, check_state
 from rfkernels.uncertainty import _check, _groups
 from rfkernels.uncertainty._jackknife import Estimate, combine
 
@@ -96,14 +96,24 @@ def attend(
     """
     check_qkv(q, k, v)
     if features is None:
-        raise TypeError("features must be given where errors are wanted: nothing is random about groups= alone")
+        raise TypeError(
+            "features must be given (see rfkernels.draw) where errors are wanted: groups= alone have none, as nothing "
+            "about them is random"
+        )
     check_features(features, "k", k)
     if isinstance(check, bool) or not isinstance(check, int | np.integer) or check < 0:
         raise ValueError(f"check must be an integer of at least 0, got {check!r}")
     if isinstance(state, BlockState):
         raise ValueError("a standard error cannot be had of a pass with groups= or heavy= that is resumed from a state")
+    check_mask(mask, k, q=q.shape[:-2], v=v.shape[:-2], features=features.batch, state=batch_of(state))
+    check_segments(segment_ids, q, k, v=v.shape[:-2], features=features.batch, state=batch_of(state))
+    if isinstance(state, State | DecodeState):
+        check_state(state.state if isinstance(state, DecodeState) else state, features, v.shape[-1])
     index = _groups.partition(features)
     shapes = [x.shape[:-2] for x in (q, k, v)] + [x.shape[:-1] for x in (mask, segment_ids) if x is not None]
+    heavy, groups = options.get("heavy"), options.get("groups")
+    shapes += [heavy.shape[:-1]] if isinstance(heavy, np.ndarray) or is_jax(heavy) else []
+    shapes += [groups.batch] if isinstance(groups, Groups) else []
     axes = max(len(shape) for shape in (*shapes, features.batch, batch_of(state)))
     xp = namespace(q, k, v)
     done = run(

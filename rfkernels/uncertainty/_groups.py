@@ -30,8 +30,8 @@ def partition(features: Features) -> Any:
     if features.blocks is None:
         raise ValueError(
             "a standard error needs rows that are drawn independently, in blocks that features.blocks names: those of "
-            "quasi-random and stratified samplers all depend on each other, and of features made by hand it is not "
-            "known (Features(..., blocks=))"
+            "quasi-random and stratified samplers all depend on each other, as do learned ones, and of features made "
+            "by hand it is not known (Features(..., blocks=))"
         )
     size, copies = features.blocks
     rows = features.rows // copies

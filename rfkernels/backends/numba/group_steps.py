@@ -136,7 +136,7 @@ def _moment(xp: Any, x: Any) -> Any:
 
 
 def _within(xp: Any, groups: Groups, k: Any, v: Any, allowed: Any) -> tuple[Any, Any]:
-    width, count = 0 if v is None else v.shape[-1], groups.size
+    width, count, moving = 0 if v is None else v.shape[-1], groups.size, v is not None
     v = np.empty((k.shape[-2], 0), k.dtype) if v is None else v
     names = np.where(allowed, _labels(xp, groups, k), np.int32(-1))
     batch = np.broadcast_shapes(names.shape[:-1], v.shape[:-2])
@@ -155,7 +155,7 @@ def _within(xp: Any, groups: Groups, k: Any, v: Any, allowed: Any) -> tuple[Any,
     _run([partial(one, head) for head in range(heads)], heads * keys * p.dim * (p.dim + width))
     del alive
     square = out[:, : p.dim, : p.dim].reshape(*batch, p.dim, p.dim)
-    return square, cross[:, : p.dim, :width].reshape(*batch, p.dim, width) if width else None
+    return square, cross[:, : p.dim, :width].reshape(*batch, p.dim, width) if moving else None
 
 
 def _each(one: Callable[..., Groups], q: Any, k: Any, v: Any, mask: Any, mass: Any) -> Groups:
