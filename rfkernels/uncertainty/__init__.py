@@ -111,7 +111,8 @@ def attend(
         check_state(state.state if isinstance(state, DecodeState) else state, features, v.shape[-1])
     index = _groups.partition(features)
     shapes = [x.shape[:-2] for x in (q, k, v)] + [x.shape[:-1] for x in (mask, segment_ids) if x is not None]
-    heavy, groups = options.get("heavy"), options.get("groups")
+    heavy: Any = options.get("heavy")
+    groups: Any = options.get("groups")
     shapes += [heavy.shape[:-1]] if isinstance(heavy, np.ndarray) or is_jax(heavy) else []
     shapes += [groups.batch] if isinstance(groups, Groups) else []
     axes = max(len(shape) for shape in (*shapes, features.batch, batch_of(state)))
