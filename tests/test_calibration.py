@@ -61,8 +61,14 @@ def test_it_improves_on_other_queries() -> None:
 
 @pytest.mark.parametrize(
     ("options", "valued"),
-    [({}, True), ({}, False), ({"causal": True}, True), ({"window": 5}, True), ({"causal": True, "window": 5}, False)],
-    ids=["plain", "weights", "causal", "window", "causal window weights"],
+    [
+        ({}, True),
+        ({"causal": True, "window": 5}, False),
+        pytest.param({}, False, marks=pytest.mark.long),
+        pytest.param({"causal": True}, True, marks=pytest.mark.long),
+        pytest.param({"window": 5}, True, marks=pytest.mark.long),
+    ],
+    ids=["plain", "causal window weights", "weights", "causal", "window"],
 )
 def test_errors_are_those_of_attention(options: dict[str, Any], valued: bool) -> None:
     """Of sequences of several lengths, one with more keys than queries; before learning and after."""

@@ -115,7 +115,8 @@ FEW = (
 )
 
 
-@pytest.mark.parametrize("names", [FEW, pytest.param(None, marks=pytest.mark.long)], ids=["few", "all"])
+@pytest.mark.long
+@pytest.mark.parametrize("names", [FEW, None], ids=["few", "all"])
 def test_estimators(load: Any, names: tuple[str, ...] | None) -> None:
     pytest.importorskip("jax")
     module = load("pretrained_estimators")

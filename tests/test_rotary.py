@@ -103,12 +103,14 @@ def test_one_head_of_keys_is_that_of_the_token_before(model: Model) -> None:
     np.testing.assert_array_equal(block["q"][:, 48:], block["k"][:, 16:])
 
 
+@pytest.mark.long
 def test_a_window_over_everything_changes_nothing(model: Model) -> None:
     exact = model.logits(model.of.exact())
     for way in ways(model)[::2]:
         np.testing.assert_allclose(model.swapped(way._replace(window=LENGTH + 64)), exact, atol=2e-5)
 
 
+@pytest.mark.long
 def test_ways_differ_where_keys_have_left_the_window(model: Model) -> None:
     """The window is 32: blocks of 32 and one block before, so up to position 63 all is exact."""
     exact = model.logits(model.of.exact())
