@@ -434,3 +434,14 @@ def test_features_of_numpy_that_are_closed_over_serve_both_precisions() -> None:
         with jax.enable_x64(double):
             gradient = jax.jit(jax.grad(loss))(jnp.ones((3, 8, 8), jnp.float64 if double else jnp.float32))
         assert np.isfinite(np.asarray(gradient)).all()
+
+
+def test_fitted_features_under_vmap() -> None:
+    """XLA of jaxlib 0.10.2 fuses a product with the sum over it wrongly on a CPU, at sizes like these."""
+    rng = np.random.default_rng(0)
+    q, k, v = rng.standard_normal((3, 12, 512, 32), np.float32)
+    features = rfk.fit(q, k, 256, rng=0)
+    axes = jax.tree.map(lambda x: 0 if x.ndim else None, features)
+    one = jax.jit(jax.vmap(lambda features, *x: rfk.attention(*x, features), in_axes=(axes, 0, 0, 0)))
+    found = one(features, *map(jnp.asarray, (q, k, v)))
+    np.testing.assert_allclose(found, rfk.attention(q, k, v, features), atol=1e-4)
