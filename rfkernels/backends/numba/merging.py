@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from rfkernels.backends.numba.schedule import jit
 
 _MOST = np.finfo(np.float64).max
 """The cost of what is not finite: points are merged all the same, or nothing would end."""
@@ -22,7 +23,7 @@ def reduced(_: Any, x: Any, weight: Any, size: int) -> Any:
     return label.reshape(*batch, weight.shape[-1])
 
 
-@njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
+@jit
 def _distances(x: Any, i: int, row: Any) -> None:
     """Write squared distances of point i from all; points are columns."""
     row[:] = 0
@@ -33,7 +34,7 @@ def _distances(x: Any, i: int, row: Any) -> None:
             row[j] += apart * apart
 
 
-@njit(cache=True, nogil=True)
+@jit
 def _nearest(square: Any, weight: Any, left: Any, i: int) -> tuple[int, float]:
     best, at = np.inf, -1
     for j in range(len(weight)):
@@ -46,7 +47,7 @@ def _nearest(square: Any, weight: Any, left: Any, i: int) -> tuple[int, float]:
     return at, best
 
 
-@njit(cache=True, nogil=True)
+@jit
 def _reduce(x: Any, weight: Any, size: int, label: Any) -> None:
     count = len(weight)
     left, root = weight > 0, np.arange(count)
