@@ -94,7 +94,7 @@ def test_shared_keys_and_many_vectors() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"methods": ("best",)}, "unknown method 'best'"),
+        ({"methods": ("best",)}, "methods must be a tuple of names"),
         ({"scale": -1.0}, "scale must be a positive finite number"),
         ({"on": (np.ones((3, 4, 3)), np.ones((3, 4, 3)))}, "on must have the batch axes and dim of k"),
         ({"q": np.ones((2, 0, 3))}, "q must hold at least one vector"),

@@ -391,7 +391,7 @@ def test_nothing_is_warned_of_under_jit(heads: tuple[Any, ...]) -> None:
 
 def test_groups_alone_have_no_errors() -> None:
     x = small(9, 4)
-    with pytest.raises(TypeError, match="nothing is random"):
+    with pytest.raises(TypeError, match="groups= alone have none"):
         attend(x, x, x, None, groups=4)
 
 
