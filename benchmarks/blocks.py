@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,51 +41,51 @@ def report(title: str, timings: Timings, base: Mapping[str, str]) -> None:
         print(f"  {name:34s} {1e3 * timings.median(name):9.2f} ms{ratio}")
 
 
-def everything(rounds: int, seconds: float) -> None:
-    q, k, v = inputs(8, 8192, 64)
-    features = rfk.draw("positive", 64, 256, rng=0)
-    groups = rfk.fit_groups(q[:, :2048], k[:, :2048], 128, v=v[:, :2048])
-    linear = partial(rfk.attention, q, k, v, features)
-    near = partial(rfk.attention, q, k, v, window=128, heavy=16)
-    timings = measure(
-        {
-            "linear": linear,
-            "linear, causal": partial(linear, causal=True),
-            "groups fitted to the input": partial(near, groups=128),
-            "groups given": partial(near, groups=groups),
-            "groups given, causal": partial(near, groups=groups, causal=True),
-        },
-        rounds,
-        seconds,
-    )
-    base = {name: "linear" for name in timings.samples if name.startswith("groups")} | {
-        "groups given, causal": "linear, causal"
-    }
-    report(
-        "8 heads, 8,192 positions, d = 64; 256 positive features; 128 groups, 16 heavy keys, window 128", timings, base
-    )
+class Case(NamedTuple):
+    """Sizes, and what plain linear attention is given beside its 256 features."""
+
+    title: str
+    shape: tuple[int, int, int]
+    sample: int
+    near: dict[str, Any]
+    linear: dict[str, Any]
 
 
-def short(rounds: int, seconds: float) -> None:
-    q, k, v = inputs(12, 512, 32)
-    features = rfk.draw("positive", 32, 256, rng=0)
-    groups = rfk.fit_groups(q, k, 128, v=v)
-    near = partial(rfk.attention, q, k, v, window=32)
-    timings = measure(
-        {
-            "linear, window": partial(near, features),
-            "linear, window, causal": partial(near, features, causal=True),
-            "groups fitted to the input": partial(near, groups=128),
-            "groups given": partial(near, groups=groups),
-            "groups given, causal": partial(near, groups=groups, causal=True),
-        },
-        rounds,
-        seconds,
+EVERYTHING = Case(
+    "8 heads, 8,192 positions, d = 64; 256 positive features; 128 groups, 16 heavy keys, window 128",
+    (8, 8192, 64),
+    2048,
+    {"window": 128, "heavy": 16},
+    {},
+)
+SHORT = Case(
+    "12 heads, 512 positions, d = 32, window 32; 256 positive features or 128 groups",
+    (12, 512, 32),
+    512,
+    {"window": 32},
+    {"window": 32},
+)
+
+
+def compare(case: Case, rounds: int, seconds: float) -> None:
+    q, k, v = inputs(*case.shape)
+    features = rfk.draw("positive", case.shape[-1], 256, rng=0)
+    few = slice(case.sample)
+    groups = rfk.fit_groups(q[:, few], k[:, few], 128, v=v[:, few])
+    linear, near = (
+        partial(rfk.attention, q, k, v, features, **case.linear),
+        partial(rfk.attention, q, k, v, **case.near),
     )
-    base = {name: "linear, window" for name in timings.samples if name.startswith("groups")} | {
-        "groups given, causal": "linear, window, causal"
+    cases = {
+        "linear": linear,
+        "linear, causal": partial(linear, causal=True),
+        "groups fitted to the input": partial(near, groups=128),
+        "groups given": partial(near, groups=groups),
+        "groups given, causal": partial(near, groups=groups, causal=True),
+        "groups merged, causal": partial(near, groups=128, causal=True),
     }
-    report("12 heads, 512 positions, d = 32, window 32; 256 positive features or 128 groups", timings, base)
+    under = {name: "linear, causal" if "causal" in name else "linear" for name in cases if name.startswith("groups")}
+    report(case.title, measure(cases, rounds, seconds), under)
 
 
 def fitting(rounds: int, seconds: float) -> None:
@@ -141,8 +141,8 @@ def main() -> None:
         one(int(options.one[0]), options.one[1], int(options.one[2]))
         return
     rounds, seconds = (3, 0.0) if options.quick else (9, 0.2)
-    everything(rounds, seconds)
-    short(rounds, seconds)
+    for case in (EVERYTHING, SHORT):
+        compare(case, rounds, seconds)
     fitting(rounds, seconds)
     growth(3, [8192, 65536] if options.quick else [8192, 65536, 262_144, 1_048_576])
 

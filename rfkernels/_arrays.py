@@ -43,6 +43,13 @@ def matmul(xp: Any, a: Any, b: Any) -> Any:
     return xp.matmul(a, b, precision="highest")
 
 
+def rows_at(xp: Any, x: Any, positions: Any) -> Any:
+    """Return the rows at positions (*batch, count) of an array (*batch, length, width); batch axes broadcast."""
+    batch = np.broadcast_shapes(x.shape[:-2], positions.shape[:-1])
+    x = xp.broadcast_to(x, (*batch, *x.shape[-2:]))
+    return xp.take_along_axis(x, xp.broadcast_to(positions, (*batch, positions.shape[-1]))[..., None], -2)
+
+
 class Elementwise:
     """A namespace with the functions that activations may use and NumPy and jax.numpy lack: the error function."""
 

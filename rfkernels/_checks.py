@@ -102,7 +102,7 @@ def check_segments(segments: Any, q: Any, k: Any, **shapes: tuple[int, ...]) -> 
         raise ValueError(
             f"segment_ids must have shape (*batch, {keys}) with axes that broadcast to {batch}, got {segments.shape}"
         )
-    if not (is_jax(segments) and _is_tracer(segments)):
+    if not is_tracer(segments):
         given = np.asarray(segments)
         falls = np.argwhere(given[..., 1:] < given[..., :-1])
         if len(falls):
@@ -157,7 +157,7 @@ def check_finite_arrays(**arrays: Any) -> None:
 def first_nonfinite(x: Any) -> tuple[int, ...] | None:
     """Return the first index of an array that is NaN or infinite; NumPy arrays are taken in blocks."""
     if is_jax(x):
-        if _is_tracer(x) or _all_finite(x):
+        if is_tracer(x) or _all_finite(x):
             return None
         x = np.asarray(x)
     if x.size == 0:
@@ -196,7 +196,10 @@ def _all_finite(x: Any) -> bool:
         return bool(namespace(x).isfinite(x).all())
 
 
-def _is_tracer(x: Any) -> bool:
+def is_tracer(x: Any) -> bool:
+    """Whether JAX traces `x`, so that it has no value to look at."""
+    if not is_jax(x):
+        return False
     import jax
 
     return isinstance(x, jax.core.Tracer)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels._arrays import is_jax, namespace
-from rfkernels._checks import broadcast_batch, check_array, check_finite_arrays, check_mask, result_dtype
+from rfkernels._checks import broadcast_batch, check_array, check_finite_arrays, check_mask, is_tracer, result_dtype
 from rfkernels.backends import Pass, choose
 from rfkernels.features import Features, check_features
 from rfkernels.fitting import check_map, check_scale
@@ -165,7 +165,7 @@ def _check_groups(groups: Groups, k: Any, v: Any, features: Features | None) -> 
             f"keys, got {', '.join(str(shape) for shape in shapes)}"
         )
     broadcast_batch(**{f"groups.{name}": x.shape[:-2] for name, x in arrays.items()})
-    if features is None or _traced(groups.scale) or _traced(features.scale):
+    if features is None or is_tracer(groups.scale) or is_tracer(features.scale):
         return
     if not np.isclose(float(groups.scale), float(features.scale), rtol=2**-20):
         raise ValueError(f"groups and features must have one scale, got {groups.scale} and {features.scale}")
@@ -173,7 +173,7 @@ def _check_groups(groups: Groups, k: Any, v: Any, features: Features | None) -> 
 
 def _number(scale: Any) -> Any:
     """Return a scale as a number unless JAX traces it."""
-    return scale if _traced(scale) else float(scale)
+    return scale if is_tracer(scale) else float(scale)
 
 
 def _positions(heavy: Any, sample: _Sample, far: Far, causal: bool, state: BlockState | None) -> Any:
@@ -200,7 +200,7 @@ def _check_positions(heavy: Any, keys: int, causal: bool) -> Any:
     """Require different positions; of a causal pass they may be still to come."""
     if heavy.dtype.kind not in "iu" or heavy.ndim < 1:
         raise ValueError(f"heavy must hold integers (*batch, heavy), got dtype {heavy.dtype} and shape {heavy.shape}")
-    if _traced(heavy):
+    if is_tracer(heavy):
         return heavy
     given = np.sort(np.asarray(heavy), -1)
     if given.size and (given.min() < 0 or (given.max() >= keys and not causal)):
@@ -208,14 +208,6 @@ def _check_positions(heavy: Any, keys: int, causal: bool) -> Any:
     if np.any(given[..., 1:] == given[..., :-1]):
         raise ValueError(f"heavy must not hold a position twice, got {given.tolist()}")
     return heavy
-
-
-def _traced(x: Any) -> bool:
-    if not is_jax(x):
-        return False
-    import jax
-
-    return isinstance(x, jax.core.Tracer)
 
 
 def _state(state: Any, far: Far, plan: Plan, k: Any, v: Any) -> BlockState | None:

@@ -244,3 +244,107 @@ CASES: dict[str, Call] = {
     "causal, values that move": moving(make_call(70, 70, True, 5, batches={"v": (2,)}), (2,)),
     "nothing allowed": make_call(20, 20, True, 5)._replace(mask=np.zeros(20, bool)),
 }
+
+
+CLOSE = {"rtol": 1e-10, "atol": 1e-11}
+
+
+def attend(call: Call, **options: Any) -> Any:
+    return rfk.attention(*call[:3], **{**call.options(), **options})
+
+
+def centred(k: Any) -> rfk.Groups:
+    """Return groups with these centres, in the metric of Euclid."""
+    return rfk.Groups(centres=k, metric=np.eye(DIM), spread=np.eye(DIM), cross=None, scale=SCALE)
+
+
+def normal(*shape: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def pieces(call: Call, cuts: list[int], **options: Any) -> Any:
+    """Run a causal call in pieces; return outputs, log-normalisers and the last state."""
+    state, outputs, logs, q, k, v = None, [], [], *call[:3]
+    for start, stop in zip([0, *cuts], [*cuts, k.shape[-2]], strict=True):
+        part = slice(start, stop)
+        given = {**call.options(), "mask": None if call.mask is None else call.mask[..., part], **options}
+        done = rfk.attention(q[..., part, :], k[..., part, :], v[..., part, :], state=state, full=True, **given)
+        state = done.state
+        outputs.append(done.output)
+        logs.append(done.log_normalizer)
+    return np.concatenate(outputs, -2), np.concatenate(logs, -1), state
+
+
+# Groups that are merged: every group is a list of keys, and all that is known of it is found anew from them
+
+
+def merged_attention(q: Any, k: Any, v: Any, count: int, window: int, heavy: list[int], mask: Any) -> Any:
+    """Attend causally, a query at a time, merging the keys that have left the window into `count` groups; one head."""
+    size = min(max(2 ** int(np.log2(window)), 16), 64)
+    reach, scale, outputs = -(-(window - 1) // size), q.shape[-1] ** -0.5, []
+    groups: list[list[int]] = []
+    received: dict[int, float] = {}  # by groups, −1, −2, ..., and by keys
+    for t in range(len(q)):
+        block = t // size
+        if t and t % size == 0:
+            gone = range(max(block - 1 - reach, 0) * size, max(block - reach, 0) * size)
+            leaving = [i for i in gone if mask[i] and i not in heavy]
+            groups = fewer([*groups, *([i] for i in leaving)], count, k, received, len(groups))
+            received = {}
+        near = [i for i in range(max(block - reach, 0) * size, t + 1) if mask[i] and i not in heavy]
+        exact = near + [i for i in heavy if i <= t and mask[i]]
+        logits, values = [scale * q[t] @ k[i] for i in exact], [v[i] for i in exact]
+        own, moved = seen_merged(scale * q[t], groups, k, v)
+        weight = np.exp(np.array(logits + own))
+        weight /= weight.sum() if len(weight) else 1
+        outputs.append(sum((w * x for w, x in zip(weight, values + moved, strict=True)), np.zeros(v.shape[-1])))
+        for name, w in zip([*exact, *range(-1, -len(groups) - 1, -1)], weight, strict=True):
+            received[name] = received.get(name, 0.0) + (0 if name in heavy else w)
+    return np.array(outputs)
+
+
+def seen_merged(q: Any, groups: list[list[int]], k: Any, v: Any) -> tuple[list[float], list[Any]]:
+    """Return the logits of a scaled query with groups, and their values moved along with it."""
+    spread, cross = np.zeros((k.shape[-1], k.shape[-1])), np.zeros((k.shape[-1], v.shape[-1]))
+    for keys in groups:
+        for i in keys:
+            apart = k[i] - k[keys].mean(0)
+            spread += np.outer(apart, apart)
+            cross += np.outer(apart, v[i] - v[keys].mean(0))
+    total = np.trace(spread)
+    logits, values = [], []
+    for keys in groups:
+        mean, bend, move = k[keys].mean(0), 0.0, np.zeros(v.shape[-1])
+        if total > 0:
+            own = np.mean([np.sum((k[i] - mean) ** 2) for i in keys]) / total
+            bend = own * (q @ spread @ q) / 2
+            move = own * (q @ cross) * (min(bend, 1.0) / bend if bend > 0 else 1)
+        logits.append(q @ mean + np.log(len(keys)) + min(bend, 1.0))
+        values.append(v[keys].mean(0) + move)
+    return logits, values
+
+
+def fewer(points: list[list[int]], count: int, k: Any, received: dict[int, float], old: int) -> list[list[int]]:
+    """Merge points until `count` are left: in each round those that cost each other least, the cheapest first."""
+    if len(points) <= count:
+        return points
+    mass = [received.get(-1 - i if i < old else keys[0], 0.0) for i, keys in enumerate(points)]
+    total, keys_in_all = sum(mass) or 1.0, sum(map(len, points))
+    made = [
+        (list(keys), k[keys].mean(0), m / total + len(keys) / keys_in_all) for keys, m in zip(points, mass, strict=True)
+    ]
+    while len(made) > count:
+        cost = np.full((len(made), len(made)), np.inf)
+        for i, (_, x, a) in enumerate(made):
+            for j, (_, y, b) in enumerate(made):
+                if i != j:
+                    cost[i, j] = a * b / (a + b) * np.sum((x - y) ** 2)
+        nearest = cost.argmin(1)
+        pairs = [(cost[i, j], i, j) for i, j in enumerate(nearest) if nearest[j] == i and i < j]
+        gone = set()
+        for _, i, j in sorted(pairs)[: len(made) - count]:
+            (keys, x, a), (others, y, b) = made[i], made[j]
+            made[i] = keys + others, (a * x + b * y) / (a + b), a + b
+            gone.add(j)
+        made = [point for i, point in enumerate(made) if i not in gone]
+    return [keys for keys, _, _ in made]

@@ -167,6 +167,18 @@ def test_derivatives_are_those_of_differences(name: str) -> None:
     check_gradient(lambda q, k, v: jnp.sum(weight * attend(call._replace(q=q, k=k, v=v))), call[:3])
 
 
+@pytest.mark.parametrize("options", [{"window": 32}, pytest.param({"causal": True}, marks=LONG)])
+def test_sizes_that_xla_fuses(options: dict[str, Any]) -> None:
+    """XLA of jaxlib 0.10.2 fused products with the sums over them wrongly, at sizes like these and no smaller ones."""
+    with np.load(rfk.__path__[0] + "/data/minilm_heads.npz") as file:
+        q, k, v = (file[name].astype(np.float32) for name in "qkv")
+    groups = fit_groups(q, k, 128, v=v)
+    axes = rfk.Groups(0, 0, 0, 0, None)
+    one = jax.jit(jax.vmap(lambda g, *x: rfk.attention(*x, groups=g, **options), in_axes=(axes, 0, 0, 0)))
+    got = one(jax.tree.map(jnp.asarray, groups), *map(jnp.asarray, (q, k, v)))
+    np.testing.assert_allclose(got, rfk.attention(q, k, v, groups=groups, **options), atol=2e-5)
+
+
 def test_vmap_is_a_batch_axis() -> None:
     call = there(make_call(40, 40, True, 5, heavy=[0, 30], batches=dict.fromkeys("qkv", (3,))))
     together = jax.vmap(lambda q, k, v: attend(call._replace(q=q, k=k, v=v)))(*call[:3])

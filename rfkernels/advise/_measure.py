@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from rfkernels._timing import fastest
 from rfkernels.advise._estimators import ESTIMATORS, EXACT, Estimator, exact, exact_lines, positions_bytes
 from rfkernels.advise._predict import predict, predicted_rows
 from rfkernels.advise._problem import Problem, chosen_rows, exact_rows, relative_errors, short
@@ -86,11 +86,11 @@ def _rows(
     goal: Any,
     drawn: Any,
 ) -> list[Row]:
-    prepared, setup = timed(partial(estimator.prepare, problem, count or 0), repeats=1)
+    prepared, setup = fastest(partial(estimator.prepare, problem, count or 0), repeats=1)
     made = []
     for i, window in enumerate(windows):
         estimator.attend(short(problem, _WARM), prepared, window)  # compiles, if need be
-        out, seconds = timed(partial(estimator.attend, problem, prepared, window))
+        out, seconds = fastest(partial(estimator.attend, problem, prepared, window), _REPEATS, _ENOUGH_SECONDS)
         errors = relative_errors(problem, out[..., rows, :], goal)
         kept = estimator.kept(problem, prepared, window)
         predicted = None if drawn is None else _for_count(drawn[i], estimator, count)
@@ -139,20 +139,10 @@ def _exact_seconds(problem: Problem) -> float:
     q, k, v = (_repeated(x, size) for x, size in ((problem.q, queries), (problem.k, keys), (problem.v, keys)))
     call = partial(exact, problem._replace(q=q, k=k, v=v))
     call()
-    _, seconds = timed(call)
+    _, seconds = fastest(call, _REPEATS, _ENOUGH_SECONDS)
     return seconds * more * (wanted[0] / queries) * (wanted[1] / keys)
 
 
 def _repeated(x: Any, positions: int) -> Any:
     """Return an array of that many positions, beginning again at the first after the last."""
     return np.take(x, np.arange(positions) % x.shape[-2], axis=-2)
-
-
-def timed(call: Callable[[], Any], repeats: int = _REPEATS) -> tuple[Any, float]:
-    """Return the result of a call and the least time of a few of them, one if it takes long."""
-    times: list[float] = []
-    while len(times) < repeats and sum(times) < _ENOUGH_SECONDS:
-        start = time.perf_counter()
-        result = call()
-        times.append(time.perf_counter() - start)
-    return result, min(times)

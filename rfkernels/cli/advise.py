@@ -16,7 +16,6 @@ from rfkernels.cli.output import BadInput, console
 
 _FILE = click.Path(path_type=Path)
 _POSITIVE = click.IntRange(min=1)
-_STDOUT = Path("-")
 
 
 @click.command(short_help="What to expect on your own .npy files, and what to use.")
@@ -40,14 +39,14 @@ _STDOUT = Path("-")
 @click.option("--scale", type=float, help="Multiplies q·k; 1/√dim if not given.")
 @click.option("--sample", type=_POSITIVE, default=256, show_default=True, help="Queries of each head to measure.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random features.")
-@click.option("--json", "json_file", type=_FILE, help="Write JSON to this file; - for stdout, instead of the text.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 @click.option("--picture", type=_FILE, help="Write a picture (PNG), with a row for each head, to this file.")
-@click.option("--force", is_flag=True, help="Replace files that exist.")
+@click.option("--force", is_flag=True, help="Replace a picture that exists.")
 def advise(
     q: Path,
     k: Path,
     v: Path | None,
-    json_file: Path | None,
+    as_json: bool,
     picture: Path | None,
     force: bool,
     features: tuple[int, ...],
@@ -62,12 +61,10 @@ def advise(
     \b
     Example: rfkernels advise q.npy k.npy v.npy --causal --length 8192 --picture advice.png
     """  # noqa: D301 - \b keeps click from joining lines
-    targets = {"--json": json_file, "--picture": picture}
-    for option, path in targets.items():
-        if path is not None and path != _STDOUT:
-            check_target(path, force, option)
-    if picture == _STDOUT:
-        raise BadInput("--picture must name a file, got -")
+    if picture is not None:
+        if picture == Path("-"):
+            raise BadInput("--picture must name a file, got -")
+        check_target(picture, force, "--picture")
     files = {"q": q, "k": k} | ({} if v is None else {"v": v})
     inputs = Inputs({name: load_array(name, path) for name, path in files.items()}, files)
     report = _advised(inputs, counts=features, windows=(None, *window), rng=seed, **options)
@@ -76,13 +73,7 @@ def advise(
 
         with whole_file(picture, force) as file:
             file.write(heatmap.draw_advice(report))
-    if json_file == _STDOUT:
-        click.echo(report.to_json())
-        return
-    if json_file is not None:
-        with whole_file(json_file, force) as file:
-            file.write(report.to_json().encode())
-    click.echo(str(report))
+    click.echo(report.to_json() if as_json else str(report))
 
 
 def _advised(inputs: Inputs, **options: Any) -> Report:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.resources import files
@@ -12,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import rfkernels as rfk
+from rfkernels._timing import fastest
 
 EXACT, AVERAGE, WINDOW_ALONE, GROUPS = "exact", "average of v", "window alone", "groups"
 _MAPS = ("positive", "hyperbolic", "trigonometric", "relu", "elu+1")
-_REPEATS, _ENOUGH_SECONDS = 6, 0.8
+_REPEATS = 6
 TIMED_FEATURES = 256
 ONLY_DRAWN = (64, 128, 512)  # numbers of features that are in the picture and not in the table
 
@@ -159,7 +159,7 @@ class _Goal(NamedTuple):
 
 
 def _goal(heads: Heads, causal: bool) -> _Goal:
-    exact, seconds = _timed(partial(rfk.exact_attention, heads.q, heads.k, heads.v, causal=causal))
+    exact, seconds = fastest(partial(rfk.exact_attention, heads.q, heads.k, heads.v, causal=causal))
     counts = np.arange(1, heads.v.shape[-2] + 1)[:, None]
     average = heads.v.cumsum(-2) / counts if causal else heads.v.mean(-2, keepdims=True)
     return _Goal(exact, seconds, relative_errors(average, exact))
@@ -179,7 +179,7 @@ def _row(
         call = partial(rfk.attention, heads.q, heads.k, heads.v, features, causal=causal, window=window)
         if i == 0:
             call()  # compiles, if need be
-        out, seconds = _timed(call, -(-_REPEATS // draws))
+        out, seconds = fastest(call, -(-_REPEATS // draws))
         errors.append(relative_errors(out, goal.exact))
         times.append(seconds)
     memory = _nbytes(rfk.empty_state(features, heads.v.shape[-1], window=window))
@@ -190,7 +190,7 @@ def _grouped(heads: Heads, count: int, window: int | None, causal: bool, goal: _
     """Measure groups, found anew in each call: nothing is drawn."""
     call = partial(rfk.attention, heads.q, heads.k, heads.v, groups=count, causal=causal, window=window)
     call()
-    out, seconds = _timed(call)
+    out, seconds = fastest(call)
     few = (x[:1] for x in heads[:3])
     state = rfk.attention(*few, groups=count, causal=True, window=window, full=True).state
     errors = relative_errors(out, goal.exact)[None]
@@ -202,7 +202,7 @@ def _baselines(heads: Heads, window: int, causal: bool, goal: _Goal) -> Iterator
     q, k, v = heads.q, heads.k, heads.v
     (length, width), item = v.shape[-2:], v.itemsize
     yield Row(EXACT, None, None, causal, 0.0, 0.0, 0, goal.seconds, length * length * item)
-    near, seconds = _timed(partial(rfk.exact_attention, q, k, v, causal=causal, window=window))
+    near, seconds = fastest(partial(rfk.exact_attention, q, k, v, causal=causal, window=window))
     summary = _summary(relative_errors(near, goal.exact)[None], goal)
     yield Row(WINDOW_ALONE, None, window, causal, *summary, seconds, window * (k.shape[-1] + width) * item)
     yield Row(AVERAGE, None, None, causal, *_summary(goal.average[None], goal), None, (width + 1) * item)
@@ -217,24 +217,11 @@ def _timings(heads: Heads, plan: Plan, seed: int, advance: Callable[[str], None]
         for causal in (False, True):
             advance(f"{length} tokens")
             call = partial(rfk.attention, q, k, v, features, causal=causal)
-            yield Timing("positive", TIMED_FEATURES, causal, len(few.q), length, _timed(call)[1])
+            yield Timing("positive", TIMED_FEATURES, causal, len(few.q), length, fastest(call)[1])
         if length in plan.exact_lengths:
             advance(f"{length} tokens, exactly")
             call = partial(rfk.exact_attention, q, k, v)
-            yield Timing(EXACT, 0, False, len(few.q), length, _timed(call)[1])
-
-
-def _timed(call: Callable[[], Any], repeats: int = _REPEATS) -> tuple[Any, float]:
-    """Return the result of a call and the least time of `repeats` of them, fewer where they take long.
-
-    The least, because what other processes add is noise, and on a busy machine more than the call itself.
-    """
-    times: list[float] = []
-    while len(times) < repeats and sum(times) < _ENOUGH_SECONDS:
-        start = time.perf_counter()
-        result = call()
-        times.append(time.perf_counter() - start)
-    return result, min(times)
+            yield Timing(EXACT, 0, False, len(few.q), length, fastest(call)[1])
 
 
 def _nbytes(state: Any) -> int:

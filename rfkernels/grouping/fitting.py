@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, is_jax, matmul, namespace
+from rfkernels._arrays import accumulator, is_jax, matmul, namespace, rows_at
 from rfkernels._checks import check_finite_arrays, check_kv, check_mask, check_qk
 from rfkernels.fitting import pooled, softmax
 from rfkernels.fitting.choices import check_scale
@@ -137,7 +137,7 @@ def _found(q: Any, k: Any, v: Any, mask: Any, mass: Any, *, count: int, scale: A
     weight = mass + _EVEN / keys * (1 if mask is None else mask.astype(k.dtype))
     if keys > _KEYS:
         k, v, weight = steps.some(xp, k, v, weight, _KEYS // 2)
-    centres = _taken(xp, k, steps.spread_out(xp, k, metric, weight, count))
+    centres = rows_at(xp, k, steps.spread_out(xp, k, metric, weight, count))
     groups = Groups(centres, metric, metric, None, xp.asarray(scale, k.dtype))
     covariance, cross = steps.within(xp, groups, k, v, weight > 0)
     mean = xp.sum(covariance * metric, (-1, -2))
@@ -238,15 +238,8 @@ def _some(xp: Any, k: Any, v: Any, weight: Any, half: int) -> tuple[Any, Any, An
     heaviest = xp.argsort(-weight, -1, stable=True)[..., :half]
     spaced = xp.broadcast_to(np.arange(half) * k.shape[-2] // half, heaviest.shape)
     chosen = xp.concatenate([heaviest, spaced], -1)
-    values = None if v is None else _taken(xp, v, chosen)
-    return _taken(xp, k, chosen), values, xp.take_along_axis(weight, chosen, -1)
-
-
-def _taken(xp: Any, x: Any, positions: Any) -> Any:
-    """Return rows at positions (*batch, count) of an array (*batch, length, width)."""
-    batch = np.broadcast_shapes(x.shape[:-2], positions.shape[:-1])
-    x = xp.broadcast_to(x, (*batch, *x.shape[-2:]))
-    return xp.take_along_axis(x, xp.broadcast_to(positions, (*batch, positions.shape[-1]))[..., None], -2)
+    values = None if v is None else rows_at(xp, v, chosen)
+    return rows_at(xp, k, chosen), values, xp.take_along_axis(weight, chosen, -1)
 
 
 def _within(xp: Any, groups: Groups, k: Any, v: Any, allowed: Any) -> tuple[Any, Any]:

@@ -9,18 +9,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels import kernels, partials
-from rfkernels._arrays import matmul
+from rfkernels._arrays import matmul, rows_at
 from rfkernels.exact import exact_block
 from rfkernels.grouping import merging, summaries
 from rfkernels.grouping.records import BlockState, Far, Plan
 from rfkernels.partials import Partial
 from rfkernels.state import State, merge_states
 
-_CHUNK = 1024
+CHUNK = 1024
 """Keys or queries at a time where there is no window."""
 
-_TOGETHER = 16
-"""Blocks whose sums are held at once in a bidirectional pass; of all others only every so-manieth sum is kept."""
+TOGETHER = 16
+"""Blocks whose sums are held at once in a bidirectional pass; only every such number of sums is kept of all others."""
 
 
 Merge = Callable[[Any, Any, Any, int], Any]
@@ -66,24 +66,16 @@ def near(xp: Any, q: Any, k: Any, v: Any, allowed: Any, far: Far) -> Partial:
     return exact_block(xp, q * root, k * root, v, allowed, kernels.EXPONENTIAL)
 
 
-def taken(xp: Any, x: Any, positions: Any) -> Any:
-    """Return rows at positions (*batch, heavy) of an array (*batch, keys, width)."""
-    batch = np.broadcast_shapes(x.shape[:-2], positions.shape[:-1])
-    x = xp.broadcast_to(x, (*batch, *x.shape[-2:]))
-    positions = xp.broadcast_to(positions, (*batch, positions.shape[-1]))
-    return xp.take_along_axis(x, positions[..., None], -2)
-
-
 def bidirectional(xp: Any, rows: Rows, far: Far, plan: Plan) -> Partial:
     """Let each query see all keys."""
     free = light(xp, rows)
-    heavy_k, heavy_v = (taken(xp, x, rows.heavy) for x in (rows.k, rows.v))
-    heavy_allowed = taken(xp, rows.mask[..., None], rows.heavy)[..., 0]
+    heavy_k, heavy_v = (rows_at(xp, x, rows.heavy) for x in (rows.k, rows.v))
+    heavy_allowed = rows_at(xp, rows.mask[..., None], rows.heavy)[..., 0]
     if plan.reach is None:
         total = _whole(xp, rows, far, free)
         found = []
-        for start in range(0, max(rows.q.shape[-2], 1), _CHUNK):
-            q = rows.q[..., start : start + _CHUNK, :]
+        for start in range(0, max(rows.q.shape[-2], 1), CHUNK):
+            q = rows.q[..., start : start + CHUNK, :]
             exact = near(xp, q, heavy_k, heavy_v, heavy_allowed[..., None, :], far)
             found.append(partials.join(xp, summaries.read(xp, far, total, q), exact))
         return partials.stack(xp, found)
@@ -110,9 +102,9 @@ def _written(xp: Any, rows: Rows, far: Far, free: Any, low: int, high: int) -> S
 
 
 def _whole(xp: Any, rows: Rows, far: Far, free: Any) -> State:
-    total = _written(xp, rows, far, free, 0, _CHUNK)
-    for start in range(_CHUNK, rows.k.shape[-2], _CHUNK):
-        total = merge_states(total, _written(xp, rows, far, free, start, start + _CHUNK))
+    total = _written(xp, rows, far, free, 0, CHUNK)
+    for start in range(CHUNK, rows.k.shape[-2], CHUNK):
+        total = merge_states(total, _written(xp, rows, far, free, start, start + CHUNK))
     return total
 
 
@@ -127,10 +119,10 @@ def _others(xp: Any, rows: Rows, far: Far, plan: Plan, free: Any) -> Iterator[St
 
     last = max(-(-rows.k.shape[-2] // size), blocks + apart)
     after = of(last)
-    starts = range(0, blocks, _TOGETHER)
+    starts = range(0, blocks, TOGETHER)
     kept = {}
     for start in reversed(starts):
-        stop = min(start + _TOGETHER, blocks)
+        stop = min(start + TOGETHER, blocks)
         for block in range((last if start == starts[-1] else stop + apart) - 1, stop + apart - 1, -1):
             after = merge_states(of(block), after)
         kept[start] = after
@@ -138,7 +130,7 @@ def _others(xp: Any, rows: Rows, far: Far, plan: Plan, free: Any) -> Iterator[St
             after = merge_states(of(block), after)
     before = of(-1)
     for start in starts:
-        stop = min(start + _TOGETHER, blocks)
+        stop = min(start + TOGETHER, blocks)
         suffixes = [kept.pop(start)]
         for block in range(stop + apart - 1, start + apart - 1, -1):
             suffixes.append(merge_states(of(block), suffixes[-1]))
@@ -226,10 +218,10 @@ def step(
     nearby = mask[..., None, :] & (xp.arange(mask.shape[-1]) <= slot + own)
     heavy = state.heavy_mask[..., None, :] & (rows.heavy[..., None, :] <= first + own)
     allowed = xp.swapaxes(joined(xp, xp.swapaxes(nearby, -1, -2), xp.swapaxes(heavy, -1, -2)), -1, -2)
-    held = (joined(xp, x, y) for x, y in ((keys, state.heavy_keys), (values, state.heavy_values)))
+    keys, values = joined(xp, keys, state.heavy_keys), joined(xp, values, state.heavy_values)
     if plan.merged:
-        return merging.read(xp, state, rows.q, next(held), next(held), allowed, far.scale, real)
-    exact = near(xp, rows.q, next(held), next(held), allowed, far)
+        return merging.read(xp, state, rows.q, keys, values, allowed, far.scale, real)
+    exact = near(xp, rows.q, keys, values, allowed, far)
     return state, partials.join(xp, summaries.read(xp, far, state.sums, rows.q), exact)
 
 

@@ -1,8 +1,8 @@
 """Standard errors of attention and of sums of kernels, from groups of features that were drawn independently.
 
-Features are cut into eight groups or a few more, each of which estimates everything by itself: together that is as much
-work as one pass with all features. What all say together is their average on one log scale, which is what all features
-say; how far they differ is how far that may be off (delete-one jackknife).
+Features are cut into eight groups or a few more, each of which estimates everything by itself, in one call: as many
+products as in one pass with all features, and more to write and to combine. What all say together is their average on
+one log scale, which is what all features say; how far they differ is how far that may be off (delete-one jackknife).
 
 Where features are few for the kernel, nearly all of a sum is in rows that are rarely drawn. Then groups agree and are
 all wrong, and nothing computed from them tells. Errors are therefore compared with those of a sample of queries that
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels._arrays import accumulator, dtype_name, is_jax, namespace
-from rfkernels._checks import _is_tracer, check_mask, check_qkv, check_segments, result_dtype
+from rfkernels._checks import check_mask, check_qkv, check_segments, is_tracer, result_dtype
 from rfkernels.features import Features, check_features
 from rfkernels.grouping import BlockState, Groups
 from rfkernels.state import DecodeState, State
@@ -57,8 +57,8 @@ def attend(
 ) -> AttentionResult:
     """Compute attention and its standard errors.
 
-    Time is that of `attention` with all features, but for what a call costs whatever its features: a window is taken
-    once for each of the 8 groups or a few more. Memory for the output is needed as often.
+    A window is taken once for each of the 8 groups or a few more, and memory for the output is needed as often; time
+    is one and a half times that of `attention` or more, the more the fewer the features (benchmarks/error_bars.py).
 
     Parameters
     ----------
@@ -179,8 +179,7 @@ def half_width(error: Any, freedom: int, level: float = 0.95) -> Any:
     freedom : int
         ``result.error.freedom``.
     level : float, default 0.95
-        The probability. Inflations are chosen for 0.95; on the heads in the package, intervals of 0.5 hold in 0.52 of
-        the cases and those of 0.99 in 0.985.
+        The probability. Inflations are chosen for 0.95; intervals of other levels hold about as often as they say.
 
     Returns
     -------
@@ -213,7 +212,7 @@ _UNTRUSTED = (
 
 def _warn(error: Errors, stacklevel: int) -> None:
     """Warn unless errors are trusted, or JAX traces them."""
-    if is_jax(error.output) and _is_tracer(error.output):
+    if is_tracer(error.output):
         return
     if error.inflation is None:
         warnings.warn(_UNCHECKED, UntrustedErrorWarning, stacklevel=stacklevel)

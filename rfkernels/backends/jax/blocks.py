@@ -11,18 +11,13 @@ import numpy as np
 from jax import lax
 
 from rfkernels import partials
-from rfkernels._arrays import accumulator
+from rfkernels._arrays import accumulator, rows_at
 from rfkernels.backends import Pass
 from rfkernels.backends.jax.tiles import normalized
 from rfkernels.grouping import BlockState, Far, Plan, schedule, summaries
-from rfkernels.grouping.schedule import Rows
+from rfkernels.grouping.schedule import CHUNK, TOGETHER, Rows
 from rfkernels.partials import Partial
 from rfkernels.state import State, merge_states
-
-_TOGETHER = 16
-"""Blocks whose sums are held at once in a pass that sees both sides."""
-
-_CHUNK = 1024
 
 
 def attend(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: Any) -> Pass:
@@ -102,8 +97,8 @@ def _real(count: int, first: int, last: int) -> Any:
 def _both_sides(rows: Rows, far: Far, plan: Plan) -> Partial:
     """Let each query see all keys: sums of what lies after are held for some blocks at a time."""
     free = schedule.light(jnp, rows)
-    heavy_k, heavy_v = (schedule.taken(jnp, x, rows.heavy) for x in (rows.k, rows.v))
-    heavy_allowed = schedule.taken(jnp, rows.mask[..., None], rows.heavy)[..., 0]
+    heavy_k, heavy_v = (rows_at(jnp, x, rows.heavy) for x in (rows.k, rows.v))
+    heavy_allowed = rows_at(jnp, rows.mask[..., None], rows.heavy)[..., 0]
 
     def seen(q: Any, sums: State, k: Any, v: Any, allowed: Any) -> Partial:
         both = schedule.joined(jnp, k, heavy_k), schedule.joined(jnp, v, heavy_v)
@@ -115,8 +110,8 @@ def _both_sides(rows: Rows, far: Far, plan: Plan) -> Partial:
         return _no_window(rows, far, free, seen)
     size, reach, length, keys = plan.block, plan.reach, rows.q.shape[-2], rows.k.shape[-2]
     blocks = max(-(-max(length, keys) // size), 1)
-    blocks = -(-blocks // _TOGETHER) * _TOGETHER if blocks > _TOGETHER else blocks
-    group, whole, apart = min(blocks, _TOGETHER), blocks * size, (reach + 1) * size
+    blocks = -(-blocks // TOGETHER) * TOGETHER if blocks > TOGETHER else blocks
+    group, whole, apart = min(blocks, TOGETHER), blocks * size, (reach + 1) * size
 
     given = rows.k, rows.v, free[..., None]
     after, before = (tuple(_shifted(x, by, size, (blocks // group, group)) for x in given) for by in (apart, -apart))
@@ -174,7 +169,7 @@ def _no_window(rows: Rows, far: Far, free: Any, seen: Any) -> Partial:
     length, keys = rows.q.shape[-2], rows.k.shape[-2]
     batch = np.broadcast_shapes(rows.k.shape[:-2], rows.v.shape[:-2], free.shape[:-1], *far.batch)
     total = summaries.empty(jnp, far, rows.v.shape[-1], batch, rows.k.dtype)
-    size = min(_CHUNK, max(keys, 1))
+    size = min(CHUNK, max(keys, 1))
     chunks = tuple(_cut(_padded(x, 0, -keys % size), size) for x in (rows.k, rows.v, free[..., None]))
 
     def write(sums: State, chunk: Any) -> tuple[State, None]:
@@ -182,7 +177,7 @@ def _no_window(rows: Rows, far: Far, free: Any, seen: Any) -> Partial:
         return merge_states(sums, summaries.write(jnp, far, k, v, allowed[..., 0])), None
 
     total, _ = lax.scan(jax.checkpoint(write, prevent_cse=False), total, chunks)
-    size = min(_CHUNK, max(length, 1))
+    size = min(CHUNK, max(length, 1))
 
     def read(_: None, q: Any) -> tuple[None, Partial]:
         nothing = rows.k[..., :0, :], rows.v[..., :0, :], free[..., :0]

@@ -12,7 +12,7 @@ from llvmlite import ir
 
 from rfkernels.backends.numba.emitter import INT, Emitter, Variable
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
-from rfkernels.backends.numba.kernels import SENTINEL, Emit
+from rfkernels.backends.numba.kernels import SENTINEL, Emit, move_row
 from rfkernels.grouping.summaries import LARGEST_BEND, ROUNDING
 
 EPSILON = {32: 2.0**-23, 64: 2.0**-52}
@@ -256,13 +256,7 @@ def _weigh(e: Emitter, bent: bool, cut: bool) -> None:
             e.store_vector(weight, scores, index)
         if bent:
             e.store(m.reduce_add(lifted.get()), moved, r)
-        shrink = m.exp(m.splat(b.fsub(old, new)))
-        single = b.extract_element(shrink, e.integer(0))
-        with b.if_then(b.fcmp_ordered(">", new, old)), e.loop(0, width, e.lanes) as i:
-            index = e.add(e.mul(r, sums_row), i)
-            e.store_vector(m.mul(e.load_vector(sums, index), shrink), sums, index)
-        e.store(b.fadd(b.fmul(e.load(den, r), single), m.reduce_add(total.get())), den, r)
-        e.store(new, shift, r)
+        move_row(e, r, (old, new), total.get(), (sums, sums_row, width, den, shift))
     e.finish()
 
 

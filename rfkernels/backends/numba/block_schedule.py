@@ -95,7 +95,7 @@ class BlockTask(NamedTuple):
 
     Query i stands at key i + delta. `before` holds the keys below `absorbed`, and those below `until` when the task is
     done; `after`, if not 0, those far behind the last block. `shelf` has room for sums of as many blocks as `together`
-    says and of every so-manieth one.
+    says and of every one whose number it divides.
     """
 
     k: int

@@ -344,14 +344,20 @@ def _band(e: Emitter) -> None:
             weight = m.where(m.gt(log, absent), m.exp_of_exponent(m.sub(log, moved)), m.constant(0.0))
             total.set(m.add(total.get(), weight))
             e.store_vector(weight, scores, index)
-        shrink = m.exp(m.splat(b.fsub(old, new)))
-        single = b.extract_element(shrink, e.integer(0))
-        with b.if_then(b.fcmp_ordered(">", new, old)), e.loop(0, width, e.lanes) as i:
-            index = e.add(e.mul(r, sums_row), i)
-            e.store_vector(m.mul(e.load_vector(sums, index), shrink), sums, index)
-        e.store(b.fadd(b.fmul(e.load(den, r), single), m.reduce_add(total.get())), den, r)
-        e.store(new, shift, r)
+        move_row(e, r, (old, new), total.get(), (sums, sums_row, width, den, shift))
     e.finish()
+
+
+def move_row(e: Emitter, r: Any, scales: tuple[Any, Any], total: Any, out: tuple[Any, Any, Any, Any, Any]) -> None:
+    """Put row r of sums and denominators from one log scale on another, and add weights to the denominator."""
+    (old, new), (sums, sums_row, width, den, shift), m, b = scales, out, e.math, e.builder
+    shrink = m.exp(m.splat(b.fsub(old, new)))
+    single = b.extract_element(shrink, e.integer(0))
+    with b.if_then(b.fcmp_ordered(">", new, old)), e.loop(0, width, e.lanes) as i:
+        index = e.add(e.mul(r, sums_row), i)
+        e.store_vector(m.mul(e.load_vector(sums, index), shrink), sums, index)
+    e.store(b.fadd(b.fmul(e.load(den, r), single), m.reduce_add(total)), den, r)
+    e.store(new, shift, r)
 
 
 def _settle(e: Emitter) -> None:
