@@ -1,0 +1,138 @@
+"""Records of a catalog: its table of items in groups, and what queries return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Table(NamedTuple):
+    """Items in groups: all that an estimate reads.
+
+    Items belong to the cell of the nearest centre. Those of a cell are cut into groups, shells of like distance from
+    the centre: logits of far items vary more, so the few farthest are kept apart. A group is a run of rows, its items
+    in random order.
+
+    Parameters
+    ----------
+    rows : array, shape (room, dim)
+        Items, those of a group side by side; may be mapped from a file. Rows of no group are free.
+    ids : array of int32, shape (room,)
+        The id of each row, −1 where it is free.
+    start, count : array of int64 and int32, shape (groups,)
+        Where each group begins and how many items it holds, at least one.
+    cell : array of int32, shape (groups,)
+        The cell of each group, in no order.
+    spread : array, shape (groups,)
+        Mean squared distance of a group's items from the mean of their cell; for proposals only.
+    means : array, shape (cells, dim)
+        The mean of all items of each cell; 0 for a cell without any.
+    shape : array, shape (dim, dim)
+        Covariance of items about the means of their cells, of trace 1; for proposals only.
+    """
+
+    rows: Any
+    ids: Any
+    start: Any
+    count: Any
+    cell: Any
+    spread: Any
+    means: Any
+    shape: Any
+
+
+class Estimate(NamedTuple):
+    """What is known of the log-normalizers of queries.
+
+    Parameters
+    ----------
+    log_normalizer : array, shape (queries,)
+        log Ẑ, where Ẑ is an unbiased estimate of Z = Σ_i exp(q·y_i); −inf for no items.
+    standard_error : array, shape (queries,)
+        Standard error of Ẑ as a part of Ẑ, which to first order is that of its log; 0 where every item was taken.
+    dots : array of int, shape (queries,)
+        Dot products that each query took.
+    """
+
+    log_normalizer: Any
+    standard_error: Any
+    dots: Any
+
+
+class Evaluated(NamedTuple):
+    """Items whose logits were computed for each query, weighted so that sums over them estimate sums over all items.
+
+    Parameters
+    ----------
+    rows : array of int32, shape (queries, budget)
+        Rows of the table, −1 for unused places.
+    logits : array, shape (queries, budget)
+        q·y; −inf for unused places.
+    log_weights : array, shape (queries, budget)
+        0 for items of opened groups, the log of one over the expected number of draws for drawn items; −inf if unused.
+    """
+
+    rows: Any
+    logits: Any
+    log_weights: Any
+
+
+class Draws(NamedTuple):
+    """Items drawn for each query.
+
+    Parameters
+    ----------
+    ids : array of int, shape (queries, draws)
+        The items.
+    log_probability : array, shape (queries, draws)
+        The log of the probability with which each draw, independently, came out as this item.
+    logits : array, shape (queries, draws)
+        q·y of each.
+    """
+
+    ids: Any
+    log_probability: Any
+    logits: Any
+
+
+@dataclass
+class Store:
+    """Everything that a catalog holds and that `save` writes: the arrays of its table and what changing it needs.
+
+    Parameters
+    ----------
+    rows, ids, start, count, cell, shape
+        As in `Table`.
+    capacity : array of int32, shape (groups,)
+        How many rows each group may fill before it has to move.
+    edge : array, shape (groups,)
+        Squared distance from the centre at which each group begins: an item joins the outermost group of its cell
+        that begins no farther out than it lies.
+    sums : array of float64, shape (groups, dim)
+        Σ (y − centre) over each group, always summed again, never subtracted from.
+    squares : array of float64, shape (groups,)
+        Σ |y − centre|² over each group.
+    centres : array, shape (cells, dim)
+        The points that items are assigned to cells by; they stay where they are until the catalog is grouped anew.
+    slots : array of int32, shape (largest id + 1,)
+        The row of each id, −1 for none.
+    end : int
+        Rows from here on were never used.
+    built : int
+        How many items there were when the cells were found.
+    """
+
+    rows: Any
+    ids: Any
+    start: Any
+    count: Any
+    capacity: Any
+    cell: Any
+    edge: Any
+    sums: Any
+    squares: Any
+    centres: Any
+    shape: Any
+    slots: Any
+    end: int
+    built: int
