@@ -74,7 +74,8 @@ class Plan(NamedTuple):
 
 def fewest_dots(table: Table) -> int:
     """Return the smallest budget that lets items be drawn."""
-    return sum(table.means.shape) + FEWEST_RUNS * RUN
+    cells, dim = table.means.shape
+    return int(cells + dim + FEWEST_RUNS * RUN)
 
 
 def guess(table: Table, query: Any) -> Guess:
