@@ -18,7 +18,7 @@ from rfkernels.catalog.arguments import (
     ids_of_rows,
     rows_of_ids,
 )
-from rfkernels.catalog.records import Draws, Estimate, Table
+from rfkernels.catalog.records import Draws, Estimate, Store, Table
 from rfkernels.catalog.reductions import Expectation, Top
 from rfkernels.kernels import Kernel
 from rfkernels.maps import lookup
@@ -57,12 +57,12 @@ class Catalog:
     def __init__(self, items: Any, *, ids: Any = None, cells: int | None = None, rng: Any = 0) -> None:
         self._set(store.build(items, ids, cells=cells, rng=rng))
 
-    def _set(self, held: store.Store) -> None:
+    def _set(self, held: Store) -> None:
         self._store = held
         self._table: Table | None = None
 
     @classmethod
-    def from_store(cls, held: store.Store) -> Catalog:
+    def from_store(cls, held: Store) -> Catalog:
         """Return a catalog of a store that was built or loaded elsewhere."""
         made = cls.__new__(cls)
         made._set(held)
@@ -92,7 +92,7 @@ class Catalog:
         return self._table
 
     @property
-    def store(self) -> store.Store:
+    def store(self) -> Store:
         """The arrays that `save` writes."""
         return self._store
 
