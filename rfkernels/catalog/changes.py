@@ -146,11 +146,19 @@ def _begin(store: Store, ids: Any) -> None:
         value = getattr(store, field.name)
         if isinstance(value, np.ndarray) and not value.flags.writeable and field.name != "rows":
             setattr(store, field.name, np.array(value))
-    largest = int(ids.max(initial=-1))
-    if largest >= len(store.slots):
-        slots = np.full(min(largest + 1 + largest // 4, MOST + 1), -1, np.int32)
-        slots[: len(store.slots)] = store.slots
-        store.slots = slots
+    needed = int(ids.max(initial=-1)) + 1
+    if needed > len(store.slots):
+        store.slots = _longer(store.slots, needed)
+
+
+def _longer(slots: Any, size: int) -> Any:
+    """Return slots for ids below `size`: a view of more, so that to grow one by one takes constant time for each."""
+    whole = slots.base
+    own = isinstance(whole, np.ndarray) and whole.flags.owndata and whole.dtype == slots.dtype
+    if not own or whole.ctypes.data != slots.ctypes.data or len(whole) < size:
+        whole = np.full(min(size + size // 4, MOST + 1), -1, slots.dtype)
+        whole[: len(slots)] = slots
+    return whole[:size]
 
 
 def _joined(store: Store, label: Any, square: Any) -> Any:

@@ -11,7 +11,7 @@ from rfkernels.catalog.changes import GROUPS, add, remove, update
 from rfkernels.catalog.records import Store
 from rfkernels.catalog.tables import cell_sums, table
 
-__all__ = ["add", "build", "merge", "next_id", "outgrown", "regroup", "remove", "table", "update"]
+__all__ = ["add", "build", "merge", "outgrown", "regroup", "remove", "table", "update"]
 
 _DRIFT = 0.25
 """How much of the squared distances from centres may be due to means of cells that have moved away from there."""
@@ -84,14 +84,3 @@ def outgrown(store: Store) -> bool:
     moved = (np.einsum("ij,ij->i", sums, sums) / np.maximum(number, 1)).sum()
     count = int(number.sum())
     return not store.built <= 2 * count <= 4 * store.built or bool(moved > _DRIFT * store.squares.sum())
-
-
-def next_id(store: Store) -> int:
-    """Return the number after the largest id in use."""
-    step, end = 1024, len(store.slots)
-    while end > 0:
-        held = np.flatnonzero(store.slots[max(end - step, 0) : end] >= 0)
-        if len(held):
-            return max(end - step, 0) + int(held[-1]) + 1
-        end, step = max(end - step, 0), 2 * step
-    return 0
