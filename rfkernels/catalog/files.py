@@ -6,6 +6,7 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,7 +36,7 @@ def save(store: Store, path: str | os.PathLike[str], info: Mapping[str, str] | N
     path : str or path
         The file; one that is there is replaced.
     info : mapping of str to str, optional
-        What else to write, returned by `load`; 8 KiB of JSON at most.
+        What else to write, for `read_info`; 8 KiB of JSON at most.
 
     Raises
     ------
@@ -110,7 +111,7 @@ def create(
         _write(file, store, info, rows_are_there=True)
 
 
-def load(path: str | os.PathLike[str], *, mapped: bool = False, verify: bool = False) -> tuple[Store, dict[str, str]]:
+def load(path: str | os.PathLike[str], *, mapped: bool = False, verify: bool = False) -> Store:
     """Read a catalog from a file that `save` or `create` wrote.
 
     Nothing in a file is run. All that `Store` says of its arrays is checked, and so are their checksums, so that a file
@@ -131,8 +132,6 @@ def load(path: str | os.PathLike[str], *, mapped: bool = False, verify: bool = F
     -------
     store : Store
         The catalog.
-    info : dict of str to str
-        What `save` was given.
 
     Raises
     ------
@@ -142,18 +141,17 @@ def load(path: str | os.PathLike[str], *, mapped: bool = False, verify: bool = F
         The file cannot be read.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is not a regular file; expected one that Catalog.save wrote")
-    while True:
-        with path.open("rb") as file:
-            header = read_header(file, path)
-            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                continue  # replaced meanwhile: the header may be that of the new file
-            try:
-                store = _read(file, header, mapped, verify)
-            except ValueError as error:
-                raise ValueError(f"{path} is damaged: {error}") from error
-        return store, header.info
+    with _opened(path) as (file, header):
+        try:
+            return _read(file, header, mapped, verify)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def read_info(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Return what was written with a catalog besides its arrays: the `info` of `save`; raises what `load` does."""
+    with _opened(Path(path)) as (_, header):
+        return header.info
 
 
 # Writing
@@ -176,6 +174,20 @@ def _write(file: BinaryIO, store: Store, info: Mapping[str, str], rows_are_there
 
 
 # Reading
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, Header]]:
+    """Open a file and read its header."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a regular file; expected one that Catalog.save wrote")
+    while True:
+        with path.open("rb") as file:
+            header = read_header(file, path)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                yield file, header
+                return
+            # It was replaced meanwhile: the header may be that of the new file.
 
 
 def _read(file: BinaryIO, header: Header, mapped: bool, verify: bool) -> Store:

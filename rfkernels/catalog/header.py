@@ -3,8 +3,8 @@
 A file of version 1 is a safetensors file whose header, padded with spaces, takes the first 16 KiB; `rows` come next, so
 that they can be mapped and may be written before anything else is known, then the other arrays of `LAYOUT` in their
 order. The header's metadata holds `format`, `version`, `end` and `built`, the CRC-32 of each array (``crc32 rows``),
-what the caller adds (``info kernel``) and, as `crc32`, that of all the rest of the header. CRC-32 finds any change of up
-to 32 neighbouring bits, and others but for one in 2³²; it is no protection from someone who means to forge a file.
+what the caller adds (``info kernel``) and, as `crc32`, that of all the rest of the header. CRC-32 finds any change of
+up to 32 neighbouring bits, and others but for one in 2³²; it is no protection from someone who means to forge a file.
 """
 
 from __future__ import annotations
