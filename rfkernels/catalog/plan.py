@@ -91,8 +91,10 @@ def plan(table: Table, guessed: Guess, budget: int) -> Plan:
     Groups are opened in the order of their second moments per item, bucket by bucket of like ones, and the rest of the
     budget is drawn: the variance of the rest is (Σ w)(Σ w v) / draws for draws in proportion to w.
     """
-    count = table.count.astype(np.float64)
-    top = float(guessed.log_mean.max())
+    count, top = table.count.astype(np.float64), float(guessed.log_mean.max())
+    if budget >= count.sum() + sum(table.means.shape):
+        every, none = np.arange(len(count)), np.arange(0)
+        return Plan(every, none, top, none.astype(np.float64), 0, 0.0, np.zeros(len(table.means)))
     weight = count * np.exp(guessed.log_mean - top)
     noise = weight * guessed.variance
     score = 2 * (guessed.log_mean - top) + np.log(guessed.variance)
