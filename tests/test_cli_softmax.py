@@ -18,7 +18,7 @@ from scipy.stats import binom
 
 import rfkernels as rfk
 from rfkernels.cli import checking, columns, commands, softmax
-from rfkernels.cli.checking import Checked, compare, exact_log_normalizers
+from rfkernels.cli.checking import Checked, check_rows, compare
 
 ALL = ("--budget", 10_000)  # of 3,000 items: every sum is exact
 NAMES = ["query", "log_normalizer", "standard_error", "dots"]
@@ -66,17 +66,26 @@ def test_a_budget_of_all_items_gives_exact_sums(arrays: Any, tmp_path: Path) -> 
     assert set(found["standard_error"]) == {0.0}
 
 
-def test_gaussian_sums(arrays: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [("--bandwidth", 2.5), ("--scale", 0.16)])
+def test_gaussian_sums(width: tuple[str, float], arrays: Any, tmp_path: Path) -> None:
     items, queries = (x.astype(float) for x in arrays)
-    found = printed(tmp_path, *ALL, "--kernel", "gaussian", "--bandwidth", 2.5)["columns"]
+    found = printed(tmp_path, *ALL, "--kernel", "gaussian", *width)["columns"]
     squares = np.square(queries[:, None] - items).sum(-1)
     np.testing.assert_allclose(found["log_normalizer"], logsumexp(-squares / (2 * 2.5**2), axis=1), rtol=1e-5)
+
+
+def test_sums_of_other_kernels_are_the_library_s(arrays: Any, tmp_path: Path) -> None:
+    items, queries = arrays
+    found = printed(tmp_path, "--budget", 600, "--kernel", "relu", "--seed", 2)["columns"]
+    expected = rfk.Catalog(items, rng=2).kernel_sum(queries, "relu", budget=600, full=True, rng=2)
+    for name, values in expected._asdict().items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-6)
 
 
 def test_what_it_returns_is_the_library_s(arrays: Any, tmp_path: Path) -> None:
     items, queries = arrays
     found = printed(tmp_path, "--budget", 600, "--seed", 3)
-    expected = rfk.Catalog(items, rng=3).log_normalizer(queries, budget=600, full=True, rng=np.random.default_rng(3))
+    expected = rfk.Catalog(items, rng=3).log_normalizer(queries, budget=600, full=True, rng=3)
     for name, values in expected._asdict().items():
         np.testing.assert_allclose(found["columns"][name], values, rtol=1e-6)
     assert 0 < max(found["columns"]["dots"]) <= 600
@@ -167,12 +176,17 @@ def test_summary(arrays: Any, tmp_path: Path) -> None:
 
 
 def test_without_a_file_the_summary_is_the_result(arrays: Any, tmp_path: Path) -> None:
-    result = invoke(tmp_path, "--budget", 600, "--error", 1e-4)
+    result = invoke(tmp_path, "--budget", 600)
     assert (result.exit_code, result.stderr) == (0, "")
     assert "45 queries over 3,000 items" in result.stdout
-    assert "relative standard error: median 0." in result.stdout
-    assert "45 queries did not reach --error 0.0001: raise --budget (600)" in result.stdout
-    assert "did not reach" not in invoke(tmp_path, *ALL, "--error", 1e-4).stdout
+    assert "standard_error: median 0.0" in result.stdout
+    assert "standard_error: median 0, 0 to 0" in invoke(tmp_path, *ALL).stdout
+
+
+def test_queries_that_miss_the_error_take_more(arrays: Any, tmp_path: Path) -> None:
+    plain, better = (printed(tmp_path, "--budget", 600, *more)["columns"] for more in ((), ("--error", 0.02)))
+    assert max(plain["standard_error"]) > 0.02 >= max(better["standard_error"])
+    assert max(plain["dots"]) <= 600 < max(better["dots"])
 
 
 def test_what_is_not_finite() -> None:
@@ -216,15 +230,19 @@ def test_check_of_gaussian_sums(arrays: Any, tmp_path: Path) -> None:
 
 def test_exact_sums_in_parts(arrays: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checking, "_ITEMS", 700)
-    monkeypatch.setattr(checking, "_QUERIES", 11)
     items, queries = arrays
-    seen: list[tuple[int, int]] = []
-    found = exact_log_normalizers(queries, items, False, lambda *done: seen.append(done))
-    np.testing.assert_allclose(found, logsumexp(logits(items, queries), axis=1), rtol=1e-12)
-    assert seen[-1] == (2800, 3000)
-    squares = np.square(queries.astype(float)[:, None] - items.astype(float)).sum(-1)
-    found = exact_log_normalizers(queries, items, True, lambda *_: None)
-    np.testing.assert_allclose(found, logsumexp(-squares / 2, axis=1), rtol=1e-12)
+    exact = logsumexp(0.5 * logits(items, queries), axis=1)
+    chosen = np.array([7, 3, 40])
+    given = {"log_normalizer": exact + 0.1 * (np.arange(45) == 3), "standard_error": np.full(45, 1e-12)}
+    seen: list[tuple[str, int, int]] = []
+    kernel = rfk.kernels.EXPONENTIAL
+    found = check_rows(
+        given, chosen, queries, items.__getitem__, len(items), kernel, 0.5, lambda *done: seen.append(done)
+    )
+    assert (found.queries, found.covered) == (3, 2)
+    assert found.median_error < 1e-9
+    assert found.high_error == pytest.approx(0.9 * np.expm1(0.1), rel=1e-6)
+    assert seen[-1] == ("checking", 2800, 3000)
 
 
 def test_intervals_are_around_the_estimate() -> None:
@@ -252,7 +270,7 @@ def test_an_estimate_that_vanished_is_far_off() -> None:
 
 def test_it_says_when_intervals_do_not_hold(arrays: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "too small" not in invoke(tmp_path, *ALL, "--check", 20).stdout
-    monkeypatch.setattr(softmax, "compare", lambda *_: Checked(20, 0.3, 0.9, 12, True))
+    monkeypatch.setattr(softmax, "check_rows", lambda *_: Checked(20, 0.3, 0.9, 12, True))
     said = " ".join(invoke(tmp_path, "--check", 20).stdout.split())
     assert "median 0.3, 95th percentile 0.9; 12 of 20 95 % intervals hold" in said
     assert "standard errors are too small here" in said
@@ -267,16 +285,20 @@ def test_it_says_when_intervals_do_not_hold(arrays: Any, tmp_path: Path, monkeyp
         (("-o", "{folder}/out.txt"), "expected a name that ends in .csv, .json, .npz, got '.txt'"),
         (("-o", "{folder}/items.npy"), "expected a name that ends in"),
         (("-o", "{folder}/nowhere/out.csv"), "there is no directory"),
-        (("--bandwidth", "2"), "--bandwidth 2.0 is for --kernel gaussian, got --kernel softmax"),
-        (("--scale", "2", "--kernel", "gaussian"), "--scale 2.0 is for --kernel softmax, got --kernel gaussian"),
-        (("--kernel", "cauchy"), "'cauchy' is not one of"),
+        (("--bandwidth", "2"), "--bandwidth is for --kernel gaussian, in place of --scale"),
+        (("--scale", "2", "--kernel", "gaussian", "--bandwidth", "2"), "--bandwidth is for --kernel gaussian"),
+        (("--top", "2", "--kernel", "gaussian"), "--top is for --kernel softmax, got --kernel gaussian"),
+        (("--error", "0.1", "--kernel", "gaussian"), "--error is for --kernel softmax, got --kernel gaussian"),
+        (("--kernel", "gauss"), "unknown feature map 'gauss'"),
+        (("--kernel", "erf"), "kernel must not be negative, but erf can be"),
+        (("--budget", "20"), "budget must be at least"),
         (("--budget", "0"), "'--budget'"),
-        (("--error", "0"), "'--error'"),
+        (("--error", "0"), "error must be a relative standard error between 0 and 1"),
         (("--top", "0"), "'--top'"),
-        (("--scale", "nan"), "--scale must be finite, got nan"),
-        (("--error", "nan"), "--error must be finite, got nan"),
-        (("--kernel", "gaussian", "--bandwidth", "inf"), "--bandwidth must be finite, got inf"),
-        (("--top", "3001"), "top"),
+        (("--scale", "nan"), "--scale must be a positive finite number, got nan"),
+        (("--error", "nan"), "error must be a relative standard error between 0 and 1, got nan"),
+        (("--kernel", "gaussian", "--bandwidth", "inf"), "--bandwidth must be a positive finite number, got inf"),
+        (("--top", "3001"), "k must be an integer from 1 to 3000"),
     ],
 )
 def test_options_that_cannot_be_used(options: tuple[str, ...], said: str, arrays: Any, tmp_path: Path) -> None:
@@ -298,7 +320,7 @@ ITEMS = np.ones((30, 6), np.float32)
         (b"1,2,3\n", "items: {items} is not a .npy file"),
         (ITEMS.astype(int), "items must have one of the dtypes"),
         (ITEMS[0], "items must have shape"),
-        (ITEMS[:, :5], "must agree in dim"),
+        (ITEMS[:, :5], "queries must have shape (queries, 5)"),
         (np.where(np.arange(6) == 2, np.float32("nan"), ITEMS), "items must be finite, but items[0, 2] is nan"),
     ],
 )
@@ -314,7 +336,7 @@ def test_files_that_cannot_be_used(content: Any, said: str, arrays: Any, tmp_pat
     message = " ".join(result.stderr.split())
     assert said.format(items=path) in message
     assert listing(tmp_path) <= {"items.npy", "queries.npy"}
-    if "must" in said:
+    if isinstance(content, np.ndarray):
         assert f"items = {path}: " in message
 
 
@@ -343,3 +365,47 @@ def test_a_failure_in_the_middle_of_writing_leaves_nothing(
     result = invoke(tmp_path, "-o", tmp_path / f"out.{suffix}")
     assert result.exit_code == 1
     assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["of two axes", "of one axis", "integers"])
+def test_queries_that_cannot_be_used(kind: str, arrays: Any, tmp_path: Path) -> None:
+    queries = {"of two axes": np.ones((2, 3, 6)), "of one axis": np.ones(6), "integers": np.ones((2, 6), int)}[kind]
+    np.save(tmp_path / "queries.npy", queries)
+    result = invoke(tmp_path, "-o", tmp_path / "out.csv")
+    assert result.exit_code == 2, result.output
+    assert f"queries = {tmp_path / 'queries.npy'}: " in " ".join(result.stderr.split())
+    assert listing(tmp_path) == {"items.npy", "queries.npy"}
+
+
+# A saved catalog
+
+
+def test_a_saved_catalog_in_place_of_items(arrays: Any, tmp_path: Path) -> None:
+    items, _ = arrays
+    catalog = rfk.Catalog(items)
+    catalog.remove(np.arange(0, 3000, 2))
+    catalog.save(tmp_path / "items.npy")  # what a file is called does not matter
+    found = printed(tmp_path, *ALL, "--check", 5, "--top", 2)
+    exact = logits(*arrays)
+    exact[:, ::2] = -np.inf
+    np.testing.assert_allclose(found["columns"]["log_normalizer"], logsumexp(exact, axis=1), rtol=1e-5)
+    np.testing.assert_array_equal(found["columns"]["top"], np.argsort(-exact, axis=1)[:, :2])
+    assert (found["items"], found["check"]["covered"]) == (1500, 5)
+    assert found["inputs"]["items"] == {"file": str(tmp_path / "items.npy")}
+
+
+def test_a_catalog_that_was_cut(arrays: Any, tmp_path: Path) -> None:
+    path = tmp_path / "items.npy"
+    rfk.Catalog(arrays[0]).save(path)
+    path.write_bytes(path.read_bytes()[:-7])
+    result = invoke(tmp_path, "-o", tmp_path / "out.csv")
+    assert result.exit_code == 2, result.output
+    assert "items" in result.stderr
+    assert listing(tmp_path) == {"items.npy", "queries.npy"}
+
+
+def test_an_empty_catalog(arrays: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "items.npy", arrays[0][:0])
+    found = printed(tmp_path, "--check", 5)
+    assert set(found["columns"]["log_normalizer"]) == {None}
+    assert found["check"] is None

@@ -8,7 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_ITEMS, _QUERIES = 1 << 14, 256  # at a time
+import rfkernels as rfk
+from rfkernels.cli.columns import Columns
+from rfkernels.kernels import Kernel
+
+_ITEMS = 1 << 14  # at a time
 _NORMAL = 1.96
 _RARE = 0.01
 _ROUNDING = 1e-5  # of float32 exponents, relative to the largest: the intervals of exact sums have no width
@@ -27,43 +31,45 @@ class Checked(NamedTuple):
     too_few: bool
 
 
+def check_rows(
+    columns: Columns,
+    chosen: Any,
+    queries: Any,
+    items: Callable[[slice], Any],
+    count: int,
+    kernel: Kernel,
+    scale: float,
+    advance: Callable[[str, int, int], None],
+) -> Checked:
+    """Compare the estimates of the queries at some places with exact sums over all `count` items, read in parts."""
+    q, exact = queries[chosen].astype(np.float64), np.full(len(chosen), -np.inf)
+    for start in range(0, count, _ITEMS):
+        advance("checking", start, count)
+        part = items(slice(start, start + _ITEMS)).astype(np.float64)
+        exact = np.logaddexp(exact, rfk.exact_log_normalizer(q, part, scale=scale, kernel=kernel))
+    return compare(columns["log_normalizer"][chosen], columns["standard_error"][chosen], exact)
+
+
 def compare(estimate: Any, standard_error: Any, exact: Any) -> Checked:
-    """Compare estimated with exact log-normalizers, all finite; the interval is Ẑ ± 1.96 standard errors."""
-    rounding = _ROUNDING * np.maximum(1, np.abs(exact))
+    """Compare estimated with exact log-normalizers, which are finite; the interval is Ẑ ± 1.96 standard errors."""
     with np.errstate(over="ignore"):  # Z may be any number of times an estimate that all but vanished
         off = np.abs(np.expm1(exact - estimate))
-    covered = int(np.sum(off <= _NORMAL * standard_error + rounding))
+    rounding = _ROUNDING * np.maximum(1, np.abs(exact))
+    covered, count = int(np.sum(off <= _NORMAL * standard_error + rounding)), len(exact)
     median, high = np.quantile(np.abs(np.expm1(estimate - exact)), [0.5, 0.95])
-    count = len(exact)
     return Checked(count, float(median), float(high), covered, _at_most(covered, count) < _RARE)
 
 
 def _at_most(covered: int, count: int, share: float = 0.95) -> float:
     """Return the probability that at most so many of `count` intervals hold when each does with probability `share`."""
-    logs = (
-        math.lgamma(count + 1)
-        - math.lgamma(i + 1)
-        - math.lgamma(count - i + 1)
-        + i * math.log(share)
-        + (count - i) * math.log1p(-share)
+    all_ways = math.lgamma(count + 1)
+    return math.fsum(
+        math.exp(
+            all_ways
+            - math.lgamma(i + 1)
+            - math.lgamma(count - i + 1)
+            + i * math.log(share)
+            + (count - i) * math.log1p(-share)
+        )
         for i in range(covered + 1)
     )
-    return math.fsum(map(math.exp, logs))
-
-
-def exact_log_normalizers(queries: Any, items: Any, gaussian: bool, advance: Callable[[int, int], None]) -> Any:
-    """Return log Σ exp(q·y), or log Σ exp(−|q − y|²/2) if `gaussian`, for each query, in float64 throughout."""
-    queries = queries.astype(np.float64)
-    found = np.full(len(queries), -np.inf)
-    for start in range(0, len(items), _ITEMS):
-        advance(start, len(items))
-        y = items[start : start + _ITEMS].astype(np.float64)
-        for first in range(0, len(queries), _QUERIES):
-            q, some = queries[first : first + _QUERIES], slice(first, first + _QUERIES)
-            logits = q @ y.T
-            if gaussian:
-                logits -= (np.square(q).sum(1)[:, None] + np.square(y).sum(1)) / 2
-            largest = logits.max(1)
-            part = largest + np.log(np.exp(logits - largest[:, None]).sum(1))
-            found[some] = np.logaddexp(found[some], part)
-    return found
