@@ -70,8 +70,13 @@ def _prepared(table: Table, budget: int, seed: int) -> tuple[Groups, Rules, Any]
     return g, rules, (dots, weights)
 
 
-def _share(g: Groups, r: Rules, block: int, queries: Any, logits: Any, scales: Any, first: int, last: int, out: Any) -> int:
-    s, n = _scratch(g, r, logits.shape[1]), _lists(g, r, block if last - first > 1 else 1, logits.shape[1], queries.dtype)
+def _share(
+    g: Groups, r: Rules, block: int, queries: Any, logits: Any, scales: Any, first: int, last: int, out: Any
+) -> int:
+    s, n = (
+        _scratch(g, r, logits.shape[1]),
+        _lists(g, r, block if last - first > 1 else 1, logits.shape[1], queries.dtype),
+    )
     for i in range(first, last, block):
         own = slice(i, min(i + block, last))
         catalog_steps.estimate(r, g, s, n, queries[own], logits[own], scales[own], i, out[own])
@@ -84,8 +89,18 @@ def _scratch(g: Groups, r: Rules, cells: int) -> Scratch:
     log_mean[len(g.start) :] = -np.inf
     buckets = plan.BUCKETS
     return Scratch(
-        log_mean, squares, weight, variance, score, np.empty(len(g.start), np.int32),
-        np.empty(buckets, np.int64), np.empty(buckets), np.empty(buckets), np.empty(cells), np.empty(r.budget + 16), np.empty(1),
+        log_mean,
+        squares,
+        weight,
+        variance,
+        score,
+        np.empty(len(g.start), np.int32),
+        np.empty(buckets, np.int64),
+        np.empty(buckets),
+        np.empty(buckets),
+        np.empty(cells),
+        np.empty(r.budget + 16),
+        np.empty(1),
     )
 
 
