@@ -54,7 +54,7 @@ class Plan(NamedTuple):
     top : float
         The largest log mean weight, which weights are relative to.
     weights : array, shape (groups in far,)
-        Guessed sums of the weights of far groups: draws are in proportion to them.
+        Guessed sums of the weights of far groups, up to a factor: draws are in proportion to them.
     runs : int
         How many runs are drawn.
     error : float
@@ -91,8 +91,10 @@ def plan(table: Table, guessed: Guess, budget: int) -> Plan:
     Groups are opened in the order of their second moments per item, bucket by bucket of like ones, and the rest of the
     budget is drawn: the variance of the rest is (Σ w)(Σ w v) / draws for draws in proportion to w.
     """
-    count = table.count.astype(np.float64)
-    top = float(guessed.log_mean.max())
+    count, top = table.count.astype(np.float64), float(guessed.log_mean.max())
+    if budget >= count.sum() + sum(table.means.shape):
+        every, none = np.arange(len(count)), np.arange(0)
+        return Plan(every, none, top, none.astype(np.float64), 0, 0.0, np.zeros(len(table.means)))
     weight = count * np.exp(guessed.log_mean - top)
     noise = weight * guessed.variance
     score = 2 * (guessed.log_mean - top) + np.log(guessed.variance)
@@ -108,7 +110,9 @@ def plan(table: Table, guessed: Guess, budget: int) -> Plan:
     if error <= TRUSTED:
         sums, items = (np.bincount(table.cell[far], x[far], len(slopes)) for x in (weight, count))
         slopes = sums / np.maximum(items, 1)
-    return Plan(np.flatnonzero(bucket < best), far, top, weight[far], int(runs[best]), error, slopes)
+    # Relative to the largest of their own: next to opened groups all of them may be less than the smallest number.
+    drawn = count[far] * np.exp(guessed.log_mean[far] - guessed.log_mean[far].max())
+    return Plan(np.flatnonzero(bucket < best), far, top, drawn, int(runs[best]), error, slopes)
 
 
 def _left(bucket: Any, x: Any) -> Any:
