@@ -71,15 +71,6 @@ def _prepared(table: Table, budget: int, seed: int) -> tuple[Groups, Rules, Any]
     return g, rules, (dots, wide, weights)
 
 
-<<<<<<< HEAD
-def _share(
-    g: Groups, r: Rules, block: int, queries: Any, logits: Any, scales: Any, first: int, last: int, out: Any
-) -> int:
-    s, n = (
-        _scratch(g, r, logits.shape[1]),
-        _lists(g, r, block if last - first > 1 else 1, logits.shape[1], queries.dtype),
-    )
-=======
 def _padded(x: Any) -> Any:
     out = np.zeros((len(x) + 7) // 8 * 8)
     out[: len(x)] = x
@@ -93,7 +84,6 @@ def _rows(table: Table) -> Any:
 
 def _share(g: Groups, r: Rules, block: int, queries: Any, first: int, last: int, out: Any) -> int:
     s, n = _scratch(g, r, queries.shape[1]), _lists(g, r, min(block, last - first), queries)
->>>>>>> p6-engine
     for i in range(first, last, block):
         own = slice(i, min(i + block, last))
         catalog_steps.estimate(r, g, s, n, queries[own], i, out[own])
@@ -105,20 +95,6 @@ def _scratch(g: Groups, r: Rules, dim: int) -> Scratch:
     log_mean, squares, weight, mass, noise, score = np.zeros((6, len(g.size)))
     log_mean[groups:] = -np.inf
     return Scratch(
-<<<<<<< HEAD
-        log_mean,
-        squares,
-        weight,
-        variance,
-        score,
-        np.empty(len(g.start), np.int32),
-        np.empty(buckets, np.int64),
-        np.empty(buckets),
-        np.empty(buckets),
-        np.empty(cells),
-        np.empty(r.budget + 16),
-        np.empty(1),
-=======
         *(log_mean, squares, weight, mass, noise, score),
         bucket=np.empty(groups, np.uint32),
         ends=np.empty(groups),
@@ -130,7 +106,6 @@ def _scratch(g: Groups, r: Rules, dim: int) -> Scratch:
         x=np.empty(r.budget + 16),
         query=np.empty(dim),
         number=np.empty(1),
->>>>>>> p6-engine
     )
 
 

@@ -328,13 +328,7 @@ def _sum_up(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, logits: Any, out:
 
 
 @jit
-<<<<<<< HEAD
-def estimate(
-    r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any, logits: Any, scales: Any, first: int, out: Any
-) -> int:
-=======
 def estimate(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any, first: int, out: Any) -> int:
->>>>>>> p6-engine
     """Estimate log-normalizers of the queries of a block, the first of which has number `first`."""
     for i in range(len(queries)):
         state = mixed(r.seed + np.uint64(0x9E3779B97F4A7C15) * np.uint64(first + i + 1))
