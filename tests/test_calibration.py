@@ -114,6 +114,28 @@ def test_a_query_that_sees_nothing_has_no_error() -> None:
     assert np.all(found.stopped == "steps")
 
 
+def test_values_of_zeros_are_estimated_without_error() -> None:
+    """Such a head, as a pruned one, has nothing to learn and leaves the others alone."""
+    q, k, v = captured(0)
+    v[0] = 0
+    found = learned(q, k, v, patience=25)
+    for errors in (found.train, found.validation, found.test):
+        np.testing.assert_array_equal([errors.start[0], errors.learned[0]], 0)
+    assert list(found.stopped) == ["patience", "steps"]
+    assert found.best[0] == 0
+    assert found.test.learned[1] < found.test.start[1]
+
+
+def test_an_estimate_of_what_is_nothing_has_an_infinite_error() -> None:
+    """A value that all but one key share is zero, and that key's weight vanishes in exact attention alone."""
+    q, k, v = (np.full((1, 96, DIM), value, np.float32) for value in (6, 6, 0))
+    k[:, -1] *= -1
+    v[:, -1] = 1
+    found = learned(q, k, v, features=rfk.draw("positive", DIM, 8, rng=0), steps=25)
+    assert found.test.start == np.inf
+    assert list(found.stopped) == ["not finite"]
+
+
 def test_every_backend_runs_them_alike() -> None:
     import jax.numpy as jnp
 
@@ -334,6 +356,10 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"q": captured(0)[0][:, :0]}, ValueError, "q must hold at least one vector"),
         ({"q": captured(0)[0][:, :2]}, ValueError, "leave nothing to learn from"),
         ({"v": captured(0)[2][:1]}, ValueError, "v must have the batch axes of k"),
+        ({"v": captured(0)[2][..., :0]}, ValueError, r"v must be at least one wide, got shape \(2, 96, 0\)"),
+        ({"q": captured(0)[0][..., :0], "k": captured(0)[1][..., :0]}, ValueError, "q and k must be at least one wide"),
+        ({"q": captured(0)[0][:0], "k": captured(0)[1][:0], "v": None}, ValueError, "there must be at least one head"),
+        ({"q": captured(0)[0][:0], "k": captured(0)[1][:1], "v": None}, ValueError, "there must be at least one head"),
         ({"v": np.full_like(captured(0)[2], np.inf)}, ValueError, "v must be finite"),
         (
             {"q": [captured(0)[0]] * 2, "k": [captured(0)[1], captured(0)[1][:1]], "v": None},
