@@ -1,0 +1,409 @@
+"""The catalog: items that may change, and sums of exp(q·y) over them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rfkernels._checks import check_array, check_scale
+from rfkernels.catalog import engines, files, kernel_sums, reductions, sampling, store
+from rfkernels.catalog.arguments import (
+    check_budget,
+    check_count,
+    check_filled,
+    check_queries,
+    check_seed,
+    ids_of_rows,
+    rows_of_ids,
+)
+from rfkernels.catalog.records import Draws, Estimate, Store, Table
+from rfkernels.catalog.reductions import Expectation, Top
+from rfkernels.kernels import Kernel
+from rfkernels.maps import lookup
+
+BUDGET = 4096
+
+_QUERIES = 256
+_DRAWS = 1 << 31
+
+
+class Catalog:
+    """Items y₁ … y_n and fast sums Σ exp(q·y_i) over them, for a few thousand dot products a query.
+
+    Items are grouped by k-means. A query takes the groups that matter most exactly and draws from the others, by a
+    proposal close to exp(q·y): what is returned is unbiased for the sum and comes with its standard error.
+
+    Parameters
+    ----------
+    items : array, shape (items, dim)
+        The items, of dtype float32 or float64; half precision is kept as float32. May be mapped from a file.
+    ids : array of int, shape (items,), optional
+        Their ids, from 0 to 2³¹ − 2, each once; 0, 1, … by default. Memory grows with the largest: four bytes for each.
+    cells : int, optional
+        How many cells k-means finds; about 0.63 √items by default.
+    rng : int or numpy.random.Generator, default 0
+        Where grouping starts from.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If arguments do not fit together, or an item is not finite.
+    ImportError
+        If scikit-learn, which finds the cells, is missing.
+    """
+
+    def __init__(self, items: Any, *, ids: Any = None, cells: int | None = None, rng: Any = 0) -> None:
+        self._set(store.build(items, ids, cells=cells, rng=rng))
+
+    def _set(self, held: Store) -> None:
+        self._store = held
+        self._table: Table | None = None
+
+    @classmethod
+    def from_store(cls, held: Store) -> Catalog:
+        """Return a catalog of a store that was built or loaded elsewhere."""
+        made = cls.__new__(cls)
+        made._set(held)
+        return made
+
+    def __len__(self) -> int:
+        return int(self._store.count.sum())
+
+    def __repr__(self) -> str:
+        return f"Catalog of {len(self)} items of dim {self.dim} in {len(self._store.count)} groups"
+
+    @property
+    def dim(self) -> int:
+        """The width of items."""
+        return int(self._store.rows.shape[1])
+
+    @property
+    def ids(self) -> Any:
+        """The ids of all items, in ascending order."""
+        return np.flatnonzero(self._store.slots >= 0)
+
+    @property
+    def table(self) -> Table:
+        """The arrays that estimates read."""
+        if self._table is None:
+            self._table = store.table(self._store)
+        return self._table
+
+    @property
+    def store(self) -> Store:
+        """The arrays that `save` writes."""
+        return self._store
+
+    def items(self, ids: Any) -> Any:
+        """Return the items of some ids, (ids, dim)."""
+        return np.array(self._store.rows[rows_of_ids(self._store, ids)])
+
+    def log_normalizer(
+        self,
+        queries: Any,
+        *,
+        budget: int = BUDGET,
+        error: float | None = None,
+        full: bool = False,
+        rng: int = 0,
+        backend: str = "numba",
+    ) -> Any:
+        """Estimate log Z, Z = Σ_i exp(q·y_i).
+
+        Parameters
+        ----------
+        queries : array, shape (queries, dim) or (dim,)
+            The queries; scale them to sharpen or flatten the softmax.
+        budget : int, default 4096
+            Dot products that each query may take. From the number of items on the result is exact.
+        error : float, optional
+            A relative standard error to be reached: queries that miss it are estimated again, afresh, with four times
+            the budget, and so on, up to exactness.
+        full : bool, default False
+            Return an `Estimate`, with standard errors and the dot products taken.
+        rng : int, default 0
+            The seed. The same seed, queries and catalog give the same numbers.
+        backend : {"numba", "numpy"}, default "numba"
+            Compiled, or as specified.
+
+        Returns
+        -------
+        array, shape (queries,) or (), or Estimate
+            Float64; Ẑ is unbiased, log Ẑ is not quite. −inf without items.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If arguments do not fit together, queries are not finite, or `budget` is too small to draw at all.
+        """
+        given, budget = check_queries(queries, self.dim), check_budget(self.table, budget)
+        if error is not None and not 0 < error < 1:
+            raise ValueError(f"error must be a relative standard error between 0 and 1, got {error!r}")
+        found = engines.estimated(self.table, given, budget, error, check_seed(rng), backend)
+        found = Estimate(*(part.reshape(queries.shape[:-1]) for part in found))
+        return found if full else found.log_normalizer
+
+    def probabilities(
+        self, queries: Any, ids: Any, *, budget: int = BUDGET, error: float | None = None, rng: int = 0
+    ) -> Any:
+        """Estimate the softmax exp(q·y_i) / Z of some items.
+
+        Parameters
+        ----------
+        queries : array, shape (queries, dim) or (dim,)
+            The queries.
+        ids : array of int, shape (items,) or (queries, items)
+            The items: the same for all queries, or each query's own.
+        budget, error, rng
+            As in `log_normalizer`, whose standard error is also that of the log of each probability.
+
+        Returns
+        -------
+        array, shape (queries, items) or (items,)
+            Probabilities; not cut at one, which an estimate may pass.
+
+        Raises
+        ------
+        KeyError
+            If an id is not in the catalog.
+        TypeError, ValueError
+            If arguments do not fit together.
+        """
+        given, slots = check_queries(queries, self.dim), rows_of_ids(self._store, ids)
+        if slots.ndim not in (1, 2) or (slots.ndim == 2 and len(slots) != len(given)):
+            raise ValueError(f"ids must have shape (items,) or ({len(given)}, items), got {slots.shape}")
+        log = np.atleast_1d(self.log_normalizer(queries, budget=budget, error=error, rng=rng))
+        items = np.broadcast_to(slots, (len(given), slots.shape[-1]))
+        found = [
+            np.exp(self._store.rows[own].astype(np.float64) @ query.astype(np.float64) - z)
+            for own, query, z in zip(items, given, log, strict=True)
+        ]
+        return np.reshape(found, (*queries.shape[:-1], slots.shape[-1]))
+
+    def expectation(
+        self,
+        queries: Any,
+        values: Any,
+        *,
+        budget: int = BUDGET,
+        full: bool = False,
+        rng: int = 0,
+        backend: str = "numba",
+    ) -> Any:
+        """Estimate the softmax-weighted mean Σ_i p_i v_i of values of the items.
+
+        Parameters
+        ----------
+        queries : array, shape (queries, dim) or (dim,)
+            The queries.
+        values : array, shape (largest id + 1, width)
+            The value of each id; those of ids that are not in the catalog do not matter.
+        budget, rng, backend
+            As in `log_normalizer`.
+        full : bool, default False
+            Return an `Expectation`, with standard errors.
+
+        Returns
+        -------
+        array, shape (queries, width) or (width,), or Expectation
+            A ratio of unbiased estimates; its bias falls as one over the budget.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If arguments do not fit together, or the catalog is empty.
+        """
+        given = check_queries(queries, self.dim)
+        check_array("values", values, 2)
+        if values.ndim != 2 or len(values) < len(self._store.slots):
+            raise ValueError(f"values must have shape ({len(self._store.slots)}, width), got {values.shape}")
+        check_filled(self.table)
+        budget = min(check_budget(self.table, budget), len(self) + sum(self.table.means.shape))
+        parts = []
+        for first in range(0, len(given), _QUERIES):
+            taken = engines.choose(backend).evaluate(
+                self.table, given[first : first + _QUERIES], budget, check_seed(rng)
+            )
+            parts.append(reductions.expectation(taken._replace(rows=ids_of_rows(self.table, taken.rows)), values))
+        found = Expectation(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+        found = Expectation(*(part.reshape(*queries.shape[:-1], values.shape[1]) for part in found))
+        return found if full else found.mean
+
+    def top(self, queries: Any, k: int, *, budget: int = BUDGET) -> Top:
+        """Return the k items of largest q·y among those that a query finds, largest first.
+
+        Parameters
+        ----------
+        queries : array, shape (queries, dim) or (dim,)
+            The queries.
+        k : int
+            How many.
+        budget : int, default 4096
+            Dot products that each query may take, and so how many of the true largest are found.
+
+        Returns
+        -------
+        Top
+            ids and logits, (queries, k) or (k,).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If arguments do not fit together, or there are fewer than k items.
+        """
+        given = check_queries(queries, self.dim)
+        check_count("k", k, 1, len(self))
+        found = reductions.top(self.table, given, int(k), check_budget(self.table, budget))
+        return Top(*(part.reshape(*queries.shape[:-1], k) for part in found))
+
+    def sample(self, queries: Any, n: int, rng: Any = 0, *, exact: bool = False) -> Draws:
+        """Draw n items for each query, with replacement, and say with what probability each was drawn.
+
+        A draw takes about 2,048 dot products a query and the items of the group that it falls into, 512 at most.
+
+        Parameters
+        ----------
+        queries : array, shape (queries, dim) or (dim,)
+            The queries.
+        n : int
+            Draws for each.
+        rng : int or numpy.random.Generator, default 0
+            Where chance comes from.
+        exact : bool, default False
+            Draw from the softmax itself, at the cost of all dot products once for each query.
+
+        Returns
+        -------
+        Draws
+            ids, log_probability and logits, (queries, n) or (n,). exp(logits − log_probability) are importance
+            weights, whose mean is an unbiased estimate of Z.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If arguments do not fit together, or the catalog is empty.
+        """
+        given = check_queries(queries, self.dim)
+        check_count("n", n, 0, _DRAWS)
+        check_filled(self.table)
+        draw = sampling.sample_exactly if exact else sampling.sample
+        found = draw(self.table, given, int(n), np.random.default_rng(rng))
+        return Draws(*(part.reshape(*queries.shape[:-1], n) for part in found))
+
+    def kernel_sum(
+        self,
+        queries: Any,
+        kernel: str | Kernel = "gaussian",
+        *,
+        scale: float = 1.0,
+        budget: int = BUDGET,
+        full: bool = False,
+        rng: int = 0,
+    ) -> Any:
+        """Estimate log Σ_i k(√scale q, √scale y_i) for another kernel than exp(q·y).
+
+        Parameters
+        ----------
+        queries : array, shape (queries, dim) or (dim,)
+            The queries.
+        kernel : str or Kernel, default "gaussian"
+            A kernel, or the name of a map that has one (`rfkernels.names`); it must not be negative. For the Gaussian,
+            exp(−scale |q − y|²/2), so a bandwidth h is scale=1/h².
+        scale : float, default 1
+            Multiplies q·y, |q|² and |y|².
+        budget, full, rng
+            As in `log_normalizer`.
+
+        Returns
+        -------
+        array, shape (queries,) or (), or Estimate
+            Float64, unbiased for the sum; −inf where all kernels that were taken are zero.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If arguments do not fit together, or the kernel can be negative.
+        """
+        given = check_queries(queries, self.dim)
+        check_scale(scale)
+        chosen = lookup(kernel).kernel if isinstance(kernel, str) else kernel
+        if not isinstance(chosen, Kernel):
+            raise TypeError(f"kernel must be a Kernel or the name of a map that has one, got {kernel!r}")
+        if chosen.sign is not None:
+            raise ValueError(f"kernel must not be negative, but {chosen.name} can be: its sums have no log")
+        if check_budget(self.table, budget) >= len(self):
+            found = kernel_sums.exact_kernel_sums(self.table, given, chosen, scale)
+        else:
+            found = kernel_sums.kernel_sums(self.table, given, chosen, scale, budget, check_seed(rng))
+        found = Estimate(*(part.reshape(queries.shape[:-1]) for part in found))
+        return found if full else found.log_normalizer
+
+    def add(self, items: Any, ids: Any = None) -> Any:
+        """Add items and return their ids.
+
+        Parameters
+        ----------
+        items : array, shape (items, dim)
+            What is added, of the catalog's dtype.
+        ids : array of int, shape (items,), optional
+            Ids that the catalog does not have; those after the largest by default.
+
+        Returns
+        -------
+        array of int, shape (items,)
+            The ids.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If arguments do not fit together, an id is there already or an item is not finite; nothing is changed then.
+        """
+        largest = len(self._store.slots)
+        ids = np.arange(largest, largest + len(items)) if ids is None else ids
+        store.add(self._store, items, ids)
+        self._table = None
+        return np.asarray(ids)
+
+    def remove(self, ids: Any) -> None:
+        """Remove the items of some ids, each once; nothing is changed if one is unknown (KeyError)."""
+        store.remove(self._store, ids)
+        self._table = None
+
+    def update(self, ids: Any, items: Any) -> None:
+        """Replace the items of some ids, each once; nothing is changed if one is unknown (KeyError) or does not fit."""
+        store.update(self._store, ids, items)
+        self._table = None
+
+    def merge(self, other: Catalog) -> Catalog:
+        """Return a new catalog of the items of both, whose ids must differ; cells stay those that each had."""
+        if not isinstance(other, Catalog):
+            raise TypeError(f"other must be a Catalog, got {type(other).__name__}")
+        return Catalog.from_store(store.merge(self._store, other.store))
+
+    def regroup(self, *, cells: int | None = None, rng: Any = 0) -> None:
+        """Find cells anew, after many changes: as a catalog of the same items and ids would be built."""
+        self._set(store.regroup(self._store, cells=cells, rng=rng))
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, which takes its name only when it is complete: see `load`."""
+        files.save(self._store, path)
+
+    @classmethod
+    def load(cls, path: str | Path, *, mapped: bool = False) -> Catalog:
+        """Read a catalog that `save` wrote.
+
+        Parameters
+        ----------
+        path : str or pathlib.Path
+            The file.
+        mapped : bool, default False
+            Leave the items in the file and read them as they are needed, for catalogs larger than memory.
+
+        Raises
+        ------
+        OSError, ValueError
+            If the file cannot be read, is not a catalog, is of another version, or was cut or altered.
+        """
+        return cls.from_store(files.load(path, mapped=mapped))

@@ -1,0 +1,161 @@
+"""What a query does: which groups are taken exactly, and where items are drawn from the others.
+
+This is the specification; `rfkernels.backends.numba.catalog` computes the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rfkernels.catalog.records import Table
+
+RUN = 4
+"""Items of a draw: neighbours in a group, whose order is random, so that memory is read in runs."""
+
+FEWEST_RUNS = 32
+BUCKETS, PER_NAT = 256, 4
+TRUSTED = 0.25
+"""The predicted relative error up to which the control variate is used: beyond, the guesses under it are poor."""
+
+_LARGEST = 60.0
+_FLOOR = 1e-3
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Guess(NamedTuple):
+    """What is expected of the items of each group.
+
+    Parameters
+    ----------
+    log_mean : array, shape (groups,)
+        Log of the mean weight of an item.
+    variance : array, shape (groups,)
+        Variance of an item's weight, less what a control variate takes, in units of its squared mean.
+    cell_logits : array, shape (cells,)
+        q·(mean of the cell), which the control variate is taken about.
+    """
+
+    log_mean: Any
+    variance: Any
+    cell_logits: Any
+
+
+class Plan(NamedTuple):
+    """What one query does.
+
+    Parameters
+    ----------
+    opened : array of int
+        Groups whose items are all taken.
+    far : array of int
+        The other groups.
+    top : float
+        The largest log mean weight, which weights are relative to.
+    weights : array, shape (groups in far,)
+        Guessed sums of the weights of far groups: draws are in proportion to them.
+    runs : int
+        How many runs are drawn.
+    error : float
+        Predicted standard error, relative to the guessed sum over all items.
+    slopes : array, shape (cells,)
+        Coefficients of q·(y − mean) in the control variate; zeros where it is not to be used.
+    """
+
+    opened: Any
+    far: Any
+    top: float
+    weights: Any
+    runs: int
+    error: float
+    slopes: Any
+
+
+def fewest_dots(table: Table) -> int:
+    """Return the smallest budget that lets items be drawn."""
+    cells, dim = table.means.shape
+    return int(cells + dim + FEWEST_RUNS * RUN)
+
+
+def guess(table: Table, query: Any) -> Guess:
+    """Guess weights exp(q·y): items of a group as normal about the mean of their cell, of the shape that all share."""
+    logits = table.means @ query
+    squares = np.minimum((query @ table.shape @ query) * table.spread, _LARGEST)
+    return Guess(logits[table.cell] + squares / 2, np.expm1(squares) - squares + _FLOOR, logits)
+
+
+def plan(table: Table, guessed: Guess, budget: int) -> Plan:
+    """Choose the opened groups that minimise the predicted variance.
+
+    Groups are opened in the order of their second moments per item, bucket by bucket of like ones, and the rest of the
+    budget is drawn: the variance of the rest is (Σ w)(Σ w v) / draws for draws in proportion to w.
+    """
+    count, top = table.count.astype(np.float64), float(guessed.log_mean.max())
+    if budget >= count.sum() + sum(table.means.shape):
+        every, none = np.arange(len(count)), np.arange(0)
+        return Plan(every, none, top, none.astype(np.float64), 0, 0.0, np.zeros(len(table.means)))
+    weight = count * np.exp(guessed.log_mean - top)
+    noise = weight * guessed.variance
+    score = 2 * (guessed.log_mean - top) + np.log(guessed.variance)
+    bucket = np.minimum((PER_NAT * (score.max() - score)).astype(np.int64), BUCKETS - 1)
+    # Sums over what is left are summed: next to the largest groups the others are less than rounding.
+    items, weights, noises = (_left(bucket, x) for x in (count, weight, noise))
+    runs = (budget - sum(table.means.shape) - count.sum() + items) // RUN
+    variance = np.where(runs >= FEWEST_RUNS, weights * noises / np.maximum(RUN * runs, 1), np.inf)
+    best = int(variance.argmin())
+    far = np.flatnonzero(bucket >= best)
+    error = float(np.sqrt(variance[best]) / weight.sum())
+    slopes = np.zeros(len(table.means))
+    if error <= TRUSTED:
+        sums, items = (np.bincount(table.cell[far], x[far], len(slopes)) for x in (weight, count))
+        slopes = sums / np.maximum(items, 1)
+    return Plan(np.flatnonzero(bucket < best), far, top, weight[far], int(runs[best]), error, slopes)
+
+
+def _left(bucket: Any, x: Any) -> Any:
+    """Return the sums of x over each bucket and all later ones."""
+    return np.cumsum(np.bincount(bucket, x, BUCKETS)[::-1])[::-1]
+
+
+def uniforms(seed: int, query: int, count: int) -> Any:
+    """Return numbers in [0, 1), (2, count), that depend on seed, query and place alone: those of splitmix64."""
+    with np.errstate(over="ignore"):
+        state = _mix(np.uint64(seed) + _GOLDEN * np.uint64(query + 1))
+        places = np.arange(1, 2 * count + 1, dtype=np.uint64).reshape(count, 2).T
+        return (_mix(state + _GOLDEN * places) >> np.uint64(11)) * 2.0**-53
+
+
+def _mix(z: Any) -> Any:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+class Runs(NamedTuple):
+    """Drawn items: their rows, (runs, RUN), their group, and the log of the expected number of draws of each."""
+
+    rows: Any
+    group: Any
+    log_expected: Any
+
+
+def draw_runs(table: Table, planned: Plan, seed: int, query: int) -> Runs:
+    """Draw runs in proportion to the weights of far groups, one from each of as many equal parts of their total."""
+    u = uniforms(seed, query, planned.runs)
+    ends = np.cumsum(planned.weights)
+    at = (np.arange(planned.runs) + u[0]) / planned.runs * ends[-1]
+    place = np.minimum(np.searchsorted(ends, at, side="right"), np.flatnonzero(planned.weights)[-1])
+    group = planned.far[place]
+    count = table.count[group].astype(np.int64)
+    first = np.minimum((u[1] * count).astype(np.int64), count - 1)
+    rows = table.start[group][:, None] + (first[:, None] + np.arange(RUN)) % count[:, None]
+    log_expected = np.log(planned.runs * RUN * planned.weights[place] / ends[-1] / count)
+    return Runs(rows, group, log_expected)
+
+
+def rows_of(table: Table, groups: Any) -> Any:
+    """Return the rows of whole groups, one group after the other."""
+    count = table.count[groups].astype(np.int64)
+    first = np.cumsum(count) - count
+    return np.arange(count.sum()) + np.repeat(table.start[groups] - first, count)

@@ -1,0 +1,81 @@
+"""What is made of the items that a query takes: expectations and the largest."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rfkernels.catalog.plan import RUN, guess, rows_of
+from rfkernels.catalog.records import Evaluated, Table
+
+
+class Expectation(NamedTuple):
+    """Softmax-weighted means of values.
+
+    Parameters
+    ----------
+    mean : array, shape (queries, width)
+        Σ p_i v_i, with p the softmax: the ratio of two unbiased estimates, whose bias falls as one over the budget.
+    standard_error : array, shape (queries, width)
+        Its standard error to first order; 0 where every item was taken.
+    """
+
+    mean: Any
+    standard_error: Any
+
+
+class Top(NamedTuple):
+    """The items of largest q·y among those taken, largest first.
+
+    Parameters
+    ----------
+    ids : array of int, shape (queries, count)
+        The items.
+    logits : array, shape (queries, count)
+        q·y of each.
+    """
+
+    ids: Any
+    logits: Any
+
+
+def expectation(taken: Evaluated, values: Any) -> Expectation:
+    """Return softmax-weighted means of values (room, width), which are those of the table's rows."""
+    found = [_mean(*one, values) for one in zip(*taken, strict=True)]
+    mean, error = zip(*found, strict=True) if found else ((), ())
+    shape = len(found), values.shape[1]
+    return Expectation(np.reshape(mean, shape), np.reshape(error, shape))
+
+
+def _mean(rows: Any, logits: Any, log_weights: Any, values: Any) -> tuple[Any, Any]:
+    used = rows >= 0
+    rows, drawn = rows[used], log_weights[used] != 0
+    log = logits[used] + log_weights[used]
+    weight = np.exp(log - log.max())
+    weight /= weight.sum()
+    mean = weight @ values[rows]
+    parts = weight[drawn, None] * (values[rows[drawn]] - mean)
+    parts = parts[: len(parts) // (2 * RUN) * 2 * RUN].reshape(-1, 2, RUN, values.shape[1]).sum(2)
+    return mean, np.sqrt(((parts[:, 0] - parts[:, 1]) ** 2).sum(0))
+
+
+def top(table: Table, queries: Any, count: int, budget: int) -> Top:
+    """Return the largest items of the groups that promise most, at no more than `budget` dot products a query.
+
+    What a group promises is the largest of n normal numbers of its mean and deviation s: about mean + s √(2 log n).
+    """
+    rows, logits = np.empty((len(queries), count), np.int64), np.empty((len(queries), count))
+    left = budget - sum(table.means.shape)
+    for i, query in enumerate(queries.astype(np.float64)):
+        guessed = guess(table, query)
+        squares = 2 * (guessed.log_mean - guessed.cell_logits[table.cell])
+        promise = guessed.cell_logits[table.cell] + np.sqrt(2 * squares * np.log(np.maximum(table.count, 2)))
+        order = np.argsort(-promise, kind="stable")
+        taken = rows_of(table, order[np.cumsum(table.count[order]) <= left])
+        if len(taken) < count:
+            taken = rows_of(table, order)
+        own = table.rows[taken] @ query
+        best = np.argsort(-own, kind="stable")[:count]
+        rows[i], logits[i] = taken[best], own[best]
+    return Top(table.ids[rows], logits)
