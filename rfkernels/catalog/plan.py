@@ -54,7 +54,7 @@ class Plan(NamedTuple):
     top : float
         The largest log mean weight, which weights are relative to.
     weights : array, shape (groups in far,)
-        Guessed sums of the weights of far groups: draws are in proportion to them.
+        Guessed sums of the weights of far groups, up to a factor: draws are in proportion to them.
     runs : int
         How many runs are drawn.
     error : float
@@ -110,7 +110,9 @@ def plan(table: Table, guessed: Guess, budget: int) -> Plan:
     if error <= TRUSTED:
         sums, items = (np.bincount(table.cell[far], x[far], len(slopes)) for x in (weight, count))
         slopes = sums / np.maximum(items, 1)
-    return Plan(np.flatnonzero(bucket < best), far, top, weight[far], int(runs[best]), error, slopes)
+    # Relative to the largest of their own: next to opened groups all of them may be less than the smallest number.
+    drawn = count[far] * np.exp(guessed.log_mean[far] - guessed.log_mean[far].max())
+    return Plan(np.flatnonzero(bucket < best), far, top, drawn, int(runs[best]), error, slopes)
 
 
 def _left(bucket: Any, x: Any) -> Any:
