@@ -1,0 +1,130 @@
+"""Log-normalizers of a catalog on the devices of JAX: the estimator of `rfkernels.catalog.estimates`, of static shapes.
+
+Every query takes the same number of dot products: those with the means of cells, and one for each of its places. The
+first places hold runs of items drawn from closed groups, the others all items of opened groups; how many groups are
+opened is decided for each query, and no place is wasted on padding.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rfkernels._arrays import matmul
+from rfkernels.backends.jax.catalog_plan import finite, placed, planned
+from rfkernels.backends.jax.tables import DeviceTable, Sharded, device_table, sharded, split
+from rfkernels.catalog.estimates import HEAVY
+from rfkernels.catalog.plan import FEWEST_RUNS, RUN
+from rfkernels.catalog.records import Estimate
+
+__all__ = ["DeviceTable", "Sharded", "device_table", "estimate", "sharded", "split"]
+
+_NUMBERS = {"cpu": 1 << 19}
+_NUMBERS_ELSEWHERE = 1 << 25
+"""How many numbers the items of the queries under way may be: what a cache holds, or what keeps a device busy."""
+
+
+def estimate(table: DeviceTable | Sharded, queries: Any, budget: int, key: Any) -> Estimate:
+    """Estimate the log-normalizers of queries: log Σ_i exp(q·y_i) over the items of a table.
+
+    What `rfkernels.catalog.estimates.estimate` computes, in the dtype of the items and with JAX's random numbers. May
+    be called under `jax.jit` with `budget` static; compiled once for each shape and budget. Logits are computed at full
+    precision. Memory beyond the items is for a bounded number of queries at a time.
+
+    Parameters
+    ----------
+    table : DeviceTable or Sharded
+        What `device_table` or `sharded` returned. Devices of a mesh share the budget evenly; each estimates the sum
+        over its own items, and of each query no more than that sum and its error is communicated.
+    queries : array, shape (queries, dim)
+        The queries.
+    budget : int
+        Dot products for each query, those with the means of cells and with the rows of the shape included.
+    key : jax.Array
+        A key of `jax.random`. Queries draw independently of each other.
+
+    Returns
+    -------
+    Estimate
+        Arrays of JAX, (queries,). The log-normalizer of no items is −inf.
+
+    Raises
+    ------
+    ValueError
+        If the queries are not rows as long as items, or the budget does not suffice for a sample on each device.
+    """
+    own, devices = (table.table, table.table.rows.shape[0]) if isinstance(table, Sharded) else (table, 1)
+    cells, dim = own.means.shape[-2:]
+    if queries.ndim != 2 or queries.shape[-1] != dim:
+        raise ValueError(f"queries must have shape (queries, {dim}), got {queries.shape}")
+    places = (budget // devices - cells - dim) // RUN * RUN
+    if places < FEWEST_RUNS * RUN:
+        least = devices * (cells + dim + FEWEST_RUNS * RUN)
+        raise ValueError(f"budget must be at least {least} (cells, dim and a sample on each device), got {budget}")
+    queries = jnp.asarray(queries, own.rows.dtype)
+    if isinstance(table, Sharded):
+        log, error, taken = _of_mesh(own, queries, key, places=places, mesh=table.mesh, axis=table.axis)
+    else:
+        log, error, taken = _of_device(own, queries, key, places=places)
+    return Estimate(log, error, taken + devices * (cells + dim))
+
+
+@partial(jax.jit, static_argnames="places")
+def _of_device(table: DeviceTable, queries: Any, key: Any, *, places: int) -> Any:
+    return _estimated(table, queries, key, places)
+
+
+@partial(jax.jit, static_argnames=("places", "mesh", "axis"))
+def _of_mesh(table: DeviceTable, queries: Any, key: Any, *, places: int, mesh: Any, axis: str) -> Any:
+    def part(table: DeviceTable, queries: Any, key: Any) -> Any:
+        own = jax.tree.map(lambda x: x[0], table)
+        log, error, taken = _estimated(own, queries, jax.random.fold_in(key, jax.lax.axis_index(axis)), places)
+        top = finite(jax.lax.pmax(log, axis))
+        value = jnp.exp(log - top)
+        total, square, dots = jax.lax.psum((value, (value * error) ** 2, taken), axis)
+        return top + jnp.log(total), jnp.sqrt(square) / jnp.where(total > 0, total, 1), dots
+
+    spec, whole = jax.sharding.PartitionSpec(axis), jax.sharding.PartitionSpec()
+    return jax.shard_map(part, mesh=mesh, in_specs=(spec, whole, whole), out_specs=whole)(table, queries, key)
+
+
+def _estimated(table: DeviceTable, queries: Any, key: Any, places: int) -> Any:
+    """Return log-normalizers, standard errors and how many items were taken, a bounded number of queries at a time."""
+
+    def one(given: tuple[Any, Any]) -> Any:
+        query, number = given
+        return _one(table, query, jax.random.fold_in(key, number), places)
+
+    if not len(table.count) or not len(table.rows):
+        nothing = jnp.zeros(len(queries), queries.dtype)
+        return nothing - jnp.inf, nothing, jnp.zeros(len(queries), jnp.int32)
+    numbers = _NUMBERS.get(jax.default_backend(), _NUMBERS_ELSEWHERE)
+    together = max(1, numbers // (places * queries.shape[1]))
+    return jax.lax.map(one, (queries, jnp.arange(len(queries))), batch_size=together)
+
+
+def _one(table: DeviceTable, query: Any, key: Any, places: int) -> Any:
+    plan = planned(table, query, places)
+    held, expected = placed(table, plan, key, places)
+    logits = matmul(jnp, table.rows.at[held.row].get(mode="promise_in_bounds"), query)
+    run = jnp.arange(places // RUN) < plan.runs
+    taken = jnp.where(jnp.repeat(run, RUN) | held.opened, logits, -jnp.inf)
+    top = jnp.maximum(plan.top, jnp.max(taken))
+    weights = jnp.exp(taken - finite(top))
+    cell = table.cell[held.group]
+    # Over a whole cell this part sums to 0: what opened groups have of it, the others lack.
+    moved = jnp.exp(plan.top - finite(top)) * plan.slopes[cell] * (logits - plan.centre[cell])
+    head, known = (jnp.sum(jnp.where(held.opened, x, 0)) for x in (weights, moved))
+    plain, bent = (jnp.where(run, jnp.sum(x.reshape(-1, RUN), -1) / expected, 0) for x in (weights, weights - moved))
+    total = head + jnp.sum(bent) - known
+    parts = jnp.where(total > 0, bent, plain)
+    total = jnp.where(total > 0, total, head + jnp.sum(plain))  # only where the error is larger than the sum itself
+    pairs = parts[: len(parts) // 2 * 2].reshape(-1, 2)
+    apart = jnp.where(jnp.arange(len(pairs)) < plan.runs // 2, pairs[:, 0] - pairs[:, 1], 0)
+    square = jnp.sum(apart**2) * plan.runs / jnp.maximum(plan.runs // 2 * 2, 1)
+    error = jnp.sqrt(square) / jnp.where(total > 0, total, 1)
+    error = jnp.where(plan.error > HEAVY, jnp.maximum(error, plan.error), error)
+    return top + jnp.log(total), error, plan.ends[-1] + RUN * plan.runs

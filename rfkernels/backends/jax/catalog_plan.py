@@ -1,0 +1,140 @@
+"""What a query of a catalog does, in static shapes: `rfkernels.catalog.plan` for JAX."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rfkernels._arrays import matmul
+from rfkernels.backends.jax.tables import DeviceTable
+from rfkernels.catalog.plan import _FLOOR, _LARGEST, BUCKETS, FEWEST_RUNS, PER_NAT, RUN, TRUSTED
+
+_TICKS = 1 << 28
+"""In how many parts probability is counted, so that the one of each group is known exactly."""
+
+
+class Plan(NamedTuple):
+    """What is done for one query.
+
+    Parameters
+    ----------
+    centre : array, shape (cells,)
+        Logits of the means of cells.
+    top : array
+        The largest log of what an item is guessed to weigh, which weights are relative to.
+    weight : array, shape (groups,)
+        What a group is guessed to weigh if it is closed, that is drawn from; 0 for those opened.
+    closed : array of bool, shape (groups,)
+        Whether a group has items and is drawn from.
+    ends : array of int, shape (groups,)
+        How many items the opened groups up to each have.
+    runs : array of int
+        How many runs are drawn.
+    slopes : array, shape (cells,)
+        Coefficients of q·(y − mean) in the control variate.
+    error : array
+        Predicted standard error, relative to the guessed sum over all items.
+    """
+
+    centre: Any
+    top: Any
+    weight: Any
+    closed: Any
+    ends: Any
+    runs: Any
+    slopes: Any
+    error: Any
+
+
+class Places(NamedTuple):
+    """What each place holds: whether an item of an opened group, the group, and the row of the item."""
+
+    opened: Any
+    group: Any
+    row: Any
+
+
+def finite(log: Any) -> Any:
+    """Return 0 for −inf, which would not cancel."""
+    return jnp.where(log == -jnp.inf, 0, log)
+
+
+def planned(table: DeviceTable, query: Any, places: int) -> Plan:
+    """Open the groups of the largest second moments, as many as the predicted variance is least with."""
+    centre = matmul(jnp, table.means, query)
+    squares = jnp.minimum(matmul(jnp, query, matmul(jnp, table.shape, query)) * table.spread, _LARGEST)
+    some = table.count > 0
+    log = jnp.where(some, centre[table.cell] + squares / 2, -jnp.inf)
+    variance, top = jnp.expm1(squares) - squares + _FLOOR, jnp.max(log)
+    weight = table.count * jnp.exp(log - finite(top))
+    score = jnp.where(some, 2 * (log - finite(top)) + jnp.log(variance), -jnp.inf)
+    depth = jnp.where(some, PER_NAT * (jnp.max(score) - score), BUCKETS)
+    bucket = jnp.minimum(depth, BUCKETS - 1).astype(jnp.int32)
+
+    def of_buckets(x: Any) -> Any:
+        return jnp.zeros(BUCKETS, x.dtype).at[bucket].add(x)
+
+    def left(x: Any) -> Any:
+        return jnp.cumsum(of_buckets(x)[::-1])[::-1]
+
+    counts = of_buckets(table.count)
+    runs = (places - (jnp.cumsum(counts) - counts)) // RUN
+    spread = left(weight) * left(weight * variance) / jnp.maximum(RUN * runs, 1)
+    spread = jnp.where(runs >= FEWEST_RUNS, spread, jnp.inf)
+    all_fit = jnp.sum(counts) <= places
+    best = jnp.argmin(spread)
+    closed = some & (bucket >= best) & ~all_fit
+    error = jnp.where(all_fit, 0, jnp.sqrt(spread[best]) / jnp.sum(weight))
+    weight = jnp.where(closed, weight, 0)
+    slopes = jnp.where(error <= TRUSTED, _slopes(table, weight, closed), 0)
+    ends = jnp.cumsum(jnp.where(closed, 0, table.count))
+    return Plan(centre, top, weight, closed, ends, jnp.where(all_fit, 0, runs[best]), slopes, error)
+
+
+def _slopes(table: DeviceTable, weight: Any, closed: Any) -> Any:
+    """Return what an item of each cell is guessed to weigh, on average over its closed groups."""
+    nothing = jnp.zeros(len(table.means), weight.dtype)
+    items = nothing.at[table.cell].add(jnp.where(closed, table.count, 0).astype(weight.dtype))
+    return nothing.at[table.cell].add(weight) / jnp.maximum(items, 1)
+
+
+def placed(table: DeviceTable, plan: Plan, key: Any, places: int) -> tuple[Places, Any]:
+    """Lay out runs, then the items of opened groups; return with how many draws are expected of an item of each run."""
+    drawn, first, chance = _drawn(table, plan, key, places // RUN)
+    count = jnp.maximum(table.count[drawn], 1)
+    in_run = table.start[drawn][:, None] + (first[:, None] + jnp.arange(RUN)) % count[:, None]
+    place = jnp.arange(places)
+    rank = place - RUN * plan.runs
+    opened = (rank >= 0) & (rank < plan.ends[-1])
+    group = jnp.searchsorted(plan.ends, jnp.where(opened, rank, 0), side="right")
+    group = jnp.minimum(group, len(table.count) - 1)
+    row = table.start[group] + rank - (plan.ends[group] - table.count[group])
+    is_run = place < RUN * plan.runs
+    held = Places(
+        opened,
+        jnp.where(is_run, jnp.repeat(drawn, RUN), group),
+        jnp.where(is_run, in_run.reshape(-1), jnp.where(opened, row, 0)),
+    )
+    return held, RUN * plan.runs * chance / count
+
+
+def _drawn(table: DeviceTable, plan: Plan, key: Any, runs: int) -> Any:
+    """Draw a group for each run, one in each of as many equal parts of all probability; where it begins; its chance.
+
+    Probability is counted in whole numbers, so that a group's is what its draws have, to the last bit. The parts begin
+    at random, so that what the division leaves over is as likely to be anywhere.
+    """
+    begin_key, tick_key, first_key = jax.random.split(key, 3)
+    total = jnp.sum(plan.weight)
+    share = jnp.where(total > 0, plan.weight / jnp.where(total > 0, total, 1), 0)
+    ticks = jnp.where(plan.closed, jnp.maximum(jnp.floor(share * _TICKS), 1), 0).astype(jnp.int32)
+    ends = jnp.cumsum(ticks)
+    size = jnp.maximum(ends[-1], 1)
+    width = jnp.maximum(size // jnp.maximum(plan.runs, 1), 1)
+    begin = jax.random.randint(begin_key, (), 0, size)
+    tick = (begin + jnp.arange(runs) * width + jax.random.randint(tick_key, (runs,), 0, width)) % size
+    group = jnp.minimum(jnp.searchsorted(ends, tick, side="right"), len(ticks) - 1)
+    first = jax.random.randint(first_key, (runs,), 0, jnp.maximum(table.count[group], 1))
+    return group, first, (ticks[group] / size).astype(plan.weight.dtype)

@@ -1,0 +1,167 @@
+"""Tables of catalogs on the devices of JAX, whole or spread over a mesh axis by cells."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+
+class DeviceTable(NamedTuple):
+    """A `Table` on a device, its groups one after the other and no rows between them.
+
+    Parameters
+    ----------
+    rows : array, shape (items, dim)
+    start, count, cell : array of int32, shape (groups,)
+    spread : array, shape (groups,)
+    means : array, shape (cells, dim)
+    shape : array, shape (dim, dim)
+        As in `Table`. Groups of no items are padding.
+    """
+
+    rows: Any
+    start: Any
+    count: Any
+    cell: Any
+    spread: Any
+    means: Any
+    shape: Any
+
+
+class Sharded(NamedTuple):
+    """Tables of the devices of a mesh axis.
+
+    Parameters
+    ----------
+    table : DeviceTable
+        The tables padded to one size and stacked: each array has the devices for its first axis and is spread over it.
+    mesh : jax.sharding.Mesh
+    axis : str
+    """
+
+    table: DeviceTable
+    mesh: Any
+    axis: str
+
+
+def compact(table: Any) -> DeviceTable:
+    """Return the arrays of a `Table` without the rows that belong to no group, still in the host's memory."""
+    start, count = np.asarray(table.start), np.asarray(table.count)
+    ends = np.cumsum(count, dtype=np.int64)
+    begin = ends - count
+    rows = table.rows
+    if len(rows) != (ends[-1] if len(ends) else 0) or not np.array_equal(start, begin):
+        rows = rows[np.repeat(start - begin, count) + np.arange(count.sum())]
+    if len(rows) > np.iinfo(np.int32).max:
+        raise ValueError(f"table has {len(rows)} items; a device takes fewer than 2**31, spread them with sharded()")
+    begin, count, cell = (np.asarray(x, np.int32) for x in (begin, count, table.cell))
+    return DeviceTable(rows, begin, count, cell, table.spread, table.means, table.shape)
+
+
+def device_table(table: Any, device: Any = None) -> DeviceTable:
+    """Copy a table to a device.
+
+    Parameters
+    ----------
+    table : Table
+        What `rfkernels.catalog` keeps: items in groups.
+    device : jax.Device or jax.sharding.Sharding, optional
+        JAX's default device if not given.
+
+    Returns
+    -------
+    DeviceTable
+        A pytree of arrays, to be given to `estimate`.
+
+    Raises
+    ------
+    ValueError
+        If there are 2**31 items or more.
+    """
+    made: DeviceTable = jax.device_put(compact(table), device)
+    return made
+
+
+def split(table: Any, parts: int) -> list[DeviceTable]:
+    """Divide the cells of a table into parts of about as many items, for `sharded`.
+
+    Cells stay whole, since what makes an estimate vary less is that items add up to the mean of their cell. The
+    largest cell left goes to the smallest part.
+
+    Parameters
+    ----------
+    table : Table
+    parts : int
+
+    Returns
+    -------
+    list of DeviceTable
+        In the host's memory.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer cells than parts.
+    """
+    cells = len(table.means)
+    if not 1 <= parts <= cells:
+        raise ValueError(f"parts must be from 1 to the number of cells, {cells}, got {parts}")
+    size = np.bincount(table.cell, table.count, minlength=cells)
+    part, load = np.empty(cells, np.int64), np.zeros(parts)
+    for c in np.argsort(-size, kind="stable"):
+        part[c] = np.argmin(load)
+        load[part[c]] += max(size[c], 1)
+    return [_cells_of(table, np.flatnonzero(part == p)) for p in range(parts)]
+
+
+def _cells_of(table: Any, cells: Any) -> DeviceTable:
+    number = np.full(len(table.means), -1)
+    number[cells] = np.arange(len(cells))
+    own = number[table.cell] >= 0
+    groups = {name: getattr(table, name)[own] for name in ("start", "count", "spread")}
+    return compact(table._replace(**groups, cell=number[table.cell[own]], means=table.means[cells]))
+
+
+def sharded(tables: Any, mesh: Any, axis: str) -> Sharded:
+    """Place one table on each device of a mesh axis.
+
+    Parameters
+    ----------
+    tables : sequence of Table or DeviceTable
+        One for each device, as those of catalogs built apart, or as `split` returns. All are of one covariance or of
+        their own; items of a cell are in one of them.
+    mesh : jax.sharding.Mesh
+    axis : str
+        The axis of the mesh. Over other axes the tables are replicated.
+
+    Returns
+    -------
+    Sharded
+        To be given to `estimate`.
+
+    Raises
+    ------
+    ValueError
+        If the mesh has no such axis, there is not one table for each of its devices, or their items differ in length.
+    """
+    if axis not in mesh.shape:
+        raise ValueError(f"axis must be an axis of the mesh, {tuple(mesh.shape)}, got {axis!r}")
+    if len(tables) != mesh.shape[axis]:
+        raise ValueError(f"axis {axis!r} has {mesh.shape[axis]} devices, but there are {len(tables)} tables")
+    parts = [compact(table) for table in tables]
+    if len({part.rows.shape[1:] for part in parts}) > 1:
+        raise ValueError(f"tables must be of items of one length, got {[part.rows.shape[1] for part in parts]}")
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis))
+
+    def stacked(*arrays: Any) -> Any:
+        largest = max(len(x) for x in arrays)
+
+        def of_device(index: Any) -> Any:
+            x = np.asarray(arrays[index[0].start or 0])
+            return np.pad(x, [(0, largest - len(x)), *[(0, 0)] * (x.ndim - 1)])[None]
+
+        return jax.make_array_from_callback((len(arrays), largest, *arrays[0].shape[1:]), spread, of_device)
+
+    return Sharded(DeviceTable(*map(stacked, *parts)), mesh, axis)
