@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,23 +13,44 @@ from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER, dot_kernel
 from rfkernels.backends.numba.catalog_steps import Groups, Lists, Rules, Scratch
 from rfkernels.backends.numba.jit import machine
 from rfkernels.catalog import estimates, plan
-from rfkernels.catalog.records import Estimate, Table
+from rfkernels.catalog.records import Estimate, Evaluated, Table
 
-_BLOCK = 128
+_BLOCK, _BLOCK_ITEMS = 128, 1 << 20
 _STRETCH_BYTES = 1 << 19
 
 
 def estimate(table: Table, queries: Any, budget: int, seed: int) -> Estimate:
-    g, r, keep = _prepared(table, budget, seed)
-    own = np.ascontiguousarray(queries, table.rows.dtype)
-    out = np.empty((len(own), 3))
-    count = threads.thread_count()
-    block = max(1, min(_BLOCK, -(-len(own) // count)))
-    share = max(block, min(8 * block, -(-len(own) // count)))
-    starts = range(0, len(own), share)
-    threads.run([partial(_share, g, r, block, own, first, min(first + share, len(own)), out) for first in starts], count)
-    del keep
+    """Estimate log Σ exp(q·y) for queries (queries, dim), as `rfkernels.catalog.estimates.estimate` specifies."""
+    out = np.empty((len(queries), 3))
+    _run(catalog_steps.estimate, table, queries, budget, seed, lambda own: out[own])
     return Estimate(out[:, 0], out[:, 1], out[:, 2].astype(np.int64) + sum(table.means.shape))
+
+
+def evaluate(table: Table, queries: Any, budget: int, seed: int) -> Evaluated:
+    """Return the items that `estimate` takes, as `rfkernels.catalog.estimates.evaluate` specifies."""
+    rows = np.empty((len(queries), budget), np.int32)
+    logits, log_weights = np.empty((2, *rows.shape))
+    _run(catalog_steps.evaluate, table, queries, budget, seed, lambda own: (rows[own], logits[own], log_weights[own]))
+    return Evaluated(rows, logits, log_weights)
+
+
+def _run(step: Callable[..., int], table: Table, queries: Any, budget: int, seed: int, out: Callable[[slice], Any]) -> None:
+    """Run a step over blocks of queries, a few blocks a task."""
+    g, r, keep = _prepared(table, budget, seed)
+    own, count = np.ascontiguousarray(queries, table.rows.dtype), threads.thread_count()
+    block = max(1, min(_BLOCK, _BLOCK_ITEMS // budget, -(-len(own) // count)))
+    share = max(block, min(8 * block, -(-len(own) // count)))
+
+    def task(first: int) -> int:
+        last = min(first + share, len(own))
+        s, n = _scratch(g, r, own.shape[1]), _lists(g, r, min(block, last - first), own)
+        for i in range(first, last, block):
+            part = slice(i, min(i + block, last))
+            step(r, g, s, n, own[part], i, out(part))
+        return 0
+
+    threads.run([partial(task, first) for first in range(0, len(own), share)], count)
+    del keep
 
 
 def _prepared(table: Table, budget: int, seed: int) -> tuple[Groups, Rules, Any]:
@@ -80,14 +102,6 @@ def _padded(x: Any) -> Any:
 def _rows(table: Table) -> Any:
     """Return means of cells and then the shape, one below the other."""
     return np.concatenate([table.means, table.shape], dtype=np.float64)
-
-
-def _share(g: Groups, r: Rules, block: int, queries: Any, first: int, last: int, out: Any) -> int:
-    s, n = _scratch(g, r, queries.shape[1]), _lists(g, r, min(block, last - first), queries)
-    for i in range(first, last, block):
-        own = slice(i, min(i + block, last))
-        catalog_steps.estimate(r, g, s, n, queries[own], i, out[own])
-    return 0
 
 
 def _scratch(g: Groups, r: Rules, dim: int) -> Scratch:

@@ -14,6 +14,9 @@ import numpy as np
 from rfkernels.backends.numba.schedule import call, jit
 
 
+_TINY = 1e-200
+"""The sum of far weights from which on they are taken relative to their own largest, as some may be 0 otherwise."""
+
 _ONE, _TWO = np.uint64(1), np.uint64(2)  # indices without a sign need no look at whether they count from the end
 
 
@@ -237,22 +240,40 @@ def _run(g: Groups, s: Scratch, n: Lists, i: int, runs: int) -> None:
 
 
 @jit
-def _choose(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, query: Any, state: Any) -> None:
+def _renew(g: Groups, s: Scratch, chosen: int) -> float:
+    """Take weights of far groups relative to the largest of their own; return their sum."""
+    top, total = -np.inf, 0.0
+    for j in range(len(g.start)):
+        if s.bucket[j] >= chosen:
+            top = max(top, s.log_mean[j])
+    for j in range(len(g.start)):
+        if s.bucket[j] >= chosen:
+            s.weight[j] = math.exp(s.log_mean[j] - top)
+            total += g.size[j] * s.weight[j]
+        s.ends[j] = total
+    return total
+
+
+@jit
+def _choose(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, query: Any, number: int) -> None:
+    budget = r.budget - len(g.held) - len(query)
     scale = _logits(r, g, s, query, n.cells[i])
     top = _guess(r, g, s, n.cells[i], scale)
-    chosen, runs, error = _share(r, g, s, r.budget - len(g.held) - len(query))
+    chosen, runs, error = _share(r, g, s, budget)
+    if budget >= g.held.sum():
+        chosen, runs, error = s.buckets.shape[1], 0, 0.0
     size, opened = _open(r, g, s, n, i, chosen)
     if error > r.trusted:
         n.slopes[i] = 0
     total = s.ends[-1]
-    if total <= 0:
-        runs = 0
+    if runs > 0 and total < _TINY:
+        total = _renew(g, s, chosen)
     n.sizes[i] = (size, opened, runs)
     n.measures[i] = (top, total, error)
     first = (size + 3) & ~3
     n.marks[i, 1] = first
     if runs > 0:
-        _draw(r, g, s, n, i, runs, state)
+        _draw(r, g, s, n, i, runs, mixed(r.seed + np.uint64(0x9E3779B97F4A7C15) * np.uint64(number + 1)))
         _run(g, s, n, i, runs)
     n.places[i, first + 4 * runs : first + 4 * runs + r.ahead] = 0
 
@@ -328,12 +349,36 @@ def _sum_up(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, logits: Any, out:
 
 
 @jit
+def _take(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any, first: int) -> None:
+    for i in range(len(queries)):
+        _choose(r, g, s, n, i, queries[i], first + i)
+    _multiply(r, n, queries)
+
+
+@jit
 def estimate(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any, first: int, out: Any) -> int:
     """Estimate log-normalizers of the queries of a block, the first of which has number `first`."""
-    for i in range(len(queries)):
-        state = mixed(r.seed + np.uint64(0x9E3779B97F4A7C15) * np.uint64(first + i + 1))
-        _choose(r, g, s, n, i, queries[i], state)
-    _multiply(r, n, queries)
+    _take(r, g, s, n, queries, first)
     for i in range(len(queries)):
         _sum_up(r, g, s, n, i, n.cells[i], out[i])
+    return 0
+
+
+@jit
+def evaluate(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any, first: int, out: tuple[Any, Any, Any]) -> int:
+    """Write rows, logits and log weights of what the queries of a block take."""
+    _take(r, g, s, n, queries, first)
+    rows, logits, log_weights = out
+    for i in range(len(queries)):
+        size, _, runs = n.sizes[i]
+        drawn = (size + 3) & ~3
+        for j in range(size):
+            rows[i, j], logits[i, j], log_weights[i, j] = n.places[i, j], n.logits[i, j], 0.0
+        for j in range(4 * runs):
+            rows[i, size + j], logits[i, size + j] = n.places[i, drawn + j], n.logits[i, drawn + j]
+        for run in range(runs):
+            weight = math.log(n.measures[i, 1] / (4 * runs * n.odds[i, run]))
+            log_weights[i, size + 4 * run : size + 4 * run + 4] = weight
+        end = size + 4 * runs
+        rows[i, end:], logits[i, end:], log_weights[i, end:] = -1, -np.inf, -np.inf
     return 0
