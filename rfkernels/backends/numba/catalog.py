@@ -137,3 +137,6 @@ def _lists(g: Groups, r: Rules, block: int, queries: Any) -> Lists:
         sizes=np.empty((block, 3), np.int64),
         measures=np.empty((block, 3)),
     )
+
+
+exact = estimates.exact
