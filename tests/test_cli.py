@@ -25,7 +25,7 @@ from rfkernels.benchmark import Line
 from rfkernels.cli import commands, doctor, files, measure, pictures, run, words
 from rfkernels.cli.output import BadInput, as_bytes, as_error, as_factor, as_time
 
-COMMANDS = ("demo", "advise", "attend", "bench", "doctor")
+COMMANDS = ("demo", "advise", "attend", "softmax", "bench", "doctor")
 
 
 def invoke(*arguments: Any) -> Result:

@@ -54,7 +54,7 @@ class Plan(NamedTuple):
     top : float
         The largest log mean weight, which weights are relative to.
     weights : array, shape (groups in far,)
-        Guessed sums of the weights of far groups: draws are in proportion to them.
+        Guessed sums of the weights of far groups, up to a factor: draws are in proportion to them.
     runs : int
         How many runs are drawn.
     error : float
@@ -99,10 +99,10 @@ def plan(table: Table, guessed: Guess, budget: int) -> Plan:
     noise = weight * guessed.variance
     score = 2 * (guessed.log_mean - top) + np.log(guessed.variance)
     bucket = np.minimum((PER_NAT * (score.max() - score)).astype(np.int64), BUCKETS - 1)
-    taken, weights, noises = (_before(bucket, x) for x in (count, weight, noise))
-    runs = (budget - sum(table.means.shape) - taken) // RUN
-    left = np.maximum(weight.sum() - weights, 0) * np.maximum(noise.sum() - noises, 0)
-    variance = np.where(runs >= FEWEST_RUNS, left / np.maximum(RUN * runs, 1), np.inf)
+    # Sums over what is left are summed: next to the largest groups the others are less than rounding.
+    items, weights, noises = (_left(bucket, x) for x in (count, weight, noise))
+    runs = (budget - sum(table.means.shape) - count.sum() + items) // RUN
+    variance = np.where(runs >= FEWEST_RUNS, weights * noises / np.maximum(RUN * runs, 1), np.inf)
     best = int(variance.argmin())
     far = np.flatnonzero(bucket >= best)
     error = float(np.sqrt(variance[best]) / weight.sum())
@@ -110,12 +110,14 @@ def plan(table: Table, guessed: Guess, budget: int) -> Plan:
     if error <= TRUSTED:
         sums, items = (np.bincount(table.cell[far], x[far], len(slopes)) for x in (weight, count))
         slopes = sums / np.maximum(items, 1)
-    return Plan(np.flatnonzero(bucket < best), far, top, weight[far], int(runs[best]), error, slopes)
+    # Relative to the largest of their own: next to opened groups all of them may be less than the smallest number.
+    drawn = count[far] * np.exp(guessed.log_mean[far] - guessed.log_mean[far].max())
+    return Plan(np.flatnonzero(bucket < best), far, top, drawn, int(runs[best]), error, slopes)
 
 
-def _before(bucket: Any, x: Any) -> Any:
-    """Return the sums of x over earlier buckets than each, the last for good."""
-    return np.concatenate([[0.0], np.cumsum(np.bincount(bucket, x, BUCKETS))[:-1]])
+def _left(bucket: Any, x: Any) -> Any:
+    """Return the sums of x over each bucket and all later ones."""
+    return np.cumsum(np.bincount(bucket, x, BUCKETS)[::-1])[::-1]
 
 
 def uniforms(seed: int, query: int, count: int) -> Any:

@@ -10,7 +10,7 @@ from types import FrameType
 import click
 
 import rfkernels
-from rfkernels.cli import advise, attend, bench, demo, doctor
+from rfkernels.cli import advise, attend, bench, demo, doctor, softmax
 
 __all__ = ["commands", "run"]
 
@@ -31,7 +31,7 @@ def commands(context: click.Context, show_traceback: bool) -> None:
     context.find_root().meta["traceback"] = show_traceback
 
 
-for _command in (demo.demo, advise.advise, attend.attend, bench.bench, doctor.doctor):
+for _command in (demo.demo, advise.advise, attend.attend, softmax.softmax, bench.bench, doctor.doctor):
     commands.add_command(_command)
 
 

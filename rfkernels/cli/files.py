@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import tokenize
 import warnings
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any, BinaryIO
 import click
 import numpy as np
 
+from rfkernels import _files
 from rfkernels.cli.output import BadInput
 
 _NPY, _ZIP = b"\x93NUMPY", b"PK\x03\x04"
@@ -89,16 +89,9 @@ def check_target(path: Path, force: bool, option: str = "--out") -> None:
 @contextmanager
 def whole_file(path: Path, force: bool = False) -> Iterator[BinaryIO]:
     """Open a file that takes its name only when it is complete; after any failure nothing is left."""
-    temporary = path.with_name(f".rfkernels-{secrets.token_hex(6)}.tmp")
     try:
-        with temporary.open("xb") as file:
+        with _files.whole_file(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        check_target(path, force)
-        temporary.replace(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise click.ClickException(f"cannot write {path}: {error.strerror or error}") from error
-        raise
+            check_target(path, force)
+    except OSError as error:
+        raise click.ClickException(f"cannot write {path}: {error.strerror or error}") from error

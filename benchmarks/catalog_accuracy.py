@@ -1,0 +1,60 @@
+"""Errors of Z on held-out queries, how often intervals hold, and what other estimators do with as many dots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+import rfkernels as rfk
+from benchmarks.catalog_rivals import RIVALS
+from benchmarks.glove import Array, Setting
+from rfkernels.benchmark.line import Line
+
+BUDGET = 4000
+NORMAL = 1.96
+MEDIAN, HIGH = "<= 0.01", {"raw τ=1": "<= 0.3"}
+
+
+def errors(log: Array, exact: Array) -> Array:
+    """Return |Ẑ/Z − 1|."""
+    return np.abs(np.expm1(np.minimum(np.asarray(log, np.float64) - exact, 700)))
+
+
+def accuracy(settings: list[Setting]) -> Iterator[Line]:
+    catalogs: dict[int, rfk.Catalog] = {}
+    for setting in settings:
+        key = id(setting.held)
+        if key not in catalogs:
+            catalogs = {key: rfk.Catalog(setting.items, rng=0)}
+        yield from _one(setting, catalogs[key])
+
+
+def _one(setting: Setting, catalog: rfk.Catalog) -> Iterator[Line]:
+    found = catalog.log_normalizer(setting.queries, budget=BUDGET, full=True, rng=0)
+    log, error = (np.asarray(x, np.float64) for x in (found.log_normalizer, found.standard_error))
+    ours, exact, name = errors(log, setting.exact), setting.exact, setting.name
+    queries = f"{len(ours):,} held-out queries, {len(setting.items):,} items"
+    dots = f"dots a query: median {np.median(found.dots):.0f}"
+    median, high = float(np.median(ours)), float(np.quantile(ours, 0.95))
+    yield Line(f"{name}: most dots a query", float(np.max(found.dots)), "", f"<= {BUDGET}", dots)
+    yield Line(f"{name}: error of Z, median", median, "", MEDIAN, queries)
+    yield Line(f"{name}: error of Z, 95th percentile", high, "", HIGH.get(name, "<= 0.1"), queries)
+    holds = float(np.mean(np.abs(np.expm1(np.minimum(exact - log, 700))) <= NORMAL * error))
+    detail = f"{holds:.1%} hold; median relative standard error {np.median(error):.2g}"
+    yield Line(
+        f"{name}: share of 95 % intervals that hold, distance from 0.95",
+        round(abs(holds - 0.95), 6),
+        "",
+        "<= 0.03",
+        detail,
+    )
+    bias = np.expm1(np.minimum(log - exact, 700))
+    mean = f"standard error {np.std(bias) / len(bias) ** 0.5:.2g}"
+    yield Line(f"{name}: mean of Ẑ/Z − 1", float(np.mean(bias)), "", "", mean)
+    rivals = {rival: errors(estimate(setting, BUDGET), exact) for rival, estimate in RIVALS.items()}
+    for what, own, q in (("median", median, 0.5), ("95th percentile", high, 0.95)):
+        theirs = {rival: float(np.quantile(x, q)) for rival, x in rivals.items()}
+        least = min(theirs.values())
+        detail = ", ".join(f"{rival} {value:.2g}" for rival, value in theirs.items())
+        yield Line(f"{name}: {what} of the best rival / ours", least / own, "x", "> 1", detail)

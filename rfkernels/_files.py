@@ -1,0 +1,101 @@
+"""Files out that are either complete or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+if sys.platform != "win32":
+    import fcntl
+
+_TEMPORARY = ".rfkernels-{}.tmp"
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a file that takes its name only when it is complete and on disk; after any failure nothing is left.
+
+    It is written beside `path` under the name ``.rfkernels-*.tmp``. A process that is killed leaves that, which the
+    next file written to the folder removes; those being written are locked and stay. Windows knows no such lock: there
+    what a killed process leaves has to be removed by hand.
+
+    Parameters
+    ----------
+    path : str or path
+        The file. Where it is a link, the file that the link names.
+
+    Yields
+    ------
+    file : binary file
+        Open for reading and writing.
+
+    Raises
+    ------
+    OSError
+        What `path` names is there and no regular file, or writing fails. A file that was there is left as it was.
+    """
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "is there and no regular file", str(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such directory", str(path.parent))
+    _remove_leftovers(path.parent)
+    temporary, file = _temporary(path.parent)
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.replace(path)
+        _to_disk(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _temporary(folder: Path) -> tuple[Path, BinaryIO]:
+    """Open a new file and lock it."""
+    while True:
+        temporary = folder / _TEMPORARY.format(secrets.token_hex(6))
+        file = temporary.open("x+b")
+        if sys.platform != "win32":
+            with contextlib.suppress(OSError):  # of file systems without locks, where leftovers stay too
+                fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return temporary, file
+        file.close()  # another process took it for a leftover before it was locked
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove temporary files of processes that were killed: those that nobody has locked."""
+    if sys.platform == "win32":
+        return
+    for leftover in folder.glob(_TEMPORARY.format("*")):
+        # What is gone by now, or locked, or someone else's, or on a file system without locks, is left alone.
+        with contextlib.suppress(OSError):
+            descriptor = os.open(leftover, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                leftover.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def _to_disk(folder: Path) -> None:
+    """Make the names in a folder outlast a loss of power; Windows offers no such call."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,162 @@
+"""Build a catalog's store: centres from a sample, a pass that assigns items to cells, and one that copies them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rfkernels.catalog.cells import (
+    MOST,
+    PER_CELL,
+    check_found,
+    check_ids,
+    check_items,
+    chunks,
+    default_cells,
+    find_centres,
+    held_dtype,
+    nearest,
+    shell_sizes,
+)
+from rfkernels.catalog.records import Store
+from rfkernels.catalog.tables import table
+
+
+def build(items: Any, ids: Any = None, *, cells: int | None = None, rng: Any = 0, rows: Any = None) -> Store:
+    """Group items into cells and these into shells.
+
+    Centres come from k-means on a sample, 60 items a cell. Every item joins the nearest centre; those of a cell are
+    sorted by distance and cut from the outside into groups of 32, 64, 128, 256, 256, … items in random order.
+
+    Parameters
+    ----------
+    items : array, shape (n, dim)
+        Read in parts, so it may be mapped from a file that is larger than memory. float64 is held as such, any other
+        dtype as float32.
+    ids : array of int, shape (n,), optional
+        Distinct, from 0 to 2³¹ − 2; by default 0 to n − 1. Four bytes are kept for every number up to the largest.
+    cells : int, optional
+        From 1 to n; about 0.63 √n by default. Cells that no item joins are left out.
+    rng : int, numpy.random.SeedSequence or numpy.random.Generator, default 0
+    rows : array, shape (room, dim), optional
+        Where items are copied to, with room for at least n: an array that may be written to, such as a mapped file.
+
+    Returns
+    -------
+    Store
+        Besides the items, it takes about 8 bytes for each of them and 8 · dim for each group.
+
+    Raises
+    ------
+    TypeError
+        For arrays of a wrong type.
+    ValueError
+        For NaN or infinity, wrong shapes, ids that occur twice or are out of range, and for a wrong number of cells.
+    ImportError
+        If scikit-learn is missing and there is more than one cell.
+    """
+    items = check_items(items)
+    ids = np.arange(len(items), dtype=np.int32) if ids is None else check_ids(ids, len(items))
+    return build_chosen(items, None, ids, cells, rng, place(rows, len(items), items.shape[1], held_dtype(items), items))
+
+
+def place(rows: Any, count: int, dim: int, dtype: Any, items: Any) -> Any:
+    """Return where so many items are copied to: the rows given, if they are fit for that, or new ones."""
+    if count > MOST:
+        raise ValueError(f"a catalog holds at most {MOST} items, got {count}")
+    if rows is None:
+        return np.empty((count, dim), dtype)
+    if not isinstance(rows, np.ndarray) or rows.dtype != dtype or not rows.flags.writeable:
+        raise TypeError(f"rows must be a NumPy array of {dtype} that may be written to, got {rows!r:.80}")
+    if rows.ndim != 2 or len(rows) < count or rows.shape[1] != dim:
+        raise ValueError(f"rows must have shape (at least {count}, {dim}), got {rows.shape}")
+    if np.may_share_memory(rows, items):
+        raise ValueError("rows must not share memory with items")
+    return rows
+
+
+def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any, rows: Any) -> Store:
+    """Build from all items, or from those chosen by position."""
+    from rfkernels.backends.numba import catalog_store
+
+    rng, n = np.random.default_rng(rng), len(ids)
+    most = max(1, n)
+    wanted = default_cells(n) if cells is None else cells
+    if isinstance(wanted, bool) or not isinstance(wanted, int | np.integer) or not 1 <= wanted <= most:
+        raise ValueError(f"cells must be an integer from 1 to {most}, at most one for each item, got {cells!r}")
+    few = min(n, PER_CELL * wanted)
+    sample = _read(items, chosen, np.sort(rng.choice(n, few, replace=False, shuffle=False)), rows.dtype)
+    centres = _centres(items, chosen, sample, int(wanted), rng)
+    label, square = _assign(items, chosen, n, centres)
+    used, label = np.unique(label, return_inverse=True)
+    centres = centres[used] if n else centres
+    order, groups = _shells(label, square, len(centres), rng)
+    where = np.empty(n, np.int32)
+    where[order] = np.arange(n, dtype=np.int32)
+    del order, label, square
+    for part in chunks(n):
+        rows[where[part]] = _read(items, chosen, part, rows.dtype)
+    held, slots = np.full(len(rows), -1, np.int32), np.full(int(ids.max(initial=-1)) + 1, -1, np.int32)
+    held[where], slots[ids] = ids, where
+    sums, squares = catalog_store.summed(rows, groups["start"], groups["count"], centres[groups["cell"]])
+    groups.update(sums=sums, squares=squares, slots=slots, centres=centres, shape=None)
+    store = Store(rows, held, end=n, built=n, **groups)
+    store.shape = _shape(store, sample)
+    return store
+
+
+def _read(items: Any, chosen: Any, part: Any, dtype: Any) -> Any:
+    return np.asarray(items[part if chosen is None else chosen[part]]).astype(dtype, copy=False)
+
+
+def _centres(items: Any, chosen: Any, sample: Any, cells: int, rng: np.random.Generator) -> Any:
+    with np.errstate(over="ignore", invalid="ignore"):
+        square = np.einsum("ij,ij->i", sample, sample)
+    if not np.isfinite(square).all():
+        _assign(items, chosen, len(items) if chosen is None else len(chosen), np.zeros_like(sample[:1]))
+    if cells > 1:
+        return find_centres(sample, cells, rng)
+    return sample.mean(0, keepdims=True) if len(sample) else np.zeros((1, sample.shape[1]), sample.dtype)
+
+
+def _assign(items: Any, chosen: Any, n: int, centres: Any) -> tuple[Any, Any]:
+    """Return each item's cell and its squared distance from the centre."""
+    label, square = np.empty(n, np.int32), np.empty(n, centres.dtype)
+    for part in chunks(n):
+        label[part], square[part] = nearest(_read(items, chosen, part, centres.dtype), centres)
+    check_found(items, square)
+    return label, square
+
+
+def _shells(label: Any, square: Any, cells: int, rng: np.random.Generator) -> tuple[Any, dict[str, Any]]:
+    """Return items in the order of their rows, and the groups' arrays."""
+    order = np.argsort(label, kind="stable")
+    ends = np.cumsum(np.bincount(label, minlength=cells))
+    count: list[int] = []
+    cell: list[int] = []
+    edge: list[Any] = []
+    for c, mine in enumerate(np.split(order, ends[:-1])):
+        mine[:] = mine[np.argsort(-square[mine], kind="stable")]
+        sizes = shell_sizes(len(mine))
+        last = np.cumsum(sizes, dtype=np.int64)
+        count += sizes
+        cell += [c] * len(sizes)
+        edge += [*square[mine[last[:-1] - 1]], 0][: len(sizes)]
+        for part in np.split(mine, last[:-1]):
+            rng.shuffle(part)
+    counts = np.asarray(count, np.int32)
+    start = np.cumsum(counts, dtype=np.int64) - counts
+    cells_of, edges = np.asarray(cell, np.int32), np.asarray(edge, square.dtype)
+    return order, {"start": start, "count": counts, "capacity": counts.copy(), "cell": cells_of, "edge": edges}
+
+
+def _shape(store: Store, sample: Any) -> Any:
+    """Return the covariance of a sample about the means of cells, of trace 1; even where items do not vary."""
+    dim = store.rows.shape[1]
+    apart = np.zeros((1, dim))
+    if len(sample):
+        apart = sample - table(store).means[nearest(sample, store.centres)[0]].astype(np.float64)
+    product = apart.T @ apart
+    total = np.trace(product)
+    return (product / total if total > 0 else np.eye(dim) / dim).astype(store.rows.dtype)

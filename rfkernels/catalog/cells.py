@@ -1,0 +1,146 @@
+"""Cells and shells: where items belong, and how those of a cell are cut into groups; checks of items and ids."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from rfkernels._arrays import FLOATS, dtype_name
+from rfkernels._checks import check_array, first_nonfinite
+
+SHELLS = (32, 64, 128, 256)
+"""Items in the groups of a cell from the outside on; the last size goes on to the centre."""
+
+LARGEST = 512
+"""Items in a group at most: one that outgrows this is cut by distance."""
+
+MOST = 2**31 - 2
+"""The largest id, and the most rows."""
+
+CHUNK = 8192
+"""Items that are read at a time."""
+
+PER_CELL = 60
+"""Items of the sample that cells are found in, for each cell."""
+
+_ROUNDS = 10
+"""Rounds of k-means: more of them improve cells by less than a twentieth part of what random cells lack."""
+
+
+def default_cells(count: int) -> int:
+    """Return about 0.63 √n cells: what a query spends on cells and what it gains from them are then in balance."""
+    return max(1, round(0.63 * math.sqrt(count)))
+
+
+def shell_sizes(count: int) -> list[int]:
+    """Return how many items each group of a cell takes, outermost first; a last one below half its size joins another.
+
+    >>> shell_sizes(300), shell_sizes(40), shell_sizes(0)
+    ([32, 64, 204], [40], [])
+    """
+    sizes: list[int] = []
+    while count > 0:
+        full = SHELLS[min(len(sizes), len(SHELLS) - 1)]
+        if sizes and 2 * count < full:
+            sizes[-1] += count
+            break
+        sizes.append(min(full, count))
+        count -= sizes[-1]
+    return sizes
+
+
+def room_for(count: Any) -> Any:
+    """Return how many rows groups are given that have to move: an eighth more than they fill."""
+    return count + count // 8 + 4
+
+
+def find_centres(sample: Any, cells: int, rng: np.random.Generator) -> Any:
+    """Return the centres of cells by k-means (Lloyd's algorithm from random items, by scikit-learn)."""
+    import warnings
+
+    try:
+        from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
+    except ImportError as error:
+        raise ImportError(
+            "a catalog of more than one cell is built with scikit-learn: pip install 'rfkernels[catalog]'"
+        ) from error
+    seed = int(rng.integers(2**31))
+    means = KMeans(cells, init="random", n_init=1, max_iter=_ROUNDS, tol=0, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct items than cells are no fault
+        return means.fit(sample).cluster_centers_.astype(sample.dtype)
+
+
+def nearest(items: Any, centres: Any) -> tuple[Any, Any]:
+    """Return each item's cell, that of the nearest centre, and its squared distance from there."""
+    from rfkernels.backends.numba import catalog_store
+
+    return catalog_store.nearest(np.array(items, centres.dtype, order="C", ndmin=2), centres)
+
+
+def chunks(count: int) -> Iterator[slice]:
+    """Cut so many items into parts that are read at a time."""
+    return (slice(a, min(a + CHUNK, count)) for a in range(0, count, CHUNK))
+
+
+def spans(start: Any, count: Any) -> Any:
+    """Return all rows of runs, one run after another."""
+    offset = np.cumsum(count) - count
+    return np.arange(count.sum()) + np.repeat(start - offset, count)
+
+
+def check_items(items: Any, dim: int | None = None, dtype: Any = None) -> Any:
+    """Require items (n, dim) that a catalog of this dim and dtype can hold unrounded; return them as of NumPy."""
+    check_array("items", items, 1)
+    if items.ndim != 2 or items.shape[1] < 1:
+        raise ValueError(f"items must have shape (n, dim) with dim of at least 1, got {items.shape}")
+    own = held_dtype(items)
+    if dim is not None and items.shape[1] != dim:
+        raise ValueError(f"items must have shape (n, {dim}), as those of the catalog, got {items.shape}")
+    if dtype is not None and own.itemsize > dtype.itemsize:
+        allowed = ", ".join(FLOATS[1:])
+        raise TypeError(
+            f"items must have one of the dtypes {allowed}, because the catalog holds {dtype}, got {dtype_name(own)}"
+        )
+    return np.asarray(items)
+
+
+def held_dtype(items: Any) -> Any:
+    """Return the dtype that items are held in."""
+    return np.dtype(np.float64 if items.dtype == np.float64 else np.float32)
+
+
+def check_found(items: Any, square: Any) -> None:
+    """Refuse items whose distance from the nearest centre came out as NaN or infinite, with the first bad index."""
+    bad = np.flatnonzero(~np.isfinite(square))
+    if len(bad) == 0:
+        return
+    row = int(bad[0])
+    index = first_nonfinite(np.asarray(items[row]))
+    if index is None:
+        raise ValueError(f"items must have finite squared norms in {square.dtype}, but items[{row}] is too large")
+    value = np.asarray(items[row])[index].astype(np.float64).item()
+    raise ValueError(f"items must be finite, but items[{row}, {index[0]}] is {value}")
+
+
+def check_ids(ids: Any, count: int) -> Any:
+    """Require so many distinct ids from 0 to 2³¹ − 2; return them as int32."""
+    given = np.asarray(ids)
+    if given.size == 0 and count == 0:
+        return np.zeros(0, np.int32)
+    if given.dtype.kind not in "iu":
+        raise TypeError(f"ids must be integers, got {given.dtype}")
+    if given.shape != (count,):
+        raise ValueError(f"ids must have shape ({count},), one for each item, got {given.shape}")
+    bad = np.flatnonzero((given < 0) | (given > MOST))
+    if len(bad):
+        raise ValueError(f"ids must lie between 0 and {MOST}, but ids[{bad[0]}] is {given[bad[0]]}")
+    found, first, times = np.unique(given, return_index=True, return_counts=True)
+    if len(found) < count:
+        twice = found[times > 1][np.argmin(first[times > 1])]
+        raise ValueError(f"ids must be distinct, but {twice} occurs more than once")
+    return given.astype(np.int32)

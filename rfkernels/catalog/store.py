@@ -1,0 +1,86 @@
+"""A catalog's store: built from items, changed, merged with others, and grouped anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rfkernels.catalog.building import build, build_chosen, place
+from rfkernels.catalog.changes import GROUPS, add, remove, update
+from rfkernels.catalog.records import Store
+from rfkernels.catalog.tables import cell_sums, table
+
+__all__ = ["add", "build", "merge", "outgrown", "regroup", "remove", "table", "update"]
+
+_DRIFT = 0.25
+"""How much of the squared distances from centres may be due to means of cells that have moved away from there."""
+
+
+def merge(a: Store, b: Store) -> Store:
+    """Return a store of the items of two, with their cells and groups side by side.
+
+    Nothing is summed or assigned anew: items keep their cells, so a merged store has as many as both. `regroup` finds
+    common ones.
+
+    Parameters
+    ----------
+    a, b : Store
+        Of the same dim and dtype, without common ids. They stay as they are.
+
+    Raises
+    ------
+    TypeError
+        If they hold items of different dtypes.
+    ValueError
+        If they differ in dim or have an id in common.
+    """
+    if a.rows.dtype != b.rows.dtype:
+        raise TypeError(f"catalogs to merge must hold the same dtype, got {a.rows.dtype} and {b.rows.dtype}")
+    if a.rows.shape[1] != b.rows.shape[1]:
+        raise ValueError(f"catalogs to merge must agree in dim, got {a.rows.shape[1]} and {b.rows.shape[1]}")
+    common = min(len(a.slots), len(b.slots))
+    twice = np.flatnonzero((a.slots[:common] >= 0) & (b.slots[:common] >= 0))
+    if len(twice):
+        raise ValueError(f"catalogs to merge must have no ids in common, but both hold {twice[0]}")
+    joined = {name: np.concatenate([getattr(a, name), getattr(b, name)]) for name in (*GROUPS, "centres")}
+    joined["start"][len(a.start) :] += a.end
+    joined["cell"][len(a.cell) :] += len(a.centres)
+    slots = np.full(max(len(a.slots), len(b.slots)), -1, np.int32)
+    slots[: len(a.slots)] = a.slots
+    held = np.flatnonzero(b.slots >= 0)
+    slots[held] = b.slots[held] + a.end
+    rows, ids = (np.concatenate([x[: a.end], y[: b.end]]) for x, y in ((a.rows, b.rows), (a.ids, b.ids)))
+    shape = _pooled(a, b)
+    return Store(rows, ids, slots=slots, shape=shape, end=a.end + b.end, built=a.built + b.built, **joined)
+
+
+def _pooled(a: Store, b: Store) -> Any:
+    """Pool covariances of trace 1 by how far all items of each store lie from the means of their cells."""
+    parts = [(store.shape, float((table(store).spread * store.count).sum(dtype=np.float64))) for store in (a, b)]
+    total = sum(mass for _, mass in parts)
+    if total == 0:
+        return a.shape.copy()
+    return sum(shape * (mass / total) for shape, mass in parts).astype(a.shape.dtype)
+
+
+def regroup(store: Store, rng: Any = 0, *, cells: int | None = None, rows: Any = None) -> Store:
+    """Return a store of the same items in cells found anew; parameters are those of `build`.
+
+    The given store stays as it is, so there are two copies of the items until it is given up.
+    """
+    chosen = np.flatnonzero(store.ids >= 0)
+    rows = place(rows, len(chosen), store.rows.shape[1], store.rows.dtype, store.rows)
+    return build_chosen(store.rows, chosen, store.ids[chosen], cells, rng, rows)
+
+
+def outgrown(store: Store) -> bool:
+    """Whether cells no longer suit the items, so that `regroup` is worth its time; results are right either way.
+
+    That is so when there are twice or half as many items as when the cells were found, and when items have moved away
+    together: when Σ_c n_c |mean_c − centre_c|² is more than a quarter of the sum of squared distances from centres.
+    """
+    number, sums = cell_sums(store)
+    moved = (np.einsum("ij,ij->i", sums, sums) / np.maximum(number, 1)).sum()
+    count = int(number.sum())
+    return not store.built <= 2 * count <= 4 * store.built or bool(moved > _DRIFT * store.squares.sum())

@@ -1,0 +1,209 @@
+"""`rfkernels softmax`: log-normalizers over the items of a file, with their standard errors."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+import rfkernels as rfk
+from rfkernels.cli.attend import Inputs, _usable
+from rfkernels.cli.checking import Checked, check_rows
+from rfkernels.cli.columns import Columns, check_columns_target, listed, write_columns
+from rfkernels.cli.files import load_array
+from rfkernels.cli.output import BadInput, as_time, console, print_json
+
+_FILE = click.Path(path_type=Path)
+_POSITIVE = click.IntRange(min=1)
+_SEED = click.IntRange(min=0, max=2**32 - 1)
+SOFTMAX = "softmax"
+
+Advance = Callable[[str, int, int], None]
+
+
+class Settings(NamedTuple):
+    """What is estimated and how; the options of the same names."""
+
+    budget: int
+    error: float | None
+    kernel: str
+    scale: float
+    top: int | None
+    check: int | None
+    batch: int
+    seed: int
+
+
+class Results(NamedTuple):
+    """Columns with a row for each query, the comparison with exact values, and the seconds it took."""
+
+    columns: Columns
+    checked: Checked | None
+    items: int
+    grouping: float
+    estimating: float
+
+
+@click.command(short_help="Log-normalizers with error bars over your own .npy file of items.")
+@click.argument("items", type=_FILE)
+@click.argument("queries", type=_FILE)
+@click.option("-o", "--out", type=_FILE, help="The file to write: .csv, .json or .npz.")
+@click.option("--budget", type=_POSITIVE, default=4096, show_default=True, help="Dot products a query.")
+@click.option("--error", type=float, help="A relative standard error to reach; queries that miss it take more.")
+@click.option("--kernel", default=SOFTMAX, show_default=True, help="What is summed; or gaussian, or another map's.")
+@click.option("--scale", type=float, default=1.0, show_default=True, help="Multiplies q·y, |q|² and |y|².")
+@click.option("--bandwidth", type=float, help="Of the gaussian: exp(-|q-y|²/2h²), which is --scale 1/h².")
+@click.option("--top", type=_POSITIVE, help="Add the largest items that are found, as ids and probabilities.")
+@click.option("--check", type=_POSITIVE, help="Compare so many of the queries with their exact values.")
+@click.option("--batch", type=_POSITIVE, default=1024, show_default=True, help="Queries at a time.")
+@click.option("--seed", type=_SEED, default=0, show_default=True, help="Seed of what is drawn.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs; without --out with all columns.")
+@click.option("--force", is_flag=True, help="Replace the output file if it exists.")
+def softmax(
+    items: Path, queries: Path, out: Path | None, bandwidth: float | None, as_json: bool, force: bool, **options: Any
+) -> None:
+    """Estimate log Z(q) for each row q of QUERIES over all rows y of ITEMS, with its standard error.
+
+    QUERIES is a .npy file (m, dim), ITEMS one of (n, dim) or what Catalog.save wrote. Z is the sum of exp(scale q·y),
+    or of another kernel. The standard error is that of Z as a part of Z, which to first order is that of log Z.
+
+    \b
+    Example: rfkernels softmax items.npy queries.npy -o out.csv --error 0.01 --check 100
+    """  # noqa: D301 - \b keeps click from joining lines
+    settings = _checked(Settings(**options), bandwidth)
+    if out is not None:
+        check_columns_target(out, force)
+    files = {"items": items, "queries": queries}
+    arrays = {name: load_array(name, path) for name, path in files.items() if name == "queries" or not _saved(path)}
+    inputs = Inputs(arrays, files)
+    results = _watched(inputs, settings)
+    if out is not None:
+        write_columns(out, results.columns, force)
+        console(stderr=True).print(f"wrote {out}: {', '.join(results.columns)}", soft_wrap=True)
+    if as_json:
+        print_json(_summary(inputs, settings, out, results))
+    _say(results, settings, stderr=as_json or out is not None)
+
+
+def _saved(path: Path) -> bool:
+    """Whether a file starts as `Catalog.save` lets it start: eight bytes, and then a header in JSON."""
+    try:
+        with path.open("rb") as file:
+            return file.read(9)[8:] == b"{"
+    except OSError:
+        return False  # `load_array` says why it cannot be read
+
+
+def _checked(settings: Settings, bandwidth: float | None) -> Settings:
+    """Return the settings with the scale that a bandwidth stands for."""
+    for option, given in (("scale", settings.scale), ("bandwidth", bandwidth)):
+        if given is not None and not (math.isfinite(given) and given > 0):
+            raise BadInput(f"--{option} must be a positive finite number, got {given}")
+    if bandwidth is not None and (settings.kernel != "gaussian" or settings.scale != 1):
+        raise BadInput("--bandwidth is for --kernel gaussian, in place of --scale")
+    for option, given in (("top", settings.top), ("error", settings.error)):
+        if given is not None and settings.kernel != SOFTMAX:
+            raise BadInput(f"--{option} is for --kernel {SOFTMAX}, got --kernel {settings.kernel}")
+    return settings if bandwidth is None else settings._replace(scale=bandwidth**-2)
+
+
+def _watched(inputs: Inputs, settings: Settings) -> Results:
+    errors = console(stderr=True)
+    columns = TextColumn("{task.description:16}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+        task = progress.add_task("grouping items", total=None)
+
+        def advance(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done, total=total)
+
+        with _usable(inputs):
+            return _results(inputs, settings, advance)
+
+
+def _results(inputs: Inputs, settings: Settings, advance: Advance) -> Results:
+    start, queries = time.perf_counter(), inputs.arrays["queries"]
+    if queries.ndim != 2:
+        raise ValueError(f"queries must have shape (queries, dim), got {queries.shape}")
+    catalog = _catalog(inputs, settings)
+    grouped = time.perf_counter()
+    parts = []
+    for first in range(0, max(len(queries), 1), settings.batch):
+        advance("estimating", first, len(queries))
+        parts.append(_batch(catalog, queries[first : first + settings.batch], settings, settings.seed + (first << 32)))
+    columns = {"query": np.arange(len(queries))}
+    columns |= {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    estimated = time.perf_counter()
+    checked = None
+    if settings.check is not None and len(queries) and len(catalog):
+        chosen = np.random.default_rng(settings.seed).permutation(len(queries))[: settings.check]
+        kernel = rfk.lookup("positive" if settings.kernel == SOFTMAX else settings.kernel).kernel
+        ids = catalog.ids
+        how = kernel, settings.scale, advance
+        checked = check_rows(columns, chosen, queries, lambda part: catalog.items(ids[part]), len(ids), *how)
+    return Results(columns, checked, len(catalog), grouped - start, estimated - grouped)
+
+
+def _catalog(inputs: Inputs, settings: Settings) -> rfk.Catalog:
+    if "items" in inputs.arrays:
+        return rfk.Catalog(inputs.arrays["items"], rng=settings.seed)
+    try:
+        return rfk.Catalog.load(inputs.files["items"], mapped=True)
+    except OSError as error:
+        raise BadInput(f"items: {inputs.files['items']} cannot be read: {error.strerror or error}") from error
+
+
+def _batch(catalog: rfk.Catalog, queries: Any, settings: Settings, seed: int) -> dict[str, Any]:
+    how = {"budget": settings.budget, "full": True, "rng": seed}
+    if settings.kernel != SOFTMAX:
+        found = catalog.kernel_sum(queries, settings.kernel, scale=settings.scale, **how)
+        return dict(found._asdict())
+    queries = queries if settings.scale == 1 else queries * queries.dtype.type(settings.scale)
+    columns = dict(catalog.log_normalizer(queries, error=settings.error, **how)._asdict())
+    if settings.top is not None:
+        ids, logits = catalog.top(queries, settings.top, budget=settings.budget)
+        columns |= {"top": ids, "probability": np.exp(logits - columns["log_normalizer"][:, None])}
+    return columns
+
+
+def _summary(inputs: Inputs, settings: Settings, out: Path | None, results: Results) -> dict[str, Any]:
+    shapes = {name: {"shape": list(x.shape), "dtype": str(x.dtype)} for name, x in inputs.arrays.items()}
+    return {
+        "out": None if out is None else str(out),
+        "inputs": {name: {"file": str(file), **shapes.get(name, {})} for name, file in inputs.files.items()},
+        "items": results.items,
+        **settings._asdict(),
+        "seconds": {"grouping": results.grouping, "estimating": results.estimating},
+        "check": results.checked,
+        **({"columns": listed(results.columns)} if out is None else {}),
+    }
+
+
+def _say(results: Results, settings: Settings, stderr: bool) -> None:
+    printed, columns = console(stderr=stderr), results.columns
+    count = len(columns["query"])
+    printed.print(
+        f"{count:,} queries over {results.items:,} items; grouping or loading took {as_time(results.grouping)}, "
+        f"estimating {as_time(results.estimating)}, compilation included where there was any",
+        soft_wrap=True,
+    )
+    for name in ("log_normalizer", "standard_error", "dots") if count else ():
+        low, middle, high = np.quantile(columns[name], [0, 0.5, 1], method="inverted_cdf")
+        printed.print(f"{name}: median {middle:.4g}, {low:.4g} to {high:.4g}")
+    if results.checked is not None:
+        _say_checked(results.checked, printed.print)
+
+
+def _say_checked(checked: Checked, say: Callable[..., None]) -> None:
+    say(
+        f"against exact values of {checked.queries} queries: relative error of Z, median {checked.median_error:.2g}, "
+        f"95th percentile {checked.high_error:.2g}; {checked.covered} of {checked.queries} 95 % intervals hold",
+        soft_wrap=True,
+    )
+    if checked.too_few:
+        say("That is fewer than chance explains: standard errors are too small here. Raise --budget.")

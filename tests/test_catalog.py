@@ -1,0 +1,296 @@
+"""Catalogs: estimates against all dot products, their errors, draws and refusals."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+from scipy.stats import chisquare
+
+import rfkernels as rfk
+from rfkernels.catalog import plan
+from rfkernels.kernels import Kernel
+
+ITEMS, DIM, BUDGET, SEEDS = 3_000, 8, 400, 400
+SCALES = (0.05, 0.2, 0.5)
+"""Of queries: from a nearly flat softmax to one that a few items fill."""
+
+
+@cache
+def data() -> tuple[Any, Any]:
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(12, DIM))
+    items = centres[rng.integers(12, size=ITEMS)] + rng.normal(size=(ITEMS, DIM)) * rng.gamma(4, 0.15, (ITEMS, 1))
+    return items, rng.normal(size=(6, DIM))
+
+
+@cache
+def catalog(dtype: str = "float64") -> rfk.Catalog:
+    return rfk.Catalog(data()[0].astype(dtype), cells=20, rng=0)
+
+
+def logits(scale: float = 1.0) -> Any:
+    items, queries = data()
+    return scale * queries @ items.T
+
+
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_exact_from_as_many_dots_as_items(backend: str, dtype: str) -> None:
+    found = catalog(dtype).log_normalizer(data()[1], budget=ITEMS, full=True, backend=backend)
+    np.testing.assert_allclose(found.log_normalizer, logsumexp(logits(), 1), rtol=1e-12 if dtype == "float64" else 1e-5)
+    assert not found.standard_error.any()
+    assert (found.dots == ITEMS).all()
+
+
+@cache
+def estimated(scale: float, backend: str) -> Any:
+    """Ẑ / Z, (seeds, queries), and the standard errors of Ẑ in units of Z."""
+    queries = scale * data()[1]
+    found = [
+        catalog().log_normalizer(queries, budget=BUDGET, full=True, rng=seed, backend=backend) for seed in range(SEEDS)
+    ]
+    log, error, dots = (np.stack(part) for part in zip(*found, strict=True))
+    assert dots.max() <= BUDGET
+    ratio = np.exp(log - logsumexp(logits(scale), 1))
+    return ratio, ratio * error
+
+
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+@pytest.mark.parametrize("scale", SCALES)
+def test_unbiased(scale: float, backend: str) -> None:
+    ratio, _ = estimated(scale, backend)
+    deviation = ratio.std(0)
+    assert deviation.max() > 1e-5, "nothing was estimated"
+    assert (np.abs(ratio.mean(0) - 1) <= 6 * deviation / np.sqrt(SEEDS)).all()
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_standard_errors_are_those_of_repeated_estimates(scale: float) -> None:
+    ratio, error = estimated(scale, "numpy")
+    np.testing.assert_allclose(np.sqrt((error**2).mean(0)), ratio.std(0), rtol=0.35)
+
+
+def test_nominal_intervals_cover() -> None:
+    """At the sharpest of the scales some seventy runs do not show the tail, and intervals cover less."""
+    for scale in SCALES[:2]:
+        ratio, error = estimated(scale, "numpy")
+        assert 0.92 <= (np.abs(ratio - 1) <= 1.96 * error).mean() <= 0.98
+
+
+def test_backends_agree() -> None:
+    for scale in SCALES:
+        np.testing.assert_allclose(estimated(scale, "numba")[0], estimated(scale, "numpy")[0], rtol=1e-6)
+
+
+def test_better_than_as_many_items_at_random() -> None:
+    rng = np.random.default_rng(1)
+    for scale in SCALES:
+        ratio, _ = estimated(scale, "numpy")
+        weights = np.exp(logits(scale) - logsumexp(logits(scale), 1)[:, None])
+        drawn = rng.integers(ITEMS, size=(SEEDS, BUDGET))
+        uniform = ITEMS * np.stack([own[drawn].mean(1) for own in weights], 1)
+        assert np.median(np.abs(ratio - 1)) < np.median(np.abs(uniform - 1)) / 2
+
+
+def test_the_control_variate_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    ratio, _ = estimated(0.05, "numpy")
+    monkeypatch.setattr(plan, "TRUSTED", 0.0)
+    queries = 0.05 * data()[1]
+    plain = [catalog().log_normalizer(queries, budget=BUDGET, rng=seed, backend="numpy") for seed in range(100, 200)]
+    assert ratio.std() < 0.5 * np.exp(np.stack(plain) - logsumexp(logits(0.05), 1)).std()
+
+
+def test_an_error_that_is_asked_for_is_reached() -> None:
+    queries = 0.5 * data()[1]
+    loose = catalog().log_normalizer(queries, budget=BUDGET, full=True)
+    tight = catalog().log_normalizer(queries, budget=BUDGET, error=0.005, full=True)
+    assert (loose.standard_error > 0.005).any()
+    assert (tight.standard_error <= 0.005).all()
+    enough = loose.standard_error <= 0.005
+    np.testing.assert_array_equal(tight.log_normalizer[enough], loose.log_normalizer[enough])
+    assert (tight.dots[~enough] > loose.dots[~enough]).all()
+    np.testing.assert_allclose(tight.log_normalizer, logsumexp(logits(0.5), 1), atol=0.03)
+
+
+def test_same_seed_same_numbers_whatever_comes_with_a_query() -> None:
+    queries = data()[1]
+    together = catalog().log_normalizer(queries, budget=BUDGET)
+    np.testing.assert_array_equal(together, catalog().log_normalizer(queries, budget=BUDGET))
+    np.testing.assert_array_equal(together[0], catalog().log_normalizer(queries[0], budget=BUDGET))
+    assert (together != catalog().log_normalizer(queries, budget=BUDGET, rng=1)).any()
+
+
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_taken_items_are_weighted_without_bias(backend: str) -> None:
+    """With weights, the items that a query takes count as all items do: in number, and in any sum over them."""
+    table, queries = catalog().table, 0.4 * data()[1]
+    value = np.cos(np.arange(len(table.rows)))
+    found = np.zeros((SEEDS, len(queries)))
+    for seed in range(SEEDS):
+        taken = rfk.catalog.engines.choose(backend).evaluate(table, queries, BUDGET, seed)
+        used = taken.rows >= 0
+        np.testing.assert_array_equal(np.isfinite(taken.log_weights), used)
+        rows, weights = np.where(used, taken.rows, 0), np.exp(taken.log_weights)
+        given = (table.rows[rows] * queries[:, None, :]).sum(-1)
+        np.testing.assert_allclose(taken.logits[used], given[used], rtol=1e-9, atol=1e-12)
+        found[seed] = (weights * np.exp(np.where(used, taken.logits, 0)) * (2 + value[rows])).sum(1)
+    whole = (np.exp(queries @ table.rows.T) * (2 + value) * (table.ids >= 0)).sum(1)
+    assert (np.abs(found.mean(0) - whole) <= 6 * found.std(0) / np.sqrt(SEEDS)).all()
+
+
+def test_expectations() -> None:
+    queries, values = 0.4 * data()[1], np.random.default_rng(2).normal(size=(ITEMS, 3))
+    weights = np.exp(logits(0.4) - logsumexp(logits(0.4), 1)[:, None])
+    exact = catalog().expectation(queries, values, budget=2 * ITEMS, full=True)
+    np.testing.assert_allclose(exact.mean, weights @ values, rtol=1e-10)
+    assert not exact.standard_error.any()
+    found = [catalog().expectation(queries, values, budget=BUDGET, full=True, rng=seed) for seed in range(SEEDS)]
+    mean, error = (np.stack(part) for part in zip(*found, strict=True))
+    assert 0.9 < (np.abs(mean - weights @ values) <= 1.96 * error).mean() < 0.98
+    np.testing.assert_allclose(np.sqrt((error**2).mean(0)), mean.std(0), rtol=0.4)
+
+
+def test_probabilities() -> None:
+    queries = 0.4 * data()[1]
+    weights = np.exp(logits(0.4) - logsumexp(logits(0.4), 1)[:, None])
+    ids = np.array([5, 0, 2_999])
+    np.testing.assert_allclose(catalog().probabilities(queries, ids, budget=ITEMS), weights[:, ids], rtol=1e-10)
+    own = np.arange(12).reshape(6, 2)
+    found = catalog().probabilities(queries, own, budget=BUDGET)
+    np.testing.assert_allclose(found, np.take_along_axis(weights, own, 1), rtol=0.2)
+    assert catalog().probabilities(queries[0], ids).shape == (3,)
+
+
+def test_the_largest() -> None:
+    queries = data()[1]
+    order = np.argsort(-logits(), 1)[:, :10]
+    found = catalog().top(queries, 10, budget=2 * ITEMS)
+    np.testing.assert_array_equal(found.ids, order)
+    np.testing.assert_allclose(found.logits, np.take_along_axis(logits(), order, 1))
+    some = catalog().top(queries, 10, budget=600)
+    assert np.mean([len(set(a) & set(b)) for a, b in zip(some.ids, order, strict=True)]) >= 8
+    assert catalog().top(queries[0], ITEMS, budget=600).ids.shape == (ITEMS,)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_draws_come_with_their_probability(exact: bool) -> None:
+    query, draws = 0.5 * data()[1][0], 100_000
+    found = catalog().sample(query, draws, 3, exact=exact)
+    own = 0.5 * data()[0] @ data()[1][0]
+    np.testing.assert_allclose(found.logits, own[found.ids], rtol=1e-10)
+    stated = np.zeros(ITEMS)
+    stated[found.ids] = np.exp(found.log_probability)
+    seen = np.bincount(found.ids, minlength=ITEMS)
+    assert stated.sum() <= 1 + 1e-9
+    head = stated * draws >= 20
+    both = [np.append(x[head], total - x[head].sum()) for x, total in ((seen, draws), (stated * draws, draws))]
+    assert chisquare(*both).pvalue > 1e-6
+    softmax = np.exp(own - logsumexp(own))
+    if exact:
+        np.testing.assert_allclose(stated[found.ids], softmax[found.ids], rtol=1e-9)
+    weights = np.exp(found.logits - found.log_probability - logsumexp(own))
+    assert abs(weights.mean() - 1) <= 6 * weights.std() / np.sqrt(draws) + 1e-9
+    assert weights.mean() ** 2 / (weights**2).mean() > 0.5
+
+
+def test_compiled_draws_are_those_specified() -> None:
+    for scale in SCALES:
+        compiled, specified = (
+            catalog().sample(scale * data()[1], 200, 5, backend=backend) for backend in ("numba", "numpy")
+        )
+        np.testing.assert_array_equal(compiled.ids, specified.ids)
+        np.testing.assert_allclose(compiled.log_probability, specified.log_probability, rtol=1e-12)
+        np.testing.assert_allclose(compiled.logits, specified.logits, rtol=1e-9, atol=1e-12)
+
+
+def test_probabilities_of_draws_sum_to_one() -> None:
+    """Of a small catalog every item is drawn sooner or later."""
+    items = np.random.default_rng(0).normal(size=(700, 4))
+    small = rfk.Catalog(items, cells=5, rng=0)
+    found = small.sample(np.array([0.5, -0.2, 0.1, 0.0]), 60_000, 1)
+    stated = np.zeros(700)
+    stated[found.ids] = np.exp(found.log_probability)
+    assert (stated > 0).all()
+    np.testing.assert_allclose(stated.sum(), 1, rtol=1e-10)
+
+
+def cosine_bump(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
+    """A kernel of the user's own: the log of 1 + x·y / (1 + |x|² + |y|²)."""
+    return xp.log1p(dot / (1 + xx + yy))
+
+
+@pytest.mark.parametrize("kernel", ["gaussian", "relu", Kernel("bump", cosine_bump)], ids=str)
+def test_sums_of_other_kernels(kernel: Any) -> None:
+    (items, queries), scale = data(), 0.7
+    own = kernel if isinstance(kernel, Kernel) else rfk.lookup(kernel).kernel
+    squares = [scale * (x * x).sum(1) for x in (queries, items)]
+    with np.errstate(divide="ignore"):
+        log = own.log(np, scale * queries @ items.T, squares[0][:, None], squares[1])
+    whole = logsumexp(log, 1)
+    np.testing.assert_allclose(catalog().kernel_sum(queries, kernel, scale=scale, budget=ITEMS), whole, rtol=1e-10)
+    found = [
+        catalog().kernel_sum(queries, kernel, scale=scale, budget=BUDGET, full=True, rng=seed) for seed in range(200)
+    ]
+    ratio = np.exp(np.stack([each.log_normalizer for each in found]) - whole)
+    assert (np.abs(ratio.mean(0) - 1) <= 6 * ratio.std(0) / np.sqrt(200)).all()
+    assert np.median(np.abs(ratio - 1)) < 0.1
+    error = np.stack([each.standard_error for each in found])
+    np.testing.assert_allclose(np.sqrt(((ratio * error) ** 2).mean(0)), ratio.std(0), rtol=0.5)
+
+
+def test_kernels_that_can_be_negative_are_refused() -> None:
+    with pytest.raises(ValueError, match="kernel must not be negative"):
+        catalog().kernel_sum(data()[1], Kernel("dot", cosine_bump, sign=lambda xp, dot, xx, yy: xp.sign(dot)))
+
+
+@pytest.mark.parametrize("big", [1e2, 1e4])
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_large_logits(big: float, backend: str) -> None:
+    found = catalog().log_normalizer(big * data()[1], budget=BUDGET, full=True, backend=backend)
+    assert np.isfinite(found.log_normalizer).all()
+    largest = big * logits().max(1)
+    assert (found.log_normalizer <= largest + np.log(ITEMS)).all()
+
+
+def test_few_items_and_none() -> None:
+    empty = rfk.Catalog(np.empty((0, 3)))
+    query = np.ones(3)
+    assert empty.log_normalizer(query) == -np.inf
+    with pytest.raises(ValueError, match="the catalog is empty"):
+        empty.sample(query, 1)
+    one = rfk.Catalog(np.ones((1, 3), np.float32))
+    assert one.log_normalizer(query.astype(np.float32)) == pytest.approx(3)
+    assert one.sample(query, 2).ids.tolist() == [0, 0]
+    same = rfk.Catalog(np.ones((5_000, 3)), cells=4)
+    assert same.log_normalizer(query, budget=200) == pytest.approx(3 + np.log(5_000))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda c, q: c.log_normalizer(q[:, :3]), ValueError, r"queries must have shape \(queries, 8\).*got \(6, 3\)"),
+        (lambda c, q: c.log_normalizer(q.astype(int)), TypeError, "queries must have one of the dtypes"),
+        (lambda c, q: c.log_normalizer(q * np.nan), ValueError, r"queries must be finite, but queries\[0, 0\] is nan"),
+        (lambda c, q: c.log_normalizer(q, budget=50), ValueError, "budget must be at least 156"),
+        (lambda c, q: c.log_normalizer(q, budget=0), ValueError, "budget must be a positive number"),
+        (lambda c, q: c.log_normalizer(q, error=2.0), ValueError, "error must be a relative standard error"),
+        (lambda c, q: c.log_normalizer(q, rng=-1), ValueError, "rng must be an integer seed"),
+        (lambda c, q: c.log_normalizer(q, backend="torch"), ValueError, "backend must be one of numba, numpy"),
+        (lambda c, q: c.probabilities(q, [3_000]), KeyError, "no item has the id 3000"),
+        (lambda c, q: c.probabilities(q, [-1]), KeyError, "no item has the id -1"),
+        (lambda c, q: c.probabilities(q, [0.5]), TypeError, "ids must be integers"),
+        (lambda c, q: c.expectation(q, q), ValueError, r"values must have shape \(3000, width\)"),
+        (lambda c, q: c.top(q, 0), ValueError, "k must be an integer from 1 to 3000"),
+        (lambda c, q: c.sample(q, -1), ValueError, "n must be an integer from 0"),
+        (lambda c, q: c.kernel_sum(q, "no such"), ValueError, "no such"),
+        (lambda c, q: c.kernel_sum(q, scale=-1.0), ValueError, "scale must be a positive finite number"),
+        (lambda c, q: c.merge(3), TypeError, "other must be a Catalog, got int"),
+    ],
+)
+def test_refusals(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(catalog(), data()[1])
