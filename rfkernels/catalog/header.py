@@ -13,8 +13,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Mapping
-from operator import index
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -71,7 +70,7 @@ def checked_info(info: Mapping[str, str] | None) -> Mapping[str, str]:
 
 def header_bytes(store: Store, info: Mapping[str, str], checksums: Mapping[str, str]) -> bytes:
     """Return the header of a file, given the checksums of its arrays."""
-    metadata = {"format": _FORMAT, "version": _VERSION, "end": str(index(store.end)), "built": str(index(store.built))}
+    metadata = {"format": _FORMAT, "version": _VERSION, "end": str(int(store.end)), "built": str(int(store.built))}
     metadata |= {f"crc32 {name}": checksum for name, checksum in checksums.items()}
     metadata |= {_INFO + key: text for key, text in info.items()}
     layout = layout_of(store)
@@ -99,7 +98,7 @@ def read_header(file: BinaryIO, path: Path) -> Header:
     try:
         with safe_open(path, "np") as opened:
             metadata = opened.metadata() or {}
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            slices = {name: opened.get_slice(name) for name in opened.offset_keys()}
             layout = {
                 name: (tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), part.get_dtype()))
                 for name, part in slices.items()
@@ -112,9 +111,16 @@ def read_header(file: BinaryIO, path: Path) -> Header:
         found = metadata.get("version")
         raise ValueError(f"{path} is a catalog of version {found!r}; this version of rfkernels reads {_VERSION!r}")
     header = Header(layout, metadata)
-    if size != _JSON or layout.keys() != LAYOUT.keys() or metadata.get("crc32") != _checksum(header):
+    if size != _JSON or metadata.get("crc32") != _checksum(header):
         raise ValueError(f"{path} is damaged: its header does not have the checksum that it states")
+    if _filled(layout, layout) != _filled(layout, LAYOUT) or layout.keys() != LAYOUT.keys():
+        raise ValueError(f"{path} is damaged: it holds {', '.join(layout)}; expected {', '.join(LAYOUT)} in this order")
     return header
+
+
+def _filled(layout: Mapping[str, tuple[tuple[int, ...], str]], names: Iterable[str]) -> list[str]:
+    """Return the names of arrays that take room: where the others are is not to be told from an order."""
+    return [name for name in names if math.prod(layout.get(name, ((0,), ""))[0]) > 0]
 
 
 def size_of(shape: tuple[int, ...], dtype: str) -> int:

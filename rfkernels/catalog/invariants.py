@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ def check_contents(store: Store) -> None:
     """
     room, groups, cells = len(store.rows), len(store.start), len(store.centres)
     for name, value, most in (("end", store.end, room), ("built", store.built, np.iinfo(np.int32).max)):
-        if not 0 <= value <= most:
+        if not 0 <= index(value) <= most:
             raise ValueError(f"{name} is {value}; expected 0 to {most}")
     for name in ("edge", "sums", "squares", "centres", "shape"):
         _require(name, getattr(store, name), np.isfinite(getattr(store, name)), "a finite number")
@@ -124,6 +125,6 @@ def check_rows(first: int, block: Any, ids: Any) -> None:
 
 def _require(name: str, values: Any, right: Any, expected: str) -> None:
     if not right.all():
-        index = np.unravel_index(int(np.argmin(right)), right.shape)
-        where = ", ".join(str(i) for i in index)
-        raise ValueError(f"{name}[{where}] is {values[index]}; expected {expected}")
+        first = np.unravel_index(int(np.argmin(right)), right.shape)
+        where = ", ".join(str(i) for i in first)
+        raise ValueError(f"{name}[{where}] is {values[first]}; expected {expected}")
