@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,13 +15,15 @@ import threadpoolctl
 import rfkernels as rfk
 from benchmarks.catalog_accuracy import BUDGET
 from benchmarks.glove import Array, Setting
-from rfkernels.benchmark.line import Line, Ratio, ratio_line, time_line
-from rfkernels.benchmark.plan import allowed_threads
+from rfkernels.benchmark.line import Line, Ratio, ratio_line, show_seconds
+from rfkernels.benchmark.plan import allowed_threads, thread_count
 from rfkernels.benchmark.timing import Timings, interleave, timed
 
 CHUNKS = (1 << 10, 1 << 12, 1 << 14, 1 << 16)
-ROUNDS, SECONDS = 7, 0.3
+ROUNDS, SECONDS = 9, 0.2
 Exact = Callable[[Array], Array]
+Clock = Callable[[], float]
+Call = Callable[[], Any]
 
 
 def sums(queries: Array, items: Array) -> Array:
@@ -30,54 +33,62 @@ def sums(queries: Array, items: Array) -> Array:
     return np.asarray(logits.sum(1))
 
 
-def exact(items: Array, chunk: int, pool: ThreadPoolExecutor | None) -> Exact:
-    """Return exact log Z as NumPy computes it, a chunk of items at a time: threads in the product, or over chunks."""
+def exact(items: Array, chunk: int, threads: int) -> Exact:
+    """Return exact log Z as NumPy computes it, a chunk of items at a time, with so many threads over chunks.
+
+    With one, the threads of the product are those that the process allows.
+    """
     chunks = [items[i : i + chunk] for i in range(0, len(items), chunk)]
+    if threads == 1:
+        return lambda queries: np.asarray(np.log(sum(sums(queries, y) for y in chunks)))
+    pool, blas = ThreadPoolExecutor(threads), threadpoolctl.ThreadpoolController()
 
     def log_normalizer(queries: Array) -> Array:
-        if pool is None:
-            return np.asarray(np.log(sum(sums(queries, y) for y in chunks)))
-        with threadpoolctl.threadpool_limits(1):
+        with blas.limit(limits=1):
             return np.asarray(np.log(sum(pool.map(partial(sums, queries), chunks))))
 
     return log_normalizer
 
 
-def fastest_exact(items: Array, queries: Array, pool: ThreadPoolExecutor) -> tuple[str, Exact]:
+def fastest_exact(items: Array, queries: Array, threads: int, clock: Clock = time.perf_counter) -> tuple[str, Exact]:
     """Return the fastest of NumPy's ways for such queries, and what it is."""
-    ways = {
-        f"{chunk:,} items at a time, {'threads over chunks' if over else 'threads in the product'}": exact(
-            items, chunk, pool if over else None
-        )
-        for chunk in CHUNKS
-        for over in (False, True)
-    }
-    samplers = {name: timed(partial(way, queries), 0) for name, way in ways.items()}
-    took = interleave(samplers, 3)
+    ways = {f"{chunk:,} items at a time": exact(items, chunk, 1) for chunk in CHUNKS}
+    if threads > 1:
+        ways |= {f"{chunk:,} items at a time, threads over these": exact(items, chunk, threads) for chunk in CHUNKS}
+    took = interleave({name: timed(partial(way, queries), 0, clock) for name, way in ways.items()}, 5)
     best = min(took, key=lambda name: min(took[name]))
     return best, ways[best]
 
 
 def speed(settings: list[Setting]) -> Iterator[Line]:
-    setting = settings[1]
+    """Compare wall-clock times, and processor times of one thread, which what else the machine does disturbs less."""
+    setting, threads = settings[1], allowed_threads()
     catalog = rfk.Catalog(setting.items, rng=0)
-    queries, threads = setting.queries, allowed_threads()
-    with ThreadPoolExecutor(threads) as pool:
-        for what, given in ((f"{len(queries):,} queries", queries), ("one query", queries[:1])):
-            way, numpy = fastest_exact(setting.items, given, pool)
-            log = np.asarray(numpy(queries[:10]), np.float64)
-            np.testing.assert_allclose(log, setting.exact[:10], rtol=1e-4)
-            cases: dict[str, Callable[[], Any]] = {
-                "ours": _ours(catalog, queries, len(given)),
-                "NumPy": partial(numpy, given),
-            }
-            timings = Timings(interleave({name: timed(call, SECONDS) for name, call in cases.items()}, ROUNDS))
-            name = f"{setting.name}, {what}: time of NumPy / ours"
-            yield ratio_line(timings, Ratio(name, "NumPy", "ours", ">= 25", note=f"NumPy: {way}"), threads)
-            yield _rate(setting, what, timings, len(given), threads)
+    for count in (len(setting.queries), 1):
+        yield from _compared(setting, catalog, count, threads, time.perf_counter)
+        with thread_count(1), threadpoolctl.threadpool_limits(1):
+            yield from _compared(setting, catalog, count, 1, time.process_time)
 
 
-def _ours(catalog: rfk.Catalog, queries: Array, count: int) -> Callable[[], Any]:
+def _compared(setting: Setting, catalog: rfk.Catalog, count: int, threads: int, clock: Clock) -> Iterator[Line]:
+    queries = setting.queries
+    way, numpy = fastest_exact(setting.items, queries[:count], threads, clock)
+    np.testing.assert_allclose(numpy(queries[:count]), setting.exact[:count], rtol=1e-4)
+    cases: dict[str, Call] = {"ours": _ours(catalog, queries, count), "NumPy": partial(numpy, queries[:count])}
+    timings = Timings(interleave({name: timed(call, SECONDS, clock) for name, call in cases.items()}, ROUNDS))
+    what = f"{count:,} queries" if count > 1 else "one query"
+    kind = "processor time, 1 thread" if clock is time.process_time else "time"
+    least = {name: min(times) for name, times in timings.samples.items()}
+    note = f"fastest {show_seconds(least['NumPy'])}, {show_seconds(least['ours'])}; NumPy: {way}"
+    name = f"{setting.name}, {what}: {kind} of NumPy / ours"
+    yield ratio_line(timings, Ratio(name, "NumPy", "ours", ">= 25", note=note), threads)
+    rate = count / timings.median("ours")
+    yield Line(
+        f"{setting.name}, {what}: queries a second, {kind}", rate, "/s", "", f"fastest {count / least['ours']:.0f}"
+    )
+
+
+def _ours(catalog: rfk.Catalog, queries: Array, count: int) -> Call:
     """Return a call that takes the next `count` queries, so that what one query reads is not in the cache for it."""
     starts = cycle(range(0, len(queries) - count + 1, count))
 
@@ -86,9 +97,3 @@ def _ours(catalog: rfk.Catalog, queries: Array, count: int) -> Callable[[], Any]
         return catalog.log_normalizer(queries[start : start + count], budget=BUDGET, rng=0)
 
     return call
-
-
-def _rate(setting: Setting, what: str, timings: Timings, count: int, threads: int) -> Line:
-    one = time_line("", timings, "ours", threads)
-    rate = count / timings.median("ours")
-    return Line(f"{setting.name}, {what}: queries a second", rate, "/s", "", f"{one.value:.3g} ms a call; {one.detail}")

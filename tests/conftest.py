@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+import xla
 from hypothesis import HealthCheck, settings
 
 import rfkernels
@@ -40,5 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
     long = config.getoption("--long") or config.option.markexpr == "long"
     if config.getoption("--long") and config.option.markexpr == "not long":
         config.option.markexpr = ""
+    if not long:
+        xla.be_quick()
     if config.getoption("--hypothesis-profile") is None:
         settings.load_profile("more" if long else "default")

@@ -19,11 +19,7 @@ from typing import Any
 
 import numpy as np
 
-FLAGS = (
-    "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",  # compiling is most of the time here
-    "--xla_llvm_disable_expensive_passes=true",
-)
+FLAGS = "--xla_force_host_platform_device_count=8"
 DEVICES, PART = 8, 70  # the positions of a device are more than a causal pass takes at a time
 DIM, ROWS, WIDTH = 4, 4, 3
 CHECKS: dict[str, Callable[[], None]] = {}

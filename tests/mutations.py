@@ -25,6 +25,7 @@ SHARDING = ("tests/test_sharding.py", "-k", "jump or windows or whole")
 INPUTS = ("tests/test_inputs.py", "-k", "drawn")
 
 GROUPING = "tests/test_grouping.py"
+MERGED = ("tests/test_groups.py", "-k", "test_merged_groups_are_those_of_the_keys_in_them")
 BLOCKS = "tests/test_blocks_numba.py"
 UNCERTAINTY = "tests/test_uncertainty.py"
 CALIBRATION = "tests/test_calibration.py"
@@ -279,6 +280,9 @@ MUTANTS = [
     Mutant("heavy keys a position early", "grouping/schedule.py", "(rows.heavy[..., None, :] <= first + own)", "(rows.heavy[..., None, :] <= first + own + 1)", (GROUPING, "-k", "by_itself")),
     Mutant("groups of one weigh as much as large ones", "grouping/summaries.py", "bias = xp.where(filled, xp.log(count), -np.inf)", "bias = xp.where(filled, 0, -np.inf)", (GROUPING, "-k", "by_itself")),
     Mutant("masked keys in the spread", "grouping/fitting.py", "steps.within(xp, groups, k, v, weight > 0)", "steps.within(xp, groups, k, v, weight >= 0)", (GROUPING, "-k", "masked")),
+    Mutant("merging: attention of all blocks before", "grouping/merging.py", "mass=xp.zeros_like(state.mass), within", "mass=state.mass, within", MERGED),
+    Mutant("merging: the spread of the last merger alone", "grouping/merging.py", "within = state.within + matmul(", "within = matmul(", MERGED),
+    Mutant("merging: points weighed by their number", "grouping/merging.py", "weight = mass / xp.where(received > 0, received, 1) +", "weight = 0 * mass +", MERGED),
     Mutant("Numba: no block leaves at the end", "backends/numba/block_schedule.py", "gather(p, s, t, absorbed, t.until, t.before)\n    return 0", "return 0", (BLOCKS, "-k", "causal")),
     Mutant("Numba: values move half as far", "backends/numba/block_kernels.py", "both = b.fmul(b.fmul(e.load(moved, r), e.load(scale, e.integer(0))), e.scalar(2.0))", "both = b.fmul(b.fmul(e.load(moved, r), e.load(scale, e.integer(0))), e.scalar(1.0))", (BLOCKS, "-k", "bidirectional or causal")),
     # Error bars, advice, learned features

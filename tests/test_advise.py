@@ -484,6 +484,8 @@ def test_json_is_strict_and_complete() -> None:
         ({"scale": -1.0}, ValueError, "scale must be a positive finite number"),
         ({"q": np.ones((2, 1, 8))}, ValueError, "at least two queries and two keys"),
         ({"q": np.ones((0, 96, 8)), "k": np.ones((96, 8)), "v": np.ones((96, 8))}, ValueError, "at least one head"),
+        ({"v": np.ones((2, 96, 0))}, ValueError, r"v must be at least one wide, got shape \(2, 96, 0\)"),
+        ({"q": np.ones((2, 96, 0)), "k": np.ones((2, 96, 0))}, ValueError, "q must be at least one wide"),
         ({"q": np.ones((2, 97, 8)), "causal": True}, ValueError, "causal=True needs a key for every query"),
         ({"q": np.ones((2, 96, 7))}, ValueError, "q and k must agree in dim"),
         ({"v": np.full((2, 96, 8), np.nan)}, ValueError, r"v must be finite, but v\[0, 0, 0\] is nan"),

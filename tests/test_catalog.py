@@ -197,6 +197,16 @@ def test_draws_come_with_their_probability(exact: bool) -> None:
     assert weights.mean() ** 2 / (weights**2).mean() > 0.5
 
 
+def test_compiled_draws_are_those_specified() -> None:
+    for scale in SCALES:
+        compiled, specified = (
+            catalog().sample(scale * data()[1], 200, 5, backend=backend) for backend in ("numba", "numpy")
+        )
+        np.testing.assert_array_equal(compiled.ids, specified.ids)
+        np.testing.assert_allclose(compiled.log_probability, specified.log_probability, rtol=1e-12)
+        np.testing.assert_allclose(compiled.logits, specified.logits, rtol=1e-9, atol=1e-12)
+
+
 def test_probabilities_of_draws_sum_to_one() -> None:
     """Of a small catalog every item is drawn sooner or later."""
     items = np.random.default_rng(0).normal(size=(700, 4))

@@ -38,7 +38,6 @@ def cluster(folder: Path, processes: int, heartbeat: int, *, endless: bool) -> I
     library = str(Path(rfk.__file__).parents[1])
     path = os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
-    environment.pop("XLA_FLAGS", None)
     port, started = free_port(), []
     with contextlib.ExitStack() as files:
         try:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import oracle
 import pytest
+import xla
 from oracle import DTYPES, MAPS
 
 import rfkernels as rfk
@@ -403,9 +404,7 @@ def check_case(case: Case, backend: str) -> None:
 
 def compiled(run: Callable[..., Any]) -> Callable[..., Any]:
     """Compile for JAX: every operation by itself would take far longer, and a whole pass under jit must work anyway."""
-    import jax
-
-    return jax.jit(run)
+    return xla.jit(run)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("case", all_cases(), ids=name_of)

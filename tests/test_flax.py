@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xla
 
 import rfkernels as rfk
 
@@ -487,7 +488,7 @@ def plain_stack(p: Any, x1: jax.Array, x2: jax.Array) -> tuple[jax.Array, jax.Ar
 
 
 def gradient_of(stack: Any) -> Callable[..., Any]:
-    return jax.jit(jax.grad(lambda p, x1, x2: sum(jnp.sum(jnp.sin(y)) for y in stack(p, x1, x2)), argnums=(0, 1, 2)))
+    return xla.jit(jax.grad(lambda p, x1, x2: sum(jnp.sum(jnp.sin(y)) for y in stack(p, x1, x2)), argnums=(0, 1, 2)))
 
 
 def block_parameters(depth: int, dtype: Any) -> dict[str, jax.Array]:

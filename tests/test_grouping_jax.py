@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xla
 from grouped_oracle import CASES, DIM, SCALE, WIDTH, Call, make_call, make_groups, moving
 
 import rfkernels as rfk
@@ -174,7 +175,7 @@ def test_sizes_that_xla_fuses(options: dict[str, Any]) -> None:
         q, k, v = (file[name].astype(np.float32) for name in "qkv")
     groups = fit_groups(q, k, 128, v=v)
     axes = rfk.Groups(0, 0, 0, 0, None)
-    one = jax.jit(jax.vmap(lambda g, *x: rfk.attention(*x, groups=g, **options), in_axes=(axes, 0, 0, 0)))
+    one = xla.jit(jax.vmap(lambda g, *x: rfk.attention(*x, groups=g, **options), in_axes=(axes, 0, 0, 0)))
     got = one(jax.tree.map(jnp.asarray, groups), *map(jnp.asarray, (q, k, v)))
     np.testing.assert_allclose(got, rfk.attention(q, k, v, groups=groups, **options), atol=2e-5)
 
@@ -240,7 +241,7 @@ def test_dtypes(dtype: Any) -> None:
 def temporaries(function: Callable[..., Any], length: int) -> int:
     """Bytes of temporary memory of a compiled function of queries, keys and values; nothing is run."""
     shape = jax.ShapeDtypeStruct((1, length, 32), jnp.float32)
-    return int(jax.jit(function).lower(shape, shape, shape).compile().memory_analysis().temp_size_in_bytes)
+    return int(xla.jit(function).lower(shape, shape, shape).compile().memory_analysis().temp_size_in_bytes)
 
 
 PASSES: dict[str, dict[str, Any]] = {

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+import xla
 
 import rfkernels as rfk
 from rfkernels.backends.jax import heads
@@ -119,14 +120,15 @@ def test_derivatives_with_segments(mode: str) -> None:
 def test_gradients_in_float32_are_those_in_float64() -> None:
     """Also where the largest feature of a row is tiny on the scale of its chunk, just short of taking it in pieces."""
     features = features_of(scale=1.0)
-    gradient = jax.jit(
-        jax.grad(lambda q, k, v, features: jnp.sum(rfk.attention(q, k, v, features, causal=True) ** 2), (0, 1, 2))
+    gradient = jax.grad(
+        lambda q, k, v, features: jnp.sum(rfk.attention(q, k, v, features, causal=True) ** 2), (0, 1, 2)
     )
+    single, double = xla.jit(gradient), jax.jit(gradient)
     for jumps in (False, True):
         given = arrays(2, jumps=jumps)
-        got = gradient(*given, features)
+        got = single(*given, features)
         with jax.enable_x64(True):
-            expected = gradient(*jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), (*given, features)))
+            expected = double(*jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), (*given, features)))
         for one, two in zip(got, expected, strict=True):
             np.testing.assert_allclose(one, two, rtol=2e-3, atol=2e-4 * float(np.abs(two).max()))
 
@@ -385,7 +387,7 @@ def test_shapes_are_checked_under_jit_and_values_outside_of_it() -> None:
 def temporaries(function: Any, length: int, count: int) -> int:
     """Bytes of temporary memory of a compiled function of `count` arrays; nothing is run."""
     shape = jax.ShapeDtypeStruct((8, length, 64), jnp.float32)
-    return int(jax.jit(function).lower(*[shape] * count).compile().memory_analysis().temp_size_in_bytes)
+    return int(xla.jit(function).lower(*[shape] * count).compile().memory_analysis().temp_size_in_bytes)
 
 
 @pytest.mark.parametrize("causal", [False, pytest.param(True, marks=pytest.mark.long)])
@@ -442,6 +444,6 @@ def test_fitted_features_under_vmap() -> None:
     q, k, v = rng.standard_normal((3, 12, 512, 32), np.float32)
     features = rfk.fit(q, k, 256, rng=0)
     axes = jax.tree.map(lambda x: 0 if x.ndim else None, features)
-    one = jax.jit(jax.vmap(lambda features, *x: rfk.attention(*x, features), in_axes=(axes, 0, 0, 0)))
+    one = xla.jit(jax.vmap(lambda features, *x: rfk.attention(*x, features), in_axes=(axes, 0, 0, 0)))
     found = one(features, *map(jnp.asarray, (q, k, v)))
     np.testing.assert_allclose(found, rfk.attention(q, k, v, features), atol=1e-4)

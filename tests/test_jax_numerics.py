@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+import xla
 from oracle import MAPS
 
 import rfkernels as rfk
@@ -46,9 +48,13 @@ def inputs(batch: int = len(AT), seed: int = 0) -> tuple[Any, Any, Any]:
     return q, k / np.linalg.norm(k, axis=-1, keepdims=True), v
 
 
+@functools.cache
+def compiled(**options: Any) -> Any:
+    return xla.jit(lambda q, k, v, features, mask: rfk.attention(q, k, v, features, mask=mask, full=True, **options))
+
+
 def attend(q: Any, k: Any, v: Any, features: rfk.Features, mask: Any = None, **options: Any) -> Any:
-    mask = None if mask is None else jnp.asarray(mask)
-    return rfk.attention(*map(jnp.asarray, (q, k, v)), features, mask=mask, full=True, **options)
+    return compiled(**options)(q, k, v, features, mask)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -158,7 +164,7 @@ def test_second_derivatives_just_short_of_a_jump() -> None:
         def loss(q: Any, v: Any, weights: Any, k: Any) -> Any:
             return jnp.sum(rfk.attention(q, k, v, arrays, causal=True) * weights)
 
-        product = jax.jit(lambda q, v, w, k, d: jax.jvp(jax.grad(loss, 3), (q, v, w, k), (0 * q, 0 * v, 0 * w, d))[1])
+        product = xla.jit(lambda q, v, w, k, d: jax.jvp(jax.grad(loss, 3), (q, v, w, k), (0 * q, 0 * v, 0 * w, d))[1])
         return np.asarray(product(*given))
 
     with jax.enable_x64(True):

@@ -11,88 +11,36 @@ import mpmath as mp
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 from scipy import special
 
 import rfkernels as rfk
-from rfkernels import FeatureMap, kernels, maps, moments
+from rfkernels import kernels, maps, moments, testing
 from rfkernels._arrays import elementwise
+from rfkernels.testing import strategies as rst
 
 NAMED = {name: rfk.lookup(name) for name in rfk.names() if rfk.lookup(name).kernel and rfk.lookup(name).radii is None}
 """The named maps of normal rows; those with a law of their own are in test_spectral.py."""
 ALL = {**NAMED, **{f"arc_cosine({n})": maps.arc_cosine(n) for n in range(9)}}
-JUMPS = ("step", "sign", "arc_cosine(0)")
-"""Maps of the angle alone; that has an error of √ε next to 0 and π."""
 
 
 # Integrals in the plane
 
 
-def polar(x: Any, y: Any, reach: float = 16.0) -> tuple[Any, Any]:
-    """Rows and weights of E f(w), w ~ N(0, I): radii times pieces of the circle between perpendiculars of x and y."""
-    perpendicular = [math.atan2(z[1], z[0]) + turn for z in (x, y) for turn in (math.pi / 2, -math.pi / 2)]
-    cuts = np.sort(np.mod([*perpendicular, 0.0], 2 * math.pi))
-    points, weights = np.polynomial.legendre.leggauss(40)
-    half = np.append(np.diff(cuts), 2 * math.pi - cuts[-1] + cuts[0])[:, None] / 2
-    angles = (cuts[:, None] + half * (1 + points)).reshape(-1)
-    points_r, weights_r = np.polynomial.legendre.leggauss(120)
-    radii = reach / 2 * (1 + points_r)
-    density = reach / 2 * weights_r * radii * np.exp(-(radii**2) / 2) / (2 * math.pi)
-    rows = radii[:, None, None] * np.stack([np.cos(angles), np.sin(angles)], -1)
-    return rows.reshape(-1, 2), np.outer(density, (half * weights).reshape(-1)).reshape(-1)
-
-
-def estimates(feature_map: FeatureMap, rows: Any, x: Any, y: Any) -> Any:
-    """What each row alone estimates, straight from the activations."""
-    xp = elementwise(np)
-    sides = [[h(xp, rows @ z, feature_map.offset * (z @ z)) for h in feature_map.activations] for z in (x, y)]
-    return sum(one * two for one, two in zip(*sides, strict=True)) / len(feature_map.activations)
-
-
-def closed_kernel(feature_map: FeatureMap, x: Any, y: Any) -> float:
-    log, sign = rfk.exact_log_kernel(x, y, kernel=feature_map.kernel, return_sign=True)
-    return float(sign * np.exp(log))
-
-
-def log_variance(feature_map: FeatureMap, x: Any, y: Any) -> Any:
-    return feature_map.log_variance(np, x @ y, x @ x, y @ y)
-
-
-def point(norm: float, angle: float) -> Any:
-    return norm * np.array([math.cos(angle), math.sin(angle)])
-
-
-NORMS = st.floats(0.05, 1.0)
-ANGLES = st.floats(-math.pi, math.pi)
-
-
 @pytest.mark.parametrize("name", ALL)
-@given(one=NORMS, two=NORMS, start=ANGLES, angle=ANGLES)
-def test_kernel_and_variance_are_those_of_the_activations(
-    name: str, one: float, two: float, start: float, angle: float
-) -> None:
-    feature_map, x, y = ALL[name], point(one, start), point(two, start + angle)
-    rows, weights = polar(x, y)
-    drawn, kernel = estimates(feature_map, rows, x, y), closed_kernel(feature_map, x, y)
-    unit = math.prod(math.sqrt(estimates(feature_map, rows, z, z) ** 2 @ weights) for z in (x, y))
-    allowed = 4e-8 if name in JUMPS else 1e-12
-    assert abs(drawn @ weights - kernel) <= allowed * math.sqrt(unit)
-    variance = (drawn - kernel) ** 2 @ weights  # no large part is subtracted
-    assert abs(math.exp(log_variance(feature_map, x, y)) - variance) <= allowed * unit + 1e-11 * variance
+@given(pair=rst.pairs())
+def test_kernel_and_variance_are_those_of_the_activations(name: str, pair: Any) -> None:
+    testing.assert_unbiased(ALL[name], *pair, rtol=1e-12)
+    testing.assert_variance(ALL[name], *pair, rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_variance_of_pairs_of_both_signs_and_of_no_length(name: str) -> None:
     """Parallel, opposed, orthogonal and zero vectors, where closed forms divide by zero or vanish."""
-    feature_map = ALL[name]
     zero, x = np.zeros(2), np.array([0.75, 0.0])
-    for y in (x, -x, 0.5 * x, -2.0 * x, np.array([0.0, 0.8]), zero):
-        for a, b in ((x, y), (y, x), (zero, zero)):
-            rows, weights = polar(a if a.any() else x, b if b.any() else x)
-            drawn, kernel = estimates(feature_map, rows, a, b), closed_kernel(feature_map, a, b)
-            found = math.exp(log_variance(feature_map, a, b))
-            np.testing.assert_allclose(kernel, drawn @ weights, rtol=1e-9, atol=1e-12)
-            np.testing.assert_allclose(found, (drawn - kernel) ** 2 @ weights, rtol=1e-8, atol=1e-12)
+    pairs = [(x, y) for y in (x, -x, 0.5 * x, -2.0 * x, np.array([0.0, 0.8]), zero)]
+    one, other = np.array([*pairs, *((y, x) for x, y in pairs), (zero, zero)]).swapaxes(0, 1)
+    testing.assert_unbiased(ALL[name], one, other, rtol=1e-12)
+    testing.assert_variance(ALL[name], one, other, rtol=1e-10)
 
 
 def test_which_maps_state_a_variance() -> None:
@@ -187,10 +135,9 @@ def test_lemma_2_neither_overflows_nor_cancels(name: str) -> None:
         with mp.workdps(60):
             want = mp.log(lemma_2(name, mp.mpf(dot), mp.mpf(xx), mp.mpf(yy)))
         assert abs(got - want) <= 1e-15 + 1e-15 * (abs(dot) + xx + yy) + 1e-15 * abs(want)
-    x = np.array([0.3, -0.1])
     assert rfk.lookup(name).log_variance(np, 0.0, 0.0, 0.0) == -np.inf
-    turned = x if name == "trigonometric" else -x
-    assert log_variance(rfk.lookup(name), x, turned) == -np.inf
+    square = np.float64(0.1)
+    assert rfk.lookup(name).log_variance(np, square if name == "trigonometric" else -square, square, square) == -np.inf
 
 
 @pytest.mark.parametrize("xx", [1e-12, 1e-4, 0.3, 2.0, 60.0, 1e4])

@@ -17,7 +17,10 @@ import rfkernels
 TIMEOUT = 600
 LONG = {
     *(f"norms that jump between devices, {devices}, False" for devices in (1, 2, 5, 8)),
-    "equals one device, trigonometric, False",
+    *(f"norms that jump between devices, {devices}, True" for devices in (1, 2, 5)),
+    *(f"equals one device, trigonometric, {causal}" for causal in (False, True)),
+    "batch and heads need no communication, False, None",
+    "forward mode, False, 2",
     "windows, False, 2, True",
     "a window adds its own keys, False",
     "batch and heads need no communication, True, 2",
@@ -39,7 +42,12 @@ def outcomes(request: pytest.FixtureRequest) -> dict[str, str]:
     asked = [item.callspec.params["name"] for item in request.session.items if item.module is request.module]
     library = str(Path(rfkernels.__file__).parents[1])
     path = os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(eight_devices.FLAGS)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {eight_devices.FLAGS}",
+    }
     done = subprocess.run(
         [sys.executable, "-W", "error", str(eight_devices.__file__), *asked],
         env=environment,

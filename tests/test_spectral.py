@@ -17,7 +17,7 @@ import pytest
 from scipy import special, stats
 
 import rfkernels as rfk
-from rfkernels import FeatureMap, Features, Side, spectral
+from rfkernels import FeatureMap, spectral, testing
 
 BACKENDS = oracle.backends()
 
@@ -167,31 +167,39 @@ def test_radii_are_finite_where_normals_are_zero(name: str) -> None:
 X, Y = np.random.default_rng(3).standard_normal((2, 6, 4)) * np.array([0.02, 0.2, 0.4, 0.6, 1, 2])[:, None]
 """Points at distances from 0.05 to 4."""
 
+ROWS, SLACK = 8, 1.2
+"""Rows of each draw, and what their coupling may add to the variance of cosines."""
+
 
 @pytest.mark.parametrize("sampler", ["iid", "orthogonal", "simplex", "stratified"])
 @pytest.mark.parametrize("name", MAPS)
 def test_unbiased(name: str, sampler: str) -> None:
     """One row estimates cos(w·(x − y)), of mean k and variance (1 + k(2r))/2 − k(r)²; couplings keep the mean."""
-    rows = 40_000
-    features = rfk.draw(MAPS[name], 4, 2 * rows, sampler=sampler, scale=1.0, rng=0)
-    log, sign = rfk.log_kernel(X, Y, features, return_sign=True)
+    estimator = testing.drawn_estimates(MAPS[name], X, Y, 2 * ROWS, sampler=sampler, batch=2000)
+    k, variance = of_one_row(CLOSED[name])
+    testing.assert_unbiased_by_sampling(estimator, k, variance=SLACK * variance / ROWS, detect=0.03)
+
+
+def of_one_row(kernel: Callable[[Any], Any]) -> tuple[Any, Any]:
     r = np.linalg.norm(X - Y, axis=-1)
-    k = CLOSED[name](r)
-    standard_error = np.sqrt(((1 + CLOSED[name](2 * r)) / 2 - k**2) / rows)
-    assert np.all(np.abs(sign * np.exp(log) - k) <= 6 * standard_error)
+    return kernel(r), (1 + kernel(2 * r)) / 2 - kernel(r) ** 2
 
 
 @pytest.mark.parametrize("name", MAPS)
 def test_the_variance_of_one_row(name: str) -> None:
-    """The closed form and, by six standard errors from the sample's own fourth moment, what rows do."""
+    """The closed form, and what rows do; moments of cosines are sums of kernels at multiples of the distance."""
     r = np.linalg.norm(X - Y, axis=-1)
     log_variance = MAPS[name].log_variance
     assert log_variance is not None
     variance = np.exp(log_variance(np, *moments(X, Y)))
-    np.testing.assert_allclose(variance, (1 + CLOSED[name](2 * r)) / 2 - CLOSED[name](r) ** 2, rtol=1e-6)
-    rows = np.asarray(rfk.draw(MAPS[name], 4, 400_000, sampler="iid", scale=1.0, rng=0).projection)
-    squares = (np.cos((X - Y) @ rows.T) - CLOSED[name](r)[:, None]) ** 2
-    assert np.all(np.abs(squares.mean(-1) - variance) <= 6 * squares.std(-1) / math.sqrt(rows.shape[0]))
+    k, expected = of_one_row(CLOSED[name])
+    np.testing.assert_allclose(variance, expected, rtol=1e-6)
+    twice, thrice, four_times = (CLOSED[name](n * r) for n in (2, 3, 4))
+    third, fourth = (3 * k + thrice) / 4, (3 + 4 * twice + four_times) / 8
+    central = fourth - 4 * k * third + 3 * k**2 * (1 + twice) - 3 * k**4
+    estimator = testing.drawn_estimates(MAPS[name], X, Y, 2, sampler="iid", batch=50_000)
+    detect = np.maximum(variance / 6, np.sqrt(central) / 20)  # squares of near points have heavy tails
+    testing.assert_variance_by_sampling(estimator, k, variance, fourth=central, detect=detect)
 
 
 @pytest.mark.parametrize("name", MAPS)
@@ -240,12 +248,11 @@ SUMS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("sampler", SUMS)
 def test_rows_of_other_laws_estimate_their_characteristic_function(sampler: str, gamma: float) -> None:
     """scikit-learn's laplacian_kernel exp(−γ|x − y|₁) with scale=γ², and the Cauchy product of Rahimi and Recht."""
-    rows = 40_000
-    features = rfk.draw(spectral.fourier(), 4, 2 * rows, sampler=sampler, scale=gamma**2, rng=0)
-    log, sign = rfk.log_kernel(X, Y, features, return_sign=True)
     difference = gamma * (X - Y)
     k, twice = SUMS[sampler](difference), SUMS[sampler](2 * difference)
-    assert np.all(np.abs(sign * np.exp(log) - k) <= 6 * np.sqrt(((1 + twice) / 2 - k**2) / rows))
+    estimator = testing.drawn_estimates(spectral.fourier(), X, Y, 2 * ROWS, sampler=sampler, scale=gamma**2, batch=2000)
+    variance = SLACK * ((1 + twice) / 2 - k**2) / ROWS
+    testing.assert_unbiased_by_sampling(estimator, k, variance=variance, detect=0.03)
 
 
 def test_fourier_names_no_kernel() -> None:
@@ -365,27 +372,33 @@ def test_exact_nearby_and_estimated_beyond(name: str, backend: str) -> None:
 @pytest.mark.parametrize("name", ["gaussian", "laplacian", "cauchy"])
 def test_sums_over_keys_are_estimated(name: str, backend: str) -> None:
     """Kernel density sums: one row has the variance of the mean of cos over the keys, at most ½ each."""
-    features = rfk.draw(MAPS[name], 4, 40_000, sampler="iid", scale=1.0, rng=1)
-    with oracle.precision(backend, np.float64):
-        q, k, _ = inputs(backend)
-        log, sign = rfk.log_normalizer(q, k, features, return_sign=True, backend=backend)
-        exact = rfk.exact_log_normalizer(q, k, kernel=features.map.kernel)  # type: ignore[arg-type]
-    apart = np.asarray(sign) * np.exp(np.asarray(log)) - np.exp(np.asarray(exact))
-    assert np.all(np.abs(apart) <= 6 * 40 * math.sqrt(0.5 / features.rows))
+    q, k, _ = inputs("numpy")
+
+    def estimate(rng: np.random.Generator) -> Any:
+        features = rfk.draw(MAPS[name], 4, 128, sampler="iid", scale=1.0, batch=(500, 1), rng=rng)
+        with oracle.precision(backend, np.float64):
+            given = (oracle.place(x, backend) for x in (q, k))
+            log, sign = rfk.log_normalizer(*given, features, return_sign=True, backend=backend)
+        return np.asarray(sign) * np.exp(np.asarray(log))
+
+    exact = np.exp(rfk.exact_log_normalizer(q, k, kernel=MAPS[name].kernel))  # type: ignore[arg-type]
+    testing.assert_unbiased_by_sampling(estimate, exact, variance=40**2 * 0.5 / 64, detect=1.5)
 
 
 @pytest.mark.parametrize("name", MAPS)
 def test_jax_keys_draw_rows(name: str) -> None:
     jax = pytest.importorskip("jax")
-    features = rfk.draw(MAPS[name], 4, 80_000, sampler="orthogonal", scale=1.0, rng=jax.random.key(0))
-    assert isinstance(features.projection, jax.Array)
-    host = Features(
-        MAPS[name], np.asarray(features.projection, np.float64), np.zeros(40_000), Side(), Side(), np.asarray(1.0)
-    )
-    log, sign = rfk.log_kernel(X, Y, host, return_sign=True)
-    r = np.linalg.norm(X - Y, axis=-1)
-    k = CLOSED[name](r)
-    assert np.all(np.abs(sign * np.exp(log) - k) <= 6 * np.sqrt(((1 + CLOSED[name](2 * r)) / 2 - k**2) / 40_000))
+
+    def estimate(rng: np.random.Generator) -> Any:
+        key = jax.random.key(int(rng.integers(1 << 31)))
+        features = rfk.draw(MAPS[name], 4, 2 * ROWS, sampler="orthogonal", scale=1.0, batch=(5000,), rng=key)
+        assert isinstance(features.projection, jax.Array)
+        host = jax.tree.map(lambda x: np.asarray(x, np.float64), features)
+        log, sign = rfk.log_kernel(X[:, None], Y[:, None], host, return_sign=True)
+        return (sign * np.exp(log)).T
+
+    k, variance = of_one_row(CLOSED[name])
+    testing.assert_unbiased_by_sampling(estimate, k, variance=SLACK * variance / ROWS, detect=0.03)
 
 
 def test_maps_of_equal_distance_have_equal_kernels() -> None:

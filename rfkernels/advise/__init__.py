@@ -84,8 +84,8 @@ def advise(
     Raises
     ------
     TypeError, ValueError
-        If arrays do not fit together, a value is not finite, there are no heads or fewer than two queries or keys, or
-        another argument is out of range.
+        If arrays do not fit together, a value is not finite, there are no heads or fewer than two queries or keys,
+        arrays are of width 0, or another argument is out of range.
 
     Examples
     --------

@@ -62,6 +62,9 @@ def pose(
         raise ValueError(f"there must be at least two queries and two keys, got q {q.shape} and k {k.shape}")
     if causal and keys < queries:
         raise ValueError(f"causal=True needs a key for every query, got q {q.shape} and k {k.shape}")
+    for name, x in arrays.items():
+        if x.shape[-1] == 0:
+            raise ValueError(f"{name} must be at least one wide, got shape {x.shape}")
     host = {name: np.asarray(x) for name, x in arrays.items()}
     values = host.get("v")
     if values is None:

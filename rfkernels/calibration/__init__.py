@@ -98,8 +98,9 @@ def calibrate(
     TypeError
         If an argument has the wrong type.
     ValueError
-        If shapes do not fit, a value is not finite, neither or both of `count` and `features` are given, the features
-        are not of an exponential and nonnegative map, a number is out of range, or too little is left to learn from.
+        If shapes do not fit, there are no heads, keys or values are of width 0, a value is not finite, neither or both
+        of `count` and `features` are given, the features are not of an exponential and nonnegative map, a number is out
+        of range, or too little is left to learn from.
 
     Examples
     --------

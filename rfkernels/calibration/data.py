@@ -77,10 +77,17 @@ def check_sequences(q: list[Any], k: list[Any], v: list[Any] | None) -> tuple[in
                     f"all sequences of {name} must agree but for their length, got {x.shape} and {first.shape}"
                 )
         check_finite_arrays(q=one, k=other)
+    shapes = f"got q {q[0].shape} and k {k[0].shape}"
+    if q[0].shape[-1] == 0:
+        raise ValueError(f"q and k must be at least one wide, {shapes}")
+    if 0 in (*q[0].shape[:-2], *k[0].shape[:-2]):
+        raise ValueError(f"there must be at least one head, {shapes}")
     for other, values in zip(k, v or [], strict=v is not None):
         check_kv(other, values)
         if values.shape[:-2] != other.shape[:-2] or values.shape[-1] != (v or [])[0].shape[-1]:
             raise ValueError(f"v must have the batch axes of k and one width, got {values.shape} and {other.shape}")
+        if values.shape[-1] == 0:
+            raise ValueError(f"v must be at least one wide, got shape {values.shape}")
         check_finite_arrays(v=values)
     return tuple(k[0].shape[:-2])
 

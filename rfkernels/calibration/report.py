@@ -11,7 +11,10 @@ from rfkernels.features import Features
 
 
 class Errors(NamedTuple):
-    """Relative errors ‖o − o*‖ / ‖o*‖ of outputs over a held-out part, (*batch), before and after learning."""
+    """Relative errors ‖o − o*‖ / ‖o*‖ of outputs over a held-out part, (*batch), before and after learning.
+
+    Where all exact outputs are zero, 0 if the estimated ones are zero too, and infinite if not.
+    """
 
     start: Any
     learned: Any

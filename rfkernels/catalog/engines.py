@@ -10,17 +10,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels.catalog.arguments import SEEDS
-from rfkernels.catalog.records import Estimate, Evaluated, Table
+from rfkernels.catalog.records import Draws, Estimate, Evaluated, Table
 
-_MODULES = {"numba": "rfkernels.backends.numba.catalog", "numpy": "rfkernels.catalog.estimates"}
+_MODULES = {
+    "numba": ("rfkernels.backends.numba.catalog", "rfkernels.backends.numba.catalog_sampling"),
+    "numpy": ("rfkernels.catalog.estimates", "rfkernels.catalog.sampling"),
+}
 
 
 class Engine(NamedTuple):
-    """The functions of `rfkernels.catalog.estimates`, or others that return the same to rounding."""
+    """The functions of `rfkernels.catalog.estimates` and `sampling`, or others that return the same to rounding."""
 
     estimate: Callable[..., Estimate]
     evaluate: Callable[..., Evaluated]
     exact: Callable[..., Estimate]
+    sample: Callable[..., Draws]
 
 
 @cache
@@ -28,8 +32,8 @@ def choose(backend: str) -> Engine:
     """Return an engine by name."""
     if backend not in _MODULES:
         raise ValueError(f"backend must be one of {', '.join(sorted(_MODULES))}, got {backend!r}")
-    module = import_module(_MODULES[backend])
-    return Engine(module.estimate, module.evaluate, module.exact)
+    estimates, sampling = (import_module(name) for name in _MODULES[backend])
+    return Engine(estimates.estimate, estimates.evaluate, estimates.exact, sampling.sample)
 
 
 def estimated(table: Table, queries: Any, budget: int, error: float | None, seed: int, backend: str) -> Estimate:

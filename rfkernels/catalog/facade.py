@@ -258,7 +258,7 @@ class Catalog:
         found = reductions.top(self.table, given, int(k), check_budget(self.table, budget))
         return Top(*(part.reshape(*queries.shape[:-1], k) for part in found))
 
-    def sample(self, queries: Any, n: int, rng: Any = 0, *, exact: bool = False) -> Draws:
+    def sample(self, queries: Any, n: int, rng: Any = 0, *, exact: bool = False, backend: str = "numba") -> Draws:
         """Draw n items for each query, with replacement, and say with what probability each was drawn.
 
         A draw takes about 2,048 dot products a query and the items of the group that it falls into, 512 at most.
@@ -273,6 +273,8 @@ class Catalog:
             Where chance comes from.
         exact : bool, default False
             Draw from the softmax itself, at the cost of all dot products once for each query.
+        backend : {"numba", "numpy"}, default "numba"
+            As in `log_normalizer`.
 
         Returns
         -------
@@ -288,7 +290,7 @@ class Catalog:
         given = check_queries(queries, self.dim)
         check_count("n", n, 0, _DRAWS)
         check_filled(self.table)
-        draw = sampling.sample_exactly if exact else sampling.sample
+        draw = sampling.sample_exactly if exact else engines.choose(backend).sample
         found = draw(self.table, given, int(n), np.random.default_rng(rng))
         return Draws(*(part.reshape(*queries.shape[:-1], n) for part in found))
 

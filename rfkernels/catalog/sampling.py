@@ -10,8 +10,8 @@ import numpy as np
 from rfkernels.catalog.plan import guess, rows_of
 from rfkernels.catalog.records import Draws, Table
 
-HEAD = 2048
-"""Items of the groups that are taken exactly before the first draw."""
+HEAD, HEAD_GROUPS = 2048, 64
+"""How many items, and groups at most, are taken before the first draw."""
 
 _BLOCK = 1 << 16
 
@@ -38,12 +38,18 @@ Sums = Callable[[Table, Any], tuple[Any, dict[int, Any]]]
 
 def _promising(table: Table, query: Any) -> tuple[Any, dict[int, Any]]:
     log_sums = np.log(table.count) + guess(table, query).log_mean
-    order = np.argsort(-log_sums, kind="stable")
-    head = order[np.cumsum(table.count[order]) <= HEAD]
-    logits = {int(g): table.rows[rows_of(table, head[i : i + 1])] @ query for i, g in enumerate(head)}
+    logits = {int(g): table.rows[rows_of(table, np.array([g]))] @ query for g in head(log_sums, table.count)}
     for g, own in logits.items():
         log_sums[g] = log_sum(own)
     return log_sums, logits
+
+
+def head(log_sums: Any, count: Any) -> Any:
+    """Return the groups that promise most, largest first: at most so many, of at most so many items."""
+    most = min(HEAD_GROUPS, len(count))
+    order = np.argpartition(-log_sums, most - 1)[:most]
+    order = order[np.lexsort((order, -log_sums[order]))]
+    return order[np.cumsum(count[order]) <= HEAD]
 
 
 def _every(table: Table, query: Any) -> tuple[Any, dict[int, Any]]:

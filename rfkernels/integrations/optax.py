@@ -122,6 +122,12 @@ def _valued(weight: Any, v: Any) -> Any:
     return weight if v is None else matmul(jnp, weight, v)
 
 
+def _relative(error: Any, size: Any) -> Any:
+    """Divide; where the exact output is zero, 0 if the estimated one is zero too, and infinite if not."""
+    nothing = size == 0
+    return jnp.where(nothing, jnp.where(error == 0, 0.0, jnp.inf), error / jnp.where(nothing, 1, size))
+
+
 def _of_sequence(data: Sequences, block: Blocks) -> Sequences:
     return Sequences(*(None if x is None else x[block.sequence] for x in data))
 
@@ -142,7 +148,7 @@ def errors(setting: Setting, parameters: Any, fixed: Any, data: Sequences, block
 
     none = jnp.zeros(data.k.shape[1], jnp.float32)
     (error, size), _ = jax.lax.scan(add, (none, none), blocks)
-    return jnp.sqrt(error / size)
+    return jnp.sqrt(_relative(error, size))
 
 
 class _Run(NamedTuple):
@@ -162,7 +168,7 @@ def _step(setting: Setting, run: _Run, fixed: Any, data: Sequences, block: Block
 
     def loss(parameters: Any) -> Any:
         error, size = _squares(setting, bound(setting, parameters, fixed), data, block)
-        return error / size
+        return _relative(error, size)
 
     value, gradient = jax.value_and_grad(loss)(run.parameters)
     updates, moments = _OPTIMIZER.update(gradient, run.moments)

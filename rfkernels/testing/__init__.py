@@ -16,13 +16,14 @@ from rfkernels.testing.binding import bind, row_estimates, with_rows
 from rfkernels.testing.comparison import kernel_value
 from rfkernels.testing.grids import Grid, hermite, plane, polar, strips
 from rfkernels.testing.integrals import Integral, QuadratureError, mean, variance
-from rfkernels.testing.laws import assert_marginal_law
-from rfkernels.testing.sampled import assert_unbiased_by_sampling, assert_variance_by_sampling
+from rfkernels.testing.laws import assert_law_of_rows, assert_marginal_law
+from rfkernels.testing.sampled import assert_unbiased_by_sampling, assert_variance_by_sampling, drawn_estimates
 
 __all__ = [
     "Grid",
     "Integral",
     "QuadratureError",
+    "assert_law_of_rows",
     "assert_marginal_law",
     "assert_ordering",
     "assert_positive",
@@ -32,6 +33,7 @@ __all__ = [
     "assert_variance_at_most",
     "assert_variance_by_sampling",
     "bind",
+    "drawn_estimates",
     "hermite",
     "kernel_value",
     "mean",

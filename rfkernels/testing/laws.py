@@ -13,6 +13,8 @@ from rfkernels.samplers import Rows, Sampler
 from rfkernels.testing.grids import Array
 from rfkernels.testing.sampled import FALSE_ALARM
 
+LAWS = ("normal", "sphere", "cauchy", "laplace")
+
 
 class _Finding(NamedTuple):
     """A statistic, and the probability that it comes out as far off if the claim is true."""
@@ -42,8 +44,7 @@ def assert_marginal_law(
     Parameters
     ----------
     sampler : str, Sampler or callable
-        What is judged, as in `rfkernels.draw`. A Sampler of the law "sphere" is to have rows of norm √dim in uniform
-        directions.
+        What is judged, as in `rfkernels.draw`; a Sampler by the law that it states.
     dim : int
         The dimension of rows.
     count : int, default 20000
@@ -60,31 +61,75 @@ def assert_marginal_law(
     AssertionError
         If a statistic is too improbable; the message gives the most improbable one.
     ValueError
-        If the sampler's law is neither "normal" nor "sphere", or `count` is less than `dim`.
+        If the sampler's law is none that `assert_law_of_rows` knows, or `count` is less than `dim`.
     """
     sampler = samplers.resolve(sampler)
-    if sampler.law not in ("normal", "sphere"):
-        raise ValueError(f"law of the sampler must be 'normal' or 'sphere' to be judged, got {sampler.law!r}")
+    if sampler.law not in LAWS:
+        raise ValueError(f"law of the sampler must be one of {', '.join(LAWS)} to be judged, got {sampler.law!r}")
     if count < dim:
         raise ValueError(f"count must be at least dim = {dim}, got {count}")
     generator, rows = np.random.default_rng(rng), rows or dim + dim % 2
     drawn = np.stack(
         [np.array(sampler(generator.standard_normal, rows, dim)[i % rows], np.float64) for i in range(count)]
     )
-    if sampler.law == "sphere":
-        norms = np.linalg.norm(drawn, axis=-1)
-        if np.max(np.abs(norms / math.sqrt(dim) - 1)) > 1e-6:
-            extremes = f"{norms.min():.9g} to {norms.max():.9g}"
-            raise AssertionError(f"rows of {sampler.name!r} have norms from {extremes}, not √dim")
-        chi = np.linalg.norm(generator.standard_normal((count, dim)), axis=-1)
-        drawn = drawn * (chi / norms)[:, None]  # uniform directions and independent χ norms make normal rows
-    findings = list(_findings(drawn))
+    what = f"rows of {sampler.name!r} in dimension {dim}"
+    assert_law_of_rows(drawn, sampler.law, false_alarm=false_alarm, rng=generator, what=what)
+
+
+def assert_law_of_rows(
+    rows: Any, law: str = "normal", *, false_alarm: float = FALSE_ALARM, rng: Any = 0, what: str = "rows"
+) -> None:
+    """Assert that independent rows have the law that is claimed, as `assert_marginal_law` does of rows that it draws.
+
+    Parameters
+    ----------
+    rows : array, shape (count, dim)
+        Rows that are independent of each other, such as one of each block.
+    law : {"normal", "sphere", "cauchy", "laplace"}, default "normal"
+        N(0, I); uniform directions and the norm √dim; or independent coordinates of these standard laws.
+    false_alarm : float, default 2e-9
+        Bound on the probability that rows of this law fail.
+    rng : int or numpy.random.Generator, default 0
+        Source of the norms that rows on a sphere are given.
+    what : str, default "rows"
+        What rows are called in messages.
+
+    Raises
+    ------
+    AssertionError
+        If a statistic is too improbable; the message gives the most improbable one.
+    ValueError
+        If the law is another, or there are fewer rows than dimensions.
+    """
+    if law not in LAWS:
+        raise ValueError(f"law must be one of {', '.join(LAWS)} to be judged, got {law!r}")
+    drawn = np.asarray(rows, np.float64)
+    if drawn.ndim != 2 or not 0 < drawn.shape[1] <= len(drawn):
+        raise ValueError(f"rows must have shape (count, dim) with count at least dim, got {drawn.shape}")
+    findings = list(_findings(_normal_of(law, drawn, np.random.default_rng(rng), what)))
     worst = min(findings, key=lambda one: one.p_value)
     if not worst.p_value * len(findings) >= false_alarm:
         raise AssertionError(
-            f"rows of {sampler.name!r} in dimension {dim} do not have the law {sampler.law!r}: {worst.what}, which has "
-            f"probability {worst.p_value:.1e}; {false_alarm:.1e} / {len(findings)} was to be expected"
+            f"{what} do not have the law {law!r}: {worst.what}, which has probability {worst.p_value:.1e}; "
+            f"{false_alarm:.1e} / {len(findings)} was to be expected"
         )
+
+
+def _normal_of(law: str, rows: Array, generator: np.random.Generator, what: str) -> Array:
+    """Make rows of a law normal ones: by independent χ norms, or by the distribution function of each coordinate."""
+    from scipy import stats
+
+    count, dim = rows.shape
+    if law == "sphere":
+        norms = np.linalg.norm(rows, axis=-1)
+        if np.max(np.abs(norms / math.sqrt(dim) - 1)) > 1e-6:
+            raise AssertionError(f"{what} have norms from {norms.min():.9g} to {norms.max():.9g}, not √dim")
+        chi = np.linalg.norm(generator.standard_normal((count, dim)), axis=-1)
+        return rows * (chi / norms)[:, None]  # type: ignore[no-any-return]
+    if law == "normal":
+        return rows
+    normal: Array = np.sign(rows) * stats.norm.isf(getattr(stats, law).sf(np.abs(rows)))
+    return normal
 
 
 def _findings(rows: Array) -> Iterator[_Finding]:

@@ -11,6 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from rfkernels.estimates import log_kernel
+from rfkernels.features import draw
+from rfkernels.maps import FeatureMap
+from rfkernels.proposals import Proposal
+from rfkernels.samplers import Rows, Sampler
+from rfkernels.testing.comparison import check_pairs
 from rfkernels.testing.grids import Array
 
 FALSE_ALARM = 2e-9
@@ -111,6 +117,47 @@ def assert_variance_by_sampling(
         return (x - exact) ** 2
 
     _assert_mean("the variance of estimates", estimator, squares, claimed, spread, detect, false_alarm, miss, rng)
+
+
+def drawn_estimates(
+    feature_map: str | FeatureMap,
+    x: Any,
+    y: Any,
+    count: int,
+    *,
+    sampler: str | Sampler | Rows = "orthogonal",
+    proposal: Proposal | None = None,
+    scale: float = 1.0,
+    batch: int = 1000,
+) -> Callable[[np.random.Generator], Array]:
+    """Return an estimator for `assert_unbiased_by_sampling`: φ(x)·φ(y) of features that are drawn anew each time.
+
+    It serves what cannot be integrated: rows that are coupled, and maps that have radii.
+
+    Parameters
+    ----------
+    feature_map, count, sampler, proposal, scale
+        As in `rfkernels.draw`; `scale` is 1 by default.
+    x, y : array, shape (*pairs, dim)
+        Points of the query and the key side; batch axes broadcast. All pairs read the same features.
+    batch : int, default 1000
+        Independent draws in each call.
+
+    Returns
+    -------
+    callable
+        ``estimator(rng)``: array, shape (batch, *pairs).
+    """
+    x, y = check_pairs(x, y)
+
+    def estimate(rng: np.random.Generator) -> Array:
+        features = draw(
+            feature_map, x.shape[-1], count, sampler=sampler, proposal=proposal, scale=scale, batch=(batch,), rng=rng
+        )
+        log, sign = log_kernel(x[..., None, :], y[..., None, :], features, return_sign=True)
+        return np.moveaxis(sign * np.exp(log), -1, 0)
+
+    return estimate
 
 
 def _assert_mean(

@@ -14,10 +14,17 @@ import numpy as np
 from rfkernels.backends.numba.schedule import call, jit
 
 
+_TINY = 1e-200
+"""The sum of far weights from which on they are taken relative to their own largest, as some may be 0 otherwise."""
+
+_ONE, _TWO = np.uint64(1), np.uint64(2)  # indices without a sign need no look at whether they count from the end
+
+
 class Rules(NamedTuple):
     """Addresses of kernels, sizes, and the numbers of the specification."""
 
     dots: int
+    wide_dots: int
     largest: int
     guess: int
     exponentials: int
@@ -36,12 +43,16 @@ class Rules(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """The groups of a table."""
+    """The groups of a table, and its cells: what they hold, and means and then the shape in rows of float64."""
 
     start: Any
     count: Any
     cell: Any
     spread: Any
+    size: Any
+    held: Any
+    means: Any
+    every: Any
 
 
 class Scratch(NamedTuple):
@@ -50,14 +61,18 @@ class Scratch(NamedTuple):
     log_mean: Any
     squares: Any
     weight: Any
-    variance: Any
+    mass: Any
+    noise: Any
     score: Any
     bucket: Any
-    taken: Any
-    sums: Any
-    noises: Any
+    ends: Any
+    buckets: Any
+    cells: Any
     items: Any
+    where: Any
+    turn: Any
     x: Any
+    query: Any
     number: Any
 
 
@@ -72,6 +87,7 @@ class Lists(NamedTuple):
     places: Any
     logits: Any
     marks: Any
+    cells: Any
     opened: Any
     draw: Any
     odds: Any
@@ -93,17 +109,32 @@ def _uniform(state: Any, place: int) -> float:
 
 
 @jit
+def _logits(r: Rules, g: Groups, s: Scratch, query: Any, out: Any) -> float:
+    """Write dot products with the means of cells; return the variance of logits about them where the spread is 1."""
+    s.query[:] = query
+    dim, cells = len(query), len(g.held)
+    place, row = g.every.ctypes.data, s.query.ctypes.data
+    rows = (cells + dim + 3) & ~3
+    call(r.wide_dots, (g.means.ctypes.data, g.means.strides[0], place, rows, row, out.ctypes.data))
+    scale = 0.0
+    for j in range(dim):
+        scale += out[cells + j] * s.query[j]
+    return scale
+
+
+@jit
 def _guess(r: Rules, g: Groups, s: Scratch, logits: Any, scale: float) -> float:
     """Fill the arrays of groups; return the largest log mean weight."""
-    groups = len(g.start)
-    for i in range(groups):
-        square = min(scale * g.spread[i], r.most)
+    for i in range(len(g.start)):
+        square = scale * g.spread[i]
+        square = square if square < r.most else r.most
         s.squares[i] = square
         s.log_mean[i] = logits[g.cell[i]] + square / 2
     size, number = len(s.log_mean), s.number.ctypes.data
     call(r.largest, (s.log_mean.ctypes.data, size, number))
-    arrays = (s.weight.ctypes.data, s.variance.ctypes.data, s.score.ctypes.data)
-    call(r.guess, (s.log_mean.ctypes.data, s.squares.ctypes.data, size, number, r.floor.ctypes.data, *arrays))
+    given = (s.log_mean.ctypes.data, s.squares.ctypes.data, g.size.ctypes.data, size, number, r.floor.ctypes.data)
+    out = (s.weight.ctypes.data, s.mass.ctypes.data, s.noise.ctypes.data, s.score.ctypes.data)
+    call(r.guess, (*given, *out))
     return s.number[0]
 
 
@@ -111,103 +142,140 @@ def _guess(r: Rules, g: Groups, s: Scratch, logits: Any, scale: float) -> float:
 def _share(r: Rules, g: Groups, s: Scratch, budget: int) -> tuple[int, int, float]:
     """Return the first bucket that is not opened, the number of runs, and the predicted relative error."""
     call(r.largest, (s.score.ctypes.data, len(s.score), s.number.ctypes.data))
-    best, last = s.number[0], len(s.taken) - 1
-    s.taken[:] = 0
-    s.sums[:] = 0
-    s.noises[:] = 0
-    total = 0.0
+    best, last = s.number[0], s.buckets.shape[1] - 1
+    for i in range(len(s.bucket)):
+        place = r.per_nat * (best - s.score[i])
+        s.bucket[i] = np.uint32(place if place < last else last)
+    sums = s.buckets
+    sums[:] = 0
     for i in range(len(g.start)):
-        bucket = int(min(r.per_nat * (best - s.score[i]), last))
-        weight = g.count[i] * s.weight[i]
-        s.bucket[i] = bucket
-        s.taken[bucket] += g.count[i]
-        s.sums[bucket] += weight
-        s.noises[bucket] += weight * s.variance[i]
-        total += weight
-    for bucket in range(last, 0, -1):
-        s.sums[bucket - 1] += s.sums[bucket]
-        s.noises[bucket - 1] += s.noises[bucket]
+        own, j = i & 3, s.bucket[i]  # neighbours are often of one bucket: not to wait for each other's sums
+        sums[own, j, 0] += g.size[i]
+        sums[own, j, 1] += s.mass[i]
+        sums[own, j, 2] += s.noise[i]
+    for j in range(last, -1, -1):
+        for k in range(3):
+            sums[0, j, k] += sums[1, j, k] + (sums[2, j, k] + sums[3, j, k])
+            if k > 0 and j < last:
+                sums[0, j, k] += sums[0, j + 1, k]
     chosen, runs, least, taken = 0, budget // 4, np.inf, 0
-    for bucket in range(last + 1):
+    for j in range(last + 1):
         left = (budget - taken) // 4
         if left < r.fewest_runs:
             break
-        variance = s.sums[bucket] * s.noises[bucket] / (4 * left)
+        variance = sums[0, j, 1] * sums[0, j, 2] / (4 * left)
         if variance < least:
-            chosen, runs, least = bucket, left, variance
-        taken += s.taken[bucket]
-    return chosen, runs, math.sqrt(least) / total
+            chosen, runs, least = j, left, variance
+        taken += int(sums[0, j, 0])
+    return chosen, runs, math.sqrt(least) / sums[0, 0, 1]
 
 
 @jit
-def _open(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, chosen: int) -> tuple[int, int, float, int]:
-    """List rows of opened groups and sum up weights of the others; return items, groups, total and the last of those."""
-    places, slopes, marks = n.places[i], n.slopes[i], n.marks[i, 0]
-    slopes[:] = 0
-    s.items[:] = 0
-    size, opened, total, last = 0, 0, 0.0, -1
+def _open(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, chosen: int) -> tuple[int, int]:
+    """List rows of opened groups and sum up the weights of the others; return the numbers of items and of groups."""
+    places, size, opened, total = n.places[i], 0, 0, 0.0
+    s.cells[:] = 0
+    s.items[:] = g.held
     for j in range(len(g.start)):
         if j % r.stretch == 0:
-            marks[j // r.stretch] = (size + 3) & ~3
+            n.marks[i, 0, j // r.stretch] = (size + 3) & ~3
+        cell = g.cell[j]
         if s.bucket[j] < chosen:
             n.opened[i, opened] = j
             opened += 1
+            s.items[cell] -= g.size[j]
             for row in range(g.start[j], g.start[j] + g.count[j]):
                 places[size] = row
                 size += 1
         else:
-            weight = g.count[j] * s.weight[j]
-            total += weight
-            slopes[g.cell[j]] += weight
-            s.items[g.cell[j]] += g.count[j]
-            if weight > 0:
-                last = j
-    marks[-1] = (size + 3) & ~3
+            total += s.mass[j]
+            s.cells[j & 3, cell] += s.mass[j]
+        s.ends[j] = total
+    n.marks[i, 0, -1] = (size + 3) & ~3
     places[size : size + 3] = places[max(size - 1, 0)]
-    for c in range(len(slopes)):
-        slopes[c] /= max(s.items[c], 1)
-    return size, opened, total, last
+    for c in range(len(s.items)):
+        mass = (s.cells[0, c] + s.cells[1, c]) + (s.cells[2, c] + s.cells[3, c])
+        n.slopes[i, c] = mass / max(s.items[c], 1.0)
+    return size, opened
 
 
 @jit
-def _draw(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, plan: tuple[int, int, float, int], state: Any) -> None:
-    """List rows of runs, from place `first` on."""
-    first, runs, total, last = plan
-    chosen, places, marks = n.sizes[i, 3], n.places[i], n.marks[i, 1]
-    group, own, end, mark, at = -1, -1, 0.0, 0, first
+def _draw(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, runs: int, state: Any) -> None:
+    """Find the group of each run: the first that ends beyond where the run lies, and of some weight."""
+    total, where, draw = s.ends[-1], s.where, n.draw[i]
+    last = len(g.start) - 1
+    while last > 0 and s.ends[last - 1] == total:
+        last -= 1
     for run in range(runs):
-        where = (run + _uniform(state, 2 * run + 1)) / runs * total
-        while end <= where and group < last:
-            group += 1
-            if group % r.stretch == 0:
-                marks[mark] = at
-                mark += 1
-            if s.bucket[group] >= chosen:
-                end += g.count[group] * s.weight[group]
-                own = group
+        where[run + 1] = (run + _uniform(state, 2 * run + 1)) / runs * total
+        s.turn[run] = _uniform(state, 2 * run + 2)
+    where[0], where[runs + 1], where[runs + 2] = -np.inf, np.inf, np.inf
+    draw[: runs + 1] = 0
+    before, rate, most, first = np.uint64(0), runs / total, np.uint64(runs), (n.sizes[i, 0] + 3) & ~3
+    for j in range(last + 1):
+        if j % r.stretch == 0:
+            n.marks[i, 1, j // r.stretch] = first + 4 * np.int64(before)
+        draw[before] = j  # a later group with as many runs before it takes the place over
+        end = s.ends[j]
+        near = np.uint64(np.int64(end * rate))  # right, or too small by one; by rounding, too large
+        near = near if near < most else most
+        beyond = np.uint64(where[near] < end) + np.uint64(where[near + _ONE] < end) + np.uint64(where[near + _TWO] < end)
+        before = near + beyond - _ONE
+    n.marks[i, 1, last // r.stretch + 1 :] = first + 4 * runs
+
+
+@jit
+def _run(g: Groups, s: Scratch, n: Lists, i: int, runs: int) -> None:
+    """List the rows of runs."""
+    places, own, at = n.places[i], n.draw[i, 0], (n.sizes[i, 0] + 3) & ~3
+    for run in range(runs):
+        own = n.draw[i, run] if n.draw[i, run] > own else own
         count, start = g.count[own], g.start[own]
-        offset = min(int(_uniform(state, 2 * run + 2) * count), count - 1)
+        offset = min(int(s.turn[run] * count), count - 1)
         n.draw[i, run], n.odds[i, run] = own, s.weight[own]
         for _ in range(4):
             places[at] = start + offset
             offset = offset + 1 if offset + 1 < count else 0
             at += 1
-    marks[mark:] = at
-    places[at : at + r.ahead] = 0
 
 
 @jit
-def _choose(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, logits: Any, scale: float, dim: int, state: Any) -> None:
-    top = _guess(r, g, s, logits, scale)
-    chosen, runs, error = _share(r, g, s, r.budget - len(logits) - dim)
-    size, opened, total, last = _open(r, g, s, n, i, chosen)
+def _renew(g: Groups, s: Scratch, chosen: int) -> float:
+    """Take weights of far groups relative to the largest of their own; return their sum."""
+    top, total = -np.inf, 0.0
+    for j in range(len(g.start)):
+        if s.bucket[j] >= chosen:
+            top = max(top, s.log_mean[j])
+    for j in range(len(g.start)):
+        if s.bucket[j] >= chosen:
+            s.weight[j] = math.exp(s.log_mean[j] - top)
+            total += g.size[j] * s.weight[j]
+        s.ends[j] = total
+    return total
+
+
+@jit
+def _choose(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, query: Any, number: int) -> None:
+    budget = r.budget - len(g.held) - len(query)
+    scale = _logits(r, g, s, query, n.cells[i])
+    top = _guess(r, g, s, n.cells[i], scale)
+    chosen, runs, error = _share(r, g, s, budget)
+    if budget >= g.held.sum():
+        chosen, runs, error = s.buckets.shape[1], 0, 0.0
+    size, opened = _open(r, g, s, n, i, chosen)
     if error > r.trusted:
         n.slopes[i] = 0
-    if total <= 0:
-        runs = 0
-    n.sizes[i] = (size, opened, runs, chosen)
+    total = s.ends[-1]
+    if runs > 0 and total < _TINY:
+        total = _renew(g, s, chosen)
+    n.sizes[i] = (size, opened, runs)
     n.measures[i] = (top, total, error)
-    _draw(r, g, s, n, i, ((size + 3) & ~3, runs, total, last), state)
+    first = (size + 3) & ~3
+    n.marks[i, 1] = first
+    if runs > 0:
+        _draw(r, g, s, n, i, runs, mixed(r.seed + np.uint64(0x9E3779B97F4A7C15) * np.uint64(number + 1)))
+        _run(g, s, n, i, runs)
+    n.places[i, first + 4 * runs : first + 4 * runs + r.ahead] = 0
 
 
 @jit
@@ -220,7 +288,7 @@ def _multiply(r: Rules, n: Lists, queries: Any) -> None:
                 if first < last:
                     places, out = n.places[i, first:].ctypes.data, n.logits[i, first:].ctypes.data
                     query = queries[i].ctypes.data
-                    call(r.dots, (r.rows, r.row_stride, places, last - first, query, queries.shape[1], out))
+                    call(r.dots, (r.rows, r.row_stride, places, last - first, query, out))
 
 
 @jit
@@ -240,7 +308,7 @@ def _known(g: Groups, n: Lists, i: int, logits: Any) -> float:
 
 @jit
 def _sum_up(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, logits: Any, out: Any) -> None:
-    size, _, runs, _ = n.sizes[i]
+    size, _, runs = n.sizes[i]
     guessed, total, error = n.measures[i]
     first, x = (size + 3) & ~3, s.x
     end = first + 4 * runs
@@ -281,12 +349,54 @@ def _sum_up(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, logits: Any, out:
 
 
 @jit
-def estimate(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any, logits: Any, scales: Any, first: int, out: Any) -> int:
-    """Estimate log-normalizers of the queries of a block, the first of which has number `first`."""
+def _take(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any, first: int) -> None:
     for i in range(len(queries)):
-        state = mixed(r.seed + np.uint64(0x9E3779B97F4A7C15) * np.uint64(first + i + 1))
-        _choose(r, g, s, n, i, logits[i], scales[i], queries.shape[1], state)
+        _choose(r, g, s, n, i, queries[i], first + i)
     _multiply(r, n, queries)
+
+
+@jit
+def estimate(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any, first: int, out: Any) -> int:
+    """Estimate log-normalizers of the queries of a block, the first of which has number `first`."""
+    _take(r, g, s, n, queries, first)
     for i in range(len(queries)):
-        _sum_up(r, g, s, n, i, logits[i], out[i])
+        _sum_up(r, g, s, n, i, n.cells[i], out[i])
+    return 0
+
+
+@jit
+def evaluate(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any, first: int, out: tuple[Any, Any, Any]) -> int:
+    """Write rows, logits and log weights of what the queries of a block take."""
+    _take(r, g, s, n, queries, first)
+    rows, logits, log_weights = out
+    for i in range(len(queries)):
+        size, _, runs = n.sizes[i]
+        drawn = (size + 3) & ~3
+        for j in range(size):
+            rows[i, j], logits[i, j], log_weights[i, j] = n.places[i, j], n.logits[i, j], 0.0
+        for j in range(4 * runs):
+            rows[i, size + j], logits[i, size + j] = n.places[i, drawn + j], n.logits[i, drawn + j]
+        for run in range(runs):
+            weight = math.log(n.measures[i, 1] / (4 * runs * n.odds[i, run]))
+            log_weights[i, size + 4 * run : size + 4 * run + 4] = weight
+        end = size + 4 * runs
+        rows[i, end:], logits[i, end:], log_weights[i, end:] = -1, -np.inf, -np.inf
+    return 0
+
+
+@jit
+def absorb(largest: int, total: int, part: int, logits: Any, number: Any, state: Any) -> int:
+    """Add exponentials of logits, `part` columns at a time, to the largest logit and the sum relative to it of each."""
+    for i in range(len(logits)):
+        for first in range(0, logits.shape[1], part):
+            x = logits[i, first : first + part].ctypes.data
+            call(largest, (x, part, number.ctypes.data))
+            if number[0] == -np.inf:
+                continue
+            if number[0] > state[i, 0]:
+                state[i, 1] *= math.exp(state[i, 0] - number[0])
+                state[i, 0] = number[0]
+            number[0] = state[i, 0]
+            call(total, (x, part, number.ctypes.data, number[1:].ctypes.data))
+            state[i, 1] += number[1]
     return 0
