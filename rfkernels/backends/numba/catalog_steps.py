@@ -13,7 +13,6 @@ import numpy as np
 
 from rfkernels.backends.numba.schedule import call, jit
 
-
 _TINY = 1e-200
 """The sum of far weights from which on they are taken relative to their own largest, as some may be 0 otherwise."""
 
@@ -219,7 +218,9 @@ def _draw(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, runs: int, state: A
         end = s.ends[j]
         near = np.uint64(np.int64(end * rate))  # right, or too small by one; by rounding, too large
         near = near if near < most else most
-        beyond = np.uint64(where[near] < end) + np.uint64(where[near + _ONE] < end) + np.uint64(where[near + _TWO] < end)
+        beyond = (
+            np.uint64(where[near] < end) + np.uint64(where[near + _ONE] < end) + np.uint64(where[near + _TWO] < end)
+        )
         before = near + beyond - _ONE
     n.marks[i, 1, last // r.stretch + 1 :] = first + 4 * runs
 
@@ -381,4 +382,22 @@ def evaluate(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any, first: int
             log_weights[i, size + 4 * run : size + 4 * run + 4] = weight
         end = size + 4 * runs
         rows[i, end:], logits[i, end:], log_weights[i, end:] = -1, -np.inf, -np.inf
+    return 0
+
+
+@jit
+def absorb(largest: int, total: int, part: int, logits: Any, number: Any, state: Any) -> int:
+    """Add exponentials of logits, `part` columns at a time, to the largest logit and the sum relative to it of each."""
+    for i in range(len(logits)):
+        for first in range(0, logits.shape[1], part):
+            x = logits[i, first : first + part].ctypes.data
+            call(largest, (x, part, number.ctypes.data))
+            if number[0] == -np.inf:
+                continue
+            if number[0] > state[i, 0]:
+                state[i, 1] *= math.exp(state[i, 0] - number[0])
+                state[i, 0] = number[0]
+            number[0] = state[i, 0]
+            call(total, (x, part, number.ctypes.data, number[1:].ctypes.data))
+            state[i, 1] += number[1]
     return 0
