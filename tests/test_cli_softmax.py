@@ -18,7 +18,7 @@ from scipy.stats import binom
 
 import rfkernels as rfk
 from rfkernels.cli import checking, columns, commands, softmax
-from rfkernels.cli.checking import Checked, check_rows, compare
+from rfkernels.cli.checking import Checked, Items, check_rows, compare
 
 ALL = ("--budget", 10_000)  # of 3,000 items: every sum is exact
 NAMES = ["query", "log_normalizer", "standard_error", "dots"]
@@ -237,7 +237,7 @@ def test_exact_sums_in_parts(arrays: Any, monkeypatch: pytest.MonkeyPatch) -> No
     seen: list[tuple[str, int, int]] = []
     kernel = rfk.kernels.EXPONENTIAL
     found = check_rows(
-        given, chosen, queries, items.__getitem__, len(items), kernel, 0.5, lambda *done: seen.append(done)
+        given, chosen, queries, Items(items.__getitem__, 3000), kernel, 0.5, lambda *done: seen.append(done)
     )
     assert (found.queries, found.covered) == (3, 2)
     assert found.median_error < 1e-9
