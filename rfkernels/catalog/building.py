@@ -89,8 +89,9 @@ def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any,
     sample = _read(items, chosen, np.sort(rng.choice(n, few, replace=False, shuffle=False)), rows.dtype)
     centres = _centres(items, chosen, sample, int(wanted), rng)
     label, square = _assign(items, chosen, n, centres)
-    used, label = np.unique(label, return_inverse=True)
-    centres = centres[used] if n else centres
+    used = np.bincount(label, minlength=len(centres)) > 0
+    if n:
+        centres, label = centres[used], (np.cumsum(used, dtype=np.int32) - 1)[label]
     order, groups = _shells(label, square, len(centres), rng)
     where = np.empty(n, np.int32)
     where[order] = np.arange(n, dtype=np.int32)
@@ -153,10 +154,10 @@ def _shells(label: Any, square: Any, cells: int, rng: np.random.Generator) -> tu
 
 def _shape(store: Store, sample: Any) -> Any:
     """Return the covariance of a sample about the means of cells, of trace 1; even where items do not vary."""
-    dim = store.rows.shape[1]
-    apart = np.zeros((1, dim))
-    if len(sample):
-        apart = sample - table(store).means[nearest(sample, store.centres)[0]].astype(np.float64)
-    product = apart.T @ apart
+    dim, means = store.rows.shape[1], table(store).means
+    product = np.zeros((dim, dim))
+    for part in chunks(len(sample)):
+        apart = sample[part] - means[nearest(sample[part], store.centres)[0]]
+        product += apart.T @ apart
     total = np.trace(product)
     return (product / total if total > 0 else np.eye(dim) / dim).astype(store.rows.dtype)

@@ -229,14 +229,14 @@ def _move(store: Store, full: Any, items: Any, ids: Any, group: Any, rng: np.ran
         ends = np.cumsum(one.sizes).tolist()
         for size, stop, edge in zip(one.sizes, ends, one.edges, strict=True):
             order = stop - size + rng.permutation(size)
-            run = slice(store.end, store.end + size)
+            run, room = slice(store.end, store.end + size), int(room_for(size))
             store.rows[run], store.ids[run] = one.items[order], one.ids[order]
             store.slots[store.ids[run]] = np.arange(run.start, run.stop)
             if stop == ends[-1]:
-                start[one.group], count[one.group], capacity[one.group] = store.end, size, room_for(size)
+                start[one.group], count[one.group], capacity[one.group] = store.end, size, room
             else:
-                born.append((store.end, size, room_for(size), store.cell[one.group], edge))
-            store.end += room_for(size)
+                born.append((store.end, size, room, store.cell[one.group], edge))
+            store.end += room
     store.count, store.start, store.capacity = count, start, capacity
     if born:
         begin, counts, rooms, cell, edge = (np.asarray(column) for column in zip(*born, strict=True))

@@ -22,7 +22,7 @@ from rfkernels.catalog.records import Estimate
 
 __all__ = ["DeviceTable", "Sharded", "device_table", "estimate", "sharded", "split"]
 
-_NUMBERS = {"cpu": 1 << 19}
+_NUMBERS = {"cpu": 1 << 20}
 _NUMBERS_ELSEWHERE = 1 << 25
 """How many numbers the items of the queries under way may be: what a cache holds, or what keeps a device busy."""
 

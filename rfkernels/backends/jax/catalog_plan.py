@@ -106,11 +106,12 @@ def placed(table: DeviceTable, plan: Plan, key: Any, places: int) -> tuple[Place
     count = jnp.maximum(table.count[drawn], 1)
     in_run = table.start[drawn][:, None] + (first[:, None] + jnp.arange(RUN)) % count[:, None]
     place = jnp.arange(places)
-    rank = place - RUN * plan.runs
-    opened = (rank >= 0) & (rank < plan.ends[-1])
-    group = jnp.searchsorted(plan.ends, jnp.where(opened, rank, 0), side="right")
-    group = jnp.minimum(group, len(table.count) - 1)
-    row = table.start[group] + rank - (plan.ends[group] - table.count[group])
+    is_opened = (table.count > 0) & ~plan.closed
+    begin = RUN * plan.runs + plan.ends - table.count
+    marked = jnp.zeros(places, jnp.int32).at[jnp.where(is_opened, begin, places)]
+    group = jax.lax.cummax(marked.set(jnp.arange(len(table.count), dtype=jnp.int32), mode="drop"))
+    opened = (place >= RUN * plan.runs) & (place < RUN * plan.runs + plan.ends[-1])
+    row = table.start[group] + place - begin[group]
     is_run = place < RUN * plan.runs
     held = Places(
         opened,

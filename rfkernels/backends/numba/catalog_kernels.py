@@ -34,16 +34,17 @@ def dot_kernel(machine: Machine, bits: int, dim: int) -> Code:
 
 
 @cache
-def weight_kernels(machine: Machine) -> Code:
-    """Compile ``largest``, ``guess`` and ``exponentials``; in float64, of arrays padded to multiples of 8."""
-    module = ir.Module(name="rfkernels_catalog_weights")
+def weight_kernels(machine: Machine, bits: int = 64) -> Code:
+    """Compile ``largest``, ``guess``, ``exponentials`` and ``sum``, of arrays padded to whole vectors."""
+    module = ir.Module(name=f"rfkernels_catalog_weights_{bits}")
 
     def emitter(name: str, parameters: str) -> Emitter:
-        return Emitter(module, name, parameters, 64, machine.lanes(64))
+        return Emitter(module, name, parameters, bits, machine.lanes(bits))
 
     _largest(emitter("largest", "x count out"))
     _guess(emitter("guess", "log_mean squares sizes count top floor weight mass noise score"))
     _exponentials(emitter("exponentials", "x count top"))
+    _sum(emitter("sum", "x count top out"))
     return compile_module(module, machine.width, keep=True)
 
 
@@ -129,4 +130,13 @@ def _exponentials(e: Emitter) -> None:
     shift = e.math.splat(e.load(top, e.integer(0)))
     with e.loop(0, count, e.lanes) as i:
         e.store_vector(e.math.exp(e.math.sub(e.load_vector(x, i), shift)), x, i)
+    e.finish()
+
+
+def _sum(e: Emitter) -> None:
+    x, count, top, out = e.arguments
+    shift, total = e.math.splat(e.load(top, e.integer(0))), e.variable(e.math.constant(0.0))
+    with e.loop(0, count, e.lanes) as i:
+        total.set(e.math.add(total.get(), e.math.exp(e.math.sub(e.load_vector(x, i), shift))))
+    e.store(e.math.reduce_add(total.get()), out, e.integer(0))
     e.finish()
