@@ -84,8 +84,9 @@ def test_sums_of_other_kernels_are_the_library_s(arrays: Any, tmp_path: Path) ->
 
 def test_what_it_returns_is_the_library_s(arrays: Any, tmp_path: Path) -> None:
     items, queries = arrays
-    found = printed(tmp_path, "--budget", 600, "--seed", 3)
-    expected = rfk.Catalog(items, rng=3).log_normalizer(queries, budget=600, full=True, rng=3)
+    found, catalog = printed(tmp_path, "--budget", 600, "--seed", 3, "--top", 5), rfk.Catalog(items, rng=3)
+    np.testing.assert_array_equal(found["columns"]["top"], catalog.top(queries, 5, budget=600).ids)
+    expected = catalog.log_normalizer(queries, budget=600, full=True, rng=3)
     for name, values in expected._asdict().items():
         np.testing.assert_allclose(found["columns"][name], values, rtol=1e-6)
     assert 0 < max(found["columns"]["dots"]) <= 600
