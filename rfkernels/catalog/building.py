@@ -19,6 +19,7 @@ from rfkernels.catalog.cells import (
     nearest,
     shell_sizes,
 )
+from rfkernels.catalog.compiled import compiled
 from rfkernels.catalog.records import Store
 from rfkernels.catalog.tables import table
 
@@ -78,8 +79,6 @@ def place(rows: Any, count: int, dim: int, dtype: Any, items: Any) -> Any:
 
 def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any, rows: Any) -> Store:
     """Build from all items, or from those chosen by position."""
-    from rfkernels.backends.numba import catalog_store
-
     rng, n = np.random.default_rng(rng), len(ids)
     most = max(1, n)
     wanted = default_cells(n) if cells is None else cells
@@ -100,7 +99,7 @@ def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any,
         rows[where[part]] = _read(items, chosen, part, rows.dtype)
     held, slots = np.full(len(rows), -1, np.int32), np.full(int(ids.max(initial=-1)) + 1, -1, np.int32)
     held[where], slots[ids] = ids, where
-    sums, squares = catalog_store.summed(rows, groups["start"], groups["count"], centres[groups["cell"]])
+    sums, squares = compiled("catalog_store").summed(rows, groups["start"], groups["count"], centres[groups["cell"]])
     groups.update(sums=sums, squares=squares, slots=slots, centres=centres, shape=None)
     store = Store(rows, held, end=n, built=n, **groups)
     store.shape = _shape(store, sample)

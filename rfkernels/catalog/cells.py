@@ -10,6 +10,7 @@ import numpy as np
 
 from rfkernels._arrays import FLOATS, dtype_name
 from rfkernels._checks import check_array, first_nonfinite
+from rfkernels.catalog.compiled import compiled
 
 SHELLS = (32, 64, 128, 256)
 """Items in the groups of a cell from the outside on; the last size goes on to the centre."""
@@ -77,9 +78,7 @@ def find_centres(sample: Any, cells: int, rng: np.random.Generator) -> Any:
 
 def nearest(items: Any, centres: Any) -> tuple[Any, Any]:
     """Return each item's cell, that of the nearest centre, and its squared distance from there."""
-    from rfkernels.backends.numba import catalog_store
-
-    return catalog_store.nearest(np.array(items, centres.dtype, order="C", ndmin=2), centres)
+    return compiled("catalog_store").nearest(np.array(items, centres.dtype, order="C", ndmin=2), centres)
 
 
 def chunks(count: int) -> Iterator[slice]:

@@ -25,6 +25,7 @@ from rfkernels.catalog.cells import (
     shell_sizes,
     spans,
 )
+from rfkernels.catalog.compiled import compiled
 from rfkernels.catalog.records import Store
 
 GROUPS = ("start", "count", "capacity", "cell", "edge", "sums", "squares")
@@ -285,12 +286,10 @@ def _take(store: Store, rows: Any) -> Any:
 
 def _settle(store: Store, changed: Any) -> None:
     """Sum groups that changed again, end those without items, and take free rows back if they are many."""
-    from rfkernels.backends.numba import catalog_store
-
     changed = np.unique(changed)
     changed = changed[store.count[changed] > 0]
     centre = store.centres[store.cell[changed]]
-    sums, squares = catalog_store.summed(store.rows, store.start[changed], store.count[changed], centre)
+    sums, squares = compiled("catalog_store").summed(store.rows, store.start[changed], store.count[changed], centre)
     store.sums[changed], store.squares[changed] = sums, squares
     if not store.count.all():
         alive = store.count > 0

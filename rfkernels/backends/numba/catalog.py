@@ -63,7 +63,9 @@ def _absorb(logits: Any, state: Any) -> None:
     threads.run(work, count)
 
 
-def _run(step: Callable[..., int], table: Table, queries: Any, budget: int, seed: int, out: Callable[[slice], Any]) -> None:
+def _run(
+    step: Callable[..., int], table: Table, queries: Any, budget: int, seed: int, out: Callable[[slice], Any]
+) -> None:
     """Run a step over blocks of queries, a few blocks a task."""
     g, r, keep = _prepared(table, budget, seed)
     own, count = np.ascontiguousarray(queries, table.rows.dtype), threads.thread_count()
@@ -166,6 +168,3 @@ def _lists(g: Groups, r: Rules, block: int, queries: Any) -> Lists:
         sizes=np.empty((block, 3), np.int64),
         measures=np.empty((block, 3)),
     )
-
-
-exact = estimates.exact

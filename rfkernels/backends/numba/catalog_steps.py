@@ -13,7 +13,6 @@ import numpy as np
 
 from rfkernels.backends.numba.schedule import call, jit
 
-
 _TINY = 1e-200
 """The sum of far weights from which on they are taken relative to their own largest, as some may be 0 otherwise."""
 
@@ -219,7 +218,9 @@ def _draw(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, runs: int, state: A
         end = s.ends[j]
         near = np.uint64(np.int64(end * rate))  # right, or too small by one; by rounding, too large
         near = near if near < most else most
-        beyond = np.uint64(where[near] < end) + np.uint64(where[near + _ONE] < end) + np.uint64(where[near + _TWO] < end)
+        beyond = (
+            np.uint64(where[near] < end) + np.uint64(where[near + _ONE] < end) + np.uint64(where[near + _TWO] < end)
+        )
         before = near + beyond - _ONE
     n.marks[i, 1, last // r.stretch + 1 :] = first + 4 * runs
 
