@@ -469,7 +469,7 @@ def test_the_law_of_rows_on_a_sphere() -> None:
         testing.assert_marginal_law(Sampler("iid", rfk.samplers.iid.rows, law="sphere"), 4, count=500)
     with pytest.raises(AssertionError, match="law 'sphere'"):
         testing.assert_marginal_law(Sampler("corners", two_points, law="sphere"), 4)
-    with pytest.raises(ValueError, match="law of the sampler must be one of .*, got 'hadamard'"):
+    with pytest.raises(ValueError, match=r"law of the sampler must be one of .*, got 'hadamard'"):
         testing.assert_marginal_law(Sampler("other", wide, law="hadamard"), 4)
     with pytest.raises(ValueError, match="count must be at least dim = 4, got 3"):
         testing.assert_marginal_law("iid", 4, count=3)
