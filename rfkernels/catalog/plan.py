@@ -81,8 +81,8 @@ def guess(table: Table, query: Any) -> Guess:
     """Guess weights exp(q·y): items of a group as normal about the mean of their cell, of the shape that all share.
 
     The mean of exp over n normal numbers of deviation s is about exp(s²/2) as long as s ≤ c = √(2 log n); beyond, the
-    largest number makes up the sum, and the mean is exp(s c − c²/2) (freezing, as in Derrida's random energy model). The
-    mean square is the same at 2 s. Here n is the number of all items: together they reach farther than any one group.
+    largest number makes up the sum, and the mean is exp(s c − c²/2) (freezing, as in Derrida's random energy model).
+    The mean square is the same at 2 s. Here n counts all items: together they reach farther than any one group.
     """
     logits = table.means @ query
     deviation = np.sqrt(np.maximum(query @ table.shape @ query, 0) * table.spread)
