@@ -1,0 +1,129 @@
+"""Sums over what queries of a catalog take, compiled: `rfkernels.catalog.estimates` specifies them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from rfkernels.backends.numba.catalog_layout import Groups, Lists, Rules, Scratch
+from rfkernels.backends.numba.schedule import call, jit
+
+
+@jit
+def multiply(r: Rules, n: Lists, queries: Any) -> int:
+    """Write dot products of queries with what they take: all pass over the groups once, stretch by stretch."""
+    for stretch in range(n.marks.shape[2] - 1):
+        for i in range(len(queries)):
+            for part in range(2):
+                first, last = n.marks[i, part, stretch], n.marks[i, part, stretch + 1]
+                if first < last:
+                    places, out = n.places[i, first:].ctypes.data, n.logits[i, first:].ctypes.data
+                    query = queries[i].ctypes.data
+                    call(r.dots, (r.rows, r.row_stride, places, last - first, query, out))
+    return 0
+
+
+@jit
+def _known(g: Groups, n: Lists, i: int, logits: Any) -> float:
+    """Return what the control variate comes to over opened items."""
+    known, at = 0.0, 0
+    for j in range(n.sizes[i, 1]):
+        group = n.opened[i, j]
+        count, cell = g.count[group], g.cell[group]
+        total = 0.0
+        for k in range(at, at + count):
+            total += n.logits[i, k]
+        at += count
+        known += n.slopes[i, cell] * (total - count * logits[cell])
+    return known
+
+
+@jit
+def _sum_up(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, logits: Any, out: Any) -> None:
+    size, _, runs = n.sizes[i]
+    guessed, total, error = n.measures[i]
+    first, x = (size + 3) & ~3, s.x
+    end = first + 4 * runs
+    for j in range(end):
+        x[j] = n.logits[i, j]
+    x[size:first] = -np.inf
+    padded = (end + 7) & ~7
+    x[end:padded] = -np.inf
+    call(r.largest, (x.ctypes.data, padded, s.number.ctypes.data))
+    top = s.number[0] = max(s.number[0], guessed) if runs > 0 else s.number[0]
+    call(r.exponentials, (x.ctypes.data, padded, s.number.ctypes.data))
+    head = 0.0
+    for j in range(0, first, 4):
+        head += (x[j] + x[j + 1]) + (x[j + 2] + x[j + 3])
+    relative, even = math.exp(guessed - top), 0.0
+    plain = moved = plain_apart = moved_apart = plain_even = 0.0
+    for run in range(runs):
+        j, cell = first + 4 * run, g.cell[n.draw[i, run]]
+        expected = total / (4 * runs * n.odds[i, run])
+        mean = n.logits[i, j] + n.logits[i, j + 1] + n.logits[i, j + 2] + n.logits[i, j + 3] - 4 * logits[cell]
+        own = ((x[j] + x[j + 1]) + (x[j + 2] + x[j + 3])) * expected
+        both = own - relative * n.slopes[i, cell] * mean * expected
+        plain += own
+        moved += both
+        if run % 2:
+            plain_apart += (own - plain_even) ** 2
+            moved_apart += (both - even) ** 2
+        plain_even, even = own, both
+    known = relative * _known(g, n, i, logits)
+    z, apart = head + moved - known, moved_apart
+    if z <= 0:
+        z, apart = head + plain, plain_apart
+    pairs = runs // 2 * 2
+    seen = math.sqrt(apart * runs / pairs) / z if pairs > 0 else 0.0
+    out[0] = top + math.log(z)
+    out[1] = max(seen, error) if error > r.heavy and runs > 0 else seen
+    out[2] = size + 4 * runs
+
+
+@jit
+def estimate(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any, out: Any) -> int:
+    """Estimate log-normalizers of the queries of a block: log, standard error and dot products of each."""
+    multiply(r, n, queries)
+    for i in range(len(queries)):
+        _sum_up(r, g, s, n, i, n.cells[i], out[i])
+    return 0
+
+
+@jit
+def evaluate(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any, out: tuple[Any, Any, Any]) -> int:
+    """Write rows, logits and log weights of what the queries of a block take."""
+    multiply(r, n, queries)
+    rows, logits, log_weights = out
+    for i in range(len(queries)):
+        size, _, runs = n.sizes[i]
+        drawn = (size + 3) & ~3
+        for j in range(size):
+            rows[i, j], logits[i, j], log_weights[i, j] = n.places[i, j], n.logits[i, j], 0.0
+        for j in range(4 * runs):
+            rows[i, size + j], logits[i, size + j] = n.places[i, drawn + j], n.logits[i, drawn + j]
+        for run in range(runs):
+            weight = math.log(n.measures[i, 1] / (4 * runs * n.odds[i, run]))
+            log_weights[i, size + 4 * run : size + 4 * run + 4] = weight
+        end = size + 4 * runs
+        rows[i, end:], logits[i, end:], log_weights[i, end:] = -1, -np.inf, -np.inf
+    return 0
+
+
+@jit
+def absorb(largest: int, total: int, part: int, logits: Any, number: Any, state: Any) -> int:
+    """Add exponentials of logits, `part` columns at a time, to the largest logit and the sum relative to it of each."""
+    for i in range(len(logits)):
+        for first in range(0, logits.shape[1], part):
+            x = logits[i, first : first + part].ctypes.data
+            call(largest, (x, part, number.ctypes.data))
+            if number[0] == -np.inf:
+                continue
+            if number[0] > state[i, 0]:
+                state[i, 1] *= math.exp(state[i, 0] - number[0])
+                state[i, 0] = number[0]
+            number[0] = state[i, 0]
+            call(total, (x, part, number.ctypes.data, number[1:].ctypes.data))
+            state[i, 1] += number[1]
+    return 0
