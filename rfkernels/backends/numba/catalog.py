@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 
 from rfkernels.backends.numba import catalog_plans, catalog_sums, threads
-from rfkernels.backends.numba.catalog_kernels import weight_kernels
+from rfkernels.backends.numba.catalog_exact import exact
 from rfkernels.backends.numba.catalog_layout import lists, prepared, scratch
-from rfkernels.backends.numba.jit import machine
 from rfkernels.catalog.records import Estimate, Evaluated, Table
 
 _Part = Callable[[slice], Any]
 
 _BLOCK, _BLOCK_ITEMS = 128, 1 << 20
-_EXACT_QUERIES, _EXACT_ROWS, _PART = 64, 8192, 512
 
 
 def estimate(table: Table, queries: Any, budget: int, seed: int) -> Estimate:
@@ -33,34 +31,6 @@ def evaluate(table: Table, queries: Any, budget: int, seed: int) -> Evaluated:
     logits, log_weights = np.empty((2, *rows.shape))
     _run(catalog_sums.evaluate, table, queries, budget, seed, lambda own: (rows[own], logits[own], log_weights[own]))
     return Evaluated(rows, logits, log_weights)
-
-
-def exact(table: Table, queries: Any) -> Estimate:
-    """Return log Σ exp(q·y) over all items: products by NumPy, a block of rows and queries at a time, sums compiled."""
-    rows, own = table.rows, np.ascontiguousarray(queries, table.rows.dtype)
-    state = np.full((len(own), 2), [-np.inf, 0.0])
-    used = np.flatnonzero(table.ids >= 0)
-    end = int(used[-1]) + 1 if len(used) else 0
-    for i in range(0, len(own), _EXACT_QUERIES):
-        part = own[i : i + _EXACT_QUERIES]
-        logits = np.full((len(part), _EXACT_ROWS), -np.inf, own.dtype)
-        for first in range(0, end, _EXACT_ROWS):
-            width = min(_EXACT_ROWS, end - first)
-            np.matmul(part, rows[first : first + width].T, out=logits[:, :width])
-            logits[:, :width][:, table.ids[first : first + width] < 0] = -np.inf
-            logits[:, width:] = -np.inf
-            _absorb(logits, state[i : i + _EXACT_QUERIES])
-    with np.errstate(divide="ignore"):
-        return Estimate(state[:, 0] + np.log(state[:, 1]), np.zeros(len(own)), np.full(len(own), len(used)))
-
-
-def _absorb(logits: Any, state: Any) -> None:
-    weights, count = weight_kernels(machine(), 8 * logits.itemsize), threads.thread_count()
-    kernels = weights.addresses["largest"], weights.addresses["sum"], _PART
-    share = -(-len(logits) // count)
-    parts = [slice(i, i + share) for i in range(0, len(logits), share)]
-    work = [partial(catalog_sums.absorb, *kernels, logits[x], np.empty(2, logits.dtype), state[x]) for x in parts]
-    threads.run(work, count)
 
 
 def _run(step: Callable[..., int], table: Table, queries: Any, budget: int, seed: int, out: _Part) -> None:
@@ -81,3 +51,6 @@ def _run(step: Callable[..., int], table: Table, queries: Any, budget: int, seed
 
     threads.run([partial(task, first) for first in range(0, len(own), share)], count)
     del keep
+
+
+__all__ = ["estimate", "evaluate", "exact"]

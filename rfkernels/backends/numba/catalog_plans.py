@@ -24,6 +24,11 @@ def _mixed(z: Any) -> Any:
 
 
 @jit
+def _state(seed: Any, query: int) -> Any:
+    return _mixed(seed + np.uint64(0x9E3779B97F4A7C15) * np.uint64(query + 1))
+
+
+@jit
 def _uniform(state: Any, place: int) -> float:
     return float(_mixed(state + np.uint64(0x9E3779B97F4A7C15) * np.uint64(place)) >> np.uint64(11)) * 2.0**-53
 
@@ -193,7 +198,7 @@ def _choose(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, query: Any, numbe
     first = (size + 3) & ~3
     n.marks[i, 1] = first
     if runs > 0:
-        _draw(r, g, s, n, i, runs, _mixed(r.seed + np.uint64(0x9E3779B97F4A7C15) * np.uint64(number + 1)))
+        _draw(r, g, s, n, i, runs, _state(r.seed, number))
         _run(g, s, n, i, runs)
     n.places[i, first + 4 * runs : first + 4 * runs + r.ahead] = 0
 

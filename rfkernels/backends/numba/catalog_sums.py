@@ -109,21 +109,3 @@ def evaluate(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any, out: tuple
         end = size + 4 * runs
         rows[i, end:], logits[i, end:], log_weights[i, end:] = -1, -np.inf, -np.inf
     return 0
-
-
-@jit
-def absorb(largest: int, total: int, part: int, logits: Any, number: Any, state: Any) -> int:
-    """Add exponentials of logits, `part` columns at a time, to the largest logit and the sum relative to it of each."""
-    for i in range(len(logits)):
-        for first in range(0, logits.shape[1], part):
-            x = logits[i, first : first + part].ctypes.data
-            call(largest, (x, part, number.ctypes.data))
-            if number[0] == -np.inf:
-                continue
-            if number[0] > state[i, 0]:
-                state[i, 1] *= math.exp(state[i, 0] - number[0])
-                state[i, 0] = number[0]
-            number[0] = state[i, 0]
-            call(total, (x, part, number.ctypes.data, number[1:].ctypes.data))
-            state[i, 1] += number[1]
-    return 0
