@@ -187,6 +187,6 @@ def test_many_rows_take_many_products() -> None:
 
 def test_random_numbers_are_those_of_the_specification() -> None:
     expected = plan.uniforms(11, 4, 3)
-    state = catalog_plans._state(np.uint64(11), 4)
+    state = np.uint64(catalog_plans._state(np.uint64(11), 4))
     found = [[catalog_plans._uniform(state, 2 * i + 1 + j) for i in range(3)] for j in range(2)]
     np.testing.assert_array_equal(found, expected)

@@ -36,17 +36,19 @@ def evaluate(table: Table, queries: Any, budget: int, seed: int) -> Evaluated:
 def _run(step: Callable[..., int], table: Table, queries: Any, budget: int, seed: int, out: _Part) -> None:
     """Plan blocks of queries and run a step on each, a few blocks a task; blocks keep what they share in a cache."""
     g, r, keep = prepared(table, budget, seed)
+    wide = np.ascontiguousarray(queries, np.float64)
     own, count = np.ascontiguousarray(queries, table.rows.dtype), threads.thread_count()
     block = max(1, min(_BLOCK, _BLOCK_ITEMS // budget, -(-len(own) // count)))
     share = max(block, min(8 * block, -(-len(own) // count)))
 
     def task(first: int) -> int:
         last = min(first + share, len(own))
-        s, n = scratch(g, r, own.shape[1]), lists(g, r, min(block, last - first), own)
+        size = min(block, last - first)
+        s, n, products = scratch(g, r), lists(g, r, size, own.shape[1]), np.empty((size, budget + 8), own.dtype)
         for i in range(first, last, block):
             part = slice(i, min(i + block, last))
-            catalog_plans.choose(r, g, s, n, own[part], i)
-            step(r, g, s, n, own[part], out(part))
+            catalog_plans.choose(r, g, s, n, wide[part], i)
+            step(r, g, s, n, own[part], products, out(part))
         return 0
 
     threads.run([partial(task, first) for first in range(0, len(own), share)], count)

@@ -67,7 +67,6 @@ class Scratch(NamedTuple):
     where: Any
     turn: Any
     x: Any
-    query: Any
     number: Any
 
 
@@ -80,7 +79,6 @@ class Lists(NamedTuple):
     """
 
     places: Any
-    logits: Any
     marks: Any
     cells: Any
     opened: Any
@@ -143,7 +141,7 @@ def _rows(table: Table) -> Any:
     return np.concatenate([table.means, table.shape], dtype=np.float64)
 
 
-def scratch(g: Groups, r: Rules, dim: int) -> Scratch:
+def scratch(g: Groups, r: Rules) -> Scratch:
     """Return memory for a thread."""
     groups, cells, runs = len(g.start), len(g.held), r.budget // 4 + 4
     log_mean, squares, weight, mass, noise, score = np.zeros((6, len(g.size)))
@@ -158,19 +156,17 @@ def scratch(g: Groups, r: Rules, dim: int) -> Scratch:
         where=np.empty(runs),
         turn=np.empty(runs),
         x=np.empty(r.budget + 16),
-        query=np.empty(dim),
         number=np.empty(1),
     )
 
 
-def lists(g: Groups, r: Rules, block: int, queries: Any) -> Lists:
+def lists(g: Groups, r: Rules, block: int, dim: int) -> Lists:
     """Return memory for a block of queries."""
     stretches, runs = -(-len(g.start) // r.stretch), r.budget // 4 + 4
     return Lists(
         places=np.empty((block, r.budget + r.ahead + 8), np.int32),
-        logits=np.empty((block, r.budget + 8), queries.dtype),
         marks=np.empty((block, 2, stretches + 1), np.int32),
-        cells=np.empty((block, len(g.held) + queries.shape[1] + 8)),
+        cells=np.empty((block, len(g.held) + dim + 8)),
         opened=np.empty((block, len(g.start)), np.uint32),
         draw=np.empty((block, runs), np.uint32),
         odds=np.empty((block, runs)),

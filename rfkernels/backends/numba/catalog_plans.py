@@ -34,16 +34,15 @@ def _uniform(state: Any, place: int) -> float:
 
 
 @jit
-def _logits(r: Rules, g: Groups, s: Scratch, query: Any, out: Any) -> float:
+def _logits(r: Rules, g: Groups, query: Any, out: Any) -> float:
     """Write dot products with the means of cells; return the variance of logits about them where the spread is 1."""
-    s.query[:] = query
     dim, cells = len(query), len(g.held)
-    place, row = g.every.ctypes.data, s.query.ctypes.data
+    place, row = g.every.ctypes.data, query.ctypes.data
     rows = (cells + dim + 3) & ~3
     call(r.wide_dots, (g.means.ctypes.data, g.means.strides[0], place, rows, row, out.ctypes.data))
     scale = 0.0
     for j in range(dim):
-        scale += out[cells + j] * s.query[j]
+        scale += out[cells + j] * query[j]
     return scale
 
 
@@ -182,7 +181,7 @@ def _renew(g: Groups, s: Scratch, chosen: int) -> float:
 @jit
 def _choose(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, query: Any, number: int) -> None:
     budget = r.budget - len(g.held) - len(query)
-    scale = _logits(r, g, s, query, n.cells[i])
+    scale = _logits(r, g, query, n.cells[i])
     top = _guess(r, g, s, n.cells[i], scale)
     chosen, runs, error = _share(r, g, s, budget)
     if budget >= g.held.sum():

@@ -12,21 +12,21 @@ from rfkernels.backends.numba.schedule import call, jit
 
 
 @jit
-def multiply(r: Rules, n: Lists, queries: Any) -> int:
+def multiply(r: Rules, n: Lists, queries: Any, products: Any) -> int:
     """Write dot products of queries with what they take: all pass over the groups once, stretch by stretch."""
     for stretch in range(n.marks.shape[2] - 1):
         for i in range(len(queries)):
             for part in range(2):
                 first, last = n.marks[i, part, stretch], n.marks[i, part, stretch + 1]
                 if first < last:
-                    places, out = n.places[i, first:].ctypes.data, n.logits[i, first:].ctypes.data
+                    places, out = n.places[i, first:].ctypes.data, products[i, first:].ctypes.data
                     query = queries[i].ctypes.data
                     call(r.dots, (r.rows, r.row_stride, places, last - first, query, out))
     return 0
 
 
 @jit
-def _known(g: Groups, n: Lists, i: int, logits: Any) -> float:
+def _known(g: Groups, n: Lists, i: int, products: Any) -> float:
     """Return what the control variate comes to over opened items."""
     known, at = 0.0, 0
     for j in range(n.sizes[i, 1]):
@@ -34,20 +34,20 @@ def _known(g: Groups, n: Lists, i: int, logits: Any) -> float:
         count, cell = g.count[group], g.cell[group]
         total = 0.0
         for k in range(at, at + count):
-            total += n.logits[i, k]
+            total += products[k]
         at += count
-        known += n.slopes[i, cell] * (total - count * logits[cell])
+        known += n.slopes[i, cell] * (total - count * n.cells[i, cell])
     return known
 
 
 @jit
-def _sum_up(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, logits: Any, out: Any) -> None:
+def _sum_up(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, products: Any, out: Any) -> None:
     size, _, runs = n.sizes[i]
     guessed, total, error = n.measures[i]
     first, x = (size + 3) & ~3, s.x
     end = first + 4 * runs
     for j in range(end):
-        x[j] = n.logits[i, j]
+        x[j] = products[j]
     x[size:first] = -np.inf
     padded = (end + 7) & ~7
     x[end:padded] = -np.inf
@@ -62,16 +62,16 @@ def _sum_up(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, logits: Any, out:
     for run in range(runs):
         j, cell = first + 4 * run, g.cell[n.draw[i, run]]
         expected = total / (4 * runs * n.odds[i, run])
-        mean = n.logits[i, j] + n.logits[i, j + 1] + n.logits[i, j + 2] + n.logits[i, j + 3] - 4 * logits[cell]
+        sums = (products[j] + products[j + 1]) + (products[j + 2] + products[j + 3])
         own = ((x[j] + x[j + 1]) + (x[j + 2] + x[j + 3])) * expected
-        both = own - relative * n.slopes[i, cell] * mean * expected
+        both = own - relative * n.slopes[i, cell] * (sums - 4 * n.cells[i, cell]) * expected
         plain += own
         moved += both
         if run % 2:
             plain_apart += (own - plain_even) ** 2
             moved_apart += (both - even) ** 2
         plain_even, even = own, both
-    known = relative * _known(g, n, i, logits)
+    known = relative * _known(g, n, i, products)
     z, apart = head + moved - known, moved_apart
     if z <= 0:
         z, apart = head + plain, plain_apart
@@ -83,26 +83,26 @@ def _sum_up(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, logits: Any, out:
 
 
 @jit
-def estimate(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any, out: Any) -> int:
+def estimate(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any, products: Any, out: Any) -> int:
     """Estimate log-normalizers of the queries of a block: log, standard error and dot products of each."""
-    multiply(r, n, queries)
+    multiply(r, n, queries, products)
     for i in range(len(queries)):
-        _sum_up(r, g, s, n, i, n.cells[i], out[i])
+        _sum_up(r, g, s, n, i, products[i], out[i])
     return 0
 
 
 @jit
-def evaluate(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any, out: tuple[Any, Any, Any]) -> int:
+def evaluate(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any, products: Any, out: tuple[Any, Any, Any]) -> int:
     """Write rows, logits and log weights of what the queries of a block take."""
-    multiply(r, n, queries)
+    multiply(r, n, queries, products)
     rows, logits, log_weights = out
     for i in range(len(queries)):
         size, _, runs = n.sizes[i]
         drawn = (size + 3) & ~3
         for j in range(size):
-            rows[i, j], logits[i, j], log_weights[i, j] = n.places[i, j], n.logits[i, j], 0.0
+            rows[i, j], logits[i, j], log_weights[i, j] = n.places[i, j], products[i, j], 0.0
         for j in range(4 * runs):
-            rows[i, size + j], logits[i, size + j] = n.places[i, drawn + j], n.logits[i, drawn + j]
+            rows[i, size + j], logits[i, size + j] = n.places[i, drawn + j], products[i, drawn + j]
         for run in range(runs):
             weight = math.log(n.measures[i, 1] / (4 * runs * n.odds[i, run]))
             log_weights[i, size + 4 * run : size + 4 * run + 4] = weight
