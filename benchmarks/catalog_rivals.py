@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+from sklearn.cluster import KMeans
 
 import rfkernels as rfk
 from benchmarks.glove import Array, Setting
@@ -32,19 +33,22 @@ def uniform(setting: Setting, budget: int) -> Array:
     return np.array(found)
 
 
+def cells_of(items: Array, cells: int) -> tuple[Array, Array]:
+    """Return (centres, cell of each item) by scikit-learn alone, as sparingly as a catalog: a sample of 60 a cell."""
+    sample = np.random.default_rng(0).choice(len(items), min(len(items), 60 * cells), replace=False)
+    means = KMeans(cells, init="random", n_init=1, max_iter=10, tol=0, random_state=0).fit(items[sample])
+    return means.cluster_centers_, means.predict(items)
+
+
 class Probes:
     """Cells of k-means; the cells that hold the most are summed exactly, half of the dots, and the others are drawn."""
 
     def __init__(self, items: Array) -> None:
-        import faiss
-
-        means = faiss.Kmeans(items.shape[1], CELLS, niter=8, seed=1, max_points_per_centroid=60)
-        means.train(items)
-        cell = means.index.search(items, 1)[1][:, 0]
+        means, cell = cells_of(items, CELLS)
         self.order = np.argsort(cell, kind="stable")
         self.count = np.bincount(cell, minlength=CELLS)
         self.start = np.r_[0, np.cumsum(self.count)]
-        self.items, self.centres = items[self.order], means.centroids
+        self.items, self.centres = items[self.order], means
         apart = self.items - self.centres[cell[self.order]]
         self.shape = apart.T @ apart / len(items)
         spread = np.bincount(cell[self.order], np.square(apart).sum(1), minlength=CELLS) / np.maximum(self.count, 1)

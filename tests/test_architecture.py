@@ -28,11 +28,11 @@ FLOORS = (
     ("core", "variance"),
     ("packed",),
     ("fitting", "materialized"),
-    ("grouping",),
+    ("grouping", "catalog"),
     ("backends",),
     ("streaming", "blocked"),
     ("uncertainty",),
-    ("attention", "catalog"),
+    ("attention",),
     ("estimates",),
     ("advise", "calibration"),
     ("__init__",),
@@ -272,8 +272,8 @@ def test_files_and_functions_are_short(path: str) -> None:
 def test_nothing_is_added_to_features_or_denominators() -> None:
     """No epsilon: no small positive constant stands in the modules that compute (PEERS 5.2–5.4)."""
     # Maps check declared exponents to a tolerance; vectormath has coefficients of polynomials, and rates the ends of an
-    # interval that is searched; variance computes no estimate.
-    apart = ("maps.py", "backends/numba/vectormath.py", "materialized/rates.py")
+    # interval that is searched; variance computes no estimate; what a catalog guesses decides where it draws, no more.
+    apart = ("maps.py", "backends/numba/vectormath.py", "materialized/rates.py", "catalog/plan.py")
     for path in FILES:
         if floor_of(module_of(path)) == TOP or module_of(path) == "variance" or path in apart:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tracemalloc
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 import safetensors.numpy
 from stores import same, some_store
 
+import rfkernels as rfk
 from rfkernels.catalog import files
 from rfkernels.catalog.header import HEADER
 from rfkernels.catalog.invariants import LAYOUT
@@ -80,6 +82,10 @@ def test_what_is_added_comes_back(path: Path) -> None:
     info = {"kernel": "gaussian", "": "", "crc32": "ümläut \x00 \n 猫", "end": "17", "info info": "x" * 5000}
     files.save(some_store(), path, info)
     assert files.read_info(path) == info
+    assert same(files.load(path), some_store())
+    many = {f"{i:02x}": "" for i in range(760)}  # as long as it may be, in keys as short as can be
+    files.save(some_store(), path, many)
+    assert files.read_info(path) == many
     assert same(files.load(path), some_store())
 
 
@@ -184,15 +190,18 @@ def test_filling_that_fails_leaves_the_old_file(path: Path) -> None:
         assert path.read_bytes() == before
 
 
-def test_a_disk_without_room_is_noticed_before_anything_is_filled(path: Path) -> None:
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, before[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            files.create(path, (1 << 16, 8), "float32", lambda rows: pytest.fail("was called"))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="room cannot be asked for here")
+def test_a_disk_without_room_is_noticed_before_anything_is_filled(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def full(descriptor: int, first: int, size: int) -> None:
+        asked.append(size - first)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        files.create(path, (1 << 10, 8), "float32", lambda rows: pytest.fail("was called"))
+    assert asked == [HEADER + (1 << 15)]
     assert os.listdir(path.parent) == []
 
 
@@ -208,3 +217,55 @@ def test_what_cannot_be_created(path: Path) -> None:
             files.create(path, shape, dtype, lambda rows: pytest.fail("was called"))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="info must hold strings"):
         files.create(path, (3, 3), "float32", lambda rows: pytest.fail("was called"), {"a": 1})  # type: ignore[dict-item]
+
+
+# Catalogs
+
+
+def estimates(catalog: Any) -> Any:
+    return catalog.log_normalizer(
+        np.random.default_rng(5).standard_normal((4, 6)).astype(np.float32), budget=300, backend="numpy"
+    )
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["read", "mapped"])
+def test_a_catalog_that_changed_goes_on_where_it_was_saved(path: Path, mapped: bool) -> None:
+    rng = np.random.default_rng(0)
+    items = rng.standard_normal((3000, 6)).astype(np.float32)
+    catalog = rfk.Catalog(items, cells=8)
+    catalog.remove(np.arange(0, 900, 2))
+    catalog.add(items[:300] + 1, ids=np.arange(5000, 5300))
+    catalog.save(path)
+    before = path.read_bytes()
+    loaded = rfk.Catalog.load(path, mapped=mapped)
+    assert len(loaded) == 2850
+    assert np.array_equal(estimates(loaded), estimates(catalog))
+    for one in (catalog, loaded):
+        one.update(np.arange(5000, 5100), items[:100] - 1)
+        one.remove(np.arange(901, 1500))
+        one.add(items[901:1000], ids=np.arange(901, 1000))
+    assert path.read_bytes() == before  # rows that are mapped are not written to
+    assert np.array_equal(loaded.ids, catalog.ids)
+    assert np.array_equal(loaded.items(loaded.ids), catalog.items(catalog.ids))
+    for one in (loaded, catalog):
+        one.save(path)
+        assert same(rfk.Catalog.load(path, mapped=mapped).store, one.store)
+
+
+def test_a_catalog_is_built_in_its_file(path: Path) -> None:
+    items = np.random.default_rng(0).standard_normal((3000, 6)).astype(np.float32)
+    files.create(path, items.shape, "float32", lambda rows: rfk.catalog.store.build(items, cells=8, rows=rows))
+    loaded, built = rfk.Catalog.load(path, mapped=True), rfk.Catalog(items, cells=8)
+    assert same(loaded.store, built.store)
+    assert np.array_equal(estimates(loaded), estimates(built))
+
+
+def test_catalogs_without_items(path: Path) -> None:
+    catalog = rfk.Catalog(np.ones((2, 3), np.float32))
+    catalog.remove([0, 1])
+    for mapped in (False, True):
+        catalog.save(path)
+        loaded = rfk.Catalog.load(path, mapped=mapped)
+        assert len(loaded) == 0
+        loaded.add(np.ones((1, 3), np.float32), ids=[7])
+        assert loaded.ids.tolist() == [7]

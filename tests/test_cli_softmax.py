@@ -18,7 +18,7 @@ from scipy.stats import binom
 
 import rfkernels as rfk
 from rfkernels.cli import checking, columns, commands, softmax
-from rfkernels.cli.checking import Checked, check_rows, compare
+from rfkernels.cli.checking import Checked, Items, check_rows, compare
 
 ALL = ("--budget", 10_000)  # of 3,000 items: every sum is exact
 NAMES = ["query", "log_normalizer", "standard_error", "dots"]
@@ -84,8 +84,9 @@ def test_sums_of_other_kernels_are_the_library_s(arrays: Any, tmp_path: Path) ->
 
 def test_what_it_returns_is_the_library_s(arrays: Any, tmp_path: Path) -> None:
     items, queries = arrays
-    found = printed(tmp_path, "--budget", 600, "--seed", 3)
-    expected = rfk.Catalog(items, rng=3).log_normalizer(queries, budget=600, full=True, rng=3)
+    found, catalog = printed(tmp_path, "--budget", 600, "--seed", 3, "--top", 5), rfk.Catalog(items, rng=3)
+    np.testing.assert_array_equal(found["columns"]["top"], catalog.top(queries, 5, budget=600).ids)
+    expected = catalog.log_normalizer(queries, budget=600, full=True, rng=3)
     for name, values in expected._asdict().items():
         np.testing.assert_allclose(found["columns"][name], values, rtol=1e-6)
     assert 0 < max(found["columns"]["dots"]) <= 600
@@ -237,7 +238,7 @@ def test_exact_sums_in_parts(arrays: Any, monkeypatch: pytest.MonkeyPatch) -> No
     seen: list[tuple[str, int, int]] = []
     kernel = rfk.kernels.EXPONENTIAL
     found = check_rows(
-        given, chosen, queries, items.__getitem__, len(items), kernel, 0.5, lambda *done: seen.append(done)
+        given, chosen, queries, Items(items.__getitem__, 3000), kernel, 0.5, lambda *done: seen.append(done)
     )
     assert (found.queries, found.covered) == (3, 2)
     assert found.median_error < 1e-9

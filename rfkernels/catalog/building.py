@@ -19,6 +19,7 @@ from rfkernels.catalog.cells import (
     nearest,
     shell_sizes,
 )
+from rfkernels.catalog.compiled import compiled
 from rfkernels.catalog.records import Store
 from rfkernels.catalog.tables import table
 
@@ -78,8 +79,6 @@ def place(rows: Any, count: int, dim: int, dtype: Any, items: Any) -> Any:
 
 def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any, rows: Any) -> Store:
     """Build from all items, or from those chosen by position."""
-    from rfkernels.backends.numba import catalog_store
-
     rng, n = np.random.default_rng(rng), len(ids)
     most = max(1, n)
     wanted = default_cells(n) if cells is None else cells
@@ -89,8 +88,9 @@ def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any,
     sample = _read(items, chosen, np.sort(rng.choice(n, few, replace=False, shuffle=False)), rows.dtype)
     centres = _centres(items, chosen, sample, int(wanted), rng)
     label, square = _assign(items, chosen, n, centres)
-    used, label = np.unique(label, return_inverse=True)
-    centres = centres[used] if n else centres
+    used = np.bincount(label, minlength=len(centres)) > 0
+    if n:
+        centres, label = centres[used], (np.cumsum(used, dtype=np.int32) - 1)[label]
     order, groups = _shells(label, square, len(centres), rng)
     where = np.empty(n, np.int32)
     where[order] = np.arange(n, dtype=np.int32)
@@ -99,7 +99,7 @@ def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any,
         rows[where[part]] = _read(items, chosen, part, rows.dtype)
     held, slots = np.full(len(rows), -1, np.int32), np.full(int(ids.max(initial=-1)) + 1, -1, np.int32)
     held[where], slots[ids] = ids, where
-    sums, squares = catalog_store.summed(rows, groups["start"], groups["count"], centres[groups["cell"]])
+    sums, squares = compiled("catalog_store").summed(rows, groups["start"], groups["count"], centres[groups["cell"]])
     groups.update(sums=sums, squares=squares, slots=slots, centres=centres, shape=None)
     store = Store(rows, held, end=n, built=n, **groups)
     store.shape = _shape(store, sample)
@@ -153,10 +153,10 @@ def _shells(label: Any, square: Any, cells: int, rng: np.random.Generator) -> tu
 
 def _shape(store: Store, sample: Any) -> Any:
     """Return the covariance of a sample about the means of cells, of trace 1; even where items do not vary."""
-    dim = store.rows.shape[1]
-    apart = np.zeros((1, dim))
-    if len(sample):
-        apart = sample - table(store).means[nearest(sample, store.centres)[0]].astype(np.float64)
-    product = apart.T @ apart
+    dim, means = store.rows.shape[1], table(store).means
+    product = np.zeros((dim, dim))
+    for part in chunks(len(sample)):
+        apart = sample[part] - means[nearest(sample[part], store.centres)[0]]
+        product += apart.T @ apart
     total = np.trace(product)
     return (product / total if total > 0 else np.eye(dim) / dim).astype(store.rows.dtype)

@@ -10,6 +10,7 @@ import numpy as np
 
 from rfkernels._arrays import FLOATS, dtype_name
 from rfkernels._checks import check_array, first_nonfinite
+from rfkernels.catalog.compiled import compiled
 
 SHELLS = (32, 64, 128, 256)
 """Items in the groups of a cell from the outside on; the last size goes on to the centre."""
@@ -53,8 +54,8 @@ def shell_sizes(count: int) -> list[int]:
 
 
 def room_for(count: Any) -> Any:
-    """Return how many rows groups are given that have to move: an eighth more than they fill."""
-    return count + count // 8 + 4
+    """Return how many rows groups are given that have to move: an eighth more than they fill, as far as they grow."""
+    return np.minimum(count + count // 8 + 4, LARGEST)
 
 
 def find_centres(sample: Any, cells: int, rng: np.random.Generator) -> Any:
@@ -77,9 +78,7 @@ def find_centres(sample: Any, cells: int, rng: np.random.Generator) -> Any:
 
 def nearest(items: Any, centres: Any) -> tuple[Any, Any]:
     """Return each item's cell, that of the nearest centre, and its squared distance from there."""
-    from rfkernels.backends.numba import catalog_store
-
-    return catalog_store.nearest(np.array(items, centres.dtype, order="C", ndmin=2), centres)
+    return compiled("catalog_store").nearest(np.array(items, centres.dtype, order="C", ndmin=2), centres)
 
 
 def chunks(count: int) -> Iterator[slice]:
@@ -139,8 +138,9 @@ def check_ids(ids: Any, count: int) -> Any:
     bad = np.flatnonzero((given < 0) | (given > MOST))
     if len(bad):
         raise ValueError(f"ids must lie between 0 and {MOST}, but ids[{bad[0]}] is {given[bad[0]]}")
-    found, first, times = np.unique(given, return_index=True, return_counts=True)
-    if len(found) < count:
-        twice = found[times > 1][np.argmin(first[times > 1])]
-        raise ValueError(f"ids must be distinct, but {twice} occurs more than once")
-    return given.astype(np.int32)
+    given = given.astype(np.int32)
+    ordered = np.sort(given)
+    twice = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if len(twice):
+        raise ValueError(f"ids must be distinct, but {ordered[twice[0]]} occurs more than once")
+    return given

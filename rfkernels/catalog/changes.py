@@ -25,6 +25,7 @@ from rfkernels.catalog.cells import (
     shell_sizes,
     spans,
 )
+from rfkernels.catalog.compiled import compiled
 from rfkernels.catalog.records import Store
 
 GROUPS = ("start", "count", "capacity", "cell", "edge", "sums", "squares")
@@ -229,14 +230,14 @@ def _move(store: Store, full: Any, items: Any, ids: Any, group: Any, rng: np.ran
         ends = np.cumsum(one.sizes).tolist()
         for size, stop, edge in zip(one.sizes, ends, one.edges, strict=True):
             order = stop - size + rng.permutation(size)
-            run = slice(store.end, store.end + size)
+            run, room = slice(store.end, store.end + size), int(room_for(size))
             store.rows[run], store.ids[run] = one.items[order], one.ids[order]
             store.slots[store.ids[run]] = np.arange(run.start, run.stop)
             if stop == ends[-1]:
-                start[one.group], count[one.group], capacity[one.group] = store.end, size, room_for(size)
+                start[one.group], count[one.group], capacity[one.group] = store.end, size, room
             else:
-                born.append((store.end, size, room_for(size), store.cell[one.group], edge))
-            store.end += room_for(size)
+                born.append((store.end, size, room, store.cell[one.group], edge))
+            store.end += room
     store.count, store.start, store.capacity = count, start, capacity
     if born:
         begin, counts, rooms, cell, edge = (np.asarray(column) for column in zip(*born, strict=True))
@@ -285,12 +286,10 @@ def _take(store: Store, rows: Any) -> Any:
 
 def _settle(store: Store, changed: Any) -> None:
     """Sum groups that changed again, end those without items, and take free rows back if they are many."""
-    from rfkernels.backends.numba import catalog_store
-
     changed = np.unique(changed)
     changed = changed[store.count[changed] > 0]
     centre = store.centres[store.cell[changed]]
-    sums, squares = catalog_store.summed(store.rows, store.start[changed], store.count[changed], centre)
+    sums, squares = compiled("catalog_store").summed(store.rows, store.start[changed], store.count[changed], centre)
     store.sums[changed], store.squares[changed] = sums, squares
     if not store.count.all():
         alive = store.count > 0

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from rfkernels.catalog import estimates, sampling
 from rfkernels.catalog.arguments import SEEDS
+from rfkernels.catalog.compiled import compiled
 from rfkernels.catalog.records import Draws, Estimate, Evaluated, Table
-
-_MODULES = {
-    "numba": ("rfkernels.backends.numba.catalog", "rfkernels.backends.numba.catalog_sampling"),
-    "numpy": ("rfkernels.catalog.estimates", "rfkernels.catalog.sampling"),
-}
 
 
 class Engine(NamedTuple):
@@ -30,10 +26,12 @@ class Engine(NamedTuple):
 @cache
 def choose(backend: str) -> Engine:
     """Return an engine by name."""
-    if backend not in _MODULES:
-        raise ValueError(f"backend must be one of {', '.join(sorted(_MODULES))}, got {backend!r}")
-    estimates, sampling = (import_module(name) for name in _MODULES[backend])
-    return Engine(estimates.estimate, estimates.evaluate, estimates.exact, sampling.sample)
+    if backend == "numpy":
+        return Engine(estimates.estimate, estimates.evaluate, estimates.exact, sampling.sample)
+    if backend == "numba":
+        fast = compiled("catalog")
+        return Engine(fast.estimate, fast.evaluate, fast.exact, compiled("catalog_sampling").sample)
+    raise ValueError(f"backend must be one of numba, numpy, got {backend!r}")
 
 
 def estimated(table: Table, queries: Any, budget: int, error: float | None, seed: int, backend: str) -> Estimate:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels.catalog.plan import RUN, Plan, draw_runs, guess, plan, rows_of
+from rfkernels.catalog.plan import RUN, Guess, Plan, Runs, draw_runs, guess, plan, rows_of
 from rfkernels.catalog.records import Estimate, Evaluated, Table
 
 _BLOCK = 1 << 14
@@ -30,42 +30,46 @@ def estimate(table: Table, queries: Any, budget: int, seed: int) -> Estimate:
 def _one(table: Table, query: Any, budget: int, seed: int, place: int) -> tuple[float, float, int]:
     guessed = guess(table, query)
     chosen = plan(table, guessed, budget)
-    opened = rows_of(table, chosen.opened)
-    exact = table.rows[opened] @ query
+    exact = table.rows[rows_of(table, chosen.opened)] @ query
     if not len(chosen.far):
-        top = exact.max()
-        return float(top + np.log(np.exp(exact - top).sum())), 0.0, len(exact) + sum(table.means.shape)
+        return _log_sum(exact), 0.0, len(exact) + sum(table.means.shape)
     runs = draw_runs(table, chosen, seed, place)
     drawn = table.rows[runs.rows] @ query
-    top = max(chosen.top, float(drawn.max()), float(exact.max(initial=-np.inf)))
-    scale = np.exp(chosen.top - top)
-    expected = np.exp(-runs.log_expected)[:, None]
-    slopes = scale * chosen.slopes[table.cell[runs.group], None]
-    plain = np.exp(drawn - top) * expected
-    moved = slopes * (drawn - guessed.cell_logits[table.cell[runs.group], None]) * expected
-    known = scale * _moved(
-        table, chosen, exact - np.repeat(guessed.cell_logits[table.cell[chosen.opened]], table.count[chosen.opened])
-    )
-    head = np.exp(exact - top).sum()
-    parts = (plain - moved).sum(-1)
-    total = head + parts.sum() - known
-    if total <= 0:  # only where the error is larger than the sum itself
-        parts = plain.sum(-1)
-        total = head + parts.sum()
+    plain = drawn - runs.log_expected[:, None]
     dots = sum(table.means.shape) + exact.size + drawn.size
-    return float(top + np.log(total)), _error(parts, total, chosen), dots
+    if chosen.slopes.any():
+        top = max(chosen.top, float(plain.max()), float(exact.max(initial=-np.inf)))
+        moved, known = _moved(table, chosen, guessed, exact, drawn, runs)
+        scale = np.exp(chosen.top - top)
+        parts = (np.exp(plain - top) - scale * moved).sum(-1)
+        total = np.exp(exact - top).sum() + parts.sum() - scale * known
+        if total > 0:  # not only where the error is larger than the sum itself
+            return float(top + np.log(total)), _error(parts / total, top + np.log(total), chosen), dots
+    log = _log_sum(np.concatenate([exact, plain.ravel()]))
+    return log, _error(np.exp(plain - log).sum(-1), log, chosen), dots
 
 
-def _moved(table: Table, chosen: Plan, residuals: Any) -> float:
-    """Return what the control variate comes to over opened items, and so, with the sign turned, over all others."""
-    return float(np.repeat(chosen.slopes[table.cell[chosen.opened]], table.count[chosen.opened]) @ residuals)
+def _log_sum(logits: Any) -> float:
+    top = logits.max()
+    return float(top + np.log(np.exp(logits - top).sum()))
 
 
-def _error(parts: Any, total: float, chosen: Plan) -> float:
+def _moved(table: Table, chosen: Plan, guessed: Guess, exact: Any, drawn: Any, runs: Runs) -> tuple[Any, float]:
+    """Return the control variate of drawn items, and what it comes to over opened ones: over all others, minus that."""
+    counts, cells = table.count[chosen.opened], table.cell[chosen.opened]
+    residuals = exact - np.repeat(guessed.cell_logits[cells], counts)
+    cell = table.cell[runs.group, None]
+    moved = chosen.slopes[cell] * (drawn - guessed.cell_logits[cell]) * np.exp(-runs.log_expected)[:, None]
+    return moved, float(np.repeat(chosen.slopes[cells], counts) @ residuals)
+
+
+def _error(parts: Any, log: float, chosen: Plan) -> float:
     """Return the relative standard error: from pairs of neighbouring strata, and as predicted where tails are heavy."""
     pairs = parts[: len(parts) // 2 * 2].reshape(-1, 2)
-    seen = float(np.sqrt(((pairs[:, 0] - pairs[:, 1]) ** 2).sum() * len(parts) / pairs.size)) / total
-    return max(seen, chosen.error) if chosen.error > HEAVY else seen
+    seen = float(np.sqrt(((pairs[:, 0] - pairs[:, 1]) ** 2).sum() * len(parts) / pairs.size))
+    with np.errstate(over="ignore"):
+        predicted = float(np.exp(chosen.log_error - log))
+    return max(seen, predicted) if predicted > HEAVY else seen
 
 
 def evaluate(table: Table, queries: Any, budget: int, seed: int) -> Evaluated:

@@ -25,7 +25,7 @@ from rfkernels.maps import lookup
 
 BUDGET = 4096
 
-_QUERIES = 256
+_NUMBERS = 1 << 21
 _DRAWS = 1 << 31
 
 
@@ -175,12 +175,8 @@ class Catalog:
         if slots.ndim not in (1, 2) or (slots.ndim == 2 and len(slots) != len(given)):
             raise ValueError(f"ids must have shape (items,) or ({len(given)}, items), got {slots.shape}")
         log = np.atleast_1d(self.log_normalizer(queries, budget=budget, error=error, rng=rng))
-        items = np.broadcast_to(slots, (len(given), slots.shape[-1]))
-        found = [
-            np.exp(self._store.rows[own].astype(np.float64) @ query.astype(np.float64) - z)
-            for own, query, z in zip(items, given, log, strict=True)
-        ]
-        return np.reshape(found, (*queries.shape[:-1], slots.shape[-1]))
+        found = reductions.probabilities(self._store.rows, given, slots, log)
+        return found.reshape(*queries.shape[:-1], slots.shape[-1])
 
     def expectation(
         self,
@@ -220,12 +216,11 @@ class Catalog:
         if values.ndim != 2 or len(values) < len(self._store.slots):
             raise ValueError(f"values must have shape ({len(self._store.slots)}, width), got {values.shape}")
         check_filled(self.table)
-        budget = min(check_budget(self.table, budget), len(self) + sum(self.table.means.shape))
-        parts = []
-        for first in range(0, len(given), _QUERIES):
-            taken = engines.choose(backend).evaluate(
-                self.table, given[first : first + _QUERIES], budget, check_seed(rng)
-            )
+        budget = check_budget(self.table, budget)
+        budget = len(self) + sum(self.table.means.shape) if budget >= len(self) else budget
+        step, parts = max(1, _NUMBERS // budget), []
+        for first in range(0, len(given), step):
+            taken = engines.choose(backend).evaluate(self.table, given[first : first + step], budget, check_seed(rng))
             parts.append(reductions.expectation(taken._replace(rows=ids_of_rows(self.table, taken.rows)), values))
         found = Expectation(*(np.concatenate(part) for part in zip(*parts, strict=True)))
         found = Expectation(*(part.reshape(*queries.shape[:-1], values.shape[1]) for part in found))
@@ -379,7 +374,7 @@ class Catalog:
         self._table = None
 
     def merge(self, other: Catalog) -> Catalog:
-        """Return a new catalog of the items of both, whose ids must differ; cells stay those that each had."""
+        """Return a new catalog of the items of both, whose ids must differ; each keeps its cells."""
         if not isinstance(other, Catalog):
             raise TypeError(f"other must be a Catalog, got {type(other).__name__}")
         return Catalog.from_store(store.merge(self._store, other.store))

@@ -101,8 +101,8 @@ def _check_ids(store: Store, room: int) -> None:
     """Require ids in the rows of groups, nowhere else, and `slots` to be their inverse."""
     ids, slots = store.ids, store.slots
     steps = np.zeros(room + 1, np.int8)
-    np.add.at(steps, store.start, 1)
-    np.add.at(steps, store.start + store.count, -1)
+    steps[store.start] += 1  # no two groups begin, or end, at the same row
+    steps[store.start + store.count] -= 1
     taken = np.cumsum(steps[:-1], dtype=np.int8).astype(bool)
     _require("ids", ids, np.where(taken, ids >= 0, ids == -1), "ids in the rows of groups, −1 elsewhere")
     _require("slots", slots, (slots >= -1) & (slots < room), f"−1 to {room - 1}")
@@ -117,10 +117,12 @@ def _check_ids(store: Store, room: int) -> None:
 
 def check_rows(first: int, block: Any, ids: Any) -> None:
     """Require finite items; `block` are the rows from `first` on and `ids` theirs. Free rows may hold anything."""
-    finite = np.isfinite(block).all(axis=1) | (ids < 0)
-    if not finite.all():
-        row = int(np.argmin(finite))
-        raise ValueError(f"rows[{first + row}] is not finite; expected a finite item of id {ids[row]}")
+    finite = np.isfinite(block)
+    if finite.all():
+        return
+    bad = np.flatnonzero(~finite.all(axis=1) & (ids >= 0))
+    if len(bad):
+        raise ValueError(f"rows[{first + bad[0]}] is not finite; expected a finite item of id {ids[bad[0]]}")
 
 
 def _require(name: str, values: Any, right: Any, expected: str) -> None:

@@ -17,9 +17,8 @@ RUN = 4
 FEWEST_RUNS = 32
 BUCKETS, PER_NAT = 256, 4
 TRUSTED = 0.25
-"""The predicted relative error up to which the control variate is used: beyond, the guesses under it are poor."""
+"""The predicted relative error of far groups up to which the control variate is used: beyond, guesses are poor."""
 
-_LARGEST = 60.0
 _FLOOR = 1e-3
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -52,13 +51,13 @@ class Plan(NamedTuple):
     far : array of int
         The other groups.
     top : float
-        The largest log mean weight, which weights are relative to.
+        The largest log mean weight of far groups, which weights and slopes are relative to.
     weights : array, shape (groups in far,)
-        Guessed sums of the weights of far groups, up to a factor: draws are in proportion to them.
+        Guessed sums of the weights of far groups: draws are in proportion to them.
     runs : int
         How many runs are drawn.
-    error : float
-        Predicted standard error, relative to the guessed sum over all items.
+    log_error : float
+        Log of the predicted standard error of the sum, −inf if everything is taken.
     slopes : array, shape (cells,)
         Coefficients of q·(y − mean) in the control variate; zeros where it is not to be used.
     """
@@ -68,7 +67,7 @@ class Plan(NamedTuple):
     top: float
     weights: Any
     runs: int
-    error: float
+    log_error: float
     slopes: Any
 
 
@@ -79,10 +78,23 @@ def fewest_dots(table: Table) -> int:
 
 
 def guess(table: Table, query: Any) -> Guess:
-    """Guess weights exp(q·y): items of a group as normal about the mean of their cell, of the shape that all share."""
+    """Guess weights exp(q·y): items of a group as normal about the mean of their cell, of the shape that all share.
+
+    The mean of exp over n normal numbers of deviation s is about exp(s²/2) as long as s ≤ c = √(2 log n); beyond, the
+    largest number makes up the sum, and the mean is exp(s c − c²/2) (freezing, as in Derrida's random energy model). The
+    mean square is the same at 2 s. Here n is the number of all items: together they reach farther than any one group.
+    """
     logits = table.means @ query
-    squares = np.minimum((query @ table.shape @ query) * table.spread, _LARGEST)
-    return Guess(logits[table.cell] + squares / 2, np.expm1(squares) - squares + _FLOOR, logits)
+    deviation = np.sqrt(np.maximum(query @ table.shape @ query, 0) * table.spread)
+    edge = np.sqrt(2 * np.log(table.count.sum()))
+    log_mean = _log_mean_exp(deviation, edge)
+    apart = _log_mean_exp(2 * deviation, edge) - 2 * log_mean
+    return Guess(logits[table.cell] + log_mean, np.expm1(apart) - apart + _FLOOR, logits)
+
+
+def _log_mean_exp(deviation: Any, edge: Any) -> Any:
+    low = np.minimum(deviation, edge)
+    return low * (deviation - low / 2)
 
 
 def plan(table: Table, guessed: Guess, budget: int) -> Plan:
@@ -94,7 +106,7 @@ def plan(table: Table, guessed: Guess, budget: int) -> Plan:
     count, top = table.count.astype(np.float64), float(guessed.log_mean.max())
     if budget >= count.sum() + sum(table.means.shape):
         every, none = np.arange(len(count)), np.arange(0)
-        return Plan(every, none, top, none.astype(np.float64), 0, 0.0, np.zeros(len(table.means)))
+        return Plan(every, none, top, none.astype(np.float64), 0, -np.inf, np.zeros(len(table.means)))
     weight = count * np.exp(guessed.log_mean - top)
     noise = weight * guessed.variance
     score = 2 * (guessed.log_mean - top) + np.log(guessed.variance)
@@ -105,14 +117,16 @@ def plan(table: Table, guessed: Guess, budget: int) -> Plan:
     variance = np.where(runs >= FEWEST_RUNS, weights * noises / np.maximum(RUN * runs, 1), np.inf)
     best = int(variance.argmin())
     far = np.flatnonzero(bucket >= best)
-    error = float(np.sqrt(variance[best]) / weight.sum())
-    slopes = np.zeros(len(table.means))
-    if error <= TRUSTED:
-        sums, items = (np.bincount(table.cell[far], x[far], len(slopes)) for x in (weight, count))
-        slopes = sums / np.maximum(items, 1)
     # Relative to the largest of their own: next to opened groups all of them may be less than the smallest number.
-    drawn = count[far] * np.exp(guessed.log_mean[far] - guessed.log_mean[far].max())
-    return Plan(np.flatnonzero(bucket < best), far, top, drawn, int(runs[best]), error, slopes)
+    far_top = float(guessed.log_mean[far].max())
+    drawn = count[far] * np.exp(guessed.log_mean[far] - far_top)
+    square = drawn.sum() * (drawn @ guessed.variance[far]) / (RUN * runs[best])
+    slopes = np.zeros(len(table.means))
+    if np.sqrt(square) <= TRUSTED * drawn.sum():
+        cell = table.cell[far]
+        slopes = np.bincount(cell, drawn, len(slopes)) / np.maximum(np.bincount(cell, count[far], len(slopes)), 1)
+    log_error = far_top + float(np.log(square)) / 2
+    return Plan(np.flatnonzero(bucket < best), far, far_top, drawn, int(runs[best]), log_error, slopes)
 
 
 def _left(bucket: Any, x: Any) -> Any:

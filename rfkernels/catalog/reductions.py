@@ -60,6 +60,13 @@ def _mean(rows: Any, logits: Any, log_weights: Any, values: Any) -> tuple[Any, A
     return mean, np.sqrt(((parts[:, 0] - parts[:, 1]) ** 2).sum(0))
 
 
+def probabilities(rows: Any, queries: Any, items: Any, log_normalizer: Any) -> Any:
+    """Return exp(q·y) / Z for items by row: (items,), the same for all queries, or (queries, items)."""
+    items = np.broadcast_to(items, (len(queries), items.shape[-1]))
+    each = zip(items, queries.astype(np.float64), log_normalizer, strict=True)
+    return np.reshape([np.exp(rows[own].astype(np.float64) @ query - z) for own, query, z in each], items.shape)
+
+
 def top(table: Table, queries: Any, count: int, budget: int) -> Top:
     """Return the largest items of the groups that promise most, at no more than `budget` dot products a query.
 

@@ -18,6 +18,13 @@ _RARE = 0.01
 _ROUNDING = 1e-5  # of float32 exponents, relative to the largest: the intervals of exact sums have no width
 
 
+class Items(NamedTuple):
+    """Items that are read a part at a time, and how many there are."""
+
+    read: Callable[[slice], Any]
+    count: int
+
+
 class Checked(NamedTuple):
     """Errors |Ẑ/Z − 1| of some queries, and how many nominal 95 % intervals hold the exact value.
 
@@ -35,17 +42,16 @@ def check_rows(
     columns: Columns,
     chosen: Any,
     queries: Any,
-    items: Callable[[slice], Any],
-    count: int,
+    items: Items,
     kernel: Kernel,
     scale: float,
     advance: Callable[[str, int, int], None],
 ) -> Checked:
-    """Compare the estimates of the queries at some places with exact sums over all `count` items, read in parts."""
+    """Compare the estimates of the queries at some places with exact sums over all items, read in parts."""
     q, exact = queries[chosen].astype(np.float64), np.full(len(chosen), -np.inf)
-    for start in range(0, count, _ITEMS):
-        advance("checking", start, count)
-        part = items(slice(start, start + _ITEMS)).astype(np.float64)
+    for start in range(0, items.count, _ITEMS):
+        advance("checking", start, items.count)
+        part = items.read(slice(start, start + _ITEMS)).astype(np.float64)
         exact = np.logaddexp(exact, rfk.exact_log_normalizer(q, part, scale=scale, kernel=kernel))
     return compare(columns["log_normalizer"][chosen], columns["standard_error"][chosen], exact)
 

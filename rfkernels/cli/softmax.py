@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import rfkernels as rfk
 from rfkernels.cli.attend import Inputs, _usable
-from rfkernels.cli.checking import Checked, check_rows
+from rfkernels.cli.checking import Checked, Items, check_rows
 from rfkernels.cli.columns import Columns, check_columns_target, listed, write_columns
 from rfkernels.cli.files import load_array
 from rfkernels.cli.output import BadInput, as_time, console, print_json
@@ -144,8 +144,9 @@ def _results(inputs: Inputs, settings: Settings, advance: Advance) -> Results:
         chosen = np.random.default_rng(settings.seed).permutation(len(queries))[: settings.check]
         kernel = rfk.lookup("positive" if settings.kernel == SOFTMAX else settings.kernel).kernel
         ids = catalog.ids
-        how = kernel, settings.scale, advance
-        checked = check_rows(columns, chosen, queries, lambda part: catalog.items(ids[part]), len(ids), *how)
+        assert kernel is not None  # a map without one was refused above
+        items = Items(lambda part: catalog.items(ids[part]), len(ids))
+        checked = check_rows(columns, chosen, queries, items, kernel, settings.scale, advance)
     return Results(columns, checked, len(catalog), grouped - start, estimated - grouped)
 
 
@@ -159,7 +160,7 @@ def _catalog(inputs: Inputs, settings: Settings) -> rfk.Catalog:
 
 
 def _batch(catalog: rfk.Catalog, queries: Any, settings: Settings, seed: int) -> dict[str, Any]:
-    how = {"budget": settings.budget, "full": True, "rng": seed}
+    how: dict[str, Any] = {"budget": settings.budget, "full": True, "rng": seed}
     if settings.kernel != SOFTMAX:
         found = catalog.kernel_sum(queries, settings.kernel, scale=settings.scale, **how)
         return dict(found._asdict())

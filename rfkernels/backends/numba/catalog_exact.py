@@ -62,11 +62,11 @@ def _block(kernels: tuple[int, ...], table: Table, queries: Any, span: tuple[int
     padded, pad = np.zeros((up(len(queries), m.rows), dim), rows.dtype), up(dim, 2 * lanes)
     padded[: len(queries)] = queries
     row = _ROWS + m.vectors * lanes
-    scratch = tuple(np.empty(shape, rows.dtype) for shape in ((_ROWS, pad), (pad, row), (len(padded), row)))
+    packed, turned, logits = (np.empty(shape, rows.dtype) for shape in ((_ROWS, pad), (pad, row), (len(padded), row)))
     places = np.empty(_ROWS + TOGETHER * (AHEAD + 1), np.int32)
     given = rows.ctypes.data, rows.strides[0], rows.itemsize
     other = np.zeros((2, pad), rows.dtype)
-    return _add(kernels, given, table.ids, span, padded, scratch, places, other, state[: len(queries)])
+    return _add(kernels, given, table.ids, span, padded, (packed, turned, logits), places, other, state[: len(queries)])
 
 
 @jit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ class Rules(NamedTuple):
     per_nat: float
     trusted: float
     heavy: float
-    most: float
+    edge: float
     floor: Any
 
 
@@ -43,7 +44,7 @@ class Groups(NamedTuple):
     start: Any
     count: Any
     cell: Any
-    spread: Any
+    deviation: Any
     size: Any
     held: Any
     means: Any
@@ -54,7 +55,7 @@ class Scratch(NamedTuple):
     """Memory of a thread, of which each query uses all in turn; arrays of groups are padded to multiples of 8."""
 
     log_mean: Any
-    squares: Any
+    apart: Any
     weight: Any
     mass: Any
     noise: Any
@@ -95,7 +96,7 @@ def prepared(table: Table, budget: int, seed: int) -> tuple[Groups, Rules, Any]:
         np.ascontiguousarray(table.start, np.int64),
         np.ascontiguousarray(table.count, np.int32),
         table.cell.astype(np.uint32),
-        np.ascontiguousarray(table.spread, np.float64),
+        np.sqrt(table.spread, dtype=np.float64),
         _padded(table.count),
         np.bincount(table.cell, table.count, len(table.means)),
         _rows(table),
@@ -124,7 +125,7 @@ def prepared(table: Table, budget: int, seed: int) -> tuple[Groups, Rules, Any]:
         float(plan.PER_NAT),
         plan.TRUSTED,
         estimates.HEAVY,
-        plan._LARGEST,
+        math.sqrt(2 * math.log(max(items, 1))),
         np.array([plan._FLOOR]),
     )
     return g, rules, (dots, wide, weights)
@@ -144,10 +145,10 @@ def _rows(table: Table) -> Any:
 def scratch(g: Groups, r: Rules) -> Scratch:
     """Return memory for a thread."""
     groups, cells, runs = len(g.start), len(g.held), r.budget // 4 + 4
-    log_mean, squares, weight, mass, noise, score = np.zeros((6, len(g.size)))
+    log_mean, apart, weight, mass, noise, score = np.zeros((6, len(g.size)))
     log_mean[groups:] = -np.inf
     return Scratch(
-        *(log_mean, squares, weight, mass, noise, score),
+        *(log_mean, apart, weight, mass, noise, score),
         bucket=np.empty(groups, np.uint32),
         ends=np.empty(groups),
         buckets=np.empty((4, plan.BUCKETS, 3)),
@@ -171,6 +172,6 @@ def lists(g: Groups, r: Rules, block: int, dim: int) -> Lists:
         draw=np.empty((block, runs), np.uint32),
         odds=np.empty((block, runs)),
         slopes=np.empty((block, len(g.held))),
-        sizes=np.empty((block, 3), np.int64),
+        sizes=np.empty((block, 4), np.int64),
         measures=np.empty((block, 3)),
     )

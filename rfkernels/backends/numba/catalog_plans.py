@@ -10,7 +10,7 @@ import numpy as np
 from rfkernels.backends.numba.catalog_layout import Groups, Lists, Rules, Scratch
 from rfkernels.backends.numba.schedule import call, jit
 
-_TINY = 1e-200
+_TINY = 1e-100
 """The sum of far weights from which on they are taken relative to their own largest, as some may be 0 otherwise."""
 
 _ONE, _TWO = np.uint64(1), np.uint64(2)  # indices without a sign need no look at whether they count from the end
@@ -49,22 +49,24 @@ def _logits(r: Rules, g: Groups, query: Any, out: Any) -> float:
 @jit
 def _guess(r: Rules, g: Groups, s: Scratch, logits: Any, scale: float) -> float:
     """Fill the arrays of groups; return the largest log mean weight."""
+    deviation = math.sqrt(max(scale, 0.0))
     for i in range(len(g.start)):
-        square = scale * g.spread[i]
-        square = square if square < r.most else r.most
-        s.squares[i] = square
-        s.log_mean[i] = logits[g.cell[i]] + square / 2
+        own = deviation * g.deviation[i]
+        low, high = own if own < r.edge else r.edge, 2 * own if 2 * own < r.edge else r.edge
+        mean = low * (own - low / 2)
+        s.apart[i] = high * (2 * own - high / 2) - 2 * mean
+        s.log_mean[i] = logits[g.cell[i]] + mean
     size, number = len(s.log_mean), s.number.ctypes.data
     call(r.largest, (s.log_mean.ctypes.data, size, number))
-    given = (s.log_mean.ctypes.data, s.squares.ctypes.data, g.size.ctypes.data, size, number, r.floor.ctypes.data)
+    given = (s.log_mean.ctypes.data, s.apart.ctypes.data, g.size.ctypes.data, size, number, r.floor.ctypes.data)
     out = (s.weight.ctypes.data, s.mass.ctypes.data, s.noise.ctypes.data, s.score.ctypes.data)
     call(r.guess, (*given, *out))
     return s.number[0]
 
 
 @jit
-def _share(r: Rules, g: Groups, s: Scratch, budget: int) -> tuple[int, int, float]:
-    """Return the first bucket that is not opened, the number of runs, and the predicted relative error."""
+def _share(r: Rules, g: Groups, s: Scratch, budget: int) -> tuple[int, int]:
+    """Return the first bucket that is not opened, and the number of runs."""
     call(r.largest, (s.score.ctypes.data, len(s.score), s.number.ctypes.data))
     best, last = s.number[0], s.buckets.shape[1] - 1
     for i in range(len(s.bucket)):
@@ -91,13 +93,13 @@ def _share(r: Rules, g: Groups, s: Scratch, budget: int) -> tuple[int, int, floa
         if variance < least:
             chosen, runs, least = j, left, variance
         taken += int(sums[0, j, 0])
-    return chosen, runs, math.sqrt(least) / sums[0, 0, 1]
+    return chosen, runs
 
 
 @jit
-def _open(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, chosen: int) -> tuple[int, int]:
-    """List rows of opened groups and sum up the weights of the others; return the numbers of items and of groups."""
-    places, size, opened, total = n.places[i], 0, 0, 0.0
+def _open(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, chosen: int) -> tuple[int, int, float]:
+    """List rows of opened groups and sum up the others; return numbers of items and groups, and the noise."""
+    places, size, opened, total, noise = n.places[i], 0, 0, 0.0, 0.0
     s.cells[:] = 0
     s.items[:] = g.held
     for j in range(len(g.start)):
@@ -113,6 +115,7 @@ def _open(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, chosen: int) -> tup
                 size += 1
         else:
             total += s.mass[j]
+            noise += s.noise[j]
             s.cells[j & 3, cell] += s.mass[j]
         s.ends[j] = total
     n.marks[i, 0, -1] = (size + 3) & ~3
@@ -120,7 +123,7 @@ def _open(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, chosen: int) -> tup
     for c in range(len(s.items)):
         mass = (s.cells[0, c] + s.cells[1, c]) + (s.cells[2, c] + s.cells[3, c])
         n.slopes[i, c] = mass / max(s.items[c], 1.0)
-    return size, opened
+    return size, opened, noise
 
 
 @jit
@@ -164,18 +167,18 @@ def _run(g: Groups, s: Scratch, n: Lists, i: int, runs: int) -> None:
 
 
 @jit
-def _renew(g: Groups, s: Scratch, chosen: int) -> float:
-    """Take weights of far groups relative to the largest of their own; return their sum."""
-    top, total = -np.inf, 0.0
+def _renew(r: Rules, g: Groups, s: Scratch, chosen: int) -> float:
+    """Take weights of far groups relative to the largest of their own, and return that."""
+    top = -np.inf
     for j in range(len(g.start)):
         if s.bucket[j] >= chosen:
             top = max(top, s.log_mean[j])
     for j in range(len(g.start)):
         if s.bucket[j] >= chosen:
             s.weight[j] = math.exp(s.log_mean[j] - top)
-            total += g.size[j] * s.weight[j]
-        s.ends[j] = total
-    return total
+            s.mass[j] = g.size[j] * s.weight[j]
+            s.noise[j] = s.mass[j] * (math.expm1(s.apart[j]) - s.apart[j] + r.floor[0])
+    return top
 
 
 @jit
@@ -183,17 +186,19 @@ def _choose(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, query: Any, numbe
     budget = r.budget - len(g.held) - len(query)
     scale = _logits(r, g, query, n.cells[i])
     top = _guess(r, g, s, n.cells[i], scale)
-    chosen, runs, error = _share(r, g, s, budget)
+    chosen, runs = _share(r, g, s, budget)
     if budget >= g.held.sum():
-        chosen, runs, error = s.buckets.shape[1], 0, 0.0
-    size, opened = _open(r, g, s, n, i, chosen)
-    if error > r.trusted:
-        n.slopes[i] = 0
-    total = s.ends[-1]
-    if runs > 0 and total < _TINY:
-        total = _renew(g, s, chosen)
-    n.sizes[i] = (size, opened, runs)
-    n.measures[i] = (top, total, error)
+        chosen, runs = s.buckets.shape[1], 0
+    size, opened, noise = _open(r, g, s, n, i, chosen)
+    if runs > 0 and s.ends[-1] < _TINY:
+        top = _renew(r, g, s, chosen)
+        size, opened, noise = _open(r, g, s, n, i, chosen)
+    total, log_error = s.ends[-1], -np.inf
+    if runs > 0:
+        log_error = top + (math.log(total) + math.log(noise) - math.log(4.0 * runs)) / 2
+    steady = runs > 0 and noise <= r.trusted**2 * total * (4 * runs)
+    n.sizes[i] = (size, opened, runs, int(steady))
+    n.measures[i] = (top, total, log_error)
     first = (size + 3) & ~3
     n.marks[i, 1] = first
     if runs > 0:

@@ -41,44 +41,56 @@ def _known(g: Groups, n: Lists, i: int, products: Any) -> float:
 
 
 @jit
-def _sum_up(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, products: Any, out: Any) -> None:
-    size, _, runs = n.sizes[i]
-    guessed, total, error = n.measures[i]
-    first, x = (size + 3) & ~3, s.x
-    end = first + 4 * runs
+def _exponentials(r: Rules, s: Scratch, products: Any, size: int, end: int, least: float) -> float:
+    """Write exponentials relative to the largest product, or to `least` where that is more, which is returned."""
+    x, padded = s.x, (end + 7) & ~7
     for j in range(end):
         x[j] = products[j]
-    x[size:first] = -np.inf
-    padded = (end + 7) & ~7
+    x[size : (size + 3) & ~3] = -np.inf
     x[end:padded] = -np.inf
     call(r.largest, (x.ctypes.data, padded, s.number.ctypes.data))
-    top = s.number[0] = max(s.number[0], guessed) if runs > 0 else s.number[0]
+    s.number[0] = max(s.number[0], least)
     call(r.exponentials, (x.ctypes.data, padded, s.number.ctypes.data))
-    head = 0.0
+    return s.number[0]
+
+
+@jit
+def _total(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, products: Any, steady: int) -> tuple[float, float, float]:
+    """Return what sums are relative to, the sum of all, and that of squared differences of successive runs."""
+    size, _, runs, _ = n.sizes[i]
+    guessed, total, _ = n.measures[i]
+    first, x = (size + 3) & ~3, s.x
+    top = _exponentials(r, s, products, size, first + 4 * runs, guessed if steady else -np.inf)
+    z = even = apart = 0.0
     for j in range(0, first, 4):
-        head += (x[j] + x[j + 1]) + (x[j + 2] + x[j + 3])
-    relative, even = math.exp(guessed - top), 0.0
-    plain = moved = plain_apart = moved_apart = plain_even = 0.0
+        z += (x[j] + x[j + 1]) + (x[j + 2] + x[j + 3])
+    relative = math.exp(guessed - top) if steady else 0.0
     for run in range(runs):
         j, cell = first + 4 * run, g.cell[n.draw[i, run]]
         expected = total / (4 * runs * n.odds[i, run])
-        sums = (products[j] + products[j + 1]) + (products[j + 2] + products[j + 3])
-        own = ((x[j] + x[j + 1]) + (x[j + 2] + x[j + 3])) * expected
-        both = own - relative * n.slopes[i, cell] * (sums - 4 * n.cells[i, cell]) * expected
-        plain += own
-        moved += both
+        own = (x[j] + x[j + 1]) + (x[j + 2] + x[j + 3])
+        if steady:
+            mean = (products[j] + products[j + 1]) + (products[j + 2] + products[j + 3]) - 4 * n.cells[i, cell]
+            own -= relative * n.slopes[i, cell] * mean
+        own *= expected
+        z += own
         if run % 2:
-            plain_apart += (own - plain_even) ** 2
-            moved_apart += (both - even) ** 2
-        plain_even, even = own, both
-    known = relative * _known(g, n, i, products)
-    z, apart = head + moved - known, moved_apart
-    if z <= 0:
-        z, apart = head + plain, plain_apart
-    pairs = runs // 2 * 2
-    seen = math.sqrt(apart * runs / pairs) / z if pairs > 0 else 0.0
+            apart += (own - even) ** 2
+        even = own
+    return top, z - relative * _known(g, n, i, products) if steady else z, apart
+
+
+@jit
+def _sum_up(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, products: Any, out: Any) -> None:
+    size, _, runs, steady = n.sizes[i]
+    top, z, apart = _total(r, g, s, n, i, products, steady)
+    if z <= 0:  # only where the error is larger than the sum itself
+        top, z, apart = _total(r, g, s, n, i, products, 0)
     out[0] = top + math.log(z)
-    out[1] = max(seen, error) if error > r.heavy and runs > 0 else seen
+    out[1] = math.sqrt(apart * runs / (runs // 2 * 2)) / z if runs > 1 else 0.0
+    predicted = math.exp(n.measures[i, 2] - out[0])
+    if predicted > r.heavy:
+        out[1] = max(out[1], predicted)
     out[2] = size + 4 * runs
 
 
@@ -97,7 +109,7 @@ def evaluate(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any, products: 
     multiply(r, n, queries, products)
     rows, logits, log_weights = out
     for i in range(len(queries)):
-        size, _, runs = n.sizes[i]
+        size, _, runs, _ = n.sizes[i]
         drawn = (size + 3) & ~3
         for j in range(size):
             rows[i, j], logits[i, j], log_weights[i, j] = n.places[i, j], products[i, j], 0.0

@@ -1,0 +1,11 @@
+"""What is compiled for catalogs, found by name when it is first needed: backends stand above and know catalogs."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+
+def compiled(name: str) -> Any:
+    """Return a module of the Numba backend."""
+    return import_module(f"rfkernels.backends.numba.{name}")
