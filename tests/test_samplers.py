@@ -96,29 +96,33 @@ def assert_unbiased_along_ones(sampler: Any, dim: int) -> None:
     exact, rows = math.exp(1 / 4), 4 * dim
     estimator = testing.drawn_estimates("positive", x, x, rows, sampler=sampler, batch=500)
     variance = exact**2 * math.expm1(1) / rows
-    testing.assert_unbiased_by_sampling(estimator, exact, variance=variance, detect=0.025 * exact)
+    testing.assert_unbiased_by_sampling(estimator, exact, variance=variance, detect=0.05 * exact)
 
 
 @pytest.mark.parametrize(
-    ("sampler", "dim"), [*((sampler, 4) for sampler in NORMAL), ("orthogonal", 64), ("simplex", 64), ("hadamard", 64)]
+    ("sampler", "dim"),
+    [*((s, 4) for s in NORMAL if s not in QUASI), ("orthogonal", 64), ("simplex", 64), ("hadamard", 64)],
 )
 def test_positive_features_are_unbiased_along_ones(sampler: str, dim: int) -> None:
     assert_unbiased_along_ones(sampler, dim)
 
 
 def assert_spread(sampler: Any, dim: int, s: float = 0.5) -> None:
-    """Positive features of one row of |x + y|² = s vary as a lognormal variable does, whose kurtosis is known."""
-    x = np.full(dim, math.sqrt(s / dim) / 2)
-    variance = math.exp(s / 2) * math.expm1(s)
+    """e^(w·z − s/2) of one row, |z|² = s, varies as a lognormal variable does, whose kurtosis is known."""
+
+    def estimate(rng: np.random.Generator) -> Any:
+        rows = rows_of(sampler, 20_000 * dim, dim, rng)[::dim]  # one of each block
+        return np.exp(math.sqrt(s / dim) * rows.sum(-1) - s / 2)
+
+    variance = math.expm1(s)
     kurtosis = math.exp(4 * s) + 2 * math.exp(3 * s) + 3 * math.exp(2 * s) - 3
-    estimator = testing.drawn_estimates("positive", x, x, 1, sampler=sampler, batch=50_000)
     fourth = kurtosis * variance**2
-    testing.assert_variance_by_sampling(estimator, math.exp(s / 4), variance, fourth=fourth, detect=variance / 5)
+    testing.assert_variance_by_sampling(estimate, 1.0, variance, fourth=fourth, detect=variance / 6)
 
 
-@pytest.mark.parametrize("dim", [4, 64])
-def test_iid_estimates_spread_as_the_lemma_says(dim: int) -> None:
-    assert_spread("iid", dim)
+@pytest.mark.parametrize("sampler", ["iid", "orthogonal"])
+def test_estimates_of_a_row_spread_as_the_lemma_says(sampler: str) -> None:
+    assert_spread(sampler, 4)
 
 
 @pytest.mark.parametrize("sampler", ["cauchy", "laplace"])
@@ -429,7 +433,7 @@ def test_hadamard_rows_of_other_widths_are_cut(dim: int) -> None:
         return np.stack([rows.mean(-2), np.mean(rows**2, -2)], 1)
 
     moments = np.stack([np.zeros(dim), np.ones(dim)])
-    testing.assert_unbiased_by_sampling(estimate, moments, variance=4 / count, detect=0.06)
+    testing.assert_unbiased_by_sampling(estimate, moments, variance=4 / count, detect=0.1)
 
 
 # Antithetic rows ------------------------------------------------------------------------------------------------------
@@ -501,12 +505,13 @@ def test_a_generator_moves_on_and_a_seed_sequence_does_not() -> None:
 
 @pytest.mark.parametrize("sampler", [*NORMAL, "hadamard"])
 def test_elements_of_a_batch_are_drawn_independently(sampler: str) -> None:
-    drawn = rfk.draw("positive", 4, 8, sampler=sampler, batch=(DRAWS, 3), rng=0).projection
-    assert drawn.shape == (DRAWS, 3, 8, 4)
-    if sampler != "hadamard":  # whose rows are not quite normal: rows of three elements are one of twelve coordinates
-        together = drawn[np.arange(DRAWS), :, np.arange(DRAWS) % 8]
-        testing.assert_law_of_rows(together.reshape(DRAWS, 12), what=sampler)
-    flat = drawn.reshape(3 * DRAWS, -1)
+    draws = 20 if sampler in (*QUASI, "hadamard") else DRAWS
+    drawn = rfk.draw("positive", 4, 8, sampler=sampler, batch=(draws, 3), rng=0).projection
+    assert drawn.shape == (draws, 3, 8, 4)
+    if draws == DRAWS:  # rows of three elements are one of twelve coordinates
+        together = drawn[np.arange(draws), :, np.arange(draws) % 8]
+        testing.assert_law_of_rows(together.reshape(draws, 12), what=sampler)
+    flat = drawn.reshape(3 * draws, -1)
     equal = flat == np.roll(flat, 1, 0)
     assert not np.any(equal & (flat != 0))  # as a coordinate of hadamard rows may be
 
