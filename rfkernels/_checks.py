@@ -124,7 +124,7 @@ def _over_keys(x: Any, keys: int, batch: tuple[int, ...]) -> bool:
 
 def check_scale(scale: Any) -> None:
     """Require a positive finite number; arrays and tracers pass."""
-    if isinstance(scale, int | float) and not (math.isfinite(scale) and scale > 0):
+    if isinstance(scale, int | float | np.floating | np.integer) and not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale must be a positive finite number, got {scale!r}")
 
 

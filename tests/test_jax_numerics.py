@@ -49,12 +49,12 @@ def inputs(batch: int = len(AT), seed: int = 0) -> tuple[Any, Any, Any]:
 
 
 @functools.cache
-def compiled(**options: Any) -> Any:
-    return xla.jit(lambda q, k, v, features, mask: rfk.attention(q, k, v, features, mask=mask, full=True, **options))
+def compiled(jit: Any, **options: Any) -> Any:
+    return jit(lambda q, k, v, features, mask: rfk.attention(q, k, v, features, mask=mask, full=True, **options))
 
 
-def attend(q: Any, k: Any, v: Any, features: rfk.Features, mask: Any = None, **options: Any) -> Any:
-    return compiled(**options)(q, k, v, features, mask)
+def attend(q: Any, k: Any, v: Any, features: rfk.Features, mask: Any = None, jit: Any = xla.jit, **options: Any) -> Any:
+    return compiled(jit, **options)(q, k, v, features, mask)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -112,7 +112,7 @@ def test_masked_keys_of_any_value_do_not_count() -> None:
         expected = oracle.expect(q, k, v, features, mask=mask, **options)
         for value in (1e17, np.inf, np.nan):
             k_other, v_other = (np.where(mask[:, None], x, np.float32(value)) for x in (k, v))
-            result = attend(q, k_other, v_other, features, mask, check_finite=False, **options)
+            result = attend(q, k_other, v_other, features, mask, jax.jit, check_finite=False, **options)
             oracle.check_result(result, expected, np.float32, f"{options} {value}")
 
 
@@ -123,7 +123,7 @@ def test_half_precision_in_and_out(dtype: str, schedule: str) -> None:
     rng, options = np.random.default_rng(0), SCHEDULES[schedule]
     features = rfk.draw("positive", 16, 64, rng=0)
     q, k, v = (oracle.normal(rng, 2, 200, n, dtype=oracle.DTYPES[dtype]) for n in (16, 16, 8))
-    result = attend(q, k, v, features, **options)
+    result = attend(q, k, v, features, jit=jax.jit, **options)
     wide = [x.astype(np.float64) for x in (q, k, v)]
     expected = rfk.attention(*wide, features, backend="numpy", **options)
     assert result.output.dtype == oracle.DTYPES[dtype]

@@ -1,7 +1,7 @@
 """Features that are materialized: what they are, that they are unbiased, and what their estimates are worth.
 
-Expectations over discrete laws are summed term by term, and drawn laws judged by six standard errors with sample sizes
-taken from known moments. `theory` has the sums that need cubature; its verdicts are asserted here.
+Expectations over discrete laws are summed term by term, and what is drawn is judged by `rfkernels.testing` with moments from
+the definition of its law. `theory` has the sums that need cubature.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 import rfkernels as rfk
-from rfkernels import materialized
+from rfkernels import materialized, testing
 from rfkernels.materialized import Maclaurin, Monomials
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -182,15 +182,6 @@ def test_errors_of_a_hybrid_at_the_limits() -> None:
     np.testing.assert_allclose(materialized.relative_error(x, zero, pairs), single * 0.75, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["discrete", "hybrid", "maclaurin", "taylor"])
-def test_the_theory_holds(name: str) -> None:
-    result = importlib.import_module(f"theory.{name}").RESULT
-    verdict = result.check()
-    assert verdict.holds, str(verdict)
-    assert result.statement.strip()
-    assert result.citation
-
-
 def test_the_theory_notices_broken_weights() -> None:
     discrete, maclaurin = (importlib.import_module(f"theory.{name}") for name in ("discrete", "maclaurin"))
     own = materialized.monomials.log_weights
@@ -231,31 +222,48 @@ def moments(name: str, features: Any, power: int) -> float:
 
 @pytest.mark.parametrize("name", [name for name in DRAWN if name != "hybrid"])
 def test_drawn_columns_have_the_moments_stated(name: str) -> None:
-    features = DRAWN[name](COUNT, rng=7)
-    found = COUNT * columns(X, Y, features) / math.exp(X @ Y / 2)
-    first, second, fourth = (moments(name, features, power) for power in (1, 2, 4))
+    features = DRAWN[name](1, rng=7)
+    first, second, third, fourth = (moments(name, features, power) for power in (1, 2, 3, 4))
     np.testing.assert_allclose(first, 1, rtol=1e-12)
-    np.testing.assert_allclose(second - 1, COUNT * materialized.relative_error(X, Y, features), rtol=1e-10)
-    assert abs(found.mean() - 1) <= 6 * math.sqrt((second - 1) / COUNT)
-    assert abs(np.mean(found**2) - second) <= 6 * math.sqrt((fourth - second**2) / COUNT)
+    np.testing.assert_allclose(second - 1, materialized.relative_error(X, Y, features), rtol=1e-10)
+
+    def estimate(rng: np.random.Generator) -> Any:
+        return COUNT * columns(X, Y, DRAWN[name](COUNT, rng=rng)) / math.exp(X @ Y / 2)
+
+    central = fourth - 4 * third + 6 * second - 3
+    testing.assert_unbiased_by_sampling(estimate, 1.0, variance=second - 1, detect=0.05)
+    detect = math.sqrt(central) / 15
+    testing.assert_variance_by_sampling(estimate, 1.0, second - 1, fourth=central, detect=detect)
 
 
 @pytest.mark.parametrize("name", ["poisson each", "geometric"])
 def test_exponents_have_their_law(name: str) -> None:
-    features = DRAWN[name](COUNT, rng=8)
-    law = stats.poisson(features.parameter) if name == "poisson each" else stats.geom(features.parameter, loc=-1)
-    for value in range(4):
-        chance = law.pmf(value)
-        share = np.mean(features.exponents == value, 0)
-        assert np.all(np.abs(share - chance) <= 6 * np.sqrt(chance * (1 - chance) / COUNT))
-    assert np.all(np.abs(np.corrcoef(features.exponents.T) - np.eye(DIM)) <= 6 / math.sqrt(COUNT))
+    parameter = DRAWN[name](1, rng=8).parameter
+    law = stats.poisson(parameter) if name == "poisson each" else stats.geom(parameter, loc=-1)
+    values = np.arange(4)[:, None]
+    chance, mean, variance = law.pmf(values), law.mean(), law.var()
+
+    def shares(rng: np.random.Generator) -> Any:
+        return DRAWN[name](COUNT, rng=rng).exponents[:, None, :] == values
+
+    def products(rng: np.random.Generator) -> Any:
+        apart = (DRAWN[name](COUNT, rng=rng).exponents - mean) / np.sqrt(variance)
+        return np.stack([apart[:, i] * apart[:, j] for i, j in itertools.combinations(range(DIM), 2)], -1)
+
+    testing.assert_unbiased_by_sampling(shares, chance, variance=chance * (1 - chance), detect=0.03)
+    testing.assert_unbiased_by_sampling(products, np.zeros(6), variance=1.0, detect=0.06)
 
 
 def test_drawn_hybrids_have_the_moments_stated() -> None:
     """One row of each part and two directions, drawn anew each time; moments of the parts by Gauss–Hermite."""
-    features = materialized.draw_angular_hybrid(DIM, 12, directions=2, sampler="iid", batch=(COUNT,), rng=9)
-    log, sign = materialized.log_kernel(np.broadcast_to(X, (COUNT, DIM)), Y, features)
-    found = sign * np.exp(log - X @ Y / 2) - 1
+
+    def drawn(rng: Any) -> Any:
+        return materialized.draw_angular_hybrid(DIM, 12, directions=2, sampler="iid", batch=(COUNT,), rng=rng)
+
+    def estimate(rng: np.random.Generator) -> Any:
+        log, sign = materialized.log_kernel(np.broadcast_to(X, (COUNT, DIM)), Y, drawn(rng))
+        return sign * np.exp(log - X @ Y / 2)
+
     points, weights = np.polynomial.hermite_e.hermegauss(60)
     weights = weights / weights.sum()
     s, delta = (float(v @ v) / 2 for v in (X + Y, X - Y))
@@ -273,9 +281,10 @@ def test_drawn_hybrids_have_the_moments_stated() -> None:
             for k in range(power + 1)
         )
 
-    np.testing.assert_allclose(moment(2), materialized.relative_error(X, Y, features), rtol=1e-10)
-    assert abs(found.mean()) <= 6 * math.sqrt(moment(2) / COUNT)
-    assert abs(np.mean(found**2) - moment(2)) <= 6 * math.sqrt((moment(4) - moment(2) ** 2) / COUNT)
+    np.testing.assert_allclose(moment(2), materialized.relative_error(X, Y, drawn(9)), rtol=1e-10)
+    testing.assert_unbiased_by_sampling(estimate, 1.0, variance=moment(2), detect=math.sqrt(moment(2)) / 20)
+    detect = math.sqrt(moment(4)) / 15
+    testing.assert_variance_by_sampling(estimate, 1.0, moment(2), fourth=moment(4), detect=detect)
 
 
 @pytest.mark.parametrize("name", DRAWN)

@@ -46,7 +46,7 @@ def outcomes(request: pytest.FixtureRequest) -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": path,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {eight_devices.FLAGS}",
+        "XLA_FLAGS": f"{eight_devices.FLAGS} {os.environ.get('XLA_FLAGS', '')}",
     }
     done = subprocess.run(
         [sys.executable, "-W", "error", str(eight_devices.__file__), *asked],

@@ -469,10 +469,48 @@ def test_the_law_of_rows_on_a_sphere() -> None:
         testing.assert_marginal_law(Sampler("iid", rfk.samplers.iid.rows, law="sphere"), 4, count=500)
     with pytest.raises(AssertionError, match="law 'sphere'"):
         testing.assert_marginal_law(Sampler("corners", two_points, law="sphere"), 4)
-    with pytest.raises(ValueError, match="'normal' or 'sphere' to be judged, got 'cauchy'"):
-        testing.assert_marginal_law(Sampler("other", wide, law="cauchy"), 4)
+    with pytest.raises(ValueError, match=r"law of the sampler must be one of .*, got 'hadamard'"):
+        testing.assert_marginal_law(Sampler("other", wide, law="hadamard"), 4)
     with pytest.raises(ValueError, match="count must be at least dim = 4, got 3"):
         testing.assert_marginal_law("iid", 4, count=3)
+
+
+LAWS = {
+    "normal": lambda rng: rng.standard_normal((4000, 3)),
+    "sphere": lambda rng: np.asarray(
+        rfk.draw("elu+1", 3, 3, sampler="regularized", batch=(4000,), rng=rng).projection[:, 0]
+    ),
+    "cauchy": lambda rng: rng.standard_cauchy((4000, 3)),
+    "laplace": lambda rng: rng.laplace(size=(4000, 3)),
+}
+
+
+@pytest.mark.parametrize("claimed", LAWS)
+@pytest.mark.parametrize("law", LAWS)
+def test_laws_of_given_rows(law: str, claimed: str) -> None:
+    rows = LAWS[law](np.random.default_rng(2))
+    if law == claimed:
+        testing.assert_law_of_rows(rows, claimed)
+        return
+    with pytest.raises(AssertionError, match=f"these (have norms|do not have the law '{claimed}')"):
+        testing.assert_law_of_rows(rows, claimed, what="these")
+
+
+def test_coordinates_of_another_law_that_are_not_independent_fail() -> None:
+    rows = LAWS["cauchy"](np.random.default_rng(3))
+    rows[:, 1] = np.where(rows[:, 0] > 0, 1, -1) * np.abs(rows[:, 1])
+    with pytest.raises(AssertionError, match="do not have the law 'cauchy'"):
+        testing.assert_law_of_rows(rows, "cauchy")
+
+
+def test_rows_that_cannot_be_judged_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match="law must be one of normal, sphere, cauchy, laplace to be judged, got 'other'"
+    ):
+        testing.assert_law_of_rows(np.ones((4, 2)), "other")
+    for shape in ((4,), (3, 4), (4, 0), (2, 4, 2)):
+        with pytest.raises(ValueError, match="rows must have shape"):
+            testing.assert_law_of_rows(np.ones(shape))
 
 
 def test_correct_rows_fail_as_rarely_as_promised() -> None:
@@ -598,6 +636,42 @@ def test_a_sample_that_cannot_tell_is_refused() -> None:
         testing.assert_unbiased_by_sampling(lognormal, 0.0, variance=1.0)  # one percent of nothing
     with pytest.raises(ValueError, match="estimates would be needed"):
         testing.assert_unbiased_by_sampling(lognormal, 1.0, variance=1.0, detect=1e-4)
+
+
+def test_estimates_of_drawn_features() -> None:
+    """Every pair reads all draws; a map that is twice too large is noticed, and one with radii is estimated."""
+    x, y = (
+        np.array([[[0.3, -0.2, 0.5]], [[0.1, 0.4, 0.0]]]),
+        np.array([[0.2, 0.6, -0.1], [0.0, 0.3, 0.3], [0.5, 0.5, 0.5]]),
+    )
+    for name in ("positive", "laplacian"):
+        estimator = testing.drawn_estimates(name, x, y, 12, scale=0.8, batch=700)
+        found = estimator(np.random.default_rng(0))
+        assert found.shape == (700, 2, 3)
+        np.testing.assert_array_equal(found, estimator(np.random.default_rng(0)))
+        kernel = rfk.lookup(name).kernel
+        assert kernel is not None
+        exact = testing.kernel_value(kernel, x, y, scale=0.8).value
+        testing.assert_unbiased_by_sampling(estimator, exact, variance=0.5, detect=0.1)
+        with pytest.raises(AssertionError, match="the mean of estimates"):
+            testing.assert_unbiased_by_sampling(estimator, exact + 0.12, variance=0.5, detect=0.1)
+    proposal = rfk.proposals.isotropic(1.3)
+    estimator = testing.drawn_estimates("positive", x, y, 8, sampler="iid", proposal=proposal)
+    testing.assert_unbiased_by_sampling(estimator, np.exp(np.sum(x * y, -1)), variance=0.5, detect=0.1)
+    with pytest.raises(ValueError, match="x and y must be"):
+        testing.drawn_estimates("positive", x, y[:, :2], 8)
+
+
+def test_two_rows_at_an_angle() -> None:
+    first, second, weights = testing.two_rows(1.1)
+    np.testing.assert_allclose(weights.sum(), 1, rtol=1e-12)
+    for rows in (first, second):
+        np.testing.assert_allclose(weights @ rows, 0, atol=1e-12)
+        np.testing.assert_allclose((rows * weights[:, None]).T @ rows, np.eye(2), atol=1e-12)
+        np.testing.assert_allclose(weights @ rows**4, 3, rtol=1e-12)
+    lengths = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
+    np.testing.assert_allclose(np.sum(first * second, -1), math.cos(1.1) * lengths, atol=1e-12)
+    np.testing.assert_allclose(weights @ lengths, math.pi / 2, rtol=1e-7)  # norms are independent, of mean √(π/2)
 
 
 def test_a_variance_by_sampling() -> None:

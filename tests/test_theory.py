@@ -62,7 +62,14 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("result", RESULTS.values(), ids=RESULTS)
+DEAR = {"approximation", "generalized"}
+"""Results that take half a minute each; `python -m theory` checks them all."""
+
+
+@pytest.mark.parametrize(
+    "result",
+    [pytest.param(result, id=name, marks=pytest.mark.long if name in DEAR else ()) for name, result in RESULTS.items()],
+)
 def test_the_result_holds(result: Any) -> None:
     verdict = result.check()
     assert verdict.holds, str(verdict)

@@ -1,7 +1,7 @@
 """Errors that `rfkernels.variance` predicts are those that features have.
 
-Expectations are integrated where that is possible: over one row by a Gauss–Hermite grid, over a coupled pair in the
-plane by angles and radii. At extremes mpmath is the judge. Simulations accept six standard errors.
+Expectations are integrated where that is possible, over one row or a coupled pair, on grids of `rfkernels.testing`, which
+judges simulations as well. At extremes mpmath is the judge.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rfkernels as rfk
-from rfkernels import proposals, samplers, variance
+from rfkernels import proposals, samplers, testing, variance
+from rfkernels.testing import strategies as rst
 from rfkernels.variance import _series
 
 SOFTMAX = ["hyperbolic", "positive", "trigonometric"]
@@ -28,10 +29,6 @@ def numbers(low: float, high: float) -> st.SearchStrategy[float]:
     return st.floats(low, high, allow_subnormal=False)
 
 
-def points(dim: int, radius: float = 0.8) -> st.SearchStrategy[Any]:
-    return st.lists(numbers(-radius, radius), min_size=dim, max_size=dim).map(np.array)
-
-
 def along(s: float, dim: int) -> Any:
     """A point x with |x + x|² = s."""
     x = np.zeros(dim)
@@ -41,33 +38,12 @@ def along(s: float, dim: int) -> Any:
 
 def estimates(name: str, rows: Any, x: Any, y: Any, proposal: Any = None) -> Any:
     """What each standard normal row alone estimates relative to the kernel, under a proposal."""
-    v, log_weight = (rows, np.zeros(len(rows))) if proposal is None else proposals.propose(np, proposal, rows, None)
-    features = rfk.Features(rfk.lookup(name), v, log_weight, rfk.Side(), rfk.Side(), np.asarray(1.0))
-    columns = rfk.transform(x[None], features, side="query") * rfk.transform(y[None], features, side="key")
-    log_kernel = rfk.exact_log_kernel(x, y, kernel=features.map.kernel)
-    return len(rows) * columns.reshape(-1, len(rows)).sum(0) / math.exp(log_kernel)
+    v, log_weight = (rows, 0.0) if proposal is None else proposals.propose(np, proposal, rows, None)
+    features = testing.bind(name, v, log_weight=log_weight)
+    return testing.row_estimates(features, x, y) / testing.kernel_value(features.map.kernel, x, y).value  # type: ignore[arg-type]
 
 
-def hermite(nodes: int = 64) -> tuple[Any, Any]:
-    found, weights = np.polynomial.hermite_e.hermegauss(nodes)
-    rows = np.stack(np.meshgrid(found, found, indexing="ij"), -1).reshape(-1, 2)
-    return rows, np.outer(weights, weights).reshape(-1) / (2 * math.pi)
-
-
-def coupled(turn: float, angles: int = 64, radii: int = 48) -> tuple[Any, Any, Any]:
-    """Two rows in the plane at that angle with independent chi norms, and weights."""
-    found, weights = np.polynomial.legendre.leggauss(radii)
-    radius = 6.5 * (1 + found)
-    weights = 6.5 * weights * radius * np.exp(-(radius**2) / 2)
-    direction = 2 * math.pi * np.arange(angles) / angles
-    t, i, j = (a.reshape(-1) for a in np.meshgrid(direction, np.arange(radii), np.arange(radii), indexing="ij"))
-    one, other = radius[i], radius[j]
-    first = one[:, None] * np.stack([np.cos(t), np.sin(t)], -1)
-    second = other[:, None] * np.stack([np.cos(t + turn), np.sin(t + turn)], -1)
-    return first, second, weights[i] * weights[j] / angles
-
-
-ROWS, WEIGHTS = hermite()
+ROWS, WEIGHTS = testing.hermite(64)
 
 
 # One row ----------------------------------------------------------------------------------------------------------
@@ -96,14 +72,14 @@ def test_one_draw_is_what_a_grid_integrates(name: str, antithetic: bool, proposa
 
 
 @pytest.mark.parametrize("name", SOFTMAX)
-@given(x=points(2), y=points(2), scale=numbers(0.1, 1.0))
+@given(x=rst.points(2, 1.1), y=rst.points(2, 1.1), scale=numbers(0.1, 1.0))
 def test_scale_multiplies_both_sides(name: str, x: Any, y: Any, scale: float) -> None:
     scaled = variance.relative(name, x, y, count=8, scale=scale)
     root = math.sqrt(scale)
     np.testing.assert_allclose(scaled, variance.relative(name, root * x, root * y, count=8), rtol=1e-12, atol=1e-300)
 
 
-@given(x=points(3), y=points(3))
+@given(x=rst.points(3, 1.4), y=rst.points(3, 1.4))
 def test_identities_of_the_softmax_maps(x: Any, y: Any) -> None:
     """Lemma 2 of Performers and what follows from it."""
     s = float((x + y) @ (x + y))
@@ -120,7 +96,7 @@ def test_identities_of_the_softmax_maps(x: Any, y: Any) -> None:
     np.testing.assert_allclose(pairs, variance.relative("hyperbolic", x, y, count=64), rtol=1e-9, atol=1e-300)
 
 
-@given(x=points(2), y=points(2), other=points(2))
+@given(x=rst.points(2, 1.1), y=rst.points(2, 1.1), other=rst.points(2, 1.1))
 def test_one_row_at_two_keys(x: Any, y: Any, other: Any) -> None:
     for name in SOFTMAX:
         for proposal in (None, TILTED):
@@ -140,7 +116,7 @@ def test_coupling_in_the_plane(s: float) -> None:
     """A quadrature over angles and radii gives C to rounding, e^(−s/2)(1 + s/2) for a right angle."""
     z = np.array([math.sqrt(s), 0.0])
     for turn, kind in ((math.pi / 2, "orthogonal"), (math.pi, "simplex"), (1.0, math.cos(1.0))):
-        one, other, weights = coupled(turn)
+        one, other, weights = testing.two_rows(turn)
         expected = weights @ np.exp((one + other) @ z - s)
         np.testing.assert_allclose(variance.coupling_moment(kind, s, 2), expected, rtol=1e-12)
         turned = weights @ (np.exp(s) * np.cos(one @ z) * np.cos(other @ z))
@@ -157,7 +133,7 @@ def test_cross_moments_of_coupled_rows_in_the_plane(name: str) -> None:
     for sampler, turn in ((samplers.orthogonal, math.pi / 2), (SIMPLEX, math.pi)):
         apart = 0.0
         for reflected in (turn, -turn):  # Haar-distributed directions turn either way
-            one, second, weights = coupled(reflected)
+            one, second, weights = testing.two_rows(reflected)
             same = weights @ (estimates(name, one, x, y) * estimates(name, one, x, other))
             apart += weights @ (estimates(name, one, x, y) * estimates(name, second, x, other)) / 2
         found = variance.cross_moment(name, x, y, other, count=2 * columns, sampler=sampler)
@@ -229,16 +205,16 @@ SIMULATED = [
 
 @pytest.mark.parametrize(("name", "sampler", "proposal"), SIMULATED)
 def test_against_simulation(name: str, sampler: Any, proposal: Any) -> None:
-    """Blocks of 8 rows, one and a half of them; the standard error is that of 4000 squares."""
+    """Blocks of 8 rows, one and a half of them; the kurtosis of one row is at most 300, and that of their mean 20."""
     rng = np.random.default_rng(5)
     x, y = 0.25 * rng.standard_normal((2, 8))
-    features = rfk.draw(name, 8, 24, sampler=sampler, proposal=proposal, scale=1.0, batch=(4000,), rng=3)
-    phi = [
-        rfk.transform(np.broadcast_to(a, (4000, 1, 8)), features, side=side) for a, side in ((x, "query"), (y, "key"))
-    ]
-    squares = ((phi[0] * phi[1]).sum((-1, -2)) / math.exp(x @ y) - 1) ** 2
     predicted = variance.relative(name, x, y, count=24, sampler=sampler, proposal=proposal)
-    assert abs(squares.mean() - predicted) <= 6 * squares.std() / math.sqrt(4000)
+    drawn = testing.drawn_estimates(name, x, y, 24, sampler=sampler, proposal=proposal, batch=4000)
+
+    def estimate(generator: np.random.Generator) -> Any:
+        return drawn(generator) / math.exp(x @ y)
+
+    testing.assert_variance_by_sampling(estimate, 1.0, predicted, fourth=20 * predicted**2, detect=predicted / 3)
 
 
 # The regularized kernel -------------------------------------------------------------------------------------------
@@ -390,7 +366,7 @@ def test_jax_agrees_and_differentiates(name: str, sampler: str) -> None:
 # Proposals --------------------------------------------------------------------------------------------------------
 
 
-@given(x=points(5), y=points(5), scale=numbers(0.3, 1.0))
+@given(x=rst.points(5, 1.8), y=rst.points(5, 1.8), scale=numbers(0.3, 1.0))
 def test_no_isotropic_proposal_is_better_than_the_optimal_one(x: Any, y: Any, scale: float) -> None:
     best = variance.optimal_proposal(x, y, scale=scale)
     errors = [
@@ -475,7 +451,12 @@ def test_the_ranking_of_methods(dim: int, tau: float, row: dict[str, float]) -> 
 # Tails ------------------------------------------------------------------------------------------------------------
 
 
-@given(w=points(3, 20.0), x=points(3), y=points(3), deviations=st.lists(numbers(1.05, 2.0), min_size=3, max_size=3))
+@given(
+    w=rst.points(3, 30.0),
+    x=rst.points(3, 1.4),
+    y=rst.points(3, 1.4),
+    deviations=st.lists(numbers(1.05, 2.0), min_size=3, max_size=3),
+)
 def test_no_term_is_above_its_bound(w: Any, x: Any, y: Any, deviations: list[float]) -> None:
     proposal = proposals.Gaussian(np.array(deviations), np.array([0.1, -0.2, 0.3]))
     sigma = np.array(deviations)

@@ -21,7 +21,7 @@ def be_quick() -> None:
     """Set XLA_FLAGS of this process, whose JAX must not have run, and of those it starts, if this jaxlib knows them."""
     if importlib.util.find_spec("jax") is None or QUICK in os.environ.get("XLA_FLAGS", ""):
         return
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     code = "import jax; jax.devices()"  # a process ends if it does not know a flag
     if subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False).returncode == 0:
@@ -38,5 +38,5 @@ def jit(function: Callable[..., Any], **options: Any) -> Any:
 
 def default() -> dict[str, str]:
     """An environment for a process that compiles by default, and finds the library and the tests that are found here."""
-    flags = os.environ.get("XLA_FLAGS", "").replace(QUICK, "")
+    flags = os.environ.get("XLA_FLAGS", "").replace(QUICK, "").strip()  # XLA takes a blank for the name of a file
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "XLA_FLAGS": flags}

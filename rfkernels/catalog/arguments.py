@@ -6,29 +6,58 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._checks import check_array, check_finite_arrays
+from rfkernels._checks import check_array, first_nonfinite
 from rfkernels.catalog.plan import fewest_dots
 from rfkernels.catalog.records import Store, Table
+
+BUDGET = 4096
+"""Dot products per query by default, if that is twice the least or more."""
 
 SEEDS = 1 << 64
 """Seeds are less than this."""
 
 
-def check_queries(queries: Any, dim: int) -> Any:
+def check_queries(queries: Any, table: Table) -> Any:
     """Require finite queries (queries, dim) or (dim,); return them as NumPy's, (queries, dim)."""
     check_array("queries", queries, 1)
+    dim, dtype = table.means.shape[1], table.rows.dtype
     if queries.ndim > 2 or queries.shape[-1] != dim:
         raise ValueError(f"queries must have shape (queries, {dim}) or ({dim},), got {queries.shape}")
-    check_finite_arrays(queries=queries)
-    return np.atleast_2d(np.asarray(queries))
+    given = np.atleast_2d(np.asarray(queries))
+    with np.errstate(over="ignore"):
+        index = first_nonfinite(given.astype(dtype))
+    if index is not None:
+        value = float(given[index])
+        raise ValueError(f"queries must be finite in the items' dtype, {dtype}, but queries{list(index)} is {value}")
+    return given
+
+
+def check_values(values: Any, store: Store) -> None:
+    """Require finite values (ids, width) for all ids."""
+    if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.ndim != 2:
+        found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise TypeError(f"values must be a numpy.ndarray of floats, (largest id + 1, width), got {found}")
+    if len(values) < len(store.slots):
+        raise ValueError(f"values must have shape ({len(store.slots)}, width), got {values.shape}")
+    held = store.slots >= 0
+    index = first_nonfinite(values[: len(held)][held])
+    if index is not None:
+        raise ValueError(f"values must be finite, but that of the id {np.flatnonzero(held)[index[0]]} is not")
+
+
+def check_real(name: str, x: Any, below: float = np.inf) -> None:
+    """Require a positive number below another."""
+    if isinstance(x, bool) or not isinstance(x, int | float | np.floating | np.integer) or not 0 < x < below:
+        raise ValueError(f"{name} must be a number between 0 and {below:g}, got {x!r}")
 
 
 def check_budget(table: Table, budget: Any) -> int:
-    """Require a number of dot products that suffices for a sample, or for all items."""
-    items = int(table.count.sum())
+    """Require a number of dot products that suffices for a sample, or for all items; choose one if it is None."""
+    items, least = int(table.count.sum()), fewest_dots(table)
+    if budget is None:
+        return max(BUDGET, 2 * least)
     if isinstance(budget, bool) or not isinstance(budget, int | np.integer) or budget < 1:
         raise ValueError(f"budget must be a positive number of dot products per query, got {budget!r}")
-    least = fewest_dots(table)
     if budget < least and budget < items:
         raise ValueError(f"budget must be at least {least} for this catalog (cells, dim and a sample), got {budget}")
     return int(budget)
@@ -56,6 +85,7 @@ def check_filled(table: Table) -> None:
 def rows_of_ids(store: Store, ids: Any) -> Any:
     """Return the row of each id; one that is not there is a KeyError."""
     ids = np.asarray(ids)
+    ids = ids.astype(np.int64) if ids.size == 0 else ids
     if ids.dtype.kind not in "iu":
         raise TypeError(f"ids must be integers, got {ids.dtype}")
     known = (ids >= 0) & (ids < len(store.slots))

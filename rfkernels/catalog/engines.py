@@ -35,17 +35,22 @@ def choose(backend: str) -> Engine:
 
 
 def estimated(table: Table, queries: Any, budget: int, error: float | None, seed: int, backend: str) -> Estimate:
-    """Estimate log-normalizers; queries that miss the relative error start afresh with four times the budget.
+    """Estimate log-normalizers, with as many dot products as the relative error asks for if one is given.
 
-    What decides is the standard error, of which the new draws know nothing, so that nothing is selected by its value.
+    A pilot says how many these are, and its numbers are thrown away: a standard error and the value beside it depend on
+    each other, so that keeping those whose error is small would be a choice by value.
     """
     found = _estimated(table, queries, budget, seed, backend)
-    while error is not None and (found.standard_error > error).any():
-        poor = np.flatnonzero(found.standard_error > error)
-        budget, seed = 4 * budget, (seed + 1) % SEEDS
-        better = _estimated(table, queries[poor], budget, seed, backend)
-        for part, new in zip(found, better._replace(dots=found.dots[poor] + better.dots), strict=True):
-            part[poor] = new
+    if error is None:
+        return found
+    items, seed = int(table.count.sum()), (seed + 1) % SEEDS
+    doublings = np.ceil(np.log2(np.maximum(found.standard_error / error, 1) ** 2))
+    budgets = np.minimum(budget * 2.0**doublings, max(items, budget)).astype(np.int64)
+    for own in np.unique(budgets):
+        same = np.flatnonzero(budgets == own)
+        better = _estimated(table, queries[same], int(own), seed, backend)
+        for part, new in zip(found, better._replace(dots=found.dots[same] + better.dots), strict=True):
+            part[same] = new
     return found
 
 
@@ -53,4 +58,10 @@ def _estimated(table: Table, queries: Any, budget: int, seed: int, backend: str)
     engine, items = choose(backend), int(table.count.sum())
     if not items:
         return Estimate(np.full(len(queries), -np.inf), np.zeros(len(queries)), np.zeros(len(queries), np.int64))
-    return engine.exact(table, queries) if budget >= items else engine.estimate(table, queries, budget, seed)
+    found = engine.exact(table, queries) if budget >= items else engine.estimate(table, queries, budget, seed)
+    bad = np.flatnonzero(np.isnan(found.log_normalizer))
+    if len(bad):
+        raise ValueError(
+            f"queries must have dot products with items that fit {table.rows.dtype}; query {bad[0]} has not"
+        )
+    return found

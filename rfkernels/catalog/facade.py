@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from rfkernels._checks import check_array, check_scale
 from rfkernels.catalog import engines, files, kernel_sums, reductions, sampling, store
 from rfkernels.catalog.arguments import (
     check_budget,
     check_count,
     check_filled,
     check_queries,
+    check_real,
     check_seed,
+    check_values,
     ids_of_rows,
     rows_of_ids,
 )
@@ -23,14 +25,14 @@ from rfkernels.catalog.reductions import Expectation, Top
 from rfkernels.kernels import Kernel
 from rfkernels.maps import lookup
 
-BUDGET = 4096
-
 _NUMBERS = 1 << 21
 _DRAWS = 1 << 31
 
 
 class Catalog:
     """Items y₁ … y_n and fast sums Σ exp(q·y_i) over them, for a few thousand dot products a query.
+
+    Any number of threads may read a catalog at once; a change must not run beside reads or other changes.
 
     Items are grouped by k-means. A query takes the groups that matter most exactly and draws from the others, by a
     proposal close to exp(q·y): what is returned is unbiased for the sum and comes with its standard error.
@@ -58,6 +60,7 @@ class Catalog:
         self._set(store.build(items, ids, cells=cells, rng=rng))
 
     def _set(self, held: Store) -> None:
+        self._lock = Lock()
         self._store = held
         self._table: Table | None = None
 
@@ -87,9 +90,10 @@ class Catalog:
     @property
     def table(self) -> Table:
         """The arrays that estimates read."""
-        if self._table is None:
-            self._table = store.table(self._store)
-        return self._table
+        with self._lock:
+            if self._table is None:
+                self._table = store.table(self._store)
+            return self._table
 
     @property
     def store(self) -> Store:
@@ -104,7 +108,7 @@ class Catalog:
         self,
         queries: Any,
         *,
-        budget: int = BUDGET,
+        budget: int | None = None,
         error: float | None = None,
         full: bool = False,
         rng: int = 0,
@@ -116,11 +120,12 @@ class Catalog:
         ----------
         queries : array, shape (queries, dim) or (dim,)
             The queries; scale them to sharpen or flatten the softmax.
-        budget : int, default 4096
-            Dot products that each query may take. From the number of items on the result is exact.
+        budget : int, optional
+            Dot products that each query may take; 4096 by default, or twice the least if that is more. From the number
+            of items on the result is exact.
         error : float, optional
-            A relative standard error to be reached: queries that miss it are estimated again, afresh, with four times
-            the budget, and so on, up to exactness.
+            A relative standard error to aim at: `budget` is spent on a pilot, which says how many dot products each
+            query needs, up to exactness, and is thrown away, lest estimates be chosen by their value.
         full : bool, default False
             Return an `Estimate`, with standard errors and the dot products taken.
         rng : int, default 0
@@ -138,15 +143,15 @@ class Catalog:
         TypeError, ValueError
             If arguments do not fit together, queries are not finite, or `budget` is too small to draw at all.
         """
-        given, budget = check_queries(queries, self.dim), check_budget(self.table, budget)
-        if error is not None and not 0 < error < 1:
-            raise ValueError(f"error must be a relative standard error between 0 and 1, got {error!r}")
+        given, budget = check_queries(queries, self.table), check_budget(self.table, budget)
+        if error is not None:
+            check_real("error", error, 1)
         found = engines.estimated(self.table, given, budget, error, check_seed(rng), backend)
         found = Estimate(*(part.reshape(queries.shape[:-1]) for part in found))
         return found if full else found.log_normalizer
 
     def probabilities(
-        self, queries: Any, ids: Any, *, budget: int = BUDGET, error: float | None = None, rng: int = 0
+        self, queries: Any, ids: Any, *, budget: int | None = None, error: float | None = None, rng: int = 0
     ) -> Any:
         """Estimate the softmax exp(q·y_i) / Z of some items.
 
@@ -171,7 +176,7 @@ class Catalog:
         TypeError, ValueError
             If arguments do not fit together.
         """
-        given, slots = check_queries(queries, self.dim), rows_of_ids(self._store, ids)
+        given, slots = check_queries(queries, self.table), rows_of_ids(self._store, ids)
         if slots.ndim not in (1, 2) or (slots.ndim == 2 and len(slots) != len(given)):
             raise ValueError(f"ids must have shape (items,) or ({len(given)}, items), got {slots.shape}")
         log = np.atleast_1d(self.log_normalizer(queries, budget=budget, error=error, rng=rng))
@@ -183,7 +188,7 @@ class Catalog:
         queries: Any,
         values: Any,
         *,
-        budget: int = BUDGET,
+        budget: int | None = None,
         full: bool = False,
         rng: int = 0,
         backend: str = "numba",
@@ -211,10 +216,8 @@ class Catalog:
         TypeError, ValueError
             If arguments do not fit together, or the catalog is empty.
         """
-        given = check_queries(queries, self.dim)
-        check_array("values", values, 2)
-        if values.ndim != 2 or len(values) < len(self._store.slots):
-            raise ValueError(f"values must have shape ({len(self._store.slots)}, width), got {values.shape}")
+        given = check_queries(queries, self.table)
+        check_values(values, self._store)
         check_filled(self.table)
         budget = check_budget(self.table, budget)
         budget = len(self) + sum(self.table.means.shape) if budget >= len(self) else budget
@@ -226,7 +229,7 @@ class Catalog:
         found = Expectation(*(part.reshape(*queries.shape[:-1], values.shape[1]) for part in found))
         return found if full else found.mean
 
-    def top(self, queries: Any, k: int, *, budget: int = BUDGET) -> Top:
+    def top(self, queries: Any, k: int, *, budget: int | None = None) -> Top:
         """Return the k items of largest q·y among those that a query finds, largest first.
 
         Parameters
@@ -235,8 +238,8 @@ class Catalog:
             The queries.
         k : int
             How many.
-        budget : int, default 4096
-            Dot products that each query may take, and so how many of the true largest are found.
+        budget : int, optional
+            As in `log_normalizer`: it decides how many of the true largest are found.
 
         Returns
         -------
@@ -248,7 +251,7 @@ class Catalog:
         TypeError, ValueError
             If arguments do not fit together, or there are fewer than k items.
         """
-        given = check_queries(queries, self.dim)
+        given = check_queries(queries, self.table)
         check_count("k", k, 1, len(self))
         found = reductions.top(self.table, given, int(k), check_budget(self.table, budget))
         return Top(*(part.reshape(*queries.shape[:-1], k) for part in found))
@@ -282,7 +285,7 @@ class Catalog:
         TypeError, ValueError
             If arguments do not fit together, or the catalog is empty.
         """
-        given = check_queries(queries, self.dim)
+        given = check_queries(queries, self.table)
         check_count("n", n, 0, _DRAWS)
         check_filled(self.table)
         draw = sampling.sample_exactly if exact else engines.choose(backend).sample
@@ -295,7 +298,7 @@ class Catalog:
         kernel: str | Kernel = "gaussian",
         *,
         scale: float = 1.0,
-        budget: int = BUDGET,
+        budget: int | None = None,
         full: bool = False,
         rng: int = 0,
     ) -> Any:
@@ -323,8 +326,8 @@ class Catalog:
         TypeError, ValueError
             If arguments do not fit together, or the kernel can be negative.
         """
-        given = check_queries(queries, self.dim)
-        check_scale(scale)
+        given = check_queries(queries, self.table)
+        check_real("scale", scale)
         chosen = lookup(kernel).kernel if isinstance(kernel, str) else kernel
         if not isinstance(chosen, Kernel):
             raise TypeError(f"kernel must be a Kernel or the name of a map that has one, got {kernel!r}")
@@ -359,19 +362,22 @@ class Catalog:
         """
         largest = len(self._store.slots)
         ids = np.arange(largest, largest + len(items)) if ids is None else ids
-        store.add(self._store, items, ids)
-        self._table = None
+        with self._lock:
+            store.add(self._store, items, ids)
+            self._table = None
         return np.asarray(ids)
 
     def remove(self, ids: Any) -> None:
         """Remove the items of some ids, each once; nothing is changed if one is unknown (KeyError)."""
-        store.remove(self._store, ids)
-        self._table = None
+        with self._lock:
+            store.remove(self._store, ids)
+            self._table = None
 
     def update(self, ids: Any, items: Any) -> None:
         """Replace the items of some ids, each once; nothing is changed if one is unknown (KeyError) or does not fit."""
-        store.update(self._store, ids, items)
-        self._table = None
+        with self._lock:
+            store.update(self._store, ids, items)
+            self._table = None
 
     def merge(self, other: Catalog) -> Catalog:
         """Return a new catalog of the items of both, whose ids must differ; each keeps its cells."""

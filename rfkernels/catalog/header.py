@@ -3,8 +3,8 @@
 A file of version 1 is a safetensors file whose header, padded with spaces, takes the first 16 KiB; `rows` come next, so
 that they can be mapped and may be written before anything else is known, then the other arrays of `LAYOUT` in their
 order. The header's metadata holds `format`, `version`, `end` and `built`, the CRC-32 of each array (``crc32 rows``),
-what the caller adds (``info kernel``) and, as `crc32`, that of all the rest of the header. CRC-32 finds any change of
-up to 32 neighbouring bits, and others but for one in 2³²; it is no protection from someone who means to forge a file.
+what the caller adds (``info kernel``) and, as `crc32`, that of all other metadata. CRC-32 finds any change of up to
+32 neighbouring bits, and others but for one in 2³²; it is no protection from someone who means to forge a file.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def header_bytes(store: Store, info: Mapping[str, str], checksums: Mapping[str, 
     metadata |= {f"crc32 {name}": checksum for name, checksum in checksums.items()}
     metadata |= {_INFO + key: text for key, text in info.items()}
     layout = layout_of(store)
-    metadata["crc32"] = _checksum(Header(layout, metadata))
+    metadata["crc32"] = _checksum(metadata)
     described: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, (shape, dtype) in layout.items():
@@ -110,12 +110,11 @@ def read_header(file: BinaryIO, path: Path) -> Header:
     if metadata.get("version") != _VERSION:
         found = metadata.get("version")
         raise ValueError(f"{path} is a catalog of version {found!r}; this version of rfkernels reads {_VERSION!r}")
-    header = Header(layout, metadata)
-    if size != _JSON or metadata.get("crc32") != _checksum(header):
+    if metadata.get("crc32") != _checksum(metadata):
         raise ValueError(f"{path} is damaged: its header does not have the checksum that it states")
     if _filled(layout, layout) != _filled(layout, LAYOUT) or layout.keys() != LAYOUT.keys():
         raise ValueError(f"{path} is damaged: it holds {', '.join(layout)}; expected {', '.join(LAYOUT)} in this order")
-    return header
+    return Header(layout, metadata)
 
 
 def _filled(layout: Mapping[str, tuple[tuple[int, ...], str]], names: Iterable[str]) -> list[str]:
@@ -128,7 +127,7 @@ def size_of(shape: tuple[int, ...], dtype: str) -> int:
     return math.prod(shape) * np.dtype(dtype).itemsize
 
 
-def _checksum(header: Header) -> str:
-    """Return the checksum of all that a header says, but for the checksum itself."""
-    said = sorted(item for item in header.metadata.items() if item[0] != "crc32")
-    return f"{zlib.crc32(json.dumps([said, sorted(header.layout.items())]).encode()):08x}"
+def _checksum(metadata: Mapping[str, str]) -> str:
+    """Return the checksum of all metadata but itself; the layout is one that fits no other numbers of bytes."""
+    said = sorted(item for item in metadata.items() if item[0] != "crc32")
+    return f"{zlib.crc32(json.dumps(said).encode()):08x}"

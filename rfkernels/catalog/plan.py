@@ -19,7 +19,6 @@ BUCKETS, PER_NAT = 256, 4
 TRUSTED = 0.25
 """The predicted relative error of far groups up to which the control variate is used: beyond, guesses are poor."""
 
-_LARGEST = 60.0
 _FLOOR = 1e-3
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -79,11 +78,23 @@ def fewest_dots(table: Table) -> int:
 
 
 def guess(table: Table, query: Any) -> Guess:
-    """Guess weights exp(q·y): items of a group as normal about the mean of their cell, of the shape that all share."""
+    """Guess weights exp(q·y): items of a group as normal about the mean of their cell, of the shape that all share.
+
+    The mean of exp over n normal numbers of deviation s is about exp(s²/2) as long as s ≤ c = √(2 log n); beyond, the
+    largest number makes up the sum, and the mean is exp(s c − c²/2) (freezing, as in Derrida's random energy model).
+    The mean square is the same at 2 s. Here n counts all items: together they reach farther than any one group.
+    """
     logits = table.means @ query
-    squares = (query @ table.shape @ query) * table.spread
-    capped = np.minimum(squares, _LARGEST)
-    return Guess(logits[table.cell] + squares / 2, np.expm1(capped) - capped + _FLOOR, logits)
+    deviation = np.sqrt(np.maximum(query @ table.shape @ query, 0) * table.spread)
+    edge = np.sqrt(2 * np.log(table.count.sum()))
+    log_mean = _log_mean_exp(deviation, edge)
+    apart = _log_mean_exp(2 * deviation, edge) - 2 * log_mean
+    return Guess(logits[table.cell] + log_mean, np.expm1(apart) - apart + _FLOOR, logits)
+
+
+def _log_mean_exp(deviation: Any, edge: Any) -> Any:
+    low = np.minimum(deviation, edge)
+    return low * (deviation - low / 2)
 
 
 def plan(table: Table, guessed: Guess, budget: int) -> Plan:

@@ -56,7 +56,8 @@ def _mean(rows: Any, logits: Any, log_weights: Any, values: Any) -> tuple[Any, A
     weight /= weight.sum()
     mean = weight @ values[rows]
     parts = weight[drawn, None] * (values[rows[drawn]] - mean)
-    parts = parts[: len(parts) // (2 * RUN) * 2 * RUN].reshape(-1, 2, RUN, values.shape[1]).sum(2)
+    pairs = len(parts) // (2 * RUN)
+    parts = parts[: pairs * 2 * RUN].reshape(pairs, 2, RUN, values.shape[1]).sum(2)
     return mean, np.sqrt(((parts[:, 0] - parts[:, 1]) ** 2).sum(0))
 
 

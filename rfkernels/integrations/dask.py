@@ -16,6 +16,7 @@ except ModuleNotFoundError as error:
 import numpy as np
 
 from rfkernels.catalog import Catalog, store
+from rfkernels.catalog.arguments import check_seed
 from rfkernels.catalog.cells import check_ids, default_cells
 from rfkernels.catalog.records import Store
 
@@ -23,7 +24,7 @@ _DTYPES = ("float64", "float32", "float16")
 
 
 def catalog_from_dask(
-    items: Any, *, ids: Any = None, cells: int | None = None, rng: Any = 0, client: Any = None
+    items: Any, *, ids: Any = None, cells: int | None = None, rng: int = 0, client: Any = None
 ) -> Catalog:
     """Build one catalog from the rows of a Dask array.
 
@@ -42,7 +43,7 @@ def catalog_from_dask(
         Their ids, from 0 to 2³¹ − 2, each once; row numbers by default.
     cells : int, optional
         About how many cells there are in all, at least one for each chunk; about 0.63 √items by default.
-    rng : int or numpy.random.SeedSequence, default 0
+    rng : int, default 0
         Where grouping starts from. Chunks start from children of it.
     client : distributed.Client, optional
         The cluster that computes. Without one, what Dask computes on by default: the current client, or threads.
@@ -68,7 +69,7 @@ def catalog_from_dask(
     cells = default_cells(count) if cells is None else cells
     if isinstance(cells, bool) or not isinstance(cells, int | np.integer) or not 1 <= cells <= count:
         raise ValueError(f"cells must be an integer from 1 to the number of items, {count}, got {cells!r}")
-    seeds = (rng if isinstance(rng, np.random.SeedSequence) else np.random.SeedSequence(rng)).spawn(len(lengths))
+    seeds = np.random.SeedSequence(check_seed(rng)).spawn(len(lengths))
     begin = np.cumsum([0, *lengths])
     stores = [
         dask.delayed(_built)(
@@ -111,9 +112,15 @@ def _check_items(items: Any) -> None:
 
 
 def _built(items: Any, first: int, ids: Any, cells: int, seed: np.random.SeedSequence) -> Store:
-    """Build a chunk on a worker; errors tell where it lies."""
+    """Build a chunk on a worker; errors tell where it lies.
+
+    On one thread: workers have others to do, and the order in which threads add up would change last bits.
+    """
+    from threadpoolctl import threadpool_limits
+
     ids = np.arange(first, first + len(items)) if ids is None else ids
     try:
-        return store.build(np.asarray(items), ids, cells=cells, rng=seed)
+        with threadpool_limits(1, user_api="openmp"):
+            return store.build(np.asarray(items), ids, cells=cells, rng=seed)
     except (TypeError, ValueError) as error:
         raise type(error)(f"in the chunk that begins with row {first}: {error}") from error

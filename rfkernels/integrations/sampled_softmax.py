@@ -33,7 +33,7 @@ def sampled_softmax_loss(
     log_probability: ArrayLike,
     bias: ArrayLike | None = None,
     check_finite: bool = True,
-) -> jax.Array:
+) -> Any:
     """Estimate −log softmax(q·y + bias)[target] from n items drawn for each query.
 
     With logits l_i = q·y_i + bias_i the loss is log Ẑ − l_t, where the target counts as it is and every draw j stands

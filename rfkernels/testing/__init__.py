@@ -14,7 +14,7 @@ from rfkernels.testing.assertions import (
 )
 from rfkernels.testing.binding import bind, row_estimates, with_rows
 from rfkernels.testing.comparison import kernel_value
-from rfkernels.testing.grids import Grid, hermite, plane, polar, strips
+from rfkernels.testing.grids import Grid, hermite, plane, polar, strips, two_rows
 from rfkernels.testing.integrals import Integral, QuadratureError, mean, variance
 from rfkernels.testing.laws import assert_law_of_rows, assert_marginal_law
 from rfkernels.testing.sampled import assert_unbiased_by_sampling, assert_variance_by_sampling, drawn_estimates
@@ -41,6 +41,7 @@ __all__ = [
     "polar",
     "row_estimates",
     "strips",
+    "two_rows",
     "variance",
     "with_rows",
 ]

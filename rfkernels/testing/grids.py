@@ -134,6 +134,36 @@ def strips(x: Any, y: Any, kinks: Sequence[float], nodes: int = 24, reach: float
     return Grid(rows[weights > 0], weights[weights > 0])
 
 
+def two_rows(angle: float, angles: int = 64, radial: int = 48, reach: float = 13.0) -> tuple[Array, Array, Array]:
+    """Return pairs of rows in the plane at an angle and their weights, for the moments of coupled rows.
+
+    Each of the two is N(0, I) by itself: their norms are independent, and their direction is uniform.
+
+    Parameters
+    ----------
+    angle : float
+        By which the second row is turned from the first.
+    angles : int, default 64
+        Directions, equally spaced: exact for trigonometric polynomials of a smaller degree.
+    radial : int, default 48
+        Gauss–Legendre radii of each row.
+    reach : float, default 13
+        Largest radius.
+
+    Returns
+    -------
+    tuple of array, shapes (n, 2), (n, 2) and (n,)
+        First rows, second rows, and weights.
+    """
+    radii = reach * (1 + _legendre(radial)[0]) / 2
+    density = reach / 2 * _legendre(radial)[1] * radii * np.exp(-(radii**2) / 2)
+    turns = 2 * math.pi * np.arange(angles) / angles
+    turn, i, j = (a.reshape(-1) for a in np.meshgrid(turns, np.arange(radial), np.arange(radial), indexing="ij"))
+    first = radii[i, None] * np.stack([np.cos(turn), np.sin(turn)], -1)
+    second = radii[j, None] * np.stack([np.cos(turn + angle), np.sin(turn + angle)], -1)
+    return first, second, density[i] * density[j] / angles
+
+
 def plane(x: Any, y: Any) -> Array:
     """Return an orthonormal basis of a plane that holds x and y, as rows: shape (2, dim).
 

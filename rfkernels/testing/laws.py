@@ -128,7 +128,8 @@ def _normal_of(law: str, rows: Array, generator: np.random.Generator, what: str)
         return rows * (chi / norms)[:, None]  # type: ignore[no-any-return]
     if law == "normal":
         return rows
-    normal: Array = np.sign(rows) * stats.norm.isf(getattr(stats, law).sf(np.abs(rows)))
+    levels = np.maximum(getattr(stats, law).sf(np.abs(rows)), np.finfo(np.float64).tiny)  # rows far out stay finite
+    normal: Array = np.sign(rows) * stats.norm.isf(levels)
     return normal
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rfkernels._arrays import matmul
+from rfkernels._checks import check_array, check_finite_arrays
 from rfkernels.backends.jax.catalog_plan import finite, placed, planned
 from rfkernels.backends.jax.tables import DeviceTable, Sharded, device_table, sharded, split
 from rfkernels.catalog.estimates import HEAVY
@@ -53,13 +54,17 @@ def estimate(table: DeviceTable | Sharded, queries: Any, budget: int, key: Any) 
 
     Raises
     ------
+    TypeError
+        If the queries are not an array of floats.
     ValueError
-        If the queries are not rows as long as items, or the budget does not suffice for a sample on each device.
+        If the queries are not finite rows as long as items, or the budget does not suffice for a sample on each device.
     """
     own, devices = (table.table, table.table.rows.shape[0]) if isinstance(table, Sharded) else (table, 1)
     cells, dim = own.means.shape[-2:]
+    check_array("queries", queries, 1)
     if queries.ndim != 2 or queries.shape[-1] != dim:
         raise ValueError(f"queries must have shape (queries, {dim}), got {queries.shape}")
+    check_finite_arrays(queries=queries)
     places = (budget // devices - cells - dim) // RUN * RUN
     if places < FEWEST_RUNS * RUN:
         least = devices * (cells + dim + FEWEST_RUNS * RUN)

@@ -25,7 +25,7 @@ class Plan(NamedTuple):
     top : array
         The largest log of what an item is guessed to weigh, which weights are relative to.
     weight : array, shape (groups,)
-        What a group is guessed to weigh if it is closed, that is drawn from; 0 for those opened.
+        What a group is guessed to weigh if it is closed, that is drawn from, up to a factor; 0 for those opened.
     closed : array of bool, shape (groups,)
         Whether a group has items and is drawn from.
     ends : array of int, shape (groups,)
@@ -87,8 +87,10 @@ def planned(table: DeviceTable, query: Any, places: int) -> Plan:
     best = jnp.argmin(spread)
     closed = some & (bucket >= best) & ~all_fit
     error = jnp.where(all_fit, 0, jnp.sqrt(spread[best]) / jnp.sum(weight))
-    weight = jnp.where(closed, weight, 0)
-    slopes = jnp.where(error <= TRUSTED, _slopes(table, weight, closed), 0)
+    slopes = jnp.where(error <= TRUSTED, _slopes(table, jnp.where(closed, weight, 0), closed), 0)
+    # Relative to the largest of their own: next to opened groups all of them may be less than the smallest number.
+    own = jnp.where(closed, log, -jnp.inf)
+    weight = table.count * jnp.exp(own - finite(jnp.max(own)))
     ends = jnp.cumsum(jnp.where(closed, 0, table.count))
     return Plan(centre, top, weight, closed, ends, jnp.where(all_fit, 0, runs[best]), slopes, error)
 
@@ -129,7 +131,7 @@ def _drawn(table: DeviceTable, plan: Plan, key: Any, runs: int) -> Any:
     """
     begin_key, tick_key, first_key = jax.random.split(key, 3)
     total = jnp.sum(plan.weight)
-    share = jnp.where(total > 0, plan.weight / jnp.where(total > 0, total, 1), 0)
+    share = plan.weight / jnp.where(total > 0, total, 1)
     ticks = jnp.where(plan.closed, jnp.maximum(jnp.floor(share * _TICKS), 1), 0).astype(jnp.int32)
     ends = jnp.cumsum(ticks)
     size = jnp.maximum(ends[-1], 1)

@@ -5,21 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
+from numba import njit
 
 from rfkernels.backends.numba import threads
-from rfkernels.backends.numba.schedule import jit
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _ITEMS = 64
-"""Items that share a tile of centres in the fastest cache."""
+"""Items that share a tile of centres in the fastest cache; a multiple of four."""
 
 _CENTRES = 128
 """Centres in a tile."""
 
 _SERIAL_WORK = 1 << 19
 """Multiplications below which handing work to other threads costs more than it saves."""
+
+
+def _jit(function: Function) -> Function:
+    """Compile with products and sums contracted, kept on disk where that is possible."""
+    try:
+        return cast(Function, njit(nogil=True, cache=True, fastmath={"contract"})(function))
+    except RuntimeError:
+        # No directory can be written to: compile in every process.
+        return cast(Function, njit(nogil=True, fastmath={"contract"})(function))
 
 
 def nearest(x: Any, centres: Any) -> tuple[Any, Any]:
@@ -83,42 +94,30 @@ def _run(tasks: Sequence[Callable[[], int]], work: int) -> None:
     threads.run(tasks, 1 if work < _SERIAL_WORK else threads.thread_count())
 
 
-@jit
+@_jit
 def _nearest(x: Any, origin: Any, centres: Any, moved: Any, half: Any, label: Any, square: Any) -> int:
     """Minimise |e|²/2 − x·e, where x and the centres e are taken from the mean of the centres: far data round less."""
     dim, cells = moved.shape
-    scores = np.empty(_CENTRES, x.dtype)
-    own = np.empty((_ITEMS, dim), x.dtype)
-    least = np.empty(_ITEMS, x.dtype)
+    own, least = np.empty((_ITEMS, dim), x.dtype), np.empty(_ITEMS, x.dtype)
     for first in range(0, len(x), _ITEMS):
-        last = min(first + _ITEMS, len(x))
-        for i in range(first, last):
-            label[i], least[i - first] = 0, np.inf
+        here = min(_ITEMS, len(x) - first)
+        least[:], own[:] = np.inf, 0
+        for i in range(here):
+            label[first + i] = 0
             for k in range(dim):
-                own[i - first, k] = x[i, k] - origin[k]
+                own[i, k] = x[first + i, k] - origin[k]
         for tile in range(0, cells, _CENTRES):
             width = min(_CENTRES, cells - tile)
-            score = scores[:width]
-            for i in range(first, last):
-                score[:] = half[tile : tile + width]
-                y = own[i - first]
-                for k in range(0, dim - 3, 4):  # four at a time, so that scores are read and written less often
-                    a, b, c, d = y[k], y[k + 1], y[k + 2], y[k + 3]
-                    one, two = moved[k, tile : tile + width], moved[k + 1, tile : tile + width]
-                    three, four = moved[k + 2, tile : tile + width], moved[k + 3, tile : tile + width]
+            for i in range(0, here, 4):
+                scores = _scores(own[i : i + 4], moved, half, slice(tile, tile + width))
+                for r in range(min(4, here - i)):
+                    best, at = least[i + r], -1
                     for j in range(width):
-                        score[j] -= a * one[j] + b * two[j] + c * three[j] + d * four[j]
-                for k in range(dim // 4 * 4, dim):
-                    a, one = y[k], moved[k, tile : tile + width]
-                    for j in range(width):
-                        score[j] -= a * one[j]
-                best, at = least[i - first], -1
-                for j in range(width):
-                    if score[j] < best:
-                        best, at = score[j], j
-                if at >= 0:
-                    least[i - first], label[i] = best, tile + at
-        for i in range(first, last):
+                        if scores[r, j] < best:
+                            best, at = scores[r, j], j
+                    if at >= 0:
+                        least[i + r], label[first + i + r] = best, tile + at
+        for i in range(first, first + here):
             total = 0.0
             for k in range(dim):
                 apart = np.float64(x[i, k]) - np.float64(centres[label[i], k])
@@ -127,7 +126,33 @@ def _nearest(x: Any, origin: Any, centres: Any, moved: Any, half: Any, label: An
     return 0
 
 
-@jit
+@_jit
+def _scores(x: Any, moved: Any, half: Any, tile: slice) -> Any:
+    """Return |e|²/2 − x·e for four items and all centres of a tile: every centre is read once for four items."""
+    dim, width = len(moved), tile.stop - tile.start
+    scores = np.empty((4, width), x.dtype)  # known to overlap nothing, so that loops need no checks
+    s0, s1, s2, s3 = scores[0], scores[1], scores[2], scores[3]
+    s0[:], s1[:], s2[:], s3[:] = half[tile], half[tile], half[tile], half[tile]
+    for k in range(0, dim - 1, 2):
+        one, two = moved[k, tile], moved[k + 1, tile]
+        a0, a1, a2, a3 = x[0, k], x[1, k], x[2, k], x[3, k]
+        b0, b1, b2, b3 = x[0, k + 1], x[1, k + 1], x[2, k + 1], x[3, k + 1]
+        for j in range(width):
+            s0[j] -= a0 * one[j] + b0 * two[j]
+            s1[j] -= a1 * one[j] + b1 * two[j]
+            s2[j] -= a2 * one[j] + b2 * two[j]
+            s3[j] -= a3 * one[j] + b3 * two[j]
+    if dim % 2:
+        one, k = moved[dim - 1, tile], dim - 1
+        for j in range(width):
+            s0[j] -= x[0, k] * one[j]
+            s1[j] -= x[1, k] * one[j]
+            s2[j] -= x[2, k] * one[j]
+            s3[j] -= x[3, k] * one[j]
+    return scores
+
+
+@_jit
 def _sum(rows: Any, start: Any, count: Any, centre: Any, sums: Any, squares: Any) -> int:
     dim = rows.shape[1]
     own, square = np.empty(dim), np.empty(dim)

@@ -1,0 +1,127 @@
+"""Sums over all items of a catalog, compiled: `rfkernels.catalog.estimates.exact` specifies them."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from rfkernels.backends.numba import threads
+from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER, dot_kernel, weight_kernels
+from rfkernels.backends.numba.jit import machine
+from rfkernels.backends.numba.kernels import shared
+from rfkernels.backends.numba.packing import up
+from rfkernels.backends.numba.schedule import call, jit
+from rfkernels.catalog.records import Estimate, Table
+
+_QUERIES, _ROWS = 64, 512
+"""Of a product of matrices: its result fits the second level of cache."""
+
+_FEW = 4
+"""Queries from which on rows are worth being packed."""
+
+
+def exact(table: Table, queries: Any) -> Estimate:
+    """Return log Σ exp(q·y) over all items; threads share queries, or rows where queries are few."""
+    own, count = np.asarray(queries, table.rows.dtype), threads.thread_count()
+    used = np.flatnonzero(table.ids >= 0)
+    end = int(used[-1]) + 1 if len(used) else 0
+    parts = count if len(own) < count * _QUERIES else 1
+    span = up(max(-(-end // parts), 1), _ROWS)
+    state = np.full((parts, len(own), 2), [-np.inf, 0.0])
+    kernels, code = _kernels(table.rows, len(own))
+    work = [
+        partial(
+            _block, kernels, table, own[i : i + _QUERIES], (part * span, min(part * span + span, end)), state[part, i:]
+        )
+        for i in range(0, len(own), _QUERIES)
+        for part in range(parts)
+    ]
+    threads.run(work, count)
+    del code
+    with np.errstate(divide="ignore"):
+        log = np.logaddexp.reduce(state[..., 0] + np.log(state[..., 1]), axis=0)
+    return Estimate(log, np.zeros(len(own)), np.full(len(own), len(used)))
+
+
+def _kernels(rows: Any, queries: int) -> tuple[tuple[int, ...], Any]:
+    """Return addresses of kernels, and what must stay alive as long as they are called."""
+    m, bits = machine(), 8 * rows.itemsize
+    code = dots, products, weights = dot_kernel(m, bits, rows.shape[1]), shared(m, bits), weight_kernels(m, bits)
+    first = dots.addresses["dots"] if queries < _FEW else 0
+    middle = (products.addresses[x] for x in (f"pack_{rows.dtype.name}", "transpose", "gemm"))
+    return (first, *middle, weights.addresses["largest"], weights.addresses["sum"]), code
+
+
+def _block(kernels: tuple[int, ...], table: Table, queries: Any, span: tuple[int, int], state: Any) -> int:
+    """Add the items of a span of rows to the largest logit of each query and the sum relative to it."""
+    rows, m = table.rows, machine()
+    lanes, dim = m.lanes(8 * rows.itemsize), rows.shape[1]
+    padded, pad = np.zeros((up(len(queries), m.rows), dim), rows.dtype), up(dim, 2 * lanes)
+    padded[: len(queries)] = queries
+    row = _ROWS + m.vectors * lanes
+    packed, turned, logits = (np.empty(shape, rows.dtype) for shape in ((_ROWS, pad), (pad, row), (len(padded), row)))
+    places = np.empty(_ROWS + TOGETHER * (AHEAD + 1), np.int32)
+    given = rows.ctypes.data, rows.strides[0], rows.itemsize
+    other = np.zeros((2, pad), rows.dtype)
+    return _add(kernels, given, table.ids, span, padded, (packed, turned, logits), places, other, state[: len(queries)])
+
+
+@jit
+def _add(
+    kernels: Any,
+    given: Any,
+    ids: Any,
+    span: Any,
+    queries: Any,
+    scratch: tuple[Any, Any, Any],
+    places: Any,
+    other: Any,
+    state: Any,
+) -> int:
+    """`given` is the address of rows, their stride and the size of an element, `other` zeros and room for numbers."""
+    packed, _, logits = scratch
+    size = len(packed)
+    for first in range(span[0], span[1], size):
+        count, start = min(size, span[1] - first), given[0] + first * given[1]
+        if kernels[0] != 0:
+            for j in range(len(places)):
+                places[j] = min(j, count - 1)
+            for i in range(len(state)):
+                query, out = queries[i].ctypes.data, logits[i].ctypes.data
+                call(kernels[0], (start, given[1], places.ctypes.data, size, query, out))
+        else:
+            source = (start, given[1], given[2], 0, count, size, queries.shape[1], other.ctypes.data)
+            _multiply(kernels, source, queries, scratch)
+        for j in range(size):
+            if j >= count or ids[first + j] < 0:
+                logits[:, j] = -np.inf
+        for i in range(len(state)):
+            _absorb(kernels[4], kernels[5], size, logits[i], other[1], state[i])
+    return 0
+
+
+@jit
+def _multiply(kernels: Any, source: Any, queries: Any, scratch: tuple[Any, Any, Any]) -> None:
+    packed, turned, logits = scratch
+    (size, pad), row = packed.shape, logits.shape[1]
+    call(kernels[1], (*source, packed.ctypes.data, pad))
+    call(kernels[2], (packed.ctypes.data, pad, turned.ctypes.data, row, size, pad))
+    right, out = (turned.ctypes.data, row), (logits.ctypes.data, row)
+    dim = queries.shape[1]
+    call(kernels[3], (queries.ctypes.data, dim, 1, *right, *out, len(queries), size, dim))
+
+
+@jit
+def _absorb(largest: int, total: int, size: int, logits: Any, number: Any, state: Any) -> None:
+    call(largest, (logits.ctypes.data, size, number.ctypes.data))
+    if number[0] == -np.inf:
+        return
+    if number[0] > state[0]:
+        state[1] *= math.exp(state[0] - number[0])
+        state[0] = number[0]
+    number[0] = state[0]
+    call(total, (logits.ctypes.data, size, number.ctypes.data, number[1:].ctypes.data))
+    state[1] += number[1]

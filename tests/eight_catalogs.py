@@ -1,0 +1,59 @@
+"""Estimates of catalogs sharded over eight simulated devices; a script that writes what it finds to the file it is told.
+
+`test_catalog_jax.py` starts it in a process of its own and judges what it wrote.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from eight_devices import DEVICES, communicated
+
+from rfkernels.backends.jax import catalog as jax_catalog
+from rfkernels.catalog import Catalog
+
+ITEMS, DIM, CELLS, KEYS = 3000, 4, 26, 100
+BUDGET, ENOUGH = 1600, 8000
+
+
+def items() -> Any:
+    rng = np.random.default_rng(0)
+    return (rng.standard_normal((12, DIM))[rng.integers(0, 12, ITEMS)] + 0.6 * rng.standard_normal((ITEMS, DIM))) / 1.2
+
+
+def queries() -> Any:
+    return np.random.default_rng(1).standard_normal((5, DIM))
+
+
+def found() -> dict[str, Any]:
+    x, q = items(), jnp.asarray(queries())
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("items",))
+    table = Catalog(x, cells=CELLS).table
+    one = jax_catalog.sharded(jax_catalog.split(table, DEVICES), mesh, "items")
+    estimates = [jax_catalog.estimate(one, q, BUDGET, jax.random.key(i)) for i in range(KEYS)]
+    results = {name: np.stack([getattr(e, name) for e in estimates]) for name in estimates[0]._fields}
+    results["compiled"] = np.array(jax_catalog._of_mesh._cache_size())
+    whole = jax_catalog.estimate(one, q, ENOUGH, jax.random.key(0))
+    results |= {f"all_{name}": np.asarray(value) for name, value in whole._asdict().items()}
+    results["devices"] = np.array([len(x.sharding.device_set) for x in one.table])
+    run = partial(jax_catalog._of_mesh, places=128, mesh=mesh, axis="items")
+    sent = [communicated(run, one.table, q[:n], jax.random.key(0)) for n in (2, 4)]
+    results["bytes"] = np.array([sum(kinds.values()) for kinds in sent])
+    # Built apart, of different sizes, on an axis of a mesh that has another.
+    grid = jax.sharding.Mesh(np.array(jax.devices()).reshape(4, 2), ("copies", "items"))
+    parts = [Catalog(x[a:b], cells=cells).table for a, b, cells in ((0, 1000, 5), (1000, ITEMS, 9))]
+    apart = jax_catalog.estimate(jax_catalog.sharded(parts, grid, "items"), q, ENOUGH, jax.random.key(0))
+    results["apart"] = np.asarray(apart.log_normalizer)
+    empty = jax_catalog.sharded([parts[0], Catalog(x[:1]).table], grid, "items")
+    results["small"] = np.asarray(jax_catalog.estimate(empty, q, ENOUGH, jax.random.key(0)).log_normalizer)
+    return results
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_enable_x64", True)
+    np.savez(sys.argv[1], **found())

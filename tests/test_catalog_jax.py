@@ -1,0 +1,244 @@
+"""Catalogs on JAX: the specification's plan, unbiased sums with honest errors, and devices that share the items."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import eight_catalogs
+import eight_devices
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rfkernels
+from rfkernels.backends.jax import catalog as jax_catalog
+from rfkernels.backends.jax.catalog_plan import planned
+from rfkernels.catalog import Catalog, estimates, plan
+
+CELLS, DIM = eight_catalogs.CELLS, eight_catalogs.DIM
+FIXED = CELLS + DIM
+KEYS = 200
+
+
+def log_sums(queries: Any, items: Any) -> Any:
+    return np.log(np.exp(np.asarray(queries, np.float64) @ np.asarray(items, np.float64).T).sum(1))
+
+
+@pytest.fixture(scope="module")
+def catalog() -> Catalog:
+    """Items that came, went and moved, so that rows of no item lie between groups."""
+    made, rng = Catalog(eight_catalogs.items(), cells=CELLS), np.random.default_rng(2)
+    made.remove(rng.permutation(eight_catalogs.ITEMS)[:400])
+    made.add(rng.standard_normal((300, DIM)))
+    assert (made.table.ids == -1).any()
+    return made
+
+
+@pytest.fixture(scope="module")
+def held(catalog: Catalog) -> Any:
+    return catalog.items(catalog.ids)
+
+
+def over_keys(table: Any, queries: Any, budget: int, count: int = KEYS) -> Any:
+    """Return estimates (keys, queries)."""
+
+    def one(seed: Any) -> Any:
+        return jax_catalog.estimate(table, queries, budget, jax.random.key(seed))
+
+    return jax.tree.map(np.asarray, jax.jit(lambda seeds: jax.lax.map(one, seeds))(jnp.arange(count)))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_exact_where_all_items_are_taken(catalog: Catalog, held: Any, dtype: str) -> None:
+    budget, queries = len(catalog) + FIXED + 3, 3 * eight_catalogs.queries()
+    with jax.enable_x64(dtype == "float64"):
+        table = jax_catalog.device_table(catalog.table._replace(rows=catalog.table.rows.astype(dtype)))
+        found = jax_catalog.estimate(table, queries, budget, jax.random.key(0))
+        assert found.log_normalizer.dtype == dtype
+    np.testing.assert_allclose(
+        found.log_normalizer, log_sums(queries, held), rtol=1e-12 if dtype == "float64" else 1e-5
+    )
+    np.testing.assert_array_equal(found.standard_error, 0)
+    np.testing.assert_array_equal(found.dots, len(catalog) + FIXED)
+
+
+@pytest.mark.parametrize("places", [128, 400, 1200, 2600])
+@pytest.mark.parametrize("scale", [0.3, 1, 3, 10])
+def test_plans_are_those_of_the_specification(catalog: Catalog, places: int, scale: float) -> None:
+    with jax.enable_x64(True):
+        table, host = jax_catalog.device_table(catalog.table), catalog.table
+        for query in scale * eight_catalogs.queries():
+            got, guessed = planned(table, jnp.asarray(query), places), plan.guess(host, query)
+            expected = plan.plan(host, guessed, places + FIXED)
+            np.testing.assert_array_equal(np.flatnonzero(got.closed), expected.far)
+            assert got.runs == expected.runs
+            np.testing.assert_allclose(got.error, expected.error, rtol=1e-9)
+            np.testing.assert_allclose(got.slopes, expected.slopes, rtol=1e-9)
+            np.testing.assert_allclose(np.asarray(got.weight)[expected.far], expected.weights, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("scale", "places"), [(0.5, 128), (1, 400), (3, 1800)])
+def test_unbiased_and_as_uncertain_as_the_specification(catalog: Catalog, held: Any, scale: float, places: int) -> None:
+    budget = places + FIXED
+    with jax.enable_x64(True):
+        queries = jnp.asarray(scale * eight_catalogs.queries())
+        found = over_keys(jax_catalog.device_table(catalog.table), queries, budget)
+    error = np.expm1(found.log_normalizer - log_sums(queries, held))
+    spread = error.std(0, ddof=1)
+    assert (np.abs(error.mean(0)) < 6 * spread / KEYS**0.5).all()
+    assert (spread > 0).any()
+    trusted = np.flatnonzero((found.standard_error < estimates.HEAVY).all(0) & (spread > 0))
+    assert len(trusted) >= 3
+    seen = np.sqrt((found.standard_error**2).mean(0))
+    np.testing.assert_allclose(seen[trusted], spread[trusted], rtol=0.25)
+    host = np.asarray(queries)
+    spec = [estimates.estimate(catalog.table, host, budget, seed) for seed in range(100)]
+    logs = np.stack([each.log_normalizer for each in spec])
+    np.testing.assert_allclose(spread[trusted], np.std(np.exp(logs - logs.mean(0)), 0)[trusted], rtol=0.4)
+    np.testing.assert_array_equal(found.dots[0], spec[0].dots)
+
+
+def test_errors_that_are_predicted_where_tails_are_heavy(catalog: Catalog) -> None:
+    query, places = 4 * eight_catalogs.queries()[:1], 128
+    expected = plan.plan(catalog.table, plan.guess(catalog.table, query[0]), places + FIXED)
+    assert expected.error > estimates.HEAVY
+    with jax.enable_x64(True):
+        found = over_keys(jax_catalog.device_table(catalog.table), jnp.asarray(query), places + FIXED, 30)
+    assert (found.standard_error >= expected.error * (1 - 1e-9)).all()
+
+
+def test_a_query_draws_the_same_in_any_company(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, queries = jax_catalog.device_table(catalog.table), np.float32(np.tile(eight_catalogs.queries(), (2, 1)))
+    found = []
+    for numbers in (1, 3 * 400 * DIM, 1 << 20):
+        monkeypatch.setitem(jax_catalog._NUMBERS, "cpu", numbers)
+        run = jax.jit(partial(jax_catalog._estimated, places=400))
+        found.append(run(table, jnp.asarray(queries), jax.random.key(3)))
+    for one, two, three in zip(*found, strict=True):
+        np.testing.assert_allclose(one, three, rtol=1e-5)
+        np.testing.assert_allclose(two, three, rtol=1e-5)
+    assert len(np.unique(found[0][0])) == len(queries), "equal queries draw independently"
+
+
+def test_new_queries_are_not_compiled_for(catalog: Catalog) -> None:
+    table, queries = jax_catalog.device_table(catalog.table), np.float32(eight_catalogs.queries())
+    before = jax_catalog._of_device._cache_size()
+    for i in range(3):
+        jax_catalog.estimate(table, queries + i, 432 + FIXED, jax.random.key(i))
+    assert jax_catalog._of_device._cache_size() == before + 1
+
+
+def test_no_queries_and_no_items(catalog: Catalog) -> None:
+    table, queries = jax_catalog.device_table(catalog.table), np.float32(eight_catalogs.queries())
+    none = jax_catalog.estimate(table, queries[:0], 600, jax.random.key(0))
+    assert [x.shape for x in none] == [(0,)] * 3
+    catalog = Catalog(np.ones((1, DIM), np.float32))
+    catalog.remove([0])
+    found = jax_catalog.estimate(jax_catalog.device_table(catalog.table), queries, 600, jax.random.key(0))
+    np.testing.assert_array_equal(found.log_normalizer, -np.inf)
+    np.testing.assert_array_equal(found.standard_error, 0)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_lowered_for_accelerators(catalog: Catalog, platform: str) -> None:
+    def run(table: Any, queries: Any, seed: Any) -> Any:
+        return tuple(jax_catalog.estimate(table, queries, 600, jax.random.key(seed)))
+
+    queries = jnp.asarray(eight_catalogs.queries(), jnp.float32)
+    exported = jax.export.export(jax.jit(run), platforms=[platform])(
+        jax_catalog.device_table(catalog.table), queries, 0
+    )
+    assert exported.platforms == (platform,)
+
+
+def test_parts_hold_each_item_once_and_are_even(catalog: Catalog, held: Any) -> None:
+    parts = jax_catalog.split(catalog.table, 5)
+    rows = np.concatenate([part.rows for part in parts])
+    np.testing.assert_array_equal(np.unique(rows, axis=0), np.unique(held, axis=0))
+    assert len(rows) == len(held)
+    sizes = [len(part.rows) for part in parts]
+    assert max(sizes) <= 1.2 * min(sizes)
+    for part in parts:
+        for i, mean in enumerate(part.means):
+            own = [part.rows[a : a + n] for a, n, c in zip(part.start, part.count, part.cell, strict=True) if c == i]
+            np.testing.assert_allclose(np.concatenate(own).mean(0), mean, atol=1e-12)
+
+
+def test_refusals(catalog: Catalog) -> None:
+    table, key = jax_catalog.device_table(catalog.table), jax.random.key(0)
+    queries, mesh = np.ones((2, DIM)), jax.sharding.Mesh(np.array(jax.devices()[:1]), ("items",))
+    with pytest.raises(ValueError, match=r"queries must have shape \(queries, 4\), got \(2, 3\)"):
+        jax_catalog.estimate(table, queries[:, :3], 600, key)
+    with pytest.raises(ValueError, match=r"queries must have shape \(queries, 4\), got \(4,\)"):
+        jax_catalog.estimate(table, queries[0], 600, key)
+    with pytest.raises(TypeError, match="queries must have one of the dtypes"):
+        jax_catalog.estimate(table, queries.astype(int), 600, key)
+    with pytest.raises(ValueError, match=r"queries must be finite, but queries\[1, 2\] is nan"):
+        jax_catalog.estimate(table, np.where(np.arange(8).reshape(2, 4) == 6, np.nan, queries), 600, key)
+    with pytest.raises(ValueError, match=f"budget must be at least {FIXED + 128} .* got {FIXED + 127}"):
+        jax_catalog.estimate(table, queries, FIXED + 127, key)
+    with pytest.raises(ValueError, match=f"parts must be from 1 to the number of cells, {CELLS}, got {CELLS + 1}"):
+        jax_catalog.split(catalog.table, CELLS + 1)
+    with pytest.raises(ValueError, match=r"axis must be an axis of the mesh, .* got 'rows'"):
+        jax_catalog.sharded([catalog.table], mesh, "rows")
+    with pytest.raises(ValueError, match="axis 'items' has 1 devices, but there are 2 tables"):
+        jax_catalog.sharded([catalog.table] * 2, mesh, "items")
+
+
+# Eight devices
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    target = tmp_path_factory.mktemp("eight") / "found.npz"
+    library = str(Path(rfkernels.__file__).parents[1])
+    path = os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(eight_catalogs.__file__), str(target)],
+        env={
+            **os.environ,
+            "PYTHONPATH": path,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {eight_devices.FLAGS}",
+        },
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(target) as file:
+        return dict(file)
+
+
+def test_devices_are_exact_where_all_items_are_taken(eight: dict[str, Any]) -> None:
+    expected = log_sums(eight_catalogs.queries(), eight_catalogs.items())
+    np.testing.assert_allclose(eight["all_log_normalizer"], expected, rtol=1e-12)
+    np.testing.assert_array_equal(eight["all_standard_error"], 0)
+    np.testing.assert_allclose(eight["apart"], expected, rtol=1e-12)
+    few = np.concatenate([eight_catalogs.items()[:1000], eight_catalogs.items()[:1]])
+    np.testing.assert_allclose(eight["small"], log_sums(eight_catalogs.queries(), few), rtol=1e-12)
+
+
+def test_devices_are_unbiased_and_add_errors_in_squares(eight: dict[str, Any]) -> None:
+    error = np.expm1(eight["log_normalizer"] - log_sums(eight_catalogs.queries(), eight_catalogs.items()))
+    spread = error.std(0, ddof=1)
+    assert (np.abs(error.mean(0)) < 6 * spread / eight_catalogs.KEYS**0.5).all()
+    np.testing.assert_allclose(np.sqrt((eight["standard_error"] ** 2).mean(0)), spread, rtol=0.3)
+    assert (eight["dots"] <= eight_catalogs.BUDGET).all()
+    assert (eight["dots"] > 0.95 * eight_catalogs.BUDGET).all()
+
+
+def test_devices_hold_a_part_each_and_send_four_numbers_a_query(eight: dict[str, Any]) -> None:
+    np.testing.assert_array_equal(eight["devices"], eight_devices.DEVICES)
+    assert eight["compiled"] == 1
+    two, four = eight["bytes"]
+    assert four == 2 * two
+    assert two <= 2 * 4 * 8

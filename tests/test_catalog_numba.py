@@ -1,0 +1,192 @@
+"""Catalogs, compiled: the same numbers as the specification, however queries and rows come."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+
+from rfkernels.backends.numba import catalog, catalog_exact, catalog_layout, catalog_plans
+from rfkernels.catalog import estimates, plan
+from rfkernels.catalog.records import Table
+
+CELLS = 12
+
+
+def drawn(dtype: str, dim: int, groups: int, seed: int = 0) -> Table:
+    """Items in groups of uneven size, with free rows between them, cells in no order."""
+    rng = np.random.default_rng(seed)
+    count, cell = rng.integers(1, 40, groups), rng.integers(CELLS, size=groups)
+    count[:3] = 1, 2, 3
+    room = count + rng.integers(0, 3, groups)
+    place = rng.permutation(groups)
+    start = np.empty(groups, np.int64)
+    start[place] = np.cumsum(room[place]) - room[place]
+    rows, ids = np.full((room.sum(), dim), np.nan, dtype), np.full(room.sum(), -1, np.int32)
+    centres = rng.normal(size=(CELLS, dim))
+    sums, items, spread = np.zeros((CELLS, dim)), np.zeros(CELLS), np.zeros(groups)
+    for i in range(groups):
+        own = centres[cell[i]] + 0.6 * rng.gamma(2, 0.4) * rng.normal(size=(count[i], dim))
+        rows[start[i] : start[i] + count[i]] = own
+        ids[start[i] : start[i] + count[i]] = 0
+        sums[cell[i]] += rows[start[i] : start[i] + count[i]].sum(0, dtype=np.float64)
+        items[cell[i]] += count[i]
+    means = sums / np.maximum(items, 1)[:, None]
+    for i in range(groups):
+        own = rows[start[i] : start[i] + count[i]] - means[cell[i]]
+        spread[i] = (own**2).sum(1).mean()
+    shape = np.diag(rng.gamma(4, size=dim))
+    return Table(
+        rows, ids, start, count.astype(np.int32), cell.astype(np.int32), spread, means, shape / np.trace(shape)
+    )
+
+
+@cache
+def table(dtype: str = "float64", dim: int = 6, groups: int = 130) -> Table:
+    return drawn(dtype, dim, groups)
+
+
+def queries(dim: int = 6, count: int = 9, scale: float = 1.0) -> Any:
+    """Of many norms: some let the softmax be nearly flat, some have it filled by an item."""
+    rng = np.random.default_rng(1)
+    return scale * rng.normal(size=(count, dim)) * np.geomspace(0.05, 2, count)[:, None]
+
+
+def items(t: Table) -> Any:
+    return t.rows[t.ids >= 0].astype(np.float64)
+
+
+BUDGET = 12 + 6 + 600
+
+
+def assert_same(t: Table, q: Any, budget: int, seed: int, rtol: float = 1e-10) -> Any:
+    found, expected = (engine.estimate(t, q, budget, seed) for engine in (catalog, estimates))
+    np.testing.assert_array_equal(found.dots, expected.dots)
+    np.testing.assert_allclose(found.log_normalizer, expected.log_normalizer, rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(found.standard_error, expected.standard_error, rtol=1e3 * rtol, atol=rtol)
+    return found
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63 + 5])
+def test_as_specified(seed: int) -> None:
+    found = assert_same(table(), queries(), BUDGET, seed)
+    exact = logsumexp(queries() @ items(table()).T, axis=1)
+    assert (np.abs(found.log_normalizer - exact) <= 6 * found.standard_error + 1e-9).all()
+    assert (found.standard_error > 0).any()
+
+
+@pytest.mark.parametrize("dim", [1, 3, 7, 8, 16, 17, 50, 300])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_any_width_of_rows(dtype: str, dim: int) -> None:
+    t = table(dtype, dim)
+    rtol = 1e-10 if dtype == "float64" else 2e-5
+    assert_same(t, queries(dim, scale=dim**-0.5).astype(dtype), CELLS + dim + 400, 3, rtol)
+
+
+@pytest.mark.parametrize("width", ["16", "32"])
+def test_narrower_machines(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RFKERNELS_VECTOR_BYTES", width)
+    assert_same(table(), queries(), BUDGET, 4)
+    np.testing.assert_allclose(catalog.exact(table(), queries())[0], logsumexp(queries() @ items(table()).T, axis=1))
+
+
+@pytest.mark.parametrize("scale", [30.0, 1e4])
+def test_large_logits(scale: float) -> None:
+    found = assert_same(table(), queries(scale=scale), BUDGET, 5)
+    assert np.isfinite(found.log_normalizer).all()
+
+
+def test_weights_of_far_groups_below_the_smallest_number() -> None:
+    """One item of a far cell is opened, all others are some e^2000 below it, and still drawn in proportion."""
+    t = table()
+    means = t.means.copy()
+    means[t.cell[0]] += 800.0
+    rows = t.rows.copy()
+    for group in np.flatnonzero(t.cell == t.cell[0]):
+        rows[t.start[group] : t.start[group] + t.count[group]] += 800.0
+    moved = t._replace(means=means, rows=rows)
+    q = np.full((1, 6), 0.5)
+    found, expected = (engine.evaluate(moved, q, BUDGET, 0) for engine in (catalog, estimates))
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    np.testing.assert_allclose(found.log_weights, expected.log_weights)
+    assert np.isfinite(found.log_weights).sum() > 500
+
+
+def test_a_few_groups_and_fewer_runs_than_items() -> None:
+    t = drawn("float64", 6, 5)
+    assert_same(t, queries(), plan.fewest_dots(t) + 1, 0)
+
+
+def test_a_budget_for_every_item() -> None:
+    t = table()
+    found = assert_same(t, queries(), len(items(t)) + CELLS + 6, 0)
+    assert not found.standard_error.any()
+    np.testing.assert_allclose(found.log_normalizer, logsumexp(queries() @ items(t).T, axis=1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_is_taken_is_as_specified(dtype: str) -> None:
+    t, q = table(dtype), queries().astype(dtype)
+    found, expected = (engine.evaluate(t, q, BUDGET, 7) for engine in (catalog, estimates))
+    assert found.rows.dtype == expected.rows.dtype
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    tolerance = 1e-12 if dtype == "float64" else 1e-5
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(found.log_weights, expected.log_weights, rtol=1e-10, atol=1e-10)
+
+
+def test_same_numbers_however_queries_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    q = queries(count=37)
+    monkeypatch.setenv("RFKERNELS_NUM_THREADS", "1")
+    alone = catalog.estimate(table(), q, BUDGET, 1)
+    monkeypatch.setenv("RFKERNELS_NUM_THREADS", "3")
+    for block, stretch in ((1, 1), (5, 400), (64, 1 << 30)):
+        monkeypatch.setattr(catalog, "_BLOCK", block)
+        monkeypatch.setattr(catalog_layout, "_STRETCH_BYTES", stretch)
+        for part, expected in zip(catalog.estimate(table(), q, BUDGET, 1), alone, strict=True):
+            np.testing.assert_array_equal(part, expected)
+
+
+def test_no_queries() -> None:
+    none = np.empty((0, 6))
+    assert [x.shape for x in catalog.estimate(table(), none, BUDGET, 0)] == [(0,)] * 3
+    assert catalog.evaluate(table(), none, BUDGET, 0).rows.shape == (0, BUDGET)
+    assert [x.shape for x in catalog.exact(table(), none)] == [(0,)] * 3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("count", [1, 3, 4, 9, 150])
+def test_exact(dtype: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RFKERNELS_NUM_THREADS", "2")
+    t, q = table(dtype, 17), queries(17, count).astype(dtype)
+    found = catalog.exact(t, q)
+    tolerance = 1e-12 if dtype == "float64" else 1e-5
+    np.testing.assert_allclose(found.log_normalizer, logsumexp(q @ items(t).T, axis=1), rtol=tolerance)
+    assert not found.standard_error.any()
+    assert (found.dots == len(items(t))).all()
+
+
+def test_exact_of_large_logits_and_of_nothing() -> None:
+    t = table()
+    found = catalog.exact(t, queries(scale=1e4)).log_normalizer
+    np.testing.assert_allclose(found, logsumexp(queries(scale=1e4) @ items(t).T, axis=1))
+    nothing = t._replace(ids=np.full_like(t.ids, -1))
+    assert np.isneginf(catalog.exact(nothing, queries()).log_normalizer).all()
+
+
+def test_many_rows_take_many_products() -> None:
+    assert len(drawn("float64", 3, 200).rows) > 3 * catalog_exact._ROWS
+    t = drawn("float64", 3, 200)
+    for count in (2, 20):
+        q = queries(3, count)
+        np.testing.assert_allclose(catalog.exact(t, q).log_normalizer, logsumexp(q @ items(t).T, axis=1), rtol=1e-12)
+
+
+def test_random_numbers_are_those_of_the_specification() -> None:
+    expected = plan.uniforms(11, 4, 3)
+    state = np.uint64(catalog_plans._state(np.uint64(11), 4))
+    found = [[catalog_plans._uniform(state, 2 * i + 1 + j) for i in range(3)] for j in range(2)]
+    np.testing.assert_array_equal(found, expected)
