@@ -41,13 +41,15 @@ def _rates(items: Array, batch: int) -> Iterator[Line]:
         ("additions", "", lambda ids, x: catalog.add(x, ids)),
     )
     for what, target, change in steps:
-        times = []
+        times, processor = [], time.process_time()
         for ids, x in zip(parts, given, strict=True):
             start = time.perf_counter()
             change(ids, x)
             times.append(time.perf_counter() - start)
+        processor = time.process_time() - processor
         low, high = np.quantile(times, [0.5, 0.95]) * 1e3
         detail = f"{count:,} in batches of {batch:,}: {low:.3g} ms a batch (median), {high:.3g} ms (95th percentile)"
+        detail += f"; {count / processor:,.0f} a second of processor time"
         yield Line(f"{what} a second, batches of {batch:,}", count / sum(times), "/s", target, detail)
 
 

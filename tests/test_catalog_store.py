@@ -340,6 +340,13 @@ def test_one_by_one_and_all_at_once_hold_the_same() -> None:
     check(grown, {})
 
 
+def test_an_item_at_a_centre_joins_its_cell() -> None:
+    items = normal(500, 2)
+    held = store.build(items, cells=5)
+    store.add(held, held.centres, np.arange(500, 505))
+    check(held, dict(enumerate([*items, *held.centres])))
+
+
 def test_items_that_stay_in_their_group_keep_their_row() -> None:
     items = normal(500, 3, dtype=np.float64)
     held = store.build(items, cells=3)
@@ -424,6 +431,7 @@ def test_slots_that_are_part_of_another_array_are_not_grown_into_it() -> None:
     outer[1:11] = held.slots
     held.slots = outer[1:11]
     store.add(held, normal(1, 2, seed=1), [10])
+    assert outer[0] == 5
     assert (outer[11:] == 5).all()
     check(held, dict(enumerate([*normal(10, 2), *normal(1, 2, seed=1)])))
 
@@ -461,8 +469,10 @@ def test_a_mapped_store_is_copied_at_the_first_change(first: str, tmp_path: Any)
 def test_merged_stores_hold_what_both_held() -> None:
     a, b = normal(800, 3), 2 * normal(500, 3, seed=1)
     one, two = store.build(a, np.arange(800) * 2), store.build(b, np.arange(500) * 2 + 1, cells=4)
-    store.add(two, b[:1], [5001])  # rows to spare
-    store.remove(two, [5001])
+    for part in (one, two):  # with rows to spare
+        store.add(part, b[:1], [5001])
+        store.remove(part, [5001])
+        assert len(part.rows) > part.end > part.built
     before = snapshot(one), snapshot(two)
     held = store.merge(one, two)
     assert_same(one, before[0])

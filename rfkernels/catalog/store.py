@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels.catalog.building import build, build_chosen, place
+from rfkernels.catalog.cells import MOST
 from rfkernels.catalog.changes import GROUPS, add, remove, update
 from rfkernels.catalog.records import Store
 from rfkernels.catalog.tables import cell_sums, table
@@ -33,7 +34,7 @@ def merge(a: Store, b: Store) -> Store:
     TypeError
         If they hold items of different dtypes.
     ValueError
-        If they differ in dim or have an id in common.
+        If they differ in dim, have an id in common, or are too many.
     """
     if a.rows.dtype != b.rows.dtype:
         raise TypeError(f"catalogs to merge must hold the same dtype, got {a.rows.dtype} and {b.rows.dtype}")
@@ -43,6 +44,8 @@ def merge(a: Store, b: Store) -> Store:
     twice = np.flatnonzero((a.slots[:common] >= 0) & (b.slots[:common] >= 0))
     if len(twice):
         raise ValueError(f"catalogs to merge must have no ids in common, but both hold {twice[0]}")
+    if a.end + b.end > MOST:
+        raise ValueError(f"a catalog holds at most {MOST} rows, got {a.end} and {b.end}")
     joined = {name: np.concatenate([getattr(a, name), getattr(b, name)]) for name in (*GROUPS, "centres")}
     joined["start"][len(a.start) :] += a.end
     joined["cell"][len(a.cell) :] += len(a.centres)

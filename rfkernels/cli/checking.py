@@ -22,7 +22,7 @@ class Items(NamedTuple):
     """Items that are read a part at a time, and how many there are."""
 
     read: Callable[[slice], Any]
-    count: int
+    total: int
 
 
 class Checked(NamedTuple):
@@ -49,8 +49,8 @@ def check_rows(
 ) -> Checked:
     """Compare the estimates of the queries at some places with exact sums over all items, read in parts."""
     q, exact = queries[chosen].astype(np.float64), np.full(len(chosen), -np.inf)
-    for start in range(0, items.count, _ITEMS):
-        advance("checking", start, items.count)
+    for start in range(0, items.total, _ITEMS):
+        advance("checking", start, items.total)
         part = items.read(slice(start, start + _ITEMS)).astype(np.float64)
         exact = np.logaddexp(exact, rfk.exact_log_normalizer(q, part, scale=scale, kernel=kernel))
     return compare(columns["log_normalizer"][chosen], columns["standard_error"][chosen], exact)
