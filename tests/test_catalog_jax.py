@@ -183,6 +183,8 @@ def test_refusals(catalog: Catalog) -> None:
         jax_catalog.estimate(table, np.where(np.arange(8).reshape(2, 4) == 6, np.nan, queries), 600, key)
     with pytest.raises(ValueError, match=f"budget must be at least {FIXED + 128} .* got {FIXED + 127}"):
         jax_catalog.estimate(table, queries, FIXED + 127, key)
+    with pytest.raises(TypeError, match=r"budget must be an int, got 600\.0"):
+        jax_catalog.estimate(table, queries, 600.0, key)
     with pytest.raises(ValueError, match=f"parts must be from 1 to the number of cells, {CELLS}, got {CELLS + 1}"):
         jax_catalog.split(catalog.table, CELLS + 1)
     with pytest.raises(ValueError, match=r"axis must be an axis of the mesh, .* got 'rows'"):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 try:
-    import dask
     import dask.array
     import distributed
+    from dask.base import compute
+    from dask.delayed import delayed
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"catalogs of Dask arrays need the package {error.name!r}: pip install 'rfkernels[dask]'"
@@ -72,7 +73,7 @@ def catalog_from_dask(
     seeds = np.random.SeedSequence(check_seed(rng)).spawn(len(lengths))
     begin = np.cumsum([0, *lengths])
     stores = [
-        dask.delayed(_built)(
+        delayed(_built)(
             block,
             int(first),
             None if ids is None else ids[first : first + length],
@@ -85,8 +86,8 @@ def catalog_from_dask(
     ]
     while len(stores) > 1:
         pairs = [stores[i : i + 2] for i in range(0, len(stores), 2)]
-        stores = [dask.delayed(store.merge)(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
-    made = dask.compute(stores[0])[0] if client is None else client.compute(stores[0]).result()
+        stores = [delayed(store.merge)(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+    made = compute(stores[0])[0] if client is None else client.compute(stores[0]).result()
     return Catalog.from_store(made)
 
 

@@ -39,7 +39,8 @@ def estimate(table: DeviceTable | Sharded, queries: Any, budget: int, key: Any) 
     ----------
     table : DeviceTable or Sharded
         What `device_table` or `sharded` returned. Devices of a mesh share the budget evenly; each estimates the sum
-        over its own items, and of each query no more than that sum and its error is communicated.
+        over its own items, and of each query no more than that sum and its error is communicated. A `DeviceTable` may
+        be an argument of compiled functions; a `Sharded` names a mesh and is closed over.
     queries : array, shape (queries, dim)
         The queries.
     budget : int
@@ -55,7 +56,7 @@ def estimate(table: DeviceTable | Sharded, queries: Any, budget: int, key: Any) 
     Raises
     ------
     TypeError
-        If the queries are not an array of floats.
+        If the queries are not an array of floats, or the budget is not an int.
     ValueError
         If the queries are not finite rows as long as items, or the budget does not suffice for a sample on each device.
     """
@@ -65,6 +66,8 @@ def estimate(table: DeviceTable | Sharded, queries: Any, budget: int, key: Any) 
     if queries.ndim != 2 or queries.shape[-1] != dim:
         raise ValueError(f"queries must have shape (queries, {dim}), got {queries.shape}")
     check_finite_arrays(queries=queries)
+    if isinstance(budget, bool) or not isinstance(budget, int):
+        raise TypeError(f"budget must be an int, got {budget!r}")
     places = (budget // devices - cells - dim) // RUN * RUN
     if places < FEWEST_RUNS * RUN:
         least = devices * (cells + dim + FEWEST_RUNS * RUN)
