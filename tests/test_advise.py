@@ -375,7 +375,7 @@ def test_a_plain_average_does_as_well_where_norms_are_tiny() -> None:
     np.testing.assert_allclose(norm_ratio(pasted(report.verdict.call, q, k, v + 1), naive(q, k, v + 1)), 0, atol=0.1)
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("causal", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_exact_attention_where_nothing_works(causal: bool) -> None:
     q, k, v = arrays(size=3.0, length=512, dim=32)
     report = advise(q, k, v - 0.5, causal=causal, length=FAR, counts=(64, 256), windows=(None, 32))

@@ -5,6 +5,7 @@ Expectations are integrated where rows are normal: nodes of a quadrature rule ta
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -224,8 +225,14 @@ def assert_unbiased(log: Any, sign: Any) -> None:
     assert abs(estimates.mean() - 1) <= 6 * standard_error
 
 
-@pytest.mark.parametrize("sampler", ["iid", "orthogonal", "simplex", "antithetic", "paired", "sobol"])
-@pytest.mark.parametrize("name", SOFTMAX)
+@pytest.mark.parametrize(
+    ("sampler", "name"),
+    [
+        *itertools.product(("iid", "orthogonal", "simplex", "antithetic", "paired"), SOFTMAX),
+        ("sobol", "positive"),
+        *(pytest.param("sobol", name, marks=pytest.mark.long) for name in SOFTMAX if name != "positive"),
+    ],
+)
 @pytest.mark.parametrize("proposal", PROPOSALS)
 def test_drawn_proposals_are_unbiased(proposal: str, name: str, sampler: str) -> None:
     """With every map and coupling, for each element of a batch."""
