@@ -120,8 +120,8 @@ def train(way: str, parts: Parts, given: Settings, rate: float) -> Iterator[Chec
                 sampler.changed(state, rows)
         state.items.block_until_ready()
         seconds += _clocks() - start
-        scores = (recommender_model.score(state, events) for events in (parts.validation, parts.test))
-        yield Check(check * given.steps, *(float(x) for x in seconds), *scores)
+        validation, test = (recommender_model.score(state, events) for events in (parts.validation, parts.test))
+        yield Check(check * given.steps, float(seconds[0]), float(seconds[1]), validation, test)
 
 
 def _clocks() -> np.ndarray:

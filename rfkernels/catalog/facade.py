@@ -10,6 +10,7 @@ import numpy as np
 
 from rfkernels.catalog import engines, files, kernel_sums, reductions, sampling, store
 from rfkernels.catalog.arguments import (
+    SEEDS,
     check_budget,
     check_count,
     check_filled,
@@ -223,7 +224,9 @@ class Catalog:
         budget = len(self) + sum(self.table.means.shape) if budget >= len(self) else budget
         step, parts = max(1, _NUMBERS // budget), []
         for first in range(0, len(given), step):
-            taken = engines.choose(backend).evaluate(self.table, given[first : first + step], budget, check_seed(rng))
+            taken = engines.choose(backend).evaluate(
+                self.table, given[first : first + step], budget, (check_seed(rng) + first) % SEEDS
+            )
             parts.append(reductions.expectation(taken._replace(rows=ids_of_rows(self.table, taken.rows)), values))
         found = Expectation(*(np.concatenate(part) for part in zip(*parts, strict=True)))
         found = Expectation(*(part.reshape(*queries.shape[:-1], values.shape[1]) for part in found))
@@ -333,7 +336,8 @@ class Catalog:
             raise TypeError(f"kernel must be a Kernel or the name of a map that has one, got {kernel!r}")
         if chosen.sign is not None:
             raise ValueError(f"kernel must not be negative, but {chosen.name} can be: its sums have no log")
-        if check_budget(self.table, budget) >= len(self):
+        budget = check_budget(self.table, budget)
+        if budget >= len(self):
             found = kernel_sums.exact_kernel_sums(self.table, given, chosen, scale)
         else:
             found = kernel_sums.kernel_sums(self.table, given, chosen, scale, budget, check_seed(rng))

@@ -74,15 +74,15 @@ def top(table: Table, queries: Any, count: int, budget: int) -> Top:
     What a group promises is the largest of n normal numbers of its mean and deviation s: about mean + s √(2 log n).
     """
     rows, logits = np.empty((len(queries), count), np.int64), np.empty((len(queries), count))
-    left = budget - sum(table.means.shape)
+    left = budget if budget >= table.count.sum() else budget - sum(table.means.shape)
     for i, query in enumerate(queries.astype(np.float64)):
         guessed = guess(table, query)
         squares = 2 * (guessed.log_mean - guessed.cell_logits[table.cell])
         promise = guessed.cell_logits[table.cell] + np.sqrt(2 * squares * np.log(np.maximum(table.count, 2)))
         order = np.argsort(-promise, kind="stable")
-        taken = rows_of(table, order[np.cumsum(table.count[order]) <= left])
-        if len(taken) < count:
-            taken = rows_of(table, order)
+        reached = np.cumsum(table.count[order])
+        groups = max(int(np.searchsorted(reached, left, side="right")), int(np.searchsorted(reached, count)) + 1)
+        taken = rows_of(table, order[:groups])
         own = table.rows[taken] @ query
         best = np.argsort(-own, kind="stable")[:count]
         rows[i], logits[i] = taken[best], own[best]

@@ -61,7 +61,7 @@ def _guess(r: Rules, g: Groups, s: Scratch, logits: Any, scale: float) -> float:
     given = (s.log_mean.ctypes.data, s.apart.ctypes.data, g.size.ctypes.data, size, number, r.floor.ctypes.data)
     out = (s.weight.ctypes.data, s.mass.ctypes.data, s.noise.ctypes.data, s.score.ctypes.data)
     call(r.guess, (*given, *out))
-    return s.number[0]
+    return float(s.number[0])
 
 
 @jit

@@ -34,20 +34,8 @@ def sample(table: Table, queries: Any, draws: int, rng: Any) -> Draws:
             query = queries[i].astype(np.float64)
             log_sums = np.log(table.count) + guess(table, query).log_mean
             chosen = head(log_sums, table.count)
-            scratch = buffer, where, ends, inside
-            _draw(
-                table.rows,
-                table.start,
-                table.count,
-                query,
-                chosen,
-                log_sums,
-                *u[i],
-                scratch,
-                rows[i],
-                log[i],
-                logits[i],
-            )
+            scratch, out = (buffer, where, ends, inside), (rows[i], log[i], logits[i])
+            _draw(table.rows, table.start, table.count, query, chosen, log_sums, u[i], scratch, out)
         return 0
 
     threads.run([partial(share, first) for first in range(0, len(u), _SHARE)], threads.thread_count())
@@ -73,7 +61,7 @@ def _logits(rows: Any, first: int, count: int, query: Any, out: Any) -> float:
     total = 0.0
     for i in range(count):
         total += np.exp(out[i] - top)
-    return top + np.log(total)
+    return float(top + np.log(total))
 
 
 @_fast
@@ -101,14 +89,12 @@ def _draw(
     query: Any,
     chosen: Any,
     log_sums: Any,
-    to_group: Any,
-    to_item: Any,
+    uniform: Any,
     scratch: Any,
-    out: Any,
-    log: Any,
-    logits: Any,
+    drawn: Any,
 ) -> None:
-    buffer, where, ends, inside = scratch
+    (buffer, where, ends, inside), (out, log, logits) = scratch, drawn
+    to_group, to_item = uniform[0], uniform[1]
     used = 0
     for g in chosen:
         where[g] = used

@@ -51,7 +51,7 @@ def _exponentials(r: Rules, s: Scratch, products: Any, size: int, end: int, leas
     call(r.largest, (x.ctypes.data, padded, s.number.ctypes.data))
     s.number[0] = max(s.number[0], least)
     call(r.exponentials, (x.ctypes.data, padded, s.number.ctypes.data))
-    return s.number[0]
+    return float(s.number[0])
 
 
 @jit
