@@ -78,7 +78,9 @@ def find_centres(sample: Any, cells: int, rng: np.random.Generator) -> Any:
 
 def nearest(items: Any, centres: Any) -> tuple[Any, Any]:
     """Return each item's cell, that of the nearest centre, and its squared distance from there."""
-    return compiled("catalog_store").nearest(np.array(items, centres.dtype, order="C", ndmin=2), centres)
+    own = np.array(items, centres.dtype, order="C", ndmin=2)
+    found: tuple[Any, Any] = compiled("catalog_store").nearest(own, centres)
+    return found
 
 
 def chunks(count: int) -> Iterator[slice]:
