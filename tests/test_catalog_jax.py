@@ -78,7 +78,7 @@ def test_plans_are_those_of_the_specification(catalog: Catalog, places: int, sca
             expected = plan.plan(host, guessed, places + FIXED)
             np.testing.assert_array_equal(np.flatnonzero(got.closed), expected.far)
             assert got.runs == expected.runs
-            np.testing.assert_allclose(got.error, expected.error, rtol=1e-9)
+            np.testing.assert_allclose(got.log_error, expected.log_error, rtol=1e-9)
             np.testing.assert_allclose(got.slopes, expected.slopes, rtol=1e-9)
             np.testing.assert_allclose(np.asarray(got.weight)[expected.far], expected.weights, rtol=1e-9)
 

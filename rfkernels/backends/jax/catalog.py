@@ -120,11 +120,12 @@ def _one(table: DeviceTable, query: Any, key: Any, places: int) -> Any:
     logits = matmul(jnp, table.rows.at[held.row].get(mode="promise_in_bounds"), query)
     run = jnp.arange(places // RUN) < plan.runs
     taken = jnp.where(jnp.repeat(run, RUN) | held.opened, logits, -jnp.inf)
-    top = jnp.maximum(plan.top, jnp.max(taken))
+    top = jnp.maximum(jnp.where(jnp.any(plan.slopes > 0), plan.top, -jnp.inf), jnp.max(taken))
     weights = jnp.exp(taken - finite(top))
     cell = table.cell[held.group]
     # Over a whole cell this part sums to 0: what opened groups have of it, the others lack.
-    moved = jnp.exp(plan.top - finite(top)) * plan.slopes[cell] * (logits - plan.centre[cell])
+    slopes = jnp.where(plan.slopes > 0, jnp.exp(jnp.minimum(plan.top - finite(top), 0)) * plan.slopes, 0)
+    moved = slopes[cell] * (logits - plan.centre[cell])
     head, known = (jnp.sum(jnp.where(held.opened, x, 0)) for x in (weights, moved))
     plain, bent = (jnp.where(run, jnp.sum(x.reshape(-1, RUN), -1) / expected, 0) for x in (weights, weights - moved))
     total = head + jnp.sum(bent) - known
@@ -133,6 +134,7 @@ def _one(table: DeviceTable, query: Any, key: Any, places: int) -> Any:
     pairs = parts[: len(parts) // 2 * 2].reshape(-1, 2)
     apart = jnp.where(jnp.arange(len(pairs)) < plan.runs // 2, pairs[:, 0] - pairs[:, 1], 0)
     square = jnp.sum(apart**2) * plan.runs / jnp.maximum(plan.runs // 2 * 2, 1)
-    error = jnp.sqrt(square) / jnp.where(total > 0, total, 1)
-    error = jnp.where(plan.error > HEAVY, jnp.maximum(error, plan.error), error)
-    return top + jnp.log(total), error, plan.ends[-1] + RUN * plan.runs
+    log = top + jnp.log(total)
+    error, predicted = jnp.sqrt(square) / jnp.where(total > 0, total, 1), jnp.exp(plan.log_error - finite(log))
+    error = jnp.where(predicted > HEAVY, jnp.maximum(error, predicted), error)
+    return log, error, plan.ends[-1] + RUN * plan.runs

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from rfkernels._arrays import matmul
 from rfkernels.backends.jax.tables import DeviceTable
-from rfkernels.catalog.plan import _FLOOR, _LARGEST, BUCKETS, FEWEST_RUNS, PER_NAT, RUN, TRUSTED
+from rfkernels.catalog.plan import _FLOOR, BUCKETS, FEWEST_RUNS, PER_NAT, RUN, TRUSTED
 
 _TICKS = 1 << 28
 """In how many parts probability is counted, so that the one of each group is known exactly."""
@@ -23,7 +23,7 @@ class Plan(NamedTuple):
     centre : array, shape (cells,)
         Logits of the means of cells.
     top : array
-        The largest log of what an item is guessed to weigh, which weights are relative to.
+        The largest log of what an item of a closed group is guessed to weigh, which weights and slopes are relative to.
     weight : array, shape (groups,)
         What a group is guessed to weigh if it is closed, that is drawn from, up to a factor; 0 for those opened.
     closed : array of bool, shape (groups,)
@@ -34,8 +34,8 @@ class Plan(NamedTuple):
         How many runs are drawn.
     slopes : array, shape (cells,)
         Coefficients of q·(y − mean) in the control variate.
-    error : array
-        Predicted standard error, relative to the guessed sum over all items.
+    log_error : array
+        Log of the predicted standard error of the sum, −inf if everything is taken.
     """
 
     centre: Any
@@ -45,7 +45,7 @@ class Plan(NamedTuple):
     ends: Any
     runs: Any
     slopes: Any
-    error: Any
+    log_error: Any
 
 
 class Places(NamedTuple):
@@ -61,13 +61,21 @@ def finite(log: Any) -> Any:
     return jnp.where(log == -jnp.inf, 0, log)
 
 
+def _log_mean_exp(deviation: Any, edge: Any) -> Any:
+    low = jnp.minimum(deviation, edge)
+    return low * (deviation - low / 2)
+
+
 def planned(table: DeviceTable, query: Any, places: int) -> Plan:
     """Open the groups of the largest second moments, as many as the predicted variance is least with."""
     centre = matmul(jnp, table.means, query)
-    squares = jnp.minimum(matmul(jnp, query, matmul(jnp, table.shape, query)) * table.spread, _LARGEST)
+    square = jnp.maximum(matmul(jnp, query, matmul(jnp, table.shape, query)), 0)
+    deviation, edge = jnp.sqrt(square * table.spread), jnp.sqrt(2 * jnp.log(jnp.sum(table.count)))
+    raised = _log_mean_exp(deviation, edge)
+    apart = _log_mean_exp(2 * deviation, edge) - 2 * raised
     some = table.count > 0
-    log = jnp.where(some, centre[table.cell] + squares / 2, -jnp.inf)
-    variance, top = jnp.expm1(squares) - squares + _FLOOR, jnp.max(log)
+    log = jnp.where(some, centre[table.cell] + raised, -jnp.inf)
+    variance, top = jnp.expm1(apart) - apart + _FLOOR, jnp.max(log)
     weight = table.count * jnp.exp(log - finite(top))
     score = jnp.where(some, 2 * (log - finite(top)) + jnp.log(variance), -jnp.inf)
     depth = jnp.where(some, PER_NAT * (jnp.max(score) - score), BUCKETS)
@@ -86,13 +94,16 @@ def planned(table: DeviceTable, query: Any, places: int) -> Plan:
     all_fit = jnp.sum(counts) <= places
     best = jnp.argmin(spread)
     closed = some & (bucket >= best) & ~all_fit
-    error = jnp.where(all_fit, 0, jnp.sqrt(spread[best]) / jnp.sum(weight))
-    slopes = jnp.where(error <= TRUSTED, _slopes(table, jnp.where(closed, weight, 0), closed), 0)
     # Relative to the largest of their own: next to opened groups all of them may be less than the smallest number.
     own = jnp.where(closed, log, -jnp.inf)
-    weight = table.count * jnp.exp(own - finite(jnp.max(own)))
+    top = finite(jnp.max(own))
+    weight = table.count * jnp.exp(own - top)
+    expected = jnp.sum(weight) * jnp.sum(weight * variance) / jnp.maximum(RUN * runs[best], 1)
+    trusted = ~all_fit & (jnp.sqrt(expected) <= TRUSTED * jnp.sum(weight))
+    slopes = jnp.where(trusted, _slopes(table, weight, closed), 0)
+    log_error = jnp.where(all_fit, -jnp.inf, top + jnp.log(jnp.where(all_fit, 1, expected)) / 2)
     ends = jnp.cumsum(jnp.where(closed, 0, table.count))
-    return Plan(centre, top, weight, closed, ends, jnp.where(all_fit, 0, runs[best]), slopes, error)
+    return Plan(centre, top, weight, closed, ends, jnp.where(all_fit, 0, runs[best]), slopes, log_error)
 
 
 def _slopes(table: DeviceTable, weight: Any, closed: Any) -> Any:
