@@ -272,6 +272,9 @@ MUTANTS = [
     Mutant("the false-alarm probability", "testing/sampled.py", "level = math.log(2 * claimed.size / false_alarm)", "level = math.log(2 * claimed.size)", (*TESTING, "-k", "sample_is_as_large")),
     Mutant("one row of every block", "testing/laws.py", "[i % rows]", "[0]", (*TESTING, "-k", "broken_last_row")),
     Mutant("ordering at equal rows", "testing/assertions.py", "integrals.Integral(columns * found.value,", "integrals.Integral(found.value,", (*TESTING, "-k", "ordering")),
+    Mutant("laws of magnitudes alone", "testing/laws.py", "np.sign(rows) * stats.norm.isf(levels)", "stats.norm.isf(levels)", (*TESTING, "-k", "laws_of_given")),
+    Mutant("drawn estimates of another scale", "testing/sampled.py", "proposal=proposal, scale=scale, batch", "proposal=proposal, scale=1.0, batch", (*TESTING, "-k", "drawn_features")),
+    Mutant("weights of the first of two rows", "testing/grids.py", "density[i] * density[j] / angles", "density[i] / angles", (*TESTING, "-k", "two_rows")),
     # States
     Mutant("merged states on one scale", "state.py", "one, two = xp.exp(first.shift - base), xp.exp(second.shift - base)", "one, two = xp.exp(0 * first.shift), xp.exp(second.shift - base)", STATE),
     Mutant("a part without keys drowns the other", "partials.py", "xp.where(part.denominator == 0, -xp.inf, part.shift)", "part.shift", ("tests/test_numerics.py", "-k", "numpy and (ratio or window_over)")),
@@ -292,5 +295,6 @@ MUTANTS = [
     Mutant("advice fitted to what it is measured on", "advise/_problem.py", "return problem.q[..., : queries // 2 : q_step, :], problem.k[..., : keys // 2 : k_step, :]", "return problem.q[..., ::q_step, :], problem.k[..., ::k_step, :]", (ADVISE, "-k", "paste")),
     Mutant("advice to use what is slower", "advise/_report.py", "if row.seconds >= exact.seconds:", "if False:", (ADVISE, "-k", "decided")),
     Mutant("steps that are worse are kept", "integrations/optax.py", "better = finite & (found < least) & (stopped == \"steps\")", "better = finite & (stopped == \"steps\")", (CALIBRATION, "-k", "no_step_is_kept")),
+    Mutant("heads whose output is zero", "integrations/optax.py", "error / jnp.where(nothing, 1, size))", "error / size)", (CALIBRATION, "-k", "zeros")),
     Mutant("gain on the sample it was fitted to", "fitting/gains.py", "asked = samples if on is None else _checked(*on)", "asked = samples", ("tests/test_gain.py",)),
 ]  # fmt: skip
