@@ -55,7 +55,7 @@ class Results(NamedTuple):
 @click.argument("queries", type=_FILE)
 @click.option("-o", "--out", type=_FILE, help="The file to write: .csv, .json or .npz.")
 @click.option("--budget", type=_POSITIVE, default=4096, show_default=True, help="Dot products a query.")
-@click.option("--error", type=float, help="A relative standard error to reach; queries that miss it take more.")
+@click.option("--error", type=float, help="A relative standard error to aim at, from a pilot of --budget.")
 @click.option("--kernel", default=SOFTMAX, show_default=True, help="What is summed; or gaussian, or another map's.")
 @click.option("--scale", type=float, default=1.0, show_default=True, help="Multiplies q·y, |q|² and |y|².")
 @click.option("--bandwidth", type=float, help="Of the gaussian: exp(-|q-y|²/2h²), which is --scale 1/h².")
@@ -196,6 +196,9 @@ def _say(results: Results, settings: Settings, stderr: bool) -> None:
     for name in ("log_normalizer", "standard_error", "dots") if count else ():
         low, middle, high = np.quantile(columns[name], [0, 0.5, 1], method="inverted_cdf")
         printed.print(f"{name}: median {middle:.4g}, {low:.4g} to {high:.4g}")
+    missed = 0 if settings.error is None else int(np.sum(columns["standard_error"] > settings.error))
+    if missed:
+        printed.print(f"{missed:,} queries came out above --error {settings.error}: aim lower")
     if results.checked is not None:
         _say_checked(results.checked, printed.print)
 
