@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rfkernels._checks import check_array
 from rfkernels.catalog import engines, files, kernel_sums, reductions, sampling, store
 from rfkernels.catalog.arguments import (
     SEEDS,
@@ -393,12 +394,27 @@ class Catalog:
         """Find cells anew, after many changes: as a catalog of the same items and ids would be built."""
         self._set(store.regroup(self._store, cells=cells, rng=rng))
 
+    @property
+    def outgrown(self) -> bool:
+        """Whether items have doubled or halved in number or moved together since cells were found: see `regroup`."""
+        return store.outgrown(self._store)
+
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, which takes its name only when it is complete: see `load`."""
         files.save(self._store, path)
 
     @classmethod
-    def load(cls, path: str | Path, *, mapped: bool = False) -> Catalog:
+    def create(
+        cls, path: str | Path, items: Any, *, ids: Any = None, cells: int | None = None, rng: Any = 0
+    ) -> Catalog:
+        """Build a catalog in its file, for items larger than memory, and map it: see `Catalog` and `load`."""
+        check_array("items", items, 2)
+        dtype = "float64" if items.dtype == np.float64 else "float32"
+        files.create(path, items.shape, dtype, lambda rows: store.build(items, ids, cells=cells, rng=rng, rows=rows))
+        return cls.load(path, mapped=True)
+
+    @classmethod
+    def load(cls, path: str | Path, *, mapped: bool = False, verify: bool = False) -> Catalog:
         """Read a catalog that `save` wrote.
 
         Parameters
@@ -407,10 +423,12 @@ class Catalog:
             The file.
         mapped : bool, default False
             Leave the items in the file and read them as they are needed, for catalogs larger than memory.
+        verify : bool, default False
+            Check the sum of mapped items too, which reads them all.
 
         Raises
         ------
         OSError, ValueError
             If the file cannot be read, is not a catalog, is of another version, or was cut or altered.
         """
-        return cls.from_store(files.load(path, mapped=mapped))
+        return cls.from_store(files.load(path, mapped=mapped, verify=verify))
