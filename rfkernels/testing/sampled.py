@@ -146,7 +146,7 @@ def drawn_estimates(
     Returns
     -------
     callable
-        ``estimator(rng)``: array, shape (batch, *pairs).
+        What ``estimator(rng)`` returns is an array (batch, ...) over the pairs.
     """
     x, y = check_pairs(x, y)
 
