@@ -41,9 +41,11 @@ def sampling(settings: list[Setting]) -> Iterator[Line]:
     yield Line("settings with an effective sample of half the draws or more", halves, "", ">= 4", "")
 
 
-def _p_value(counts: Array, expected: Array) -> float:
-    """Return the p-value of counts, those expected less than ten times as one."""
+def _p_value(counts: Array, expected: Array, missing: float = 0.0) -> float:
+    """Return the p-value of counts, those expected less than ten times as one, with `missing` ones that never came."""
+    counts, expected = np.append(counts, 0), np.append(expected, missing)
     few = expected < EXPECTED
+    few[-1] = True
     counts, expected = (np.append(x[~few], x[few].sum()) for x in (counts, expected))
     kept = expected > 0
     return float(stats.chisquare(counts[kept], expected[kept] * counts[kept].sum() / expected[kept].sum()).pvalue)
@@ -60,7 +62,7 @@ def _stated(setting: Setting, catalog: rfk.Catalog) -> Line:
         counts, expected, spread = _grouped(catalog, setting.queries[i], np.asarray(drawn.ids)[0], drawn)
         uneven, bins = max(uneven, spread), max(bins, int((expected >= EXPECTED).sum()))
         short = abs(expected.sum() / DRAWS - 1) > 0.01  # groups that never came are short of that only if they are many
-        found.append(0.0 if short else _p_value(counts, np.append(expected, max(DRAWS - expected.sum(), 0))))
+        found.append(0.0 if short else _p_value(counts, expected, max(DRAWS - expected.sum(), 0)))
     detail = (
         f"least of {TESTED} queries (times {TESTED}), {DRAWS:,} draws each, up to {bins:,} parts; {uneven:.1g} uneven"
     )
@@ -69,7 +71,7 @@ def _stated(setting: Setting, catalog: rfk.Catalog) -> Line:
 
 
 def _grouped(catalog: rfk.Catalog, query: Array, ids: Array, drawn: Any) -> tuple[Array, Array, float]:
-    """Return counts, one more than expectations of the same parts, and how unlike the shares of one group come out."""
+    """Return counts and expectations of parts, and how unlike the shares of one group come out."""
     table, slots = catalog.table, catalog.store.slots
     group = np.full(len(table.rows), -1)
     for g, (start, count) in enumerate(zip(table.start, table.count, strict=True)):
@@ -84,7 +86,7 @@ def _grouped(catalog: rfk.Catalog, query: Array, ids: Array, drawn: Any) -> tupl
     share[own] = stated
     apart = probability * DRAWS >= EXPECTED
     rest = share - np.bincount(own[apart], probability[apart], len(share))
-    counts = np.concatenate([times[apart], np.bincount(own[~apart], times[~apart], len(share)), [0]])
+    counts = np.concatenate([times[apart], np.bincount(own[~apart], times[~apart], len(share))])
     expected = np.concatenate([probability[apart], np.maximum(rest, 0)]) * DRAWS
     return counts, expected, float(np.max(np.abs(stated / share[own] - 1)))
 
