@@ -31,6 +31,16 @@ UNCERTAINTY = "tests/test_uncertainty.py"
 CALIBRATION = "tests/test_calibration.py"
 ADVISE = "tests/test_advise.py"
 
+CATALOG = "tests/test_catalog.py"
+CATALOG_NUMBA = "tests/test_catalog_numba.py"
+CATALOG_JAX = "tests/test_catalog_jax.py"
+STORE = "tests/test_catalog_store.py"
+FILES = ("tests/test_whole_files.py",)
+REFUSED = ("tests/test_catalog_refusals.py",)
+SAMPLED = "tests/test_sampled_softmax.py"
+DASK = "tests/test_dask.py"
+SOFTMAX = "tests/test_cli_softmax.py"
+
 
 class Mutant(NamedTuple):
     """A text that occurs once in a file, what replaces it, and the arguments of pytest that should fail."""
@@ -297,4 +307,31 @@ MUTANTS = [
     Mutant("steps that are worse are kept", "integrations/optax.py", "better = finite & (found < least) & (stopped == \"steps\")", "better = finite & (stopped == \"steps\")", (CALIBRATION, "-k", "no_step_is_kept")),
     Mutant("heads whose output is zero", "integrations/optax.py", "error / jnp.where(nothing, 1, size))", "error / size)", (CALIBRATION, "-k", "zeros")),
     Mutant("gain on the sample it was fitted to", "fitting/gains.py", "asked = samples if on is None else _checked(*on)", "asked = samples", ("tests/test_gain.py",)),
+    # Catalogs
+    Mutant("catalog: no control variate is subtracted", "catalog/estimates.py", "scale * moved).sum(-1)", "0 * moved).sum(-1)", (CATALOG, "-k", "unbiased or control")),
+    Mutant("catalog: what fell to opened items is forgotten", "catalog/estimates.py", "parts.sum() - scale * known", "parts.sum()", (CATALOG, "-k", "unbiased")),
+    Mutant("catalog: draws count as if groups were equal", "catalog/plan.py", "planned.weights[place] / ends[-1] / count)", "planned.weights[place] / ends[-1] / count.mean())", (CATALOG, "-k", "unbiased")),
+    Mutant("catalog: runs end with their group", "catalog/plan.py", "(first[:, None] + np.arange(RUN)) % count[:, None]", "np.minimum(first[:, None] + np.arange(RUN), count[:, None] - 1)", (CATALOG, "-k", "unbiased")),
+    Mutant("catalog: standard errors of half the size", "catalog/estimates.py", ".sum() * len(parts) / pairs.size))", ".sum() * len(parts) / pairs.size / 4))", (CATALOG, "-k", "standard or cover")),
+    Mutant("catalog: a pilot that asks for nothing", "catalog/engines.py", "budget * 2.0**doublings", "budget * 1.0**doublings", (CATALOG, "-k", "asked_for_is_reached")),
+    Mutant("catalog: probabilities of draws without their group", "backends/numba/catalog_sampling.py", "log[i] = log_sums[g] - log_total + part[place] - own", "log[i] = part[place] - own", (CATALOG, "-k", "draws")),
+    Mutant("catalog: changes that readers do not see", "catalog/facade.py", "            store.add(self._store, items, ids)\n            self._table = None", "            store.add(self._store, items, ids)", (CATALOG, "-k", "whoever_reads")),
+    Mutant("catalog compiled: runs go beyond their group", "backends/numba/catalog_plans.py", "offset = offset + 1 if offset + 1 < count else 0", "offset = offset + 1 if offset < count else 0", (CATALOG_NUMBA, "-k", "as_specified")),
+    Mutant("catalog compiled: free rows count", "backends/numba/catalog_exact.py", "if j >= count or ids[first + j] < 0:", "if j >= count:", (CATALOG_NUMBA, "-k", "exact")),
+    Mutant("catalog compiled: queries by their place in a share", "backends/numba/catalog.py", "catalog_plans.choose(r, g, s, n, wide[part], i)", "catalog_plans.choose(r, g, s, n, wide[part], i - first)", (CATALOG_NUMBA, "-k", "however")),
+    Mutant("store: an item at an edge", "catalog/changes.py", "label + 1j * square, side=\"right\"", "label + 1j * square, side=\"left\"", (STORE, "-k", "at_a_centre")),
+    Mutant("store: items are put last", "catalog/changes.py", "start + rng.integers(held + 1)", "start + rng.integers(held.clip(1))", (STORE, "-k", "places_are_random")),
+    Mutant("store: groups without a centre", "catalog/changes.py", "store.edge[innermost] = 0", "pass", (STORE, "-k", "hundred_thousand")),
+    Mutant("store: merged slots", "catalog/store.py", "slots[held] = b.slots[held] + a.end", "slots[held] = b.slots[held] + len(a.rows)", (STORE, "-k", "merged")),
+    Mutant("store: spread about the mean", "catalog/tables.py", "2 * cross", "cross", (STORE, "-k", "built")),
+    Mutant("files: renamed before it is on disk", "_files.py", "os.fsync(file.fileno())", "pass", FILES),
+    Mutant("files: written in place", "_files.py", "temporary, file = _temporary(path.parent)", "temporary, file = path, path.open(\"w+b\")", FILES),
+    Mutant("files: a header's sum", "catalog/header.py", "metadata.get(\"crc32\") != _checksum(metadata)", "False", REFUSED),
+    Mutant("files: groups beyond the rows", "catalog/invariants.py", "store.start <= store.end - store.capacity", "store.start + store.capacity <= store.end", REFUSED),
+    Mutant("sampled softmax: draws of the target", "integrations/sampled_softmax.py", "jnp.where(drawn == own[..., None], -jnp.inf, others)", "others", (SAMPLED, "-k", "formula or normalizer")),
+    Mutant("sampled softmax: times the probability", "integrations/sampled_softmax.py", "logit[..., None] - log_p", "logit[..., None] + log_p", (SAMPLED, "-k", "formula")),
+    Mutant("catalog on JAX: what fell to opened items is forgotten", "backends/jax/catalog.py", "total = head + jnp.sum(bent) - known", "total = head + jnp.sum(bent)", (CATALOG_JAX, "-k", "unbiased")),
+    Mutant("Dask: chunks number their own rows", "integrations/dask.py", "np.arange(first, first + len(items)) if", "np.arange(len(items)) if", (DASK, "-k", "all_items")),
+    Mutant("softmax command: one seed for all batches", "cli/softmax.py", "settings.seed + (first << 32)", "settings.seed", (SOFTMAX, "-k", "drawn_independently")),
+    Mutant("softmax command: bandwidth", "cli/softmax.py", "bandwidth**-2", "1 / bandwidth", (SOFTMAX, "-k", "gaussian_sums")),
 ]  # fmt: skip
