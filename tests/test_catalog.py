@@ -238,7 +238,7 @@ def cosine_bump(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
     return xp.log1p(dot / (1 + xx + yy))
 
 
-@pytest.mark.parametrize("kernel", ["gaussian", "relu", Kernel("bump", cosine_bump)], ids=str)
+@pytest.mark.parametrize("kernel", ["gaussian", "relu", Kernel("bump", cosine_bump)], ids=["gaussian", "relu", "own"])
 def test_sums_of_other_kernels(kernel: Any) -> None:
     (items, queries), scale = data(), 0.7
     own = kernel if isinstance(kernel, Kernel) else rfk.lookup(kernel).kernel
