@@ -269,6 +269,10 @@ def test_large_logits(big: float, backend: str) -> None:
     assert np.isfinite(found.log_normalizer).all()
     largest = big * logits().max(1)
     assert (found.log_normalizer <= largest + np.log(ITEMS)).all()
+    told = np.abs(np.expm1(found.log_normalizer - logsumexp(logits(big), 1))) <= 3 * found.standard_error + 1e-6
+    assert told.mean() >= 0.5
+    whole = catalog().log_normalizer(big * data()[1], budget=BUDGET, error=0.05, backend=backend)
+    np.testing.assert_allclose(whole, logsumexp(logits(big), 1), rtol=1e-9)
 
 
 def test_few_items_and_none() -> None:

@@ -44,7 +44,7 @@ def estimated(table: Table, queries: Any, budget: int, error: float | None, seed
     if error is None:
         return found
     items, seed = int(table.count.sum()), (seed + 1) % SEEDS
-    doublings = np.ceil(np.log2(np.maximum(found.standard_error / error, 1) ** 2))
+    doublings = np.ceil(2 * np.log2(np.maximum(found.standard_error / error, 1)))
     budgets = np.minimum(budget * 2.0**doublings, max(items, budget)).astype(np.int64)
     for own in np.unique(budgets):
         same = np.flatnonzero(budgets == own)
