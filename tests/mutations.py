@@ -311,7 +311,7 @@ MUTANTS = [
     Mutant("catalog: no control variate is subtracted", "catalog/estimates.py", "scale * moved).sum(-1)", "0 * moved).sum(-1)", (CATALOG, "-k", "unbiased or control")),
     Mutant("catalog: what fell to opened items is forgotten", "catalog/estimates.py", "parts.sum() - scale * known", "parts.sum()", (CATALOG, "-k", "unbiased")),
     Mutant("catalog: draws count as if groups were equal", "catalog/plan.py", "planned.weights[place] / ends[-1] / count)", "planned.weights[place] / ends[-1] / count.mean())", (CATALOG, "-k", "unbiased")),
-    Mutant("catalog: runs end with their group", "catalog/plan.py", "(first[:, None] + np.arange(RUN)) % count[:, None]", "np.minimum(first[:, None] + np.arange(RUN), count[:, None] - 1)", (CATALOG, "-k", "unbiased")),
+    Mutant("catalog: runs end with their group", "catalog/plan.py", "(first[:, None] + np.arange(RUN)) % count[:, None]", "np.minimum(first[:, None] + np.arange(RUN), count[:, None] - 1)", (CATALOG, "-k", "drawn_alike")),
     Mutant("catalog: standard errors of half the size", "catalog/estimates.py", ".sum() * len(parts) / pairs.size))", ".sum() * len(parts) / pairs.size / 4))", (CATALOG, "-k", "standard or cover")),
     Mutant("catalog: a pilot that asks for nothing", "catalog/engines.py", "budget * 2.0**doublings", "budget * 1.0**doublings", (CATALOG, "-k", "asked_for_is_reached")),
     Mutant("catalog: probabilities of draws without their group", "backends/numba/catalog_sampling.py", "log[i] = log_sums[g] - log_total + part[place] - own", "log[i] = part[place] - own", (CATALOG, "-k", "draws")),

@@ -157,6 +157,21 @@ def test_taken_items_are_weighted_without_bias(backend: str) -> None:
     assert (np.abs(found.mean(0) - whole) <= 6 * found.std(0) / np.sqrt(SEEDS)).all()
 
 
+def test_all_items_of_a_group_are_drawn_alike() -> None:
+    table = catalog().table
+    planned = plan.plan(table, plan.guess(table, 0.1 * data()[1][0]), BUDGET)._replace(runs=50_000)
+    runs = plan.draw_runs(table, planned, 7, 0)
+    seen = np.bincount(runs.rows.ravel(), minlength=len(table.rows))
+    expected = np.zeros(len(seen))
+    for group in planned.far:
+        mine = slice(int(table.start[group]), int(table.start[group] + table.count[group]))
+        expected[mine] = plan.RUN * (runs.group == group).sum() / table.count[group]
+        np.testing.assert_allclose(np.exp(runs.log_expected[runs.group == group]), expected[mine][0], rtol=0.05)
+    # Runs of four count an item four times less independently than single draws would.
+    kept = expected > 0
+    assert ((seen - expected)[kept] ** 2 / expected[kept]).mean() < 1.2
+
+
 def test_expectations() -> None:
     queries, values = 0.4 * data()[1], np.random.default_rng(2).normal(size=(ITEMS, 3))
     weights = np.exp(logits(0.4) - logsumexp(logits(0.4), 1)[:, None])
