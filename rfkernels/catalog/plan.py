@@ -24,7 +24,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Guess(NamedTuple):
-    """What is expected of the items of each group.
+    """What is expected of the items of each group, for one query or, with axes for them in front, for several.
 
     Parameters
     ----------
@@ -77,19 +77,20 @@ def fewest_dots(table: Table) -> int:
     return int(cells + dim + FEWEST_RUNS * RUN)
 
 
-def guess(table: Table, query: Any) -> Guess:
+def guess(table: Table, queries: Any) -> Guess:
     """Guess weights exp(q·y): items of a group as normal about the mean of their cell, of the shape that all share.
 
     The mean of exp over n normal numbers of deviation s is about exp(s²/2) as long as s ≤ c = √(2 log n); beyond, the
     largest number makes up the sum, and the mean is exp(s c − c²/2) (freezing, as in Derrida's random energy model).
     The mean square is the same at 2 s. Here n counts all items: together they reach farther than any one group.
     """
-    logits = table.means @ query
-    deviation = np.sqrt(np.maximum(query @ table.shape @ query, 0) * table.spread)
+    logits = queries @ table.means.T
+    square = ((queries @ table.shape) * queries).sum(-1)
+    deviation = np.sqrt(np.maximum(square, 0)[..., None] * table.spread)
     edge = np.sqrt(2 * np.log(table.count.sum()))
     log_mean = _log_mean_exp(deviation, edge)
     apart = _log_mean_exp(2 * deviation, edge) - 2 * log_mean
-    return Guess(logits[table.cell] + log_mean, np.expm1(apart) - apart + _FLOOR, logits)
+    return Guess(logits[..., table.cell] + log_mean, np.expm1(apart) - apart + _FLOOR, logits)
 
 
 def _log_mean_exp(deviation: Any, edge: Any) -> Any:

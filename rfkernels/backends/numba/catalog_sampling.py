@@ -30,9 +30,9 @@ def sample(table: Table, queries: Any, draws: int, rng: Any) -> Draws:
     def share(first: int) -> int:
         buffer, where = np.empty(room), np.full(len(table.count), -1, np.int64)
         ends, inside = np.empty(len(table.count)), np.empty(most)
-        for i in range(first, min(first + _SHARE, len(u))):
-            query = queries[i].astype(np.float64)
-            log_sums = np.log(table.count) + guess(table, query).log_mean
+        own = queries[first : first + _SHARE].astype(np.float64)
+        guessed = np.log(table.count) + guess(table, own).log_mean
+        for i, (query, log_sums) in enumerate(zip(own, guessed, strict=True), first):
             chosen = head(log_sums, table.count)
             scratch, out = (buffer, where, ends, inside), (rows[i], log[i], logits[i])
             _draw(table.rows, table.start, table.count, query, chosen, log_sums, u[i], scratch, out)
