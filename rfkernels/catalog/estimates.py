@@ -65,11 +65,16 @@ def _moved(table: Table, chosen: Plan, guessed: Guess, exact: Any, drawn: Any, r
 
 def _error(parts: Any, log: float, chosen: Plan) -> float:
     """Return the relative standard error: from pairs of neighbouring strata, and as predicted where tails are heavy."""
-    pairs = parts[: len(parts) // 2 * 2].reshape(-1, 2)
-    seen = float(np.sqrt(((pairs[:, 0] - pairs[:, 1]) ** 2).sum() * len(parts) / pairs.size))
+    seen = deviation_of_sum(parts)
     with np.errstate(over="ignore"):
         predicted = float(np.exp(chosen.log_error - log))
     return max(seen, predicted) if predicted > HEAVY else seen
+
+
+def deviation_of_sum(parts: Any) -> float:
+    """Return the standard deviation of the sum of one draw from each stratum, from pairs of neighbouring strata."""
+    pairs = parts[: len(parts) // 2 * 2].reshape(-1, 2)
+    return float(np.sqrt(((pairs[:, 0] - pairs[:, 1]) ** 2).sum() * len(parts) / pairs.size))
 
 
 def evaluate(table: Table, queries: Any, budget: int, seed: int) -> Evaluated:

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels.catalog.plan import Guess, draw_runs, plan, rows_of
+from rfkernels.catalog.estimates import deviation_of_sum
+from rfkernels.catalog.plan import Guess, deviations, draw_runs, plan, rows_of
 from rfkernels.catalog.records import Estimate, Table
 from rfkernels.kernels import Kernel
 
@@ -53,7 +54,7 @@ def exact_kernel_sums(table: Table, queries: Any, kernel: Kernel, scale: float) 
 def _guess(table: Table, query: Any, kernel: Scaled) -> Guess:
     """Guess a group's mean kernel from two points, one standard deviation of q·y to either side of its cell's mean."""
     logits = table.means @ query
-    away = np.sqrt(np.maximum(query @ table.shape @ query, 0) * table.spread)
+    away = deviations(table, query)
     norms = (table.means**2).sum(1)[table.cell] + table.spread
     with np.errstate(divide="ignore"):
         both = np.stack([kernel.log(logits[table.cell] + sign * away, query @ query, norms) for sign in (-1, 1)])
@@ -75,10 +76,9 @@ def _one(table: Table, query: Any, kernel: Scaled, budget: int, seed: int, place
         top = max(top, float((drawn - runs.log_expected[:, None]).max()))
     if top == -np.inf:
         return -np.inf, 0.0 if not len(chosen.far) else np.inf, budget
-    total, square, taken = np.exp(exact - top).sum(), 0.0, exact.size
+    total, deviation, taken = np.exp(exact - top).sum(), 0.0, exact.size
     if len(chosen.far):
         parts = np.exp(drawn - runs.log_expected[:, None] - top).sum(-1)
-        pairs = parts[: len(parts) // 2 * 2].reshape(-1, 2)
-        square = ((pairs[:, 0] - pairs[:, 1]) ** 2).sum() * len(parts) / pairs.size
+        deviation = deviation_of_sum(parts)
         total, taken = total + parts.sum(), taken + drawn.size
-    return float(top + np.log(total)), float(np.sqrt(square) / total), taken + sum(table.means.shape)
+    return float(top + np.log(total)), float(deviation / total), taken + sum(table.means.shape)

@@ -85,12 +85,17 @@ def guess(table: Table, queries: Any) -> Guess:
     The mean square is the same at 2 s. Here n counts all items: together they reach farther than any one group.
     """
     logits = queries @ table.means.T
-    square = ((queries @ table.shape) * queries).sum(-1)
-    deviation = np.sqrt(np.maximum(square, 0)[..., None] * table.spread)
+    deviation = deviations(table, queries)
     edge = np.sqrt(2 * np.log(table.count.sum()))
     log_mean = _log_mean_exp(deviation, edge)
     apart = _log_mean_exp(2 * deviation, edge) - 2 * log_mean
     return Guess(logits[..., table.cell] + log_mean, np.expm1(apart) - apart + _FLOOR, logits)
+
+
+def deviations(table: Table, queries: Any) -> Any:
+    """Return the standard deviation of q·y about the mean of the cell in each group, (..., groups)."""
+    square = ((queries @ table.shape) * queries).sum(-1)
+    return np.sqrt(np.maximum(square, 0)[..., None] * table.spread)
 
 
 def _log_mean_exp(deviation: Any, edge: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels.catalog.plan import RUN, guess, rows_of
+from rfkernels.catalog.plan import RUN, deviations, rows_of
 from rfkernels.catalog.records import Evaluated, Table
 
 
@@ -41,7 +41,7 @@ class Top(NamedTuple):
 
 
 def expectation(taken: Evaluated, values: Any) -> Expectation:
-    """Return softmax-weighted means of values (room, width), which are those of the table's rows."""
+    """Return softmax-weighted means of values (…, width), which the rows of `taken` are places in."""
     found = [_mean(*one, values) for one in zip(*taken, strict=True)]
     mean, error = zip(*found, strict=True) if found else ((), ())
     shape = len(found), values.shape[1]
@@ -69,16 +69,15 @@ def probabilities(rows: Any, queries: Any, items: Any, log_normalizer: Any) -> A
 
 
 def top(table: Table, queries: Any, count: int, budget: int) -> Top:
-    """Return the largest items of the groups that promise most, at no more than `budget` dot products a query.
+    """Return the largest items of the groups that promise most, as many as `budget` allows but at least `count` items.
 
     What a group promises is the largest of n normal numbers of its mean and deviation s: about mean + s √(2 log n).
     """
     rows, logits = np.empty((len(queries), count), np.int64), np.empty((len(queries), count))
     left = budget if budget >= table.count.sum() else budget - sum(table.means.shape)
     for i, query in enumerate(queries.astype(np.float64)):
-        guessed = guess(table, query)
-        squares = 2 * (guessed.log_mean - guessed.cell_logits[table.cell])
-        promise = guessed.cell_logits[table.cell] + np.sqrt(2 * squares * np.log(np.maximum(table.count, 2)))
+        reach = np.sqrt(2 * np.log(np.maximum(table.count, 2)))
+        promise = (table.means @ query)[table.cell] + deviations(table, query) * reach
         order = np.argsort(-promise, kind="stable")
         reached = np.cumsum(table.count[order])
         groups = max(int(np.searchsorted(reached, left, side="right")), int(np.searchsorted(reached, count)) + 1)
