@@ -90,8 +90,8 @@ MUTANTS = [
     Mutant(
         "m^-½ forgotten where φ is returned",
         "core.py",
-        "+ shift - math.log(features.count) / 2",
-        "+ shift",
+        "a[..., None] - math.log(features.count) / 2",
+        "a[..., None]",
         (*UNBIASED, *NUMPY[:1], "-k", "unbiased or (test_conformance and numpy)"),
     ),
     # The specification
@@ -284,6 +284,11 @@ MUTANTS = [
     Mutant("ordering at equal rows", "testing/assertions.py", "integrals.Integral(columns * found.value,", "integrals.Integral(found.value,", (*TESTING, "-k", "ordering")),
     Mutant("laws of magnitudes alone", "testing/laws.py", "np.sign(rows) * stats.norm.isf(levels)", "stats.norm.isf(levels)", (*TESTING, "-k", "laws_of_given")),
     Mutant("drawn estimates of another scale", "testing/sampled.py", "proposal=proposal, scale=scale, batch", "proposal=proposal, scale=1.0, batch", (*TESTING, "-k", "drawn_features")),
+    Mutant("NaN moments pass", "testing/weighted.py", "holds = excess <= allowed", "holds = ~(excess > allowed)", (*TESTING, "-k", "moments_of_values")),
+    Mutant("a second moment for the variance of a law", "testing/weighted.py", "second - np.asarray(wanted.value) ** 2", "second", (*TESTING, "-k", "moments_of_values")),
+    Mutant("one success fewer", "testing/tails.py", "stats.binom.sf(counts - 1,", "stats.binom.sf(counts,", (*TESTING, "-k", "too_often")),
+    Mutant("factors are not rounded", "testing/integrals.py", "error = ROUNDING * (float(np.sqrt(weights @ found**2)) + size)", "error = size = ROUNDING * float(np.sqrt(weights @ found**2))", (*MOMENTS, "-k", "both_signs")),
+    Mutant("columns without m^-1/2", "core.py", "a[..., None]) / math.sqrt(features.count)", "a[..., None])", (*MOMENTS, "-k", "both_signs")),
     Mutant("weights of the first of two rows", "testing/grids.py", "density[i] * density[j] / angles", "density[i] / angles", (*TESTING, "-k", "two_rows")),
     # States
     Mutant("merged states on one scale", "state.py", "one, two = xp.exp(first.shift - base), xp.exp(second.shift - base)", "one, two = xp.exp(0 * first.shift), xp.exp(second.shift - base)", STATE),

@@ -40,6 +40,8 @@ def test_variance_of_pairs_of_both_signs_and_of_no_length(name: str) -> None:
     """Parallel, opposed, orthogonal and zero vectors, where closed forms divide by zero or vanish."""
     zero, x = np.zeros(2), np.array([0.75, 0.0])
     pairs = [(x, y) for y in (x, -x, 0.5 * x, -2.0 * x, np.array([0.0, 0.8]), zero)]
+    oblique = np.array([0.1643989873053573, 0.9863939238321437])  # w·x and −w·x are rounded apart
+    pairs += [(oblique, np.array([-0.16439898730535718, -0.9863939238321437]))]
     one, other = np.array([*pairs, *((y, x) for x, y in pairs), (zero, zero)]).swapaxes(0, 1)
     testing.assert_unbiased(ALL[name], one, other, rtol=1e-12)
     testing.assert_variance(ALL[name], one, other, rtol=1e-10)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rfkernels as rfk
-from rfkernels import Features, Side
+from rfkernels import Features, Side, testing
 from rfkernels.proposals import Gaussian, Mixture, isotropic, propose, self_attention_mixture
 
 SOFTMAX = ["hyperbolic", "positive", "trigonometric"]
@@ -57,8 +57,7 @@ def vectors(radius: float) -> st.SearchStrategy[Any]:
 @given(name=st.sampled_from(SOFTMAX), x=vectors(0.6), y=vectors(0.6))
 def test_gaussian_proposals_are_unbiased(proposal: Gaussian, name: str, x: Any, y: Any) -> None:
     rows, log_weight = propose(np, proposal, ROWS, nothing)
-    mean = row_estimates(name, rows, log_weight, x, y) @ PROBABILITIES
-    np.testing.assert_allclose(mean, math.exp(x @ y), rtol=1e-9)
+    testing.assert_moments(row_estimates(name, rows, log_weight, x, y), PROBABILITIES, mean=math.exp(x @ y))
 
 
 @given(
@@ -74,9 +73,10 @@ def test_the_second_moment_of_gaussian_proposals(
     """1 + relative variance = Π (1 + ρ)/(2√ρ) exp(Σ t²/ρ): ρ = 2σ² − 1, t = z − μ along the axes of the proposal."""
     axes = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     rows, log_weight = propose(np, Gaussian(axes * np.sqrt(variances), mean), ROWS, nothing)
-    found = (row_estimates("positive", rows, log_weight, x, y) / math.exp(x @ y)) ** 2 @ PROBABILITIES
     rho, t = 2 * np.array(variances) - 1, (x + y - mean) @ axes
-    np.testing.assert_allclose(found, np.prod((1 + rho) / (2 * np.sqrt(rho))) * math.exp(np.sum(t**2 / rho)), rtol=1e-6)
+    second = float(np.prod((1 + rho) / (2 * np.sqrt(rho)))) * math.exp(np.sum(t**2 / rho))
+    found = row_estimates("positive", rows, log_weight, x, y) / math.exp(x @ y)
+    testing.assert_moments(found, PROBABILITIES, mean=1, variance=second - 1, rtol=1e-6)
 
 
 def test_a_mean_at_the_sum_of_the_points_leaves_no_variance() -> None:
@@ -136,13 +136,12 @@ def test_components_of_a_mixture_are_drawn_by_weight() -> None:
     rng = np.random.default_rng(0)
     centres, weights = np.array([[-50.0], [0.0], [50.0]]), np.array([0.2, 0.0, 0.6])
     rows, _ = propose(np, Mixture(centres, weights), rng.standard_normal((40_000, 1)), rng.standard_normal)
-    shares = [np.mean(np.abs(rows - centre) < 25) for centre in centres]
-    assert shares[1] == 0
-    assert sum(shares) == 1
-    assert abs(shares[0] - 0.25) <= 6 * math.sqrt(0.25 * 0.75 / len(rows))
-    near = rows[np.abs(rows - 50) < 25] - 50
-    assert abs(near.mean()) <= 6 / math.sqrt(len(near))
-    assert abs(near.var() - 1) <= 6 * math.sqrt(2 / len(near))
+    of_each = np.abs(rows - centres.T) < 25
+    assert np.all(of_each.sum(-1) == 1)
+    testing.assert_probability_at_most(of_each, [0.25, 0.0, 0.75])
+    testing.assert_probability_at_most(~of_each, [0.75, 1.0, 0.25])
+    near = rows[of_each[:, 2]] - 50
+    testing.assert_law_of_rows(near)
 
 
 PLACES = np.random.default_rng(4).standard_normal((6, 5)) * np.array([0.6, 0.1, 0.4, 0.4, 0.3, 0.7])[:, None]
@@ -162,20 +161,26 @@ def test_every_row_of_the_best_mixture_has_the_same_norm(scale: float | None) ->
 
 def test_the_error_of_the_best_mixture() -> None:
     """E ‖K̂ − K‖²_F = ((tr K)² − ‖K‖²_F) / m, and the mean is K: terms of one row are bounded by tr K."""
-    gram, rows, draws = np.exp(PLACES @ PLACES.T / math.sqrt(5)), 4, 5000
-    mixture = self_attention_mixture(PLACES)
-    features = rfk.draw("positive", 5, rows, sampler="iid", proposal=mixture, batch=(draws,), rng=0)
-    phi = rfk.transform(PLACES, features, side="key")
-    apart = phi @ np.swapaxes(phi, -1, -2) - gram
+    gram, rows = np.exp(PLACES @ PLACES.T / math.sqrt(5)), 4
     expected = (np.trace(gram) ** 2 - np.sum(gram**2)) / rows
-    squares = np.sum(apart**2, (-1, -2))
-    assert squares.max() <= (2 * np.trace(gram)) ** 2
-    assert abs(squares.mean() / expected - 1) <= 6 * squares.std() / expected / math.sqrt(draws)
-    assert 6 * squares.std() / math.sqrt(draws) < 0.1 * expected
-    plain = rfk.draw("positive", 5, rows, sampler="iid", batch=(draws,), rng=0)
-    worse = rfk.transform(PLACES, plain, side="key")
-    assert np.mean(np.sum((worse @ np.swapaxes(worse, -1, -2) - gram) ** 2, (-1, -2))) > 2 * expected
-    assert np.linalg.norm(apart.mean(0)) <= 6 * math.sqrt(expected / draws)
+    largest = (2 * np.trace(gram)) ** 2
+
+    def apart(mixture: Mixture | None, rng: np.random.Generator) -> Any:
+        features = rfk.draw("positive", 5, rows, sampler="iid", proposal=mixture, batch=(5000,), rng=rng)
+        phi = rfk.transform(PLACES, features, side="key")
+        return phi @ np.swapaxes(phi, -1, -2) - gram
+
+    def squares(rng: np.random.Generator) -> Any:
+        found = np.sum(apart(mixture, rng) ** 2, (-1, -2))
+        assert found.max() <= largest
+        return found
+
+    mixture = self_attention_mixture(PLACES)
+    testing.assert_unbiased_by_sampling(squares, expected, variance=largest * expected, detect=0.1 * expected)
+    testing.assert_unbiased_by_sampling(
+        lambda rng: apart(mixture, rng), np.zeros_like(gram), variance=expected, detect=0.05 * np.sqrt(expected)
+    )
+    assert np.mean(np.sum(apart(None, np.random.default_rng(0)) ** 2, (-1, -2))) > 2 * expected
 
 
 def test_large_norms_neither_overflow_nor_vanish() -> None:

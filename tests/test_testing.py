@@ -805,3 +805,49 @@ def test_nothing_is_said_of_what_underflows() -> None:
     features = rfk.draw("positive", 2, 4, batch=(2,), rng=0)
     with pytest.raises(ValueError, match="batch axes"):
         testing.row_estimates(features, x, y)
+
+
+# Laws that are enumerated, and probabilities
+
+
+def test_moments_of_values_and_weights() -> None:
+    values, weights = np.array([[0.0, 2.0, 4.0], [1.0, 1.0, 1.0]]), np.array([0.25, 0.5, 0.25])
+    testing.assert_moments(values, weights, mean=[2.0, 1.0], variance=[2.0, 0.0])
+    testing.assert_moments(values[0], weights, mean=testing.Integral(2.1, 0.11), variance=testing.Integral(1.5, 0.2))
+    with pytest.raises(AssertionError, match=r"the mean of estimates at \(1,\) is 1, not 1.00001: 1.00e-05 apart"):
+        testing.assert_moments(values, weights, mean=[2.0, 1.00001])
+    with pytest.raises(AssertionError, match=r"the variance of estimates at \(0,\) is 2, not 2.1: 1.00e-01 apart"):
+        testing.assert_moments(values, weights, mean=[2.0, 1.0], variance=[2.1, 0.0])
+    with pytest.raises(AssertionError, match="the mean of estimates is nan"):
+        testing.assert_moments([np.nan, 1.0, 1.0], weights, mean=1.0)
+    with pytest.raises(ValueError, match=r"one value for each weight .* got shapes \(2,\) and \(3,\)"):
+        testing.assert_moments([1.0, 2.0], weights, mean=1.0)
+
+
+def test_what_happens_too_often_is_noticed() -> None:
+    happened = np.zeros((1000, 2), bool)
+    happened[:100, 0] = happened[:30, 1] = True
+    testing.assert_probability_at_most(happened, [0.1, 0.03])
+    testing.assert_probability_at_most(happened, 1.5)
+    testing.assert_probability_at_most(np.zeros(10, bool), 0.0)
+    with pytest.raises(AssertionError, match=r"event \(1,\) happened in 30 of 1000 trials, .* if its own is 0.005"):
+        testing.assert_probability_at_most(happened, [0.1, 0.005])
+    with pytest.raises(AssertionError, match=r"happened in 1 of 10 trials, which has probability 0\.0e"):
+        testing.assert_probability_at_most(np.arange(10) == 3, 0.0)
+    limit = stats.binom.isf(1e-3, 1000, 0.1)
+    testing.assert_probability_at_most(np.arange(1000) < limit, 0.1, false_alarm=1e-3)
+    with pytest.raises(AssertionError, match="trials"):
+        testing.assert_probability_at_most(np.arange(1000) < limit + 1, 0.1, false_alarm=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("happened", "bound", "message"),
+    [
+        (np.zeros(3), 0.1, r"must be bool of shape \(trials, \*events\), got float64 of \(3,\)"),
+        (np.zeros((0, 2), bool), 0.1, r"got bool of \(0, 2\)"),
+        (np.zeros(3, bool), -0.1, "bound must not be negative, got -0.1"),
+    ],
+)
+def test_trials_that_cannot_be_judged(happened: Any, bound: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        testing.assert_probability_at_most(happened, bound)

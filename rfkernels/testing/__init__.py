@@ -18,6 +18,8 @@ from rfkernels.testing.grids import Grid, hermite, plane, polar, strips, two_row
 from rfkernels.testing.integrals import Integral, QuadratureError, mean, variance
 from rfkernels.testing.laws import assert_law_of_rows, assert_marginal_law
 from rfkernels.testing.sampled import assert_unbiased_by_sampling, assert_variance_by_sampling, drawn_estimates
+from rfkernels.testing.tails import assert_probability_at_most
+from rfkernels.testing.weighted import assert_moments
 
 __all__ = [
     "Grid",
@@ -25,8 +27,10 @@ __all__ = [
     "QuadratureError",
     "assert_law_of_rows",
     "assert_marginal_law",
+    "assert_moments",
     "assert_ordering",
     "assert_positive",
+    "assert_probability_at_most",
     "assert_unbiased",
     "assert_unbiased_by_sampling",
     "assert_variance",
