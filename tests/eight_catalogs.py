@@ -46,10 +46,12 @@ def found() -> dict[str, Any]:
     results["bytes"] = np.array([sum(kinds.values()) for kinds in sent])
     # Built apart, of different sizes, on an axis of a mesh that has another.
     grid = jax.sharding.Mesh(np.array(jax.devices()).reshape(4, 2), ("copies", "items"))
-    parts = [Catalog(x[a:b], cells=cells).table for a, b, cells in ((0, 1000, 5), (1000, ITEMS, 9))]
+    parts = [
+        Catalog(x[a:b], cells=cells, ids=np.arange(a, b)).table for a, b, cells in ((0, 1000, 5), (1000, ITEMS, 9))
+    ]
     apart = jax_catalog.estimate(jax_catalog.sharded(parts, grid, "items"), q, ENOUGH, jax.random.key(0))
     results["apart"] = np.asarray(apart.log_normalizer)
-    empty = jax_catalog.sharded([parts[0], Catalog(x[:1]).table], grid, "items")
+    empty = jax_catalog.sharded([parts[0], Catalog(x[:1], ids=[ITEMS]).table], grid, "items")
     results["small"] = np.asarray(jax_catalog.estimate(empty, q, ENOUGH, jax.random.key(0)).log_normalizer)
     return results
 

@@ -18,6 +18,7 @@ import pytest
 
 import rfkernels
 from rfkernels.backends.jax import catalog as jax_catalog
+from rfkernels.backends.jax import catalog_arguments
 from rfkernels.backends.jax.catalog_plan import planned
 from rfkernels.catalog import Catalog, estimates, plan
 
@@ -121,7 +122,7 @@ def test_a_query_draws_the_same_in_any_company(catalog: Catalog, monkeypatch: py
     table, queries = jax_catalog.device_table(catalog.table), np.float32(np.tile(eight_catalogs.queries(), (2, 1)))
     found = []
     for numbers in (1, 3 * 400 * DIM, 1 << 20):
-        monkeypatch.setitem(jax_catalog._NUMBERS, "cpu", numbers)
+        monkeypatch.setitem(catalog_arguments.NUMBERS, "cpu", numbers)
         run = jax.jit(partial(jax_catalog._estimated, places=400))
         found.append(run(table, jnp.asarray(queries), jax.random.key(3)))
     for one, two, three in zip(*found, strict=True):
