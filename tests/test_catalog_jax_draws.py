@@ -156,7 +156,7 @@ def test_in_a_training_step(case: Case) -> None:
 
 @pytest.fixture(scope="module")
 def values() -> Any:
-    made = np.random.default_rng(4).standard_normal((7 + 2 * ITEMS, WIDTH))
+    made = 3 + np.random.default_rng(4).standard_normal((7 + 2 * ITEMS, WIDTH))
     made[::2] = np.nan  # of ids that are not there
     return made
 

@@ -54,7 +54,7 @@ def check_places(table: DeviceTable | Sharded, budget: Any) -> int:
     own, devices = parts_of(table)
     cells, dim = own.means.shape[-2:]
     check_count("budget", budget)
-    places = (int(budget) // devices - cells - dim) // RUN * RUN
+    places: int = (budget // devices - cells - dim) // RUN * RUN
     if places < FEWEST_RUNS * RUN:
         least = devices * (cells + dim + FEWEST_RUNS * RUN)
         raise ValueError(f"budget must be at least {least} (cells, dim and a sample on each device), got {budget}")

@@ -175,7 +175,9 @@ def _of_rows(table: DeviceTable, query: Any, rows: Any, how: How) -> tuple[Any, 
 
 def _numbers(table: DeviceTable, how: How, n: int) -> int:
     items = how.head + n * (LARGEST if how.whole else 1)
-    return items * (table.means.shape[1] + 1) + len(table.count) + len(table.means)
+    cells, dim = table.means.shape
+    numbers: int = items * (dim + 1) + cells + len(table.count)
+    return numbers
 
 
 @partial(jax.jit, static_argnames=("n", "how"))

@@ -48,7 +48,8 @@ def regrouped(table: DeviceTable | Sharded, key: Any, *, rounds: int = 3) -> Dev
     """
     check_filled(table)
     check_count("rounds", rounds)
-    return on_each(table, _regrouping(rounds), key)
+    made: DeviceTable | Sharded = on_each(table, _regrouping(rounds), key)
+    return made
 
 
 @cache
@@ -125,4 +126,5 @@ def _nearest(rows: Any, means: Any) -> tuple[Any, Any]:
         apart = row - means[found]
         return found, matmul(jnp, apart, apart)
 
-    return jax.lax.map(one, rows, batch_size=_TOGETHER)
+    found: tuple[Any, Any] = jax.lax.map(one, rows, batch_size=_TOGETHER)
+    return found

@@ -65,7 +65,9 @@ def with_rows(table: DeviceTable | Sharded, ids: Any, vectors: Any) -> DeviceTab
         if len(twice):
             raise ValueError(f"ids must be distinct, but {twice[0]} occurs more than once")
     check_known(given, _known(own, given) | (given == -1))
-    return on_each(table, _replaced, given, stopped(jnp, jnp.asarray(vectors, own.rows.dtype)))
+    made: DeviceTable | Sharded
+    made = on_each(table, _replaced, given, stopped(jnp, jnp.asarray(vectors, own.rows.dtype)))
+    return made
 
 
 def refreshed(table: DeviceTable | Sharded) -> DeviceTable | Sharded:
@@ -75,7 +77,8 @@ def refreshed(table: DeviceTable | Sharded) -> DeviceTable | Sharded:
     shapes, so that `jax.lax.cond` may do it every so many steps.
     """
     check_filled(table)
-    return on_each(table, _refreshed)
+    made: DeviceTable | Sharded = on_each(table, _refreshed)
+    return made
 
 
 def on_each(table: DeviceTable | Sharded, function: Callable[..., Any], *given: Any) -> Any:
