@@ -204,16 +204,21 @@ def empty_shift(xp: Any, features: Features, like: Any) -> Any:
 
 def transform(xp: Any, x: Any, features: Features, side: SideName) -> tuple[Any, Any]:
     """Return log |φ(x)| and its sign, both (*batch, length, count), to be trusted at any norm."""
-    u, a = project(xp, x, features, side)
     if features.map.exponential:
+        u, a = project(xp, x, features, side)
         value = activate(xp, features, u, xp.zeros_like(u[..., :1]))
-        shift = exponents(xp, features, u) + a[..., None]
+        shift = exponents(xp, features, u) + a[..., None] - math.log(features.count) / 2
     else:
-        value = activate(xp, features, u, log_weights(xp, features, u.dtype) + a[..., None])
-        shift = xp.zeros_like(u[..., :1])
+        value, shift = columns(xp, x, features, side), 0.0
     magnitude = xp.abs(value)
-    log = xp.log(xp.where(magnitude == 0, 1, magnitude)) + shift - math.log(features.count) / 2
+    log = xp.log(xp.where(magnitude == 0, 1, magnitude)) + shift
     return xp.where(magnitude == 0, -xp.inf, log), xp.sign(value)
+
+
+def columns(xp: Any, x: Any, features: Features, side: SideName) -> Any:
+    """Return φ(x) itself, (*batch, length, count), of a map that is not exponential."""
+    u, a = project(xp, x, features, side)
+    return activate(xp, features, u, log_weights(xp, features, u.dtype) + a[..., None]) / math.sqrt(features.count)
 
 
 def log_kernel(xp: Any, x: Any, y: Any, features: Features) -> tuple[Any, Any]:

@@ -43,7 +43,10 @@ def transform(x: Any, features: Features, *, side: SideName, log: bool = False, 
     if check_finite:
         check_finite_arrays(x=x)
     xp = namespace(x)
-    values, signs = core.transform(xp, x.astype(accumulator(xp, x)), features, side)
+    wide = x.astype(accumulator(xp, x))
+    if not log and not features.map.exponential:
+        return core.columns(xp, wide, features, side).astype(x.dtype)
+    values, signs = core.transform(xp, wide, features, side)
     return (values, signs) if log else (signs * xp.exp(values)).astype(x.dtype)
 
 

@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 import rfkernels as rfk
 from rfkernels._arrays import elementwise
+from rfkernels.testing import strategies as rst
 
 DTYPES = {
     "float64": np.dtype(np.float64),
@@ -41,6 +43,11 @@ def backends(*names: str) -> list[Any]:
         for name in names or ("numpy", "jax", "numba")
     ]
 
+
+PAIRS = st.one_of(
+    rst.pairs(), rst.pairs(5), st.tuples(rst.points(), rst.points()), st.tuples(rst.points(1), rst.points(1))
+)
+"""Points of one, two and five dimensions, parallel and opposed ones among them."""
 
 DEFAULT = None if _exists("numba") else "numpy"
 """What tests of the default backend pass as ``backend=``."""

@@ -128,7 +128,7 @@ def test_taylor_features_are_the_polynomial(x: Any, y: Any, degree: int, scale: 
         assert sign == 1
     bias = polynomial * math.exp(-dot) - 1
     np.testing.assert_allclose(
-        materialized.relative_bias(x, y, features), bias, atol=1e-13 * size * math.exp(-dot), rtol=0
+        materialized.relative_bias(x, y, features), bias, atol=1e-13 * (1 + size * math.exp(-dot)), rtol=0
     )
     log_error = materialized.relative_error(x, y, features, log=True)
     np.testing.assert_allclose(np.exp(log_error / 2), abs(materialized.relative_bias(x, y, features)), rtol=1e-12)

@@ -244,10 +244,10 @@ def test_an_empty_state() -> None:
 
 
 @st.composite
-def splits(draw: st.DrawFn, longest: int = 90) -> list[int]:
+def splits(draw: st.DrawFn, longest: int = 80) -> list[int]:
     """Ends of consecutive chunks, empty ones included, of a sequence."""
     length = draw(st.integers(0, longest))
-    inner = draw(st.lists(st.integers(0, length), max_size=6))
+    inner = draw(st.lists(st.integers(0, length), max_size=4))
     return [0, *sorted(inner), length]
 
 

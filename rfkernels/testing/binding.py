@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rfkernels import core, maps
 from rfkernels.estimates import transform
-from rfkernels.features import Features, Side
+from rfkernels.features import Features, Side, SideName
 from rfkernels.maps import FeatureMap
 from rfkernels.testing.grids import Array
 
@@ -81,9 +81,31 @@ def row_estimates(features: Features, x: Any, y: Any) -> Array:
     """
     if features.batch:
         raise ValueError(f"features must have no batch axes, got {features.batch}")
-    log_x, sign_x = transform(x[..., None, :], features, side="query", log=True)
-    log_y, sign_y = transform(y[..., None, :], features, side="key", log=True)
-    columns = (sign_x * sign_y * np.exp(log_x + log_y))[..., 0, :]
-    by_activation = columns.reshape(*columns.shape[:-1], len(features.map.activations), features.rows)
-    total: Array = features.rows * by_activation.sum(-2)  # φ holds m^-½ on each side, for all rows together
-    return total
+    return rows_of(features, x, y).estimates
+
+
+class Rows(NamedTuple):
+    """What each row alone estimates, (*batch, rows), and the |φ(x)| and |φ(y)| that it multiplies.
+
+    Norms are zero for exponential maps, whose product is taken in logs and rounded as itself.
+    """
+
+    estimates: Array
+    norms: tuple[Array, Array]
+
+
+def rows_of(features: Features, x: Array, y: Array) -> Rows:
+    """Return the estimates of each row and what their rounding is relative to."""
+    sides: tuple[tuple[Array, SideName], ...] = (x[..., None, :], "query"), (y[..., None, :], "key")
+
+    def by_activation(columns: Array) -> Array:
+        return columns.reshape(*columns.shape[:-2], -1, features.rows)
+
+    if features.map.exponential:
+        (log_x, sign_x), (log_y, sign_y) = (transform(p, features, side=side, log=True) for p, side in sides)
+        product, norms = by_activation(sign_x * sign_y * np.exp(log_x + log_y)), (np.zeros(()), np.zeros(()))
+    else:
+        one, other = (by_activation(transform(point, features, side=side)) for point, side in sides)
+        product = one * other
+        norms = tuple(np.sqrt(features.rows * np.sum(columns**2, -2)) for columns in (one, other))
+    return Rows(features.rows * product.sum(-2), norms)  # φ holds m^-½ on each side, for all rows together

@@ -10,11 +10,10 @@ import numpy as np
 
 from rfkernels import maps, proposals
 from rfkernels._checks import check_scale
-from rfkernels.estimates import transform
 from rfkernels.features import Features, Side
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Gaussian
-from rfkernels.testing.binding import bind, inner_points, row_estimates, with_rows
+from rfkernels.testing.binding import Rows, bind, inner_points, rows_of, with_rows
 from rfkernels.testing.grids import Array, Grid, hermite, plane, polar, strips
 
 ROUNDING = 256 * float(np.finfo(np.float64).eps)
@@ -91,11 +90,12 @@ def mean(
     """
 
     def evaluate(bound: Features, weights: Array, x: Array, y: Array) -> tuple[float, float]:
-        found = row_estimates(bound, x, y)
+        rows = rows_of(bound, x, y)
+        found = rows.estimates
         size = float(weights @ np.abs(found))
         if size == 0 and bound.map.exponential:  # features that vanish in all rows have underflowed
             return np.nan, np.nan
-        return float(weights @ found), rtol * size + _rounding(bound, weights, x, y)
+        return float(weights @ found), rtol * size + ROUNDING * _magnitude(rows, weights, 2)
 
     return _integrate(evaluate, features, x, y, scale, proposal, kinks)
 
@@ -130,27 +130,25 @@ def variance(
     """
 
     def evaluate(bound: Features, weights: Array, x: Array, y: Array) -> tuple[float, float]:
-        found = row_estimates(bound, x, y)
+        rows = rows_of(bound, x, y)
+        found = rows.estimates
         value = float(weights @ (found - weights @ found) ** 2)
-        error = ROUNDING * float(np.sqrt(weights @ found**2))  # of a standard deviation
-        jumps = 0.0 if bound.map.exponential else ROUNDING * float(weights @ found**2)  # they move with w·x and w·y
+        size = _magnitude(rows, weights, 4)
+        error = ROUNDING * (float(np.sqrt(weights @ found**2)) + size)  # of a standard deviation
+        jumps = ROUNDING * size**2  # they move with w·x and w·y
         return value, rtol * value + 2 * error * float(np.sqrt(value)) + error**2 + jumps
 
     return _integrate(evaluate, features, x, y, scale, proposal, kinks)
 
 
-def _rounding(bound: Features, weights: Array, x: Array, y: Array) -> float:
-    """What rounding may do where the factors are larger than their product, as those of ReLU near opposed points are.
+def _magnitude(rows: Rows, weights: Array, power: int) -> float:
+    """(E |φ(x)|ᵖ E |φ(y)|ᵖ)^(1/p), to which rounding is relative where factors are larger than their product.
 
-    By Cauchy and Schwarz √(E φ(x)² E φ(y)²) bounds the mean magnitude. An exponential map needs no such allowance.
+    That is so of ReLU near opposed points. By Cauchy and Schwarz it bounds the root of the mean p/2-th power of the
+    product, and each factor is rounded by itself.
     """
-    if bound.map.exponential:
-        return 0.0
-    squares = []
-    for point, side in ((x, "query"), (y, "key")):
-        columns = transform(point[None], bound, side=side)[0].reshape(-1, bound.rows)  # type: ignore[arg-type]
-        squares.append(bound.rows * float(weights @ (columns**2).sum(0)))
-    return ROUNDING * float(np.sqrt(squares[0] * squares[1]))
+    one, other = (float(np.sum(weights * norm**power)) for norm in rows.norms)
+    return float((one * other) ** (1 / power))
 
 
 def _integrate(
