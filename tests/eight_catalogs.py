@@ -20,7 +20,7 @@ from rfkernels.catalog import Catalog
 ITEMS, DIM, CELLS, KEYS = 3000, 4, 26, 100
 BUDGET, ENOUGH = 1600, 8000
 DRAWS = 20_000
-PARTS = ("rows", "count", "cell", "means")
+PARTS = ("ids", "rows", "count", "cell", "means")
 
 
 def items() -> Any:
@@ -76,11 +76,10 @@ def drawn(table: Any, q: Any) -> dict[str, Any]:
     found["mean"], found["mean_error"] = (np.stack(x) for x in zip(*means, strict=True))
     found["probability"] = np.asarray(jax_catalog.probabilities(table, q, every[:9], ENOUGH, key))
     run = partial(jax_catalog.sample, table, n=8, key=key, **how)
-    found["draw_bytes"] = np.array([sum(communicated(run, q[:n]).values()) for n in (2, 4)])
+    found["draw_bytes"] = np.array(sum(communicated(run, q).values()))
     told = jax_catalog.with_rows(table, every[:500], moved())
     found["settled"] = np.asarray(told.table.settled)
     for name, one in (("renewed", jax_catalog.refreshed(told)), ("regrouped", jax_catalog.regrouped(told, key))):
-        found[name] = np.asarray(jax_catalog.estimate(one, q, ENOUGH, key).log_normalizer)
         found |= {f"{name}_{field}": np.asarray(getattr(one.table, field)) for field in PARTS}
     return found
 
