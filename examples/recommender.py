@@ -134,7 +134,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--tune", type=int, default=150, help="steps by which a rate is chosen")
     add("--checks", type=int, default=6, help="how often held-out scores are taken")
     add("--steps", type=int, default=150, help="from one check to the next")
-    add("--every", type=int, default=4, help="steps after which the catalog is told what moved")
+    add("--every", type=int, default=16, help="steps after which the catalog is made anew")
     add("--scored", type=int, default=5_000, help="held-out events that are scored, at most")
     add("--seeds", type=int, default=2)
     if parser.parse_known_args(arguments)[0].quick:

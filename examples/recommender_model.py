@@ -60,26 +60,21 @@ def queries(tower: Tower, histories: Any) -> Any:
 class Draw(NamedTuple):
     """Negatives for each query (batch, n) and the log of the probability of each."""
 
-    ids: np.ndarray
-    log_probability: np.ndarray
-
-
-class Needed(NamedTuple):
-    """The rows of a step, filled up with rows that are out of range, and ids counted by them."""
-
-    rows: Any
-    targets: Any
-    negatives: Any
+    ids: Any
     log_probability: Any
 
 
-def needed(targets: np.ndarray, draw: Draw, items: int) -> Needed:
-    """Number the items that a step touches, so that what it computes does not depend on how many there are."""
-    touched, local = np.unique(np.concatenate([targets[:, None], draw.ids], 1), return_inverse=True)
-    rows = np.full(min(draw.ids.size + len(targets), items), items, np.int32)
-    rows[: len(touched)] = touched
-    local = local.reshape(len(targets), -1).astype(np.int32)
-    return Needed(rows, local[:, 0], local[:, 1:], draw.log_probability.astype(np.float32))
+def needed(targets: Any, negatives: Any, items: int) -> tuple[Any, Any, Any]:
+    """Return the rows that a step touches, filled up with rows that are out of range, and ids counted by these rows.
+
+    What a step computes then does not depend on how many items there are; where it may touch all, these are its rows.
+    """
+    if negatives.size + targets.size >= items:
+        return jnp.arange(items), targets, negatives
+    ids = jnp.concatenate([targets[:, None], negatives], 1)
+    rows, local = jnp.unique(ids, return_inverse=True, size=ids.size, fill_value=items)
+    local = local.reshape(ids.shape)
+    return rows, local[:, 0], local[:, 1:]
 
 
 def adagrad(x: Any, squares: Any, gradient: Any, rate: Any) -> tuple[Any, Any]:
@@ -87,21 +82,24 @@ def adagrad(x: Any, squares: Any, gradient: Any, rate: Any) -> tuple[Any, Any]:
     return x - rate * gradient * jax.lax.rsqrt(squares + 1e-10), squares
 
 
-@partial(jax.jit, donate_argnums=0)
-def sampled_step(state: State, histories: Any, need: Needed, rate: Any) -> tuple[State, Any]:
-    """Take a step with drawn negatives; items that it does not touch stay where they are."""
-    rows, squares = (x.at[need.rows].get(mode="fill", fill_value=0) for x in (state.items, state.item_squares))
+@partial(jax.jit, static_argnames=("draw", "count"), donate_argnums=0)
+def sampled_step(
+    state: State, held: Any, histories: Any, targets: Any, key: Any, rate: Any, *, draw: Any, count: int
+) -> tuple[State, Any]:
+    """Take a step with negatives that are drawn in it, `draw(held, queries, count, key)`; other items stay."""
+    drawn = draw(held, queries(state.tower, histories), count, key)
+    touched, own, negatives = needed(targets, drawn.ids, len(state.items))
+    rows, squares = (x.at[touched].get(mode="fill", fill_value=0) for x in (state.items, state.item_squares))
 
     def loss(tower: Tower, rows: Any) -> Any:
         q = queries(tower, histories)
-        each = sampled_softmax_loss(q, rows, need.targets, need.negatives, log_probability=need.log_probability)
-        return each.mean()
+        return sampled_softmax_loss(q, rows, own, negatives, log_probability=drawn.log_probability).mean()
 
     value, (tower_gradient, gradient) = jax.value_and_grad(loss, (0, 1))(state.tower, rows)
     tower, tower_squares = _stepped(state, tower_gradient, rate)
     rows, squares = adagrad(rows, squares, gradient, rate)
-    items = state.items.at[need.rows].set(rows, mode="drop", unique_indices=False)
-    item_squares = state.item_squares.at[need.rows].set(squares, mode="drop", unique_indices=False)
+    items = state.items.at[touched].set(rows, mode="drop", unique_indices=False)
+    item_squares = state.item_squares.at[touched].set(squares, mode="drop", unique_indices=False)
     return State(tower, items, tower_squares, item_squares), value
 
 

@@ -19,6 +19,8 @@ from rfkernels.catalog import Catalog
 
 ITEMS, DIM, CELLS, KEYS = 3000, 4, 26, 100
 BUDGET, ENOUGH = 1600, 8000
+DRAWS = 20_000
+PARTS = ("ids", "rows", "count", "cell", "means")
 
 
 def items() -> Any:
@@ -46,12 +48,40 @@ def found() -> dict[str, Any]:
     results["bytes"] = np.array([sum(kinds.values()) for kinds in sent])
     # Built apart, of different sizes, on an axis of a mesh that has another.
     grid = jax.sharding.Mesh(np.array(jax.devices()).reshape(4, 2), ("copies", "items"))
-    parts = [Catalog(x[a:b], cells=cells).table for a, b, cells in ((0, 1000, 5), (1000, ITEMS, 9))]
+    parts = [
+        Catalog(x[a:b], cells=cells, ids=np.arange(a, b)).table for a, b, cells in ((0, 1000, 5), (1000, ITEMS, 9))
+    ]
     apart = jax_catalog.estimate(jax_catalog.sharded(parts, grid, "items"), q, ENOUGH, jax.random.key(0))
     results["apart"] = np.asarray(apart.log_normalizer)
-    empty = jax_catalog.sharded([parts[0], Catalog(x[:1]).table], grid, "items")
+    empty = jax_catalog.sharded([parts[0], Catalog(x[:1], ids=[ITEMS]).table], grid, "items")
     results["small"] = np.asarray(jax_catalog.estimate(empty, q, ENOUGH, jax.random.key(0)).log_normalizer)
-    return results
+    return results | drawn(one, q)
+
+
+def values() -> Any:
+    return np.random.default_rng(2).standard_normal((ITEMS, 2))
+
+
+def moved() -> Any:
+    """The first items moved, as `drawn` tells the table."""
+    return items()[:500] + 0.3
+
+
+def drawn(table: Any, q: Any) -> dict[str, Any]:
+    """Draws, expectations and changes of a table that is spread over the devices."""
+    key, every, how = jax.random.key(3), np.arange(ITEMS), {"head": 100, "whole": False}
+    found = {f"drawn_{x}": np.asarray(y) for x, y in jax_catalog.sample(table, q, DRAWS, key, **how)._asdict().items()}
+    found["stated"] = np.asarray(jax_catalog.log_probability(table, q, every, **how))
+    means = [jax_catalog.expectation(table, q, values(), budget, key) for budget in (ENOUGH, BUDGET)]
+    found["mean"], found["mean_error"] = (np.stack(x) for x in zip(*means, strict=True))
+    found["probability"] = np.asarray(jax_catalog.probabilities(table, q, every[:9], ENOUGH, key))
+    run = partial(jax_catalog.sample, table, n=8, key=key, **how)
+    found["draw_bytes"] = np.array(sum(communicated(run, q).values()))
+    told = jax_catalog.with_rows(table, every[:500], moved())
+    found["settled"] = np.asarray(told.table.settled)
+    for name, one in (("renewed", jax_catalog.refreshed(told)), ("regrouped", jax_catalog.regrouped(told, key))):
+        found |= {f"{name}_{field}": np.asarray(getattr(one.table, field)) for field in PARTS}
+    return found
 
 
 if __name__ == "__main__":

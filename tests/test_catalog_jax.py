@@ -15,9 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 import rfkernels
 from rfkernels.backends.jax import catalog as jax_catalog
+from rfkernels.backends.jax import catalog_arguments
 from rfkernels.backends.jax.catalog_plan import planned
 from rfkernels.catalog import Catalog, estimates, plan
 
@@ -121,7 +123,7 @@ def test_a_query_draws_the_same_in_any_company(catalog: Catalog, monkeypatch: py
     table, queries = jax_catalog.device_table(catalog.table), np.float32(np.tile(eight_catalogs.queries(), (2, 1)))
     found = []
     for numbers in (1, 3 * 400 * DIM, 1 << 20):
-        monkeypatch.setitem(jax_catalog._NUMBERS, "cpu", numbers)
+        monkeypatch.setitem(catalog_arguments.NUMBERS, "cpu", numbers)
         run = jax.jit(partial(jax_catalog._estimated, places=400))
         found.append(run(table, jnp.asarray(queries), jax.random.key(3)))
     for one, two, three in zip(*found, strict=True):
@@ -193,6 +195,9 @@ def test_refusals(catalog: Catalog) -> None:
         jax_catalog.split(catalog.table, CELLS + 1)
     with pytest.raises(ValueError, match=r"axis must be an axis of the mesh, .* got 'rows'"):
         jax_catalog.sharded([catalog.table], mesh, "rows")
+    grid = jax.sharding.AbstractMesh((2,), ("items",))
+    with pytest.raises(ValueError, match="tables must share no id, but 0 is in two of them"):
+        jax_catalog.sharded([Catalog(np.ones((1, DIM))).table] * 2, grid, "items")
     with pytest.raises(ValueError, match="axis 'items' has 1 devices, but there are 2 tables"):
         jax_catalog.sharded([catalog.table] * 2, mesh, "items")
 
@@ -248,3 +253,43 @@ def test_devices_hold_a_part_each_and_send_four_numbers_a_query(eight: dict[str,
     two, four = eight["bytes"]
     assert four == 2 * two
     assert two <= 2 * 4 * 8
+
+
+def test_devices_draw_in_proportion_to_their_shares(eight: dict[str, Any]) -> None:
+    exact, stated = np.exp(eight_catalogs.queries() @ eight_catalogs.items().T), np.exp(eight["stated"])
+    np.testing.assert_allclose(stated.sum(1), 1, rtol=1e-12)
+    assert (stated > 0).all()
+    ids, draws = eight["drawn_ids"], eight_catalogs.DRAWS
+    np.testing.assert_allclose(np.exp(eight["drawn_log_probability"]), np.take_along_axis(stated, ids, 1), rtol=1e-9)
+    np.testing.assert_allclose(np.exp(eight["drawn_logits"]), np.take_along_axis(exact, ids, 1), rtol=1e-9)
+    for one, own in zip(stated, ids, strict=True):
+        counts, often = np.bincount(own, minlength=len(one)), one * draws >= 10
+        seen, expected = (np.append(x[often], x[~often].sum()) for x in (counts, one * draws))
+        assert stats.chi2.sf(((seen - expected) ** 2 / expected).sum(), len(seen) - 1) > 1e-6
+    assert (exact.sum(1) ** 2 / (exact**2 / stated).sum(1) > 0.5).all()
+    assert eight["draw_bytes"] <= len(ids) * 8 * (3 * 8 + 8), "8 draws of 3 numbers, and 8 sums, for each query"
+
+
+def test_devices_take_means_and_probabilities_together(eight: dict[str, Any]) -> None:
+    exact = np.exp(eight_catalogs.queries() @ eight_catalogs.items().T)
+    exact /= exact.sum(1, keepdims=True)
+    (every, few), (none, error) = eight["mean"], eight["mean_error"]
+    np.testing.assert_allclose(every, exact @ eight_catalogs.values(), rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(none, 0)
+    assert (error > 0).all()
+    assert (np.abs(few - every) < 6 * error).all()
+    assert (np.abs(few - every) > 0.1 * error).any()
+    np.testing.assert_allclose(eight["probability"], exact[:, :9], rtol=1e-9)
+
+
+def test_devices_are_told_what_moved(eight: dict[str, Any]) -> None:
+    items = eight_catalogs.items()
+    items[:500] = eight_catalogs.moved()
+    assert not eight["settled"].all()
+    for name in ("renewed", "regrouped"):
+        np.testing.assert_array_equal(np.sort(eight[f"{name}_ids"], axis=None)[-len(items) :], np.arange(len(items)))
+        for ids, rows, count, cell, means in zip(*(eight[f"{name}_{x}"] for x in eight_catalogs.PARTS), strict=True):
+            np.testing.assert_array_equal(rows[ids >= 0], items[ids[ids >= 0]])
+            own = np.repeat(cell, count)
+            for c in np.unique(own):
+                np.testing.assert_allclose(means[c], rows[: len(own)][own == c].mean(0), rtol=1e-9, atol=1e-12)

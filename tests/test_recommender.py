@@ -21,6 +21,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
 import jax
+import jax.numpy as jnp
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -84,6 +85,11 @@ def test_words(load: Any, tmp_path: Path) -> None:
             assert set(history) <= ({3, 4} if target == 3 else {0, 1, 2, 4})  # a history is of one text
 
 
+def given_draw(held: Any, queries: Any, count: int, key: Any) -> Any:
+    """Draw what is held."""
+    return held
+
+
 def test_a_step_with_all_items_drawn_once_is_the_full_one(load: Any) -> None:
     model, events = load("recommender_model"), load("recommender_data").Events
     rng = np.random.default_rng(1)
@@ -92,32 +98,34 @@ def test_a_step_with_all_items_drawn_once_is_the_full_one(load: Any) -> None:
     start = start._replace(items=start.items + rng.normal(size=(12, 5)).astype(np.float32))
     copies = [jax.tree.map(lambda x: x.copy(), start) for _ in range(2)]
     every = np.tile(np.arange(12, dtype=np.int32), (5, 1))
-    need = model.needed(batch.targets, model.Draw(every, np.full(every.shape, -np.log(12))), 12)
+    draw = model.Draw(jnp.asarray(every), jnp.full(every.shape, -np.log(12)))
     full, value = model.full_step(copies[0], batch.histories, batch.targets, 0.1)
-    ours, estimate = model.sampled_step(copies[1], batch.histories, need, 0.1)
+    ours, estimate = model.sampled_step(copies[1], draw, *batch, jax.random.key(0), 0.1, draw=given_draw, count=12)
     assert float(estimate) == pytest.approx(float(value), rel=1e-5)
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(full), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-5)
     assert np.abs(np.asarray(ours.items) - np.asarray(start.items)).min() > 0.05  # Adagrad's first step is the rate
 
 
-def test_items_that_a_step_does_not_touch_stay(load: Any) -> None:
+@pytest.mark.parametrize("items", [10, 100])
+def test_items_that_a_step_does_not_touch_stay(load: Any, items: int) -> None:
+    """Whether a step has rows of its own, or those of all items are fewer."""
     model, events = load("recommender_model"), load("recommender_data").Events
     batch = events(np.full((2, load("recommender_data").LENGTH), 3), np.array([5, 9]))
-    start = model.initial(100, 4, 0)
+    start = model.initial(items, 4, 0)
     before = np.array(start.items)
-    draw = model.Draw(np.array([[9, 2, 2], [7, 5, 9]]), np.full((2, 3), -np.log(100)))
-    need = model.needed(batch.targets, draw, 100)
-    assert need.rows.tolist() == [2, 5, 7, 9, 100, 100, 100, 100]
-    np.testing.assert_array_equal(need.rows[need.targets], batch.targets)
-    np.testing.assert_array_equal(need.rows[need.negatives], draw.ids)
-    state, _ = model.sampled_step(start, batch.histories, need, 0.1)
+    draw = model.Draw(jnp.array([[9, 2, 2, 2], [7, 5, 9, 2]]), jnp.full((2, 4), -np.log(items)))
+    rows, targets, negatives = model.needed(jnp.asarray(batch.targets), draw.ids, items)
+    assert rows.tolist() == ([2, 5, 7, 9, *[100] * 6] if items == 100 else list(range(10)))
+    np.testing.assert_array_equal(rows[targets], batch.targets)
+    np.testing.assert_array_equal(rows[negatives], draw.ids)
+    state, _ = model.sampled_step(start, draw, *batch, jax.random.key(0), 0.1, draw=given_draw, count=4)
     moved = np.flatnonzero((np.asarray(state.items) != before).any(1))
     assert moved.tolist() == [2, 5, 7, 9]
 
 
-def small(load: Any, way: str, every: int = 1) -> tuple[Any, Any, Any, Any]:
-    """Return (sampler, state, batch, settings) over 40 items of which low ones are frequent."""
+def small(load: Any, way: str, every: int = 1) -> tuple[Any, Any, Any, Any, Any]:
+    """Return (sampler, state, batch, parts, settings) over 40 items of which low ones are frequent."""
     data, model, training = load("recommender_data"), load("recommender_model"), load("recommender_training")
     rng = np.random.default_rng(2)
     targets = np.minimum(rng.geometric(0.2, 500) - 1, 39)
@@ -126,15 +134,16 @@ def small(load: Any, way: str, every: int = 1) -> tuple[Any, Any, Any, Any]:
     given = training.Settings(4, 3, 8, 1, 1, 0, every)
     state = model.initial(40, 4, 0)
     state = state._replace(items=state.items + rng.normal(size=(40, 5)).astype(np.float32))
-    return training.SAMPLERS[way](parts, state, given), state, events.take(np.arange(3)), parts
+    return training.SAMPLERS[way](parts, state, given), state, events.take(np.arange(3)), parts, given
 
 
 @pytest.mark.parametrize("way", ["uniform", "log-uniform", "catalog"])
 def test_negatives_have_the_probability_that_they_state(load: Any, way: str) -> None:
-    sampler, state, batch, parts = small(load, way)
+    sampler, state, batch, parts, _ = small(load, way)
     count = 40_000
-    drawn = sampler.draw(state, batch, count, np.random.default_rng(3))
-    for ids, log_probability in zip(drawn.ids, drawn.log_probability, strict=True):
+    queries = load("recommender_model").queries(state.tower, batch.histories)
+    drawn = jax.jit(sampler.draw, static_argnums=2)(sampler.held, queries, count, jax.random.key(3))
+    for ids, log_probability in zip(*map(np.asarray, drawn), strict=True):
         stated = np.zeros(40)
         stated[ids] = np.exp(log_probability)
         assert stated.sum() == pytest.approx(1, abs=1e-3)
@@ -146,20 +155,24 @@ def test_negatives_have_the_probability_that_they_state(load: Any, way: str) -> 
         assert stated.max() == pytest.approx(np.log(2) / np.log(41))
 
 
-def test_the_catalog_is_told_every_few_steps(load: Any) -> None:
-    sampler, state, batch, _ = small(load, "catalog", every=2)
+def test_the_catalog_is_made_anew_every_few_steps(load: Any) -> None:
+    training = load("recommender_training")
+    sampler, state, batch, _, given = small(load, "catalog", every=2)
     query = np.asarray(load("recommender_model").queries(state.tower, batch.histories))[0]
-    moved = state._replace(items=state.items.at[7].set(10 * query / np.linalg.norm(query)))
+    moved = state._replace(items=state.items.at[:9].set(10 * query / np.linalg.norm(query)))
+    draw = jax.jit(sampler.draw, static_argnums=2)
 
-    def share() -> float:
-        drawn = sampler.draw(state, batch, 2_000, np.random.default_rng(0))
-        return float((drawn.ids[0] == 7).mean())
+    def share(sampler: Any) -> float:
+        drawn = draw(sampler.held, query[None], 2_000, jax.random.key(0))
+        return float((drawn.ids[0] < 9).mean())
 
-    before = share()
-    sampler.changed(moved, np.array([7, 40, 40]))  # rows out of range fill up what a step needs
-    assert share() == before < 0.5
-    sampler.changed(moved, np.array([3, 40, 40]))
-    assert share() > 0.9
+    def stepped(sampler: Any, number: int) -> Any:
+        copy = jax.tree.map(lambda x: x.copy(), moved)
+        return training._step(copy, batch, sampler, jax.random.key(0), number, given, 0.0)[1]
+
+    before = share(sampler)
+    assert share(stepped(sampler, 1)) == before < 0.5
+    assert share(stepped(sampler, 2)) > 0.9
 
 
 def test_scores(load: Any) -> None:

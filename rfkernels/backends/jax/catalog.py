@@ -1,4 +1,4 @@
-"""Log-normalizers of a catalog on the devices of JAX: the estimator of `rfkernels.catalog.estimates`, of static shapes.
+"""The catalog on the devices of JAX: all its public names, and the estimates of `rfkernels.catalog.estimates`.
 
 Every query takes the same number of dot products: those with the means of cells, and one for each of its places. The
 first places hold runs of items drawn from closed groups, the others all items of opened groups; how many groups are
@@ -14,18 +14,32 @@ import jax
 import jax.numpy as jnp
 
 from rfkernels._arrays import matmul
-from rfkernels._checks import check_array, check_finite_arrays
+from rfkernels.backends.jax.catalog_arguments import check_known, check_places, check_queries, each_query, parts_of
+from rfkernels.backends.jax.catalog_draws import check_each, log_probability, sample
+from rfkernels.backends.jax.catalog_groups import regrouped
+from rfkernels.backends.jax.catalog_means import expectation, logits_of
 from rfkernels.backends.jax.catalog_plan import finite, placed, planned
+from rfkernels.backends.jax.catalog_rows import refreshed, with_rows
 from rfkernels.backends.jax.tables import DeviceTable, Sharded, device_table, sharded, split
 from rfkernels.catalog.estimates import HEAVY
-from rfkernels.catalog.plan import FEWEST_RUNS, RUN
+from rfkernels.catalog.plan import RUN
 from rfkernels.catalog.records import Estimate
 
-__all__ = ["DeviceTable", "Sharded", "device_table", "estimate", "sharded", "split"]
-
-_NUMBERS = {"cpu": 1 << 20}
-_NUMBERS_ELSEWHERE = 1 << 25
-"""How many numbers the items of the queries under way may be: what a cache holds, or what keeps a device busy."""
+__all__ = [
+    "DeviceTable",
+    "Sharded",
+    "device_table",
+    "estimate",
+    "expectation",
+    "log_probability",
+    "probabilities",
+    "refreshed",
+    "regrouped",
+    "sample",
+    "sharded",
+    "split",
+    "with_rows",
+]
 
 
 def estimate(table: DeviceTable | Sharded, queries: Any, budget: int, key: Any) -> Estimate:
@@ -60,24 +74,42 @@ def estimate(table: DeviceTable | Sharded, queries: Any, budget: int, key: Any) 
     ValueError
         If the queries are not finite rows as long as items, or the budget does not suffice for a sample on each device.
     """
-    own, devices = (table.table, table.table.rows.shape[0]) if isinstance(table, Sharded) else (table, 1)
-    cells, dim = own.means.shape[-2:]
-    check_array("queries", queries, 1)
-    if queries.ndim != 2 or queries.shape[-1] != dim:
-        raise ValueError(f"queries must have shape (queries, {dim}), got {queries.shape}")
-    check_finite_arrays(queries=queries)
-    if isinstance(budget, bool) or not isinstance(budget, int):
-        raise TypeError(f"budget must be an int, got {budget!r}")
-    places = (budget // devices - cells - dim) // RUN * RUN
-    if places < FEWEST_RUNS * RUN:
-        least = devices * (cells + dim + FEWEST_RUNS * RUN)
-        raise ValueError(f"budget must be at least {least} (cells, dim and a sample on each device), got {budget}")
-    queries = jnp.asarray(queries, own.rows.dtype)
+    own, devices = parts_of(table)
+    queries, places = check_queries(table, queries), check_places(table, budget)
     if isinstance(table, Sharded):
         log, error, taken = _of_mesh(own, queries, key, places=places, mesh=table.mesh, axis=table.axis)
     else:
         log, error, taken = _of_device(own, queries, key, places=places)
-    return Estimate(log, error, taken + devices * (cells + dim))
+    return Estimate(log, error, taken + devices * sum(own.means.shape[-2:]))
+
+
+def probabilities(table: DeviceTable | Sharded, queries: Any, ids: Any, budget: int, key: Any) -> Any:
+    """Estimate the softmax exp(q·y_i) / Z of some items.
+
+    Parameters
+    ----------
+    table, queries, budget, key
+        As in `estimate`, whose standard error is also that of the log of each probability.
+    ids : array of int, shape (items,) or (queries, items)
+        The items: the same for all queries, or each query's own.
+
+    Returns
+    -------
+    array, shape (queries, items)
+        Probabilities; not cut at one, which an estimate may pass.
+
+    Raises
+    ------
+    KeyError
+        If an id is not in the table; under `jax.jit` its probability is 0.
+    TypeError, ValueError
+        If arguments do not fit together.
+    """
+    queries = check_queries(table, queries)
+    each = check_each(ids, queries)
+    logits = logits_of(table, queries, each)
+    check_known(each, logits > -jnp.inf)
+    return jnp.exp(logits - estimate(table, queries, budget, key).log_normalizer[:, None])
 
 
 @partial(jax.jit, static_argnames="places")
@@ -102,16 +134,13 @@ def _of_mesh(table: DeviceTable, queries: Any, key: Any, *, places: int, mesh: A
 def _estimated(table: DeviceTable, queries: Any, key: Any, places: int) -> Any:
     """Return log-normalizers, standard errors and how many items were taken, a bounded number of queries at a time."""
 
-    def one(given: tuple[Any, Any]) -> Any:
-        query, number = given
+    def one(query: Any, number: Any) -> Any:
         return _one(table, query, jax.random.fold_in(key, number), places)
 
     if not len(table.count) or not len(table.rows):
         nothing = jnp.zeros(len(queries), queries.dtype)
         return nothing - jnp.inf, nothing, jnp.zeros(len(queries), jnp.int32)
-    numbers = _NUMBERS.get(jax.default_backend(), _NUMBERS_ELSEWHERE)
-    together = max(1, numbers // (places * queries.shape[1]))
-    return jax.lax.map(one, (queries, jnp.arange(len(queries))), batch_size=together)
+    return each_query(one, (queries, jnp.arange(len(queries))), places * queries.shape[1])
 
 
 def _one(table: DeviceTable, query: Any, key: Any, places: int) -> Any:

@@ -11,7 +11,7 @@ from rfkernels._arrays import matmul
 from rfkernels.backends.jax.tables import DeviceTable
 from rfkernels.catalog.plan import _FLOOR, BUCKETS, FEWEST_RUNS, PER_NAT, RUN, TRUSTED
 
-_TICKS = 1 << 28
+TICKS = 1 << 28
 """In how many parts probability is counted, so that the one of each group is known exactly."""
 
 
@@ -66,8 +66,8 @@ def _log_mean_exp(deviation: Any, edge: Any) -> Any:
     return low * (deviation - low / 2)
 
 
-def planned(table: DeviceTable, query: Any, places: int) -> Plan:
-    """Open the groups of the largest second moments, as many as the predicted variance is least with."""
+def guessed(table: DeviceTable, query: Any) -> tuple[Any, Any, Any]:
+    """Return logits of means of cells, and of each group's items the log mean weight, −inf for none, and variance."""
     centre = matmul(jnp, table.means, query)
     square = jnp.maximum(matmul(jnp, query, matmul(jnp, table.shape, query)), 0)
     deviation, edge = jnp.sqrt(square * table.spread), jnp.sqrt(2 * jnp.log(jnp.sum(table.count)))
@@ -75,7 +75,13 @@ def planned(table: DeviceTable, query: Any, places: int) -> Plan:
     apart = _log_mean_exp(2 * deviation, edge) - 2 * raised
     some = table.count > 0
     log = jnp.where(some, centre[table.cell] + raised, -jnp.inf)
-    variance, top = jnp.expm1(apart) - apart + _FLOOR, jnp.max(log)
+    return centre, log, jnp.expm1(apart) - apart + _FLOOR
+
+
+def planned(table: DeviceTable, query: Any, places: int) -> Plan:
+    """Open the groups of the largest second moments, as many as the predicted variance is least with."""
+    centre, log, variance = guessed(table, query)
+    some, top = table.count > 0, jnp.max(log)
     weight = table.count * jnp.exp(log - finite(top))
     score = jnp.where(some, 2 * (log - finite(top)) + jnp.log(variance), -jnp.inf)
     depth = jnp.where(some, PER_NAT * (jnp.max(score) - score), BUCKETS)
@@ -100,7 +106,7 @@ def planned(table: DeviceTable, query: Any, places: int) -> Plan:
     weight = table.count * jnp.exp(own - top)
     expected = jnp.sum(weight) * jnp.sum(weight * variance) / jnp.maximum(RUN * runs[best], 1)
     trusted = ~all_fit & (jnp.sqrt(expected) <= TRUSTED * jnp.sum(weight))
-    slopes = jnp.where(trusted, _slopes(table, weight, closed), 0)
+    slopes = jnp.where(trusted & table.settled, _slopes(table, weight, closed), 0)
     log_error = jnp.where(all_fit, -jnp.inf, top + jnp.log(jnp.where(all_fit, 1, expected)) / 2)
     ends = jnp.cumsum(jnp.where(closed, 0, table.count))
     return Plan(centre, top, weight, closed, ends, jnp.where(all_fit, 0, runs[best]), slopes, log_error)
@@ -143,7 +149,7 @@ def _drawn(table: DeviceTable, plan: Plan, key: Any, runs: int) -> Any:
     begin_key, tick_key, first_key = jax.random.split(key, 3)
     total = jnp.sum(plan.weight)
     share = plan.weight / jnp.where(total > 0, total, 1)
-    ticks = jnp.where(plan.closed, jnp.maximum(jnp.floor(share * _TICKS), 1), 0).astype(jnp.int32)
+    ticks = jnp.where(plan.closed, jnp.maximum(jnp.floor(share * TICKS), 1), 0).astype(jnp.int32)
     ends = jnp.cumsum(ticks)
     size = jnp.maximum(ends[-1], 1)
     width = jnp.maximum(size // jnp.maximum(plan.runs, 1), 1)

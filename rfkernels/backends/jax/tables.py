@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rfkernels.catalog.cells import LARGEST
+
 
 class DeviceTable(NamedTuple):
     """A `Table` on a device, its groups one after the other and no rows between them.
@@ -14,20 +16,28 @@ class DeviceTable(NamedTuple):
     Parameters
     ----------
     rows : array, shape (items, dim)
+    ids : array of int32, shape (items,)
     start, count, cell : array of int32, shape (groups,)
     spread : array, shape (groups,)
     means : array, shape (cells, dim)
     shape : array, shape (dim, dim)
-        As in `Table`. Groups of no items are padding.
+        As in `Table`. Groups of no items and rows of id −1 are padding.
+    slots : array of int32, shape (largest id + 1,)
+        The row of each id, −1 for none.
+    settled : array of bool, shape (cells,)
+        Whether the mean of each cell is that of its items by now: the control variate rests on that.
     """
 
     rows: Any
+    ids: Any
     start: Any
     count: Any
     cell: Any
     spread: Any
     means: Any
     shape: Any
+    slots: Any
+    settled: Any
 
 
 class Sharded(NamedTuple):
@@ -48,16 +58,24 @@ class Sharded(NamedTuple):
 
 def compact(table: Any) -> DeviceTable:
     """Return the arrays of a `Table` without the rows that belong to no group, still in the host's memory."""
+    if isinstance(table, DeviceTable):
+        return table
     start, count = np.asarray(table.start), np.asarray(table.count)
     ends = np.cumsum(count, dtype=np.int64)
     begin = ends - count
-    rows = table.rows
+    if (count > LARGEST).any():
+        raise ValueError(f"table must have groups of {LARGEST} items at most, got one of {count.max()}")
+    rows, ids = table.rows, np.asarray(table.ids, np.int32)
     if len(rows) != (ends[-1] if len(ends) else 0) or not np.array_equal(start, begin):
-        rows = rows[np.repeat(start - begin, count) + np.arange(count.sum())]
+        taken = np.repeat(start - begin, count) + np.arange(count.sum())
+        rows, ids = rows[taken], ids[taken]
     if len(rows) > np.iinfo(np.int32).max:
         raise ValueError(f"table has {len(rows)} items; a device takes fewer than 2**31, spread them with sharded()")
     begin, count, cell = (np.asarray(x, np.int32) for x in (begin, count, table.cell))
-    return DeviceTable(rows, begin, count, cell, table.spread, table.means, table.shape)
+    slots = np.full(int(ids.max(initial=-1)) + 1, -1, np.int32)
+    slots[ids] = np.arange(len(ids))
+    settled = np.ones(len(table.means), bool)
+    return DeviceTable(rows, ids, begin, count, cell, table.spread, table.means, table.shape, slots, settled)
 
 
 def device_table(table: Any, device: Any = None) -> DeviceTable:
@@ -73,12 +91,12 @@ def device_table(table: Any, device: Any = None) -> DeviceTable:
     Returns
     -------
     DeviceTable
-        A pytree of arrays, to be given to `estimate`.
+        A pytree of arrays, to be given to `estimate` and the like.
 
     Raises
     ------
     ValueError
-        If there are 2**31 items or more.
+        If there are 2**31 items or more, or more than 512 in a group, which a catalog never has.
     """
     made: DeviceTable = jax.device_put(compact(table), device)
     return made
@@ -131,7 +149,7 @@ def sharded(tables: Any, mesh: Any, axis: str) -> Sharded:
     ----------
     tables : sequence of Table or DeviceTable
         One for each device, as those of catalogs built apart, or as `split` returns. All are of one covariance or of
-        their own; items of a cell are in one of them.
+        their own; items of a cell are in one of them, and so is every id.
     mesh : jax.sharding.Mesh
     axis : str
         The axis of the mesh. Over other axes the tables are replicated.
@@ -139,12 +157,13 @@ def sharded(tables: Any, mesh: Any, axis: str) -> Sharded:
     Returns
     -------
     Sharded
-        To be given to `estimate`.
+        To be given to `estimate` and the like.
 
     Raises
     ------
     ValueError
-        If the mesh has no such axis, there is not one table for each of its devices, or their items differ in length.
+        If the mesh has no such axis, there is not one table for each of its devices, their items differ in length, or
+        an id is in two of them.
     """
     if axis not in mesh.shape:
         raise ValueError(f"axis must be an axis of the mesh, {tuple(mesh.shape)}, got {axis!r}")
@@ -153,15 +172,24 @@ def sharded(tables: Any, mesh: Any, axis: str) -> Sharded:
     parts = [compact(table) for table in tables]
     if len({part.rows.shape[1:] for part in parts}) > 1:
         raise ValueError(f"tables must be of items of one length, got {[part.rows.shape[1] for part in parts]}")
+    _check_ids(parts)
     spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis))
 
-    def stacked(*arrays: Any) -> Any:
+    def stacked(name: str, *arrays: Any) -> Any:
         largest = max(len(x) for x in arrays)
 
         def of_device(index: Any) -> Any:
             x = np.asarray(arrays[index[0].start or 0])
-            return np.pad(x, [(0, largest - len(x)), *[(0, 0)] * (x.ndim - 1)])[None]
+            wide = [(0, largest - len(x)), *[(0, 0)] * (x.ndim - 1)]
+            return np.pad(x, wide, constant_values=-1 if name in ("ids", "slots") else 0)[None]
 
         return jax.make_array_from_callback((len(arrays), largest, *arrays[0].shape[1:]), spread, of_device)
 
-    return Sharded(DeviceTable(*map(stacked, *parts)), mesh, axis)
+    return Sharded(DeviceTable(*map(stacked, DeviceTable._fields, *parts)), mesh, axis)
+
+
+def _check_ids(parts: Any) -> None:
+    ids = np.sort(np.concatenate([np.asarray(part.ids) for part in parts]))
+    twice = ids[1:][(ids[1:] == ids[:-1]) & (ids[1:] >= 0)]
+    if len(twice):
+        raise ValueError(f"tables must share no id, but {twice[0]} is in two of them")

@@ -1,0 +1,88 @@
+"""Arguments of a catalog on the devices of JAX: what is refused, and how many queries are under way at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rfkernels._arrays import is_jax
+from rfkernels._checks import check_array, check_finite_arrays, is_tracer
+from rfkernels.backends.jax.tables import DeviceTable, Sharded
+from rfkernels.catalog.plan import FEWEST_RUNS, RUN
+
+NUMBERS = {"cpu": 1 << 20}
+_NUMBERS_ELSEWHERE = 1 << 25
+"""How many numbers the items of the queries under way may be: what a cache holds, or what keeps a device busy."""
+
+
+def each_query(one: Callable[..., Any], given: Any, numbers: int) -> Any:
+    """Map over queries, and what belongs to each, so many of them at a time as fit if each takes so many numbers."""
+    limit = NUMBERS.get(jax.default_backend(), _NUMBERS_ELSEWHERE)
+    return jax.lax.map(lambda x: one(*x), given, batch_size=max(1, limit // numbers))
+
+
+def parts_of(table: DeviceTable | Sharded) -> tuple[DeviceTable, int]:
+    """Return the arrays of a table, and on how many devices they are."""
+    return (table.table, table.table.rows.shape[0]) if isinstance(table, Sharded) else (table, 1)
+
+
+def check_queries(table: DeviceTable | Sharded, queries: Any) -> Any:
+    """Require finite queries as wide as items; return them in the dtype of these."""
+    own, _ = parts_of(table)
+    dim = own.means.shape[-1]
+    check_array("queries", queries, 1)
+    if queries.ndim != 2 or queries.shape[-1] != dim:
+        raise ValueError(f"queries must have shape (queries, {dim}), got {queries.shape}")
+    check_finite_arrays(queries=queries)
+    return jnp.asarray(queries, own.rows.dtype)
+
+
+def check_count(name: str, x: Any, least: int = 0) -> None:
+    """Require a Python int, which shapes depend on."""
+    if isinstance(x, bool) or not isinstance(x, int):
+        raise TypeError(f"{name} must be an int, got {x!r}")
+    if x < least:
+        raise ValueError(f"{name} must be at least {least}, got {x}")
+
+
+def check_places(table: DeviceTable | Sharded, budget: Any) -> int:
+    """Return how many items each query may take on each device; a budget that draws nothing is refused."""
+    own, devices = parts_of(table)
+    cells, dim = own.means.shape[-2:]
+    check_count("budget", budget)
+    places: int = (budget // devices - cells - dim) // RUN * RUN
+    if places < FEWEST_RUNS * RUN:
+        least = devices * (cells + dim + FEWEST_RUNS * RUN)
+        raise ValueError(f"budget must be at least {least} (cells, dim and a sample on each device), got {budget}")
+    return places
+
+
+def check_filled(table: DeviceTable | Sharded) -> None:
+    """Refuse a table without rows; whether the rows of others hold items is not looked at."""
+    if parts_of(table)[0].ids.shape[-1] == 0:
+        raise ValueError("table must hold items, it has none")
+
+
+def check_ids(ids: Any, axes: tuple[int, ...]) -> Any:
+    """Require an array of integers."""
+    if not (isinstance(ids, np.ndarray) or is_jax(ids)):
+        raise TypeError(f"ids must be an array of integers, got {type(ids).__name__}")
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"ids must be of an integer dtype, got {ids.dtype}")
+    if ids.ndim not in axes:
+        raise ValueError(f"ids must have {' or '.join(map(str, axes))} axes, got shape {ids.shape}")
+    return jnp.asarray(ids)
+
+
+def check_known(ids: Any, known: Any) -> None:
+    """Refuse ids that are not known, unless JAX traces them."""
+    if is_tracer(known) or is_tracer(ids):
+        return
+    wrong = np.argwhere(~np.asarray(known))
+    if len(wrong):
+        index = tuple(int(i) for i in wrong[0])
+        raise KeyError(f"the table has no item of id {int(np.asarray(ids)[index])}, which is ids{list(index)}")
