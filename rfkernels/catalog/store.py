@@ -8,7 +8,8 @@ import numpy as np
 
 from rfkernels.catalog.building import build, build_chosen, place
 from rfkernels.catalog.cells import MOST
-from rfkernels.catalog.changes import GROUPS, add, remove, update
+from rfkernels.catalog.changes import add, remove, update
+from rfkernels.catalog.lookup import GROUPS
 from rfkernels.catalog.records import Store
 from rfkernels.catalog.tables import cell_sums, table
 
