@@ -11,7 +11,6 @@ are those that a fresh build would take, to rounding.
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,7 @@ def add(store: Store, items: Any, ids: Any, *, rng: np.random.Generator | None =
     ids : array of int, shape (count,)
         From 0 to 2³¹ − 2. Four bytes are kept for every number up to the largest.
     rng : numpy.random.Generator, optional
-        Where random places come from; by default one seeded by the first id and the number of items.
+        Where random places come from; by default the first id and the number of items decide.
 
     Raises
     ------
@@ -57,7 +56,7 @@ def add(store: Store, items: Any, ids: Any, *, rng: np.random.Generator | None =
     label, square = nearest(items, index(store).packed)
     check_found(items, square)
     _begin(store, ids)
-    _settle(store, _place(store, items, ids, joined(store, label, square), _random(store, ids, rng)))
+    _settle(store, _place(store, items, ids, joined(store, label, square), rng))
 
 
 def remove(store: Store, ids: Any) -> None:
@@ -98,7 +97,7 @@ def update(store: Store, ids: Any, items: Any, *, rng: np.random.Generator | Non
     stay = before == after
     store.rows[rows[stay]] = items[stay]
     _take(store, ids[~stay], before[~stay])
-    placed = _place(store, items[~stay], ids[~stay], after[~stay], _random(store, ids, rng))
+    placed = _place(store, items[~stay], ids[~stay], after[~stay], rng)
     _settle(store, np.concatenate([before, placed]))
 
 
@@ -112,18 +111,13 @@ def _held(store: Store, ids: Any) -> Any:
     return ids
 
 
-def _random(store: Store, ids: Any, rng: np.random.Generator | None) -> np.random.Generator:
-    return rng if rng is not None else np.random.default_rng([*ids[:1].tolist(), int(store.count.sum())])
-
-
 def _begin(store: Store, ids: Any) -> None:
     """See to it that arrays may be written to, and that there is a slot for every id."""
     if not store.rows.flags.writeable:
         repack(store, store.count)
-    for field in fields(store):
-        value = getattr(store, field.name)
-        if isinstance(value, np.ndarray) and not value.flags.writeable and field.name != "rows":
-            setattr(store, field.name, np.array(value))
+    for name, value in vars(store).items():
+        if isinstance(value, np.ndarray) and not value.flags.writeable:
+            setattr(store, name, np.array(value))
     needed = int(ids.max(initial=-1)) + 1
     if needed > len(store.slots):
         store.slots = _longer(store.slots, needed)
@@ -139,10 +133,12 @@ def _longer(slots: Any, size: int) -> Any:
     return whole[:size]
 
 
-def _place(store: Store, items: Any, ids: Any, group: Any, rng: np.random.Generator) -> Any:
+def _place(store: Store, items: Any, ids: Any, group: Any, rng: np.random.Generator | None) -> Any:
     """Write items to rows of their groups and add them to sums; return groups that have to be summed again."""
-    items, moved = np.require(items, store.rows.dtype, "CWE"), group[:0]
-    over = compiled("catalog_store").crowded(store.count, store.capacity, group)
+    code, items, moved = compiled("catalog_store"), np.require(items, store.rows.dtype, "CWE"), group[:0]
+    seed = int(ids[0] if len(ids) else 0), int(store.count.sum())
+    chance = code.chances(*seed, len(ids)) if rng is None else rng.random(len(ids))
+    over = code.crowded(store.count, store.capacity, group)
     if over.any():
         total = store.count + np.bincount(group, minlength=len(store.count)).astype(np.int32)
         if store.end + needed(total[np.unique(group[over])]) > len(store.rows):
@@ -150,12 +146,10 @@ def _place(store: Store, items: Any, ids: Any, group: Any, rng: np.random.Genera
             over = total[group] > store.capacity[group]
         chosen = np.flatnonzero(over)
         chosen = chosen[np.argsort(group[chosen], kind="stable")]
-        moved = move(store, items[chosen], ids[chosen], group[chosen], rng)
-        items, ids, group = items[~over], ids[~over], group[~over]
-    place, chance = (store.start, store.count, store.cell), rng.random(len(ids))
-    given, rows = (items, ids, group, chance), np.asarray(store.rows)
-    sums = store.centres, store.sums, store.squares
-    compiled("catalog_store").put(rows, store.ids, store.slots, place, *sums, given)
+        moved = move(store, items[chosen], ids[chosen], group[chosen], rng or np.random.default_rng(seed))
+        items, ids, group, chance = (x[~over] for x in (items, ids, group, chance))
+    place, sums = (store.start, store.count, store.cell), (store.centres, store.sums, store.squares)
+    code.put(np.asarray(store.rows), store.ids, store.slots, place, *sums, (items, ids, group, chance))
     return moved
 
 
@@ -171,11 +165,9 @@ def _settle(store: Store, changed: Any) -> None:
     there[changed] = True
     changed = np.flatnonzero(there)
     empty = store.count[changed] == 0
-    place = store.start, store.count, store.cell
-    compiled("catalog_store").sum_groups(
-        store.rows, changed[~empty], place, store.centres, store.sums, store.squares
-    )
+    place, code = (store.start, store.count, store.cell), compiled("catalog_store")
+    code.sum_groups(store.rows, changed[~empty], place, store.centres, store.sums, store.squares)
     if empty.any():
         drop(store, changed[empty])
-    if 3 * store.end > 4 * compiled("catalog_store").room(store.count, LARGEST):
+    if 3 * store.end > 4 * code.room(store.count, LARGEST):
         repack(store, store.count)

@@ -82,7 +82,10 @@ def nearest(x: Any, packed: Packed) -> tuple[Any, Any]:
         partial(_nearest, code.addresses["nearest"], lanes, x[a : a + step], packed, label[a : a + step], square[a:])
         for a in range(0, len(x), step)
     ]
-    threads.run(tasks, workers)
+    if len(tasks) == 1:
+        tasks[0]()
+    else:
+        threads.run(tasks, workers)
     del code
     return label, square
 

@@ -72,6 +72,18 @@ def _sum(rows: Any, groups: Any, start: Any, count: Any, cell: Any, centres: Any
 
 
 @_jit
+def chances(seed: int, more: int, count: int) -> Any:
+    """Return numbers in [0, 1) that depend on two integers and their place alone: those of splitmix64."""
+    out, state = np.empty(count), np.uint64(seed) << np.uint64(32) ^ np.uint64(more)
+    for i in range(count):
+        state += np.uint64(0x9E3779B97F4A7C15)
+        z = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        out[i] = ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+    return out
+
+
+@_jit
 def room(count: Any, largest: int) -> int:
     """Return how many rows `cells.room_for` gives groups of these sizes."""
     rows = 0
