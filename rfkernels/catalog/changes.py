@@ -19,6 +19,7 @@ from rfkernels.catalog.cells import LARGEST, MOST, check_found, check_ids, check
 from rfkernels.catalog.compiled import compiled
 from rfkernels.catalog.layout import move, needed, repack
 from rfkernels.catalog.lookup import drop, group_of, index, joined
+from rfkernels.catalog.mapping import private
 from rfkernels.catalog.records import Store
 
 
@@ -31,8 +32,9 @@ def add(store: Store, items: Any, ids: Any, *, rng: np.random.Generator | None =
     Parameters
     ----------
     store : Store
-        Changed in place, and not at all if an error is raised. Arrays that may not be written to, such as those of a
-        mapped file, are copied at the first change, so the whole table is in memory from then on.
+        Changed in place, and not at all if an error is raised. Of rows that are mapped from a file those pages are
+        copied that are written to, until free rows are taken back; other arrays that may not be written to are copied
+        at the first change.
     items : array, shape (count, dim)
         Of a dtype that the store's holds without rounding.
     ids : array of int, shape (count,)
@@ -114,7 +116,11 @@ def _held(store: Store, ids: Any) -> Any:
 def _begin(store: Store, ids: Any) -> None:
     """See to it that arrays may be written to, and that there is a slot for every id."""
     if not store.rows.flags.writeable:
-        repack(store, store.count)
+        rows = private(store.source, store.rows.shape, store.rows.dtype)
+        if rows is None:
+            repack(store, store.count)
+        else:
+            store.rows, store.ids = rows, np.append(store.ids, np.full(len(rows) - len(store.ids), -1, np.int32))
     for name, value in vars(store).items():
         if isinstance(value, np.ndarray) and not value.flags.writeable:
             setattr(store, name, np.array(value))

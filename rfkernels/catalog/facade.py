@@ -422,7 +422,8 @@ class Catalog:
         path : str or pathlib.Path
             The file.
         mapped : bool, default False
-            Leave the items in the file and read them as they are needed, for catalogs larger than memory.
+            Leave the items in the file and read them as they are needed, for catalogs larger than memory. Changes stay
+            in memory, where they take the pages that they touch, until `save`.
         verify : bool, default False
             Check the sum of mapped items too, which reads them all.
 

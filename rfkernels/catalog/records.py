@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from rfkernels.catalog.mapping import Source
+
 
 class Table(NamedTuple):
     """Items in groups: all that an estimate reads.
@@ -144,6 +146,8 @@ class Store:
         How many items there were when the cells were found.
     index : Index, optional
         What changes look groups up in: made of the other arrays when it is needed, and not written.
+    source : rfkernels.catalog.mapping.Source, optional
+        The file that `rows` are mapped from, if they are.
     """
 
     rows: Any
@@ -161,3 +165,4 @@ class Store:
     end: int
     built: int
     index: Index | None = field(default=None, repr=False, compare=False)
+    source: Source | None = field(default=None, repr=False, compare=False)
