@@ -510,6 +510,42 @@ def test_merging_with_no_items() -> None:
     assert not store.merge(empty, empty).count.size
 
 
+def test_stores_that_merge_over_and_over_do_not_drown_in_cells() -> None:
+    items = normal(3600, 3)
+    parts = [store.build(items[i], i) for i in np.split(np.arange(3600), 18)]
+    held, most = parts[0], 0
+    for i, part in enumerate(parts[1:], 2):
+        before = snapshot(held), snapshot(part)
+        merged = store.merge(held, part) if i % 3 else store.merge(part, held)
+        assert_same(held, before[0])
+        assert_same(part, before[1])
+        held = merged
+        assert len(held.centres) <= 2 * default_cells(200 * i)
+        most = max(most, len(held.centres))
+    assert most > 3 * len(parts[0].centres), "cells are kept while there are few"
+    check_arrays(held)
+    check_table(held)
+    np.testing.assert_array_equal(held.rows[held.slots], items)
+    assert store.outgrown(held), "most items came after the cells were found"
+    found = store.regroup(held)
+    assert not store.outgrown(found)
+    assert len(found.centres) == default_cells(3600)
+    check(found, dict(enumerate(items)))
+
+
+def test_merged_stores_may_keep_all_cells() -> None:
+    one, two = (store.build(normal(100, 3), np.arange(i, i + 100), cells=40) for i in (0, 100))
+    assert len(store.merge(one, two, most=200).centres) == len(one.centres) + len(two.centres)
+    held = store.merge(one, two)
+    assert len(held.centres) == len(one.centres)
+    assert held.built == 100
+    check(held, dict(enumerate(np.concatenate([normal(100, 3)] * 2))))
+    few = store.build(normal(60, 3, seed=1), np.arange(200, 260), cells=30)
+    for held in (store.merge(few, one), store.merge(one, few)):
+        np.testing.assert_array_equal(held.centres, one.centres)
+    np.testing.assert_allclose(np.trace(held.shape), 1, rtol=1e-5)
+
+
 def test_grouping_anew_is_building_from_the_same_items(tmp_path: Any) -> None:
     items = normal(3000, 3)
     held = store.build(items)

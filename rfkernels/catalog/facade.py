@@ -385,7 +385,11 @@ class Catalog:
             self._table = None
 
     def merge(self, other: Catalog) -> Catalog:
-        """Return a new catalog of the items of both, whose ids must differ; each keeps its cells."""
+        """Return a new catalog of the items of both, whose ids must differ.
+
+        Each keeps its cells; where there would be more than twice as many as by default, items of the smaller catalog
+        join cells of the larger.
+        """
         if not isinstance(other, Catalog):
             raise TypeError(f"other must be a Catalog, got {type(other).__name__}")
         return Catalog.from_store(store.merge(self._store, other.store))
