@@ -101,8 +101,8 @@ def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any,
     held, slots = np.full(len(rows), -1, np.int32), np.full(int(ids.max(initial=-1)) + 1, -1, np.int32)
     held[where], slots[ids] = ids, where
     sums, squares = np.empty((len(groups["start"]), rows.shape[1])), np.empty(len(groups["start"]))
-    where, place = np.arange(len(squares)), tuple(groups[name] for name in ("start", "count", "cell"))
-    compiled("catalog_store").sum_groups(rows, where, place, centres, sums, squares)
+    runs = tuple(groups[name] for name in ("start", "count", "cell"))
+    compiled("catalog_store").sum_groups(rows, np.arange(len(squares)), runs, centres, sums, squares)
     groups.update(sums=sums, squares=squares, slots=slots, centres=centres, shape=None)
     store = Store(rows, held, end=n, built=n, **groups)
     store.shape = _shape(store, sample)

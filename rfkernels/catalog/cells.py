@@ -83,7 +83,7 @@ def pack(centres: Any) -> Any:
 
 def nearest(items: Any, packed: Any) -> tuple[Any, Any]:
     """Return each item's cell, that of the nearest centre, and its squared distance from there."""
-    own = np.require(items, packed.centres.dtype, "CWE")  # compiled once, for arrays of one kind
+    own = np.require(items, packed.centres.dtype, ["C", "W", "E"])  # compiled once, for arrays of one kind
     found: tuple[Any, Any] = compiled("catalog_nearest").nearest(own, packed)
     return found
 

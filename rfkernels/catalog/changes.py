@@ -141,7 +141,7 @@ def _longer(slots: Any, size: int) -> Any:
 
 def _place(store: Store, items: Any, ids: Any, group: Any, rng: np.random.Generator | None) -> Any:
     """Write items to rows of their groups and add them to sums; return groups that have to be summed again."""
-    code, items, moved = compiled("catalog_store"), np.require(items, store.rows.dtype, "CWE"), group[:0]
+    code, items, moved = compiled("catalog_store"), np.require(items, store.rows.dtype, ["C", "W", "E"]), group[:0]
     seed = int(ids[0] if len(ids) else 0), int(store.count.sum())
     chance = code.chances(*seed, len(ids)) if rng is None else rng.random(len(ids))
     over = code.crowded(store.count, store.capacity, group)

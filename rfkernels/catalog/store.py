@@ -62,7 +62,7 @@ def merge(a: Store, b: Store, *, most: int | None = None) -> Store:
 def _absorbed(a: Store, b: Store) -> Store:
     """Return a store of the cells of the one that holds more items, which those of the other have joined."""
     large, small = (a, b) if a.count.sum() >= b.count.sum() else (b, a)
-    arrays = {name: np.array(getattr(large, name)) for name in LAYOUT}
+    arrays: dict[str, Any] = {name: np.array(getattr(large, name)) for name in LAYOUT}
     held = replace(large, **arrays, source=None)
     rows = np.flatnonzero(small.ids >= 0)
     add(held, small.rows[rows], small.ids[rows])
@@ -71,7 +71,8 @@ def _absorbed(a: Store, b: Store) -> Store:
 
 
 def _side_by_side(a: Store, b: Store) -> Store:
-    joined = {name: np.concatenate([getattr(a, name), getattr(b, name)]) for name in (*GROUPS, "centres")}
+    names = *GROUPS, "centres"
+    joined: dict[str, Any] = {name: np.concatenate([getattr(a, name), getattr(b, name)]) for name in names}
     joined["start"][len(a.start) :] += a.end
     joined["cell"][len(a.cell) :] += len(a.centres)
     slots = np.full(max(len(a.slots), len(b.slots)), -1, np.int32)
