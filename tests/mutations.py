@@ -35,6 +35,8 @@ CATALOG = "tests/test_catalog.py"
 CATALOG_NUMBA = "tests/test_catalog_numba.py"
 CATALOG_JAX = "tests/test_catalog_jax.py"
 STORE = "tests/test_catalog_store.py"
+CATALOG_ERRORS = "tests/test_catalog_errors.py"
+CATALOG_MAPPING = "tests/test_catalog_mapping.py"
 FILES = ("tests/test_whole_files.py",)
 REFUSED = ("tests/test_catalog_refusals.py",)
 SAMPLED = "tests/test_sampled_softmax.py"
@@ -318,16 +320,24 @@ MUTANTS = [
     Mutant("catalog: draws count as if groups were equal", "catalog/plan.py", "planned.weights[place] / ends[-1] / count)", "planned.weights[place] / ends[-1] / count.mean())", (CATALOG, "-k", "unbiased")),
     Mutant("catalog: runs end with their group", "catalog/plan.py", "(first[:, None] + np.arange(RUN)) % count[:, None]", "np.minimum(first[:, None] + np.arange(RUN), count[:, None] - 1)", (CATALOG, "-k", "drawn_alike")),
     Mutant("catalog: standard errors of half the size", "catalog/estimates.py", ".sum() * len(parts) / pairs.size))", ".sum() * len(parts) / pairs.size / 4))", (CATALOG, "-k", "standard or cover")),
-    Mutant("catalog: a pilot that asks for nothing", "catalog/engines.py", "budget * 2.0**doublings", "budget * 1.0**doublings", (CATALOG, "-k", "asked_for_is_reached")),
+    Mutant("catalog: a pilot that asks for nothing", "catalog/pilots.py", "budget * 2.0**doublings", "budget * 1.0**doublings", (CATALOG, "-k", "asked_for_is_reached")),
+    Mutant("catalog: values of a sample judge themselves", "catalog/expectations.py", "np.maximum(excess, sums.standard_error) / error", "excess / error", (CATALOG_ERRORS, "-k", "expectations")),
+    Mutant("catalog: kernel sums whose tails nobody sees", "catalog/kernel_sums.py", "trusted_error(parts / total, top + np.log(total), chosen)", "trusted_error(parts / total, np.inf, chosen)", (CATALOG_ERRORS, "-k", "narrow")),
     Mutant("catalog: probabilities of draws without their group", "backends/numba/catalog_sampling.py", "log[i] = log_sums[g] - log_total + part[place] - own", "log[i] = part[place] - own", (CATALOG, "-k", "draws")),
     Mutant("catalog: changes that readers do not see", "catalog/facade.py", "            store.add(self._store, items, ids)\n            self._table = None", "            store.add(self._store, items, ids)", (CATALOG, "-k", "whoever_reads")),
     Mutant("catalog compiled: runs go beyond their group", "backends/numba/catalog_plans.py", "offset = offset + 1 if offset + 1 < count else 0", "offset = offset + 1 if offset < count else 0", (CATALOG_NUMBA, "-k", "as_specified")),
     Mutant("catalog compiled: free rows count", "backends/numba/catalog_exact.py", "if j >= count or ids[first + j] < 0:", "if j >= count:", (CATALOG_NUMBA, "-k", "exact")),
     Mutant("catalog compiled: queries by their place in a share", "backends/numba/catalog.py", "catalog_plans.choose(r, g, s, n, wide[part], i)", "catalog_plans.choose(r, g, s, n, wide[part], i - first)", (CATALOG_NUMBA, "-k", "however")),
-    Mutant("store: an item at an edge", "catalog/changes.py", "label + 1j * square, side=\"right\"", "label + 1j * square, side=\"left\"", (STORE, "-k", "at_a_centre")),
-    Mutant("store: items are put last", "catalog/changes.py", "start + rng.integers(held + 1)", "start + rng.integers(held.clip(1))", (STORE, "-k", "places_are_random")),
-    Mutant("store: groups without a centre", "catalog/changes.py", "store.edge[innermost] = 0", "pass", (STORE, "-k", "hundred_thousand")),
+    Mutant("store: an item at an edge", "backends/numba/catalog_store.py", "edge[order[end - 1]] > square[i]", "edge[order[end - 1]] >= square[i]", (STORE, "-k", "keep_their_row")),
+    Mutant("store: items are put last", "backends/numba/catalog_store.py", "start[g] + int(chance[j] * (count[g] + 1))", "start[g] + count[g]", (STORE, "-k", "places_are_random")),
+    Mutant("store: sums without what joined", "backends/numba/catalog_store.py", "sums[g, k] += apart", "sums[g, k] += 0", (STORE, "-k", "hundred_thousand")),
+    Mutant("store: groups found where they were", "catalog/lookup.py", "stay = ~leave[known.owner]", "stay = ~leave", (STORE, "-k", "hundred_thousand")),
+    Mutant("store: groups without a centre", "catalog/lookup.py", "    store.edge[innermost] = 0", "    pass", (STORE, "-k", "hundred_thousand")),
     Mutant("store: merged slots", "catalog/store.py", "slots[held] = b.slots[held] + a.end", "slots[held] = b.slots[held] + len(a.rows)", (STORE, "-k", "merged")),
+    Mutant("store: cells of the smaller are kept", "catalog/store.py", "(a, b) if a.count.sum() >= b.count.sum() else (b, a)", "(a, b)", (STORE, "-k", "merge")),
+    Mutant("store: another file of the same name", "catalog/mapping.py", "_identity(file) != source.identity", "False", (CATALOG_MAPPING, "-k", "same")),
+    Mutant("store: a mapping that ends a page early", "catalog/mapping.py", "skipped + shape[0] * size, file", "shape[0] * size, file", (CATALOG_MAPPING, "-k", "offset")),
+    Mutant("store: of centres equally near the last", "backends/numba/catalog_nearest.py", "place[i, lane] < at", "place[i, lane] > at", (STORE, "-k", "nearest")),
     Mutant("store: spread about the mean", "catalog/tables.py", "2 * cross", "cross", (STORE, "-k", "built")),
     Mutant("files: renamed before it is on disk", "_files.py", "os.fsync(file.fileno())", "pass", FILES),
     Mutant("files: written in place", "_files.py", "temporary, file = _temporary(path.parent)", "temporary, file = path, path.open(\"w+b\")", FILES),

@@ -268,8 +268,9 @@ def test_sums_of_other_kernels(kernel: Any) -> None:
     ratio = np.exp(np.stack([each.log_normalizer for each in found]) - whole)
     assert (np.abs(ratio.mean(0) - 1) <= 6 * ratio.std(0) / np.sqrt(200)).all()
     assert np.median(np.abs(ratio - 1)) < 0.1
-    error = np.stack([each.standard_error for each in found])
-    np.testing.assert_allclose(np.sqrt(((ratio * error) ** 2).mean(0)), ratio.std(0), rtol=0.5)
+    error = np.sqrt(((ratio * np.stack([each.standard_error for each in found])) ** 2).mean(0)) / ratio.std(0)
+    assert (error > 0.7).all()
+    assert (error < 2).all(), "more than the predicted error of those where tails are heavy"
 
 
 def test_kernels_that_can_be_negative_are_refused() -> None:

@@ -17,7 +17,7 @@ from scipy.stats import chisquare
 
 from rfkernels.backends.numba import catalog_store
 from rfkernels.catalog import building, changes, store
-from rfkernels.catalog.cells import LARGEST, default_cells, room_for, shell_sizes
+from rfkernels.catalog.cells import LARGEST, default_cells, nearest, pack, room_for, shell_sizes
 from rfkernels.catalog.invariants import check_arrays
 from rfkernels.catalog.records import Store
 
@@ -75,7 +75,7 @@ def check_table(held: Store) -> None:
 
 
 def snapshot(held: Store) -> dict[str, Any]:
-    return {field.name: copy.deepcopy(getattr(held, field.name)) for field in fields(held)}
+    return {field.name: copy.deepcopy(getattr(held, field.name)) for field in fields(held) if field.compare}
 
 
 def assert_same(held: Store, before: dict[str, Any]) -> None:
@@ -189,7 +189,9 @@ def test_items_in_parts_and_rows_in_a_file(tmp_path: Any) -> None:
     assert held.rows is rows
     assert peak < 0.7 * items.nbytes, "items are never in memory as a whole"
     beyond = sum(
-        getattr(held, field.name).nbytes for field in fields(held) if field.name not in ("rows", "end", "built")
+        getattr(held, field.name).nbytes
+        for field in fields(held)
+        if field.compare and field.name not in ("rows", "end", "built")
     )
     assert beyond - 4 * 30_000 < 0.25 * items.nbytes  # less slots of ids that are missing
     given = store.build(items, ids)
@@ -219,7 +221,7 @@ def test_scikit_learn_is_named_when_it_is_missing(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(("n", "dim", "cells"), [(0, 3, 2), (1, 1, 1), (70, 5, 3), (9000, 6, 300), (500, 131, 129)])
 def test_nearest_centres(n: int, dim: int, cells: int, dtype: Any) -> None:
     x, centres = normal(n, dim, dtype=dtype), normal(cells, dim, seed=1, dtype=dtype)
-    label, square = catalog_store.nearest(x, centres)
+    label, square = nearest(x, pack(centres))
     exact = np.stack([((x.astype(float) - c) ** 2).sum(1) for c in centres.astype(float)], 1)
     np.testing.assert_allclose(square, exact[np.arange(n), label], rtol=64 * np.finfo(dtype).eps)
     np.testing.assert_allclose(square, exact.min(1), rtol=1e3 * np.finfo(dtype).eps)
@@ -229,11 +231,10 @@ def test_nearest_centres(n: int, dim: int, cells: int, dtype: Any) -> None:
 
 def test_nearest_centres_far_from_the_origin_and_ties() -> None:
     x, centres = normal(500, 4), normal(30, 4, seed=1)
-    np.testing.assert_array_equal(
-        catalog_store.nearest(x + np.float32(2**12), centres + np.float32(2**12))[0],
-        catalog_store.nearest((x + np.float32(2**12)).astype(float), (centres + np.float32(2**12)).astype(float))[0],
-    )
-    assert (catalog_store.nearest(x, np.concatenate([centres, centres]))[0] < 30).all()
+    far, away = x + np.float32(2**12), centres + np.float32(2**12)
+    exactly = nearest(far.astype(float), pack(away.astype(float)))[0]
+    np.testing.assert_array_equal(nearest(far, pack(away))[0], exactly)
+    assert (nearest(x, pack(np.concatenate([centres, centres])))[0] < 30).all()
 
 
 @pytest.mark.parametrize("count", [[], [1], [5, 0, 7], [300] * 400])
@@ -241,7 +242,9 @@ def test_sums(count: list[int]) -> None:
     counts = np.array(count, np.int32)
     start = np.cumsum(counts, dtype=np.int64) - counts
     rows, centre = normal(int(counts.sum()), 7), normal(len(counts), 7, seed=1)
-    sums, squares = catalog_store.summed(rows, start, counts, centre)
+    sums, squares = np.full((len(counts), 7), np.nan), np.full(len(counts), np.nan)
+    cell, groups = np.arange(len(counts), dtype=np.int32), np.arange(len(counts))
+    catalog_store.sum_groups(rows, groups, (start, counts, cell), centre, sums, squares)
     apart = rows.astype(float) - np.repeat(centre, counts, axis=0)
     label = np.repeat(np.arange(len(counts)), counts)
     np.testing.assert_allclose(squares, np.bincount(label, (apart**2).sum(1), len(counts)), rtol=1e-12)
@@ -257,25 +260,26 @@ class Events:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.born = self.repacked = self.rows = 0
-        repack, moved, summed = changes._repack, changes._move, catalog_store.summed
+        repack, moved, summed = changes.repack, changes.move, catalog_store.sum_groups
 
         def counted_repack(held: Store, total: Any) -> None:
             self.repacked += int(held.count.sum())
             repack(held, total)
 
-        def counted_move(held: Store, full: Any, *rest: Any) -> Any:
-            self.rows += int(held.count[full].sum())
-            born = moved(held, full, *rest)
-            self.born += len(born)
-            return born
+        def counted_move(held: Store, items: Any, ids: Any, group: Any, rng: Any) -> Any:
+            self.rows += int(held.count[np.unique(group)].sum())
+            before = len(held.count)
+            found = moved(held, items, ids, group, rng)
+            self.born += len(held.count) - before
+            return found
 
-        def counted_sums(rows: Any, start: Any, count: Any, centre: Any) -> Any:
-            self.rows += int(count.sum())
-            return summed(rows, start, count, centre)
+        def counted_sums(rows: Any, groups: Any, place: Any, *rest: Any) -> None:
+            self.rows += int(place[1][groups].sum())
+            summed(rows, groups, place, *rest)
 
-        monkeypatch.setattr(changes, "_repack", counted_repack)
-        monkeypatch.setattr(changes, "_move", counted_move)
-        monkeypatch.setattr(catalog_store, "summed", counted_sums)
+        monkeypatch.setattr(changes, "repack", counted_repack)
+        monkeypatch.setattr(changes, "move", counted_move)
+        monkeypatch.setattr(catalog_store, "sum_groups", counted_sums)
 
 
 def change(held: Store, items: Items, rng: np.random.Generator, size: int) -> int:
@@ -355,6 +359,10 @@ def test_items_that_stay_in_their_group_keep_their_row() -> None:
     store.update(held, [7], items[[7]] * (1 + 1e-9))
     assert held.slots[7] == slot
     check(held, {**dict(enumerate(items)), 7: items[7] * (1 + 1e-9)})
+    store.update(held, [7], items[[7]])
+    slots = held.slots.copy()
+    store.update(held, np.arange(500), items)  # of each group one lies at its edge
+    np.testing.assert_array_equal(held.slots, slots)
 
 
 def test_half_precision_joins_single() -> None:
@@ -437,7 +445,7 @@ def test_slots_that_are_part_of_another_array_are_not_grown_into_it() -> None:
 
 
 @pytest.mark.parametrize("first", ["add", "remove", "update"])
-def test_a_mapped_store_is_copied_at_the_first_change(first: str, tmp_path: Any) -> None:
+def test_a_store_that_may_not_be_written_to_is_copied_at_the_first_change(first: str, tmp_path: Any) -> None:
     items = normal(2000, 3)
     held = store.build(items)
     np.save(tmp_path / "rows.npy", held.rows)
@@ -500,6 +508,42 @@ def test_merging_with_no_items() -> None:
         np.testing.assert_allclose(held.shape, full.shape, rtol=1e-6)
         np.testing.assert_array_equal(held.rows[held.slots], items)
     assert not store.merge(empty, empty).count.size
+
+
+def test_stores_that_merge_over_and_over_do_not_drown_in_cells() -> None:
+    items = normal(3600, 3)
+    parts = [store.build(items[i], i) for i in np.split(np.arange(3600), 18)]
+    held, most = parts[0], 0
+    for i, part in enumerate(parts[1:], 2):
+        before = snapshot(held), snapshot(part)
+        merged = store.merge(held, part) if i % 3 else store.merge(part, held)
+        assert_same(held, before[0])
+        assert_same(part, before[1])
+        held = merged
+        assert len(held.centres) <= 2 * default_cells(200 * i)
+        most = max(most, len(held.centres))
+    assert most > 3 * len(parts[0].centres), "cells are kept while there are few"
+    check_arrays(held)
+    check_table(held)
+    np.testing.assert_array_equal(held.rows[held.slots], items)
+    assert store.outgrown(held), "most items came after the cells were found"
+    found = store.regroup(held)
+    assert not store.outgrown(found)
+    assert len(found.centres) == default_cells(3600)
+    check(found, dict(enumerate(items)))
+
+
+def test_merged_stores_may_keep_all_cells() -> None:
+    one, two = (store.build(normal(100, 3), np.arange(i, i + 100), cells=40) for i in (0, 100))
+    assert len(store.merge(one, two, most=200).centres) == len(one.centres) + len(two.centres)
+    held = store.merge(one, two)
+    assert len(held.centres) == len(one.centres)
+    assert held.built == 100
+    check(held, dict(enumerate(np.concatenate([normal(100, 3)] * 2))))
+    few = store.build(normal(60, 3, seed=1), np.arange(200, 260), cells=30)
+    for held in (store.merge(few, one), store.merge(one, few)):
+        np.testing.assert_array_equal(held.centres, one.centres)
+    np.testing.assert_allclose(np.trace(held.shape), 1, rtol=1e-5)
 
 
 def test_grouping_anew_is_building_from_the_same_items(tmp_path: Any) -> None:

@@ -76,10 +76,13 @@ def test_gaussian_sums(width: tuple[str, float], arrays: Any, tmp_path: Path) ->
 
 def test_sums_of_other_kernels_are_the_library_s(arrays: Any, tmp_path: Path) -> None:
     items, queries = arrays
-    found = printed(tmp_path, "--budget", 600, "--kernel", "relu", "--seed", 2)["columns"]
-    expected = rfk.Catalog(items, rng=2).kernel_sum(queries, "relu", budget=600, full=True, rng=2)
-    for name, values in expected._asdict().items():
-        np.testing.assert_allclose(found[name], values, rtol=1e-6)
+    catalog = rfk.Catalog(items, rng=2)
+    for error in (None, 0.02):
+        more = () if error is None else ("--error", error)
+        found = printed(tmp_path, "--budget", 600, "--kernel", "relu", "--seed", 2, *more)["columns"]
+        expected = catalog.kernel_sum(queries, "relu", budget=600, error=error, full=True, rng=2)
+        for name, values in expected._asdict().items():
+            np.testing.assert_allclose(found[name], values, rtol=1e-6)
 
 
 def test_what_it_returns_is_the_library_s(arrays: Any, tmp_path: Path) -> None:
@@ -293,7 +296,6 @@ def test_it_says_when_intervals_do_not_hold(arrays: Any, tmp_path: Path, monkeyp
         (("--bandwidth", "2"), "--bandwidth is for --kernel gaussian, in place of --scale"),
         (("--scale", "2", "--kernel", "gaussian", "--bandwidth", "2"), "--bandwidth is for --kernel gaussian"),
         (("--top", "2", "--kernel", "gaussian"), "--top is for --kernel softmax, got --kernel gaussian"),
-        (("--error", "0.1", "--kernel", "gaussian"), "--error is for --kernel softmax, got --kernel gaussian"),
         (("--kernel", "gauss"), "unknown feature map 'gauss'"),
         (("--kernel", "erf"), "kernel must not be negative, but erf can be"),
         (("--budget", "20"), "budget must be at least"),

@@ -17,6 +17,7 @@ from rfkernels.catalog.cells import (
     find_centres,
     held_dtype,
     nearest,
+    pack,
     shell_sizes,
 )
 from rfkernels.catalog.compiled import compiled
@@ -99,7 +100,9 @@ def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any,
         rows[where[part]] = _read(items, chosen, part, rows.dtype)
     held, slots = np.full(len(rows), -1, np.int32), np.full(int(ids.max(initial=-1)) + 1, -1, np.int32)
     held[where], slots[ids] = ids, where
-    sums, squares = compiled("catalog_store").summed(rows, groups["start"], groups["count"], centres[groups["cell"]])
+    sums, squares = np.empty((len(groups["start"]), rows.shape[1])), np.empty(len(groups["start"]))
+    runs = tuple(groups[name] for name in ("start", "count", "cell"))
+    compiled("catalog_store").sum_groups(rows, np.arange(len(squares)), runs, centres, sums, squares)
     groups.update(sums=sums, squares=squares, slots=slots, centres=centres, shape=None)
     store = Store(rows, held, end=n, built=n, **groups)
     store.shape = _shape(store, sample)
@@ -122,9 +125,9 @@ def _centres(items: Any, chosen: Any, sample: Any, cells: int, rng: np.random.Ge
 
 def _assign(items: Any, chosen: Any, n: int, centres: Any) -> tuple[Any, Any]:
     """Return each item's cell and its squared distance from the centre."""
-    label, square = np.empty(n, np.int32), np.empty(n, centres.dtype)
+    label, square, packed = np.empty(n, np.int32), np.empty(n, centres.dtype), pack(centres)
     for part in chunks(n):
-        label[part], square[part] = nearest(_read(items, chosen, part, centres.dtype), centres)
+        label[part], square[part] = nearest(_read(items, chosen, part, centres.dtype), packed)
     check_found(items, square)
     return label, square
 
@@ -154,9 +157,9 @@ def _shells(label: Any, square: Any, cells: int, rng: np.random.Generator) -> tu
 def _shape(store: Store, sample: Any) -> Any:
     """Return the covariance of a sample about the means of cells, of trace 1; even where items do not vary."""
     dim, means = store.rows.shape[1], table(store).means
-    product = np.zeros((dim, dim))
+    product, packed = np.zeros((dim, dim)), pack(store.centres)
     for part in chunks(len(sample)):
-        apart = sample[part] - means[nearest(sample[part], store.centres)[0]]
+        apart = sample[part] - means[nearest(sample[part], packed)[0]]
         product += apart.T @ apart
     total = np.trace(product)
     return (product / total if total > 0 else np.eye(dim) / dim).astype(store.rows.dtype)

@@ -76,10 +76,15 @@ def find_centres(sample: Any, cells: int, rng: np.random.Generator) -> Any:
         return means.fit(sample).cluster_centers_.astype(sample.dtype)
 
 
-def nearest(items: Any, centres: Any) -> tuple[Any, Any]:
+def pack(centres: Any) -> Any:
+    """Return centres as `nearest` reads them."""
+    return compiled("catalog_nearest").pack(centres)
+
+
+def nearest(items: Any, packed: Any) -> tuple[Any, Any]:
     """Return each item's cell, that of the nearest centre, and its squared distance from there."""
-    own = np.array(items, centres.dtype, order="C", ndmin=2)
-    found: tuple[Any, Any] = compiled("catalog_store").nearest(own, centres)
+    own = np.require(items, packed.centres.dtype, ["C", "W", "E"])  # compiled once, for arrays of one kind
+    found: tuple[Any, Any] = compiled("catalog_nearest").nearest(own, packed)
     return found
 
 

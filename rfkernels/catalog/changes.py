@@ -1,45 +1,26 @@
-"""Changes of a catalog: items join groups and leave them, and every group that changed is summed again.
+"""Changes of a catalog: items join groups, whose sums they are added to, and leave them, which are then summed again.
 
 An item is moved within its group or, when that is full or outgrown, with its group to rows that were never used. So a
 change touches as many rows as the groups that it concerns hold, at most 512 each, however many items there are. Rows
 that groups have left are taken back all at once, when they are a quarter of all: the items are then laid out anew,
 which comes to a constant number of rows for every item that was added or removed since.
+
+Nothing is subtracted from a sum, and a group is cut and summed again before many items were added one by one: sums
+are those that a fresh build would take, to rounding.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from rfkernels.catalog.cells import (
-    LARGEST,
-    MOST,
-    SHELLS,
-    check_found,
-    check_ids,
-    check_items,
-    nearest,
-    room_for,
-    shell_sizes,
-    spans,
-)
+from rfkernels.catalog.cells import LARGEST, MOST, check_found, check_ids, check_items, nearest
 from rfkernels.catalog.compiled import compiled
+from rfkernels.catalog.layout import move, needed, repack
+from rfkernels.catalog.lookup import drop, group_of, index, joined
+from rfkernels.catalog.mapping import private
 from rfkernels.catalog.records import Store
-
-GROUPS = ("start", "count", "capacity", "cell", "edge", "sums", "squares")
-"""Arrays of a store with an entry for each group."""
-
-
-class Moved(NamedTuple):
-    """Groups of one cell that are to be laid out: items from the outside inwards, and how many each group takes."""
-
-    group: int
-    items: Any
-    ids: Any
-    sizes: list[int]
-    edges: Any
 
 
 def add(store: Store, items: Any, ids: Any, *, rng: np.random.Generator | None = None) -> None:
@@ -51,14 +32,15 @@ def add(store: Store, items: Any, ids: Any, *, rng: np.random.Generator | None =
     Parameters
     ----------
     store : Store
-        Changed in place, and not at all if an error is raised. Arrays that may not be written to, such as those of a
-        mapped file, are copied at the first change, so the whole table is in memory from then on.
+        Changed in place, and not at all if an error is raised. Of rows that are mapped from a file those pages are
+        copied that are written to, until free rows are taken back; other arrays that may not be written to are copied
+        at the first change.
     items : array, shape (count, dim)
         Of a dtype that the store's holds without rounding.
     ids : array of int, shape (count,)
         From 0 to 2³¹ − 2. Four bytes are kept for every number up to the largest.
     rng : numpy.random.Generator, optional
-        Where random places come from; by default one seeded by the first id and the number of items.
+        Where random places come from; by default the first id and the number of items decide.
 
     Raises
     ------
@@ -73,10 +55,10 @@ def add(store: Store, items: Any, ids: Any, *, rng: np.random.Generator | None =
     taken = taken[store.slots[taken] >= 0]
     if len(taken):
         raise ValueError(f"ids must not be in use, but the catalog holds {taken[0]}; update() replaces items")
-    label, square = nearest(items, store.centres)
+    label, square = nearest(items, index(store).packed)
     check_found(items, square)
     _begin(store, ids)
-    _settle(store, _place(store, items, ids, _joined(store, label, square), _random(store, ids, rng)))
+    _settle(store, _place(store, items, ids, joined(store, label, square), rng))
 
 
 def remove(store: Store, ids: Any) -> None:
@@ -95,7 +77,9 @@ def remove(store: Store, ids: Any) -> None:
     """
     ids = _held(store, ids)
     _begin(store, ids)
-    _settle(store, _take(store, store.slots[ids]))
+    group = group_of(store, store.slots[ids])
+    _take(store, ids, group)
+    _settle(store, group)
 
 
 def update(store: Store, ids: Any, items: Any, *, rng: np.random.Generator | None = None) -> None:
@@ -107,22 +91,16 @@ def update(store: Store, ids: Any, items: Any, *, rng: np.random.Generator | Non
     ids = _held(store, ids)
     if len(ids) != len(items):
         raise ValueError(f"ids and items must agree in length, got {len(ids)} and {len(items)}")
-    label, square = nearest(items, store.centres)
+    label, square = nearest(items, index(store).packed)
     check_found(items, square)
     _begin(store, ids)
     rows = store.slots[ids]
-    before, after = group_of(store, rows), _joined(store, label, square)
+    before, after = group_of(store, rows), joined(store, label, square)
     stay = before == after
     store.rows[rows[stay]] = items[stay]
-    _take(store, rows[~stay])
-    placed = _place(store, items[~stay], ids[~stay], after[~stay], _random(store, ids, rng))
+    _take(store, ids[~stay], before[~stay])
+    placed = _place(store, items[~stay], ids[~stay], after[~stay], rng)
     _settle(store, np.concatenate([before, placed]))
-
-
-def group_of(store: Store, rows: Any) -> Any:
-    """Return the groups that rows belong to."""
-    order = np.argsort(store.start)
-    return order[np.searchsorted(store.start[order], rows, side="right") - 1]
 
 
 def _held(store: Store, ids: Any) -> Any:
@@ -135,18 +113,17 @@ def _held(store: Store, ids: Any) -> Any:
     return ids
 
 
-def _random(store: Store, ids: Any, rng: np.random.Generator | None) -> np.random.Generator:
-    return rng if rng is not None else np.random.default_rng([*ids[:1].tolist(), int(store.count.sum())])
-
-
 def _begin(store: Store, ids: Any) -> None:
     """See to it that arrays may be written to, and that there is a slot for every id."""
     if not store.rows.flags.writeable:
-        _repack(store, store.count)
-    for field in fields(store):
-        value = getattr(store, field.name)
-        if isinstance(value, np.ndarray) and not value.flags.writeable and field.name != "rows":
-            setattr(store, field.name, np.array(value))
+        rows = private(store.source, store.rows.shape, store.rows.dtype)
+        if rows is None:
+            repack(store, store.count)
+        else:
+            store.rows, store.ids = rows, np.append(store.ids, np.full(len(rows) - len(store.ids), -1, np.int32))
+    for name, value in vars(store).items():
+        if isinstance(value, np.ndarray) and not value.flags.writeable:
+            setattr(store, name, np.array(value))
     needed = int(ids.max(initial=-1)) + 1
     if needed > len(store.slots):
         store.slots = _longer(store.slots, needed)
@@ -162,163 +139,41 @@ def _longer(slots: Any, size: int) -> Any:
     return whole[:size]
 
 
-def _joined(store: Store, label: Any, square: Any) -> Any:
-    """Return the group that each item joins; cells without any are given one of no rows yet."""
-    vacant = np.setdiff1d(label, store.cell)
-    _append(store, np.full(len(vacant), store.end), cell=vacant)
-    keys = store.cell + 1j * store.edge  # complex numbers are ordered by their real, then by their imaginary parts
-    order = np.argsort(keys, kind="stable")
-    return order[np.searchsorted(keys[order], label + 1j * square, side="right") - 1]
+def _place(store: Store, items: Any, ids: Any, group: Any, rng: np.random.Generator | None) -> Any:
+    """Write items to rows of their groups and add them to sums; return groups that have to be summed again."""
+    code, items, moved = compiled("catalog_store"), np.require(items, store.rows.dtype, ["C", "W", "E"]), group[:0]
+    seed = int(ids[0] if len(ids) else 0), int(store.count.sum())
+    chance = code.chances(*seed, len(ids)) if rng is None else rng.random(len(ids))
+    over = code.crowded(store.count, store.capacity, group)
+    if over.any():
+        total = store.count + np.bincount(group, minlength=len(store.count)).astype(np.int32)
+        if store.end + needed(total[np.unique(group[over])]) > len(store.rows):
+            repack(store, total)
+            over = total[group] > store.capacity[group]
+        chosen = np.flatnonzero(over)
+        chosen = chosen[np.argsort(group[chosen], kind="stable")]
+        moved = move(store, items[chosen], ids[chosen], group[chosen], rng or np.random.default_rng(seed))
+        items, ids, group, chance = (x[~over] for x in (items, ids, group, chance))
+    place, sums = (store.start, store.count, store.cell), (store.centres, store.sums, store.squares)
+    code.put(np.asarray(store.rows), store.ids, store.slots, place, *sums, (items, ids, group, chance))
+    return moved
 
 
-def _append(store: Store, start: Any, **given: Any) -> None:
-    """Append groups; what is not given is 0."""
-    for name in GROUPS:
-        own = getattr(store, name)
-        new = np.zeros((len(start), *own.shape[1:]), own.dtype)
-        new[:] = start if name == "start" else given.get(name, 0)
-        setattr(store, name, np.concatenate([own, new]))
-
-
-def _place(store: Store, items: Any, ids: Any, group: Any, rng: np.random.Generator) -> Any:
-    """Write items to rows of their groups; return the groups that changed."""
-    order = np.argsort(group, kind="stable")
-    items, ids, group = items[order].astype(store.rows.dtype, copy=False), ids[order], group[order]
-    total = store.count + np.bincount(group, minlength=len(store.count)).astype(np.int32)
-    full = total > store.capacity
-    if store.end + _needed(total[full]) > len(store.rows):
-        _repack(store, total)
-        full = total > store.capacity
-    over = full[group]
-    born = _move(store, np.flatnonzero(full), items[over], ids[over], group[over], rng)
-    _insert(store, items[~over], ids[~over], group[~over], rng)
-    return np.concatenate([group, born])
-
-
-def _needed(total: Any) -> int:
-    """Return how many rows groups of so many items take at most, cut or not."""
-    return int((total + total // 8 + 4 * (total // SHELLS[0] + 1)).sum())
-
-
-def _insert(store: Store, items: Any, ids: Any, group: Any, rng: np.random.Generator) -> None:
-    """Insert items, in order of their groups, into groups that have room.
-
-    Each changes places with a random item of its group or none, as in the inside-out shuffle of Fisher and Yates: an
-    order that was random stays so. The first new item of each group goes at once, then the second, and so on.
-    """
-    first = np.searchsorted(group, group, side="left")
-    rank = np.arange(len(group)) - first
-    turn = np.argsort(rank, kind="stable")
-    rows, slots = store.rows, store.slots
-    for now in np.split(turn, np.cumsum(np.bincount(rank))[:-1]):
-        start, held = store.start[group[now]], store.count[group[now]] + rank[now]
-        last, place = start + held, start + rng.integers(held + 1)
-        rows[last], store.ids[last] = rows[place], store.ids[place]
-        rows[place], store.ids[place] = items[now], ids[now]
-        slots[store.ids[last]], slots[ids[now]] = last, place
-    store.count = store.count + np.bincount(group, minlength=len(store.count)).astype(np.int32)
-
-
-def _move(store: Store, full: Any, items: Any, ids: Any, group: Any, rng: np.random.Generator) -> Any:
-    """Lay groups out at the end together with items that join them; return the groups that were born."""
-    cuts = np.searchsorted(group, [full, full + 1]).T
-    moved = [_gather(store, g, items[a:b], ids[a:b]) for g, (a, b) in zip(full.tolist(), cuts.tolist(), strict=True)]
-    born, known = [], len(store.count)
-    count, start, capacity = store.count.copy(), store.start.copy(), store.capacity.copy()
-    for one in moved:
-        store.ids[start[one.group] : start[one.group] + count[one.group]] = -1
-        ends = np.cumsum(one.sizes).tolist()
-        for size, stop, edge in zip(one.sizes, ends, one.edges, strict=True):
-            order = stop - size + rng.permutation(size)
-            run, room = slice(store.end, store.end + size), int(room_for(size))
-            store.rows[run], store.ids[run] = one.items[order], one.ids[order]
-            store.slots[store.ids[run]] = np.arange(run.start, run.stop)
-            if stop == ends[-1]:
-                start[one.group], count[one.group], capacity[one.group] = store.end, size, room
-            else:
-                born.append((store.end, size, room, store.cell[one.group], edge))
-            store.end += room
-    store.count, store.start, store.capacity = count, start, capacity
-    if born:
-        begin, counts, rooms, cell, edge = (np.asarray(column) for column in zip(*born, strict=True))
-        _append(store, begin, count=counts, capacity=rooms, cell=cell, edge=edge)
-    return np.arange(known, len(store.count))
-
-
-def _gather(store: Store, group: int, items: Any, ids: Any) -> Moved:
-    """Return all items of a group with those that join it, cut by distance if they are more than a group holds."""
-    run = slice(store.start[group], store.start[group] + store.count[group])
-    items, ids = np.concatenate([store.rows[run], items]), np.concatenate([store.ids[run], ids])
-    if len(ids) <= LARGEST:
-        return Moved(group, items, ids, [len(ids)], store.edge[group : group + 1])
-    cell = store.cell[group]
-    apart = items.astype(np.float64) - store.centres[cell]
-    square = np.einsum("ij,ij->i", apart, apart)
-    order = np.argsort(-square, kind="stable")
-    outermost = store.edge[group] >= store.edge[store.cell == cell].max()
-    parts = len(ids) // (LARGEST // 2)
-    sizes = shell_sizes(len(ids)) if outermost else [len(x) for x in np.array_split(ids, parts)]
-    edges = square[order][np.cumsum(sizes) - 1].astype(store.edge.dtype)
-    return Moved(group, items[order], ids[order], sizes, edges)
-
-
-def _take(store: Store, rows: Any) -> Any:
-    """Take items out of their groups; return the groups that changed.
-
-    Places that fall vacant are filled with the last items of the group, so that a random order stays random.
-    """
-    group = group_of(store, rows)
-    lost = np.bincount(group, minlength=len(store.count)).astype(np.int32)
-    left = store.count - lost
-    store.slots[store.ids[rows]] = -1
-    store.ids[rows] = -1
-    changed = np.flatnonzero(lost)
-    changed = changed[np.argsort(store.start[changed])]
-    last = spans(store.start[changed] + left[changed], lost[changed])
-    last = last[store.ids[last] >= 0]
-    vacant = np.sort(rows[rows - store.start[group] < left[group]])
-    store.rows[vacant], store.ids[vacant] = store.rows[last], store.ids[last]
-    store.slots[store.ids[vacant]] = vacant
-    store.ids[last] = -1
-    store.count = left
-    return changed
+def _take(store: Store, ids: Any, group: Any) -> None:
+    """Take items out of their groups, which have to be summed again."""
+    rows = np.asarray(store.rows)
+    compiled("catalog_store").take(rows, store.ids, store.slots, store.start, store.count, ids, group)
 
 
 def _settle(store: Store, changed: Any) -> None:
-    """Sum groups that changed again, end those without items, and take free rows back if they are many."""
-    changed = np.unique(changed)
-    changed = changed[store.count[changed] > 0]
-    centre = store.centres[store.cell[changed]]
-    sums, squares = compiled("catalog_store").summed(store.rows, store.start[changed], store.count[changed], centre)
-    store.sums[changed], store.squares[changed] = sums, squares
-    if not store.count.all():
-        alive = store.count > 0
-        for name in GROUPS:
-            setattr(store, name, getattr(store, name)[alive])
-        order = np.lexsort((store.edge, store.cell))
-        innermost = order[np.diff(store.cell[order], prepend=-1) > 0]
-        store.edge[innermost] = 0  # every item of a cell has a group to join
-    if 3 * store.end > 4 * room_for(store.count).sum():
-        _repack(store, store.count)
-
-
-def _repack(store: Store, total: Any) -> None:
-    """Lay all groups out side by side with room for so many items each, and a quarter more rows at the end.
-
-    Groups that would be too large keep their size, and find the rows they will be cut into at the end.
-    """
-    fits = total <= LARGEST
-    capacity = room_for(np.where(fits, total, store.count)).astype(np.int32)
-    start = np.cumsum(capacity, dtype=np.int64) - capacity
-    end = int(capacity.sum())
-    size = end + end // 4 + _needed(total[~fits])
-    if size > MOST:
-        raise ValueError(f"a catalog holds at most {MOST} rows, got {size}")
-    rows, ids = np.empty((size, store.rows.shape[1]), store.rows.dtype), np.full(size, -1, np.int32)
-    for old, new, count in zip(store.start.tolist(), start.tolist(), store.count.tolist(), strict=True):
-        rows[new : new + count], ids[new : new + count] = (x[old : old + count] for x in (store.rows, store.ids))
-    used = np.flatnonzero(ids >= 0)
-    if not store.slots.flags.writeable:
-        store.slots = np.array(store.slots)
-    store.slots[ids[used]] = used
-    store.rows, store.ids, store.start, store.capacity, store.end = rows, ids, start, capacity, end
+    """Sum groups again, end those without items, and take free rows back if they are many."""
+    there = np.zeros(len(store.count), bool)
+    there[changed] = True
+    changed = np.flatnonzero(there)
+    empty = store.count[changed] == 0
+    place, code = (store.start, store.count, store.cell), compiled("catalog_store")
+    code.sum_groups(store.rows, changed[~empty], place, store.centres, store.sums, store.squares)
+    if empty.any():
+        drop(store, changed[empty])
+    if 3 * store.end > 4 * code.room(store.count, LARGEST):
+        repack(store, store.count)

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels.catalog import estimates, sampling
-from rfkernels.catalog.arguments import SEEDS
+from rfkernels.catalog import estimates, pilots, sampling
 from rfkernels.catalog.compiled import compiled
 from rfkernels.catalog.records import Draws, Estimate, Evaluated, Table
 
@@ -35,23 +34,16 @@ def choose(backend: str) -> Engine:
 
 
 def estimated(table: Table, queries: Any, budget: int, error: float | None, seed: int, backend: str) -> Estimate:
-    """Estimate log-normalizers, with as many dot products as the relative error asks for if one is given.
-
-    A pilot says how many these are, and its numbers are thrown away: a standard error and the value beside it depend on
-    each other, so that keeping those whose error is small would be a choice by value.
-    """
+    """Estimate log-normalizers, with as many dot products as the relative error asks for if one is given."""
     found = _estimated(table, queries, budget, seed, backend)
     if error is None:
         return found
-    items, seed = int(table.count.sum()), (seed + 1) % SEEDS
-    doublings = np.ceil(2 * np.log2(np.maximum(found.standard_error / error, 1)))
-    budgets = np.minimum(budget * 2.0**doublings, max(items, budget)).astype(np.int64)
-    for own in np.unique(budgets):
-        same = np.flatnonzero(budgets == own)
-        better = _estimated(table, queries[same], int(own), seed, backend)
-        for part, new in zip(found, better._replace(dots=found.dots[same] + better.dots), strict=True):
-            part[same] = new
-    return found
+
+    def again(same: Any, own: int) -> Estimate:
+        better = _estimated(table, queries[same], own, pilots.next_seed(seed), backend)
+        return better._replace(dots=found.dots[same] + better.dots)
+
+    return pilots.aimed(found, found.standard_error / error, budget, int(table.count.sum()), again)
 
 
 def _estimated(table: Table, queries: Any, budget: int, seed: int, backend: str) -> Estimate:

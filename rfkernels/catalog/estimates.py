@@ -44,9 +44,9 @@ def _one(table: Table, query: Any, budget: int, seed: int, place: int) -> tuple[
         parts = (np.exp(plain - top) - scale * moved).sum(-1)
         total = np.exp(exact - top).sum() + parts.sum() - scale * known
         if total > 0:  # not only where the error is larger than the sum itself
-            return float(top + np.log(total)), _error(parts / total, top + np.log(total), chosen), dots
+            return float(top + np.log(total)), trusted_error(parts / total, top + np.log(total), chosen), dots
     log = _log_sum(np.concatenate([exact, plain.ravel()]))
-    return log, _error(np.exp(plain - log).sum(-1), log, chosen), dots
+    return log, trusted_error(np.exp(plain - log).sum(-1), log, chosen), dots
 
 
 def _log_sum(logits: Any) -> float:
@@ -63,7 +63,7 @@ def _moved(table: Table, chosen: Plan, guessed: Guess, exact: Any, drawn: Any, r
     return moved, float(np.repeat(chosen.slopes[cells], counts) @ residuals)
 
 
-def _error(parts: Any, log: float, chosen: Plan) -> float:
+def trusted_error(parts: Any, log: float, chosen: Plan) -> float:
     """Return the relative standard error: from pairs of neighbouring strata, and as predicted where tails are heavy."""
     seen = deviation_of_sum(parts)
     with np.errstate(over="ignore"):

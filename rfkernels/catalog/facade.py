@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from rfkernels._checks import check_array
-from rfkernels.catalog import engines, files, kernel_sums, reductions, sampling, store
+from rfkernels.catalog import engines, expectations, files, kernel_sums, reductions, sampling, store
 from rfkernels.catalog.arguments import (
-    SEEDS,
     check_budget,
     check_count,
     check_filled,
@@ -19,15 +18,14 @@ from rfkernels.catalog.arguments import (
     check_real,
     check_seed,
     check_values,
-    ids_of_rows,
     rows_of_ids,
 )
+from rfkernels.catalog.kernel_sums import Scaled
 from rfkernels.catalog.records import Draws, Estimate, Store, Table
 from rfkernels.catalog.reductions import Expectation, Top
 from rfkernels.kernels import Kernel
 from rfkernels.maps import lookup
 
-_NUMBERS = 1 << 21
 _DRAWS = 1 << 31
 
 
@@ -191,6 +189,7 @@ class Catalog:
         values: Any,
         *,
         budget: int | None = None,
+        error: float | None = None,
         full: bool = False,
         rng: int = 0,
         backend: str = "numba",
@@ -205,6 +204,12 @@ class Catalog:
             The value of each id; those of ids that are not in the catalog do not matter.
         budget, rng, backend
             As in `log_normalizer`.
+        error : float, optional
+            A standard error to aim at, in standard deviations: with 0.01, the standard error of every column is to be
+            at most a hundredth of the standard deviation √(Σ p_i (v_i − mean)²) that its values have under the softmax,
+            as 10⁴ independent draws would have it, whatever the units of values and wherever their zero is. As in
+            `log_normalizer`, `budget` is spent on a pilot, which is thrown away; its normalizer is judged too, as the
+            values of a sample do not show a tail that it has missed.
         full : bool, default False
             Return an `Expectation`, with standard errors.
 
@@ -222,14 +227,9 @@ class Catalog:
         check_values(values, self._store)
         check_filled(self.table)
         budget = check_budget(self.table, budget)
-        budget = len(self) + sum(self.table.means.shape) if budget >= len(self) else budget
-        step, parts = max(1, _NUMBERS // budget), []
-        for first in range(0, len(given), step):
-            taken = engines.choose(backend).evaluate(
-                self.table, given[first : first + step], budget, (check_seed(rng) + first) % SEEDS
-            )
-            parts.append(reductions.expectation(taken._replace(rows=ids_of_rows(self.table, taken.rows)), values))
-        found = Expectation(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+        if error is not None:
+            check_real("error", error, 1)
+        found = expectations.expected(self.table, given, values, budget, error, check_seed(rng), backend)
         found = Expectation(*(part.reshape(*queries.shape[:-1], values.shape[1]) for part in found))
         return found if full else found.mean
 
@@ -303,6 +303,7 @@ class Catalog:
         *,
         scale: float = 1.0,
         budget: int | None = None,
+        error: float | None = None,
         full: bool = False,
         rng: int = 0,
     ) -> Any:
@@ -317,8 +318,8 @@ class Catalog:
             exp(−scale |q − y|²/2), so a bandwidth h is scale=1/h².
         scale : float, default 1
             Multiplies q·y, |q|² and |y|².
-        budget, full, rng
-            As in `log_normalizer`.
+        budget, error, full, rng
+            As in `log_normalizer`; a query whose pilot met no kernel but zeros is computed exactly.
 
         Returns
         -------
@@ -338,10 +339,9 @@ class Catalog:
         if chosen.sign is not None:
             raise ValueError(f"kernel must not be negative, but {chosen.name} can be: its sums have no log")
         budget = check_budget(self.table, budget)
-        if budget >= len(self):
-            found = kernel_sums.exact_kernel_sums(self.table, given, chosen, scale)
-        else:
-            found = kernel_sums.kernel_sums(self.table, given, chosen, scale, budget, check_seed(rng))
+        if error is not None:
+            check_real("error", error, 1)
+        found = kernel_sums.estimated(self.table, given, Scaled(chosen, scale), budget, error, check_seed(rng))
         found = Estimate(*(part.reshape(queries.shape[:-1]) for part in found))
         return found if full else found.log_normalizer
 
@@ -385,7 +385,11 @@ class Catalog:
             self._table = None
 
     def merge(self, other: Catalog) -> Catalog:
-        """Return a new catalog of the items of both, whose ids must differ; each keeps its cells."""
+        """Return a new catalog of the items of both, whose ids must differ.
+
+        Each keeps its cells; where there would be more than twice as many as by default, items of the smaller catalog
+        join cells of the larger.
+        """
         if not isinstance(other, Catalog):
             raise TypeError(f"other must be a Catalog, got {type(other).__name__}")
         return Catalog.from_store(store.merge(self._store, other.store))
@@ -422,7 +426,8 @@ class Catalog:
         path : str or pathlib.Path
             The file.
         mapped : bool, default False
-            Leave the items in the file and read them as they are needed, for catalogs larger than memory.
+            Leave the items in the file and read them as they are needed, for catalogs larger than memory. Changes stay
+            in memory, where they take the pages that they touch, until `save`.
         verify : bool, default False
             Check the sum of mapped items too, which reads them all.
 

@@ -15,6 +15,7 @@ import numpy as np
 from rfkernels._files import whole_file
 from rfkernels.catalog.header import HEADER, Header, checked_info, header_bytes, read_header, size_of
 from rfkernels.catalog.invariants import LAYOUT, check_arrays, check_contents, check_layout, check_rows
+from rfkernels.catalog.mapping import source_of
 from rfkernels.catalog.records import Store
 
 _BLOCK = 1 << 20
@@ -123,7 +124,8 @@ def load(path: str | os.PathLike[str], *, mapped: bool = False, verify: bool = F
         The file.
     mapped : bool, default False
         Leave the rows in the file and map them, read-only; the rest is read. The file must not be written in place
-        meanwhile; saving over it is fine, since that makes a new one.
+        meanwhile; saving over it is fine, since that makes a new one. Changes of the catalog take memory for the pages
+        that they touch, and leave the file as it is.
     verify : bool, default False
         Go through mapped rows all the same, to check their checksum and that items are finite. Rows that are not mapped
         are always checked.
@@ -206,7 +208,8 @@ def _read(file: BinaryIO, header: Header, mapped: bool, verify: bool) -> Store:
                 raise ValueError(f"{name} does not have the checksum that the header states")
         arrays[name] = array
         offset += size_of(shape, dtype)
-    store = Store(**arrays, end=header.number("end"), built=header.number("built"))
+    source = source_of(file, HEADER) if mapped else None
+    store = Store(**arrays, end=header.number("end"), built=header.number("built"), source=source)
     check_contents(store)
     if not mapped or verify:
         for first, block in _blocks(store.rows):

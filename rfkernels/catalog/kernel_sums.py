@@ -1,4 +1,4 @@
-"""Sums of other kernels than exp(q·y) over all items: groups by what two points of each say, items by chance."""
+"""Sums of other kernels than exp(q·y) over all items: groups by what four points of each say, items by chance."""
 
 from __future__ import annotations
 
@@ -6,20 +6,43 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels.catalog.estimates import deviation_of_sum
+from rfkernels.catalog import pilots
+from rfkernels.catalog.estimates import trusted_error
 from rfkernels.catalog.plan import Guess, deviations, draw_runs, plan, rows_of
 from rfkernels.catalog.records import Estimate, Table
 from rfkernels.kernels import Kernel
 
 _BLOCK = 1 << 16
+_NODES = np.array([-2.3344142183389773, -0.7419637843027258, 0.7419637843027258, 2.3344142183389773])
+_WEIGHTS = np.array([0.0458758547680685, 0.4541241452319315, 0.4541241452319315, 0.0458758547680685])
+"""Four points that stand for a normal number: Gauss-Hermite quadrature. Two show nothing of tails."""
+
 _SHARE = 0.1
 """How much of the mean guess every item gets besides its own: no item is left out because a guess was bad."""
 
 
-def kernel_sums(table: Table, queries: Any, kernel: Kernel, scale: float, budget: int, seed: int) -> Estimate:
-    """Estimate log Σ k(√scale q, √scale y) over the items, as `estimates.estimate` but without control variates."""
-    scaled = Scaled(kernel, scale)
-    found = [_one(table, query, scaled, budget, seed, i) for i, query in enumerate(queries.astype(np.float64))]
+def estimated(table: Table, queries: Any, kernel: Scaled, budget: int, error: float | None, seed: int) -> Estimate:
+    """Estimate log Σ k(q, y) over the items, with as many dot products as a relative error asks for."""
+    found = _estimated(table, queries, kernel, budget, seed)
+    if error is None:
+        return found
+
+    def again(same: Any, own: int) -> Estimate:
+        better = _estimated(table, queries[same], kernel, own, pilots.next_seed(seed))
+        return better._replace(dots=found.dots[same] + better.dots)
+
+    return pilots.aimed(found, found.standard_error / error, budget, int(table.count.sum()), again)
+
+
+def _estimated(table: Table, queries: Any, kernel: Scaled, budget: int, seed: int) -> Estimate:
+    if budget >= table.count.sum():
+        return exact_kernel_sums(table, queries, kernel)
+    return kernel_sums(table, queries, kernel, budget, seed)
+
+
+def kernel_sums(table: Table, queries: Any, kernel: Scaled, budget: int, seed: int) -> Estimate:
+    """Estimate log Σ k(q, y) over the items, as `estimates.estimate` but without control variates."""
+    found = [_one(table, query, kernel, budget, seed, i) for i, query in enumerate(queries.astype(np.float64))]
     log, error, dots = zip(*found, strict=True) if found else ((), (), ())
     return Estimate(np.array(log, np.float64), np.array(error, np.float64), np.array(dots, np.int64))
 
@@ -41,28 +64,31 @@ def logs(table: Table, rows: Any, query: Any, kernel: Scaled) -> Any:
     return kernel.log(items @ query, query @ query, (items * items).sum(-1))
 
 
-def exact_kernel_sums(table: Table, queries: Any, kernel: Kernel, scale: float) -> Estimate:
-    """Return log Σ k(√scale q, √scale y) over all items."""
-    scaled, rows = Scaled(kernel, scale), rows_of(table, np.arange(len(table.count)))
+def exact_kernel_sums(table: Table, queries: Any, kernel: Scaled) -> Estimate:
+    """Return log Σ k(q, y) over all items."""
+    rows = rows_of(table, np.arange(len(table.count)))
     out = np.full(len(queries), -np.inf)
     for i, query in enumerate(queries.astype(np.float64)):
         for first in range(0, len(rows), _BLOCK):
-            out[i] = np.logaddexp(out[i], np.logaddexp.reduce(logs(table, rows[first : first + _BLOCK], query, scaled)))
+            out[i] = np.logaddexp(out[i], np.logaddexp.reduce(logs(table, rows[first : first + _BLOCK], query, kernel)))
     return Estimate(out, np.zeros(len(queries)), np.full(len(queries), len(rows)))
 
 
 def _guess(table: Table, query: Any, kernel: Scaled) -> Guess:
-    """Guess a group's mean kernel from two points, one standard deviation of q·y to either side of its cell's mean."""
+    """Guess mean and variance of a group's kernels, q·y taken as normal about the mean of its cell, at four points."""
     logits = table.means @ query
     away = deviations(table, query)
     norms = (table.means**2).sum(1)[table.cell] + table.spread
+    square = query @ query
+    reach = np.sqrt(square * norms)  # no product is larger: a distance stays one
+    dots = [np.clip(logits[table.cell] + z * away, -reach, reach) for z in _NODES]
     with np.errstate(divide="ignore"):
-        both = np.stack([kernel.log(logits[table.cell] + sign * away, query @ query, norms) for sign in (-1, 1)])
-        top = max(float(both.max()), -1e300)
-        below, above = np.exp(both - top)
-        mean = (below + above) / 2
-        mean = mean + _SHARE * max(float(table.count @ mean / table.count.sum()), np.finfo(float).tiny)
-        variance = ((above - below) / 2 / mean) ** 2 + _SHARE
+        each = np.stack([kernel.log(dot, square, norms) for dot in dots])
+        top = max(float(each.max()), -1e300)
+        values = np.exp(each - top)
+        own, square = _WEIGHTS @ values, _WEIGHTS @ values**2
+        mean = own + _SHARE * max(float(table.count @ own / table.count.sum()), np.finfo(float).tiny)
+        variance = np.maximum(square - own**2, 0) / mean**2 + _SHARE
     return Guess(top + np.log(mean), variance, logits)
 
 
@@ -79,6 +105,6 @@ def _one(table: Table, query: Any, kernel: Scaled, budget: int, seed: int, place
     total, deviation, taken = np.exp(exact - top).sum(), 0.0, exact.size
     if len(chosen.far):
         parts = np.exp(drawn - runs.log_expected[:, None] - top).sum(-1)
-        deviation = deviation_of_sum(parts)
         total, taken = total + parts.sum(), taken + drawn.size
-    return float(top + np.log(total)), float(deviation / total), taken + sum(table.means.shape)
+        deviation = trusted_error(parts / total, top + np.log(total), chosen)
+    return float(top + np.log(total)), deviation, taken + sum(table.means.shape)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from rfkernels.catalog.mapping import Source
 
 
 class Table(NamedTuple):
@@ -95,6 +97,28 @@ class Draws(NamedTuple):
     logits: Any
 
 
+class Index(NamedTuple):
+    """Groups in the orders in which changes look for them.
+
+    Parameters
+    ----------
+    begins, owner : array of int64, shape (groups,)
+        The first row of each group in ascending order, and whose it is.
+    order : array of int64, shape (groups,)
+        Groups cell by cell, those of a cell from the inside outwards.
+    first : array of int64, shape (cells + 1,)
+        Where each cell begins in `order`.
+    packed : rfkernels.backends.numba.catalog_nearest.Packed
+        The centres, which stay the same.
+    """
+
+    begins: Any
+    owner: Any
+    order: Any
+    first: Any
+    packed: Any
+
+
 @dataclass
 class Store:
     """Everything that a catalog holds and that `save` writes: the arrays of its table and what changing it needs.
@@ -120,6 +144,10 @@ class Store:
         Rows from here on were never used.
     built : int
         How many items there were when the cells were found.
+    index : Index, optional
+        What changes look groups up in: made of the other arrays when it is needed, and not written.
+    source : rfkernels.catalog.mapping.Source, optional
+        The file that `rows` are mapped from, if they are.
     """
 
     rows: Any
@@ -136,3 +164,5 @@ class Store:
     slots: Any
     end: int
     built: int
+    index: Index | None = field(default=None, repr=False, compare=False)
+    source: Source | None = field(default=None, repr=False, compare=False)

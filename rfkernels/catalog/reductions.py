@@ -49,16 +49,34 @@ def expectation(taken: Evaluated, values: Any) -> Expectation:
 
 
 def _mean(rows: Any, logits: Any, log_weights: Any, values: Any) -> tuple[Any, Any]:
-    used = rows >= 0
+    used, weight = _weights(rows, logits, log_weights)
     rows, drawn = rows[used], log_weights[used] != 0
-    log = logits[used] + log_weights[used]
-    weight = np.exp(log - log.max())
-    weight /= weight.sum()
     mean = weight @ values[rows]
     parts = weight[drawn, None] * (values[rows[drawn]] - mean)
     pairs = len(parts) // (2 * RUN)
     parts = parts[: pairs * 2 * RUN].reshape(pairs, 2, RUN, values.shape[1]).sum(2)
     return mean, np.sqrt(((parts[:, 0] - parts[:, 1]) ** 2).sum(0))
+
+
+def _weights(rows: Any, logits: Any, log_weights: Any) -> tuple[Any, Any]:
+    used = rows >= 0
+    log = logits[used] + log_weights[used]
+    weight = np.exp(log - log.max())
+    return used, weight / weight.sum()
+
+
+def relative_error(taken: Evaluated, values: Any, found: Expectation) -> Any:
+    """Return the largest standard error of a column in standard deviations of its values under the softmax.
+
+    (queries,); a column of values that do not vary has none.
+    """
+    out = np.zeros(len(found.mean))
+    for i, (rows, *logs) in enumerate(zip(*taken, strict=True)):
+        used, weight = _weights(rows, *logs)
+        deviation = np.sqrt(weight @ (values[rows[used]] - found.mean[i]) ** 2)
+        ratio = found.standard_error[i] / np.where(deviation > 0, deviation, np.inf)
+        out[i] = ratio.max(initial=0)
+    return out
 
 
 def probabilities(rows: Any, queries: Any, items: Any, log_normalizer: Any) -> Any:

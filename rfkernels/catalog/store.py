@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from rfkernels.catalog.building import build, build_chosen, place
-from rfkernels.catalog.cells import MOST
-from rfkernels.catalog.changes import GROUPS, add, remove, update
+from rfkernels.catalog.cells import MOST, default_cells
+from rfkernels.catalog.changes import add, remove, update
+from rfkernels.catalog.invariants import LAYOUT
+from rfkernels.catalog.lookup import GROUPS
 from rfkernels.catalog.records import Store
 from rfkernels.catalog.tables import cell_sums, table
 
 __all__ = ["add", "build", "merge", "outgrown", "regroup", "remove", "table", "update"]
 
+_CELLS = 2
+"""Times the number of cells by default, up to which merged stores keep those of both."""
+
 _DRIFT = 0.25
 """How much of the squared distances from centres may be due to means of cells that have moved away from there."""
 
 
-def merge(a: Store, b: Store) -> Store:
-    """Return a store of the items of two, with their cells and groups side by side.
+def merge(a: Store, b: Store, *, most: int | None = None) -> Store:
+    """Return a store of the items of two, with their cells and groups side by side as long as these are few.
 
-    Nothing is summed or assigned anew: items keep their cells, so a merged store has as many as both. `regroup` finds
-    common ones.
+    Nothing is summed or assigned anew then: items keep their cells, so a merged store has as many as both. Where that
+    would be too many, items of the smaller store join the cells of the larger one, as `add` has it; `outgrown` then
+    counts from when these were found. `regroup` finds common ones.
 
     Parameters
     ----------
     a, b : Store
         Of the same dim and dtype, without common ids. They stay as they are.
+    most : int, optional
+        How many cells there may be side by side; by default twice as many as `build` finds for so many items.
 
     Raises
     ------
@@ -46,7 +55,24 @@ def merge(a: Store, b: Store) -> Store:
         raise ValueError(f"catalogs to merge must have no ids in common, but both hold {twice[0]}")
     if a.end + b.end > MOST:
         raise ValueError(f"a catalog holds at most {MOST} rows, got {a.end} and {b.end}")
-    joined = {name: np.concatenate([getattr(a, name), getattr(b, name)]) for name in (*GROUPS, "centres")}
+    most = _CELLS * default_cells(int(a.count.sum() + b.count.sum())) if most is None else most
+    return _absorbed(a, b) if len(a.centres) + len(b.centres) > most else _side_by_side(a, b)
+
+
+def _absorbed(a: Store, b: Store) -> Store:
+    """Return a store of the cells of the one that holds more items, which those of the other have joined."""
+    large, small = (a, b) if a.count.sum() >= b.count.sum() else (b, a)
+    arrays: dict[str, Any] = {name: np.array(getattr(large, name)) for name in LAYOUT}
+    held = replace(large, **arrays, source=None)
+    rows = np.flatnonzero(small.ids >= 0)
+    add(held, small.rows[rows], small.ids[rows])
+    held.shape = _pooled(a, b)
+    return held
+
+
+def _side_by_side(a: Store, b: Store) -> Store:
+    names = *GROUPS, "centres"
+    joined: dict[str, Any] = {name: np.concatenate([getattr(a, name), getattr(b, name)]) for name in names}
     joined["start"][len(a.start) :] += a.end
     joined["cell"][len(a.cell) :] += len(a.centres)
     slots = np.full(max(len(a.slots), len(b.slots)), -1, np.int32)

@@ -107,9 +107,8 @@ def _checked(settings: Settings, bandwidth: float | None) -> Settings:
             raise BadInput(f"--{option} must be a positive finite number, got {given}")
     if bandwidth is not None and (settings.kernel != "gaussian" or settings.scale != 1):
         raise BadInput("--bandwidth is for --kernel gaussian, in place of --scale")
-    for option, given in (("top", settings.top), ("error", settings.error)):
-        if given is not None and settings.kernel != SOFTMAX:
-            raise BadInput(f"--{option} is for --kernel {SOFTMAX}, got --kernel {settings.kernel}")
+    if settings.top is not None and settings.kernel != SOFTMAX:
+        raise BadInput(f"--top is for --kernel {SOFTMAX}, got --kernel {settings.kernel}")
     return settings if bandwidth is None else settings._replace(scale=bandwidth**-2)
 
 
@@ -160,12 +159,12 @@ def _catalog(inputs: Inputs, settings: Settings) -> rfk.Catalog:
 
 
 def _batch(catalog: rfk.Catalog, queries: Any, settings: Settings, seed: int) -> dict[str, Any]:
-    how: dict[str, Any] = {"budget": settings.budget, "full": True, "rng": seed}
+    how: dict[str, Any] = {"budget": settings.budget, "error": settings.error, "full": True, "rng": seed}
     if settings.kernel != SOFTMAX:
         found = catalog.kernel_sum(queries, settings.kernel, scale=settings.scale, **how)
         return dict(found._asdict())
     queries = queries if settings.scale == 1 else queries * queries.dtype.type(settings.scale)
-    columns = dict(catalog.log_normalizer(queries, error=settings.error, **how)._asdict())
+    columns = dict(catalog.log_normalizer(queries, **how)._asdict())
     if settings.top is not None:
         ids, logits = catalog.top(queries, settings.top, budget=settings.budget)
         columns |= {"top": ids, "probability": np.exp(logits - columns["log_normalizer"][:, None])}

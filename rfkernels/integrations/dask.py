@@ -86,7 +86,7 @@ def catalog_from_dask(
     ]
     while len(stores) > 1:
         pairs = [stores[i : i + 2] for i in range(0, len(stores), 2)]
-        stores = [delayed(store.merge)(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+        stores = [delayed(store.merge)(*pair, most=count) if len(pair) == 2 else pair[0] for pair in pairs]
     made = compute(stores[0])[0] if client is None else client.compute(stores[0]).result()
     return Catalog.from_store(made)
 

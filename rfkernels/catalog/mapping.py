@@ -1,0 +1,90 @@
+"""Rows that are mapped from a file, and become private page by page as they are written to."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+_FIXED = 0x10
+"""MAP_FIXED, of which `mmap` does not know; the same number on all systems that have it."""
+
+_NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
+"""MAP_NORESERVE: what is never written to needs no memory, so it may be more than there is."""
+
+
+class Source(NamedTuple):
+    """Where rows are mapped from.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    offset : int
+        Where rows begin, in bytes.
+    identity : (int, int)
+        Device and inode: a file of the same name may have taken its place.
+    """
+
+    path: str
+    offset: int
+    identity: tuple[int, int]
+
+
+def source_of(file: BinaryIO, offset: int) -> Source:
+    """Return the source of rows that begin there in an open file."""
+    return Source(os.path.abspath(file.name), offset, _identity(file))
+
+
+def _identity(file: BinaryIO) -> tuple[int, int]:
+    found = os.fstat(file.fileno())
+    return found.st_dev, found.st_ino
+
+
+def private(source: Source | None, shape: tuple[int, int], dtype: Any) -> Any:
+    """Return rows as an array that may be written to, with room for a quarter more behind them; the file stays.
+
+    Only pages that are written to take memory. None where that cannot be: without a source, if the file is no longer
+    there, and on systems without private mappings.
+
+    Parameters
+    ----------
+    source : Source, optional
+        Where rows are.
+    shape : (rows, dim)
+        How many there are.
+    dtype : numpy.dtype
+        Of what.
+
+    Raises
+    ------
+    OSError
+        If the system refuses the mapping.
+    """
+    if source is None or not hasattr(mmap, "MAP_PRIVATE") or not os.path.isfile(source.path):
+        return None
+    with open(source.path, "rb") as file:
+        if _identity(file) != source.identity:
+            return None
+        skipped = source.offset % mmap.ALLOCATIONGRANULARITY
+        room, size = shape[0] + shape[0] // 4, shape[1] * dtype.itemsize
+        flags = mmap.MAP_PRIVATE | _NO_RESERVE
+        memory = mmap.mmap(-1, skipped + room * size, flags=flags | mmap.MAP_ANONYMOUS)
+        _lay_over(memory, skipped + shape[0] * size, file, source.offset - skipped, flags)
+    return np.frombuffer(memory, dtype, room * shape[1], skipped).reshape(room, shape[1])
+
+
+def _lay_over(memory: mmap.mmap, length: int, file: BinaryIO, offset: int, flags: int) -> None:
+    """Map part of a file over the beginning of memory that is mapped already, and goes with it."""
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    system = ctypes.CDLL(None, use_errno=True).mmap
+    system.restype = ctypes.c_void_p
+    system.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_longlong]
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    if system(address, length, access, flags | _FIXED, file.fileno(), offset) != address:
+        error = ctypes.get_errno()
+        raise OSError(error, f"the file cannot be mapped to be changed: {os.strerror(error)}", file.name)
