@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import pickle
 import re
@@ -434,9 +435,9 @@ def test_replacing_a_name_changes_no_features_already_drawn() -> None:
     assert rfk.draw("relu", 4, 8, rng=0).map is rfk.lookup("squared_relu")
 
 
-@given(st.lists(st.sampled_from([-1.5, -0.1, 0.0, 0.7]), min_size=1, max_size=4), st.integers(0, 1 << 16))
-def test_random_polynomials_and_switches(coefficients: list[float], seed: int) -> None:
-    """Programs of random shape, on the backend that compiles them: 340 of them, each of which is compiled once."""
+@functools.cache
+def polynomial(coefficients: tuple[float, ...]) -> rfk.FeatureMap:
+    """A program of random shape. Kept, as compiled code is freed with its map."""
 
     def activation(xp: Any, u: Any, a: Any) -> Any:
         total = 0.0 * u
@@ -444,10 +445,16 @@ def test_random_polynomials_and_switches(coefficients: list[float], seed: int) -
             total = xp.where(u > c, total * u + c, xp.minimum(total - c, u) * (i + 1))
         return 1 + xp.square(xp.tanh(total))
 
+    return rfk.FeatureMap((activation,), nonnegative=True)
+
+
+@given(st.lists(st.sampled_from([-1.5, -0.1, 0.0, 0.7]), min_size=1, max_size=4), st.integers(0, 1 << 16))
+def test_random_polynomials_and_switches(coefficients: list[float], seed: int) -> None:
+    """On the backend that compiles them, 340 programs in all."""
     rng = np.random.default_rng(seed)
     q, k, v = (rng.standard_normal((9, n)) for n in (3, 3, 2))
-    features = rfk.draw(rfk.FeatureMap((activation,), nonnegative=True), 3, 5, rng=seed)
-    expected = by_hand(activation, features, q, k, v)
+    features = rfk.draw(polynomial(tuple(coefficients)), 3, 5, rng=seed)
+    expected = by_hand(features.map.activations[0], features, q, k, v)
     for backend in ("numpy", oracle.DEFAULT):
         got = rfk.attention(q, k, v, features, backend=backend)
         np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-8)
