@@ -37,13 +37,15 @@ def blockwise(machine: Machine, bits: int) -> Code:
     function("touch", "labels count flags list listed", _touch)
     function("below", "positions count position", _below)
     function("means", "list count one other row dim width x x_row values values_row term squares", _means)
-    function("place", "list count x x_row dim squares dots xt xt_row bend flags", _place)
+    function("place", "list count x width squares dots out bend flags", _place)
     function("residual", "labels x x_row rows width means out out_row", _residual)
     function("hide", "scores columns rows mask stride", _hide)
     function("crest", "scores columns rows scale top den", _crest)
     function("invert", "den count columns", _invert)
     function("share", "scores columns rows scale top factor out", _share)
-    function("approach", "xt tile dim chosen squares at weight nearest keys n picked first", _approach)
+    function("shrink", "values factor count", _shrink)
+    function("approach", "scores columns rows own known squares weight nearest bound place first", _approach)
+    function("turn", "bounds fresh places tiles centres first", _turn)
     weigh = "scores row rows columns high step key_term bend along moved scale shift sums sums_row width den"
     function("weigh", weigh, lambda e: _weigh(e, bent=False, cut=False))
     function("weigh_cut", weigh, lambda e: _weigh(e, bent=False, cut=True))
@@ -200,8 +202,8 @@ def _means(e: Emitter) -> None:
 
 
 def _place(e: Emitter) -> None:
-    """Put the means of the listed groups into columns, with half of what squares exceed `dots` by, but for rounding."""
-    names, count, x, x_row, dim, squares, dots, xt, xt_row, bend, flags = e.arguments
+    """Put the means of the listed groups in their rows, with half of what squares exceed `dots` by, but for rounding."""
+    names, count, x, width, squares, dots, out, bend, flags = e.arguments
     b = e.builder
     with e.loop(0, count) as i:
         group = b.sext(e.load(names, i, SHORT), INT)
@@ -210,8 +212,8 @@ def _place(e: Emitter) -> None:
         least = b.fmul(e.load(squares, i), e.scalar(ROUNDING * EPSILON[e.align * 8]))
         apart = b.select(b.fcmp_ordered(">", apart, least), apart, e.scalar(0.0))
         e.store(b.fmul(apart, e.scalar(0.5)), bend, group)
-        with e.loop(0, dim) as j:
-            e.store(e.load(x, e.add(e.mul(i, x_row), j)), xt, e.add(e.mul(j, xt_row), group))
+        with e.loop(0, width, e.lanes) as j:
+            e.store_vector(e.load_vector(x, e.add(e.mul(i, width), j)), out, e.add(e.mul(group, width), j))
     e.finish()
 
 
@@ -342,36 +344,59 @@ def _share(e: Emitter) -> None:
     e.finish()
 
 
-def _approach(e: Emitter) -> None:
-    """Note key `at` as the n-th picked, lower the distances of those it is nearest to, and return the next to pick.
+def _shrink(e: Emitter) -> None:
+    """Multiply `count` values by a factor; a multiple of lanes."""
+    values, factor, count = e.arguments
+    given = e.math.splat(e.load(factor, e.integer(0)))
+    with e.loop(0, count, e.lanes) as i:
+        e.store_vector(e.math.mul(e.load_vector(values, i), given), values, i)
+    e.finish()
 
-    The distance is square − 2 xᵀ chosen + own, x being a column of a tile, whose width is a power of two; the next is
-    the first of the largest weight times distance, and `first` if all are zero.
+
+def _approach(e: Emitter) -> None:
+    """Lower the squared distances of a tile's keys to those from more centres, with scores of which there is a row each.
+
+    The distance is own − 2 score + square. The largest weight times distance is a bound from then on, and the first key
+    that has it is noted.
     """
-    xt, tile, dim, chosen, squares, at, weight, nearest, keys, n, picked, first = e.arguments
+    scores, columns, rows, own, known, squares, weight, nearest, bound, place, first = e.arguments
     m, b = e.math, e.builder
     # Before the first, all are as far as can be.
-    farthest = b.select(b.icmp_signed("==", n, e.integer(0)), e.scalar(-SENTINEL[e.align * 8]), e.scalar(0.0))
-    itself, least, step = m.splat(e.load(squares, at)), m.splat(farthest), 4
-    top, place = e.variable(m.constant(SENTINEL[e.align * 8])), e.variable(m.constant(0.0))
-    with e.loop(0, keys, step * e.lanes) as c:
-        whole = b.and_(c, b.neg(tile))
-        base = e.add(e.mul(whole, dim), b.sub(c, whole))
-        products = [e.variable(m.constant(0.0)) for _ in range(step)]
-        with e.loop(0, dim) as j:
-            value, start = m.splat(e.load(chosen, j)), e.add(base, e.mul(j, tile))
-            for i, product in enumerate(products):
-                product.set(m.fma(e.load_vector(xt, e.add(start, i * e.lanes)), value, product.get()))
-        for i, product in enumerate(products):
-            column = e.add(c, i * e.lanes)
-            distance = m.fma(product.get(), m.constant(-2.0), m.add(e.load_vector(squares, column), itself))
-            distance = m.maximum(distance, m.constant(0.0))
-            distance = m.minimum(m.maximum(e.load_vector(nearest, column), least), distance)
-            e.store_vector(distance, nearest, column)
-            _best(e, top, place, m.mul(e.load_vector(weight, column), distance), column)
-    e.store(b.trunc(at, SHORT), picked, n)
-    apart = b.fcmp_ordered(">", m.reduce_max(top.get()), e.scalar(0.0))
-    e.finish(b.select(apart, b.sext(_first_best(e, top, place), INT), first))
+    none = b.icmp_signed("==", known, e.integer(0))
+    least = m.splat(b.select(none, e.scalar(-SENTINEL[e.align * 8]), e.scalar(0.0)))
+    top, column = e.variable(m.constant(SENTINEL[e.align * 8])), e.variable(m.constant(0.0))
+    with e.loop(0, columns, e.lanes) as c:
+        square, closest = e.load_vector(squares, c), e.variable(m.maximum(least, e.load_vector(nearest, c)))
+        with e.loop(0, rows) as r:
+            both = m.add(square, m.splat(e.load(own, r)))
+            distance = m.fma(e.load_vector(scores, e.add(e.mul(r, columns), c)), m.constant(-2.0), both)
+            closest.set(m.minimum(closest.get(), m.maximum(distance, m.constant(0.0))))
+        e.store_vector(closest.get(), nearest, c)
+        _best(e, top, column, m.mul(e.load_vector(weight, c), closest.get()), c)
+    e.store(m.reduce_max(top.get()), bound, e.integer(0))
+    e.store(e.add(first, b.sext(_first_best(e, top, column), INT)), place, e.integer(0))
+    e.finish()
+
+
+def _turn(e: Emitter) -> None:
+    """Return −1 less the key to take if the tile of the largest bound knows all centres; else the tile and how many.
+
+    Those are returned as tile · 2³² + how many, and the tile is noted to know all. If the bound is zero, the key is
+    `first`.
+    """
+    bounds, fresh, places, tiles, centres, first = e.arguments
+    b = e.builder
+    top, tile = e.variable(e.load(bounds, e.integer(0))), e.variable(e.integer(0))
+    with e.loop(1, tiles) as i:
+        better = b.fcmp_ordered(">", e.load(bounds, i), top.get())
+        tile.set(b.select(better, i, tile.get()))
+        top.set(b.select(better, e.load(bounds, i), top.get()))
+    known = e.load(fresh, tile.get(), INT)
+    with b.if_then(b.icmp_signed("==", known, centres)):
+        apart = b.fcmp_ordered(">", top.get(), e.scalar(0.0))
+        b.ret(b.sub(e.integer(-1), b.select(apart, e.load(places, tile.get(), INT), first)))
+    e.store(centres, fresh, tile.get())
+    e.finish(e.add(e.mul(tile.get(), 1 << 32), known))
 
 
 def _move(e: Emitter) -> None:
