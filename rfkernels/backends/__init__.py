@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from rfkernels._arrays import is_jax
+from rfkernels._checks import check_finite_arrays
 from rfkernels.core import Options
 from rfkernels.features import Features
 from rfkernels.grouping import BlockState, Far, Plan
@@ -46,6 +47,8 @@ class Backend(NamedTuple):
         The arrays of `rows` were checked and are of any dtype; the state is a BlockState or None.
     steps : Steps
         What groups and heavy keys are found with.
+    check_finite : callable
+        ``check_finite(q=q, k=k, v=v)``: refuses NaN and infinity, as `check_finite_arrays` does.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Backend(NamedTuple):
     read: Callable[[State, Any, Features, bool, bool, Any], Pass]
     blocks: Callable[[Rows, Far, Plan, BlockState | None, Any], Pass]
     steps: Steps = STEPS
+    check_finite: Callable[..., None] = check_finite_arrays
 
 
 _MODULES = {"jax": "rfkernels.backends.jax", "numba": "rfkernels.backends.numba", "numpy": "rfkernels.backends.numpy"}

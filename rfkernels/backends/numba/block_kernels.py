@@ -40,7 +40,8 @@ def blockwise(machine: Machine, bits: int) -> Code:
     function("place", "list count x width squares dots out bend flags", _place)
     function("residual", "labels x x_row rows width means out out_row", _residual)
     function("hide", "scores columns rows mask stride", _hide)
-    function("crest", "scores columns rows scale top den", _crest)
+    function("crest", "scores columns rows scale top den level", _crest)
+    function("relevel", "level top den columns", _relevel)
     function("invert", "den count columns", _invert)
     function("share", "scores columns rows scale top factor out", _share)
     function("shrink", "values factor count", _shrink)
@@ -296,9 +297,13 @@ def _weights(e: Emitter, score: Any, factor: Any, top: Any) -> Any:
 
 
 def _crest(e: Emitter) -> None:
-    """Go on with the largest scale · score of each column, and with the sum of weights on that scale."""
-    scores, columns, rows, scale, top, den = e.arguments
-    m, missing = e.math, SENTINEL[e.align * 8]
+    """Go on with the largest scale · score of each column, and with the sum of weights on that scale.
+
+    Unless `level` is 0, weights take the place of scores, and their scale is noted there.
+    """
+    scores, columns, rows, scale, top, den, level = e.arguments
+    m, b, missing = e.math, e.builder, SENTINEL[e.align * 8]
+    kept = b.icmp_signed("!=", level, e.integer(0))
     factor = m.splat(e.load(scale, e.integer(0)))
     with e.loop(0, columns, e.lanes) as c:
         old = e.load_vector(top, c)
@@ -310,10 +315,25 @@ def _crest(e: Emitter) -> None:
         new = highest.get()
         total = e.variable(m.mul(e.load_vector(den, c), m.exp(m.sub(old, new))))
         with e.loop(0, rows) as r:
-            score = e.load_vector(scores, e.add(e.mul(r, columns), c))
-            total.set(m.add(total.get(), _weights(e, score, factor, new)))
+            index = e.add(e.mul(r, columns), c)
+            weight = _weights(e, e.load_vector(scores, index), factor, new)
+            total.set(m.add(total.get(), weight))
+            with b.if_then(kept):
+                e.store_vector(weight, scores, index)
+        with b.if_then(kept):
+            e.store_vector(new, level, c)
         e.store_vector(new, top, c)
         e.store_vector(total.get(), den, c)
+    e.finish()
+
+
+def _relevel(e: Emitter) -> None:
+    """Replace a log scale of each column by what weights on it are to be multiplied by: exp(level − top) · den."""
+    level, top, den, columns = e.arguments
+    m = e.math
+    with e.loop(0, columns, e.lanes) as c:
+        factor = m.exp(m.sub(e.load_vector(level, c), e.load_vector(top, c)))
+        e.store_vector(m.mul(factor, e.load_vector(den, c)), level, c)
     e.finish()
 
 

@@ -41,6 +41,7 @@ class BlockPlan(NamedTuple):
     crest: int
     invert: int
     share: int
+    relevel: int
     residual: int
     shrink: int
     approach: int
@@ -347,7 +348,8 @@ def _add_rows(
         limits = (s.scores + i * scores_row * e, scores_row, rows, columns, seen, max(step, 0))
         sums = (s.top + (r + i) * e, out + i * p.width_pad * e, p.width_pad, p.width_pad, s.denominator + (r + i) * e)
         call(weigh, (*limits, term, bend, s.along + (r + i) * e, s.moved + (r + i) * e, scale, *sums))
-    call(p.gemm_add, (s.scores, scores_row, 1, v, p.width_pad, out, p.width_pad, p.row_step, p.width_pad, columns))
+    depth = min(columns, high) if step == 0 else columns
+    call(p.gemm_add, (s.scores, scores_row, 1, v, p.width_pad, out, p.width_pad, p.row_step, p.width_pad, depth))
 
 
 @jit
@@ -451,10 +453,13 @@ def blocks(p: BlockPlan, s: BlockScratch, t: BlockTask, g: Group, low: int, high
 
 
 @jit
-def mass(p: BlockPlan, s: BlockScratch, t: BlockTask, q: int, count: int, out: int) -> int:
-    """Write the attention that each key receives on average from `count` queries; the keys are gone through twice."""
+def mass(p: BlockPlan, s: BlockScratch, t: BlockTask, q: int, count: int, out: int, room: int) -> int:
+    """Write the attention that each key receives on average from `count` queries.
+
+    There is room for the weights of whole tiles and a log scale for each tile; if not (0), all is computed twice.
+    """
     columns, e = _up(count, p.column_step), p.element
-    scale = t.numbers + _SCALE * e
+    scale, one, stride = t.numbers + _SCALE * e, t.numbers + _ONE * e, (p.tile + 1) * columns * e
     call(p.pack_q, (q, t.q_row, t.q_column, 0, count, columns, p.dim, t.zeros, s.query, p.dim_pad))
     call(p.transpose, (s.query, p.dim_pad, s.xt, columns, columns, p.dim_pad))
     call(p.fill, (s.top, t.numbers + _LOWEST * e, columns))
@@ -464,14 +469,20 @@ def mass(p: BlockPlan, s: BlockScratch, t: BlockTask, q: int, count: int, out: i
         while i < t.keys:
             n = min(p.tile, t.keys - i)
             rows = _up(n, p.row_step)
-            x, x_row = _packed(p, t, 0, i, n, rows, 1, s.x)
-            call(p.gemm, (x, x_row, 1, s.xt, columns, s.scores, columns, rows, columns, p.dim))
-            if t.mask != 0:
-                call(p.hide, (s.scores, columns, n, t.mask + i * t.mask_row, t.mask_row))
+            scores = s.scores if room == 0 else room + i // p.tile * stride
+            level = scores + p.tile * columns * e
+            if turn == 0 or room == 0:
+                x, x_row = _packed(p, t, 0, i, n, rows, 1, s.x)
+                call(p.gemm, (x, x_row, 1, s.xt, columns, scores, columns, rows, columns, p.dim))
+                if t.mask != 0:
+                    call(p.hide, (scores, columns, n, t.mask + i * t.mask_row, t.mask_row))
             if turn == 0:
-                call(p.crest, (s.scores, columns, n, scale, s.top, s.denominator))
+                call(p.crest, (scores, columns, n, scale, s.top, s.denominator, 0 if room == 0 else level))
+            elif room == 0:
+                call(p.share, (scores, columns, n, scale, s.top, s.denominator, out + i * e))
             else:
-                call(p.share, (s.scores, columns, n, scale, s.top, s.denominator, out + i * e))
+                call(p.relevel, (level, s.top, s.denominator, columns))
+                call(p.dots, (scores, columns, level, 0, n, columns, one, out + i * e))
             i += n
         if turn == 0:
             call(p.invert, (s.denominator, count, columns))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -14,10 +15,15 @@ from rfkernels.backends.numba import block_schedule, threads
 from rfkernels.backends.numba.block_layout import layout, scratch, tasks
 from rfkernels.backends.numba.block_schedule import BlockPlan, BlockTask, Search
 from rfkernels.backends.numba.kernels import SENTINEL
-from rfkernels.backends.numba.packing import address, addresses, up
+from rfkernels.backends.numba.packing import address, addresses, placed, up
 from rfkernels.grouping import Groups, fitting
 
 _BAND = 192
+
+_KEPT = 33 << 15
+"""Weights that a thread has room for: of 32,768 keys for 32 queries, with a log scale for each 64 of them."""
+
+_memory = threading.local()
 
 _SERIAL_WORK = 1 << 21
 """Multiplications below which handing work to other threads costs more than it saves."""
@@ -49,8 +55,12 @@ def _mass(xp: Any, rows: Any, k: Any, scale: float, mask: Any) -> Any:
     rows = rows.astype(k.dtype, copy=False)
     q_rows = {"q_row": rows.strides[-2], "q_column": rows.strides[-1]}
 
+    count, tiles = rows.shape[-2], -(-keys // p.tile)
+    kept = tiles * (p.tile + 1) * up(count, p.column_step)
+
     def one(task: BlockTask, q: int, own: Any) -> int:
-        return block_schedule.mass(p, scratch(p, 1), task._replace(**q_rows), q, rows.shape[-2], address(own))
+        room = placed(_memory, {"": kept}, p.element)[""] if kept <= _KEPT else 0
+        return block_schedule.mass(p, scratch(p, 1), task._replace(**q_rows), q, count, address(own), room)
 
     work = [partial(one, *given) for given in zip(found, addresses(rows, batch, 2), out, strict=True)]
     _run(work, 2 * out.size * rows.shape[-2] * p.dim)
