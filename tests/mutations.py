@@ -292,7 +292,7 @@ MUTANTS = [
     Mutant("heavy keys written as well", "grouping/schedule.py", "return rows.mask & ~xp.any(rows.heavy[..., :, None] == positions, -2)", "return rows.mask", (GROUPING, "-k", "by_itself")),
     Mutant("heavy keys a position early", "grouping/schedule.py", "(rows.heavy[..., None, :] <= first + own)", "(rows.heavy[..., None, :] <= first + own + 1)", (GROUPING, "-k", "by_itself")),
     Mutant("groups of one weigh as much as large ones", "grouping/summaries.py", "bias = xp.where(filled, xp.log(count), -np.inf)", "bias = xp.where(filled, 0, -np.inf)", (GROUPING, "-k", "by_itself")),
-    Mutant("masked keys in the spread", "grouping/fitting.py", "steps.within(xp, groups, k, v, weight > 0)", "steps.within(xp, groups, k, v, weight >= 0)", (GROUPING, "-k", "masked")),
+    Mutant("masked keys in the spread", "grouping/fitting.py", "_within(xp, groups, k, v, weight > 0)", "_within(xp, groups, k, v, weight >= 0)", (GROUPING, "-k", "masked")),
     Mutant("merging: attention of all blocks before", "grouping/merging.py", "mass=xp.zeros_like(state.mass), within", "mass=state.mass, within", MERGED),
     Mutant("merging: the spread of the last merger alone", "grouping/merging.py", "within = state.within + matmul(", "within = matmul(", MERGED),
     Mutant("merging: points weighed by their number", "grouping/merging.py", "weight = mass / xp.where(received > 0, received, 1) +", "weight = 0 * mass +", MERGED),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -163,9 +164,11 @@ def heaviest(mass: Any, mask: Any, count: int) -> Any:
     count = min(count, mass.shape[-1])
     if xp is np and np.isfinite(mass).all():  # the same positions without sorting all
         least = -np.partition(-mass, count - 1, -1)[..., count - 1, None]
-        above, equal = mass > least, mass == least
-        missing = count - above.sum(-1, keepdims=True)
-        return np.nonzero(above | (equal & (equal.cumsum(-1) <= missing)))[-1].reshape(*mass.shape[:-1], count)
+        chosen = mass >= least
+        if np.count_nonzero(chosen) != count * math.prod(mass.shape[:-1]):  # the last of them has equals
+            above, equal = mass > least, mass == least
+            chosen = above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdims=True)))
+        return np.nonzero(chosen)[-1].reshape(*mass.shape[:-1], count)
     return xp.sort(xp.argsort(-mass, -1, stable=True)[..., :count], -1)
 
 

@@ -209,9 +209,7 @@ def _packed(
 
 
 @jit
-def _forms(
-    p: BlockPlan, x: tuple[int, int], form: int, y: int, rows: tuple[int, int], factor: int, out: int
-) -> None:
+def _forms(p: BlockPlan, x: tuple[int, int], form: int, y: int, rows: tuple[int, int], factor: int, out: int) -> None:
     """Take factor · xᵀ F x of rows, padded and not, F being lower triangular: what is above is left out."""
     start, e = 0, p.element
     while start < p.dim:

@@ -101,7 +101,7 @@ def _find(q: Any, k: Any, v: Any, count: int, scale: Any, mask: Any, mass: Any) 
 
 
 def _choose(given: Sequence[Any], rooms: Sequence[Any], weight: Any, half: int) -> Any:
-    """Put the keys that weigh most and evenly spaced ones, so many each, and their values into rooms; return weights."""
+    """Put the keys that weigh most and evenly spaced ones, and their values, into rooms; return their weights."""
     own = -weight
     some = np.argpartition(own, half - 1)[:half]
     spaced = np.arange(half) * len(weight) // half
@@ -133,7 +133,9 @@ def _search(p: BlockPlan, task: BlockTask, weight: Any, given: dict[str, int], o
     own |= {"labels": labels, "every": np.arange(p.groups, dtype=np.int32)}
     own |= {"before": np.zeros((p.groups, p.sums_row), dtype), "mask": allowed}
     task = task._replace(mask_row=1, **{name: address(x) for name, x in own.items()})
-    results = {name: address(x[head]) for name, x in zip(("metric", "centres", "covariance", "cross"), out, strict=True)}
+    results = {
+        name: address(x[head]) for name, x in zip(("metric", "centres", "covariance", "cross"), out, strict=True)
+    }
     first = {"weight": address(weights), "at": int(np.argmax(weight)), "first": int(np.argmax(allowed))}
     search = Search(**given, **first, **results, **{name: address(x) for name, x in known.items()})
     scattered = task._replace(squares=address(nothing))
