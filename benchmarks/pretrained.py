@@ -29,6 +29,7 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder that holds `benchmarks`
 
+from benchmarks import pretrained_lengths
 from benchmarks.pretrained_estimators import Array, Attend, Kept, estimators, pooled
 from benchmarks.pretrained_model import capture, load, run
 from benchmarks.pretrained_scores import compare
@@ -77,6 +78,15 @@ def _of_length(x: Array, length: int) -> Array:
     return np.ascontiguousarray(np.tile(x, (1, -(-length // x.shape[-2]), 1))[:, :length])
 
 
+def lengths(model: Any, texts: list[list[int]], quick: bool) -> None:
+    attends = pretrained_lengths.table(model.config.hidden_size // model.config.num_attention_heads)
+    few = pretrained_lengths.LENGTHS[: 2 if quick else None]
+    print("ms a document for the whole model, medians of passes by turns; in brackets over the original, by torch")
+    limit = model.config.max_position_embeddings
+    print(f"positions beyond {limit} repeat the embeddings of the first {limit}: that is for time alone")
+    pretrained_lengths.report(pretrained_lengths.against_length(model, texts, attends, few, 3 if quick else 7), attends)
+
+
 def _spread(items: list[Document], count: int) -> list[Document]:
     """Return at most so many, evenly spaced, so that every kind is among them."""
     count = min(count, len(items))
@@ -91,6 +101,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--documents", type=int, help="at most so many in each half")
     parser.add_argument("--half", choices=HALVES, help="one half alone, and no times against the length")
     parser.add_argument("--only", nargs="+", default=[""], help="estimators whose name has one of these in it")
+    parser.add_argument(
+        "--lengths", action="store_true", help="nothing but the time of the whole model against the length"
+    )
     parser.add_argument("--quick", action="store_true", help="four documents a half, two lengths")
     options = parser.parse_args(arguments)
     model, tokenizer = load(options.model)
@@ -98,6 +111,9 @@ def main(arguments: list[str] | None = None) -> int:
     halves = dict(zip(HALVES, documents(tokenizer, LENGTH, options.books, options.articles), strict=True))
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, jax {jax.__version__}", end=", ")
     print(f"{allowed_threads()} threads")
+    if options.lengths:
+        lengths(model, [document.tokens for document in halves["choosing"]], options.quick)
+        return 0
     kept = capture(model, [document.tokens for document in _spread(halves["choosing"], CALIBRATION)])
     table = {name: attend for name, attend in estimators(kept).items() if any(part in name for part in options.only)}
     for name in HALVES if options.half is None else (options.half,):
