@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Iterator
@@ -64,8 +65,13 @@ def run(model: Any, documents: list[list[int]], attend: Attend | None) -> Swappe
     with swapped(model, attend) as took, torch.no_grad():
         model(input_ids=torch.tensor(documents[:1]))  # compiles
         took.clear()
-        states = [model(input_ids=torch.tensor([tokens])).last_hidden_state[0].numpy() for tokens in documents]
+        states = [model(input_ids=torch.tensor([tokens])).last_hidden_state[0].float().numpy() for tokens in documents]
     return Swapped(np.stack(states), sum(took) / len(documents))
+
+
+def lowered(model: Any, name: str) -> Any:
+    """Return a copy of the model in another dtype of torch."""
+    return copy.deepcopy(model).to(getattr(torch, name))
 
 
 def capture(model: Any, documents: list[list[int]]) -> Kept:

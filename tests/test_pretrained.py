@@ -96,12 +96,15 @@ def test_scores_of_states_that_are_known(load: Any) -> None:
     found = scores.compare(other, original)
     assert found.least == pytest.approx(lost)
     assert found.mean == pytest.approx((3 + lost) / 4)
-    assert found.nearest == 1 / 4  # documents 0, 2 and 3 lose theirs; 1 keeps 0
+    assert found.nearest == found.tied == 1 / 4  # documents 0, 2 and 3 lose theirs; 1 keeps 0
+    twins = np.array([[1.0, 0], [0.9, 0.1], [0.9, 0.101]])[:, None]
+    turned = scores.compare(twins[[0, 2, 1]], twins)
+    assert (turned.nearest, turned.tied) == (2 / 3, 1)  # 0 was about as near to 2 as to 1
     moved = scores.compare(1.1 * original, original)
     assert moved.mean == pytest.approx(1)
     assert moved.states == pytest.approx(0.1)
     assert scores.neighbours(scores.embeddings(original), 2).tolist() == [[1, 3], [0, 3], [3, 1], [2, 1]]
-    assert str(same).split() == ["1.0000", "1.0000", "100.0%", "100.0%", "0.000"]
+    assert str(same).split() == ["1.0000", "1.0000", "100.0%", "100.0%", "100.0%", "0.000"]
 
 
 FEW = (
