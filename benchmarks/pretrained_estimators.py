@@ -102,6 +102,7 @@ def estimators(kept: Kept) -> dict[str, Attend]:
         f"{GROUPS} groups": grouped(GROUPS),
         f"{GROUPS} groups, window {NARROW}": grouped(GROUPS, window=NARROW),
         f"{GROUPS} groups, {near}": grouped(GROUPS, window=WINDOW),
+        f"{GROUPS} groups, window {2 * WINDOW}": grouped(GROUPS, window=2 * WINDOW),
         f"{2 * GROUPS} groups, {near}": grouped(2 * GROUPS, window=WINDOW),
         f"{2 * GROUPS} groups, window {2 * WINDOW}": grouped(2 * GROUPS, window=2 * WINDOW),
         f"{3 * GROUPS} groups, {near}": grouped(3 * GROUPS, window=WINDOW),

@@ -7,6 +7,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from rfkernels import partials
 from rfkernels._arrays import is_jax
 from rfkernels._checks import check_finite_arrays
 from rfkernels.core import Options
@@ -49,6 +50,8 @@ class Backend(NamedTuple):
         What groups and heavy keys are found with.
     check_finite : callable
         ``check_finite(q=q, k=k, v=v)``: refuses NaN and infinity, as `check_finite_arrays` does.
+    spread : callable
+        ``spread(xp, outputs, share, ratio, least)``: as `rfkernels.partials.spread`.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Backend(NamedTuple):
     blocks: Callable[[Rows, Far, Plan, BlockState | None, Any], Pass]
     steps: Steps = STEPS
     check_finite: Callable[..., None] = check_finite_arrays
+    spread: Callable[..., tuple[Any, Any]] = partials.spread
 
 
 _MODULES = {"jax": "rfkernels.backends.jax", "numba": "rfkernels.backends.numba", "numpy": "rfkernels.backends.numpy"}

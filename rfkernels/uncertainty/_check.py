@@ -15,8 +15,8 @@ from rfkernels.partials import Partial
 from rfkernels.uncertainty._jackknife import Estimate
 
 LEVEL = 0.95
-_KEYS = 8192
-"""How many keys are taken at a time."""
+_KEYS = 1024
+"""How many keys NumPy takes at a time, for the cache to hold it all; JAX, which compiles each time, takes more."""
 
 _ROUNDING = 1000.0
 """How many units of rounding are no error of an estimate."""
@@ -39,8 +39,9 @@ def exact_rows(
     root = xp.sqrt(xp.asarray(features.scale, dtype))
     rows = xp.take(q, at, -2).astype(dtype) * root
     parts = []
-    for start in range(0, max(keys, 1), _KEYS):
-        part = slice(start, start + _KEYS)
+    step = _KEYS if xp is np else 8 * _KEYS
+    for start in range(0, max(keys, 1), step):
+        part = slice(start, start + step)
         held = k[..., part, :].astype(dtype) * root
         here = xp.arange(start, start + held.shape[-2])
         allowed = here <= last if causal else xp.ones((len(at), held.shape[-2]), bool)

@@ -17,6 +17,7 @@ from rfkernels.backends.numba.jit import host_width, machine
 from rfkernels.backends.numba.packed import packed
 from rfkernels.backends.numba.packing import Layout, layout, pack_weights, to_internal, to_state
 from rfkernels.backends.numba.passes import Heads
+from rfkernels.backends.numba.spreads import spread
 from rfkernels.backends.numba.threads import thread_count
 from rfkernels.core import Options
 from rfkernels.features import Features
@@ -125,6 +126,6 @@ def _read(state: State, q: Any, features: Features, full: bool, check: bool, dty
     return Pass(out, log, sign, state)
 
 
-BACKEND = Backend("numba", _attend, _write, _read, blocks.attend, STEPS, check_finite)
+BACKEND = Backend("numba", _attend, _write, _read, blocks.attend, STEPS, check_finite, spread)
 
 __all__ = ["BACKEND", "describe"]
