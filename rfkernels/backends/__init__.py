@@ -11,6 +11,7 @@ from rfkernels import partials
 from rfkernels._arrays import is_jax
 from rfkernels._checks import check_finite_arrays
 from rfkernels.core import Options
+from rfkernels.exact import exact_block
 from rfkernels.features import Features
 from rfkernels.grouping import BlockState, Far, Plan
 from rfkernels.grouping.fitting import STEPS, Steps
@@ -52,6 +53,8 @@ class Backend(NamedTuple):
         ``check_finite(q=q, k=k, v=v)``: refuses NaN and infinity, as `check_finite_arrays` does.
     spread : callable
         ``spread(xp, outputs, share, ratio, least)``: as `rfkernels.partials.spread`.
+    few_rows : callable
+        ``few_rows(xp, q, k, v, allowed, kernel)``: as `rfkernels.exact.exact_block`.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Backend(NamedTuple):
     steps: Steps = STEPS
     check_finite: Callable[..., None] = check_finite_arrays
     spread: Callable[..., tuple[Any, Any]] = partials.spread
+    few_rows: Callable[..., partials.Partial] = exact_block
 
 
 _MODULES = {"jax": "rfkernels.backends.jax", "numba": "rfkernels.backends.numba", "numpy": "rfkernels.backends.numpy"}

@@ -132,12 +132,12 @@ def attend(
     )
     dtype = result_dtype(xp, q, k, v)
     rounding = _NARROW.get(dtype_name(dtype), 0.0)
-    spread = choose(options.get("backend"), q, k, v).spread
-    found = combine(xp, done.output, done.log_normalizer, done.sign, features.count, rounding, spread)
+    chosen = choose(options.get("backend"), q, k, v)
+    found = combine(xp, done.output, done.log_normalizer, done.sign, features.count, rounding, chosen.spread)
     factors = None
     if check and state is None and features.map.kernel is not None:
         at = _check.positions(q.shape[-2], int(check))
-        exact = _check.exact_rows(q, k, v, features, at, causal, mask, segment_ids)
+        exact = _check.exact_rows(q, k, v, features, at, causal, mask, segment_ids, chosen.few_rows)
         factors = _check.inflations(xp, found, exact, at, _quantile(len(index) - 1, _check.LEVEL))
     error = _errors(found, len(index) - 1, factors)
     _warn(error, stacklevel + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from rfkernels.exact import exact_block
 from rfkernels.features import Features
 from rfkernels.partials import Partial
 from rfkernels.uncertainty._jackknife import Estimate
+
+Sums = Callable[..., Partial]
 
 LEVEL = 0.95
 _KEYS = 1024
@@ -29,9 +32,20 @@ def positions(length: int, count: int) -> Any:
 
 
 def exact_rows(
-    q: Any, k: Any, v: Any, features: Features, at: Any, causal: bool, mask: Any, segment_ids: Any
+    q: Any,
+    k: Any,
+    v: Any,
+    features: Features,
+    at: Any,
+    causal: bool,
+    mask: Any,
+    segment_ids: Any,
+    sums: Sums = exact_block,
 ) -> Partial:
-    """Sum exact weights for the queries at some positions: time linear in the number of keys, memory independent."""
+    """Sum exact weights for the queries at some positions: time linear in the number of keys, memory independent.
+
+    `sums` is what the backend has for `exact_block`.
+    """
     xp, kernel = namespace(q, k, v), features.map.kernel
     assert kernel is not None
     dtype, keys = accumulator(xp, q, k, v), k.shape[-2]
@@ -49,7 +63,7 @@ def exact_rows(
             allowed = allowed & mask[..., None, part]
         if segment_ids is not None:
             allowed = allowed & (xp.take(segment_ids, at, -1)[..., None] == segment_ids[..., None, part])
-        parts.append(exact_block(xp, rows, held, v[..., part, :].astype(dtype), allowed, kernel))
+        parts.append(sums(xp, rows, held, v[..., part, :].astype(dtype), allowed, kernel))
     whole = parts[0]
     for other in parts[1:]:
         whole = partials.join(xp, whole, other)

@@ -11,6 +11,7 @@ from rfkernels._arrays import dtype_name
 from rfkernels._checks import check_finite_arrays
 from rfkernels.backends import Backend, Pass
 from rfkernels.backends.numba import blocks, passes
+from rfkernels.backends.numba.exact_rows import few_rows
 from rfkernels.backends.numba.finite import check_finite
 from rfkernels.backends.numba.group_steps import STEPS
 from rfkernels.backends.numba.jit import host_width, machine
@@ -126,6 +127,6 @@ def _read(state: State, q: Any, features: Features, full: bool, check: bool, dty
     return Pass(out, log, sign, state)
 
 
-BACKEND = Backend("numba", _attend, _write, _read, blocks.attend, STEPS, check_finite, spread)
+BACKEND = Backend("numba", _attend, _write, _read, blocks.attend, STEPS, check_finite, spread, few_rows)
 
 __all__ = ["BACKEND", "describe"]
