@@ -52,7 +52,8 @@ def whole_model(model: Any, half: list[Document], table: dict[str, Attend], only
     print(f"{len(half)} documents ({kinds}) of {LENGTH} tokens")
     print(f"{'':36s}  cosine   least  nearest    tied    five  states  ms a document")
     for dtype in PRECISIONS:
-        if any(part in (name := f"original in {dtype}") for part in only):
+        name = f"original in {dtype}"
+        if any(part in name for part in only):
             print(f"{name:36s}  {compare(run(lowered(model, dtype), tokens, None).states, original)}", flush=True)
     for name, attend in table.items():
         swapped = run(model, tokens, attend)

@@ -296,6 +296,12 @@ MUTANTS = [
     Mutant("merging: attention of all blocks before", "grouping/merging.py", "mass=xp.zeros_like(state.mass), within", "mass=state.mass, within", MERGED),
     Mutant("merging: the spread of the last merger alone", "grouping/merging.py", "within = state.within + matmul(", "within = matmul(", MERGED),
     Mutant("merging: points weighed by their number", "grouping/merging.py", "weight = mass / xp.where(received > 0, received, 1) +", "weight = 0 * mass +", MERGED),
+    Mutant("Numba: a tile does not learn of the last centre", "backends/numba/block_schedule.py", "first, missing = tile * p.tile, chosen + 1 - known", "first, missing = tile * p.tile, chosen - known", (BLOCKS, "-k", "steps_that_find")),
+    Mutant("Numba: weights of keys on the scale of their tile", "backends/numba/group_kernels.py", "factor = m.exp(m.sub(e.load_vector(level, c), e.load_vector(top, c)))", "factor = m.constant(1.0)", (BLOCKS, "-k", "many_keys_receive")),
+    Mutant("Numba: half of what is off the diagonal", "backends/numba/block_inputs.py", "np.tril(x + np.swapaxes(x, 1, 2), -1)", "np.tril(x, -1)", (BLOCKS, "-k", "wider or bidirectional")),
+    Mutant("Numba: nothing is found not to be finite", "backends/numba/finite.py", "int(not np.isfinite(x).all())", "0", (BLOCKS, "-k", "not_finite")),
+    Mutant("Numba: no rounding in errors", "backends/numba/spreads.py", "max(np.sqrt(error[r, j]), least * size)", "np.sqrt(error[r, j])", (UNCERTAINTY, "-k", "compiled_spreads")),
+    Mutant("Numba: norms left out of exact rows", "backends/numba/exact_rows.py", "log[j] += x * (k[a, j] + weight * x)", "log[j] += x * k[a, j]", (UNCERTAINTY, "-k", "compiled_rows")),
     Mutant("Numba: no block leaves at the end", "backends/numba/block_schedule.py", "gather(p, s, t, absorbed, t.until, t.before)\n    return 0", "return 0", (BLOCKS, "-k", "causal")),
     Mutant("Numba: values move half as far", "backends/numba/block_kernels.py", "both = b.fmul(b.fmul(e.load(moved, r), e.load(scale, e.integer(0))), e.scalar(2.0))", "both = b.fmul(b.fmul(e.load(moved, r), e.load(scale, e.integer(0))), e.scalar(1.0))", (BLOCKS, "-k", "bidirectional or causal")),
     # Error bars, advice, learned features

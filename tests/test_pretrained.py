@@ -178,6 +178,31 @@ def test_exact_attention_swapped_changes_nothing(load: Any, model: Any) -> None:
     np.testing.assert_allclose(module.run(model, DOCUMENTS, None).states, original.states, atol=1e-6)
 
 
+def test_time_against_the_length(load: Any, model: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also beyond the positions that the model has; at 16 tokens everything is near, so that groups change nothing."""
+    pytest.importorskip("jax")
+    module, limit = load("pretrained_lengths"), model.config.max_position_embeddings
+    assert module.document(DOCUMENTS, 8) == [1, 5, 6, 7, 8, 9, 10, 2]
+    assert module.document(DOCUMENTS, 64)[29:33] == [40, 39, 38, 37]
+    assert module.document(DOCUMENTS, 64)[57:] == [5, 6, 7, 8, 9, 10, 2]
+    attends = module.table(8)
+    short = module.forward(model, DOCUMENTS[0][:16])
+    torch = importlib.import_module("torch")
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([DOCUMENTS[0][:16]])).last_hidden_state[0].numpy()
+    swapped = load("pretrained_model").swapped
+    for attend in attends.values():
+        with swapped(model, attend) as took:
+            np.testing.assert_allclose(short(), expected, atol=1e-5)
+            assert len(took) == (0 if attend is None else 2)
+    timings = module.against_length(model, DOCUMENTS, attends, (16, limit + 8), 1)
+    module.report(timings, attends)
+    title, *rows = capsys.readouterr().out.splitlines()
+    assert all(name in title for name in attends)
+    assert [row.split()[0] for row in rows] == ["16", str(limit + 8)]
+    assert all(row.split()[2] == "(1.00)" and len(row.split()) == 7 for row in rows)
+
+
 def test_capture_keeps_what_each_layer_saw(load: Any, model: Any) -> None:
     pytest.importorskip("jax")
     kept = load("pretrained_model").capture(model, DOCUMENTS)

@@ -79,7 +79,8 @@ def _find(q: Any, k: Any, v: Any, count: int, scale: Any, mask: Any, mass: Any) 
     if keys > fitting.KEYS:
         rooms = [np.empty((*batch, fitting.KEYS, x.shape[-1]), k.dtype) for x in given]
     q = fitting.spaced(q, fitting.MEASURE)
-    p, found, alive = _prepared(rooms[0], batch, scale, None, *rooms[1:], groups=count, queries=q.shape[-2])
+    held = rooms[1] if len(rooms) > 1 else None
+    p, found, alive = _prepared(rooms[0], batch, scale, None, held, count, q.shape[-2])
     out = _results(p, len(weight), k.dtype)
 
     def one(head: int, q_at: int) -> int:
