@@ -10,8 +10,10 @@ work. The works are dealt to two halves: what the estimators are was chosen on t
 Features and groups are fitted to each input, in the time given; those called calibrated are fitted once for each layer
 and head, to eight documents of the first half. "cosine" and "least" are the mean and the smallest cosine of a
 document's embedding with the original; "nearest" is the share of documents whose nearest neighbour in their half is the
-same, "five" the share of the five nearest that are kept; "states" is the median error of the last hidden states,
-relative to their norm. At the end, time against the length, for one layer on documents put one after another.
+same, "tied" the share whose nearest neighbour was as near in the original but for 1e-3 in cosine, "five" the share of
+the five nearest that are kept; "states" is the median error of the last hidden states, relative to their norm. The
+original in narrow dtypes shows how much of that is rounding. At the end, time against the length, for one layer on
+documents put one after another; with --lengths that of the whole model, and nothing else.
 """
 
 from __future__ import annotations
@@ -29,24 +31,30 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the folder that holds `benchmarks`
 
+from benchmarks import pretrained_lengths
 from benchmarks.pretrained_estimators import Array, Attend, Kept, estimators, pooled
-from benchmarks.pretrained_model import capture, load, run
+from benchmarks.pretrained_model import capture, load, lowered, run
 from benchmarks.pretrained_scores import compare
 from benchmarks.pretrained_texts import Document, documents
 from rfkernels.benchmark.plan import allowed_threads
 
 LENGTH, CALIBRATION = 512, 8
 HALVES = ("choosing", "reporting")
+PRECISIONS = ("bfloat16", "float16")
 LENGTHS = (512, 2048, 8192, 32_768)
 QUADRATIC = 8192  # exact attention is not timed beyond
 
 
-def whole_model(model: Any, half: list[Document], table: dict[str, Attend]) -> None:
+def whole_model(model: Any, half: list[Document], table: dict[str, Attend], only: list[str]) -> None:
     tokens = [document.tokens for document in half]
     original = run(model, tokens, None).states
     kinds = ", ".join(f"{sum(d.kind == kind for d in half)} {kind}s" for kind in sorted({d.kind for d in half}))
     print(f"{len(half)} documents ({kinds}) of {LENGTH} tokens")
-    print(f"{'':36s}  cosine   least  nearest    five  states  ms a document")
+    print(f"{'':36s}  cosine   least  nearest    tied    five  states  ms a document")
+    for dtype in PRECISIONS:
+        name = f"original in {dtype}"
+        if any(part in name for part in only):
+            print(f"{name:36s}  {compare(run(lowered(model, dtype), tokens, None).states, original)}", flush=True)
     for name, attend in table.items():
         swapped = run(model, tokens, attend)
         print(f"{name:36s}  {compare(swapped.states, original)}  {swapped.seconds * 1e3:7.1f}", flush=True)
@@ -77,6 +85,15 @@ def _of_length(x: Array, length: int) -> Array:
     return np.ascontiguousarray(np.tile(x, (1, -(-length // x.shape[-2]), 1))[:, :length])
 
 
+def lengths(model: Any, texts: list[list[int]], quick: bool) -> None:
+    attends = pretrained_lengths.table(model.config.hidden_size // model.config.num_attention_heads)
+    few = pretrained_lengths.LENGTHS[: 2 if quick else None]
+    print("ms a document for the whole model, medians of passes by turns; in brackets over the original, by torch")
+    limit = model.config.max_position_embeddings
+    print(f"positions beyond {limit} repeat the embeddings of the first {limit}: that is for time alone")
+    pretrained_lengths.report(pretrained_lengths.against_length(model, texts, attends, few, 3 if quick else 7), attends)
+
+
 def _spread(items: list[Document], count: int) -> list[Document]:
     """Return at most so many, evenly spaced, so that every kind is among them."""
     count = min(count, len(items))
@@ -91,6 +108,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--documents", type=int, help="at most so many in each half")
     parser.add_argument("--half", choices=HALVES, help="one half alone, and no times against the length")
     parser.add_argument("--only", nargs="+", default=[""], help="estimators whose name has one of these in it")
+    parser.add_argument(
+        "--lengths", action="store_true", help="nothing but the time of the whole model against the length"
+    )
     parser.add_argument("--quick", action="store_true", help="four documents a half, two lengths")
     options = parser.parse_args(arguments)
     model, tokenizer = load(options.model)
@@ -98,11 +118,14 @@ def main(arguments: list[str] | None = None) -> int:
     halves = dict(zip(HALVES, documents(tokenizer, LENGTH, options.books, options.articles), strict=True))
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, jax {jax.__version__}", end=", ")
     print(f"{allowed_threads()} threads")
+    if options.lengths:
+        lengths(model, [document.tokens for document in halves["choosing"]], options.quick)
+        return 0
     kept = capture(model, [document.tokens for document in _spread(halves["choosing"], CALIBRATION)])
     table = {name: attend for name, attend in estimators(kept).items() if any(part in name for part in options.only)}
     for name in HALVES if options.half is None else (options.half,):
         print(f"\n{name}: ", end="")
-        whole_model(model, _spread(halves[name], limit or len(halves[name])), table)
+        whole_model(model, _spread(halves[name], limit or len(halves[name])), table, options.only)
     if options.half is None:
         print()
         against_length(kept, table, LENGTHS[:2] if options.quick else LENGTHS)

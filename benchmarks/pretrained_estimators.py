@@ -55,7 +55,7 @@ def estimated(make: Callable[[Any, Any], rfk.Features], **options: Any) -> Atten
 
 
 def grouped(count: int, **options: Any) -> Attend:
-    return compiled(lambda q, k, v: rfk.attention(q, k, v, groups=count, **options))
+    return lambda q, k, v, layer: np.asarray(rfk.attention(q, k, v, groups=count, **options))
 
 
 def calibrated(kept: Kept) -> dict[str, Attend]:
@@ -102,6 +102,10 @@ def estimators(kept: Kept) -> dict[str, Attend]:
         f"{GROUPS} groups": grouped(GROUPS),
         f"{GROUPS} groups, window {NARROW}": grouped(GROUPS, window=NARROW),
         f"{GROUPS} groups, {near}": grouped(GROUPS, window=WINDOW),
+        f"{GROUPS} groups, window {2 * WINDOW}": grouped(GROUPS, window=2 * WINDOW),
         f"{2 * GROUPS} groups, {near}": grouped(2 * GROUPS, window=WINDOW),
+        f"{2 * GROUPS} groups, window {2 * WINDOW}": grouped(2 * GROUPS, window=2 * WINDOW),
+        f"{3 * GROUPS} groups, {near}": grouped(3 * GROUPS, window=WINDOW),
+        f"{3 * GROUPS} groups, window {2 * WINDOW}": grouped(3 * GROUPS, window=2 * WINDOW),
         **calibrated(kept),
     }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,27 +39,39 @@ def load(folder: Path | None) -> tuple[Any, Any]:
     return AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
 
 
-def run(model: Any, documents: list[list[int]], attend: Attend | None) -> Swapped:
-    """Run the model on one document at a time, so that nothing is padded; None is the model's own attention."""
-    took = 0.0
+@contextmanager
+def swapped(model: Any, attend: Attend | None) -> Iterator[list[float]]:
+    """Give the model this attention, of one document at a time; None is its own. Collects the seconds of each call."""
+    took: list[float] = []
 
     def interface(module: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> tuple[Any, None]:
-        nonlocal took
         assert attend is not None
         start = time.perf_counter()
         out = attend(q[0].numpy(), k[0].numpy(), v[0].numpy(), layers.index(module))
-        took += time.perf_counter() - start
+        took.append(time.perf_counter() - start)
         return torch.from_numpy(out).transpose(0, 1)[None], None
 
     layers = [layer.attention.self for layer in model.encoder.layer]
     AttentionInterface.register("swapped", interface)
     model.set_attn_implementation("sdpa" if attend is None else "swapped")
-    with torch.no_grad():
+    try:
+        yield took
+    finally:
+        model.set_attn_implementation("sdpa")
+
+
+def run(model: Any, documents: list[list[int]], attend: Attend | None) -> Swapped:
+    """Run the model on one document at a time, so that nothing is padded; None is the model's own attention."""
+    with swapped(model, attend) as took, torch.no_grad():
         model(input_ids=torch.tensor(documents[:1]))  # compiles
-        took = 0.0
-        states = [model(input_ids=torch.tensor([tokens])).last_hidden_state[0].numpy() for tokens in documents]
-    model.set_attn_implementation("sdpa")
-    return Swapped(np.stack(states), took / len(documents))
+        took.clear()
+        states = [model(input_ids=torch.tensor([tokens])).last_hidden_state[0].float().numpy() for tokens in documents]
+    return Swapped(np.stack(states), sum(took) / len(documents))
+
+
+def lowered(model: Any, name: str) -> Any:
+    """Return a copy of the model in another dtype of torch."""
+    return copy.deepcopy(model).to(getattr(torch, name))
 
 
 def capture(model: Any, documents: list[list[int]]) -> Kept:

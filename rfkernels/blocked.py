@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels._arrays import is_jax, namespace
-from rfkernels._checks import broadcast_batch, check_array, check_finite_arrays, check_mask, is_tracer, result_dtype
+from rfkernels._checks import broadcast_batch, check_array, check_mask, is_tracer, result_dtype
 from rfkernels.backends import Pass, choose
 from rfkernels.features import Features, check_features
 from rfkernels.fitting import check_map, check_scale
@@ -42,10 +42,11 @@ def attend(
         raise ValueError(
             f"a causal pass with groups= or heavy= needs a key for each query, got lengths {length} and {keys}"
         )
-    if check_finite:
-        check_finite_arrays(q=q, k=k, v=v)
     check_mask(mask, k, q=q.shape[:-2], v=v.shape[:-2])
-    sample = _Sample(q, k, v, mask, choose(backend, q, k, v, mask=mask).steps)
+    chosen = choose(backend, q, k, v, mask=mask)
+    if check_finite:
+        chosen.check_finite(q=q, k=k, v=v)
+    sample = _Sample(q, k, v, mask, chosen.steps)
     far = _far(sample, features, groups, scale, causal)
     shapes = {"features": () if features is None else features.batch}
     if far.groups is not None:

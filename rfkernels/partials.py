@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from rfkernels._arrays import stopped
 
@@ -57,3 +60,38 @@ def log_denominator(xp: Any, part: Partial) -> tuple[Any, Any]:
     magnitude = xp.abs(part.denominator)
     log = xp.log(xp.where(magnitude == 0, 1, magnitude)) + part.shift
     return xp.where(magnitude == 0, -xp.inf, log), xp.sign(part.denominator)
+
+
+_TILE = 1 << 15
+"""Numbers of each estimate that NumPy takes at a time, so that they stay in the cache."""
+
+
+def spread(xp: Any, outputs: Any, share: Any, ratio: Any, least: float) -> tuple[Any, Any]:
+    """Return the average of several estimates, and how far they are spread.
+
+    Parameters
+    ----------
+    outputs : array, shape (estimates, *batch, length, width)
+    share, ratio : array, shape (estimates, *batch, length)
+    least : float
+        What is rounding, relative to the largest number of a row of the average.
+
+    Returns
+    -------
+    average, error : array, shape (*batch, length, width)
+        a = Σ share · outputs and the root of Σ (ratio · (outputs − a))², which is at least rounding.
+    """
+    shape = outputs.shape[1:]
+    rows, width = math.prod(shape[:-1]), shape[-1]
+    outputs = outputs.reshape(len(outputs), rows, width)
+    share, ratio = (x.reshape(len(x), rows, 1) for x in (share, ratio))
+    step = max(rows, 1) if xp is not np else max(1, _TILE // max(width, 1))
+    averages, errors = [], []
+    for start in range(0, max(rows, 1), step):
+        parts, weights, factors = (x[:, start : start + step] for x in (outputs, share, ratio))
+        average = sum(p * w for p, w in zip(parts, weights, strict=True))
+        averages.append(average)
+        squares = sum((f * (p - average)) ** 2 for p, f in zip(parts, factors, strict=True))
+        size = xp.max(xp.abs(average), -1, keepdims=True, initial=0)
+        errors.append(xp.maximum(xp.sqrt(squares), least * size))
+    return xp.concatenate(averages).reshape(shape), xp.concatenate(errors).reshape(shape)

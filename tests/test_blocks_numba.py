@@ -6,6 +6,7 @@ import ast
 import hashlib
 import inspect
 import itertools
+import re
 import tracemalloc
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 import rfkernels as rfk
-from rfkernels.backends.numba import block_layout, block_schedule, blocks, schedule
+from rfkernels.backends.numba import block_layout, block_schedule, blocks, finite, group_steps, schedule
 from rfkernels.backends.numba.group_steps import STEPS as FAST
 from rfkernels.backends.numba.jit import Machine
 from rfkernels.grouping import fitting
@@ -176,6 +177,20 @@ def test_other_register_tiles(monkeypatch: pytest.MonkeyPatch, causal: bool) -> 
         np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_heads_wider_than_a_register_tile(dtype: Any) -> None:
+    """Quadratic forms are taken from the lower triangle, a column of register tiles at a time."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, 200, n)).astype(dtype) for n in (75, 75, 70))
+    groups = rfk.fit_groups(q, k, 40, v=v)
+    lopsided = groups.metric + np.tril(np.full((75, 75), 0.01, dtype), -1)
+    tol = 1e-11 if dtype is np.float64 else 1e-4
+    for given in (groups, groups._replace(metric=lopsided, spread=lopsided)):
+        assert_same(*both(q, k, v, groups=given, window=20, heavy=np.array([3, 150])), tol=tol)
+    for x, y in zip(found(q, k, v, 40, None, FAST), found(q, k, v, 40, None, fitting.STEPS), strict=True):
+        np.testing.assert_allclose(x, y, rtol=100 * tol, atol=tol * np.abs(y).max())
+
+
 def test_logits_far_apart_and_no_key_at_all() -> None:
     """Weights that differ by e^1000 within one row and from row to row; rows that see nothing are zero."""
     q, k, v = inputs(150, 150)
@@ -283,6 +298,37 @@ def test_attention_that_keys_receive() -> None:
         np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-15)
     few = [fitting.received(q[:, :3], k, 0.4, None, steps) for steps in (FAST, fitting.STEPS)]
     np.testing.assert_allclose(*few, rtol=1e-12)
+
+
+def test_attention_that_many_keys_receive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without room for weights they are computed twice. Keys are attended more and more, tile after tile, and less."""
+    q, k, _ = inputs(500, 700)
+    k += np.concatenate([np.arange(400), np.arange(300)[::-1]])[:, None] / 10
+    expected = fitting.received(q, k, 0.4, None, fitting.STEPS)
+    for room in (group_steps._KEPT, 0):
+        monkeypatch.setattr(group_steps, "_KEPT", room)
+        np.testing.assert_allclose(fitting.received(q, k, 0.4, None, FAST), expected, rtol=1e-9, atol=1e-15)
+
+
+def test_values_for_keys_that_are_shared() -> None:
+    """Centres are found once; only what values do within the groups is of each of them."""
+    q, k, v = inputs(90, 300, batch=(3,), shared=())
+    got, expected = (found(q.reshape(-1, DIM), k, np.stack([v, -v]), 9, None, steps) for steps in (FAST, fitting.STEPS))
+    assert got.centres.shape == (9, DIM)
+    for x, y in zip(got, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_what_is_not_finite_is_found_on_threads(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(finite, "_BLOCK", 1000)
+    given = dict(zip("qkv", inputs(300, 300, batch=(2, 3), dtype=np.float32), strict=True))
+    given[name][1, 2, 299, -1] = np.inf
+    turned = {key: np.asfortranarray(x) for key, x in given.items()}
+    message = re.escape(f"{name} must be finite, but {name}[1, 2, 299, {given[name].shape[-1] - 1}] is inf")
+    for arrays in (given, turned):
+        with pytest.raises(ValueError, match=message):
+            rfk.attention(**arrays, groups=4)
 
 
 def test_the_heaviest_come_first_among_equals() -> None:

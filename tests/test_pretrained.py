@@ -96,12 +96,15 @@ def test_scores_of_states_that_are_known(load: Any) -> None:
     found = scores.compare(other, original)
     assert found.least == pytest.approx(lost)
     assert found.mean == pytest.approx((3 + lost) / 4)
-    assert found.nearest == 1 / 4  # documents 0, 2 and 3 lose theirs; 1 keeps 0
+    assert found.nearest == found.tied == 1 / 4  # documents 0, 2 and 3 lose theirs; 1 keeps 0
+    twins = np.array([[1.0, 0], [0.9, 0.1], [0.9, 0.101]])[:, None]
+    turned = scores.compare(twins[[0, 2, 1]], twins)
+    assert (turned.nearest, turned.tied) == (2 / 3, 1)  # 0 was about as near to 2 as to 1
     moved = scores.compare(1.1 * original, original)
     assert moved.mean == pytest.approx(1)
     assert moved.states == pytest.approx(0.1)
     assert scores.neighbours(scores.embeddings(original), 2).tolist() == [[1, 3], [0, 3], [3, 1], [2, 1]]
-    assert str(same).split() == ["1.0000", "1.0000", "100.0%", "100.0%", "0.000"]
+    assert str(same).split() == ["1.0000", "1.0000", "100.0%", "100.0%", "100.0%", "0.000"]
 
 
 FEW = (
@@ -173,6 +176,31 @@ def test_exact_attention_swapped_changes_nothing(load: Any, model: Any) -> None:
     average = module.run(model, DOCUMENTS, compiled(load("pretrained_estimators").average))
     assert np.abs(average.states - original.states).max() > 1e-3
     np.testing.assert_allclose(module.run(model, DOCUMENTS, None).states, original.states, atol=1e-6)
+
+
+def test_time_against_the_length(load: Any, model: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also beyond the positions that the model has; at 16 tokens everything is near, so that groups change nothing."""
+    pytest.importorskip("jax")
+    module, limit = load("pretrained_lengths"), model.config.max_position_embeddings
+    assert module.document(DOCUMENTS, 8) == [1, 5, 6, 7, 8, 9, 10, 2]
+    assert module.document(DOCUMENTS, 64)[29:33] == [40, 39, 38, 37]
+    assert module.document(DOCUMENTS, 64)[57:] == [5, 6, 7, 8, 9, 10, 2]
+    attends = module.table(8)
+    short = module.forward(model, DOCUMENTS[0][:16])
+    torch = importlib.import_module("torch")
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([DOCUMENTS[0][:16]])).last_hidden_state[0].numpy()
+    swapped = load("pretrained_model").swapped
+    for attend in attends.values():
+        with swapped(model, attend) as took:
+            np.testing.assert_allclose(short(), expected, atol=1e-5)
+            assert len(took) == (0 if attend is None else 2)
+    timings = module.against_length(model, DOCUMENTS, attends, (16, limit + 8), 1)
+    module.report(timings, attends)
+    title, *rows = capsys.readouterr().out.splitlines()
+    assert all(name in title for name in attends)
+    assert [row.split()[0] for row in rows] == ["16", str(limit + 8)]
+    assert all(row.split()[2] == "(1.00)" and len(row.split()) == 7 for row in rows)
 
 
 def test_capture_keeps_what_each_layer_saw(load: Any, model: Any) -> None:

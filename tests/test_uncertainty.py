@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import rfkernels as rfk
-from rfkernels import testing, uncertainty
+from rfkernels import partials, testing, uncertainty
+from rfkernels.exact import exact_block
 from rfkernels.features import Blocks
 from rfkernels.uncertainty import UntrustedErrorWarning, _check, _groups, _jackknife, half_width, trusted
 
@@ -435,3 +436,37 @@ def test_states_and_masks_are_those_that_attention_takes() -> None:
         rfk.attention(q, k, v, features, error=True)
     with pytest.raises(TypeError, match="features must be given"):
         rfk.attention(q, k, v, full=True, error=True)
+
+
+# What is compiled
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(0, 3), (5, 0), (1, 1), (700, 6)])
+def test_compiled_spreads(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], dtype: Any) -> None:
+    spreads = pytest.importorskip("rfkernels.backends.numba.spreads")
+    monkeypatch.setattr(spreads, "_PIECE", 1000)
+    rng = np.random.default_rng(0)
+    outputs = rng.normal(size=(8, 2, *shape)).astype(dtype)
+    share, ratio = rng.random((2, 8, 2, shape[0])).astype(dtype)
+    share[:, :, :1], ratio[:, :, :1] = 1 / 8, 0  # rounding alone
+    for got, expected in zip(
+        spreads.spread(np, outputs, share, ratio, 0.1), partials.spread(np, outputs, share, ratio, 0.1), strict=True
+    ):
+        assert got.dtype == dtype
+        np.testing.assert_allclose(got, expected, rtol=0, atol=100 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("kernel", [rfk.kernels.EXPONENTIAL, rfk.kernels.SHIFTED_GAUSSIAN])
+@pytest.mark.parametrize("keys", [0, 1, 300])
+def test_compiled_rows_are_exact(kernel: Any, keys: int) -> None:
+    rows = pytest.importorskip("rfkernels.backends.numba.exact_rows")
+    rng = np.random.default_rng(keys)
+    q, k, v = rng.normal(size=(2, 3, 5, 4)), rng.normal(size=(2, 1, keys, 4)), rng.normal(size=(3, keys, 2))
+    q[:, :, 1] *= 30  # weights far apart
+    allowed = rng.random((2, 1, 5, keys)) < 0.5
+    allowed[:, :, 2] = False
+    got, expected = (f(np, q, k, v, allowed, kernel) for f in (rows.few_rows, exact_block))
+    assert np.all(got.shift[:, :, 2] == -np.inf)
+    for x, y in zip(got, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-12)

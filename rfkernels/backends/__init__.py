@@ -7,8 +7,11 @@ from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from rfkernels import partials
 from rfkernels._arrays import is_jax
+from rfkernels._checks import check_finite_arrays
 from rfkernels.core import Options
+from rfkernels.exact import exact_block
 from rfkernels.features import Features
 from rfkernels.grouping import BlockState, Far, Plan
 from rfkernels.grouping.fitting import STEPS, Steps
@@ -46,6 +49,12 @@ class Backend(NamedTuple):
         The arrays of `rows` were checked and are of any dtype; the state is a BlockState or None.
     steps : Steps
         What groups and heavy keys are found with.
+    check_finite : callable
+        ``check_finite(q=q, k=k, v=v)``: refuses NaN and infinity, as `check_finite_arrays` does.
+    spread : callable
+        ``spread(xp, outputs, share, ratio, least)``: as `rfkernels.partials.spread`.
+    few_rows : callable
+        ``few_rows(xp, q, k, v, allowed, kernel)``: as `rfkernels.exact.exact_block`.
     """
 
     name: str
@@ -54,6 +63,9 @@ class Backend(NamedTuple):
     read: Callable[[State, Any, Features, bool, bool, Any], Pass]
     blocks: Callable[[Rows, Far, Plan, BlockState | None, Any], Pass]
     steps: Steps = STEPS
+    check_finite: Callable[..., None] = check_finite_arrays
+    spread: Callable[..., tuple[Any, Any]] = partials.spread
+    few_rows: Callable[..., partials.Partial] = exact_block
 
 
 _MODULES = {"jax": "rfkernels.backends.jax", "numba": "rfkernels.backends.numba", "numpy": "rfkernels.backends.numpy"}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +16,10 @@ from rfkernels.fitting.choices import check_scale
 from rfkernels.grouping.records import Groups
 from rfkernels.grouping.summaries import labels
 
-_QUERIES, _MEASURE, _KEYS = 32, 1024, 2048
+_QUERIES, MEASURE, KEYS = 32, 1024, 2048
 """Queries that say which keys matter, those that say how far apart keys are, and keys that centres are found from."""
 
-_EVEN = 0.1
+EVEN = 0.1
 """What share of the attention of all is spread evenly when keys are weighed, so that none weighs nothing."""
 
 
@@ -93,56 +93,40 @@ class Steps(NamedTuple):
 
     Parameters
     ----------
-    each : callable
-        ``each(one, q, k, v, mask, mass)``: the Groups that ``one(q, k, v, mask, mass)`` returns, or those that it
-        returns for each head, put together.
     mass : callable
         ``mass(xp, rows, k, scale, mask)``: the attention that each key receives on average from these queries.
-    moment : callable
-        ``moment(xp, x)``: Σ x xᵀ along the second to last axis.
-    some : callable
-        ``some(xp, k, v, weight, half)``: the keys that weigh most and evenly spaced ones, so many each, with their
-        values (None if there are none) and weights.
-    spread_out : callable
-        ``spread_out(xp, k, metric, weight, count)``: the numbers of keys each of which is the farthest from those
-        before, by weight times squared distance.
-    within : callable
-        ``within(xp, groups, k, v, allowed)``: Σ (k − mean)(k − mean)ᵀ over allowed keys, the mean being that of its
-        group, and the like for keys and values; None if there are none.
+    find : callable
+        ``find(q, k, v, count, scale, mask, mass)``: what `fit_groups` returns, `mass` being what keys `received`.
     """
 
-    each: Callable[..., Groups]
     mass: Callable[..., Any]
-    moment: Callable[..., Any]
-    some: Callable[..., Any]
-    spread_out: Callable[..., Any]
-    within: Callable[..., Any]
+    find: Callable[..., Groups]
 
 
 def found(q: Any, k: Any, v: Any, count: int, scale: Any, mask: Any, mass: Any, steps: Steps) -> Groups:
     """Do what `fit_groups` does, with arguments checked and in the dtype of sums; `mass` is what keys `received`."""
     v = v if v is None or v.dtype == k.dtype else v.astype(k.dtype)
-    return steps.each(partial(_found, count=count, scale=scale, steps=steps), q, k, v, mask, mass)
+    return steps.find(q, k, v, count, scale, mask, mass)
 
 
-def _each(one: Callable[..., Groups], *arrays: Any) -> Groups:
-    return one(*arrays)
-
-
-def _found(q: Any, k: Any, v: Any, mask: Any, mass: Any, *, count: int, scale: Any, steps: Steps) -> Groups:
+def _find(q: Any, k: Any, v: Any, count: int, scale: Any, mask: Any, mass: Any) -> Groups:
     xp, keys = namespace(q, k), k.shape[-2]
-    q = _spaced(q, _MEASURE)
-    metric = steps.moment(xp, q) / q.shape[-2]
+    q = spaced(q, MEASURE)
+    metric = matmul(xp, xp.swapaxes(q, -1, -2), q) / q.shape[-2]
     metric = xp.broadcast_to(metric, (*np.broadcast_shapes(q.shape[:-2], k.shape[:-2]), *metric.shape[-2:]))
-    weight = mass + _EVEN / keys * (1 if mask is None else mask.astype(k.dtype))
-    if keys > _KEYS:
-        k, v, weight = steps.some(xp, k, v, weight, _KEYS // 2)
-    centres = rows_at(xp, k, steps.spread_out(xp, k, metric, weight, count))
+    weight = mass + EVEN / keys * (1 if mask is None else mask.astype(k.dtype))
+    if keys > KEYS:
+        k, v, weight = _some(xp, k, v, weight, KEYS // 2)
+    centres = rows_at(xp, k, _spread_out(xp, k, metric, weight, count))
     groups = Groups(centres, metric, metric, None, xp.asarray(scale, k.dtype))
-    covariance, cross = steps.within(xp, groups, k, v, weight > 0)
-    mean = xp.sum(covariance * metric, (-1, -2))
+    return with_spread(xp, groups, *_within(xp, groups, k, v, weight > 0))
+
+
+def with_spread(xp: Any, groups: Groups, covariance: Any, cross: Any) -> Groups:
+    """Return the groups with what is left within them, per unit of what distances see of it."""
+    mean = xp.sum(covariance * groups.metric, (-1, -2))
     mean = xp.where(mean > 0, mean, 1)[..., None, None]
-    return groups._replace(spread=covariance / mean, cross=None if v is None else cross / mean)
+    return groups._replace(spread=covariance / mean, cross=None if cross is None else cross / mean)
 
 
 def heavy_keys(
@@ -180,9 +164,11 @@ def heaviest(mass: Any, mask: Any, count: int) -> Any:
     count = min(count, mass.shape[-1])
     if xp is np and np.isfinite(mass).all():  # the same positions without sorting all
         least = -np.partition(-mass, count - 1, -1)[..., count - 1, None]
-        above, equal = mass > least, mass == least
-        missing = count - above.sum(-1, keepdims=True)
-        return np.nonzero(above | (equal & (equal.cumsum(-1) <= missing)))[-1].reshape(*mass.shape[:-1], count)
+        chosen = mass >= least
+        if np.count_nonzero(chosen) != count * math.prod(mass.shape[:-1]):  # the last of them has equals
+            above, equal = mass > least, mass == least
+            chosen = above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdims=True)))
+        return np.nonzero(chosen)[-1].reshape(*mass.shape[:-1], count)
     return xp.sort(xp.argsort(-mass, -1, stable=True)[..., :count], -1)
 
 
@@ -213,13 +199,15 @@ def checked(q: Any, k: Any, scale: Any, mask: Any, check_finite: bool) -> tuple[
 
 def received(q: Any, k: Any, scale: Any, mask: Any, steps: Steps) -> Any:
     """Return the attention that each key receives on average from some of the queries."""
-    return steps.mass(namespace(q, k), _spaced(q, _QUERIES), k, scale, mask)
+    return steps.mass(namespace(q, k), spaced(q, _QUERIES), k, scale, mask)
 
 
-def _spaced(q: Any, count: int) -> Any:
+def spaced(q: Any, count: int) -> Any:
     """Return that many queries, evenly spaced, or all if there are no more."""
     length = q.shape[-2]
-    return q if length <= count else q[..., np.arange(count) * length // count, :]
+    if length % count == 0:
+        return q[..., :: max(length // count, 1), :]  # no copy
+    return q if length < count else q[..., np.arange(count) * length // count, :]
 
 
 def _mass(xp: Any, rows: Any, k: Any, scale: Any, mask: Any) -> Any:
@@ -228,10 +216,6 @@ def _mass(xp: Any, rows: Any, k: Any, scale: Any, mask: Any) -> Any:
         logits = xp.where(mask[..., None, :], logits, xp.finfo(logits.dtype).min)
     mass = xp.mean(softmax(xp, logits), -2)
     return mass if mask is None else xp.where(mask, mass, 0)
-
-
-def _moment(xp: Any, x: Any) -> Any:
-    return matmul(xp, xp.swapaxes(x, -1, -2), x)
 
 
 def _some(xp: Any, k: Any, v: Any, weight: Any, half: int) -> tuple[Any, Any, Any]:
@@ -283,5 +267,5 @@ def _repeated(xp: Any, count: int, body: Callable[[Any, Any], Any], start: Any) 
     return start
 
 
-STEPS = Steps(_each, _mass, _moment, _some, _spread_out, _within)
+STEPS = Steps(_mass, _find)
 """The steps for any kind of array."""

@@ -19,6 +19,7 @@ import numpy as np
 
 from rfkernels._arrays import accumulator, dtype_name, is_jax, namespace
 from rfkernels._checks import check_mask, check_qkv, check_segments, is_tracer, result_dtype
+from rfkernels.backends import choose
 from rfkernels.features import Features, check_features
 from rfkernels.grouping import BlockState, Groups
 from rfkernels.state import DecodeState, State
@@ -131,11 +132,12 @@ def attend(
     )
     dtype = result_dtype(xp, q, k, v)
     rounding = _NARROW.get(dtype_name(dtype), 0.0)
-    found = combine(xp, done.output, done.log_normalizer, done.sign, features.count, rounding)
+    chosen = choose(options.get("backend"), q, k, v)
+    found = combine(xp, done.output, done.log_normalizer, done.sign, features.count, rounding, chosen.spread)
     factors = None
     if check and state is None and features.map.kernel is not None:
         at = _check.positions(q.shape[-2], int(check))
-        exact = _check.exact_rows(q, k, v, features, at, causal, mask, segment_ids)
+        exact = _check.exact_rows(q, k, v, features, at, causal, mask, segment_ids, chosen.few_rows)
         factors = _check.inflations(xp, found, exact, at, _quantile(len(index) - 1, _check.LEVEL))
     error = _errors(found, len(index) - 1, factors)
     _warn(error, stacklevel + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from rfkernels.features import Features
 from rfkernels.partials import Partial
 from rfkernels.uncertainty._jackknife import Estimate
 
+Sums = Callable[..., Partial]
+
 LEVEL = 0.95
-_KEYS = 8192
-"""How many keys are taken at a time."""
+_KEYS = 1024
+"""How many keys NumPy takes at a time, for the cache to hold it all; JAX, which compiles each time, takes more."""
 
 _ROUNDING = 1000.0
 """How many units of rounding are no error of an estimate."""
@@ -29,9 +32,20 @@ def positions(length: int, count: int) -> Any:
 
 
 def exact_rows(
-    q: Any, k: Any, v: Any, features: Features, at: Any, causal: bool, mask: Any, segment_ids: Any
+    q: Any,
+    k: Any,
+    v: Any,
+    features: Features,
+    at: Any,
+    causal: bool,
+    mask: Any,
+    segment_ids: Any,
+    sums: Sums = exact_block,
 ) -> Partial:
-    """Sum exact weights for the queries at some positions: time linear in the number of keys, memory independent."""
+    """Sum exact weights for the queries at some positions: time linear in the number of keys, memory independent.
+
+    `sums` is what the backend has for `exact_block`.
+    """
     xp, kernel = namespace(q, k, v), features.map.kernel
     assert kernel is not None
     dtype, keys = accumulator(xp, q, k, v), k.shape[-2]
@@ -39,8 +53,9 @@ def exact_rows(
     root = xp.sqrt(xp.asarray(features.scale, dtype))
     rows = xp.take(q, at, -2).astype(dtype) * root
     parts = []
-    for start in range(0, max(keys, 1), _KEYS):
-        part = slice(start, start + _KEYS)
+    step = _KEYS if xp is np else 8 * _KEYS
+    for start in range(0, max(keys, 1), step):
+        part = slice(start, start + step)
         held = k[..., part, :].astype(dtype) * root
         here = xp.arange(start, start + held.shape[-2])
         allowed = here <= last if causal else xp.ones((len(at), held.shape[-2]), bool)
@@ -48,7 +63,7 @@ def exact_rows(
             allowed = allowed & mask[..., None, part]
         if segment_ids is not None:
             allowed = allowed & (xp.take(segment_ids, at, -1)[..., None] == segment_ids[..., None, part])
-        parts.append(exact_block(xp, rows, held, v[..., part, :].astype(dtype), allowed, kernel))
+        parts.append(sums(xp, rows, held, v[..., part, :].astype(dtype), allowed, kernel))
     whole = parts[0]
     for other in parts[1:]:
         whole = partials.join(xp, whole, other)

@@ -11,11 +11,14 @@ from rfkernels._arrays import dtype_name
 from rfkernels._checks import check_finite_arrays
 from rfkernels.backends import Backend, Pass
 from rfkernels.backends.numba import blocks, passes
+from rfkernels.backends.numba.exact_rows import few_rows
+from rfkernels.backends.numba.finite import check_finite
 from rfkernels.backends.numba.group_steps import STEPS
 from rfkernels.backends.numba.jit import host_width, machine
 from rfkernels.backends.numba.packed import packed
 from rfkernels.backends.numba.packing import Layout, layout, pack_weights, to_internal, to_state
 from rfkernels.backends.numba.passes import Heads
+from rfkernels.backends.numba.spreads import spread
 from rfkernels.backends.numba.threads import thread_count
 from rfkernels.core import Options
 from rfkernels.features import Features
@@ -124,6 +127,6 @@ def _read(state: State, q: Any, features: Features, full: bool, check: bool, dty
     return Pass(out, log, sign, state)
 
 
-BACKEND = Backend("numba", _attend, _write, _read, blocks.attend, STEPS)
+BACKEND = Backend("numba", _attend, _write, _read, blocks.attend, STEPS, check_finite, spread, few_rows)
 
 __all__ = ["BACKEND", "describe"]

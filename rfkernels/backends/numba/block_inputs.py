@@ -153,7 +153,7 @@ def finish(given: Inputs, plan: Plan, sums: State) -> BlockState:
 
 
 class Packed(NamedTuple):
-    """Groups as kernels read them, for each of so many sets: arrays, one after the other."""
+    """Groups as kernels read them, for each of so many sets, one after the other; forms are lower triangular."""
 
     drawn: Any
     offset: Any
@@ -181,6 +181,8 @@ def pack_groups(p: BlockPlan, groups: Groups, dtype: Any) -> Packed:
     # Not NumPy's product: its threads would go on to spin for a while on the cores that ours need.
     for x, y, out in zip(centres, metric, drawn, strict=True):
         block_schedule.multiply(p, address(x), address(y), address(out), p.groups_pad)
+    own = np.eye(p.dim_pad, dtype=dtype)
+    metric, spread = (np.tril(x + np.swapaxes(x, 1, 2), -1) + x * own for x in (metric, spread))
     offset = np.full((sets, p.groups_pad), missing, dtype)
     offset[:, :size] = -np.sum(drawn * centres, -1)[:, :size] / 2
     scale = float(groups.scale)

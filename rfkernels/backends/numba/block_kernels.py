@@ -10,14 +10,13 @@ from typing import Any
 
 from llvmlite import ir
 
-from rfkernels.backends.numba.emitter import INT, Emitter, Variable
+from rfkernels.backends.numba.emitter import INT, Emitter
+from rfkernels.backends.numba.group_kernels import BYTE, FINDING, SHORT, best, first_best
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
 from rfkernels.backends.numba.kernels import SENTINEL, Emit, move_row
 from rfkernels.grouping.summaries import LARGEST_BEND, ROUNDING
 
 EPSILON = {32: 2.0**-23, 64: 2.0**-52}
-
-BYTE, SHORT = ir.IntType(8), ir.IntType(32)
 
 
 @cache
@@ -37,18 +36,14 @@ def blockwise(machine: Machine, bits: int) -> Code:
     function("touch", "labels count flags list listed", _touch)
     function("below", "positions count position", _below)
     function("means", "list count one other row dim width x x_row values values_row term squares", _means)
-    function("place", "list count x x_row dim squares dots xt xt_row bend flags", _place)
-    function("residual", "labels x x_row rows width means out out_row", _residual)
-    function("hide", "scores columns rows mask stride", _hide)
-    function("crest", "scores columns rows scale top den", _crest)
-    function("invert", "den count columns", _invert)
-    function("share", "scores columns rows scale top factor out", _share)
-    function("approach", "xt tile dim chosen squares at weight nearest keys n picked first", _approach)
+    function("place", "list count x width squares dots out bend flags", _place)
     weigh = "scores row rows columns high step key_term bend along moved scale shift sums sums_row width den"
     function("weigh", weigh, lambda e: _weigh(e, bent=False, cut=False))
     function("weigh_cut", weigh, lambda e: _weigh(e, bent=False, cut=True))
     function("weigh_bent", weigh, lambda e: _weigh(e, bent=True, cut=False))
     function("move", "sums row rows width direction moved along scale", _move)
+    for name, (parameters, emit) in FINDING.items():
+        function(name, parameters, emit)
     return compile_module(module, machine.width, keep=True)
 
 
@@ -75,23 +70,6 @@ def _allowed(e: Emitter) -> None:
     e.finish()
 
 
-def _best(e: Emitter, top: Variable, place: Variable, value: Any, column: Any) -> None:
-    """Go on with the largest value of each lane, and with the first column that has it, as a number."""
-    m = e.math
-    lane = ir.Constant(m.vector, [float(i) for i in range(e.lanes)])
-    better = m.gt(value, top.get())
-    place.set(m.where(better, m.add(m.splat(e.builder.sitofp(column, e.element)), lane), place.get()))
-    top.set(m.where(better, value, top.get()))
-
-
-def _first_best(e: Emitter, top: Variable, place: Variable) -> Any:
-    """Return the first column that has the largest value of all lanes."""
-    m, b = e.math, e.builder
-    largest = m.splat(m.reduce_max(top.get()))
-    first = m.where(m.ge(top.get(), largest), m.neg(place.get()), m.constant(SENTINEL[e.align * 8]))
-    return b.fptosi(b.fneg(m.reduce_max(first)), SHORT)
-
-
 def _pick(e: Emitter) -> None:
     """Write the first column of the largest score + bias of each row, −1 where the mask does not allow the row."""
     scores, row, rows, columns, bias, mask, stride, labels = e.arguments
@@ -100,8 +78,8 @@ def _pick(e: Emitter) -> None:
         top, place = e.variable(m.constant(SENTINEL[e.align * 8])), e.variable(m.constant(0.0))
         with e.loop(0, columns, e.lanes) as c:
             score = m.add(e.load_vector(scores, e.add(e.mul(r, row), c)), e.load_vector(bias, c))
-            _best(e, top, place, score, c)
-        found = e.variable(_first_best(e, top, place))
+            best(e, top, place, score, c)
+        found = e.variable(first_best(e, top, place))
         with b.if_then(b.icmp_signed("!=", mask, e.integer(0))):
             given = e.load(e.add(mask, e.mul(r, stride)), e.integer(0), BYTE)
             found.set(b.select(b.icmp_signed("!=", given, BYTE(0)), found.get(), SHORT(-1)))
@@ -200,8 +178,8 @@ def _means(e: Emitter) -> None:
 
 
 def _place(e: Emitter) -> None:
-    """Put the means of the listed groups into columns, with half of what squares exceed `dots` by, but for rounding."""
-    names, count, x, x_row, dim, squares, dots, xt, xt_row, bend, flags = e.arguments
+    """Put the means of the listed groups in their rows, and half of what squares exceed `dots` by, but for rounding."""
+    names, count, x, width, squares, dots, out, bend, flags = e.arguments
     b = e.builder
     with e.loop(0, count) as i:
         group = b.sext(e.load(names, i, SHORT), INT)
@@ -210,8 +188,8 @@ def _place(e: Emitter) -> None:
         least = b.fmul(e.load(squares, i), e.scalar(ROUNDING * EPSILON[e.align * 8]))
         apart = b.select(b.fcmp_ordered(">", apart, least), apart, e.scalar(0.0))
         e.store(b.fmul(apart, e.scalar(0.5)), bend, group)
-        with e.loop(0, dim) as j:
-            e.store(e.load(x, e.add(e.mul(i, x_row), j)), xt, e.add(e.mul(j, xt_row), group))
+        with e.loop(0, width, e.lanes) as j:
+            e.store_vector(e.load_vector(x, e.add(e.mul(i, width), j)), out, e.add(e.mul(group, width), j))
     e.finish()
 
 
@@ -258,120 +236,6 @@ def _weigh(e: Emitter, bent: bool, cut: bool) -> None:
             e.store(m.reduce_add(lifted.get()), moved, r)
         move_row(e, r, (old, new), total.get(), (sums, sums_row, width, den, shift))
     e.finish()
-
-
-def _residual(e: Emitter) -> None:
-    """Subtract from each row the one of `means`, as wide, that its label names; zeros where that is negative."""
-    labels, x, x_row, rows, width, means, out, out_row = e.arguments
-    b = e.builder
-    with e.loop(0, rows) as r:
-        label = b.sext(e.load(labels, r, SHORT), INT)
-        counts = b.icmp_signed(">=", label, e.integer(0))
-        start = b.select(counts, e.mul(label, width), e.integer(0))
-        kept = e.splat_condition(counts)
-        with e.loop(0, width, e.lanes) as j:
-            value = e.math.sub(e.load_vector(x, e.add(e.mul(r, x_row), j)), e.load_vector(means, e.add(start, j)))
-            e.store_vector(e.math.where(kept, value, e.math.constant(0.0)), out, e.add(e.mul(r, out_row), j))
-    e.finish()
-
-
-def _hide(e: Emitter) -> None:
-    """Put the sentinel into rows that the mask does not allow."""
-    scores, columns, rows, mask, stride = e.arguments
-    b = e.builder
-    with e.loop(0, rows) as r:
-        given = e.load(e.add(mask, e.mul(r, stride)), e.integer(0), BYTE)
-        with b.if_then(b.icmp_signed("==", given, BYTE(0))), e.loop(0, columns, e.lanes) as c:
-            e.store_vector(e.math.constant(SENTINEL[e.align * 8]), scores, e.add(e.mul(r, columns), c))
-    e.finish()
-
-
-def _weights(e: Emitter, score: Any, factor: Any, top: Any) -> Any:
-    """Return exp(factor · score − top); zero where the score is the sentinel."""
-    m = e.math
-    exists = m.gt(score, m.constant(SENTINEL[e.align * 8] / 2))
-    return m.where(exists, m.exp_of_exponent(m.sub(m.mul(factor, score), top)), m.constant(0.0))
-
-
-def _crest(e: Emitter) -> None:
-    """Go on with the largest scale · score of each column, and with the sum of weights on that scale."""
-    scores, columns, rows, scale, top, den = e.arguments
-    m, missing = e.math, SENTINEL[e.align * 8]
-    factor = m.splat(e.load(scale, e.integer(0)))
-    with e.loop(0, columns, e.lanes) as c:
-        old = e.load_vector(top, c)
-        highest = e.variable(old)
-        with e.loop(0, rows) as r:
-            score = e.load_vector(scores, e.add(e.mul(r, columns), c))
-            own = m.where(m.gt(score, m.constant(missing / 2)), m.mul(factor, score), m.constant(missing))
-            highest.set(m.maximum(highest.get(), own))
-        new = highest.get()
-        total = e.variable(m.mul(e.load_vector(den, c), m.exp(m.sub(old, new))))
-        with e.loop(0, rows) as r:
-            score = e.load_vector(scores, e.add(e.mul(r, columns), c))
-            total.set(m.add(total.get(), _weights(e, score, factor, new)))
-        e.store_vector(new, top, c)
-        e.store_vector(total.get(), den, c)
-    e.finish()
-
-
-def _invert(e: Emitter) -> None:
-    """Replace denominators of the first `count` columns by 1 / (den · count), and others, and zeros, by zero."""
-    den, count, columns = e.arguments
-    b = e.builder
-    number = b.sitofp(count, e.element)
-    with e.loop(0, columns) as c:
-        below = e.load(den, c)
-        counts = b.and_(e.less(c, count), b.fcmp_ordered(">", below, e.scalar(0.0)))
-        share = b.fdiv(e.scalar(1.0), b.select(counts, b.fmul(below, number), e.scalar(1.0)))
-        e.store(b.select(counts, share, e.scalar(0.0)), den, c)
-    e.finish()
-
-
-def _share(e: Emitter) -> None:
-    """Sum weights times a factor over the columns of each row."""
-    scores, columns, rows, scale, top, factor, out = e.arguments
-    m = e.math
-    steep = m.splat(e.load(scale, e.integer(0)))
-    with e.loop(0, rows) as r:
-        total = e.variable(m.constant(0.0))
-        with e.loop(0, columns, e.lanes) as c:
-            weight = _weights(e, e.load_vector(scores, e.add(e.mul(r, columns), c)), steep, e.load_vector(top, c))
-            total.set(m.fma(weight, e.load_vector(factor, c), total.get()))
-        e.store(m.reduce_add(total.get()), out, r)
-    e.finish()
-
-
-def _approach(e: Emitter) -> None:
-    """Note key `at` as the n-th picked, lower the distances of those it is nearest to, and return the next to pick.
-
-    The distance is square − 2 xᵀ chosen + own, x being a column of a tile, whose width is a power of two; the next is
-    the first of the largest weight times distance, and `first` if all are zero.
-    """
-    xt, tile, dim, chosen, squares, at, weight, nearest, keys, n, picked, first = e.arguments
-    m, b = e.math, e.builder
-    # Before the first, all are as far as can be.
-    farthest = b.select(b.icmp_signed("==", n, e.integer(0)), e.scalar(-SENTINEL[e.align * 8]), e.scalar(0.0))
-    itself, least, step = m.splat(e.load(squares, at)), m.splat(farthest), 4
-    top, place = e.variable(m.constant(SENTINEL[e.align * 8])), e.variable(m.constant(0.0))
-    with e.loop(0, keys, step * e.lanes) as c:
-        whole = b.and_(c, b.neg(tile))
-        base = e.add(e.mul(whole, dim), b.sub(c, whole))
-        products = [e.variable(m.constant(0.0)) for _ in range(step)]
-        with e.loop(0, dim) as j:
-            value, start = m.splat(e.load(chosen, j)), e.add(base, e.mul(j, tile))
-            for i, product in enumerate(products):
-                product.set(m.fma(e.load_vector(xt, e.add(start, i * e.lanes)), value, product.get()))
-        for i, product in enumerate(products):
-            column = e.add(c, i * e.lanes)
-            distance = m.fma(product.get(), m.constant(-2.0), m.add(e.load_vector(squares, column), itself))
-            distance = m.maximum(distance, m.constant(0.0))
-            distance = m.minimum(m.maximum(e.load_vector(nearest, column), least), distance)
-            e.store_vector(distance, nearest, column)
-            _best(e, top, place, m.mul(e.load_vector(weight, column), distance), column)
-    e.store(b.trunc(at, SHORT), picked, n)
-    apart = b.fcmp_ordered(">", m.reduce_max(top.get()), e.scalar(0.0))
-    e.finish(b.select(apart, b.sext(_first_best(e, top, place), INT), first))
 
 
 def _move(e: Emitter) -> None:

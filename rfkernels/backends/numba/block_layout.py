@@ -101,6 +101,7 @@ def scratch(p: BlockPlan, shared: int) -> BlockScratch:
         "mean_y": p.groups_pad * p.dim_pad,
         "squares": p.groups_pad,
         "dots": p.groups_pad,
+        "far_x": p.groups_pad * p.dim_pad,
         "far_xt": p.dim_pad * far,
         "far_v": p.groups_pad * p.width_pad,
         "far_term": p.groups_pad,

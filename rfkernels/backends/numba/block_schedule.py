@@ -41,8 +41,11 @@ class BlockPlan(NamedTuple):
     crest: int
     invert: int
     share: int
+    relevel: int
     residual: int
+    shrink: int
     approach: int
+    turn: int
     element: int
     tile: int
     band_tile: int
@@ -84,6 +87,7 @@ class BlockScratch(NamedTuple):
     mean_y: int
     squares: int
     dots: int
+    far_x: int
     far_xt: int
     far_v: int
     far_term: int
@@ -136,8 +140,49 @@ class BlockTask(NamedTuple):
     groups: int
 
 
-_ONE, _SCALE, _SQUARE, _LOWEST = 0, 1, 2, 3
-"""Where numbers lie that kernels read at an address: 1, the scale, its square and the sentinel."""
+class Search(NamedTuple):
+    """Where groups of one head are found: addresses of what is given, of working memory and of results.
+
+    Parameters
+    ----------
+    q, queries : int
+        Rows of queries, with the strides of the task, and how many there are.
+    weight : int
+        Of each key, for whole tiles.
+    at, first : int
+        The key to begin with, and the one that is taken again where keys that differ have run out.
+    xt, squares, nearest : int
+        Of all keys: products with the metric as columns, a tile after the other, squares, and squared distances.
+    bounds, fresh, places : int
+        Of each tile: its largest weight times distance, how many centres it is known for, and the key that has it.
+    own, drawn : int
+        Of each centre: its square, and its product with the metric.
+    metric, centres, covariance, cross : int
+        The results, padded; squares and `cross` are zero at first, as is `metric`.
+    """
+
+    q: int
+    queries: int
+    weight: int
+    at: int
+    first: int
+    xt: int
+    squares: int
+    nearest: int
+    bounds: int
+    fresh: int
+    places: int
+    own: int
+    drawn: int
+    metric: int
+    centres: int
+    covariance: int
+    cross: int
+
+
+_ONE, _SCALE, _SQUARE, _LOWEST, _SHARE, _HALF = 0, 1, 2, 3, 4, 5
+"""Where numbers lie that kernels read at an address: 1, the scale, its square and the sentinel; and in a search 1 over
+the number of queries, and −1/2."""
 
 
 @jit
@@ -164,6 +209,18 @@ def _packed(
 
 
 @jit
+def _forms(p: BlockPlan, x: tuple[int, int], form: int, y: int, rows: tuple[int, int], factor: int, out: int) -> None:
+    """Take factor · xᵀ F x of rows, padded and not, F being lower triangular: what is above is left out."""
+    start, e = 0, p.element
+    while start < p.dim:
+        part = form + (start * p.dim_pad + start) * e
+        sizes = (rows[0], p.column_step, p.dim - start)
+        call(p.gemm, (x[0] + start * e, x[1], 1, part, p.dim_pad, y + start * e, p.dim_pad, *sizes))
+        start += p.column_step
+    call(p.dots, (*x, y, p.dim_pad, rows[1], p.dim_pad, factor, out))
+
+
+@jit
 def assign(p: BlockPlan, s: BlockScratch, t: BlockTask, low: int, high: int) -> int:
     """Label keys low <= i < high, and take their squares where there is room for them."""
     i, scores_row = low, p.groups_pad + p.column_step
@@ -176,8 +233,7 @@ def assign(p: BlockPlan, s: BlockScratch, t: BlockTask, low: int, high: int) -> 
         mask = 0 if t.mask == 0 else t.mask + i * t.mask_row
         call(p.pick, (s.scores, scores_row, n, p.groups_pad, t.offset, mask, t.mask_row, t.labels + 4 * i))
         if t.squares != 0:
-            call(p.gemm, (x, x_row, 1, t.metric, p.dim_pad, s.y, p.dim_pad, rows, p.dim_pad, p.dim))
-            call(p.dots, (x, x_row, s.y, p.dim_pad, n, p.dim_pad, one, t.squares + i * p.element))
+            _forms(p, (x, x_row), t.metric, s.y, (rows, n), one, t.squares + i * p.element)
         i += n
     return 0
 
@@ -239,12 +295,10 @@ def _refresh(p: BlockPlan, s: BlockScratch, t: BlockTask, after: int, listed: in
     names = (s.list, listed)
     means = (s.mean, p.dim_pad, s.far_v, p.width_pad, s.far_term, s.squares)
     call(p.means, (*names, t.before, after, p.sums_row, p.dim_pad, p.width_pad, *means))
-    rows = _up(listed, p.row_step)
-    call(p.gemm, (s.mean, p.dim_pad, 1, t.metric, p.dim_pad, s.mean_y, p.dim_pad, rows, p.dim_pad, p.dim))
-    one = t.numbers + _ONE * p.element
-    call(p.dots, (s.mean, p.dim_pad, s.mean_y, p.dim_pad, listed, p.dim_pad, one, s.dots))
-    columns = (s.far_xt, p.groups_pad + p.column_step, s.far_bend, s.flags)
-    call(p.place, (*names, s.mean, p.dim_pad, p.dim, s.squares, s.dots, *columns))
+    rows, one = _up(listed, p.row_step), t.numbers + _ONE * p.element
+    _forms(p, (s.mean, p.dim_pad), t.metric, s.mean_y, (rows, listed), one, s.dots)
+    call(p.place, (*names, s.mean, p.dim_pad, s.squares, s.dots, s.far_x, s.far_bend, s.flags))
+    call(p.transpose, (s.far_x, p.dim_pad, s.far_xt, p.groups_pad + p.column_step, p.groups_pad, p.dim_pad))
 
 
 @jit
@@ -256,9 +310,8 @@ def _load_block(p: BlockPlan, s: BlockScratch, t: BlockTask, g: Group, first: in
         to = s.query + index * rows * q_row * p.element
         call(p.pack_q, (*source, 0, count, rows, p.dim, t.zeros, to, q_row))
     total = rows * t.groups
-    call(p.gemm, (s.query, q_row, 1, t.spread, p.dim_pad, s.y, p.dim_pad, total, p.dim_pad, p.dim))
     square, lowest = t.numbers + _SQUARE * p.element, t.numbers + _LOWEST * p.element
-    call(p.dots, (s.query, q_row, s.y, p.dim_pad, total, p.dim_pad, square, s.along))
+    _forms(p, (s.query, q_row), t.spread, s.y, (total, total), square, s.along)
     call(p.fill, (s.out, t.zeros, total * p.width_pad))
     call(p.fill, (s.denominator, t.zeros, _up(total, p.column_step)))
     call(p.fill, (s.top, lowest, _up(total, p.column_step)))
@@ -293,7 +346,8 @@ def _add_rows(
         limits = (s.scores + i * scores_row * e, scores_row, rows, columns, seen, max(step, 0))
         sums = (s.top + (r + i) * e, out + i * p.width_pad * e, p.width_pad, p.width_pad, s.denominator + (r + i) * e)
         call(weigh, (*limits, term, bend, s.along + (r + i) * e, s.moved + (r + i) * e, scale, *sums))
-    call(p.gemm_add, (s.scores, scores_row, 1, v, p.width_pad, out, p.width_pad, p.row_step, p.width_pad, columns))
+    depth = min(columns, high) if step == 0 else columns
+    call(p.gemm_add, (s.scores, scores_row, 1, v, p.width_pad, out, p.width_pad, p.row_step, p.width_pad, depth))
 
 
 @jit
@@ -358,7 +412,7 @@ def _store_block(p: BlockPlan, s: BlockScratch, t: BlockTask, g: Group, first: i
 @jit
 def blocks(p: BlockPlan, s: BlockScratch, t: BlockTask, g: Group, low: int, high: int) -> int:
     """Let queries low <= i < high see near and heavy keys, and groups of all others."""
-    call(p.fill, (s.far_xt, t.zeros, p.dim_pad * (p.groups_pad + p.column_step)))
+    call(p.fill, (s.far_x, t.zeros, p.groups_pad * p.dim_pad))
     call(p.fill, (s.far_v, t.zeros, p.groups_pad * p.width_pad))
     call(p.fill, (s.far_bend, t.zeros, p.groups_pad))
     call(p.fill, (s.far_term, t.numbers + _LOWEST * p.element, p.groups_pad))
@@ -397,10 +451,13 @@ def blocks(p: BlockPlan, s: BlockScratch, t: BlockTask, g: Group, low: int, high
 
 
 @jit
-def mass(p: BlockPlan, s: BlockScratch, t: BlockTask, q: int, count: int, out: int) -> int:
-    """Write the attention that each key receives on average from `count` queries; the keys are gone through twice."""
+def mass(p: BlockPlan, s: BlockScratch, t: BlockTask, q: int, count: int, out: int, room: int) -> int:
+    """Write the attention that each key receives on average from `count` queries.
+
+    There is room for the weights of whole tiles and a log scale for each tile; if not (0), all is computed twice.
+    """
     columns, e = _up(count, p.column_step), p.element
-    scale = t.numbers + _SCALE * e
+    scale, one, stride = t.numbers + _SCALE * e, t.numbers + _ONE * e, (p.tile + 1) * columns * e
     call(p.pack_q, (q, t.q_row, t.q_column, 0, count, columns, p.dim, t.zeros, s.query, p.dim_pad))
     call(p.transpose, (s.query, p.dim_pad, s.xt, columns, columns, p.dim_pad))
     call(p.fill, (s.top, t.numbers + _LOWEST * e, columns))
@@ -410,14 +467,20 @@ def mass(p: BlockPlan, s: BlockScratch, t: BlockTask, q: int, count: int, out: i
         while i < t.keys:
             n = min(p.tile, t.keys - i)
             rows = _up(n, p.row_step)
-            x, x_row = _packed(p, t, 0, i, n, rows, 1, s.x)
-            call(p.gemm, (x, x_row, 1, s.xt, columns, s.scores, columns, rows, columns, p.dim))
-            if t.mask != 0:
-                call(p.hide, (s.scores, columns, n, t.mask + i * t.mask_row, t.mask_row))
+            scores = s.scores if room == 0 else room + i // p.tile * stride
+            level = scores + p.tile * columns * e
+            if turn == 0 or room == 0:
+                x, x_row = _packed(p, t, 0, i, n, rows, 1, s.x)
+                call(p.gemm, (x, x_row, 1, s.xt, columns, scores, columns, rows, columns, p.dim))
+                if t.mask != 0:
+                    call(p.hide, (scores, columns, n, t.mask + i * t.mask_row, t.mask_row))
             if turn == 0:
-                call(p.crest, (s.scores, columns, n, scale, s.top, s.denominator))
+                call(p.crest, (scores, columns, n, scale, s.top, s.denominator, 0 if room == 0 else level))
+            elif room == 0:
+                call(p.share, (scores, columns, n, scale, s.top, s.denominator, out + i * e))
             else:
-                call(p.share, (s.scores, columns, n, scale, s.top, s.denominator, out + i * e))
+                call(p.relevel, (level, s.top, s.denominator, columns))
+                call(p.dots, (scores, columns, level, 0, n, columns, one, out + i * e))
             i += n
         if turn == 0:
             call(p.invert, (s.denominator, count, columns))
@@ -425,51 +488,65 @@ def mass(p: BlockPlan, s: BlockScratch, t: BlockTask, q: int, count: int, out: i
 
 
 @jit
-def spread_out(
-    p: BlockPlan,
-    s: BlockScratch,
-    t: BlockTask,
-    weight: int,
-    start: tuple[int, int],
-    count: int,
-    room: tuple[int, int, int],
-) -> int:
-    """Choose `count` keys from the first of these on, each the farthest from those before by weight times distance.
-
-    Where no key is at any distance the second of these is taken.
-
-    There is room for the keys' products with the metric as columns, a tile after the other, for distances and for the
-    numbers of the keys chosen.
-    """
-    xt, nearest, picked = room
-    one = t.numbers + _ONE * p.element
+def _measure(p: BlockPlan, s: BlockScratch, t: BlockTask, f: Search) -> None:
+    """Take the second moment of queries, and what distances of keys are taken from."""
+    i, rows, row, e = 0, _up(p.dim, p.row_step), p.dim_pad + p.column_step, p.element
+    while i < f.queries:
+        n = min(p.tile, f.queries - i)
+        call(p.pack_q, (f.q + i * t.q_row, t.q_row, t.q_column, 0, n, n, p.dim, t.zeros, s.x, row))
+        call(p.gemm_add, (s.x, 1, row, s.x, row, f.metric, p.dim_pad, rows, p.dim_pad, n))
+        i += n
+    call(p.shrink, (f.metric, t.numbers + _SHARE * e, p.dim_pad * p.dim_pad))
     i = 0
     while i < t.keys:
-        n = min(p.tile, t.keys - i)
-        rows = _up(n, p.column_step)
-        x, x_row = _packed(p, t, 0, i, n, rows, 1, s.x)
-        call(p.gemm, (x, x_row, 1, t.metric, p.dim_pad, s.y, p.dim_pad, rows, p.dim_pad, p.dim))
-        call(p.dots, (x, x_row, s.y, p.dim_pad, n, p.dim_pad, one, t.squares + i * p.element))
-        call(p.transpose, (s.y, p.dim_pad, xt + i * p.dim_pad * p.element, p.tile, rows, p.dim_pad))
-        i += n
-    at, first = start
-    for chosen in range(count):
-        x, _ = _packed(p, t, 0, at, 1, 1, 0, s.x)
-        given = (xt, p.tile, p.dim_pad, x, t.squares, at, weight, nearest, t.keys, chosen, picked, first)
-        at = call(p.approach, given)
-    return 0
+        x, x_row = _packed(p, t, 0, i, min(p.tile, t.keys - i), p.tile, 1, s.x)
+        call(p.gemm, (x, x_row, 1, f.metric, p.dim_pad, s.y, p.dim_pad, p.tile, p.dim_pad, p.dim))
+        call(p.dots, (x, x_row, s.y, p.dim_pad, p.tile, p.dim_pad, t.numbers + _ONE * e, f.squares + i * e))
+        call(p.transpose, (s.y, p.dim_pad, f.xt + i * p.dim_pad * e, p.tile, p.tile, p.dim_pad))
+        i += p.tile
 
 
 @jit
-def moment(p: BlockPlan, s: BlockScratch, t: BlockTask, out: int) -> int:
-    """Add Σ k kᵀ of all keys to a padded square."""
-    i, rows = 0, _up(p.dim, p.row_step)
-    while i < t.keys:
-        n = min(p.tile, t.keys - i)
-        x, x_row = _packed(p, t, 0, i, n, n, 0, s.x)
-        call(p.gemm_add, (x, 1, x_row, x, x_row, out, p.dim_pad, rows, p.dim_pad, n))
-        i += n
-    return 0
+def _spread_out(p: BlockPlan, s: BlockScratch, t: BlockTask, f: Search) -> None:
+    """Choose keys as centres, each the farthest from those before by weight times distance.
+
+    What is known of a tile is a bound once there are more centres: only where it is the largest is it taken anew.
+    """
+    at, e, tiles = f.at, p.element, (t.keys + p.tile - 1) // p.tile
+    for chosen in range(p.groups):
+        centre = f.centres + chosen * p.dim_pad * e
+        call(p.pack_k, (t.k + at * t.k_row, t.k_row, t.k_column, 0, 1, 1, p.dim, t.zeros, centre, p.dim_pad))
+        call(p.copy, (f.squares + at * e, f.own + chosen * e, 1))
+        if chosen + 1 == p.groups:
+            break
+        at = -1
+        while at < 0:
+            found = call(p.turn, (f.bounds, f.fresh, f.places, tiles, chosen + 1, f.first))
+            if found < 0:
+                at = -1 - found
+            else:
+                tile, known = found >> 32, found & 0xFFFFFFFF
+                first, missing = tile * p.tile, chosen + 1 - known
+                rows = _up(missing, p.row_step)
+                centres, xt = f.centres + known * p.dim_pad * e, f.xt + first * p.dim_pad * e
+                call(p.gemm, (centres, p.dim_pad, 1, xt, p.tile, s.scores, p.tile, rows, p.tile, p.dim))
+                own = (f.squares + first * e, f.weight + first * e, f.nearest + first * e)
+                best = (f.bounds + tile * e, f.places + 8 * tile, first)
+                call(p.approach, (s.scores, p.tile, missing, f.own + known * e, known, *own, *best))
+
+
+@jit
+def find(p: BlockPlan, s: BlockScratch, t: BlockTask, u: BlockTask, f: Search) -> int:
+    """Find groups of the keys of `t`, and what is left of keys and values within; `u` has no place for squares."""
+    e = p.element
+    _measure(p, s, t, f)
+    _spread_out(p, s, t, f)
+    call(p.gemm, (f.centres, p.dim_pad, 1, f.metric, p.dim_pad, f.drawn, p.dim_pad, p.groups_pad, p.dim_pad, p.dim))
+    call(p.fill, (t.offset, t.numbers + _LOWEST * e, p.groups_pad))
+    call(p.dots, (f.centres, p.dim_pad, f.drawn, p.dim_pad, p.groups, p.dim_pad, t.numbers + _HALF * e, t.offset))
+    call(p.transpose, (f.drawn, p.dim_pad, t.drawn, p.groups_pad, p.groups_pad, p.dim_pad))
+    assign(p, s, u, 0, t.keys)
+    return within(p, s, t, f.covariance, f.cross)
 
 
 @jit

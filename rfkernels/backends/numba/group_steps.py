@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -11,22 +12,25 @@ import numpy as np
 
 from rfkernels._arrays import dtype_name
 from rfkernels.backends.numba import block_schedule, threads
-from rfkernels.backends.numba.block_inputs import pack_groups
 from rfkernels.backends.numba.block_layout import layout, scratch, tasks
-from rfkernels.backends.numba.block_schedule import BlockPlan, BlockTask
+from rfkernels.backends.numba.block_schedule import BlockPlan, BlockTask, Search
 from rfkernels.backends.numba.kernels import SENTINEL
-from rfkernels.backends.numba.packing import address, addresses, up
-from rfkernels.grouping import Groups
-from rfkernels.grouping.fitting import Steps
+from rfkernels.backends.numba.packing import address, addresses, placed, up
+from rfkernels.grouping import Groups, fitting
 
 _BAND = 192
+
+_KEPT = 33 << 15
+"""Weights that a thread has room for: of 32,768 keys for 32 queries, with a log scale for each 64 of them."""
+
+_memory = threading.local()
 
 _SERIAL_WORK = 1 << 21
 """Multiplications below which handing work to other threads costs more than it saves."""
 
 
 def _prepared(
-    k: Any, batch: tuple[int, ...], scale: float, mask: Any = None, v: Any = None, groups: int = 1
+    k: Any, batch: tuple[int, ...], scale: float, mask: Any = None, v: Any = None, groups: int = 1, queries: int = 1
 ) -> tuple[BlockPlan, list[BlockTask], Any]:
     """Return a plan, a task for each head, and what must stay alive."""
     name = dtype_name(k.dtype)
@@ -34,7 +38,7 @@ def _prepared(
     sizes = {"dim": k.shape[-1], "width": width, "groups": groups, "heavy": 0, "block": 1, "reach": -1, "causal": 0}
     plan, code = layout((name, name, name, name), k.dtype, _BAND, **sizes)
     zeros = np.zeros(max(plan.dim_pad, plan.width_pad), k.dtype)
-    numbers = np.array([1.0, scale, scale**2, SENTINEL[plan.element * 8]], k.dtype)
+    numbers = np.array([1.0, scale, scale**2, SENTINEL[plan.element * 8], 1 / queries, -0.5], k.dtype)
     same = {"zeros": address(zeros), "numbers": address(numbers)}
     return plan, [task._replace(**same) for task in tasks(plan, batch, k.dtype, k, v, mask)], (zeros, numbers, code)
 
@@ -51,8 +55,12 @@ def _mass(xp: Any, rows: Any, k: Any, scale: float, mask: Any) -> Any:
     rows = rows.astype(k.dtype, copy=False)
     q_rows = {"q_row": rows.strides[-2], "q_column": rows.strides[-1]}
 
+    count, tiles = rows.shape[-2], -(-keys // p.tile)
+    kept = tiles * (p.tile + 1) * up(count, p.column_step)
+
     def one(task: BlockTask, q: int, own: Any) -> int:
-        return block_schedule.mass(p, scratch(p, 1), task._replace(**q_rows), q, rows.shape[-2], address(own))
+        room = placed(_memory, {"": kept}, p.element)[""] if kept <= _KEPT else 0
+        return block_schedule.mass(p, scratch(p, 1), task._replace(**q_rows), q, count, address(own), room)
 
     work = [partial(one, *given) for given in zip(found, addresses(rows, batch, 2), out, strict=True)]
     _run(work, 2 * out.size * rows.shape[-2] * p.dim)
@@ -60,127 +68,79 @@ def _mass(xp: Any, rows: Any, k: Any, scale: float, mask: Any) -> Any:
     return out.reshape(*batch, keys)
 
 
-def _some(xp: Any, k: Any, v: Any, weight: Any, half: int) -> tuple[Any, Any, Any]:
-    given = [k] if v is None else [k, v]
-    batch = np.broadcast_shapes(weight.shape[:-1], *(x.shape[:-2] for x in given))
-    keys, spaced = k.shape[-2], np.arange(half) * k.shape[-2] // half
-    out = [np.empty((*batch, 2 * half, x.shape[-1]), x.dtype) for x in given]
-    wide = [np.broadcast_to(x, (*batch, *x.shape[-2:])) for x in given]
-    weights, kept = np.broadcast_to(weight, (*batch, keys)), np.empty((*batch, 2 * half), weight.dtype)
+def _find(q: Any, k: Any, v: Any, count: int, scale: Any, mask: Any, mass: Any) -> Groups:
+    batch, keys = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], mass.shape[:-1]), k.shape[-2]
+    if v is not None and np.broadcast_shapes(batch, v.shape[:-2]) != batch:
+        return fitting.STEPS.find(q, k, v, count, scale, mask, mass)  # centres are not to be found for each of them
+    weight = mass + mass.dtype.type(fitting.EVEN / keys) * (1 if mask is None else mask)
+    weight = np.broadcast_to(weight, (*batch, keys)).reshape(-1, keys)
+    given = [np.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (k, v) if x is not None]
+    rooms = given
+    if keys > fitting.KEYS:
+        rooms = [np.empty((*batch, fitting.KEYS, x.shape[-1]), k.dtype) for x in given]
+    q = fitting.spaced(q, fitting.MEASURE)
+    held = rooms[1] if len(rooms) > 1 else None
+    p, found, alive = _prepared(rooms[0], batch, scale, None, held, count, q.shape[-2])
+    out = _results(p, len(weight), k.dtype)
 
-    def one(head: tuple[int, ...]) -> int:
-        own = -weights[head]
-        some = np.argpartition(own, half - 1)[:half]
-        chosen = np.concatenate([some[np.argsort(own[some], kind="stable")], spaced])
-        kept[head] = weights[head][chosen]
-        for x, room in zip(wide, out, strict=True):
-            # All positions are in range; to find out that they are NumPy would fill a copy.
-            np.take(x[head], chosen, 0, room[head], mode="clip")
-        return 0
+    def one(head: int, q_at: int) -> int:
+        own = weight[head]
+        if keys > fitting.KEYS:
+            at = np.unravel_index(head, batch)
+            own = _choose([x[at] for x in given], [x[at] for x in rooms], own, fitting.KEYS // 2)
+        rows = {"q_row": q.strides[-2], "q_column": q.strides[-1]}
+        return _search(p, found[head]._replace(**rows), own, {"q": q_at, "queries": q.shape[-2]}, out, head)
 
-    _run([partial(one, head) for head in np.ndindex(batch)], sum(x.size for x in out))
-    return out[0], None if v is None else out[1], kept
-
-
-def _spread_out(xp: Any, k: Any, metric: Any, weight: Any, count: int) -> Any:
-    batch = np.broadcast_shapes(k.shape[:-2], metric.shape[:-2], weight.shape[:-1])
-    heads, keys = math.prod(batch), k.shape[-2]
-    p, found, alive = _prepared(k, batch, 1.0)
-    row = up(keys, p.tile)
-    wide = np.zeros((math.prod(metric.shape[:-2]), p.dim, p.dim_pad), k.dtype)
-    wide[..., : p.dim] = metric.reshape(-1, p.dim, p.dim)
-    own = np.broadcast_to(np.arange(len(wide)).reshape(metric.shape[:-2]), batch).ravel()
-    weights = np.zeros((heads, row), k.dtype)
-    weights[:, :keys] = np.broadcast_to(weight, (*batch, keys)).reshape(heads, keys)
-    picked = np.zeros((heads, count), np.int32)
-
-    def one(head: int) -> int:
-        room = np.zeros((p.dim_pad + 2, row), k.dtype)
-        task = found[head]._replace(metric=address(wide[own[head]]), squares=address(room[1]))
-        places = address(room[2:]), address(room[0]), address(picked[head])
-        start = int(np.argmax(weights[head])), int(np.argmax(weights[head] > 0))
-        return block_schedule.spread_out(p, scratch(p, 1), task, address(weights[head]), start, count, places)
-
-    _run([partial(one, head) for head in range(heads)], heads * keys * count * p.dim)
+    work = [partial(one, *given) for given in enumerate(addresses(q, batch, 2))]
+    _run(work, 2 * len(work) * rooms[0].shape[-2] * count * p.dim)
     del alive
-    return picked.reshape(*batch, count)
+    metric, centres, covariance, cross = (x.reshape(*batch, *x.shape[1:]) for x in out)
+    metric = np.ascontiguousarray(metric[..., : p.dim, : p.dim])
+    groups = Groups(centres[..., :count, : p.dim].copy(), metric, metric, None, np.asarray(scale, k.dtype))
+    within = None if v is None else cross[..., : p.dim, : p.width]
+    return fitting.with_spread(np, groups, covariance[..., : p.dim, : p.dim], within)
 
 
-def _labels(xp: Any, groups: Groups, k: Any) -> Any:
-    batch, keys = np.broadcast_shapes(k.shape[:-2], groups.batch), k.shape[-2]
-    p, found, alive = _prepared(k, batch, 1.0, groups=groups.size)
-    packed = pack_groups(p, groups._replace(cross=None), k.dtype)
-    sets = np.broadcast_to(np.arange(len(packed.drawn)).reshape(groups.batch), batch).ravel().tolist()
-    out = np.empty((math.prod(batch), keys), np.int32)
-
-    def one(task: BlockTask, own: int, labels: Any) -> int:
-        given = {"drawn": address(packed.drawn[own]), "offset": address(packed.offset[own]), "labels": address(labels)}
-        return block_schedule.assign(p, scratch(p, 1), task._replace(**given), 0, keys)
-
-    _run([partial(one, *given) for given in zip(found, sets, out, strict=True)], out.size * p.groups * p.dim)
-    del alive
-    return out.reshape(*batch, keys)
+def _choose(given: Sequence[Any], rooms: Sequence[Any], weight: Any, half: int) -> Any:
+    """Put the keys that weigh most and evenly spaced ones, and their values, into rooms; return their weights."""
+    own = -weight
+    some = np.argpartition(own, half - 1)[:half]
+    spaced = np.arange(half) * len(weight) // half
+    chosen = np.concatenate([some[np.argsort(own[some], kind="stable")], spaced])
+    for x, room in zip(given, rooms, strict=True):
+        # All positions are in range; to find out that they are NumPy would fill a copy.
+        np.take(x, chosen, 0, room, mode="clip")
+    return weight[chosen]
 
 
-def _moment(xp: Any, x: Any) -> Any:
-    batch = x.shape[:-2]
-    p, found, alive = _prepared(x, batch, 1.0)
-    out = np.zeros((math.prod(batch), p.dim_pad, p.dim_pad), x.dtype)
-
-    def one(task: BlockTask, own: Any) -> int:
-        return block_schedule.moment(p, scratch(p, 1), task, address(own))
-
-    _run([partial(one, *given) for given in zip(found, out, strict=True)], x.size * p.dim)
-    del alive
-    return out[:, : p.dim, : p.dim].reshape(*batch, p.dim, p.dim)
+def _results(p: BlockPlan, heads: int, dtype: Any) -> tuple[Any, ...]:
+    """Return zeros for the metric, the centres (with rows to spare for the last register tile), and what is within."""
+    square = (p.dim_pad, p.dim_pad), (p.groups_pad + p.row_step, p.dim_pad), (p.dim_pad, p.dim_pad)
+    return tuple(np.zeros((heads, *shape), dtype) for shape in (*square, (p.dim_pad, p.width_pad)))
 
 
-def _within(xp: Any, groups: Groups, k: Any, v: Any, allowed: Any) -> tuple[Any, Any]:
-    width, count, moving = 0 if v is None else v.shape[-1], groups.size, v is not None
-    v = np.empty((k.shape[-2], 0), k.dtype) if v is None else v
-    names = np.where(allowed, _labels(xp, groups, k), np.int32(-1))
-    batch = np.broadcast_shapes(names.shape[:-1], v.shape[:-2])
-    heads, keys = math.prod(batch), k.shape[-2]
-    p, found, alive = _prepared(k, batch, 1.0, v=v, groups=count)
-    names = np.ascontiguousarray(np.broadcast_to(names, (*batch, keys)), np.int32).reshape(heads, keys)
-    every, squares = np.arange(count, dtype=np.int32), np.zeros(keys, k.dtype)
-    sums = np.zeros((heads, count, p.sums_row), k.dtype)
-    out, cross = (np.zeros((heads, p.dim_pad, pad), k.dtype) for pad in (p.dim_pad, p.width_pad))
-
-    def one(head: int) -> int:
-        task = found[head]._replace(labels=address(names[head]), squares=address(squares), every=address(every))
-        places = address(out[head]), address(cross[head])
-        return block_schedule.within(p, scratch(p, 1), task._replace(before=address(sums[head])), *places)
-
-    _run([partial(one, head) for head in range(heads)], heads * keys * p.dim * (p.dim + width))
-    del alive
-    square = out[:, : p.dim, : p.dim].reshape(*batch, p.dim, p.dim)
-    return square, cross[:, : p.dim, :width].reshape(*batch, p.dim, width) if moving else None
-
-
-def _each(one: Callable[..., Groups], q: Any, k: Any, v: Any, mask: Any, mass: Any) -> Groups:
-    """Take heads one by one on threads, each of which does all steps of a head, if there are enough alike."""
-    batch, count = k.shape[:-2], threads.thread_count()
-    masks = () if mask is None or mask.ndim == 1 else mask.shape[:-1]
-    same = {q.shape[:-2], mass.shape[:-1], batch if v is None else v.shape[:-2], masks or batch} == {batch}
-    heads = math.prod(batch)
-    if not batch or not same or heads == 0 or (heads % count and heads < 4 * count):
-        return one(q, k, v, mask, mass)
-    results: dict[tuple[int, ...], Groups] = {}
-
-    def task(head: tuple[int, ...]) -> int:
-        own = None if v is None else v[head], mask[head] if masks else mask
-        results[head] = one(q[head], k[head], *own, mass[head])
-        return 0
-
-    threads.run([partial(task, head) for head in np.ndindex(batch)], count)
-    parts = zip(*(results[head][:-1] for head in np.ndindex(batch)), strict=True)
-    centres, metric, spread, cross = (_stacked(list(part), batch) for part in parts)
-    return Groups(centres, metric, spread, cross, results[(0,) * len(batch)].scale)
+def _search(p: BlockPlan, task: BlockTask, weight: Any, given: dict[str, int], out: Sequence[Any], head: int) -> int:
+    """Find the groups of one head: its keys are in the task."""
+    dtype, keys = weight.dtype, len(weight)
+    row, tiles = up(keys, p.tile), up(keys, p.tile) // p.tile
+    weights, nothing = np.zeros(row, dtype), np.zeros(row, dtype)
+    weights[:keys] = weight
+    allowed, labels = weights > 0, np.empty(row, np.int32)
+    known = {"bounds": np.full(tiles, -SENTINEL[p.element * 8], dtype), "fresh": np.zeros(tiles, np.int64)}
+    known |= {"places": np.empty(tiles, np.int64), "own": np.empty(p.groups_pad, dtype)}
+    room = {"xt": (p.dim_pad, row), "squares": row, "nearest": row, "drawn": (p.groups_pad, p.dim_pad)}
+    known |= {name: np.empty(shape, dtype) for name, shape in room.items()}
+    own = {"drawn": np.empty((p.dim_pad, p.groups_pad), dtype), "offset": np.empty(p.groups_pad, dtype)}
+    own |= {"labels": labels, "every": np.arange(p.groups, dtype=np.int32)}
+    own |= {"before": np.zeros((p.groups, p.sums_row), dtype), "mask": allowed}
+    task = task._replace(mask_row=1, **{name: address(x) for name, x in own.items()})
+    results = {
+        name: address(x[head]) for name, x in zip(("metric", "centres", "covariance", "cross"), out, strict=True)
+    }
+    first = {"weight": address(weights), "at": int(np.argmax(weight)), "first": int(np.argmax(allowed))}
+    search = Search(**given, **first, **results, **{name: address(x) for name, x in known.items()})
+    scattered = task._replace(squares=address(nothing))
+    return block_schedule.find(p, scratch(p, 1), scattered, task, search)
 
 
-def _stacked(parts: list[Any], batch: tuple[int, ...]) -> Any:
-    return None if parts[0] is None else np.stack(parts).reshape(*batch, *parts[0].shape)
-
-
-STEPS = Steps(_each, _mass, _moment, _some, _spread_out, _within)
+STEPS = fitting.Steps(_mass, _find)
