@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from functools import cache
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from scipy.special import logsumexp
 
 from rfkernels.backends.numba import catalog, catalog_exact, catalog_layout, catalog_plans
+from rfkernels.backends.numba.catalog_plan_kernels import plan_kernels
+from rfkernels.backends.numba.jit import machine
 from rfkernels.catalog import estimates, plan
 from rfkernels.catalog.records import Table
 
@@ -185,8 +188,12 @@ def test_many_rows_take_many_products() -> None:
         np.testing.assert_allclose(catalog.exact(t, q).log_normalizer, logsumexp(q @ items(t).T, axis=1), rtol=1e-12)
 
 
-def test_random_numbers_are_those_of_the_specification() -> None:
-    expected = plan.uniforms(11, 4, 3)
-    state = np.uint64(catalog_plans._state(np.uint64(11), 4))
-    found = [[catalog_plans._uniform(state, 2 * i + 1 + j) for i in range(3)] for j in range(2)]
-    np.testing.assert_array_equal(found, expected)
+@pytest.mark.parametrize("width", ["16", "32", ""])
+def test_random_numbers_are_those_of_the_specification(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if width:
+        monkeypatch.setenv("RFKERNELS_VECTOR_BYTES", width)
+    code, sizes, out = plan_kernels(machine()), np.full(24, 2.0**30), np.empty(24, np.int32)
+    state = int(np.uint64(catalog_plans._state(np.uint64(11), 4)).view(np.int64))
+    given = sizes.ctypes.data, len(sizes), state, out.ctypes.data
+    ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 4)(code.addresses["offsets"])(*given)
+    np.testing.assert_array_equal(out, (plan.uniforms(11, 4, 24) * 2.0**30).astype(np.int32))

@@ -14,8 +14,13 @@ from rfkernels.catalog.records import Table
 RUN = 4
 """Items of a draw: neighbours in a group, whose order is random, so that memory is read in runs."""
 
+SHARED = 32
+"""Queries, neighbours in a batch, whose runs begin at the same places of groups: one finds in cache what others read."""
+
 FEWEST_RUNS = 32
-BUCKETS, PER_NAT = 256, 4
+BUCKETS, FRACTION = 256, 50
+"""Groups are sorted by quarters of octaves: all but the first two bits behind the leading one of a number are dropped."""
+
 TRUSTED = 0.25
 """The predicted relative error of far groups up to which the control variate is used: beyond, guesses are poor."""
 
@@ -113,10 +118,11 @@ def plan(table: Table, guessed: Guess, budget: int) -> Plan:
     if budget >= count.sum() + sum(table.means.shape):
         every, none = np.arange(len(count)), np.arange(0)
         return Plan(every, none, top, none.astype(np.float64), 0, -np.inf, np.zeros(len(table.means)))
-    weight = count * np.exp(guessed.log_mean - top)
+    mean = np.exp(guessed.log_mean - top)
+    weight = count * mean
     noise = weight * guessed.variance
-    score = 2 * (guessed.log_mean - top) + np.log(guessed.variance)
-    bucket = np.minimum((PER_NAT * (score.max() - score)).astype(np.int64), BUCKETS - 1)
+    bits = (mean * mean * guessed.variance).view(np.int64)  # in the order of the numbers, as none is negative
+    bucket = np.minimum((bits.max() - bits) >> FRACTION, BUCKETS - 1)
     # Sums over what is left are summed: next to the largest groups the others are less than rounding.
     items, weights, noises = (_left(bucket, x) for x in (count, weight, noise))
     runs = (budget - sum(table.means.shape) - count.sum() + items) // RUN
@@ -140,11 +146,11 @@ def _left(bucket: Any, x: Any) -> Any:
     return np.cumsum(np.bincount(bucket, x, BUCKETS)[::-1])[::-1]
 
 
-def uniforms(seed: int, query: int, count: int) -> Any:
-    """Return numbers in [0, 1), (2, count), that depend on seed, query and place alone: those of splitmix64."""
+def uniforms(seed: int, stream: int, count: int) -> Any:
+    """Return numbers in [0, 1), (count,), that depend on seed, stream and place alone: those of splitmix64."""
     with np.errstate(over="ignore"):
-        state = _mix(np.uint64(seed) + _GOLDEN * np.uint64(query + 1))
-        places = np.arange(1, 2 * count + 1, dtype=np.uint64).reshape(count, 2).T
+        state = _mix(np.uint64(seed) + _GOLDEN * np.uint64(stream + 1))
+        places = np.arange(1, count + 1, dtype=np.uint64)
         return (_mix(state + _GOLDEN * places) >> np.uint64(11)) * 2.0**-53
 
 
@@ -163,14 +169,17 @@ class Runs(NamedTuple):
 
 
 def draw_runs(table: Table, planned: Plan, seed: int, query: int) -> Runs:
-    """Draw runs in proportion to the weights of far groups, one from each of as many equal parts of their total."""
-    u = uniforms(seed, query, planned.runs)
+    """Draw runs in proportion to the weights of far groups, one from each of as many equal parts of their total.
+
+    The runs of a group follow each other around it from a random item on, which is the same for SHARED queries.
+    """
     ends = np.cumsum(planned.weights)
-    at = (np.arange(planned.runs) + u[0]) / planned.runs * ends[-1]
+    at = (np.arange(planned.runs) + uniforms(seed, 2 * query, planned.runs)) / planned.runs * ends[-1]
     place = np.minimum(np.searchsorted(ends, at, side="right"), np.flatnonzero(planned.weights)[-1])
-    group = planned.far[place]
+    group, turn = planned.far[place], np.arange(planned.runs) - np.searchsorted(place, place)
     count = table.count[group].astype(np.int64)
-    first = np.minimum((u[1] * count).astype(np.int64), count - 1)
+    begin = uniforms(seed, 2 * (query // SHARED) + 1, len(table.count))[group]
+    first = (np.minimum((begin * count).astype(np.int64), count - 1) + RUN * turn) % count
     rows = table.start[group][:, None] + (first[:, None] + np.arange(RUN)) % count[:, None]
     log_expected = np.log(planned.runs * RUN * planned.weights[place] / ends[-1] / count)
     return Runs(rows, group, log_expected)

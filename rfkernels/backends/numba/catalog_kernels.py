@@ -1,4 +1,4 @@
-"""Kernels of a catalog: dot products with scattered rows, guesses of weights, exponentials; called by address.
+"""Kernels of a catalog: dot products with scattered rows, and exponentials; called by address.
 
 Addresses and sizes are 64-bit integers, strides in bytes.
 """
@@ -13,6 +13,7 @@ from llvmlite import ir
 
 from rfkernels.backends.numba.emitter import INT, POINTER, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
+from rfkernels.catalog.plan import RUN
 
 TOGETHER = 4
 """Rows that are multiplied together; lists of rows end in so many places, times one more than AHEAD, that are valid."""
@@ -26,24 +27,31 @@ _I32 = ir.IntType(32)
 
 @cache
 def dot_kernel(machine: Machine, bits: int, dim: int) -> Code:
-    """Compile ``dots`` for rows of `dim` elements of `bits` bits: out[i] = query · rows[places[i]]."""
+    """Compile ``dots`` and ``near_dots`` for rows of `dim` elements: out[i] = query · rows[places[i]]; and ``fetch``.
+
+    ``near_dots`` is for rows that are in a cache; ``fetch`` asks for the runs that groups begin with.
+    """
     module = ir.Module(name=f"rfkernels_catalog_dots_{bits}")
-    e = Emitter(module, "dots", "rows row_stride places count query out", bits, machine.lanes(bits))
-    _dots(e, dim)
+
+    def emitter(name: str, parameters: str) -> Emitter:
+        return Emitter(module, name, parameters, bits, machine.lanes(bits))
+
+    _dots(emitter("dots", "rows row_stride places count query out"), dim, AHEAD)
+    _dots(emitter("near_dots", "rows row_stride places count query out"), dim, 0)
+    _fetch_runs(emitter("fetch", "rows row_stride start offset first last"), dim)
     return compile_module(module, machine.width, keep=True)
 
 
 @cache
 def weight_kernels(machine: Machine, bits: int = 64) -> Code:
-    """Compile ``largest``, ``guess``, ``exponentials`` and ``sum``, of arrays padded to whole vectors."""
+    """Compile ``largest``, ``exponentials`` and ``sum``, of arrays padded to whole vectors."""
     module = ir.Module(name=f"rfkernels_catalog_weights_{bits}")
 
     def emitter(name: str, parameters: str) -> Emitter:
         return Emitter(module, name, parameters, bits, machine.lanes(bits))
 
     _largest(emitter("largest", "x count out"))
-    _guess(emitter("guess", "log_mean squares sizes count top floor weight mass noise score"))
-    _exponentials(emitter("exponentials", "x count top"))
+    _exponentials(emitter("exponentials", "x count top out"))
     _sum(emitter("sum", "x count top out"))
     return compile_module(module, machine.width, keep=True)
 
@@ -76,26 +84,57 @@ def _fetch(e: Emitter, at: Any, size: int) -> None:
         e.builder.call(prefetch, [e.builder.inttoptr(e.add(at, j), POINTER), _I32(0), _I32(2), _I32(1)])
 
 
-def _dots(e: Emitter, dim: int) -> None:
+def _row(e: Emitter, rows: Any, stride: Any, places: Any, index: Any) -> Any:
+    return e.add(rows, e.mul(e.builder.sext(e.load(places, index, _I32), INT), stride))
+
+
+def _dots(e: Emitter, dim: int, ahead: int) -> None:
     rows, stride, places, count, query, out = e.arguments
-    b, whole = e.builder, dim // e.lanes * e.lanes
+    whole = dim // e.lanes * e.lanes
     mask = ir.Constant(ir.VectorType(ir.IntType(1), e.lanes), [lane < dim - whole for lane in range(e.lanes)])
     last = _masked(e, query, e.integer(whole), mask)
-
-    def row(index: Any) -> Any:
-        return e.add(rows, e.mul(b.sext(e.load(places, index, _I32), INT), stride))
-
     with e.loop(0, count, TOGETHER) as i:
-        for r in range(TOGETHER):
-            _fetch(e, row(e.add(i, AHEAD * TOGETHER + r)), dim * e.align)
-        own = [row(e.add(i, r)) for r in range(TOGETHER)]
+        for r in range(TOGETHER if ahead else 0):
+            _fetch(e, _row(e, rows, stride, places, e.add(i, ahead * TOGETHER + r)), dim * e.align)
+        own = [_row(e, rows, stride, places, e.add(i, r)) for r in range(TOGETHER)]
         sums = [e.variable(e.math.mul(last, _masked(e, x, e.integer(whole), mask))) for x in own]
         for k in _steps(e, whole, e.lanes):
             q = e.load_vector(query, k)
             for total, x in zip(sums, own, strict=True):
                 total.set(e.math.fma(q, e.load_vector(x, k), total.get()))
-        for r, total in enumerate(sums):
-            e.store(e.math.reduce_add(total.get()), out, e.add(i, r))
+        _store_sums(e, [total.get() for total in sums], out, i)
+    e.finish()
+
+
+def _store_sums(e: Emitter, vectors: list[Any], out: Any, index: Any) -> None:
+    """Store the sums of the elements of four vectors, which share registers as soon as they leave room."""
+    b, lanes, m = e.builder, e.lanes, e.math
+    if lanes < TOGETHER:
+        for r, x in enumerate(vectors):
+            e.store(m.reduce_add(x), out, e.add(index, r))
+        return
+
+    def halves(x: Any, y: Any, part: int) -> Any:
+        """Add the halves of parts of x and of y; what comes of x is in the lower half."""
+        low = [j + k for j in range(0, lanes, part) for k in range(part // 2)]
+        low += [lanes + j for j in low]
+        kept, moved = ([j + shift for j in low] for shift in (0, part // 2))
+        kind = ir.VectorType(_I32, lanes)
+        return m.add(*(b.shuffle_vector(x, y, ir.Constant(kind, order)) for order in (kept, moved)))
+
+    first, second = halves(*vectors[:2], lanes), halves(*vectors[2:], lanes)
+    total, part = halves(first, second, lanes // 2), lanes // 4
+    while part > 1:
+        total, part = halves(total, total, part), part // 2
+    kind = ir.VectorType(_I32, TOGETHER)
+    e.store_vector(b.shuffle_vector(total, total, ir.Constant(kind, list(range(TOGETHER)))), out, index)
+
+
+def _fetch_runs(e: Emitter, dim: int) -> None:
+    rows, stride, start, offset, first, last = e.arguments
+    with e.loop(first, last) as i:
+        place = e.add(e.load(start, i, INT), e.builder.sext(e.load(offset, i, _I32), INT))
+        _fetch(e, e.add(rows, e.mul(place, stride)), RUN * dim * e.align)
     e.finish()
 
 
@@ -108,28 +147,11 @@ def _largest(e: Emitter) -> None:
     e.finish()
 
 
-def _guess(e: Emitter) -> None:
-    """Of each group: mean weight of an item, sum of weights, that times relative variance, log of second moment."""
-    log_mean, squares, sizes, count, top, floor, weight, mass, noise, score = e.arguments
-    m = e.math
-    shift, least = m.splat(e.load(top, e.integer(0))), m.splat(e.load(floor, e.integer(0)))
-    with e.loop(0, count, e.lanes) as i:
-        relative = m.sub(e.load_vector(log_mean, i), shift)
-        square = e.load_vector(squares, i)
-        variance, own = m.add(m.sub(m.expm1(square), square), least), m.exp(relative)
-        total = m.mul(own, e.load_vector(sizes, i))
-        e.store_vector(own, weight, i)
-        e.store_vector(total, mass, i)
-        e.store_vector(m.mul(total, variance), noise, i)
-        e.store_vector(m.add(m.add(relative, relative), m.log(variance)), score, i)
-    e.finish()
-
-
 def _exponentials(e: Emitter) -> None:
-    x, count, top = e.arguments
+    x, count, top, out = e.arguments
     shift = e.math.splat(e.load(top, e.integer(0)))
     with e.loop(0, count, e.lanes) as i:
-        e.store_vector(e.math.exp(e.math.sub(e.load_vector(x, i), shift)), x, i)
+        e.store_vector(e.math.exp(e.math.sub(e.load_vector(x, i), shift)), out, i)
     e.finish()
 
 

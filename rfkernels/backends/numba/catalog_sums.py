@@ -8,21 +8,41 @@ from typing import Any
 import numpy as np
 
 from rfkernels.backends.numba.catalog_layout import Groups, Lists, Rules, Scratch
+from rfkernels.backends.numba.catalog_plans import choose
 from rfkernels.backends.numba.schedule import call, jit
 
 
+_TOGETHER = 6
+"""Queries from which on most of what one reads is what others have read or will read."""
+
+
 @jit
-def multiply(r: Rules, n: Lists, queries: Any, products: Any) -> int:
-    """Write dot products of queries with what they take: all pass over the groups once, stretch by stretch."""
-    for stretch in range(n.marks.shape[2] - 1):
-        for i in range(len(queries)):
-            for part in range(2):
-                first, last = n.marks[i, part, stretch], n.marks[i, part, stretch + 1]
-                if first < last:
-                    places, out = n.places[i, first:].ctypes.data, products[i, first:].ctypes.data
-                    query = queries[i].ctypes.data
-                    call(r.dots, (r.rows, r.row_stride, places, last - first, query, out))
+def multiply(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any) -> int:
+    """Write dot products of queries with what they take.
+
+    Queries pass over runs together, stretch by stretch; meanwhile the runs of the next stretch are on their way.
+    """
+    many, count = len(queries), len(g.start)
+    for i in range(many):
+        first, last = np.int64(0), n.marks[i, 0 if many >= _TOGETHER else -1]
+        _multiply(r.dots, r, n, i, first, last, queries[i])
+    if many < _TOGETHER:
+        return 0
+    for stretch in range(n.marks.shape[1] - 1):
+        begin = min((stretch + 1) * r.stretch, count)
+        ahead = min(begin + r.stretch, count) - begin
+        for i in range(many):
+            part = begin + i * ahead // many, begin + (i + 1) * ahead // many
+            call(r.fetch, (r.rows, r.row_stride, g.start.ctypes.data, s.offset.ctypes.data, *part))
+            _multiply(r.near_dots, r, n, i, n.marks[i, stretch], n.marks[i, stretch + 1], queries[i])
     return 0
+
+
+@jit
+def _multiply(dots: int, r: Rules, n: Lists, i: int, first: int, last: int, query: Any) -> None:
+    if first < last:
+        places, out = n.places[i, first:].ctypes.data, n.products[i, first:].ctypes.data
+        call(dots, (r.rows, r.row_stride, places, last - first, query.ctypes.data, out))
 
 
 @jit
@@ -43,15 +63,13 @@ def _known(g: Groups, n: Lists, i: int, products: Any) -> float:
 @jit
 def _exponentials(r: Rules, s: Scratch, products: Any, size: int, end: int, least: float) -> float:
     """Write exponentials relative to the largest product, or to `least` where that is more, which is returned."""
-    x, padded = s.x, (end + 7) & ~7
-    for j in range(end):
-        x[j] = products[j]
-    x[size : (size + 3) & ~3] = -np.inf
-    x[end:padded] = -np.inf
-    call(r.largest, (x.ctypes.data, padded, s.number.ctypes.data))
-    s.number[0] = max(s.number[0], least)
-    call(r.exponentials, (x.ctypes.data, padded, s.number.ctypes.data))
-    return float(s.number[0])
+    padded = (end + 15) & ~15
+    products[size : (size + 3) & ~3] = -np.inf
+    products[end:padded] = -np.inf
+    call(r.largest, (products.ctypes.data, padded, s.top.ctypes.data))
+    s.top[0] = max(s.top[0], least)
+    call(r.exponentials, (products.ctypes.data, padded, s.top.ctypes.data, s.x.ctypes.data))
+    return float(s.top[0])
 
 
 @jit
@@ -95,29 +113,42 @@ def _sum_up(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, products: Any, ou
 
 
 @jit
-def estimate(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any, products: Any, out: Any) -> int:
-    """Estimate log-normalizers of the queries of a block: log, standard error and dot products of each."""
-    multiply(r, n, queries, products)
-    for i in range(len(queries)):
-        _sum_up(r, g, s, n, i, products[i], out[i])
+def estimate(r: Rules, g: Groups, s: Scratch, n: Lists, wide: Any, queries: Any, first: int, out: Any) -> int:
+    """Estimate log-normalizers of queries, block by block: log, standard error and dot products of each."""
+    block = len(n.places)
+    for i in range(0, len(queries), block):
+        own = queries[i : i + block]
+        choose(r, g, s, n, wide[i : i + block], first + i)
+        multiply(r, g, s, n, own)
+        for j in range(len(own)):
+            _sum_up(r, g, s, n, j, n.products[j], out[i + j])
     return 0
 
 
 @jit
-def evaluate(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any, products: Any, out: tuple[Any, Any, Any]) -> int:
-    """Write rows, logits and log weights of what the queries of a block take."""
-    multiply(r, n, queries, products)
+def evaluate(r: Rules, g: Groups, s: Scratch, n: Lists, wide: Any, queries: Any, first: int, out: Any) -> int:
+    """Write rows, logits and log weights of what queries take, block by block."""
+    block = len(n.places)
     rows, logits, log_weights = out
-    for i in range(len(queries)):
-        size, _, runs, _ = n.sizes[i]
-        drawn = (size + 3) & ~3
-        for j in range(size):
-            rows[i, j], logits[i, j], log_weights[i, j] = n.places[i, j], products[i, j], 0.0
-        for j in range(4 * runs):
-            rows[i, size + j], logits[i, size + j] = n.places[i, drawn + j], products[i, drawn + j]
-        for run in range(runs):
-            weight = math.log(n.measures[i, 1] / (4 * runs * n.odds[i, run]))
-            log_weights[i, size + 4 * run : size + 4 * run + 4] = weight
-        end = size + 4 * runs
-        rows[i, end:], logits[i, end:], log_weights[i, end:] = -1, -np.inf, -np.inf
+    for i in range(0, len(queries), block):
+        own = queries[i : i + block]
+        choose(r, g, s, n, wide[i : i + block], first + i)
+        multiply(r, g, s, n, own)
+        for j in range(len(own)):
+            _copy(n, j, n.products[j], rows[i + j], logits[i + j], log_weights[i + j])
     return 0
+
+
+@jit
+def _copy(n: Lists, i: int, products: Any, rows: Any, logits: Any, log_weights: Any) -> None:
+    size, _, runs, _ = n.sizes[i]
+    drawn = (size + 3) & ~3
+    for j in range(size):
+        rows[j], logits[j], log_weights[j] = n.places[i, j], products[j], 0.0
+    for j in range(4 * runs):
+        rows[size + j], logits[size + j] = n.places[i, drawn + j], products[drawn + j]
+    for run in range(runs):
+        weight = math.log(n.measures[i, 1] / (4 * runs * n.odds[i, run]))
+        log_weights[size + 4 * run : size + 4 * run + 4] = weight
+    end = size + 4 * runs
+    rows[end:], logits[end:], log_weights[end:] = -1, -np.inf, -np.inf

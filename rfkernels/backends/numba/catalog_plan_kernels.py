@@ -1,0 +1,164 @@
+"""Kernels of a catalog's plans, of float64: guesses of weights, sorting, drawing; called by address, as all kernels.
+
+Arrays of groups are padded to whole vectors: groups that do not exist hold no items and have bucket BUCKETS - 1.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from llvmlite import ir
+
+from rfkernels.backends.numba.emitter import INT, Emitter
+from rfkernels.backends.numba.jit import Code, Machine, compile_module
+from rfkernels.catalog.plan import BUCKETS, FRACTION
+
+_I32 = ir.IntType(32)
+_GOLDEN, _FACTORS = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+
+
+@cache
+def plan_kernels(machine: Machine) -> Code:
+    """Compile ``guess``, ``buckets``, ``rest``, ``offsets`` and ``draw``."""
+    module = ir.Module(name="rfkernels_catalog_plans")
+    for emit, parameters in (
+        (_guess, "logits cell deviation sizes count numbers weight mass noise second"),
+        (_buckets, "second count out"),
+        (_rest, "bucket count first mass noise sums candidates"),
+        (_offsets, "sizes count state out"),
+        (_draw, "mass count state runs rate out"),
+    ):
+        emit(Emitter(module, emit.__name__[1:], parameters, 64, machine.lanes(64)))
+    return compile_module(module, machine.width, keep=True)
+
+
+def _integers(e: Emitter, value: int) -> Any:
+    return ir.Constant(e.math.integer, [value] * e.lanes)
+
+
+def _splat(e: Emitter, value: Any) -> Any:
+    """Return a 64-bit integer in every lane."""
+    single = e.builder.insert_element(ir.Constant(e.math.integer, ir.Undefined), value, _I32(0))
+    return e.builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(_I32, e.lanes), [0] * e.lanes))
+
+
+def _places(e: Emitter, first: Any) -> Any:
+    """Return first, first + 1, ... as 64-bit integers."""
+    return e.builder.add(_splat(e, first), ir.Constant(e.math.integer, list(range(e.lanes))))
+
+
+def _mixed(e: Emitter, z: Any) -> Any:
+    b = e.builder
+    for shift, factor in _FACTORS:
+        z = b.mul(b.xor(z, b.lshr(z, _integers(e, shift))), _integers(e, factor))
+    return b.xor(z, b.lshr(z, _integers(e, 31)))
+
+
+def _uniform(e: Emitter, state: Any, places: Any) -> Any:
+    """Return numbers in [0, 1) of a stream: those of splitmix64."""
+    b = e.builder
+    z = _mixed(e, b.add(state, b.mul(_integers(e, _GOLDEN), b.add(places, _integers(e, 1)))))
+    return e.math.mul(b.sitofp(b.lshr(z, _integers(e, 11)), e.math.vector), e.math.constant(2.0**-53))
+
+
+def _store_numbers(e: Emitter, x: Any, base: Any, index: Any) -> None:
+    """Store integers as 32 bits."""
+    e.store_vector(e.builder.trunc(x, ir.VectorType(_I32, e.lanes)), base, index)
+
+
+def _guess(e: Emitter) -> None:
+    """Of each group: mean weight of an item, sum of weights, that times relative variance, second moment of an item.
+
+    `numbers` are what weights are relative to, the deviation of logits where the spread is 1, the edge, the floor, and
+    then, written, the largest second moment.
+    """
+    logits, cell, deviation, sizes, count, numbers, weight, mass, noise, second = e.arguments
+    m, b = e.math, e.builder
+    top, scale, edge, floor = (m.splat(e.load(numbers, e.integer(i))) for i in range(4))
+    half, most = m.constant(0.5), e.variable(m.constant(0.0))
+    with e.loop(0, count, e.lanes) as i:
+        logit = m.constant(0.0)
+        for lane in range(e.lanes):
+            own = b.zext(e.load(cell, e.add(i, lane), _I32), INT)
+            logit = b.insert_element(logit, e.load(logits, own), _I32(lane))
+        own = m.mul(scale, e.load_vector(deviation, i))
+        twice = m.add(own, own)
+        low, high = m.minimum(own, edge), m.minimum(twice, edge)
+        mean = m.mul(low, m.sub(own, m.mul(half, low)))
+        apart = m.sub(m.mul(high, m.sub(twice, m.mul(half, high))), m.add(mean, mean))
+        variance = m.add(m.sub(m.exp(apart), m.add(apart, m.constant(1.0))), floor)
+        own = m.exp(m.sub(m.add(logit, mean), top))
+        size = e.load_vector(sizes, i)
+        total, square = m.mul(own, size), m.mul(m.mul(own, own), variance)
+        square = m.where(m.gt(size, m.constant(0.0)), square, m.constant(0.0))
+        most.set(m.maximum(most.get(), square))
+        for x, out in ((own, weight), (total, mass), (m.mul(total, variance), noise), (square, second)):
+            e.store_vector(x, out, i)
+    e.store(m.reduce_max(most.get()), numbers, e.integer(4))
+    e.finish()
+
+
+def _buckets(e: Emitter) -> None:
+    """Write in what bucket each second moment lies; the largest of them is the number behind the last."""
+    second, count, out = e.arguments
+    b, last = e.builder, _integers(e, BUCKETS - 1)
+    best = _splat(e, e.load(second, count, INT))
+    with e.loop(0, count, e.lanes) as i:
+        own = b.lshr(b.sub(best, e.load_vector(second, i, INT)), _integers(e, FRACTION))
+        _store_numbers(e, b.select(b.icmp_unsigned("<", own, last), own, last), out, i)
+    e.finish()
+
+
+def _rest(e: Emitter) -> None:
+    """Sum up groups from a bucket on; list the others and return how many these are."""
+    bucket, count, first, mass, noise, sums, candidates = e.arguments
+    b, m = e.builder, e.math
+    bound, zero = e.splat_number(first), m.constant(0.0)
+    masses, noises, listed = e.variable(zero), e.variable(zero), e.variable(e.integer(0))
+    with e.loop(0, count, e.lanes) as i:
+        early = b.icmp_signed("<", e.load_vector(bucket, i, _I32), bound)
+        for total, x in ((masses, mass), (noises, noise)):
+            total.set(m.add(total.get(), b.select(early, zero, e.load_vector(x, i))))
+        some = b.icmp_unsigned("!=", b.bitcast(early, ir.IntType(e.lanes)), ir.IntType(e.lanes)(0))
+        with e.loop(i, b.select(some, e.add(i, e.lanes), i)) as j:
+            e.store(b.trunc(j, _I32), candidates, listed.get())
+            own = b.icmp_signed("<", e.load(bucket, j, _I32), b.trunc(first, _I32))
+            listed.set(b.add(listed.get(), b.zext(own, INT)))
+    for j, total in enumerate((masses, noises)):
+        e.store(m.reduce_add(total.get()), sums, e.integer(j))
+    e.finish(listed.get())
+
+
+def _offsets(e: Emitter) -> None:
+    """Write the item of each group that runs begin with."""
+    sizes, count, state, out = e.arguments
+    m, b = e.math, e.builder
+    given = _splat(e, state)
+    with e.loop(0, count, e.lanes) as i:
+        size = e.load_vector(sizes, i)
+        place = m.minimum(m.mul(_uniform(e, given, _places(e, i)), size), m.sub(size, m.constant(1.0)))
+        _store_numbers(e, b.fptosi(place, e.math.integer), out, i)
+    e.finish()
+
+
+def _draw(e: Emitter) -> None:
+    """Write how many runs begin before the end of each group, where groups are as long as their mass times the rate."""
+    mass, count, state, runs, rate, out = e.arguments
+    m, b = e.math, e.builder
+    given, most, scale = _splat(e, state), _splat(e, runs), m.splat(e.load(rate, e.integer(0)))
+    lane, carry, zero = ir.VectorType(_I32, e.lanes), e.variable(m.constant(0.0)), m.constant(0.0)
+    with e.loop(0, count, e.lanes) as i:
+        ends, step = e.load_vector(mass, i), 1
+        while step < e.lanes:
+            order = [e.lanes + j if j < step else j - step for j in range(e.lanes)]
+            ends = m.add(ends, b.shuffle_vector(ends, zero, ir.Constant(lane, order)))
+            step *= 2
+        ends = m.add(ends, carry.get())
+        carry.set(b.shuffle_vector(ends, ends, ir.Constant(lane, [e.lanes - 1] * e.lanes)))
+        ends = m.mul(ends, scale)
+        near = b.fptosi(ends, m.integer)
+        within = m.lt(_uniform(e, given, near), m.sub(ends, b.sitofp(near, m.vector)))
+        number = b.add(near, b.zext(within, m.integer))
+        _store_numbers(e, b.select(b.icmp_signed("<", number, most), number, most), out, i)
+    e.finish()
