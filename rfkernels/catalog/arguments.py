@@ -76,6 +76,15 @@ def check_count(name: str, count: Any, least: int, most: int) -> None:
         raise ValueError(f"{name} must be an integer from {least} to {most}, got {count!r}")
 
 
+def check_fit(found: Any, table: Table) -> None:
+    """Require that no number of a query is NaN: then a dot product was too large for the items' dtype."""
+    bad = np.flatnonzero(np.isnan(found).reshape(len(found), -1).any(1))
+    if len(bad):
+        raise ValueError(
+            f"queries must have dot products with items that fit {table.rows.dtype}; query {bad[0]} has not"
+        )
+
+
 def check_filled(table: Table) -> None:
     """Require at least one item."""
     if not len(table.count):

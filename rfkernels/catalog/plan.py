@@ -15,11 +15,11 @@ RUN = 4
 """Items of a draw: neighbours in a group, whose order is random, so that memory is read in runs."""
 
 SHARED = 32
-"""Queries, neighbours in a batch, whose runs begin at the same places of groups: one finds in cache what others read."""
+"""Queries, neighbours in a batch, whose runs begin at the same places: one finds in cache what others have read."""
 
 FEWEST_RUNS = 32
 BUCKETS, FRACTION = 256, 50
-"""Groups are sorted by quarters of octaves: all but the first two bits behind the leading one of a number are dropped."""
+"""Groups are sorted by quarters of octaves: of a number all bits but two behind the leading one are dropped."""
 
 TRUSTED = 0.25
 """The predicted relative error of far groups up to which the control variate is used: beyond, guesses are poor."""

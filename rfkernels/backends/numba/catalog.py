@@ -10,7 +10,7 @@ import numpy as np
 
 from rfkernels.backends.numba import catalog_sums, threads
 from rfkernels.backends.numba.catalog_exact import exact
-from rfkernels.backends.numba.catalog_layout import groups, memory, rules
+from rfkernels.backends.numba.catalog_layout import groups, lists, rules, scratch
 from rfkernels.catalog.plan import SHARED
 from rfkernels.catalog.records import Estimate, Evaluated, Table
 
@@ -50,7 +50,7 @@ def _run(step: Callable[..., int], table: Table, queries: Any, budget: int, seed
 
     def task(first: int) -> int:
         part = slice(first, min(first + share, len(own)))
-        s, n = memory(g, r, block, own.dtype)
+        s, n = scratch(g, own.dtype), lists(g, r, block, own.dtype)
         return step(r, g, s, n, wide[part], own[part], first, out(part))
 
     tasks = [partial(task, first) for first in range(0, len(own), share)]

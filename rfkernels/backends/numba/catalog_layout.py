@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER, dot_kernel, weight_kernels
 from rfkernels.backends.numba.catalog_plan_kernels import plan_kernels
-from rfkernels.backends.numba.jit import machine
+from rfkernels.backends.numba.jit import Machine, machine
 from rfkernels.catalog import estimates, plan
 from rfkernels.catalog.records import Table
 
@@ -31,6 +33,7 @@ class Rules(NamedTuple):
     wide_dots: int
     largest: int
     exponentials: int
+    sum: int
     guess: int
     buckets: int
     rest: int
@@ -66,6 +69,7 @@ class Groups(NamedTuple):
     means: Any
     every: Any
     items: int
+    edge: float
 
 
 class Scratch(NamedTuple):
@@ -84,7 +88,6 @@ class Scratch(NamedTuple):
     cells: Any
     items: Any
     numbers: Any
-    x: Any
     top: Any
 
 
@@ -93,11 +96,12 @@ class Lists(NamedTuple):
 
     `places` are rows: those of opened groups, up to a multiple of 4, then those of runs, then zeros. `marks` tell where
     the runs of each stretch of groups begin. `slopes` are of cells, `draw` has the group and `odds` the weight of an
-    item of each run. `products` are logits, one for each place.
+    item of each run. `products` are logits, one for each place, and `x` has room for as many of one query.
     """
 
     places: Any
     products: Any
+    x: Any
     marks: Any
     cells: Any
     opened: Any
@@ -124,6 +128,7 @@ def groups(table: Table) -> Groups:
 
 
 def _groups(table: Table) -> Groups:
+    items = int(table.count.sum(dtype=np.int64))
     dim, cells = table.rows.shape[1], len(table.means)
     deviation, reach = np.sqrt(table.spread, dtype=np.float64), np.zeros(cells)
     np.maximum.at(reach, table.cell, deviation)
@@ -137,7 +142,8 @@ def _groups(table: Table) -> Groups:
         reach,
         np.concatenate([table.means, table.shape], dtype=np.float64),
         np.arange(cells + dim + TOGETHER * (AHEAD + 2), dtype=np.int32) % (cells + dim),
-        int(table.count.sum(dtype=np.int64)),
+        items,
+        math.sqrt(2 * math.log(max(items, 1))),
     )
 
 
@@ -149,18 +155,10 @@ def _padded(x: Any, dtype: Any = np.float64) -> Any:
 
 def rules(table: Table, g: Groups, budget: int, seed: int) -> tuple[Rules, Any]:
     """Return the rules of a call, and the code that these know by address."""
-    m, dim, bits = machine(), table.rows.shape[1], 8 * table.rows.dtype.itemsize
-    code = dots, wide, weights, plans = (
-        *(dot_kernel(m, own, dim) for own in (bits, 64)),
-        weight_kernels(m, bits),
-        plan_kernels(m),
-    )
-    row = table.rows.strides[0]
+    m, bits, row = machine(), 8 * table.rows.dtype.itemsize, table.rows.strides[0]
+    code, addresses = _addresses(m, bits, table.rows.shape[1])
     made = Rules(
-        *(dots.addresses[name] for name in ("dots", "near_dots", "fetch")),
-        wide.addresses["near_dots"],
-        *(weights.addresses[name] for name in ("largest", "exponentials")),
-        *(plans.addresses[name] for name in ("guess", "buckets", "rest", "offsets", "draw")),
+        *addresses,
         rows=table.rows.ctypes.data,
         row_stride=row,
         budget=budget,
@@ -171,25 +169,45 @@ def rules(table: Table, g: Groups, budget: int, seed: int) -> tuple[Rules, Any]:
         fewest_runs=plan.FEWEST_RUNS,
         trusted=plan.TRUSTED,
         heavy=estimates.HEAVY,
-        edge=math.sqrt(2 * math.log(max(g.items, 1))),
+        edge=g.edge,
         floor=plan._FLOOR,
     )
     return made, code
 
 
-def memory(g: Groups, r: Rules, block: int, dtype: Any) -> tuple[Scratch, Lists]:
-    """Return memory for a thread and a block of queries: what this thread used last, if that is as large."""
-    key = (len(g.start), len(g.means), len(g.held), r.budget, r.stretch, block, dtype)
-    known = getattr(_local, "memory", None)
+@cache
+def _addresses(m: Machine, bits: int, dim: int) -> tuple[Any, tuple[int, ...]]:
+    code = dot_kernel(m, bits, dim), dot_kernel(m, 64, dim), weight_kernels(m, bits), plan_kernels(m)
+    names = (
+        ("dots", "near_dots", "fetch"),
+        ("near_dots",),
+        ("largest", "exponentials", "sum"),
+        ("guess", "buckets", "rest", "offsets", "draw"),
+    )
+    return code, tuple(part.addresses[name] for part, own in zip(code, names, strict=True) for name in own)
+
+
+def scratch(g: Groups, dtype: Any) -> Scratch:
+    """Return memory for a thread: what it used last, if that fits."""
+    return cast(Scratch, _kept("scratch", (len(g.start), len(g.held), dtype), lambda: _scratch(g, dtype)))
+
+
+def lists(g: Groups, r: Rules, block: int, dtype: Any) -> Lists:
+    """Return memory for a block of queries: what this thread used last, if that fits."""
+    key = len(g.start), len(g.held), len(g.means), r.budget, r.stretch, block, dtype
+    return cast(Lists, _kept("lists", key, lambda: _lists(g, r, block, dtype)))
+
+
+def _kept(name: str, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    known = getattr(_local, name, None)
     if known is not None and known[0] == key:
-        return known[1], known[2]
-    made = _scratch(g, r, dtype), _lists(g, r, block, dtype)
-    size = sum(x.nbytes for part in made for x in part)
-    _local.memory = (key, *made) if size <= _KEPT else None
+        return known[1]
+    made = make()
+    setattr(_local, name, (key, made) if sum(x.nbytes for x in made) <= _KEPT else None)
     return made
 
 
-def _scratch(g: Groups, r: Rules, dtype: Any) -> Scratch:
+def _scratch(g: Groups, dtype: Any) -> Scratch:
     padded, cells = len(g.size), len(g.held)
     weight, mass, noise, second = np.zeros((4, padded + 8))
     bucket, ends, offset, candidates = np.zeros((4, padded + 8), np.int32)
@@ -200,8 +218,7 @@ def _scratch(g: Groups, r: Rules, dtype: Any) -> Scratch:
         cells=np.empty((4, cells)),
         items=np.empty(cells),
         numbers=np.empty(8),
-        x=np.empty(r.budget + 32, dtype),
-        top=np.empty(1, dtype),
+        top=np.empty(2, dtype),
     )
 
 
@@ -210,6 +227,7 @@ def _lists(g: Groups, r: Rules, block: int, dtype: Any) -> Lists:
     return Lists(
         places=np.empty((block, r.budget + r.ahead + 8), np.int32),
         products=np.empty((block, r.budget + 32), dtype),
+        x=np.empty(r.budget + 32, dtype),
         marks=np.empty((block, stretches + 1), np.int32),
         cells=np.empty((block, len(g.means) + 8)),
         opened=np.empty((block, len(g.start)), np.uint32),

@@ -29,7 +29,7 @@ def _state(seed: Any, stream: int) -> Any:
 
 
 @jit
-def _logits(r: Rules, g: Groups, query: Any, out: Any) -> float:
+def deviation(r: Rules, g: Groups, query: Any, out: Any) -> float:
     """Write dot products with the means of cells; return the deviation of logits about them where the spread is 1."""
     dim, cells = len(query), len(g.held)
     place, row = g.every.ctypes.data, query.ctypes.data
@@ -42,20 +42,23 @@ def _logits(r: Rules, g: Groups, query: Any, out: Any) -> float:
 
 
 @jit
-def _guess(r: Rules, g: Groups, s: Scratch, logits: Any, scale: float) -> float:
-    """Fill the arrays of groups; return the largest log mean weight."""
+def log_mean(r: Rules, deviation: float) -> float:
+    """Return the log of the mean of exp over normal numbers."""
+    low = deviation if deviation < r.edge else r.edge
+    return low * (deviation - low / 2)
+
+
+@jit
+def weigh(r: Rules, g: Groups, s: Scratch, logits: Any, scale: float) -> float:
+    """Fill the arrays of groups relative to the largest mean weight, whose log is returned."""
     top = -np.inf
     for c in range(len(g.held)):
         if g.held[c] > 0:
-            own = scale * g.reach[c]
-            low = own if own < r.edge else r.edge
-            top = max(top, logits[c] + low * (own - low / 2))
+            top = max(top, logits[c] + log_mean(r, scale * g.reach[c]))
     s.numbers[0], s.numbers[1], s.numbers[2], s.numbers[3] = top, scale, r.edge, r.floor
     given = (logits.ctypes.data, g.cell.ctypes.data, g.deviation.ctypes.data, g.size.ctypes.data, len(g.size))
     out = (s.weight.ctypes.data, s.mass.ctypes.data, s.noise.ctypes.data, s.second.ctypes.data)
     call(r.guess, (*given, s.numbers.ctypes.data, *out))
-    s.second[len(g.size)] = s.numbers[4]
-    call(r.buckets, (s.second.ctypes.data, len(g.size), s.bucket.ctypes.data))
     return top
 
 
@@ -67,6 +70,8 @@ def _share(r: Rules, g: Groups, s: Scratch, budget: int) -> tuple[int, int, floa
     """
     sizes, buckets = s.sizes, s.sizes.shape[1]
     sizes[:] = 0
+    s.second[len(g.size)] = s.numbers[4]
+    call(r.buckets, (s.second.ctypes.data, len(g.size), s.bucket.ctypes.data))
     for i in range(len(g.start)):
         sizes[i & 3, np.uint32(s.bucket[i])] += g.count[i]
     taken, last = 0, 0
@@ -172,17 +177,14 @@ def _renew(r: Rules, g: Groups, s: Scratch, logits: Any, scale: float, chosen: i
     """Take weights of far groups relative to the largest of their own; return that, their sum and that of noises."""
     top, total, noise = -np.inf, 0.0, 0.0
     for j in range(len(g.start)):
-        own = scale * g.deviation[j]
-        low = min(own, r.edge)
-        s.weight[j] = logits[g.cell[j]] + low * (own - low / 2)
+        s.weight[j] = logits[g.cell[j]] + log_mean(r, scale * g.deviation[j])
         if s.bucket[j] >= chosen:
             top = max(top, s.weight[j])
     for j in range(len(g.start)):
         s.weight[j] = math.exp(s.weight[j] - top)
         if s.bucket[j] >= chosen:
             own = scale * g.deviation[j]
-            low, high = min(own, r.edge), min(2 * own, r.edge)
-            apart = high * (2 * own - high / 2) - 2 * low * (own - low / 2)
+            apart = log_mean(r, 2 * own) - 2 * log_mean(r, own)
             s.mass[j] = g.size[j] * s.weight[j]
             total += s.mass[j]
             noise += s.mass[j] * (math.expm1(apart) - apart + r.floor)
@@ -192,8 +194,8 @@ def _renew(r: Rules, g: Groups, s: Scratch, logits: Any, scale: float, chosen: i
 @jit
 def _choose(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, query: Any, number: int) -> None:
     budget = r.budget - len(g.held) - len(query)
-    scale = _logits(r, g, query, n.cells[i])
-    top = _guess(r, g, s, n.cells[i], scale)
+    scale = deviation(r, g, query, n.cells[i])
+    top = weigh(r, g, s, n.cells[i], scale)
     if budget >= g.items:
         chosen, runs, total, noise, listed = s.sizes.shape[1], 0, 0.0, 0.0, len(g.start)
         s.candidates[:listed] = np.arange(listed)

@@ -11,7 +11,6 @@ from rfkernels.backends.numba.catalog_layout import Groups, Lists, Rules, Scratc
 from rfkernels.backends.numba.catalog_plans import choose
 from rfkernels.backends.numba.schedule import call, jit
 
-
 _TOGETHER = 6
 """Queries from which on most of what one reads is what others have read or will read."""
 
@@ -61,14 +60,14 @@ def _known(g: Groups, n: Lists, i: int, products: Any) -> float:
 
 
 @jit
-def _exponentials(r: Rules, s: Scratch, products: Any, size: int, end: int, least: float) -> float:
+def _exponentials(r: Rules, s: Scratch, x: Any, products: Any, size: int, end: int, least: float) -> float:
     """Write exponentials relative to the largest product, or to `least` where that is more, which is returned."""
     padded = (end + 15) & ~15
     products[size : (size + 3) & ~3] = -np.inf
     products[end:padded] = -np.inf
     call(r.largest, (products.ctypes.data, padded, s.top.ctypes.data))
     s.top[0] = max(s.top[0], least)
-    call(r.exponentials, (products.ctypes.data, padded, s.top.ctypes.data, s.x.ctypes.data))
+    call(r.exponentials, (products.ctypes.data, padded, s.top.ctypes.data, x.ctypes.data))
     return float(s.top[0])
 
 
@@ -77,8 +76,8 @@ def _total(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, products: Any, ste
     """Return what sums are relative to, the sum of all, and that of squared differences of successive runs."""
     size, _, runs, _ = n.sizes[i]
     guessed, total, _ = n.measures[i]
-    first, x = (size + 3) & ~3, s.x
-    top = _exponentials(r, s, products, size, first + 4 * runs, guessed if steady else -np.inf)
+    first, x = (size + 3) & ~3, n.x
+    top = _exponentials(r, s, x, products, size, first + 4 * runs, guessed if steady else -np.inf)
     z = even = apart = 0.0
     for j in range(0, first, 4):
         z += (x[j] + x[j + 1]) + (x[j + 2] + x[j + 3])
