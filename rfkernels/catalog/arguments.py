@@ -23,9 +23,12 @@ def check_queries(queries: Any, table: Table) -> Any:
     dim, dtype = table.means.shape[1], table.rows.dtype
     if queries.ndim > 2 or queries.shape[-1] != dim:
         raise ValueError(f"queries must have shape (queries, {dim}) or ({dim},), got {queries.shape}")
-    given = np.atleast_2d(np.asarray(queries))
-    with np.errstate(over="ignore"):
-        index = first_nonfinite(given.astype(dtype))
+    given = np.asarray(queries).reshape(-1, dim)
+    if given.dtype == dtype:
+        index = first_nonfinite(given)
+    else:
+        with np.errstate(over="ignore"):
+            index = first_nonfinite(given.astype(dtype))
     if index is not None:
         value = float(given[index])
         raise ValueError(f"queries must be finite in the items' dtype, {dtype}, but queries{list(index)} is {value}")
