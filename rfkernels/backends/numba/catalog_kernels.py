@@ -22,14 +22,19 @@ AHEAD = 16
 """How many fours of rows are fetched before they are needed."""
 
 _LINE, _UNROLLED = 64, 16
+
+_HELD = 16
+"""Registers that may hold rows."""
+
 _I32 = ir.IntType(32)
 
 
 @cache
 def dot_kernel(machine: Machine, bits: int, dim: int) -> Code:
-    """Compile ``dots`` and ``near_dots`` for rows of `dim` elements: out[i] = query · rows[places[i]]; and ``fetch``.
+    """Compile kernels for rows of `dim` elements.
 
-    ``near_dots`` is for rows that are in a cache; ``fetch`` asks for the runs that groups begin with.
+    ``dots`` and ``near_dots``, for rows that are in a cache: out[i] = query · rows[places[i]]. ``run_dots``: a run of
+    four rows for all queries of a mask. ``fetch`` asks for the runs that groups begin with.
     """
     module = ir.Module(name=f"rfkernels_catalog_dots_{bits}")
 
@@ -38,6 +43,7 @@ def dot_kernel(machine: Machine, bits: int, dim: int) -> Code:
 
     _dots(emitter("dots", "rows row_stride places count query out"), dim, AHEAD)
     _dots(emitter("near_dots", "rows row_stride places count query out"), dim, 0)
+    _run_dots(emitter("run_dots", "rows row_stride places mask queries query_row out draw next"), dim)
     _fetch_runs(emitter("fetch", "rows row_stride start offset first last"), dim)
     return compile_module(module, machine.width, keep=True)
 
@@ -90,20 +96,67 @@ def _row(e: Emitter, rows: Any, stride: Any, places: Any, index: Any) -> Any:
 
 def _dots(e: Emitter, dim: int, ahead: int) -> None:
     rows, stride, places, count, query, out = e.arguments
-    whole = dim // e.lanes * e.lanes
-    mask = ir.Constant(ir.VectorType(ir.IntType(1), e.lanes), [lane < dim - whole for lane in range(e.lanes)])
-    last = _masked(e, query, e.integer(whole), mask)
+    tail = _Tail(e, dim)
+    last = tail.load(query)
     with e.loop(0, count, TOGETHER) as i:
         for r in range(TOGETHER if ahead else 0):
             _fetch(e, _row(e, rows, stride, places, e.add(i, ahead * TOGETHER + r)), dim * e.align)
         own = [_row(e, rows, stride, places, e.add(i, r)) for r in range(TOGETHER)]
-        sums = [e.variable(e.math.mul(last, _masked(e, x, e.integer(whole), mask))) for x in own]
-        for k in _steps(e, whole, e.lanes):
-            q = e.load_vector(query, k)
-            for total, x in zip(sums, own, strict=True):
-                total.set(e.math.fma(q, e.load_vector(x, k), total.get()))
-        _store_sums(e, [total.get() for total in sums], out, i)
+        _store_sums(e, _sums(e, tail, query, last, own), out, i)
     e.finish()
+
+
+def _run_dots(e: Emitter, dim: int) -> None:
+    """Multiply; `out` and `draw` have an address for each query, which move on, and `next` gets what lies there."""
+    rows, stride, places, mask, queries, query_row, out, draw, following = e.arguments
+    b, tail, left = e.builder, _Tail(e, dim), e.variable(mask)
+    own = [_row(e, rows, stride, places, e.integer(r)) for r in range(TOGETHER)]
+    held = [tail.held(x) for x in own] if TOGETHER * -(-dim // e.lanes) <= _HELD else None
+    with e.loop(0, b.ctpop(mask)):
+        i = b.cttz(left.get(), ir.IntType(1)(1))
+        left.set(b.and_(left.get(), b.sub(left.get(), e.integer(1))))
+        query = e.add(queries, e.mul(query_row, i))
+        to, run = e.load(out, i, INT), e.add(e.load(draw, i, INT), 4)
+        _store_sums(e, _sums(e, tail, query, tail.load(query), own, held), to, e.integer(0))
+        e.store(e.add(to, TOGETHER * e.align), out, i)
+        e.store(run, draw, i)
+        e.store(e.load(run, e.integer(0), _I32), following, i)
+    e.finish()
+
+
+class _Tail:
+    """The elements of rows behind the last whole vector."""
+
+    def __init__(self, e: Emitter, dim: int) -> None:
+        self._emitter, self.whole = e, dim // e.lanes * e.lanes
+        kind = ir.VectorType(ir.IntType(1), e.lanes)
+        self._mask = ir.Constant(kind, [lane < dim - self.whole for lane in range(e.lanes)])
+
+    def load(self, row: Any) -> Any:
+        """Load them, and zeros beside."""
+        return _masked(self._emitter, row, self._emitter.integer(self.whole), self._mask)
+
+    def held(self, row: Any) -> list[Any]:
+        """Load a row: its whole vectors, then its tail."""
+        e = self._emitter
+        return [*(e.load_vector(row, e.integer(k)) for k in range(0, self.whole, e.lanes)), self.load(row)]
+
+
+def _sums(e: Emitter, tail: _Tail, query: Any, last: Any, own: list[Any], held: list[Any] | None = None) -> list[Any]:
+    """Return vectors whose elements sum to the products of a query with rows, which may be held in registers."""
+    m = e.math
+    if held is not None:
+        sums = [m.mul(last, x[-1]) for x in held]
+        for j, k in enumerate(range(0, tail.whole, e.lanes)):
+            q = e.load_vector(query, e.integer(k))
+            sums = [m.fma(q, x[j], total) for total, x in zip(sums, held, strict=True)]
+        return sums
+    totals = [e.variable(m.mul(last, tail.load(x))) for x in own]
+    for k in _steps(e, tail.whole, e.lanes):
+        q = e.load_vector(query, k)
+        for total, x in zip(totals, own, strict=True):
+            total.set(m.fma(q, e.load_vector(x, k), total.get()))
+    return [total.get() for total in totals]
 
 
 def _store_sums(e: Emitter, vectors: list[Any], out: Any, index: Any) -> None:

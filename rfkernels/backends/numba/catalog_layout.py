@@ -17,9 +17,6 @@ from rfkernels.backends.numba.jit import Machine, machine
 from rfkernels.catalog import estimates, plan
 from rfkernels.catalog.records import Table
 
-_STRETCH_BYTES = 1 << 16
-"""Of the runs that all queries of a block take in before they go on: next to what else they use, a part of a cache."""
-
 _KEPT = 1 << 23
 """Bytes of working memory that a thread keeps between calls, at most."""
 
@@ -28,7 +25,7 @@ class Rules(NamedTuple):
     """Addresses of kernels, sizes, and the numbers of the specification."""
 
     dots: int
-    near_dots: int
+    run_dots: int
     fetch: int
     wide_dots: int
     largest: int
@@ -39,11 +36,11 @@ class Rules(NamedTuple):
     rest: int
     offsets: int
     draw: int
+    equal: int
     rows: int
     row_stride: int
     budget: int
     ahead: int
-    stretch: int
     shared: int
     seed: Any
     fewest_runs: int
@@ -89,20 +86,21 @@ class Scratch(NamedTuple):
     items: Any
     numbers: Any
     top: Any
+    queues: Any
+    following: Any
+    places: Any
 
 
 class Lists(NamedTuple):
     """What the queries of a block take: arrays whose first axis is the query.
 
-    `places` are rows: those of opened groups, up to a multiple of 4, then those of runs, then zeros. `marks` tell where
-    the runs of each stretch of groups begin. `slopes` are of cells, `draw` has the group and `odds` the weight of an
-    item of each run. `products` are logits, one for each place, and `x` has room for as many of one query.
+    `places` are rows: those of opened groups, up to a multiple of 4, then those of runs, then zeros. `slopes` are of
+    cells, `draw` has the group of each run, and then a number that is no group's, and `odds` the weight of its items. `products` are logits, one for each place, and `x` has room for as many of one query.
     """
 
     places: Any
     products: Any
     x: Any
-    marks: Any
     cells: Any
     opened: Any
     draw: Any
@@ -163,7 +161,6 @@ def rules(table: Table, g: Groups, budget: int, seed: int) -> tuple[Rules, Any]:
         row_stride=row,
         budget=budget,
         ahead=TOGETHER * (AHEAD + 1),
-        stretch=max(1, _STRETCH_BYTES // (plan.RUN * row)),
         shared=plan.SHARED,
         seed=np.uint64(seed),
         fewest_runs=plan.FEWEST_RUNS,
@@ -179,10 +176,10 @@ def rules(table: Table, g: Groups, budget: int, seed: int) -> tuple[Rules, Any]:
 def _addresses(m: Machine, bits: int, dim: int) -> tuple[Any, tuple[int, ...]]:
     code = dot_kernel(m, bits, dim), dot_kernel(m, 64, dim), weight_kernels(m, bits), plan_kernels(m)
     names = (
-        ("dots", "near_dots", "fetch"),
+        ("dots", "run_dots", "fetch"),
         ("near_dots",),
         ("largest", "exponentials", "sum"),
-        ("guess", "buckets", "rest", "offsets", "draw"),
+        ("guess", "buckets", "rest", "offsets", "draw", "equal"),
     )
     return code, tuple(part.addresses[name] for part, own in zip(code, names, strict=True) for name in own)
 
@@ -194,7 +191,7 @@ def scratch(g: Groups, dtype: Any) -> Scratch:
 
 def lists(g: Groups, r: Rules, block: int, dtype: Any) -> Lists:
     """Return memory for a block of queries: what this thread used last, if that fits."""
-    key = len(g.start), len(g.held), len(g.means), r.budget, r.stretch, block, dtype
+    key = len(g.start), len(g.held), len(g.means), r.budget, block, dtype
     return cast(Lists, _kept("lists", key, lambda: _lists(g, r, block, dtype)))
 
 
@@ -219,16 +216,18 @@ def _scratch(g: Groups, dtype: Any) -> Scratch:
         items=np.empty(cells),
         numbers=np.empty(8),
         top=np.empty(2, dtype),
+        queues=np.empty((2, plan.SHARED), np.int64),
+        following=np.empty(plan.SHARED, np.int32),
+        places=np.empty(plan.RUN, np.int32),
     )
 
 
 def _lists(g: Groups, r: Rules, block: int, dtype: Any) -> Lists:
-    stretches, runs = -(-len(g.start) // r.stretch), r.budget // 4 + 4
+    runs = r.budget // 4 + 4
     return Lists(
         places=np.empty((block, r.budget + r.ahead + 8), np.int32),
         products=np.empty((block, r.budget + 32), dtype),
         x=np.empty(r.budget + 32, dtype),
-        marks=np.empty((block, stretches + 1), np.int32),
         cells=np.empty((block, len(g.means) + 8)),
         opened=np.empty((block, len(g.start)), np.uint32),
         draw=np.empty((block, runs), np.uint32),

@@ -12,7 +12,7 @@ from llvmlite import ir
 
 from rfkernels.backends.numba.emitter import INT, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
-from rfkernels.catalog.plan import BUCKETS, FRACTION
+from rfkernels.catalog.plan import BUCKETS, FRACTION, SHARED
 
 _I32 = ir.IntType(32)
 _GOLDEN, _FACTORS = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
@@ -20,7 +20,7 @@ _GOLDEN, _FACTORS = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049
 
 @cache
 def plan_kernels(machine: Machine) -> Code:
-    """Compile ``guess``, ``buckets``, ``rest``, ``offsets`` and ``draw``."""
+    """Compile ``guess``, ``buckets``, ``rest``, ``offsets``, ``draw`` and ``equal``."""
     module = ir.Module(name="rfkernels_catalog_plans")
     for emit, parameters in (
         (_guess, "logits cell deviation sizes count numbers weight mass noise second"),
@@ -30,6 +30,7 @@ def plan_kernels(machine: Machine) -> Code:
         (_draw, "mass count state runs rate out"),
     ):
         emit(Emitter(module, emit.__name__[1:], parameters, 64, machine.lanes(64)))
+    _equal(Emitter(module, "equal", "numbers number", 32, machine.lanes(32)))
     return compile_module(module, machine.width, keep=True)
 
 
@@ -162,3 +163,13 @@ def _draw(e: Emitter) -> None:
         number = b.add(near, b.zext(within, m.integer))
         _store_numbers(e, b.select(b.icmp_signed("<", number, most), number, most), out, i)
     e.finish()
+
+
+def _equal(e: Emitter) -> None:
+    """Return a mask of those of SHARED numbers that are equal to another."""
+    numbers, number = e.arguments
+    b, wanted, mask = e.builder, e.splat_number(number), e.integer(0)
+    for i in range(0, SHARED, e.lanes):
+        same = b.icmp_signed("==", e.load_vector(numbers, e.integer(i), _I32), wanted)
+        mask = b.or_(mask, b.shl(b.zext(b.bitcast(same, ir.IntType(e.lanes)), INT), e.integer(i)))
+    e.finish(mask)

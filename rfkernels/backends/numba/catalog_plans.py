@@ -13,7 +13,8 @@ from rfkernels.backends.numba.schedule import call, jit
 _TINY = 1e-100
 """The sum of far weights from which on they are taken relative to their own largest, as some may be 0 otherwise."""
 
-_ONE, _FOUR = np.uint64(1), np.uint64(4)  # indices without a sign need no look at whether they count from the end
+_NONE = np.uint32(0xFFFFFFFF)
+"""The number of no group."""
 
 
 @jit
@@ -143,33 +144,37 @@ def _draw(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, runs: int, number: 
             last -= 1
         ends[last:groups] = runs
     draw[: runs + 1] = 0
-    before, first = np.uint64(0), (n.sizes[i, 0] + 3) & ~3
-    for stretch in range(n.marks.shape[1] - 1):
-        n.marks[i, stretch] = first + 4 * np.int64(before)
-        for j in range(stretch * r.stretch, min((stretch + 1) * r.stretch, groups)):
-            draw[before] = j  # a later group with as many runs before it takes the place over
-            before = max(before, np.uint64(ends[j]))
-    n.marks[i, -1] = first + 4 * runs
+    before = np.uint64(0)
+    for j in range(groups):
+        draw[before] = j  # a later group with as many runs before it takes the place over
+        before = max(before, np.uint64(ends[j]))
+    own, odds = draw[0], n.odds[i]
+    for run in range(runs):
+        own = max(own, draw[run])
+        draw[run], odds[run] = own, s.weight[own]
 
 
 @jit
-def _list(g: Groups, s: Scratch, n: Lists, i: int, runs: int) -> None:
-    """List the rows of runs: those of a group follow each other around it."""
-    places, draw, odds = n.places[i], n.draw[i], n.odds[i]
-    own, at, turn = draw[0], np.uint64((n.sizes[i, 0] + 3) & ~3), 0
+def place(g: Groups, s: Scratch, group: int, turn: int, places: Any) -> None:
+    """Write the rows of a run of a group; its runs follow each other around it."""
+    count, start = g.count[group], g.start[group]
+    offset = s.offset[group] + 4 * turn
+    if offset >= count:
+        offset %= count
+    for k in range(4):
+        places[k] = start + offset
+        offset = offset + 1 if offset + 1 < count else 0
+
+
+@jit
+def list_rows(r: Rules, g: Groups, s: Scratch, n: Lists, i: int) -> None:
+    """List the rows of the runs of a query."""
+    first, runs, turn, draw = (n.sizes[i, 0] + 3) & ~3, n.sizes[i, 2], 0, n.draw[i]
     for run in range(runs):
-        if draw[run] > own:
-            own, turn = draw[run], 0
-        count, start = g.count[own], g.start[own]
-        offset = s.offset[own] + 4 * turn
-        if offset >= count:
-            offset %= count
-        draw[run], odds[run] = own, s.weight[own]
-        turn += 1
-        for _ in range(4):
-            places[at] = start + offset
-            offset = offset + 1 if offset + 1 < count else 0
-            at += _ONE
+        turn = turn + 1 if run > 0 and draw[run] == draw[run - 1] else 0
+        place(g, s, draw[run], turn, n.places[i, first + 4 * run :])
+    end = first + 4 * runs
+    n.places[i, end : end + r.ahead] = 0
 
 
 @jit
@@ -208,14 +213,13 @@ def _choose(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, query: Any, numbe
     steady = runs > 0 and noise <= r.trusted**2 * total * (4 * runs)
     n.sizes[i] = (size, opened, runs, int(steady))
     n.measures[i] = (top, total, log_error)
-    first = (size + 3) & ~3
-    n.marks[i] = first
     if steady:
         _slopes(g, s, n.slopes[i])
     if runs > 0:
         _draw(r, g, s, n, i, runs, number)
-        _list(g, s, n, i, runs)
-    n.places[i, first + 4 * runs : first + 4 * runs + r.ahead] = 0
+    n.draw[i, runs] = _NONE
+    end = (size + 3) & ~3
+    n.places[i, end : end + r.ahead] = 0
 
 
 @jit

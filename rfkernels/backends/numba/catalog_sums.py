@@ -8,40 +8,51 @@ from typing import Any
 import numpy as np
 
 from rfkernels.backends.numba.catalog_layout import Groups, Lists, Rules, Scratch
-from rfkernels.backends.numba.catalog_plans import choose
+from rfkernels.backends.numba.catalog_plans import choose, list_rows, place
 from rfkernels.backends.numba.schedule import call, jit
 
-_TOGETHER = 6
-"""Queries from which on most of what one reads is what others have read or will read."""
+_TOGETHER = 4
+"""Queries from which on they take runs group by group."""
+
+_AHEAD = 16
+"""Groups whose runs are fetched at a time."""
 
 
 @jit
-def multiply(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any) -> int:
-    """Write dot products of queries with what they take.
+def _multiply(r: Rules, n: Lists, i: int, end: int, query: Any) -> None:
+    """Write dot products of a query with the rows of its list."""
+    if end > 0:
+        row = query.ctypes.data
+        call(r.dots, (r.rows, r.row_stride, n.places[i].ctypes.data, end, row, n.products[i].ctypes.data))
 
-    Queries pass over runs together, stretch by stretch; meanwhile the runs of the next stretch are on their way.
-    """
-    many, count = len(queries), len(g.start)
-    for i in range(many):
-        first, last = np.int64(0), n.marks[i, 0 if many >= _TOGETHER else -1]
-        _multiply(r.dots, r, n, i, first, last, queries[i])
-    if many < _TOGETHER:
-        return 0
-    for stretch in range(n.marks.shape[1] - 1):
-        begin = min((stretch + 1) * r.stretch, count)
-        ahead = min(begin + r.stretch, count) - begin
-        for i in range(many):
-            part = begin + i * ahead // many, begin + (i + 1) * ahead // many
+
+@jit
+def _alone(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any) -> None:
+    """Write dot products of queries with what they take, one query after the other."""
+    for i in range(len(queries)):
+        list_rows(r, g, s, n, i)
+        _multiply(r, n, i, ((n.sizes[i, 0] + 3) & ~3) + 4 * n.sizes[i, 2], queries[i])
+
+
+@jit
+def _together(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any) -> None:
+    """Write dot products of queries with what they take: a run is read once, for all that take it."""
+    out, draw, following, groups = s.queues[0], s.queues[1], s.following, len(g.start)
+    following[:] = -1
+    for i in range(len(queries)):
+        end = (n.sizes[i, 0] + 3) & ~3
+        _multiply(r, n, i, end, queries[i])
+        out[i], draw[i], following[i] = n.products[i, end:].ctypes.data, n.draw[i].ctypes.data, np.int32(n.draw[i, 0])
+    given = queries.ctypes.data, queries.strides[0], out.ctypes.data, draw.ctypes.data, following.ctypes.data
+    for group in range(groups):
+        if group % _AHEAD == 0:
+            part = min(group + _AHEAD, groups), min(group + 2 * _AHEAD, groups)
             call(r.fetch, (r.rows, r.row_stride, g.start.ctypes.data, s.offset.ctypes.data, *part))
-            _multiply(r.near_dots, r, n, i, n.marks[i, stretch], n.marks[i, stretch + 1], queries[i])
-    return 0
-
-
-@jit
-def _multiply(dots: int, r: Rules, n: Lists, i: int, first: int, last: int, query: Any) -> None:
-    if first < last:
-        places, out = n.places[i, first:].ctypes.data, n.products[i, first:].ctypes.data
-        call(dots, (r.rows, r.row_stride, places, last - first, query.ctypes.data, out))
+        turn, mask = 0, call(r.equal, (following.ctypes.data, group))
+        while mask != 0:
+            place(g, s, group, turn, s.places)
+            call(r.run_dots, (r.rows, r.row_stride, s.places.ctypes.data, mask, *given))
+            turn, mask = turn + 1, call(r.equal, (following.ctypes.data, group))
 
 
 @jit
@@ -118,7 +129,10 @@ def estimate(r: Rules, g: Groups, s: Scratch, n: Lists, wide: Any, queries: Any,
     for i in range(0, len(queries), block):
         own = queries[i : i + block]
         choose(r, g, s, n, wide[i : i + block], first + i)
-        multiply(r, g, s, n, own)
+        if len(own) < _TOGETHER:
+            _alone(r, g, s, n, own)
+        else:
+            _together(r, g, s, n, own)
         for j in range(len(own)):
             _sum_up(r, g, s, n, j, n.products[j], out[i + j])
     return 0
@@ -132,7 +146,7 @@ def evaluate(r: Rules, g: Groups, s: Scratch, n: Lists, wide: Any, queries: Any,
     for i in range(0, len(queries), block):
         own = queries[i : i + block]
         choose(r, g, s, n, wide[i : i + block], first + i)
-        multiply(r, g, s, n, own)
+        _alone(r, g, s, n, own)
         for j in range(len(own)):
             _copy(n, j, n.products[j], rows[i + j], logits[i + j], log_weights[i + j])
     return 0
