@@ -14,7 +14,7 @@ from rfkernels.catalog.records import Table
 RUN = 4
 """Items of a draw: neighbours in a group, whose order is random, so that memory is read in runs."""
 
-SHARED = 32
+SHARED = 64
 """Queries, neighbours in a batch, whose runs begin at the same places: one finds in cache what others have read."""
 
 FEWEST_RUNS = 32

@@ -34,7 +34,7 @@ def dot_kernel(machine: Machine, bits: int, dim: int) -> Code:
     """Compile kernels for rows of `dim` elements.
 
     ``dots`` and ``near_dots``, for rows that are in a cache: out[i] = query · rows[places[i]]. ``run_dots``: a run of
-    four rows for all queries of a mask. ``fetch`` asks for the runs that groups begin with.
+    four rows for all queries of a mask. ``fetch`` asks for so many runs of each group.
     """
     module = ir.Module(name=f"rfkernels_catalog_dots_{bits}")
 
@@ -44,7 +44,7 @@ def dot_kernel(machine: Machine, bits: int, dim: int) -> Code:
     _dots(emitter("dots", "rows row_stride places count query out"), dim, AHEAD)
     _dots(emitter("near_dots", "rows row_stride places count query out"), dim, 0)
     _run_dots(emitter("run_dots", "rows row_stride places mask queries query_row out draw next"), dim)
-    _fetch_runs(emitter("fetch", "rows row_stride start offset first last"), dim)
+    _fetch_runs(emitter("fetch", "rows row_stride start offset most first last"))
     return compile_module(module, machine.width, keep=True)
 
 
@@ -74,16 +74,16 @@ def _masked(e: Emitter, base: Any, index: Any, mask: Any) -> Any:
     return e.builder.call(load, [e.address(base, index), _I32(e.align), mask, e.math.constant(0.0)])
 
 
-def _steps(e: Emitter, stop: int, step: int) -> Iterator[Any]:
-    """Run over 0, step, ... below stop: few turns one after the other, many in a loop."""
-    if stop <= _UNROLLED * step:
+def _steps(e: Emitter, stop: Any, step: int) -> Iterator[Any]:
+    """Run over 0, step, ... below stop: few turns, of a number that is known, one after the other, many in a loop."""
+    if isinstance(stop, int) and stop <= _UNROLLED * step:
         yield from map(e.integer, range(0, stop, step))
     else:
         with e.loop(0, stop, step) as i:
             yield i
 
 
-def _fetch(e: Emitter, at: Any, size: int) -> None:
+def _fetch(e: Emitter, at: Any, size: Any) -> None:
     """Ask for the lines of `size` bytes; into the second level, as the first is too small for what is on its way."""
     prefetch = _function(e, "llvm.prefetch.p0", ir.VoidType(), POINTER, _I32, _I32, _I32)
     for j in _steps(e, size, _LINE):
@@ -183,11 +183,12 @@ def _store_sums(e: Emitter, vectors: list[Any], out: Any, index: Any) -> None:
     e.store_vector(b.shuffle_vector(total, total, ir.Constant(kind, list(range(TOGETHER)))), out, index)
 
 
-def _fetch_runs(e: Emitter, dim: int) -> None:
-    rows, stride, start, offset, first, last = e.arguments
+def _fetch_runs(e: Emitter) -> None:
+    rows, stride, start, offset, most, first, last = e.arguments
     with e.loop(first, last) as i:
         place = e.add(e.load(start, i, INT), e.builder.sext(e.load(offset, i, _I32), INT))
-        _fetch(e, e.add(rows, e.mul(place, stride)), RUN * dim * e.align)
+        size = e.mul(e.mul(e.builder.sext(e.load(most, i, _I32), INT), stride), RUN)
+        _fetch(e, e.add(rows, e.mul(place, stride)), size)
     e.finish()
 
 

@@ -79,6 +79,7 @@ class Scratch(NamedTuple):
     bucket: Any
     ends: Any
     offset: Any
+    most: Any
     candidates: Any
     sizes: Any
     sums: Any
@@ -95,7 +96,8 @@ class Lists(NamedTuple):
     """What the queries of a block take: arrays whose first axis is the query.
 
     `places` are rows: those of opened groups, up to a multiple of 4, then those of runs, then zeros. `slopes` are of
-    cells, `draw` has the group of each run, and then a number that is no group's, and `odds` the weight of its items. `products` are logits, one for each place, and `x` has room for as many of one query.
+    cells, `draw` has the group of each run, and then a number that is no group's, and `odds` the weight of its items.
+    `products` are logits, one for each place, and `x` has room for as many of one query.
     """
 
     places: Any
@@ -207,9 +209,9 @@ def _kept(name: str, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
 def _scratch(g: Groups, dtype: Any) -> Scratch:
     padded, cells = len(g.size), len(g.held)
     weight, mass, noise, second = np.zeros((4, padded + 8))
-    bucket, ends, offset, candidates = np.zeros((4, padded + 8), np.int32)
+    bucket, ends, offset, most, candidates = np.zeros((5, padded + 8), np.int32)
     return Scratch(
-        *(weight, mass, noise, second, bucket, ends, offset, candidates),
+        *(weight, mass, noise, second, bucket, ends, offset, most, candidates),
         sizes=np.empty((4, plan.BUCKETS), np.int64),
         sums=np.empty((2, plan.BUCKETS)),
         cells=np.empty((4, cells)),

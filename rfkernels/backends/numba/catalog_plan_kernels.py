@@ -27,7 +27,7 @@ def plan_kernels(machine: Machine) -> Code:
         (_buckets, "second count out"),
         (_rest, "bucket count first mass noise sums candidates"),
         (_offsets, "sizes count state out"),
-        (_draw, "mass count state runs rate out"),
+        (_draw, "mass count state runs rate out most"),
     ):
         emit(Emitter(module, emit.__name__[1:], parameters, 64, machine.lanes(64)))
     _equal(Emitter(module, "equal", "numbers number", 32, machine.lanes(32)))
@@ -144,11 +144,15 @@ def _offsets(e: Emitter) -> None:
 
 
 def _draw(e: Emitter) -> None:
-    """Write how many runs begin before the end of each group, where groups are as long as their mass times the rate."""
-    mass, count, state, runs, rate, out = e.arguments
+    """Write how many runs begin before the end of each group, where groups are as long as their mass times the rate.
+
+    `most` is raised to the number of runs in each group.
+    """
+    mass, count, state, runs, rate, out, highest = e.arguments
     m, b = e.math, e.builder
     given, most, scale = _splat(e, state), _splat(e, runs), m.splat(e.load(rate, e.integer(0)))
     lane, carry, zero = ir.VectorType(_I32, e.lanes), e.variable(m.constant(0.0)), m.constant(0.0)
+    before, shifted = e.variable(_integers(e, 0)), ir.Constant(lane, [e.lanes - 1 + j for j in range(e.lanes)])
     with e.loop(0, count, e.lanes) as i:
         ends, step = e.load_vector(mass, i), 1
         while step < e.lanes:
@@ -161,7 +165,12 @@ def _draw(e: Emitter) -> None:
         near = b.fptosi(ends, m.integer)
         within = m.lt(_uniform(e, given, near), m.sub(ends, b.sitofp(near, m.vector)))
         number = b.add(near, b.zext(within, m.integer))
-        _store_numbers(e, b.select(b.icmp_signed("<", number, most), number, most), out, i)
+        number = b.select(b.icmp_signed("<", number, most), number, most)
+        _store_numbers(e, number, out, i)
+        own = b.trunc(b.sub(number, b.shuffle_vector(before.get(), number, shifted)), lane)
+        old = e.load_vector(highest, i, _I32)
+        e.store_vector(b.select(b.icmp_signed("<", old, own), own, old), highest, i)
+        before.set(number)
     e.finish()
 
 

@@ -137,7 +137,8 @@ def _draw(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, runs: int, number: 
     """Find the group of each run: the first that ends beyond where the run lies, and of some weight."""
     s.numbers[0], draw, ends = runs / n.measures[i, 1], n.draw[i], s.ends
     state, groups = _state(r.seed, 2 * number), len(g.start)
-    call(r.draw, (s.mass.ctypes.data, len(g.size), state, runs, s.numbers.ctypes.data, ends.ctypes.data))
+    out = s.numbers.ctypes.data, ends.ctypes.data, s.most.ctypes.data
+    call(r.draw, (s.mass.ctypes.data, len(g.size), state, runs, *out))
     if ends[groups - 1] < runs:  # by rounding
         last = groups - 1
         while s.mass[last] == 0:
@@ -227,6 +228,7 @@ def choose(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any, first: int) 
     """List what the queries of a block take; the first of them has number `first`."""
     state = _state(r.seed, 2 * (first // r.shared) + 1)
     call(r.offsets, (g.size.ctypes.data, len(g.size), state, s.offset.ctypes.data))
+    s.most[:] = 0
     for i in range(len(queries)):
         _choose(r, g, s, n, i, queries[i], first + i)
     return 0

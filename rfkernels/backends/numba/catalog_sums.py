@@ -46,7 +46,7 @@ def _together(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any) -> None:
     given = queries.ctypes.data, queries.strides[0], out.ctypes.data, draw.ctypes.data, following.ctypes.data
     for group in range(groups):
         if group % _AHEAD == 0:
-            part = min(group + _AHEAD, groups), min(group + 2 * _AHEAD, groups)
+            part = s.most.ctypes.data, min(group + _AHEAD, groups), min(group + 2 * _AHEAD, groups)
             call(r.fetch, (r.rows, r.row_stride, g.start.ctypes.data, s.offset.ctypes.data, *part))
         turn, mask = 0, call(r.equal, (following.ctypes.data, group))
         while mask != 0:
