@@ -50,7 +50,7 @@ def dot_kernel(machine: Machine, bits: int, dim: int) -> Code:
 
 @cache
 def weight_kernels(machine: Machine, bits: int = 64) -> Code:
-    """Compile ``largest``, ``exponentials`` and ``sum``, of arrays padded to whole vectors."""
+    """Compile ``largest``, ``exponentials``, ``sum`` and ``add_runs``, of arrays padded to whole vectors."""
     module = ir.Module(name=f"rfkernels_catalog_weights_{bits}")
 
     def emitter(name: str, parameters: str) -> Emitter:
@@ -59,6 +59,8 @@ def weight_kernels(machine: Machine, bits: int = 64) -> Code:
     _largest(emitter("largest", "x count out"))
     _exponentials(emitter("exponentials", "x count top out"))
     _sum(emitter("sum", "x count top out"))
+    parameters = "x products draw odds cell slopes cells count numbers"
+    _add_runs(Emitter(module, "add_runs", parameters, 64, machine.lanes(64)), ir.FloatType() if bits == 32 else None)
     return compile_module(module, machine.width, keep=True)
 
 
@@ -215,4 +217,47 @@ def _sum(e: Emitter) -> None:
     with e.loop(0, count, e.lanes) as i:
         total.set(e.math.add(total.get(), e.math.exp(e.math.sub(e.load_vector(x, i), shift))))
     e.store(e.math.reduce_add(total.get()), out, e.integer(0))
+    e.finish()
+
+
+def _fours(e: Emitter, x: Any, index: Any, kind: Any) -> Any:
+    """Return sums of four numbers, side by side, one for each lane."""
+    b, lane = e.builder, ir.VectorType(_I32, e.lanes)
+    vectors = [e.load_vector(x, e.add(index, r * e.lanes), kind) for r in range(RUN)]
+    while len(vectors) > 1:
+        halves = zip(vectors[::2], vectors[1::2], strict=True)
+        even, odd = (ir.Constant(lane, [2 * j + k for j in range(e.lanes)]) for k in range(2))
+        vectors = [b.fadd(b.shuffle_vector(x, y, even), b.shuffle_vector(x, y, odd)) for x, y in halves]
+    return vectors[0] if kind is None else b.fpext(vectors[0], e.math.vector)
+
+
+def _add_runs(e: Emitter, kind: Any) -> None:
+    """Add up runs, less control variates, each divided by the number of times that it is expected.
+
+    `numbers` are what slopes and weights of groups are multiplied by and then, written, the sum and that of squared
+    differences of successive runs.
+    """
+    x, products, draw, odds, cell, slopes, cells, count, numbers = e.arguments
+    m, b, zero = e.math, e.builder, e.math.constant(0.0)
+    relative, factor = (m.splat(e.load(numbers, e.integer(i))) for i in range(2))
+    total, apart, order = e.variable(zero), e.variable(zero), [j ^ 1 for j in range(e.lanes)]
+    ends = e.splat_number(count), e.splat_number(b.and_(count, e.integer(-2)))
+    with e.loop(0, count, e.lanes) as i:
+        slope = logit = zero
+        for lane in range(e.lanes):
+            group = b.zext(e.load(draw, e.add(i, lane), _I32), INT)
+            own = b.zext(e.load(cell, group, _I32), INT)
+            slope = b.insert_element(slope, e.load(slopes, own), _I32(lane))
+            logit = b.insert_element(logit, e.load(cells, own), _I32(lane))
+        first = e.mul(i, RUN)
+        moved = m.sub(_fours(e, products, first, kind), m.mul(m.constant(float(RUN)), logit))
+        own = m.sub(_fours(e, x, first, kind), m.mul(m.mul(relative, slope), moved))
+        places = b.add(e.splat_number(i), e.lane_numbers())
+        there, paired = (b.icmp_signed("<", places, end) for end in ends)
+        own = m.where(there, m.mul(own, m.div(factor, e.load_vector(odds, i))), zero)
+        total.set(m.add(total.get(), own))
+        step = m.sub(own, b.shuffle_vector(own, own, ir.Constant(ir.VectorType(_I32, e.lanes), order)))
+        apart.set(m.add(apart.get(), m.where(paired, m.mul(step, step), zero)))
+    e.store(m.reduce_add(total.get()), numbers, e.integer(2))
+    e.store(m.reduce_add(m.mul(apart.get(), m.constant(0.5))), numbers, e.integer(3))
     e.finish()

@@ -31,6 +31,7 @@ class Rules(NamedTuple):
     largest: int
     exponentials: int
     sum: int
+    add_runs: int
     guess: int
     buckets: int
     rest: int
@@ -180,7 +181,7 @@ def _addresses(m: Machine, bits: int, dim: int) -> tuple[Any, tuple[int, ...]]:
     names = (
         ("dots", "run_dots", "fetch"),
         ("near_dots",),
-        ("largest", "exponentials", "sum"),
+        ("largest", "exponentials", "sum", "add_runs"),
         ("guess", "buckets", "rest", "offsets", "draw", "equal"),
     )
     return code, tuple(part.addresses[name] for part, own in zip(code, names, strict=True) for name in own)
@@ -225,7 +226,7 @@ def _scratch(g: Groups, dtype: Any) -> Scratch:
 
 
 def _lists(g: Groups, r: Rules, block: int, dtype: Any) -> Lists:
-    runs = r.budget // 4 + 4
+    runs = r.budget // 4 + 8
     return Lists(
         places=np.empty((block, r.budget + r.ahead + 8), np.int32),
         products=np.empty((block, r.budget + 32), dtype),
@@ -234,7 +235,7 @@ def _lists(g: Groups, r: Rules, block: int, dtype: Any) -> Lists:
         opened=np.empty((block, len(g.start)), np.uint32),
         draw=np.empty((block, runs), np.uint32),
         odds=np.empty((block, runs)),
-        slopes=np.empty((block, len(g.held))),
+        slopes=np.zeros((block, len(g.held))),
         sizes=np.empty((block, 4), np.int64),
         measures=np.empty((block, 3)),
     )

@@ -87,25 +87,21 @@ def _total(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, products: Any, ste
     """Return what sums are relative to, the sum of all, and that of squared differences of successive runs."""
     size, _, runs, _ = n.sizes[i]
     guessed, total, _ = n.measures[i]
-    first, x = (size + 3) & ~3, n.x
+    first, x, numbers = (size + 3) & ~3, n.x, s.numbers
     top = _exponentials(r, s, x, products, size, first + 4 * runs, guessed if steady else -np.inf)
-    z = even = apart = 0.0
+    z = 0.0
     for j in range(0, first, 4):
         z += (x[j] + x[j + 1]) + (x[j + 2] + x[j + 3])
+    if runs == 0:
+        return top, z, 0.0
+    n.draw[i, runs : runs + 8], n.odds[i, runs : runs + 8] = 0, 1.0  # a whole vector more is read, and left out
     relative = math.exp(guessed - top) if steady else 0.0
-    for run in range(runs):
-        j, cell = first + 4 * run, g.cell[n.draw[i, run]]
-        expected = total / (4 * runs * n.odds[i, run])
-        own = (x[j] + x[j + 1]) + (x[j + 2] + x[j + 3])
-        if steady:
-            mean = (products[j] + products[j + 1]) + (products[j + 2] + products[j + 3]) - 4 * n.cells[i, cell]
-            own -= relative * n.slopes[i, cell] * mean
-        own *= expected
-        z += own
-        if run % 2:
-            apart += (own - even) ** 2
-        even = own
-    return top, z - relative * _known(g, n, i, products) if steady else z, apart
+    numbers[0], numbers[1] = relative, total / (4 * runs)
+    given = x[first:].ctypes.data, products[first:].ctypes.data, n.draw[i].ctypes.data, n.odds[i].ctypes.data
+    cells = g.cell.ctypes.data, n.slopes[i].ctypes.data, n.cells[i].ctypes.data
+    call(r.add_runs, (*given, *cells, runs, numbers.ctypes.data))
+    z += numbers[2]
+    return top, z - relative * _known(g, n, i, products) if steady else z, numbers[3]
 
 
 @jit
