@@ -37,6 +37,7 @@ class Rules(NamedTuple):
     rest: int
     offsets: int
     draw: int
+    fill: int
     equal: int
     rows: int
     row_stride: int
@@ -182,7 +183,7 @@ def _addresses(m: Machine, bits: int, dim: int) -> tuple[Any, tuple[int, ...]]:
         ("dots", "run_dots", "fetch"),
         ("near_dots",),
         ("largest", "exponentials", "sum", "add_runs"),
-        ("guess", "buckets", "rest", "offsets", "draw", "equal"),
+        ("guess", "buckets", "rest", "offsets", "draw", "fill", "equal"),
     )
     return code, tuple(part.addresses[name] for part, own in zip(code, names, strict=True) for name in own)
 

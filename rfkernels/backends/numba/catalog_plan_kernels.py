@@ -5,6 +5,7 @@ Arrays of groups are padded to whole vectors: groups that do not exist hold no i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -20,7 +21,7 @@ _GOLDEN, _FACTORS = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049
 
 @cache
 def plan_kernels(machine: Machine) -> Code:
-    """Compile ``guess``, ``buckets``, ``rest``, ``offsets``, ``draw`` and ``equal``."""
+    """Compile ``guess``, ``buckets``, ``rest``, ``offsets``, ``draw``, ``fill`` and ``equal``."""
     module = ir.Module(name="rfkernels_catalog_plans")
     for emit, parameters in (
         (_guess, "logits cell deviation sizes count numbers weight mass noise second"),
@@ -28,6 +29,7 @@ def plan_kernels(machine: Machine) -> Code:
         (_rest, "bucket count first mass noise sums candidates"),
         (_offsets, "sizes count state out"),
         (_draw, "mass count state runs rate out most"),
+        (_fill, "groups count weight odds"),
     ):
         emit(Emitter(module, emit.__name__[1:], parameters, 64, machine.lanes(64)))
     _equal(Emitter(module, "equal", "numbers number", 32, machine.lanes(32)))
@@ -143,34 +145,60 @@ def _offsets(e: Emitter) -> None:
     e.finish()
 
 
+def _running(e: Emitter, x: Any, first: Any, before: Any, operation: Callable[[Any, Any], Any]) -> Any:
+    """Return x combined with all lanes before it, and with the last lane of what came before; `first` changes none."""
+    lane, step = ir.VectorType(_I32, e.lanes), 1
+    while step < e.lanes:
+        order = [e.lanes + j if j < step else j - step for j in range(e.lanes)]
+        x = operation(x, e.builder.shuffle_vector(x, first, ir.Constant(lane, order)))
+        step *= 2
+    last = ir.Constant(lane, [e.lanes - 1] * e.lanes)
+    return operation(x, e.builder.shuffle_vector(before, before, last))
+
+
+def _larger(e: Emitter) -> Callable[[Any, Any], Any]:
+    return lambda x, y: e.builder.select(e.builder.icmp_signed(">", x, y), x, y)
+
+
 def _draw(e: Emitter) -> None:
     """Write how many runs begin before the end of each group, where groups are as long as their mass times the rate.
 
     `most` is raised to the number of runs in each group.
     """
     mass, count, state, runs, rate, out, highest = e.arguments
-    m, b = e.math, e.builder
+    m, b, zero, none = e.math, e.builder, e.math.constant(0.0), _integers(e, 0)
     given, most, scale = _splat(e, state), _splat(e, runs), m.splat(e.load(rate, e.integer(0)))
-    lane, carry, zero = ir.VectorType(_I32, e.lanes), e.variable(m.constant(0.0)), m.constant(0.0)
-    before, shifted = e.variable(_integers(e, 0)), ir.Constant(lane, [e.lanes - 1 + j for j in range(e.lanes)])
+    lane, ends, before = ir.VectorType(_I32, e.lanes), e.variable(zero), e.variable(none)
+    shifted = ir.Constant(lane, [e.lanes - 1 + j for j in range(e.lanes)])
     with e.loop(0, count, e.lanes) as i:
-        ends, step = e.load_vector(mass, i), 1
-        while step < e.lanes:
-            order = [e.lanes + j if j < step else j - step for j in range(e.lanes)]
-            ends = m.add(ends, b.shuffle_vector(ends, zero, ir.Constant(lane, order)))
-            step *= 2
-        ends = m.add(ends, carry.get())
-        carry.set(b.shuffle_vector(ends, ends, ir.Constant(lane, [e.lanes - 1] * e.lanes)))
-        ends = m.mul(ends, scale)
-        near = b.fptosi(ends, m.integer)
-        within = m.lt(_uniform(e, given, near), m.sub(ends, b.sitofp(near, m.vector)))
+        ends.set(_running(e, e.load_vector(mass, i), zero, ends.get(), m.add))
+        end = m.mul(ends.get(), scale)
+        near = b.fptosi(end, m.integer)
+        within = m.lt(_uniform(e, given, near), m.sub(end, b.sitofp(near, m.vector)))
         number = b.add(near, b.zext(within, m.integer))
         number = b.select(b.icmp_signed("<", number, most), number, most)
+        number = _running(e, number, none, before.get(), _larger(e))  # rounding may have put ends out of order
         _store_numbers(e, number, out, i)
         own = b.trunc(b.sub(number, b.shuffle_vector(before.get(), number, shifted)), lane)
-        old = e.load_vector(highest, i, _I32)
-        e.store_vector(b.select(b.icmp_signed("<", old, own), own, old), highest, i)
+        e.store_vector(_larger(e)(e.load_vector(highest, i, _I32), own), highest, i)
         before.set(number)
+    e.finish()
+
+
+def _fill(e: Emitter) -> None:
+    """Give places without a group that of the place before, and write the weights of all."""
+    groups, count, weight, odds = e.arguments
+    numbers, b = ir.VectorType(_I32, e.lanes), e.builder
+    none = ir.Constant(numbers, [0] * e.lanes)
+    before = e.variable(none)
+    with e.loop(0, count, e.lanes) as i:
+        before.set(_running(e, e.load_vector(groups, i, _I32), none, before.get(), _larger(e)))
+        e.store_vector(before.get(), groups, i)
+        own = e.math.constant(0.0)
+        for j in range(e.lanes):
+            group = b.zext(b.extract_element(before.get(), _I32(j)), INT)
+            own = b.insert_element(own, e.load(weight, group), _I32(j))
+        e.store_vector(own, odds, i)
     e.finish()
 
 

@@ -144,15 +144,12 @@ def _draw(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, runs: int, number: 
         while s.mass[last] == 0:
             last -= 1
         ends[last:groups] = runs
-    draw[: runs + 1] = 0
+    draw[: runs + 8] = 0
     before = np.uint64(0)
     for j in range(groups):
         draw[before] = j  # a later group with as many runs before it takes the place over
-        before = max(before, np.uint64(ends[j]))
-    own, odds = draw[0], n.odds[i]
-    for run in range(runs):
-        own = max(own, draw[run])
-        draw[run], odds[run] = own, s.weight[own]
+        before = np.uint64(ends[j])
+    call(r.fill, (draw.ctypes.data, runs, s.weight.ctypes.data, n.odds[i].ctypes.data))
 
 
 @jit
