@@ -10,8 +10,8 @@ import numpy as np
 from rfkernels.backends.numba.catalog_layout import Groups, Lists, Rules, Scratch
 from rfkernels.backends.numba.schedule import call, jit
 
-_TINY = 1e-100
-"""The sum of far weights from which on they are taken relative to their own largest, as some may be 0 otherwise."""
+TINY = 1e-100
+"""Weights relative to the largest are looked at anew where they are less: some may be 0 that are not."""
 
 _NONE = np.uint32(0xFFFFFFFF)
 """The number of no group."""
@@ -205,7 +205,7 @@ def _choose(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, query: Any, numbe
     else:
         chosen, runs, total, noise, listed = _share(r, g, s, budget)
     size, opened = _open(g, s, n, i, chosen, listed)
-    if runs > 0 and total < _TINY:
+    if runs > 0 and total < TINY:
         top, total, noise = _renew(r, g, s, n.cells[i], scale, chosen)
     log_error = top + (math.log(total) + math.log(noise) - math.log(4.0 * runs)) / 2 if runs > 0 else -np.inf
     steady = runs > 0 and noise <= r.trusted**2 * total * (4 * runs)

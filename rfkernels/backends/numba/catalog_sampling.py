@@ -11,7 +11,7 @@ import numpy as np
 from rfkernels.backends.numba import threads
 from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER
 from rfkernels.backends.numba.catalog_layout import Groups, Rules, Scratch, groups, rules, scratch
-from rfkernels.backends.numba.catalog_plans import deviation, log_mean, weigh
+from rfkernels.backends.numba.catalog_plans import TINY, deviation, log_mean, weigh
 from rfkernels.backends.numba.schedule import call, jit
 from rfkernels.catalog.arguments import check_fit
 from rfkernels.catalog.records import Draws, Table
@@ -19,9 +19,6 @@ from rfkernels.catalog.sampling import HEAD, HEAD_GROUPS
 
 _SHARE = 16
 """Queries that a thread takes at a time."""
-
-_TINY = 1e-100
-"""The sum of weights below which those of all groups are taken anew, relative to the largest."""
 
 
 class Room(NamedTuple):
@@ -86,15 +83,15 @@ def _take(r: Rules, g: Groups, room: Room, group: int, query: Any, used: int) ->
 
 
 @jit
-def _head(g: Groups, s: Scratch, head: Any) -> int:
+def _head(g: Groups, promise: Any, head: Any) -> int:
     """List the groups that promise most, largest first, of at most HEAD items; return how many these are."""
-    most, held, mass = len(head), 0, s.mass
+    most, held = len(head), 0
     for j in range(len(g.start)):
-        if held == most and mass[j] <= mass[head[most - 1]]:
+        if held == most and promise[j] <= promise[head[most - 1]]:
             continue
         held = min(held + 1, most)
         place = held - 1
-        while place > 0 and mass[head[place - 1]] < mass[j]:
+        while place > 0 and promise[head[place - 1]] < promise[j]:
             head[place] = head[place - 1]
             place -= 1
         head[place] = j
@@ -119,7 +116,10 @@ def _masses(r: Rules, g: Groups, s: Scratch, room: Room, wide: Any, query: Any) 
     """Fill the sums of groups, relative to some number; return how long the head is, places used, and their total."""
     scale = deviation(r, g, wide, room.cells)
     top = weigh(r, g, s, room.cells, scale)
-    count, used, mass = _head(g, s, room.head), 0, s.mass
+    count, used, mass = _head(g, s.mass, room.head), 0, s.mass
+    if mass[room.head[-1]] < TINY:  # some that are 0 promise more than others
+        _logs(r, g, room, scale, s.second)
+        count = _head(g, s.second, room.head)
     largest, logs = top, np.empty(count)
     for i in range(count):
         used = _take(r, g, room, room.head[i], query, used)
@@ -127,9 +127,8 @@ def _masses(r: Rules, g: Groups, s: Scratch, room: Room, wide: Any, query: Any) 
         largest = max(largest, logs[i])
     factor = math.exp(top - largest)
     total = _totalled(g, mass, room.ends, factor, room.head, np.exp(logs - largest))
-    if total < _TINY:
-        for j in range(len(g.start)):
-            mass[j] = math.log(g.size[j]) + room.cells[g.cell[j]] + log_mean(r, scale * g.deviation[j])
+    if total < TINY:
+        _logs(r, g, room, scale, mass)
         for i in range(count):
             mass[room.head[i]] = logs[i]
         largest = mass[: len(g.start)].max()
@@ -137,6 +136,13 @@ def _masses(r: Rules, g: Groups, s: Scratch, room: Room, wide: Any, query: Any) 
             mass[j] = math.exp(mass[j] - largest)
         total = _totalled(g, mass, room.ends, 1.0, room.head[:0], logs)
     return count, used, total
+
+
+@jit
+def _logs(r: Rules, g: Groups, room: Room, scale: float, out: Any) -> None:
+    """Write the logs of what groups are guessed to sum to."""
+    for j in range(len(g.start)):
+        out[j] = math.log(g.size[j]) + room.cells[g.cell[j]] + log_mean(r, scale * g.deviation[j])
 
 
 @jit
