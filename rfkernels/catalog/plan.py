@@ -18,6 +18,9 @@ SHARED = 64
 """Queries, neighbours in a batch, whose runs begin at the same places: one finds in cache what others have read."""
 
 FEWEST_RUNS = 32
+PER_NAT = 4
+"""Of buckets of like groups, where their logs are at hand."""
+
 BUCKETS, FRACTION = 256, 50
 """Groups are sorted by quarters of octaves: of a number all bits but two behind the leading one are dropped."""
 
