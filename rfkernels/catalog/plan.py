@@ -18,12 +18,7 @@ SHARED = 64
 """Queries, neighbours in a batch, whose runs begin at the same places: one finds in cache what others have read."""
 
 FEWEST_RUNS = 32
-PER_NAT = 4
-"""Of buckets of like groups, where their logs are at hand."""
-
-BUCKETS, FRACTION = 256, 50
-"""Groups are sorted by quarters of octaves: of a number all bits but two behind the leading one are dropped."""
-
+BUCKETS, PER_NAT = 256, 4
 TRUSTED = 0.25
 """The predicted relative error of far groups up to which the control variate is used: beyond, guesses are poor."""
 
@@ -121,11 +116,10 @@ def plan(table: Table, guessed: Guess, budget: int) -> Plan:
     if budget >= count.sum() + sum(table.means.shape):
         every, none = np.arange(len(count)), np.arange(0)
         return Plan(every, none, top, none.astype(np.float64), 0, -np.inf, np.zeros(len(table.means)))
-    mean = np.exp(guessed.log_mean - top)
-    weight = count * mean
+    weight = count * np.exp(guessed.log_mean - top)
     noise = weight * guessed.variance
-    bits = (mean * mean * guessed.variance).view(np.int64)  # in the order of the numbers, as none is negative
-    bucket = np.minimum((bits.max() - bits) >> FRACTION, BUCKETS - 1)
+    score = 2 * (guessed.log_mean - top) + np.log(guessed.variance)
+    bucket = np.minimum((PER_NAT * (score.max() - score)).astype(np.int64), BUCKETS - 1)
     # Sums over what is left are summed: next to the largest groups the others are less than rounding.
     items, weights, noises = (_left(bucket, x) for x in (count, weight, noise))
     runs = (budget - sum(table.means.shape) - count.sum() + items) // RUN

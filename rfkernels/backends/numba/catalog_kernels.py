@@ -177,7 +177,7 @@ def _store_sums(e: Emitter, vectors: list[Any], out: Any, index: Any) -> None:
         kind = ir.VectorType(_I32, lanes)
         return m.add(*(b.shuffle_vector(x, y, ir.Constant(kind, order)) for order in (kept, moved)))
 
-    first, second = halves(*vectors[:2], lanes), halves(*vectors[2:], lanes)
+    first, second = halves(vectors[0], vectors[1], lanes), halves(vectors[2], vectors[3], lanes)
     total, part = halves(first, second, lanes // 2), lanes // 4
     while part > 1:
         total, part = halves(total, total, part), part // 2

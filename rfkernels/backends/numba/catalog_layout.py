@@ -77,7 +77,7 @@ class Scratch(NamedTuple):
     weight: Any
     mass: Any
     noise: Any
-    second: Any
+    score: Any
     bucket: Any
     ends: Any
     offset: Any
@@ -157,27 +157,26 @@ def _padded(x: Any, dtype: Any = np.float64) -> Any:
 
 def rules(table: Table, g: Groups, budget: int, seed: int) -> tuple[Rules, Any]:
     """Return the rules of a call, and the code that these know by address."""
-    m, bits, row = machine(), 8 * table.rows.dtype.itemsize, table.rows.strides[0]
-    code, addresses = _addresses(m, bits, table.rows.shape[1])
+    code, addresses = _addresses(machine(), 8 * table.rows.dtype.itemsize, table.rows.shape[1])
     made = Rules(
         *addresses,
-        rows=table.rows.ctypes.data,
-        row_stride=row,
-        budget=budget,
-        ahead=TOGETHER * (AHEAD + 1),
-        shared=plan.SHARED,
-        seed=np.uint64(seed),
-        fewest_runs=plan.FEWEST_RUNS,
-        trusted=plan.TRUSTED,
-        heavy=estimates.HEAVY,
-        edge=g.edge,
-        floor=plan._FLOOR,
+        table.rows.ctypes.data,
+        table.rows.strides[0],
+        budget,
+        TOGETHER * (AHEAD + 1),
+        plan.SHARED,
+        np.uint64(seed),
+        plan.FEWEST_RUNS,
+        plan.TRUSTED,
+        estimates.HEAVY,
+        g.edge,
+        plan._FLOOR,
     )
     return made, code
 
 
 @cache
-def _addresses(m: Machine, bits: int, dim: int) -> tuple[Any, tuple[int, ...]]:
+def _addresses(m: Machine, bits: int, dim: int) -> tuple[Any, Any]:
     code = dot_kernel(m, bits, dim), dot_kernel(m, 64, dim), weight_kernels(m, bits), plan_kernels(m)
     names = (
         ("dots", "run_dots", "fetch"),
@@ -210,10 +209,10 @@ def _kept(name: str, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
 
 def _scratch(g: Groups, dtype: Any) -> Scratch:
     padded, cells = len(g.size), len(g.held)
-    weight, mass, noise, second = np.zeros((4, padded + 8))
+    weight, mass, noise, score = np.zeros((4, padded + 8))
     bucket, ends, offset, most, candidates = np.zeros((5, padded + 8), np.int32)
     return Scratch(
-        *(weight, mass, noise, second, bucket, ends, offset, most, candidates),
+        *(weight, mass, noise, score, bucket, ends, offset, most, candidates),
         sizes=np.empty((4, plan.BUCKETS), np.int64),
         sums=np.empty((2, plan.BUCKETS)),
         cells=np.empty((4, cells)),

@@ -13,7 +13,7 @@ from llvmlite import ir
 
 from rfkernels.backends.numba.emitter import INT, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
-from rfkernels.catalog.plan import BUCKETS, FRACTION, SHARED
+from rfkernels.catalog.plan import BUCKETS, PER_NAT, SHARED
 
 _I32 = ir.IntType(32)
 _GOLDEN, _FACTORS = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
@@ -24,8 +24,8 @@ def plan_kernels(machine: Machine) -> Code:
     """Compile ``guess``, ``buckets``, ``rest``, ``offsets``, ``draw``, ``fill`` and ``equal``."""
     module = ir.Module(name="rfkernels_catalog_plans")
     for emit, parameters in (
-        (_guess, "logits cell deviation sizes count numbers weight mass noise second"),
-        (_buckets, "second count out"),
+        (_guess, "logits cell deviation sizes count numbers weight mass noise score"),
+        (_buckets, "score count out"),
         (_rest, "bucket count first mass noise sums candidates"),
         (_offsets, "sizes count state out"),
         (_draw, "mass count state runs rate out most"),
@@ -71,15 +71,16 @@ def _store_numbers(e: Emitter, x: Any, base: Any, index: Any) -> None:
 
 
 def _guess(e: Emitter) -> None:
-    """Of each group: mean weight of an item, sum of weights, that times relative variance, second moment of an item.
+    """Of each group: mean weight of an item, sum of weights, that times relative variance, log of second moment.
 
     `numbers` are what weights are relative to, the deviation of logits where the spread is 1, the edge, the floor, and
-    then, written, the largest second moment.
+    then, written, the largest log of a second moment.
     """
-    logits, cell, deviation, sizes, count, numbers, weight, mass, noise, second = e.arguments
+    logits, cell, deviation, sizes, count, numbers, weight, mass, noise, score = e.arguments
     m, b = e.math, e.builder
     top, scale, edge, floor = (m.splat(e.load(numbers, e.integer(i))) for i in range(4))
-    half, most = m.constant(0.5), e.variable(m.constant(0.0))
+    half, nothing = m.constant(0.5), m.constant(float("-inf"))
+    most = e.variable(nothing)
     with e.loop(0, count, e.lanes) as i:
         logit = m.constant(0.0)
         for lane in range(e.lanes):
@@ -91,25 +92,25 @@ def _guess(e: Emitter) -> None:
         mean = m.mul(low, m.sub(own, m.mul(half, low)))
         apart = m.sub(m.mul(high, m.sub(twice, m.mul(half, high))), m.add(mean, mean))
         variance = m.add(m.sub(m.exp(apart), m.add(apart, m.constant(1.0))), floor)
-        own = m.exp(m.sub(m.add(logit, mean), top))
-        size = e.load_vector(sizes, i)
-        total, square = m.mul(own, size), m.mul(m.mul(own, own), variance)
-        square = m.where(m.gt(size, m.constant(0.0)), square, m.constant(0.0))
+        relative, size = m.sub(m.add(logit, mean), top), e.load_vector(sizes, i)
+        own = m.exp(relative)
+        total, square = m.mul(own, size), m.add(m.add(relative, relative), m.log(variance))
+        square = m.where(m.gt(size, m.constant(0.0)), square, nothing)
         most.set(m.maximum(most.get(), square))
-        for x, out in ((own, weight), (total, mass), (m.mul(total, variance), noise), (square, second)):
+        for x, out in ((own, weight), (total, mass), (m.mul(total, variance), noise), (square, score)):
             e.store_vector(x, out, i)
     e.store(m.reduce_max(most.get()), numbers, e.integer(4))
     e.finish()
 
 
 def _buckets(e: Emitter) -> None:
-    """Write in what bucket each second moment lies; the largest of them is the number behind the last."""
-    second, count, out = e.arguments
-    b, last = e.builder, _integers(e, BUCKETS - 1)
-    best = _splat(e, e.load(second, count, INT))
+    """Write in what bucket each second moment lies; the largest log is the number behind the last."""
+    score, count, out = e.arguments
+    m, last = e.math, e.math.constant(float(BUCKETS - 1))
+    best = m.splat(e.load(score, count))
     with e.loop(0, count, e.lanes) as i:
-        own = b.lshr(b.sub(best, e.load_vector(second, i, INT)), _integers(e, FRACTION))
-        _store_numbers(e, b.select(b.icmp_unsigned("<", own, last), own, last), out, i)
+        depth = m.mul(m.constant(float(PER_NAT)), m.sub(best, e.load_vector(score, i)))
+        _store_numbers(e, e.builder.fptosi(m.minimum(last, depth), m.integer), out, i)
     e.finish()
 
 

@@ -58,7 +58,7 @@ def weigh(r: Rules, g: Groups, s: Scratch, logits: Any, scale: float) -> float:
             top = max(top, logits[c] + log_mean(r, scale * g.reach[c]))
     s.numbers[0], s.numbers[1], s.numbers[2], s.numbers[3] = top, scale, r.edge, r.floor
     given = (logits.ctypes.data, g.cell.ctypes.data, g.deviation.ctypes.data, g.size.ctypes.data, len(g.size))
-    out = (s.weight.ctypes.data, s.mass.ctypes.data, s.noise.ctypes.data, s.second.ctypes.data)
+    out = (s.weight.ctypes.data, s.mass.ctypes.data, s.noise.ctypes.data, s.score.ctypes.data)
     call(r.guess, (*given, s.numbers.ctypes.data, *out))
     return top
 
@@ -71,8 +71,8 @@ def _share(r: Rules, g: Groups, s: Scratch, budget: int) -> tuple[int, int, floa
     """
     sizes, buckets = s.sizes, s.sizes.shape[1]
     sizes[:] = 0
-    s.second[len(g.size)] = s.numbers[4]
-    call(r.buckets, (s.second.ctypes.data, len(g.size), s.bucket.ctypes.data))
+    s.score[len(g.size)] = s.numbers[4]
+    call(r.buckets, (s.score.ctypes.data, len(g.size), s.bucket.ctypes.data))
     for i in range(len(g.start)):
         sizes[i & 3, np.uint32(s.bucket[i])] += g.count[i]
     taken, last = 0, 0

@@ -70,7 +70,7 @@ def _room(g: Groups, most: int, draws: int, dtype: Any) -> Room:
 
 
 @jit
-def _take(r: Rules, g: Groups, room: Room, group: int, query: Any, used: int) -> int:
+def _take(r: Rules, g: Groups, room: Room, group: Any, query: Any, used: int) -> Any:
     """Write the logits of the items of a group behind those that are there; return how many places are used then."""
     count, places, pad = g.count[group], room.places, (g.count[group] + 15) & ~15
     for j in range(pad + r.ahead):
@@ -118,8 +118,8 @@ def _masses(r: Rules, g: Groups, s: Scratch, room: Room, wide: Any, query: Any) 
     top = weigh(r, g, s, room.cells, scale)
     count, used, mass = _head(g, s.mass, room.head), 0, s.mass
     if mass[room.head[-1]] < TINY:  # some that are 0 promise more than others
-        _logs(r, g, room, scale, s.second)
-        count = _head(g, s.second, room.head)
+        _logs(r, g, room, scale, s.score)
+        count = _head(g, s.score, room.head)
     largest, logs = top, np.empty(count)
     for i in range(count):
         used = _take(r, g, room, room.head[i], query, used)
