@@ -158,7 +158,7 @@ def _padded(x: Any, dtype: Any = np.float64) -> Any:
 def rules(table: Table, g: Groups, budget: int, seed: int) -> tuple[Rules, Any]:
     """Return the rules of a call, and the code that these know by address."""
     code, addresses = _addresses(machine(), 8 * table.rows.dtype.itemsize, table.rows.shape[1])
-    made = Rules(
+    values = (
         *addresses,
         table.rows.ctypes.data,
         table.rows.strides[0],
@@ -172,7 +172,7 @@ def rules(table: Table, g: Groups, budget: int, seed: int) -> tuple[Rules, Any]:
         g.edge,
         plan._FLOOR,
     )
-    return made, code
+    return Rules._make(values), code
 
 
 @cache
