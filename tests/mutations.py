@@ -321,7 +321,7 @@ MUTANTS = [
     Mutant("catalog compiled: queries by their place in a share", "backends/numba/catalog.py", "own[part], first, out(part))", "own[part], 0, out(part))", (CATALOG_NUMBA, "-k", "however")),
     Mutant("catalog compiled: every run of a group is its first", "backends/numba/catalog_sums.py", "place(g, s, group, turn, s.places)", "place(g, s, group, 0, s.places)", (CATALOG_NUMBA, "-k", "blocks")),
     Mutant("catalog compiled: what is known of a table outlives its change", "backends/numba/catalog_layout.py", "known[1] == parts", "known[1] is not None", (CATALOG_NUMBA, "-k", "parts_of_a_table")),
-    Mutant("catalog compiled: draws relative to guesses alone", "backends/numba/catalog_sampling.py", "if total < _TINY:", "if total < 0:", (CATALOG_NUMBA, "-k", "sharp_draws")),
+    Mutant("catalog compiled: draws relative to guesses alone", "backends/numba/catalog_sampling.py", "if total < TINY:", "if total < 0:", (CATALOG_NUMBA, "-k", "sharp_draws")),
     Mutant("catalog compiled: queries of all blocks share places", "backends/numba/catalog_plans.py", "2 * (first // r.shared) + 1", "1", (CATALOG_NUMBA, "-k", "blocks")),
     Mutant("store: an item at an edge", "catalog/changes.py", "label + 1j * square, side=\"right\"", "label + 1j * square, side=\"left\"", (STORE, "-k", "at_a_centre")),
     Mutant("store: items are put last", "catalog/changes.py", "start + rng.integers(held + 1)", "start + rng.integers(held.clip(1))", (STORE, "-k", "places_are_random")),
