@@ -104,7 +104,10 @@ def test_unbiased_and_as_uncertain_as_the_specification(catalog: Catalog, held: 
     host = np.asarray(queries)
     spec = [estimates.estimate(catalog.table, host, budget, seed) for seed in range(100)]
     logs = np.stack([each.log_normalizer for each in spec])
-    np.testing.assert_allclose(spread[trusted], np.std(np.exp(logs - logs.mean(0)), 0)[trusted], rtol=0.4)
+    # There the runs of a group go around it and repeat no item, here they are independent.
+    less = np.std(np.exp(logs - logs.mean(0)), 0)[trusted] / spread[trusted]
+    assert (less < 1.4).all()
+    assert (less > 0.4).all()
     np.testing.assert_array_equal(found.dots[0], spec[0].dots)
 
 

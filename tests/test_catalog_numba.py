@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -9,8 +11,10 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from rfkernels.backends.numba import catalog, catalog_exact, catalog_layout, catalog_plans
-from rfkernels.catalog import estimates, plan
+from rfkernels.backends.numba import catalog, catalog_exact, catalog_plans, catalog_sampling
+from rfkernels.backends.numba.catalog_plan_kernels import plan_kernels
+from rfkernels.backends.numba.jit import machine
+from rfkernels.catalog import estimates, plan, sampling
 from rfkernels.catalog.records import Table
 
 CELLS = 12
@@ -143,11 +147,72 @@ def test_same_numbers_however_queries_are_shared_out(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RFKERNELS_NUM_THREADS", "1")
     alone = catalog.estimate(table(), q, BUDGET, 1)
     monkeypatch.setenv("RFKERNELS_NUM_THREADS", "3")
-    for block, stretch in ((1, 1), (5, 400), (64, 1 << 30)):
+    for block in (1, 8, 32):
         monkeypatch.setattr(catalog, "_BLOCK", block)
-        monkeypatch.setattr(catalog_layout, "_STRETCH_BYTES", stretch)
         for part, expected in zip(catalog.estimate(table(), q, BUDGET, 1), alone, strict=True):
             np.testing.assert_array_equal(part, expected)
+
+
+@pytest.mark.parametrize("width", ["16", "32", ""])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_blocks_of_queries_are_as_specified(dtype: str, width: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More queries than share places; so many runs that groups have several, which go around them."""
+    monkeypatch.setenv("RFKERNELS_NUM_THREADS", "1")
+    if width:
+        monkeypatch.setenv("RFKERNELS_VECTOR_BYTES", width)
+    q = queries(count=plan.SHARED + 6)[np.random.default_rng(2).permutation(plan.SHARED + 6)].astype(dtype)
+    assert_same(table(dtype), q, BUDGET, 3, 1e-10 if dtype == "float64" else 2e-5)
+
+
+def test_threads_have_memory_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    q = [queries(count=20 + i) for i in range(8)]
+    expected = [catalog.estimate(table(), x, BUDGET, 1).log_normalizer for x in q]
+    monkeypatch.setenv("RFKERNELS_NUM_THREADS", "2")
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda i: catalog.estimate(table(), q[i % 8], BUDGET, 1).log_normalizer, range(80)))
+    for i, own in enumerate(found):
+        np.testing.assert_array_equal(own, expected[i % 8])
+
+
+def test_parts_of_a_table_may_be_replaced() -> None:
+    """What is known of a table by its means is not taken for another that shares them."""
+    assert_same(table(), queries(), BUDGET, 1)
+    assert_same(table()._replace(spread=2 * table().spread), queries(), BUDGET, 1)
+
+
+def drawn_by_both(t: Table, q: Any, draws: int) -> Any:
+    both = [engine.sample(t, q, draws, np.random.default_rng(4)) for engine in (catalog_sampling, sampling)]
+    for part in both:
+        assert np.isfinite(part.log_probability).all()
+    return both
+
+
+def numbered(t: Table) -> Table:
+    return t._replace(ids=np.where(t.ids >= 0, np.arange(len(t.ids), dtype=np.int32), -1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_draws_are_as_specified(dtype: str) -> None:
+    found, expected = drawn_by_both(numbered(table(dtype)), queries().astype(dtype), 300)
+    np.testing.assert_array_equal(found.ids, expected.ids)
+    tolerance = 1e-11 if dtype == "float64" else 1e-5
+    np.testing.assert_allclose(found.log_probability, expected.log_probability, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=tolerance, atol=tolerance)
+
+
+def test_sharp_draws() -> None:
+    """Guesses are some e^1000 above or below what the items of a group sum to."""
+    t = numbered(drawn("float64", 6, 400))
+    for scale in (30.0, 1e3):
+        found, expected = drawn_by_both(t, queries(scale=scale), 50)
+        np.testing.assert_array_equal(found.ids, expected.ids)
+        np.testing.assert_allclose(found.log_probability, expected.log_probability, rtol=1e-9, atol=1e-9)
+
+
+def test_draws_from_logits_beyond_the_dtype() -> None:
+    t = numbered(table("float32"))
+    with pytest.raises(ValueError, match="dot products with items that fit float32; query 1 has not"):
+        catalog_sampling.sample(t, np.array([[1.0] * 6, [3e38] * 6], np.float32), 3, np.random.default_rng(0))
 
 
 def test_no_queries() -> None:
@@ -185,8 +250,12 @@ def test_many_rows_take_many_products() -> None:
         np.testing.assert_allclose(catalog.exact(t, q).log_normalizer, logsumexp(q @ items(t).T, axis=1), rtol=1e-12)
 
 
-def test_random_numbers_are_those_of_the_specification() -> None:
-    expected = plan.uniforms(11, 4, 3)
-    state = np.uint64(catalog_plans._state(np.uint64(11), 4))
-    found = [[catalog_plans._uniform(state, 2 * i + 1 + j) for i in range(3)] for j in range(2)]
-    np.testing.assert_array_equal(found, expected)
+@pytest.mark.parametrize("width", ["16", "32", ""])
+def test_random_numbers_are_those_of_the_specification(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if width:
+        monkeypatch.setenv("RFKERNELS_VECTOR_BYTES", width)
+    code, sizes, out = plan_kernels(machine()), np.full(24, 2.0**30), np.empty(24, np.int32)
+    state = int(np.uint64(catalog_plans._state(np.uint64(11), 4)).view(np.int64))
+    given = sizes.ctypes.data, len(sizes), state, out.ctypes.data
+    ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 4)(code.addresses["offsets"])(*given)
+    np.testing.assert_array_equal(out, (plan.uniforms(11, 4, 24) * 2.0**30).astype(np.int32))

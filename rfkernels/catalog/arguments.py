@@ -23,9 +23,12 @@ def check_queries(queries: Any, table: Table) -> Any:
     dim, dtype = table.means.shape[1], table.rows.dtype
     if queries.ndim > 2 or queries.shape[-1] != dim:
         raise ValueError(f"queries must have shape (queries, {dim}) or ({dim},), got {queries.shape}")
-    given = np.atleast_2d(np.asarray(queries))
-    with np.errstate(over="ignore"):
-        index = first_nonfinite(given.astype(dtype))
+    given = np.asarray(queries).reshape(-1, dim)
+    if given.dtype == dtype:
+        index = first_nonfinite(given)
+    else:
+        with np.errstate(over="ignore"):
+            index = first_nonfinite(given.astype(dtype))
     if index is not None:
         value = float(given[index])
         raise ValueError(f"queries must be finite in the items' dtype, {dtype}, but queries{list(index)} is {value}")
@@ -74,6 +77,15 @@ def check_count(name: str, count: Any, least: int, most: int) -> None:
     """Require an integer between two others."""
     if isinstance(count, bool) or not isinstance(count, int | np.integer) or not least <= count <= most:
         raise ValueError(f"{name} must be an integer from {least} to {most}, got {count!r}")
+
+
+def check_fit(found: Any, table: Table) -> None:
+    """Require that no number of a query is NaN: then a dot product was too large for the items' dtype."""
+    bad = np.flatnonzero(np.isnan(found).reshape(len(found), -1).any(1))
+    if len(bad):
+        raise ValueError(
+            f"queries must have dot products with items that fit {table.rows.dtype}; query {bad[0]} has not"
+        )
 
 
 def check_filled(table: Table) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels.catalog import estimates, pilots, sampling
+from rfkernels.catalog.arguments import check_fit
 from rfkernels.catalog.compiled import compiled
 from rfkernels.catalog.records import Draws, Estimate, Evaluated, Table
 
@@ -51,9 +52,5 @@ def _estimated(table: Table, queries: Any, budget: int, seed: int, backend: str)
     if not items:
         return Estimate(np.full(len(queries), -np.inf), np.zeros(len(queries)), np.zeros(len(queries), np.int64))
     found = engine.exact(table, queries) if budget >= items else engine.estimate(table, queries, budget, seed)
-    bad = np.flatnonzero(np.isnan(found.log_normalizer))
-    if len(bad):
-        raise ValueError(
-            f"queries must have dot products with items that fit {table.rows.dtype}; query {bad[0]} has not"
-        )
+    check_fit(found.log_normalizer, table)
     return found

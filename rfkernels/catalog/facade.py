@@ -129,7 +129,8 @@ class Catalog:
         full : bool, default False
             Return an `Estimate`, with standard errors and the dot products taken.
         rng : int, default 0
-            The seed. The same seed, queries and catalog give the same numbers.
+            The seed. The same seed, queries and catalog give the same numbers; the errors of queries that are alike
+            depend on each other, those of different seeds do not.
         backend : {"numba", "numpy"}, default "numba"
             Compiled, or as specified.
 

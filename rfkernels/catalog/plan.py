@@ -14,6 +14,9 @@ from rfkernels.catalog.records import Table
 RUN = 4
 """Items of a draw: neighbours in a group, whose order is random, so that memory is read in runs."""
 
+SHARED = 64
+"""Queries, neighbours in a batch, whose runs begin at the same places: one finds in cache what others have read."""
+
 FEWEST_RUNS = 32
 BUCKETS, PER_NAT = 256, 4
 TRUSTED = 0.25
@@ -140,11 +143,11 @@ def _left(bucket: Any, x: Any) -> Any:
     return np.cumsum(np.bincount(bucket, x, BUCKETS)[::-1])[::-1]
 
 
-def uniforms(seed: int, query: int, count: int) -> Any:
-    """Return numbers in [0, 1), (2, count), that depend on seed, query and place alone: those of splitmix64."""
+def uniforms(seed: int, stream: int, count: int) -> Any:
+    """Return numbers in [0, 1), (count,), that depend on seed, stream and place alone: those of splitmix64."""
     with np.errstate(over="ignore"):
-        state = _mix(np.uint64(seed) + _GOLDEN * np.uint64(query + 1))
-        places = np.arange(1, 2 * count + 1, dtype=np.uint64).reshape(count, 2).T
+        state = _mix(np.uint64(seed) + _GOLDEN * np.uint64(stream + 1))
+        places = np.arange(1, count + 1, dtype=np.uint64)
         return (_mix(state + _GOLDEN * places) >> np.uint64(11)) * 2.0**-53
 
 
@@ -163,14 +166,17 @@ class Runs(NamedTuple):
 
 
 def draw_runs(table: Table, planned: Plan, seed: int, query: int) -> Runs:
-    """Draw runs in proportion to the weights of far groups, one from each of as many equal parts of their total."""
-    u = uniforms(seed, query, planned.runs)
+    """Draw runs in proportion to the weights of far groups, one from each of as many equal parts of their total.
+
+    The runs of a group follow each other around it from a random item on, which is the same for SHARED queries.
+    """
     ends = np.cumsum(planned.weights)
-    at = (np.arange(planned.runs) + u[0]) / planned.runs * ends[-1]
+    at = (np.arange(planned.runs) + uniforms(seed, 2 * query, planned.runs)) / planned.runs * ends[-1]
     place = np.minimum(np.searchsorted(ends, at, side="right"), np.flatnonzero(planned.weights)[-1])
-    group = planned.far[place]
+    group, turn = planned.far[place], np.arange(planned.runs) - np.searchsorted(place, place)
     count = table.count[group].astype(np.int64)
-    first = np.minimum((u[1] * count).astype(np.int64), count - 1)
+    begin = uniforms(seed, 2 * (query // SHARED) + 1, len(table.count))[group]
+    first = (np.minimum((begin * count).astype(np.int64), count - 1) + RUN * turn) % count
     rows = table.start[group][:, None] + (first[:, None] + np.arange(RUN)) % count[:, None]
     log_expected = np.log(planned.runs * RUN * planned.weights[place] / ends[-1] / count)
     return Runs(rows, group, log_expected)

@@ -8,14 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels.backends.numba import catalog_plans, catalog_sums, threads
+from rfkernels.backends.numba import catalog_sums, threads
 from rfkernels.backends.numba.catalog_exact import exact
-from rfkernels.backends.numba.catalog_layout import lists, prepared, scratch
+from rfkernels.backends.numba.catalog_layout import groups, lists, rules, scratch
+from rfkernels.catalog.plan import SHARED
 from rfkernels.catalog.records import Estimate, Evaluated, Table
 
 _Part = Callable[[slice], Any]
 
-_BLOCK, _BLOCK_ITEMS = 128, 1 << 20
+_BLOCK, _BLOCK_ITEMS = SHARED, 1 << 20
+"""Queries that pass over the groups together, a power of two and at most SHARED; fewer if their items are many."""
+
+_BLOCKS = 4
+"""Of a task."""
 
 
 def estimate(table: Table, queries: Any, budget: int, seed: int) -> Estimate:
@@ -34,24 +39,22 @@ def evaluate(table: Table, queries: Any, budget: int, seed: int) -> Evaluated:
 
 
 def _run(step: Callable[..., int], table: Table, queries: Any, budget: int, seed: int, out: _Part) -> None:
-    """Plan blocks of queries and run a step on each, a few blocks a task; blocks keep what they share in a cache."""
-    g, r, keep = prepared(table, budget, seed)
+    """Run a step on shares of queries, block by block."""
+    g = groups(table)
+    r, keep = rules(table, g, budget, seed)
     wide = np.ascontiguousarray(queries, np.float64)
     own, count = np.ascontiguousarray(queries, table.rows.dtype), threads.thread_count()
-    block = max(1, min(_BLOCK, _BLOCK_ITEMS // budget, -(-len(own) // count)))
-    share = max(block, min(8 * block, -(-len(own) // count)))
+    each = -(-len(own) // count)
+    block = 1 << max(0, min(_BLOCK, _BLOCK_ITEMS // budget, each).bit_length() - 1)
+    share = min(_BLOCKS, max(1, each // block)) * block
 
     def task(first: int) -> int:
-        last = min(first + share, len(own))
-        size = min(block, last - first)
-        s, n, products = scratch(g, r), lists(g, r, size, own.shape[1]), np.empty((size, budget + 8), own.dtype)
-        for i in range(first, last, block):
-            part = slice(i, min(i + block, last))
-            catalog_plans.choose(r, g, s, n, wide[part], i)
-            step(r, g, s, n, own[part], products, out(part))
-        return 0
+        part = slice(first, min(first + share, len(own)))
+        s, n = scratch(g, own.dtype), lists(g, r, block, own.dtype)
+        return step(r, g, s, n, wide[part], own[part], first, out(part))
 
-    threads.run([partial(task, first) for first in range(0, len(own), share)], count)
+    tasks = [partial(task, first) for first in range(0, len(own), share)]
+    threads.run(tasks, count)
     del keep
 
 

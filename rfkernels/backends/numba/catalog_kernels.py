@@ -1,4 +1,4 @@
-"""Kernels of a catalog: dot products with scattered rows, guesses of weights, exponentials; called by address.
+"""Kernels of a catalog: dot products with scattered rows, and exponentials; called by address.
 
 Addresses and sizes are 64-bit integers, strides in bytes.
 """
@@ -13,6 +13,7 @@ from llvmlite import ir
 
 from rfkernels.backends.numba.emitter import INT, POINTER, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
+from rfkernels.catalog.plan import RUN
 
 TOGETHER = 4
 """Rows that are multiplied together; lists of rows end in so many places, times one more than AHEAD, that are valid."""
@@ -21,30 +22,45 @@ AHEAD = 16
 """How many fours of rows are fetched before they are needed."""
 
 _LINE, _UNROLLED = 64, 16
+
+_HELD = 16
+"""Registers that may hold rows."""
+
 _I32 = ir.IntType(32)
 
 
 @cache
 def dot_kernel(machine: Machine, bits: int, dim: int) -> Code:
-    """Compile ``dots`` for rows of `dim` elements of `bits` bits: out[i] = query · rows[places[i]]."""
+    """Compile kernels for rows of `dim` elements.
+
+    ``dots`` and ``near_dots``, for rows that are in a cache: out[i] = query · rows[places[i]]. ``run_dots``: a run of
+    four rows for all queries of a mask. ``fetch`` asks for so many runs of each group.
+    """
     module = ir.Module(name=f"rfkernels_catalog_dots_{bits}")
-    e = Emitter(module, "dots", "rows row_stride places count query out", bits, machine.lanes(bits))
-    _dots(e, dim)
+
+    def emitter(name: str, parameters: str) -> Emitter:
+        return Emitter(module, name, parameters, bits, machine.lanes(bits))
+
+    _dots(emitter("dots", "rows row_stride places count query out"), dim, AHEAD)
+    _dots(emitter("near_dots", "rows row_stride places count query out"), dim, 0)
+    _run_dots(emitter("run_dots", "rows row_stride places mask queries query_row out draw next"), dim)
+    _fetch_runs(emitter("fetch", "rows row_stride start offset most first last"))
     return compile_module(module, machine.width, keep=True)
 
 
 @cache
 def weight_kernels(machine: Machine, bits: int = 64) -> Code:
-    """Compile ``largest``, ``guess``, ``exponentials`` and ``sum``, of arrays padded to whole vectors."""
+    """Compile ``largest``, ``exponentials``, ``sum`` and ``add_runs``, of arrays padded to whole vectors."""
     module = ir.Module(name=f"rfkernels_catalog_weights_{bits}")
 
     def emitter(name: str, parameters: str) -> Emitter:
         return Emitter(module, name, parameters, bits, machine.lanes(bits))
 
     _largest(emitter("largest", "x count out"))
-    _guess(emitter("guess", "log_mean squares sizes count top floor weight mass noise score"))
-    _exponentials(emitter("exponentials", "x count top"))
+    _exponentials(emitter("exponentials", "x count top out"))
     _sum(emitter("sum", "x count top out"))
+    parameters = "x products draw odds cell slopes cells count numbers"
+    _add_runs(Emitter(module, "add_runs", parameters, 64, machine.lanes(64)), ir.FloatType() if bits == 32 else None)
     return compile_module(module, machine.width, keep=True)
 
 
@@ -60,42 +76,121 @@ def _masked(e: Emitter, base: Any, index: Any, mask: Any) -> Any:
     return e.builder.call(load, [e.address(base, index), _I32(e.align), mask, e.math.constant(0.0)])
 
 
-def _steps(e: Emitter, stop: int, step: int) -> Iterator[Any]:
-    """Run over 0, step, ... below stop: few turns one after the other, many in a loop."""
-    if stop <= _UNROLLED * step:
+def _steps(e: Emitter, stop: Any, step: int) -> Iterator[Any]:
+    """Run over 0, step, ... below stop: few turns, of a number that is known, one after the other, many in a loop."""
+    if isinstance(stop, int) and stop <= _UNROLLED * step:
         yield from map(e.integer, range(0, stop, step))
     else:
         with e.loop(0, stop, step) as i:
             yield i
 
 
-def _fetch(e: Emitter, at: Any, size: int) -> None:
+def _fetch(e: Emitter, at: Any, size: Any) -> None:
     """Ask for the lines of `size` bytes; into the second level, as the first is too small for what is on its way."""
     prefetch = _function(e, "llvm.prefetch.p0", ir.VoidType(), POINTER, _I32, _I32, _I32)
     for j in _steps(e, size, _LINE):
         e.builder.call(prefetch, [e.builder.inttoptr(e.add(at, j), POINTER), _I32(0), _I32(2), _I32(1)])
 
 
-def _dots(e: Emitter, dim: int) -> None:
+def _row(e: Emitter, rows: Any, stride: Any, places: Any, index: Any) -> Any:
+    return e.add(rows, e.mul(e.builder.sext(e.load(places, index, _I32), INT), stride))
+
+
+def _dots(e: Emitter, dim: int, ahead: int) -> None:
     rows, stride, places, count, query, out = e.arguments
-    b, whole = e.builder, dim // e.lanes * e.lanes
-    mask = ir.Constant(ir.VectorType(ir.IntType(1), e.lanes), [lane < dim - whole for lane in range(e.lanes)])
-    last = _masked(e, query, e.integer(whole), mask)
-
-    def row(index: Any) -> Any:
-        return e.add(rows, e.mul(b.sext(e.load(places, index, _I32), INT), stride))
-
+    tail = _Tail(e, dim)
+    last = tail.load(query)
     with e.loop(0, count, TOGETHER) as i:
-        for r in range(TOGETHER):
-            _fetch(e, row(e.add(i, AHEAD * TOGETHER + r)), dim * e.align)
-        own = [row(e.add(i, r)) for r in range(TOGETHER)]
-        sums = [e.variable(e.math.mul(last, _masked(e, x, e.integer(whole), mask))) for x in own]
-        for k in _steps(e, whole, e.lanes):
-            q = e.load_vector(query, k)
-            for total, x in zip(sums, own, strict=True):
-                total.set(e.math.fma(q, e.load_vector(x, k), total.get()))
-        for r, total in enumerate(sums):
-            e.store(e.math.reduce_add(total.get()), out, e.add(i, r))
+        for r in range(TOGETHER if ahead else 0):
+            _fetch(e, _row(e, rows, stride, places, e.add(i, ahead * TOGETHER + r)), dim * e.align)
+        own = [_row(e, rows, stride, places, e.add(i, r)) for r in range(TOGETHER)]
+        _store_sums(e, _sums(e, tail, query, last, own), out, i)
+    e.finish()
+
+
+def _run_dots(e: Emitter, dim: int) -> None:
+    """Multiply; `out` and `draw` have an address for each query, which move on, and `next` gets what lies there."""
+    rows, stride, places, mask, queries, query_row, out, draw, following = e.arguments
+    b, tail, left = e.builder, _Tail(e, dim), e.variable(mask)
+    own = [_row(e, rows, stride, places, e.integer(r)) for r in range(TOGETHER)]
+    held = [tail.held(x) for x in own] if TOGETHER * -(-dim // e.lanes) <= _HELD else None
+    with e.loop(0, b.ctpop(mask)):
+        i = b.cttz(left.get(), ir.IntType(1)(1))
+        left.set(b.and_(left.get(), b.sub(left.get(), e.integer(1))))
+        query = e.add(queries, e.mul(query_row, i))
+        to, run = e.load(out, i, INT), e.add(e.load(draw, i, INT), 4)
+        _store_sums(e, _sums(e, tail, query, tail.load(query), own, held), to, e.integer(0))
+        e.store(e.add(to, TOGETHER * e.align), out, i)
+        e.store(run, draw, i)
+        e.store(e.load(run, e.integer(0), _I32), following, i)
+    e.finish()
+
+
+class _Tail:
+    """The elements of rows behind the last whole vector."""
+
+    def __init__(self, e: Emitter, dim: int) -> None:
+        self._emitter, self.whole = e, dim // e.lanes * e.lanes
+        kind = ir.VectorType(ir.IntType(1), e.lanes)
+        self._mask = ir.Constant(kind, [lane < dim - self.whole for lane in range(e.lanes)])
+
+    def load(self, row: Any) -> Any:
+        """Load them, and zeros beside."""
+        return _masked(self._emitter, row, self._emitter.integer(self.whole), self._mask)
+
+    def held(self, row: Any) -> list[Any]:
+        """Load a row: its whole vectors, then its tail."""
+        e = self._emitter
+        return [*(e.load_vector(row, e.integer(k)) for k in range(0, self.whole, e.lanes)), self.load(row)]
+
+
+def _sums(e: Emitter, tail: _Tail, query: Any, last: Any, own: list[Any], held: list[Any] | None = None) -> list[Any]:
+    """Return vectors whose elements sum to the products of a query with rows, which may be held in registers."""
+    m = e.math
+    if held is not None:
+        sums = [m.mul(last, x[-1]) for x in held]
+        for j, k in enumerate(range(0, tail.whole, e.lanes)):
+            q = e.load_vector(query, e.integer(k))
+            sums = [m.fma(q, x[j], total) for total, x in zip(sums, held, strict=True)]
+        return sums
+    totals = [e.variable(m.mul(last, tail.load(x))) for x in own]
+    for k in _steps(e, tail.whole, e.lanes):
+        q = e.load_vector(query, k)
+        for total, x in zip(totals, own, strict=True):
+            total.set(m.fma(q, e.load_vector(x, k), total.get()))
+    return [total.get() for total in totals]
+
+
+def _store_sums(e: Emitter, vectors: list[Any], out: Any, index: Any) -> None:
+    """Store the sums of the elements of four vectors, which share registers as soon as they leave room."""
+    b, lanes, m = e.builder, e.lanes, e.math
+    if lanes < TOGETHER:
+        for r, x in enumerate(vectors):
+            e.store(m.reduce_add(x), out, e.add(index, r))
+        return
+
+    def halves(x: Any, y: Any, part: int) -> Any:
+        """Add the halves of parts of x and of y; what comes of x is in the lower half."""
+        low = [j + k for j in range(0, lanes, part) for k in range(part // 2)]
+        low += [lanes + j for j in low]
+        kept, moved = ([j + shift for j in low] for shift in (0, part // 2))
+        kind = ir.VectorType(_I32, lanes)
+        return m.add(*(b.shuffle_vector(x, y, ir.Constant(kind, order)) for order in (kept, moved)))
+
+    first, second = halves(vectors[0], vectors[1], lanes), halves(vectors[2], vectors[3], lanes)
+    total, part = halves(first, second, lanes // 2), lanes // 4
+    while part > 1:
+        total, part = halves(total, total, part), part // 2
+    kind = ir.VectorType(_I32, TOGETHER)
+    e.store_vector(b.shuffle_vector(total, total, ir.Constant(kind, list(range(TOGETHER)))), out, index)
+
+
+def _fetch_runs(e: Emitter) -> None:
+    rows, stride, start, offset, most, first, last = e.arguments
+    with e.loop(first, last) as i:
+        place = e.add(e.load(start, i, INT), e.builder.sext(e.load(offset, i, _I32), INT))
+        size = e.mul(e.mul(e.builder.sext(e.load(most, i, _I32), INT), stride), RUN)
+        _fetch(e, e.add(rows, e.mul(place, stride)), size)
     e.finish()
 
 
@@ -108,28 +203,11 @@ def _largest(e: Emitter) -> None:
     e.finish()
 
 
-def _guess(e: Emitter) -> None:
-    """Of each group: mean weight of an item, sum of weights, that times relative variance, log of second moment."""
-    log_mean, squares, sizes, count, top, floor, weight, mass, noise, score = e.arguments
-    m = e.math
-    shift, least = m.splat(e.load(top, e.integer(0))), m.splat(e.load(floor, e.integer(0)))
-    with e.loop(0, count, e.lanes) as i:
-        relative = m.sub(e.load_vector(log_mean, i), shift)
-        square = e.load_vector(squares, i)
-        variance, own = m.add(m.sub(m.expm1(square), square), least), m.exp(relative)
-        total = m.mul(own, e.load_vector(sizes, i))
-        e.store_vector(own, weight, i)
-        e.store_vector(total, mass, i)
-        e.store_vector(m.mul(total, variance), noise, i)
-        e.store_vector(m.add(m.add(relative, relative), m.log(variance)), score, i)
-    e.finish()
-
-
 def _exponentials(e: Emitter) -> None:
-    x, count, top = e.arguments
+    x, count, top, out = e.arguments
     shift = e.math.splat(e.load(top, e.integer(0)))
     with e.loop(0, count, e.lanes) as i:
-        e.store_vector(e.math.exp(e.math.sub(e.load_vector(x, i), shift)), x, i)
+        e.store_vector(e.math.exp(e.math.sub(e.load_vector(x, i), shift)), out, i)
     e.finish()
 
 
@@ -139,4 +217,47 @@ def _sum(e: Emitter) -> None:
     with e.loop(0, count, e.lanes) as i:
         total.set(e.math.add(total.get(), e.math.exp(e.math.sub(e.load_vector(x, i), shift))))
     e.store(e.math.reduce_add(total.get()), out, e.integer(0))
+    e.finish()
+
+
+def _fours(e: Emitter, x: Any, index: Any, kind: Any) -> Any:
+    """Return sums of four numbers, side by side, one for each lane."""
+    b, lane = e.builder, ir.VectorType(_I32, e.lanes)
+    vectors = [e.load_vector(x, e.add(index, r * e.lanes), kind) for r in range(RUN)]
+    while len(vectors) > 1:
+        halves = zip(vectors[::2], vectors[1::2], strict=True)
+        even, odd = (ir.Constant(lane, [2 * j + k for j in range(e.lanes)]) for k in range(2))
+        vectors = [b.fadd(b.shuffle_vector(x, y, even), b.shuffle_vector(x, y, odd)) for x, y in halves]
+    return vectors[0] if kind is None else b.fpext(vectors[0], e.math.vector)
+
+
+def _add_runs(e: Emitter, kind: Any) -> None:
+    """Add up runs, less control variates, each divided by the number of times that it is expected.
+
+    `numbers` are what slopes and weights of groups are multiplied by and then, written, the sum and that of squared
+    differences of successive runs.
+    """
+    x, products, draw, odds, cell, slopes, cells, count, numbers = e.arguments
+    m, b, zero = e.math, e.builder, e.math.constant(0.0)
+    relative, factor = (m.splat(e.load(numbers, e.integer(i))) for i in range(2))
+    total, apart, order = e.variable(zero), e.variable(zero), [j ^ 1 for j in range(e.lanes)]
+    ends = e.splat_number(count), e.splat_number(b.and_(count, e.integer(-2)))
+    with e.loop(0, count, e.lanes) as i:
+        slope = logit = zero
+        for lane in range(e.lanes):
+            group = b.zext(e.load(draw, e.add(i, lane), _I32), INT)
+            own = b.zext(e.load(cell, group, _I32), INT)
+            slope = b.insert_element(slope, e.load(slopes, own), _I32(lane))
+            logit = b.insert_element(logit, e.load(cells, own), _I32(lane))
+        first = e.mul(i, RUN)
+        moved = m.sub(_fours(e, products, first, kind), m.mul(m.constant(float(RUN)), logit))
+        own = m.sub(_fours(e, x, first, kind), m.mul(m.mul(relative, slope), moved))
+        places = b.add(e.splat_number(i), e.lane_numbers())
+        there, paired = (b.icmp_signed("<", places, end) for end in ends)
+        own = m.where(there, m.mul(own, m.div(factor, e.load_vector(odds, i))), zero)
+        total.set(m.add(total.get(), own))
+        step = m.sub(own, b.shuffle_vector(own, own, ir.Constant(ir.VectorType(_I32, e.lanes), order)))
+        apart.set(m.add(apart.get(), m.where(paired, m.mul(step, step), zero)))
+    e.store(m.reduce_add(total.get()), numbers, e.integer(2))
+    e.store(m.reduce_add(m.mul(apart.get(), m.constant(0.5))), numbers, e.integer(3))
     e.finish()

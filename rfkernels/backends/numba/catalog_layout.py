@@ -3,43 +3,60 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+import threading
+import weakref
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER, dot_kernel, weight_kernels
-from rfkernels.backends.numba.jit import machine
+from rfkernels.backends.numba.catalog_plan_kernels import plan_kernels
+from rfkernels.backends.numba.jit import Machine, machine
 from rfkernels.catalog import estimates, plan
 from rfkernels.catalog.records import Table
 
-_STRETCH_BYTES = 1 << 19
-"""Of rows that all queries of a block take in before they go on: a part of the second level of cache."""
+_KEPT = 1 << 23
+"""Bytes of working memory that a thread keeps between calls, at most."""
 
 
 class Rules(NamedTuple):
     """Addresses of kernels, sizes, and the numbers of the specification."""
 
     dots: int
+    run_dots: int
+    fetch: int
     wide_dots: int
     largest: int
-    guess: int
     exponentials: int
+    sum: int
+    add_runs: int
+    guess: int
+    buckets: int
+    rest: int
+    offsets: int
+    draw: int
+    fill: int
+    equal: int
     rows: int
     row_stride: int
     budget: int
     ahead: int
-    stretch: int
+    shared: int
     seed: Any
     fewest_runs: int
-    per_nat: float
     trusted: float
     heavy: float
     edge: float
-    floor: Any
+    floor: float
 
 
 class Groups(NamedTuple):
-    """The groups of a table, and its cells: what they hold, and means and then the shape in rows of float64."""
+    """The groups of a table, and its cells: what they hold, and means and then the shape in rows of float64.
+
+    `cell`, `deviation` and `size` are padded to whole vectors; `reach` is the largest deviation of each cell.
+    """
 
     start: Any
     count: Any
@@ -47,40 +64,47 @@ class Groups(NamedTuple):
     deviation: Any
     size: Any
     held: Any
+    reach: Any
     means: Any
     every: Any
+    items: int
+    edge: float
 
 
 class Scratch(NamedTuple):
-    """Memory of a thread, of which each query uses all in turn; arrays of groups are padded to multiples of 8."""
+    """Memory of a thread, of which each query uses all in turn; arrays of groups are padded to whole vectors."""
 
-    log_mean: Any
-    apart: Any
     weight: Any
     mass: Any
     noise: Any
     score: Any
     bucket: Any
     ends: Any
-    buckets: Any
+    offset: Any
+    most: Any
+    candidates: Any
+    sizes: Any
+    sums: Any
     cells: Any
     items: Any
-    where: Any
-    turn: Any
-    x: Any
-    number: Any
+    numbers: Any
+    top: Any
+    queues: Any
+    following: Any
+    places: Any
 
 
 class Lists(NamedTuple):
     """What the queries of a block take: arrays whose first axis is the query.
 
-    `places` are rows: those of opened groups, up to a multiple of 4, then those of runs, then zeros. `marks` tell how
-    many of either come before each stretch of groups. `slopes` are of cells, `draw` has the group and `odds` the
-    weight of an item of each run.
+    `places` are rows: those of opened groups, up to a multiple of 4, then those of runs, then zeros. `slopes` are of
+    cells, `draw` has the group of each run, and then a number that is no group's, and `odds` the weight of its items.
+    `products` are logits, one for each place, and `x` has room for as many of one query.
     """
 
     places: Any
-    marks: Any
+    products: Any
+    x: Any
     cells: Any
     opened: Any
     draw: Any
@@ -90,88 +114,128 @@ class Lists(NamedTuple):
     measures: Any
 
 
-def prepared(table: Table, budget: int, seed: int) -> tuple[Groups, Rules, Any]:
-    """Return a table and the rules of a call, and the code that these know by address."""
-    g = Groups(
+_prepared: dict[int, tuple[Any, tuple[int, ...], Groups]] = {}
+_local = threading.local()
+
+
+def groups(table: Table) -> Groups:
+    """Return what is known of the groups of a table, which is kept as long as the means of its cells are."""
+    key, parts = id(table.means), tuple(map(id, table))
+    known = _prepared.get(key)
+    if known is not None and known[0]() is table.means and known[1] == parts:
+        return known[2]
+    made = _groups(table)
+    _prepared[key] = weakref.ref(table.means, lambda _: _prepared.pop(key, None)), parts, made
+    return made
+
+
+def _groups(table: Table) -> Groups:
+    items = int(table.count.sum(dtype=np.int64))
+    dim, cells = table.rows.shape[1], len(table.means)
+    deviation, reach = np.sqrt(table.spread, dtype=np.float64), np.zeros(cells)
+    np.maximum.at(reach, table.cell, deviation)
+    return Groups(
         np.ascontiguousarray(table.start, np.int64),
         np.ascontiguousarray(table.count, np.int32),
-        table.cell.astype(np.uint32),
-        np.sqrt(table.spread, dtype=np.float64),
+        _padded(table.cell, np.uint32),
+        _padded(deviation),
         _padded(table.count),
-        np.bincount(table.cell, table.count, len(table.means)),
-        _rows(table),
-        np.arange(sum(table.means.shape) + TOGETHER * (AHEAD + 2), dtype=np.int32) % sum(table.means.shape),
-    )
-    element = table.rows.dtype.itemsize
-    dim = table.rows.shape[1]
-    dots, wide = dot_kernel(machine(), 8 * element, dim), dot_kernel(machine(), 64, dim)
-    weights = weight_kernels(machine())
-    items = int(g.count.sum(dtype=np.int64))
-    row = table.rows.strides[0]
-    stretch = max(1, _STRETCH_BYTES * len(g.start) // max(items * row, 1))
-    rules = Rules(
-        dots.addresses["dots"],
-        wide.addresses["dots"],
-        weights.addresses["largest"],
-        weights.addresses["guess"],
-        weights.addresses["exponentials"],
-        table.rows.ctypes.data,
-        row,
-        budget,
-        TOGETHER * (AHEAD + 1),
-        stretch,
-        np.uint64(seed),
-        plan.FEWEST_RUNS,
-        float(plan.PER_NAT),
-        plan.TRUSTED,
-        estimates.HEAVY,
+        np.bincount(table.cell, table.count, cells),
+        reach,
+        np.concatenate([table.means, table.shape], dtype=np.float64),
+        np.arange(cells + dim + TOGETHER * (AHEAD + 2), dtype=np.int32) % (cells + dim),
+        items,
         math.sqrt(2 * math.log(max(items, 1))),
-        np.array([plan._FLOOR]),
     )
-    return g, rules, (dots, wide, weights)
 
 
-def _padded(x: Any) -> Any:
-    out = np.zeros((len(x) + 7) // 8 * 8)
+def _padded(x: Any, dtype: Any = np.float64) -> Any:
+    out = np.zeros((len(x) + 7) // 8 * 8, dtype)
     out[: len(x)] = x
     return out
 
 
-def _rows(table: Table) -> Any:
-    """Return means of cells and then the shape, one below the other."""
-    return np.concatenate([table.means, table.shape], dtype=np.float64)
+def rules(table: Table, g: Groups, budget: int, seed: int) -> tuple[Rules, Any]:
+    """Return the rules of a call, and the code that these know by address."""
+    code, addresses = _addresses(machine(), 8 * table.rows.dtype.itemsize, table.rows.shape[1])
+    values = (
+        *addresses,
+        table.rows.ctypes.data,
+        table.rows.strides[0],
+        budget,
+        TOGETHER * (AHEAD + 1),
+        plan.SHARED,
+        np.uint64(seed),
+        plan.FEWEST_RUNS,
+        plan.TRUSTED,
+        estimates.HEAVY,
+        g.edge,
+        plan._FLOOR,
+    )
+    return Rules._make(values), code
 
 
-def scratch(g: Groups, r: Rules) -> Scratch:
-    """Return memory for a thread."""
-    groups, cells, runs = len(g.start), len(g.held), r.budget // 4 + 4
-    log_mean, apart, weight, mass, noise, score = np.zeros((6, len(g.size)))
-    log_mean[groups:] = -np.inf
+@cache
+def _addresses(m: Machine, bits: int, dim: int) -> tuple[Any, Any]:
+    code = dot_kernel(m, bits, dim), dot_kernel(m, 64, dim), weight_kernels(m, bits), plan_kernels(m)
+    names = (
+        ("dots", "run_dots", "fetch"),
+        ("near_dots",),
+        ("largest", "exponentials", "sum", "add_runs"),
+        ("guess", "buckets", "rest", "offsets", "draw", "fill", "equal"),
+    )
+    return code, tuple(part.addresses[name] for part, own in zip(code, names, strict=True) for name in own)
+
+
+def scratch(g: Groups, dtype: Any) -> Scratch:
+    """Return memory for a thread: what it used last, if that fits."""
+    return cast(Scratch, _kept("scratch", (len(g.start), len(g.held), dtype), lambda: _scratch(g, dtype)))
+
+
+def lists(g: Groups, r: Rules, block: int, dtype: Any) -> Lists:
+    """Return memory for a block of queries: what this thread used last, if that fits."""
+    key = len(g.start), len(g.held), len(g.means), r.budget, block, dtype
+    return cast(Lists, _kept("lists", key, lambda: _lists(g, r, block, dtype)))
+
+
+def _kept(name: str, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    known = getattr(_local, name, None)
+    if known is not None and known[0] == key:
+        return known[1]
+    made = make()
+    setattr(_local, name, (key, made) if sum(x.nbytes for x in made) <= _KEPT else None)
+    return made
+
+
+def _scratch(g: Groups, dtype: Any) -> Scratch:
+    padded, cells = len(g.size), len(g.held)
+    weight, mass, noise, score = np.zeros((4, padded + 8))
+    bucket, ends, offset, most, candidates = np.zeros((5, padded + 8), np.int32)
     return Scratch(
-        *(log_mean, apart, weight, mass, noise, score),
-        bucket=np.empty(groups, np.uint32),
-        ends=np.empty(groups),
-        buckets=np.empty((4, plan.BUCKETS, 3)),
+        *(weight, mass, noise, score, bucket, ends, offset, most, candidates),
+        sizes=np.empty((4, plan.BUCKETS), np.int64),
+        sums=np.empty((2, plan.BUCKETS)),
         cells=np.empty((4, cells)),
         items=np.empty(cells),
-        where=np.empty(runs),
-        turn=np.empty(runs),
-        x=np.empty(r.budget + 16),
-        number=np.empty(1),
+        numbers=np.empty(8),
+        top=np.empty(2, dtype),
+        queues=np.empty((2, plan.SHARED), np.int64),
+        following=np.empty(plan.SHARED, np.int32),
+        places=np.empty(plan.RUN, np.int32),
     )
 
 
-def lists(g: Groups, r: Rules, block: int, dim: int) -> Lists:
-    """Return memory for a block of queries."""
-    stretches, runs = -(-len(g.start) // r.stretch), r.budget // 4 + 4
+def _lists(g: Groups, r: Rules, block: int, dtype: Any) -> Lists:
+    runs = r.budget // 4 + 8
     return Lists(
         places=np.empty((block, r.budget + r.ahead + 8), np.int32),
-        marks=np.empty((block, 2, stretches + 1), np.int32),
-        cells=np.empty((block, len(g.held) + dim + 8)),
+        products=np.empty((block, r.budget + 32), dtype),
+        x=np.empty(r.budget + 32, dtype),
+        cells=np.empty((block, len(g.means) + 8)),
         opened=np.empty((block, len(g.start)), np.uint32),
         draw=np.empty((block, runs), np.uint32),
         odds=np.empty((block, runs)),
-        slopes=np.empty((block, len(g.held))),
+        slopes=np.zeros((block, len(g.held))),
         sizes=np.empty((block, 4), np.int64),
         measures=np.empty((block, 3)),
     )

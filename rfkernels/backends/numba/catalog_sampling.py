@@ -2,69 +2,165 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from rfkernels.backends.numba import threads
-from rfkernels.catalog.plan import guess
+from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER
+from rfkernels.backends.numba.catalog_layout import Groups, Rules, Scratch, groups, rules, scratch
+from rfkernels.backends.numba.catalog_plans import TINY, deviation, log_mean, weigh
+from rfkernels.backends.numba.schedule import call, jit
+from rfkernels.catalog.arguments import check_fit
 from rfkernels.catalog.records import Draws, Table
-from rfkernels.catalog.sampling import head
-
-Function = TypeVar("Function", bound=Callable[..., Any])
+from rfkernels.catalog.sampling import HEAD, HEAD_GROUPS
 
 _SHARE = 16
 """Queries that a thread takes at a time."""
+
+
+class Room(NamedTuple):
+    """Memory of a thread: logits of groups that were taken, where those of each begin (−1: not taken), and the rest."""
+
+    products: Any
+    where: Any
+    ends: Any
+    inside: Any
+    places: Any
+    cells: Any
+    head: Any
+    touched: Any
 
 
 def sample(table: Table, queries: Any, draws: int, rng: Any) -> Draws:
     """Draw items, independently and with replacement, for queries (queries, dim); ids are those of the table."""
     u = rng.random((len(queries), 2, draws))
     rows, log, logits = np.empty((len(u), draws), np.int64), np.empty((len(u), draws)), np.empty((len(u), draws))
-    most = int(table.count.max())
-    room = min(int(table.count.sum()), most * (draws + 64))
+    g = groups(table)
+    r, keep = rules(table, g, 0, 0)
+    own, wide = (np.ascontiguousarray(queries, dtype) for dtype in (table.rows.dtype, np.float64))
+    most, dtype = int(g.count.max()), own.dtype
 
     def share(first: int) -> int:
-        buffer, where = np.empty(room), np.full(len(table.count), -1, np.int64)
-        ends, inside = np.empty(len(table.count)), np.empty(most)
-        own = queries[first : first + _SHARE].astype(np.float64)
-        guessed = np.log(table.count) + guess(table, own).log_mean
-        for i, (query, log_sums) in enumerate(zip(own, guessed, strict=True), first):
-            chosen = head(log_sums, table.count)
-            scratch, out = (buffer, where, ends, inside), (rows[i], log[i], logits[i])
-            _draw(table.rows, table.start, table.count, query, chosen, log_sums, u[i], scratch, out)
-        return 0
+        part = slice(first, first + _SHARE)
+        room = _room(g, most, draws, dtype)
+        drawn = rows[part], log[part], logits[part]
+        return _sample(r, g, scratch(g, dtype), room, wide[part], own[part], u[part], drawn)
 
     threads.run([partial(share, first) for first in range(0, len(u), _SHARE)], threads.thread_count())
+    del keep
+    check_fit(log, table)
     return Draws(table.ids[rows], log, logits)
 
 
-def _fast(function: Function) -> Function:
-    """Compile with sums in any order; nothing is assumed to be finite."""
-    return cast(Function, njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})(function))
+def _room(g: Groups, most: int, draws: int, dtype: Any) -> Room:
+    count = len(g.start)
+    return Room(
+        products=np.empty((most + 16) * min(draws + HEAD_GROUPS, count) + 16, dtype),
+        where=np.full(count, -1, np.int64),
+        ends=np.empty(count),
+        inside=np.empty(most),
+        places=np.empty(most + 16 + TOGETHER * (AHEAD + 1), np.int32),
+        cells=np.empty(len(g.means) + 8),
+        head=np.empty(min(HEAD_GROUPS, count), np.int64),
+        touched=np.empty(draws + HEAD_GROUPS, np.int64),
+    )
 
 
-@_fast
-def _logits(rows: Any, first: int, count: int, query: Any, out: Any) -> float:
-    """Write the logits of a run of rows and return the log of the sum of their exponentials."""
-    top = -np.inf
+@jit
+def _take(r: Rules, g: Groups, room: Room, group: Any, query: Any, used: int) -> Any:
+    """Write the logits of the items of a group behind those that are there; return how many places are used then."""
+    count, places, pad = g.count[group], room.places, (g.count[group] + 15) & ~15
+    for j in range(pad + r.ahead):
+        places[j] = min(j, count - 1)
+    rows, out = r.rows + g.start[group] * r.row_stride, room.products[used:].ctypes.data
+    call(r.dots, (rows, r.row_stride, places.ctypes.data, (count + 3) & ~3, query.ctypes.data, out))
+    room.products[used + count : used + pad] = -np.inf
+    room.where[group] = used
+    return used + pad
+
+
+@jit
+def _head(g: Groups, promise: Any, head: Any) -> int:
+    """List the groups that promise most, largest first, of at most HEAD items; return how many these are."""
+    most, held = len(head), 0
+    for j in range(len(g.start)):
+        if held == most and promise[j] <= promise[head[most - 1]]:
+            continue
+        held = min(held + 1, most)
+        place = held - 1
+        while place > 0 and promise[head[place - 1]] < promise[j]:
+            head[place] = head[place - 1]
+            place -= 1
+        head[place] = j
+    items = 0
+    for i in range(held):
+        items += g.count[head[i]]
+        if items > HEAD:
+            return i
+    return held
+
+
+@jit
+def _log_sum(r: Rules, g: Groups, s: Scratch, room: Room, group: int) -> float:
+    x, size = room.products[room.where[group] :].ctypes.data, (g.count[group] + 15) & ~15
+    call(r.largest, (x, size, s.top.ctypes.data))
+    call(r.sum, (x, size, s.top.ctypes.data, s.top[1:].ctypes.data))
+    return float(s.top[0]) + math.log(s.top[1])
+
+
+@jit
+def _masses(r: Rules, g: Groups, s: Scratch, room: Room, wide: Any, query: Any) -> tuple[int, int, float]:
+    """Fill the sums of groups, relative to some number; return how long the head is, places used, and their total."""
+    scale = deviation(r, g, wide, room.cells)
+    top = weigh(r, g, s, room.cells, scale)
+    count, used, mass = _head(g, s.mass, room.head), 0, s.mass
+    if mass[room.head[-1]] < TINY:  # some that are 0 promise more than others
+        _logs(r, g, room, scale, s.score)
+        count = _head(g, s.score, room.head)
+    largest, logs = top, np.empty(count)
     for i in range(count):
-        total = 0.0
-        row = rows[first + i]
-        for j in range(len(query)):
-            total += row[j] * query[j]
-        out[i] = total
-        top = max(top, total)
+        used = _take(r, g, room, room.head[i], query, used)
+        logs[i] = _log_sum(r, g, s, room, room.head[i])
+        largest = max(largest, logs[i])
+    factor = math.exp(top - largest)
+    total = _totalled(g, mass, room.ends, factor, room.head, np.exp(logs - largest))
+    if total < TINY:
+        _logs(r, g, room, scale, mass)
+        for i in range(count):
+            mass[room.head[i]] = logs[i]
+        largest = mass[: len(g.start)].max()
+        for j in range(len(g.start)):
+            mass[j] = math.exp(mass[j] - largest)
+        total = _totalled(g, mass, room.ends, 1.0, room.head[:0], logs)
+    return count, used, total
+
+
+@jit
+def _logs(r: Rules, g: Groups, room: Room, scale: float, out: Any) -> None:
+    """Write the logs of what groups are guessed to sum to."""
+    for j in range(len(g.start)):
+        out[j] = math.log(g.size[j]) + room.cells[g.cell[j]] + log_mean(r, scale * g.deviation[j])
+
+
+@jit
+def _totalled(g: Groups, mass: Any, ends: Any, factor: float, head: Any, own: Any) -> float:
+    """Multiply sums of groups by a factor, set those of the head, and add them up."""
+    if factor != 1.0:
+        for j in range(len(g.start)):
+            mass[j] *= factor
+    for i in range(min(len(own), len(head))):
+        mass[head[i]] = own[i]
     total = 0.0
-    for i in range(count):
-        total += np.exp(out[i] - top)
-    return float(top + np.log(total))
+    for j in range(len(g.start)):
+        total += mass[j]
+        ends[j] = total
+    return total
 
 
-@_fast
+@jit
 def _place(ends: Any, count: int, at: float) -> int:
     """Return the first place whose end lies beyond `at`; the last that has a part of its own if there is none."""
     low, high = 0, count
@@ -81,57 +177,38 @@ def _place(ends: Any, count: int, at: float) -> int:
     return low
 
 
-@njit(nogil=True, cache=True)
-def _draw(
-    rows: Any,
-    start: Any,
-    count: Any,
-    query: Any,
-    chosen: Any,
-    log_sums: Any,
-    uniform: Any,
-    scratch: Any,
-    drawn: Any,
-) -> None:
-    (buffer, where, ends, inside), (out, log, logits) = scratch, drawn
-    to_group, to_item = uniform[0], uniform[1]
-    used = 0
-    for g in chosen:
-        where[g] = used
-        log_sums[g] = _logits(rows, start[g], count[g], query, buffer[used:])
-        used += count[g]
-    top = log_sums.max()
-    total = 0.0
-    for g in range(len(log_sums)):
-        total += np.exp(log_sums[g] - top)
-        ends[g] = total
-    log_total = top + np.log(total)
-    group = np.empty(len(to_group), np.int64)
+@jit
+def _sample(r: Rules, g: Groups, s: Scratch, room: Room, wide: Any, queries: Any, u: Any, drawn: Any) -> int:
+    rows, log, logits = drawn
+    for i in range(len(queries)):
+        _draw(r, g, s, room, wide[i], queries[i], u[i], (rows[i], log[i], logits[i]))
+    return 0
+
+
+@jit
+def _draw(r: Rules, g: Groups, s: Scratch, room: Room, wide: Any, query: Any, u: Any, drawn: Any) -> None:
+    out, log, logits = drawn
+    seen, used, total = _masses(r, g, s, room, wide, query)
+    room.touched[:seen] = room.head[:seen]
+    group = np.empty(len(out), np.int64)
     for i in range(len(group)):
-        group[i] = _place(ends, len(ends), to_group[i] * total)
-    touched = np.empty(len(group) + len(chosen), np.int64)
-    touched[: len(chosen)] = chosen
-    seen = len(chosen)
-    last, own = -1, 0.0
-    order = np.argsort(group, kind="mergesort")
-    for i in order:
-        g = group[i]
-        if where[g] < 0:
-            where[g] = used
-            _logits(rows, start[g], count[g], query, buffer[used:])
-            used += count[g]
-            touched[seen] = g
+        group[i] = _place(room.ends, len(room.ends), u[0, i] * total)
+    last, own, at, inside = -1, 0.0, 0, room.inside
+    for i in np.argsort(group, kind="mergesort"):
+        x, count = group[i], g.count[group[i]]
+        if room.where[x] < 0:
+            used = _take(r, g, room, x, query, used)
+            room.touched[seen] = x
             seen += 1
-        part = buffer[where[g] : where[g] + count[g]]
-        if g != last:
-            last = g
-            high, summed = part.max(), 0.0
-            for j in range(count[g]):
-                summed += np.exp(part[j] - high)
+        if x != last:
+            last, at = x, room.where[x]
+            high, summed = float(room.products[at : at + count].max()), 0.0
+            for j in range(count):
+                summed += math.exp(room.products[at + j] - high)
                 inside[j] = summed
-            own = high + np.log(summed)
-        place = _place(inside, count[g], to_item[i] * inside[count[g] - 1])
-        out[i], logits[i] = start[g] + place, part[place]
-        log[i] = log_sums[g] - log_total + part[place] - own
+            own = high + math.log(summed)
+        place = _place(inside, count, u[1, i] * inside[count - 1])
+        out[i], logits[i] = g.start[x] + place, room.products[at + place]
+        log[i] = math.log(s.mass[x] / total) + logits[i] - own
     for i in range(seen):
-        where[touched[i]] = -1
+        room.where[room.touched[i]] = -1

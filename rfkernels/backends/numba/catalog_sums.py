@@ -8,21 +8,51 @@ from typing import Any
 import numpy as np
 
 from rfkernels.backends.numba.catalog_layout import Groups, Lists, Rules, Scratch
+from rfkernels.backends.numba.catalog_plans import choose, list_rows, place
 from rfkernels.backends.numba.schedule import call, jit
+
+_TOGETHER = 4
+"""Queries from which on they take runs group by group."""
+
+_AHEAD = 16
+"""Groups whose runs are fetched at a time."""
 
 
 @jit
-def multiply(r: Rules, n: Lists, queries: Any, products: Any) -> int:
-    """Write dot products of queries with what they take: all pass over the groups once, stretch by stretch."""
-    for stretch in range(n.marks.shape[2] - 1):
-        for i in range(len(queries)):
-            for part in range(2):
-                first, last = n.marks[i, part, stretch], n.marks[i, part, stretch + 1]
-                if first < last:
-                    places, out = n.places[i, first:].ctypes.data, products[i, first:].ctypes.data
-                    query = queries[i].ctypes.data
-                    call(r.dots, (r.rows, r.row_stride, places, last - first, query, out))
-    return 0
+def _multiply(r: Rules, n: Lists, i: int, end: int, query: Any) -> None:
+    """Write dot products of a query with the rows of its list."""
+    if end > 0:
+        row = query.ctypes.data
+        call(r.dots, (r.rows, r.row_stride, n.places[i].ctypes.data, end, row, n.products[i].ctypes.data))
+
+
+@jit
+def _alone(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any) -> None:
+    """Write dot products of queries with what they take, one query after the other."""
+    for i in range(len(queries)):
+        list_rows(r, g, s, n, i)
+        _multiply(r, n, i, ((n.sizes[i, 0] + 3) & ~3) + 4 * n.sizes[i, 2], queries[i])
+
+
+@jit
+def _together(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any) -> None:
+    """Write dot products of queries with what they take: a run is read once, for all that take it."""
+    out, draw, following, groups = s.queues[0], s.queues[1], s.following, len(g.start)
+    following[:] = -1
+    for i in range(len(queries)):
+        end = (n.sizes[i, 0] + 3) & ~3
+        _multiply(r, n, i, end, queries[i])
+        out[i], draw[i], following[i] = n.products[i, end:].ctypes.data, n.draw[i].ctypes.data, np.int32(n.draw[i, 0])
+    given = queries.ctypes.data, queries.strides[0], out.ctypes.data, draw.ctypes.data, following.ctypes.data
+    for group in range(groups):
+        if group % _AHEAD == 0:
+            part = s.most.ctypes.data, min(group + _AHEAD, groups), min(group + 2 * _AHEAD, groups)
+            call(r.fetch, (r.rows, r.row_stride, g.start.ctypes.data, s.offset.ctypes.data, *part))
+        turn, mask = 0, call(r.equal, (following.ctypes.data, group))
+        while mask != 0:
+            place(g, s, group, turn, s.places)
+            call(r.run_dots, (r.rows, r.row_stride, s.places.ctypes.data, mask, *given))
+            turn, mask = turn + 1, call(r.equal, (following.ctypes.data, group))
 
 
 @jit
@@ -41,17 +71,15 @@ def _known(g: Groups, n: Lists, i: int, products: Any) -> float:
 
 
 @jit
-def _exponentials(r: Rules, s: Scratch, products: Any, size: int, end: int, least: float) -> float:
+def _exponentials(r: Rules, s: Scratch, x: Any, products: Any, size: int, end: int, least: float) -> float:
     """Write exponentials relative to the largest product, or to `least` where that is more, which is returned."""
-    x, padded = s.x, (end + 7) & ~7
-    for j in range(end):
-        x[j] = products[j]
-    x[size : (size + 3) & ~3] = -np.inf
-    x[end:padded] = -np.inf
-    call(r.largest, (x.ctypes.data, padded, s.number.ctypes.data))
-    s.number[0] = max(s.number[0], least)
-    call(r.exponentials, (x.ctypes.data, padded, s.number.ctypes.data))
-    return float(s.number[0])
+    padded = (end + 15) & ~15
+    products[size : (size + 3) & ~3] = -np.inf
+    products[end:padded] = -np.inf
+    call(r.largest, (products.ctypes.data, padded, s.top.ctypes.data))
+    s.top[0] = max(s.top[0], least)
+    call(r.exponentials, (products.ctypes.data, padded, s.top.ctypes.data, x.ctypes.data))
+    return float(s.top[0])
 
 
 @jit
@@ -59,25 +87,21 @@ def _total(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, products: Any, ste
     """Return what sums are relative to, the sum of all, and that of squared differences of successive runs."""
     size, _, runs, _ = n.sizes[i]
     guessed, total, _ = n.measures[i]
-    first, x = (size + 3) & ~3, s.x
-    top = _exponentials(r, s, products, size, first + 4 * runs, guessed if steady else -np.inf)
-    z = even = apart = 0.0
+    first, x, numbers = (size + 3) & ~3, n.x, s.numbers
+    top = _exponentials(r, s, x, products, size, first + 4 * runs, guessed if steady else -np.inf)
+    z = 0.0
     for j in range(0, first, 4):
         z += (x[j] + x[j + 1]) + (x[j + 2] + x[j + 3])
+    if runs == 0:
+        return top, z, 0.0
+    n.draw[i, runs : runs + 8], n.odds[i, runs : runs + 8] = 0, 1.0  # a whole vector more is read, and left out
     relative = math.exp(guessed - top) if steady else 0.0
-    for run in range(runs):
-        j, cell = first + 4 * run, g.cell[n.draw[i, run]]
-        expected = total / (4 * runs * n.odds[i, run])
-        own = (x[j] + x[j + 1]) + (x[j + 2] + x[j + 3])
-        if steady:
-            mean = (products[j] + products[j + 1]) + (products[j + 2] + products[j + 3]) - 4 * n.cells[i, cell]
-            own -= relative * n.slopes[i, cell] * mean
-        own *= expected
-        z += own
-        if run % 2:
-            apart += (own - even) ** 2
-        even = own
-    return top, z - relative * _known(g, n, i, products) if steady else z, apart
+    numbers[0], numbers[1] = relative, total / (4 * runs)
+    given = x[first:].ctypes.data, products[first:].ctypes.data, n.draw[i].ctypes.data, n.odds[i].ctypes.data
+    cells = g.cell.ctypes.data, n.slopes[i].ctypes.data, n.cells[i].ctypes.data
+    call(r.add_runs, (*given, *cells, runs, numbers.ctypes.data))
+    z += numbers[2]
+    return top, z - relative * _known(g, n, i, products) if steady else z, numbers[3]
 
 
 @jit
@@ -95,29 +119,45 @@ def _sum_up(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, products: Any, ou
 
 
 @jit
-def estimate(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any, products: Any, out: Any) -> int:
-    """Estimate log-normalizers of the queries of a block: log, standard error and dot products of each."""
-    multiply(r, n, queries, products)
-    for i in range(len(queries)):
-        _sum_up(r, g, s, n, i, products[i], out[i])
+def estimate(r: Rules, g: Groups, s: Scratch, n: Lists, wide: Any, queries: Any, first: int, out: Any) -> int:
+    """Estimate log-normalizers of queries, block by block: log, standard error and dot products of each."""
+    block = len(n.places)
+    for i in range(0, len(queries), block):
+        own = queries[i : i + block]
+        choose(r, g, s, n, wide[i : i + block], first + i)
+        if len(own) < _TOGETHER:
+            _alone(r, g, s, n, own)
+        else:
+            _together(r, g, s, n, own)
+        for j in range(len(own)):
+            _sum_up(r, g, s, n, j, n.products[j], out[i + j])
     return 0
 
 
 @jit
-def evaluate(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any, products: Any, out: tuple[Any, Any, Any]) -> int:
-    """Write rows, logits and log weights of what the queries of a block take."""
-    multiply(r, n, queries, products)
+def evaluate(r: Rules, g: Groups, s: Scratch, n: Lists, wide: Any, queries: Any, first: int, out: Any) -> int:
+    """Write rows, logits and log weights of what queries take, block by block."""
+    block = len(n.places)
     rows, logits, log_weights = out
-    for i in range(len(queries)):
-        size, _, runs, _ = n.sizes[i]
-        drawn = (size + 3) & ~3
-        for j in range(size):
-            rows[i, j], logits[i, j], log_weights[i, j] = n.places[i, j], products[i, j], 0.0
-        for j in range(4 * runs):
-            rows[i, size + j], logits[i, size + j] = n.places[i, drawn + j], products[i, drawn + j]
-        for run in range(runs):
-            weight = math.log(n.measures[i, 1] / (4 * runs * n.odds[i, run]))
-            log_weights[i, size + 4 * run : size + 4 * run + 4] = weight
-        end = size + 4 * runs
-        rows[i, end:], logits[i, end:], log_weights[i, end:] = -1, -np.inf, -np.inf
+    for i in range(0, len(queries), block):
+        own = queries[i : i + block]
+        choose(r, g, s, n, wide[i : i + block], first + i)
+        _alone(r, g, s, n, own)
+        for j in range(len(own)):
+            _copy(n, j, n.products[j], rows[i + j], logits[i + j], log_weights[i + j])
     return 0
+
+
+@jit
+def _copy(n: Lists, i: int, products: Any, rows: Any, logits: Any, log_weights: Any) -> None:
+    size, _, runs, _ = n.sizes[i]
+    drawn = (size + 3) & ~3
+    for j in range(size):
+        rows[j], logits[j], log_weights[j] = n.places[i, j], products[j], 0.0
+    for j in range(4 * runs):
+        rows[size + j], logits[size + j] = n.places[i, drawn + j], products[drawn + j]
+    for run in range(runs):
+        weight = math.log(n.measures[i, 1] / (4 * runs * n.odds[i, run]))
+        log_weights[size + 4 * run : size + 4 * run + 4] = weight
+    end = size + 4 * runs
+    rows[end:], logits[end:], log_weights[end:] = -1, -np.inf, -np.inf

@@ -38,6 +38,8 @@ def run(tasks: Sequence[Callable[[], int]], threads: int) -> int:
     Tasks know arrays by address only, so however this ends (an interrupt, an exception in a task) it does not end
     before every task that was begun has returned.
     """
+    if len(tasks) == 1:
+        return tasks[0]()
     remaining = iter(tasks)
     taking, stop = threading.Lock(), threading.Event()
 
