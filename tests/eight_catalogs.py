@@ -77,7 +77,10 @@ def drawn(table: Any, q: Any) -> dict[str, Any]:
     found["probability"] = np.asarray(jax_catalog.probabilities(table, q, every[:9], ENOUGH, key))
     run = partial(jax_catalog.sample, table, n=8, key=key, **how)
     found["draw_bytes"] = np.array(sum(communicated(run, q).values()))
-    told = jax_catalog.with_rows(table, every[:500], moved())
+    found["gradient"] = np.asarray(
+        jax.grad(lambda q: jax_catalog.estimate(table, q, ENOUGH, key).log_normalizer.sum())(q)
+    )
+    told = jax.jit(jax_catalog.with_rows)(table, jnp.asarray(every[:500]), jnp.asarray(moved()))
     found["settled"] = np.asarray(told.table.settled)
     for name, one in (("renewed", jax_catalog.refreshed(told)), ("regrouped", jax_catalog.regrouped(told, key))):
         found |= {f"{name}_{field}": np.asarray(getattr(one.table, field)) for field in PARTS}

@@ -36,6 +36,9 @@ CATALOG_NUMBA = "tests/test_catalog_numba.py"
 CATALOG_JAX = "tests/test_catalog_jax.py"
 STORE = "tests/test_catalog_store.py"
 CATALOG_ERRORS = "tests/test_catalog_errors.py"
+JAX_DRAWS = "tests/test_catalog_jax_draws.py"
+JAX_CATALOG = "tests/test_catalog_jax.py"
+FAULTS = "tests/test_catalog_faults.py"
 CATALOG_MAPPING = "tests/test_catalog_mapping.py"
 FILES = ("tests/test_whole_files.py",)
 REFUSED = ("tests/test_catalog_refusals.py",)
@@ -286,7 +289,6 @@ MUTANTS = [
     Mutant("ordering at equal rows", "testing/assertions.py", "integrals.Integral(columns * found.value,", "integrals.Integral(found.value,", (*TESTING, "-k", "ordering")),
     Mutant("laws of magnitudes alone", "testing/laws.py", "np.sign(rows) * stats.norm.isf(levels)", "stats.norm.isf(levels)", (*TESTING, "-k", "laws_of_given")),
     Mutant("drawn estimates of another scale", "testing/sampled.py", "proposal=proposal, scale=scale, batch", "proposal=proposal, scale=1.0, batch", (*TESTING, "-k", "drawn_features")),
-    Mutant("NaN moments pass", "testing/weighted.py", "holds = excess <= allowed", "holds = ~(excess > allowed)", (*TESTING, "-k", "moments_of_values")),
     Mutant("a second moment for the variance of a law", "testing/weighted.py", "second - np.asarray(wanted.value) ** 2", "second", (*TESTING, "-k", "moments_of_values")),
     Mutant("one success fewer", "testing/tails.py", "stats.binom.sf(counts - 1,", "stats.binom.sf(counts,", (*TESTING, "-k", "too_often")),
     Mutant("factors are not rounded", "testing/integrals.py", "error = ROUNDING * (float(np.sqrt(weights @ found**2)) + size)", "error = size = ROUNDING * float(np.sqrt(weights @ found**2))", (*MOMENTS, "-k", "both_signs")),
@@ -330,14 +332,28 @@ MUTANTS = [
     Mutant("catalog: values of a sample judge themselves", "catalog/expectations.py", "np.maximum(excess, sums.standard_error) / error", "excess / error", (CATALOG_ERRORS, "-k", "expectations")),
     Mutant("catalog: kernel sums whose tails nobody sees", "catalog/kernel_sums.py", "trusted_error(parts / total, top + np.log(total), chosen)", "trusted_error(parts / total, np.inf, chosen)", (CATALOG_ERRORS, "-k", "narrow")),
     Mutant("catalog: probabilities of draws without their group", "backends/numba/catalog_sampling.py", "log[i] = math.log(s.mass[x] / total) + logits[i] - own", "log[i] = logits[i] - own", (CATALOG, "-k", "draws")),
-    Mutant("catalog: changes that readers do not see", "catalog/facade.py", "            store.add(self._store, items, ids)\n            self._table = None", "            store.add(self._store, items, ids)", (CATALOG, "-k", "whoever_reads")),
     Mutant("catalog compiled: runs go beyond their group", "backends/numba/catalog_plans.py", "offset = offset + 1 if offset + 1 < count else 0", "offset = offset + 1 if offset < count else 0", (CATALOG_NUMBA, "-k", "as_specified")),
     Mutant("catalog compiled: free rows count", "backends/numba/catalog_exact.py", "if j >= count or ids[first + j] < 0:", "if j >= count:", (CATALOG_NUMBA, "-k", "exact")),
     Mutant("catalog compiled: queries by their place in a share", "backends/numba/catalog.py", "own[part], first, out(part))", "own[part], 0, out(part))", (CATALOG_NUMBA, "-k", "however")),
     Mutant("catalog compiled: every run of a group is its first", "backends/numba/catalog_sums.py", "place(g, s, group, turn, s.places)", "place(g, s, group, 0, s.places)", (CATALOG_NUMBA, "-k", "blocks")),
-    Mutant("catalog compiled: what is known of a table outlives its change", "backends/numba/catalog_layout.py", "known[1] == parts", "known[1] is not None", (CATALOG_NUMBA, "-k", "parts_of_a_table")),
+    Mutant("catalog compiled: what is known of a table outlives its change", "backends/numba/catalog_layout.py", "all(part() is own for part, own in zip(known[0], table, strict=True))", "True", (CATALOG_NUMBA, "-k", "parts_of_a_table")),
     Mutant("catalog compiled: draws relative to guesses alone", "backends/numba/catalog_sampling.py", "if total < TINY:", "if total < 0:", (CATALOG_NUMBA, "-k", "sharp_draws")),
     Mutant("catalog compiled: queries of all blocks share places", "backends/numba/catalog_plans.py", "2 * (first // r.shared) + 1", "1", (CATALOG_NUMBA, "-k", "blocks")),
+    Mutant("catalog: changes that readers do not see", "catalog/facade.py", "self._table = None  # whatever", "pass  # whatever", (CATALOG, FAULTS, "-k", "whoever_reads or failed_change")),
+    Mutant("catalog: room is found while items are out", "catalog/changes.py", "    _reserve(store, after[~stay])\n", "", (FAULTS, "-k", "without_room")),
+    Mutant("catalog: groups of no items are left", "catalog/changes.py", "            drop(store, np.flatnonzero(store.count == 0))  #", "            pass  #", (FAULTS, "-k", "without_room")),
+    Mutant("catalog compiled: lanes beyond the last group", "backends/numba/catalog_layout.py", "\"edge\" if len(table.cell) else \"constant\"", "\"constant\"", (FAULTS, "-k", "first_cell")),
+    Mutant("catalog: pilots with the seed of a neighbour", "catalog/pilots.py", "int(uniforms(seed, _PARTS + part, 1)[0] * 2**53) if part else seed", "(seed - part) % 2**64", (FAULTS, "-k", "nobody_elses")),
+    Mutant("catalog: a lock that a fork inherits", "catalog/locks.py", "owner._lock = Lock()", "pass", (FAULTS, "-k", "fork")),
+    Mutant("catalog on JAX: draws of closed groups without their place", "backends/jax/catalog_draws.py", "+ jnp.where(closed, log_inside, 0)", "+ 0 * jnp.where(closed, log_inside, 0)", (JAX_DRAWS, "-k", "state")),
+    Mutant("catalog on JAX: slopes of cells that moved", "backends/jax/catalog_plan.py", "trusted & table.settled", "trusted", (JAX_DRAWS, "-k", "moved_are_unbiased")),
+    Mutant("catalog on JAX: items that cannot be drawn", "backends/jax/catalog_proposal.py", "jnp.maximum(jnp.floor(share * TICKS), 1)", "jnp.floor(share * TICKS)", (JAX_DRAWS, "-k", "single_precision")),
+    Mutant("catalog on JAX: errors about zero", "backends/jax/catalog_means.py", "(own - mean).reshape", "own.reshape", (JAX_DRAWS, "-k", "err_as_they_say")),
+    Mutant("catalog on JAX: groups from the inside", "backends/jax/catalog_groups.py", "lexsort((-square, cell))", "lexsort((square, cell))", (JAX_DRAWS, "-k", "cut_as")),
+    Mutant("catalog on JAX: devices without their share", "backends/jax/catalog_draws.py", "log = log + log_share(ticks[:, me], size, log.dtype)[:, None]\\n        return jax.lax.psum", "log = log + 0\\n        return jax.lax.psum", (JAX_CATALOG, "-k", "draw_in_proportion")),
+    Mutant("catalog on JAX: a table that is the catalog", "backends/jax/tables.py", "held = DeviceTable(*map(np.array, held))", "pass", (JAX_DRAWS, "-k", "copy")),
+    Mutant("catalog on JAX: derivatives of chance", "backends/jax/catalog_plan.py", "log, variance = stopped(jnp, log), stopped(jnp, variance)", "pass", (JAX_DRAWS, "-k", "derivatives")),
+    Mutant("infinite moments pass", "testing/weighted.py", "holds = np.isfinite(found) & (excess <= allowed)", "holds = excess <= allowed", (*TESTING, "-k", "moments_of_values")),
     Mutant("store: an item at an edge", "backends/numba/catalog_store.py", "edge[order[end - 1]] > square[i]", "edge[order[end - 1]] >= square[i]", (STORE, "-k", "keep_their_row")),
     Mutant("store: items are put last", "backends/numba/catalog_store.py", "start[g] + int(chance[j] * (count[g] + 1))", "start[g] + count[g]", (STORE, "-k", "places_are_random")),
     Mutant("store: sums without what joined", "backends/numba/catalog_store.py", "sums[g, k] += apart", "sums[g, k] += 0", (STORE, "-k", "hundred_thousand")),

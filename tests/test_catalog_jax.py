@@ -283,6 +283,7 @@ def test_devices_take_means_and_probabilities_together(eight: dict[str, Any]) ->
     assert (np.abs(few - every) < 6 * error).all()
     assert (np.abs(few - every) > 0.1 * error).any()
     np.testing.assert_allclose(eight["probability"], exact[:, :9], rtol=1e-9)
+    np.testing.assert_allclose(eight["gradient"], exact @ eight_catalogs.items(), rtol=1e-9, atol=1e-12)
 
 
 def test_devices_are_told_what_moved(eight: dict[str, Any]) -> None:

@@ -820,8 +820,16 @@ def test_moments_of_values_and_weights() -> None:
         testing.assert_moments(values, weights, mean=[2.0, 1.0], variance=[2.1, 0.0])
     with pytest.raises(AssertionError, match="the mean of estimates is nan"):
         testing.assert_moments([np.nan, 1.0, 1.0], weights, mean=1.0)
-    with pytest.raises(ValueError, match=r"one value for each weight .* got shapes \(2,\) and \(3,\)"):
+    with pytest.raises(ValueError, match=r"one value for each weight .* not be empty, got shapes \(2,\) and \(3,\)"):
         testing.assert_moments([1.0, 2.0], weights, mean=1.0)
+    with pytest.raises(ValueError, match="not be empty"):
+        testing.assert_moments(np.zeros((0, 3)), weights, mean=1.0)
+    with pytest.raises(ValueError, match=r"the variance must have shape \(2,\) or \(\), as estimates have, got \(3,\)"):
+        testing.assert_moments(values, weights, mean=[2.0, 1.0], variance=weights)
+    with pytest.raises(AssertionError, match="the mean of estimates is inf"):
+        testing.assert_moments([np.inf, 1.0, 1.0], weights, mean=1.0)
+    with pytest.raises(AssertionError, match="the variance of estimates is inf"):
+        testing.assert_moments([1e170, 0.0], [1e-170, 1.0], mean=1.0, variance=7.0)
 
 
 def test_what_happens_too_often_is_noticed() -> None:

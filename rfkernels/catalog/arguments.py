@@ -80,8 +80,8 @@ def check_count(name: str, count: Any, least: int, most: int) -> None:
 
 
 def check_fit(found: Any, table: Table) -> None:
-    """Require that no number of a query is NaN: then a dot product was too large for the items' dtype."""
-    bad = np.flatnonzero(np.isnan(found).any(tuple(range(1, found.ndim))))
+    """Require that no number of a query is NaN or ∞: then a dot product was too large for the items' dtype."""
+    bad = np.flatnonzero((~(found < np.inf)).any(tuple(range(1, found.ndim))))
     if len(bad):
         raise ValueError(
             f"queries must have dot products with items that fit {table.rows.dtype}; query {bad[0]} has not"

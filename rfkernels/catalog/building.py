@@ -73,6 +73,8 @@ def place(rows: Any, count: int, dim: int, dtype: Any, items: Any) -> Any:
         raise TypeError(f"rows must be a NumPy array of {dtype} that may be written to, got {rows!r:.80}")
     if rows.ndim != 2 or len(rows) < count or rows.shape[1] != dim:
         raise ValueError(f"rows must have shape (at least {count}, {dim}), got {rows.shape}")
+    if not rows.flags.c_contiguous:
+        raise ValueError("rows must lie in C order, the numbers of an item side by side")
     if np.may_share_memory(rows, items):
         raise ValueError("rows must not share memory with items")
     return rows

@@ -11,6 +11,7 @@ are those that a fresh build would take, to rounding.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,9 @@ def add(store: Store, items: Any, ids: Any, *, rng: np.random.Generator | None =
     label, square = nearest(items, index(store).packed)
     check_found(items, square)
     _begin(store, ids)
-    _settle(store, _place(store, items, ids, joined(store, label, square), rng))
+    group = joined(store, label, square)
+    _reserve(store, group)
+    _settle(store, _place(store, items, ids, group, rng))
 
 
 def remove(store: Store, ids: Any) -> None:
@@ -97,6 +100,7 @@ def update(store: Store, ids: Any, items: Any, *, rng: np.random.Generator | Non
     rows = store.slots[ids]
     before, after = group_of(store, rows), joined(store, label, square)
     stay = before == after
+    _reserve(store, after[~stay])
     store.rows[rows[stay]] = items[stay]
     _take(store, ids[~stay], before[~stay])
     placed = _place(store, items[~stay], ids[~stay], after[~stay], rng)
@@ -139,6 +143,20 @@ def _longer(slots: Any, size: int) -> Any:
     return whole[:size]
 
 
+def _reserve(store: Store, group: Any) -> None:
+    """See to it, before anything is moved, that there are rows for the items that join groups."""
+    over = compiled("catalog_store").crowded(store.count, store.capacity, group)
+    if not over.any():
+        return
+    total = store.count + np.bincount(group, minlength=len(store.count)).astype(np.int32)
+    if store.end + needed(total[np.unique(group[over])]) > len(store.rows):
+        try:
+            repack(store, total)
+        except BaseException:
+            drop(store, np.flatnonzero(store.count == 0))  # groups that were given to vacant cells
+            raise
+
+
 def _place(store: Store, items: Any, ids: Any, group: Any, rng: np.random.Generator | None) -> Any:
     """Write items to rows of their groups and add them to sums; return groups that have to be summed again."""
     code, items, moved = compiled("catalog_store"), np.require(items, store.rows.dtype, ["C", "W", "E"]), group[:0]
@@ -146,10 +164,6 @@ def _place(store: Store, items: Any, ids: Any, group: Any, rng: np.random.Genera
     chance = code.chances(*seed, len(ids)) if rng is None else rng.random(len(ids))
     over = code.crowded(store.count, store.capacity, group)
     if over.any():
-        total = store.count + np.bincount(group, minlength=len(store.count)).astype(np.int32)
-        if store.end + needed(total[np.unique(group[over])]) > len(store.rows):
-            repack(store, total)
-            over = total[group] > store.capacity[group]
         chosen = np.flatnonzero(over)
         chosen = chosen[np.argsort(group[chosen], kind="stable")]
         moved = move(store, items[chosen], ids[chosen], group[chosen], rng or np.random.default_rng(seed))
@@ -176,4 +190,5 @@ def _settle(store: Store, changed: Any) -> None:
     if empty.any():
         drop(store, changed[empty])
     if 3 * store.end > 4 * code.room(store.count, LARGEST):
-        repack(store, store.count)
+        with suppress(MemoryError):  # the change is done, and free rows can be taken back later
+            repack(store, store.count)

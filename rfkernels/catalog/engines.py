@@ -41,7 +41,7 @@ def estimated(table: Table, queries: Any, budget: int, error: float | None, seed
         return found
 
     def again(same: Any, own: int) -> Estimate:
-        better = _estimated(table, queries[same], own, pilots.next_seed(seed), backend)
+        better = _estimated(table, queries[same], own, pilots.seed_of(seed, -1), backend)
         return better._replace(dots=found.dots[same] + better.dots)
 
     return pilots.aimed(found, found.standard_error / error, budget, int(table.count.sum()), again)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels.catalog import engines, pilots, reductions
-from rfkernels.catalog.arguments import SEEDS, ids_of_rows
+from rfkernels.catalog.arguments import check_fit, ids_of_rows
 from rfkernels.catalog.records import Table
 from rfkernels.catalog.reductions import Expectation
 
@@ -30,7 +30,7 @@ def expected(
     sums = engines.estimated(table, queries, budget, None, seed, backend)
 
     def again(same: Any, own: int) -> Expectation:
-        return _expected(table, queries[same], values, own, pilots.next_seed(seed), backend, judged=False)[0]
+        return _expected(table, queries[same], values, own, pilots.seed_of(seed, -1), backend, judged=False)[0]
 
     excess = np.maximum(excess, sums.standard_error) / error
     return pilots.aimed(found, excess, budget, int(table.count.sum()), again)
@@ -42,14 +42,14 @@ def _expected(
     """Return expectations and, if they are to be judged, their relative errors."""
     items = int(table.count.sum())
     budget = items + sum(table.means.shape) if budget >= items else budget
-    step, parts, excess = max(1, _NUMBERS // budget), [], []
+    step, shape = max(1, _NUMBERS // budget), (0, values.shape[1])
+    parts, excess = [Expectation(np.empty(shape), np.empty(shape))], [np.empty(0)]
     for first in range(0, len(queries), step):
         own = queries[first : first + step]
-        taken = engines.choose(backend).evaluate(table, own, budget, (seed + first) % SEEDS)
+        taken = engines.choose(backend).evaluate(table, own, budget, pilots.seed_of(seed, first))
+        check_fit(np.where(taken.rows < 0, 0, taken.logits), table)
         taken = taken._replace(rows=ids_of_rows(table, taken.rows))
         parts.append(reductions.expectation(taken, values))
         if judged:
             excess.append(reductions.relative_error(taken, values, parts[-1]))
-    shape = 0, values.shape[1]
-    found = Expectation(*(np.concatenate([np.empty(shape), *part]) for part in zip(*parts, strict=True)))
-    return found, np.concatenate([np.empty(0), *excess])
+    return Expectation(*map(np.concatenate, zip(*parts, strict=True))), np.concatenate(excess)

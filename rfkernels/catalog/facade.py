@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from rfkernels.catalog.arguments import (
     check_budget,
     check_count,
     check_filled,
+    check_fit,
     check_queries,
     check_real,
     check_seed,
@@ -21,6 +23,7 @@ from rfkernels.catalog.arguments import (
     rows_of_ids,
 )
 from rfkernels.catalog.kernel_sums import Scaled
+from rfkernels.catalog.locks import lock_of
 from rfkernels.catalog.records import Draws, Estimate, Store, Table
 from rfkernels.catalog.reductions import Expectation, Top
 from rfkernels.kernels import Kernel
@@ -60,9 +63,15 @@ class Catalog:
         self._set(store.build(items, ids, cells=cells, rng=rng))
 
     def _set(self, held: Store) -> None:
-        self._lock = Lock()
+        self._lock = lock_of(self)
         self._store = held
         self._table: Table | None = None
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        with self._lock:
+            self._table = None  # whatever becomes of the change: it holds arrays of the store
+            yield
 
     @classmethod
     def from_store(cls, held: Store) -> Catalog:
@@ -259,6 +268,7 @@ class Catalog:
         given = check_queries(queries, self.table)
         check_count("k", k, 1, len(self))
         found = reductions.top(self.table, given, int(k), check_budget(self.table, budget))
+        check_fit(found.logits, self.table)
         return Top(*(part.reshape(*queries.shape[:-1], k) for part in found))
 
     def sample(self, queries: Any, n: int, rng: Any = 0, *, exact: bool = False, backend: str = "numba") -> Draws:
@@ -295,6 +305,7 @@ class Catalog:
         check_filled(self.table)
         draw = sampling.sample_exactly if exact else engines.choose(backend).sample
         found = draw(self.table, given, int(n), np.random.default_rng(rng))
+        check_fit(found.logits + found.log_probability, self.table)
         return Draws(*(part.reshape(*queries.shape[:-1], n) for part in found))
 
     def kernel_sum(
@@ -366,24 +377,22 @@ class Catalog:
         TypeError, ValueError
             If arguments do not fit together, an id is there already or an item is not finite; nothing is changed then.
         """
+        check_array("items", items, 2)
         largest = len(self._store.slots)
         ids = np.arange(largest, largest + len(items)) if ids is None else ids
-        with self._lock:
+        with self._changing():
             store.add(self._store, items, ids)
-            self._table = None
         return np.asarray(ids)
 
     def remove(self, ids: Any) -> None:
         """Remove the items of some ids, each once; nothing is changed if one is unknown (KeyError)."""
-        with self._lock:
+        with self._changing():
             store.remove(self._store, ids)
-            self._table = None
 
     def update(self, ids: Any, items: Any) -> None:
         """Replace the items of some ids, each once; nothing is changed if one is unknown (KeyError) or does not fit."""
-        with self._lock:
+        with self._changing():
             store.update(self._store, ids, items)
-            self._table = None
 
     def merge(self, other: Catalog) -> Catalog:
         """Return a new catalog of the items of both, whose ids must differ.
@@ -414,6 +423,8 @@ class Catalog:
     ) -> Catalog:
         """Build a catalog in its file, for items larger than memory, and map it: see `Catalog` and `load`."""
         check_array("items", items, 2)
+        if not len(items):
+            raise ValueError("items must not be empty: a file is made for what it holds")
         dtype = "float64" if items.dtype == np.float64 else "float32"
         files.create(path, items.shape, dtype, lambda rows: store.build(items, ids, cells=cells, rng=rng, rows=rows))
         return cls.load(path, mapped=True)

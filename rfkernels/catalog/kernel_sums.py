@@ -28,7 +28,7 @@ def estimated(table: Table, queries: Any, kernel: Scaled, budget: int, error: fl
         return found
 
     def again(same: Any, own: int) -> Estimate:
-        better = _estimated(table, queries[same], kernel, own, pilots.next_seed(seed))
+        better = _estimated(table, queries[same], kernel, own, pilots.seed_of(seed, -1))
         return better._replace(dots=found.dots[same] + better.dots)
 
     return pilots.aimed(found, found.standard_error / error, budget, int(table.count.sum()), again)

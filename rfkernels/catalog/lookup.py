@@ -43,18 +43,19 @@ def joined(store: Store, label: Any, square: Any) -> Any:
 
 def append(store: Store, start: Any, **given: Any) -> None:
     """Append groups; what is not given is 0."""
+    longer = {}
     for name in GROUPS:
         own = getattr(store, name)
         new = np.zeros((len(start), *own.shape[1:]), own.dtype)
         new[:] = start if name == "start" else given.get(name, 0)
-        setattr(store, name, np.concatenate([own, new]))
+        longer[name] = np.concatenate([own, new])
+    vars(store).update(longer)
     forget(store)
 
 
 def drop(store: Store, groups: Any) -> None:
     """End groups without items; the innermost of those left in their cells begin at the centre from now on."""
-    for name in GROUPS:
-        setattr(store, name, np.delete(getattr(store, name), groups, 0))
+    vars(store).update({name: np.delete(getattr(store, name), groups, 0) for name in GROUPS})
     order = np.lexsort((store.edge, store.cell))
     innermost = order[np.diff(store.cell[order], prepend=-1) > 0]
     store.edge[innermost] = 0  # every item of a cell has a group to join

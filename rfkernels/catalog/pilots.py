@@ -7,7 +7,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rfkernels.catalog.arguments import SEEDS
+from rfkernels.catalog.plan import uniforms
+
+_PARTS = 1 << 62
+"""A number of no stream that estimates draw from."""
 
 Record = TypeVar("Record", bound=tuple[Any, ...])
 
@@ -39,6 +42,6 @@ def aimed(pilot: Record, excess: Any, budget: int, items: int, run: Callable[[An
     return type(pilot)(*found)
 
 
-def next_seed(seed: int) -> int:
-    """Return the seed of what follows a pilot."""
-    return (seed + 1) % SEEDS
+def seed_of(seed: int, part: int) -> int:
+    """Return the seed of a part of a call: the first, 0, has that of the call; −1 is what follows a pilot."""
+    return int(uniforms(seed, _PARTS + part, 1)[0] * 2**53) if part else seed

@@ -113,6 +113,8 @@ def plan(table: Table, guessed: Guess, budget: int) -> Plan:
     budget is drawn: the variance of the rest is (Σ w)(Σ w v) / draws for draws in proportion to w.
     """
     count, top = table.count.astype(np.float64), float(guessed.log_mean.max())
+    if not np.isfinite(top):
+        raise ValueError(f"queries must have dot products with items that fit {table.rows.dtype}")
     if budget >= count.sum() + sum(table.means.shape):
         every, none = np.arange(len(count)), np.arange(0)
         return Plan(every, none, top, none.astype(np.float64), 0, -np.inf, np.zeros(len(table.means)))

@@ -51,7 +51,9 @@ class Estimate(NamedTuple):
     log_normalizer : array, shape (queries,)
         log Ẑ, where Ẑ is an unbiased estimate of Z = Σ_i exp(q·y_i); −inf for no items.
     standard_error : array, shape (queries,)
-        Standard error of Ẑ as a part of Ẑ, which to first order is that of its log; 0 where every item was taken.
+        Standard error of Ẑ as a part of Ẑ, which to first order is that of its log; 0 where every item was taken. Too
+        large, at most, where nearly all items of the groups that are drawn from are drawn: no item is drawn twice
+        before the others of its group, which the error does not know.
     dots : array of int, shape (queries,)
         Dot products that each query took.
     """

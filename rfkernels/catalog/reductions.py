@@ -18,7 +18,8 @@ class Expectation(NamedTuple):
     mean : array, shape (queries, width)
         Σ p_i v_i, with p the softmax: the ratio of two unbiased estimates, whose bias falls as one over the budget.
     standard_error : array, shape (queries, width)
-        Its standard error to first order; 0 where every item was taken.
+        Its standard error to first order, as the items taken show it: too small where they miss a tail, which the
+        standard error of the log-normalizer tells; 0 where every item was taken.
     """
 
     mean: Any
@@ -68,13 +69,13 @@ def _weights(rows: Any, logits: Any, log_weights: Any) -> tuple[Any, Any]:
 def relative_error(taken: Evaluated, values: Any, found: Expectation) -> Any:
     """Return the largest standard error of a column in standard deviations of its values under the softmax.
 
-    (queries,); a column of values that do not vary has none.
+    (queries,); a column of values that do not vary, but for rounding, has none.
     """
-    out = np.zeros(len(found.mean))
+    out, rounding = np.zeros(len(found.mean)), 4096 * np.finfo(np.float64).eps * np.abs(values).max(0, initial=0)
     for i, (rows, *logs) in enumerate(zip(*taken, strict=True)):
         used, weight = _weights(rows, *logs)
         deviation = np.sqrt(weight @ (values[rows[used]] - found.mean[i]) ** 2)
-        ratio = found.standard_error[i] / np.where(deviation > 0, deviation, np.inf)
+        ratio = found.standard_error[i] / np.where(deviation > rounding, deviation, np.inf)
         out[i] = ratio.max(initial=0)
     return out
 

@@ -17,9 +17,9 @@ def assert_probability_at_most(happened: Any, bound: Any, *, false_alarm: float 
 
     Parameters
     ----------
-    happened : array of bool, shape (trials, *events)
+    happened : array of bool, shape (trials, ...)
         Whether each event happened in each trial. Trials are independent; events of one trial need not be.
-    bound : array, broadcasts to (*events), between 0 and 1
+    bound : array, broadcasts to the axes behind trials, between 0 and 1
         What the probabilities are claimed not to exceed; more than 1 claims nothing.
     false_alarm : float, default 2e-9
         Bound on the probability that a correct claim fails; several events get an equal share each.

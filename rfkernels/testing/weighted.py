@@ -38,23 +38,28 @@ def assert_moments(estimates: Any, weights: Any, *, mean: Any, variance: Any | N
         If shapes do not fit.
     """
     estimates, weights = np.asarray(estimates, np.float64), np.asarray(weights, np.float64)
-    if weights.ndim != 1 or estimates.shape[-1:] != weights.shape:
+    if weights.ndim != 1 or estimates.shape[-1:] != weights.shape or estimates.size == 0:
         raise ValueError(
-            f"estimates must have one value for each weight along their last axis, got shapes {estimates.shape} and "
-            f"{weights.shape}"
+            "estimates must have one value for each weight along their last axis, and not be empty, got shapes "
+            f"{estimates.shape} and {weights.shape}"
         )
     wanted = mean if isinstance(mean, Integral) else Integral(mean, 0.0)
     _compare("the mean", estimates @ weights, wanted, rtol * (np.abs(estimates) @ np.abs(weights)))
     if variance is not None:
         spread = variance if isinstance(variance, Integral) else Integral(variance, 0.0)
-        second = estimates**2 @ weights
+        with np.errstate(over="ignore"):
+            second = estimates**2 @ weights
         _compare("the variance", second - np.asarray(wanted.value) ** 2, spread, rtol * second)
 
 
 def _compare(what: str, found: Any, wanted: Integral, rounding: Any) -> None:
+    shapes = [np.shape(part) for part in wanted]
+    if any(shape not in ((), np.shape(found)) for shape in shapes):
+        raise ValueError(f"{what} must have shape {np.shape(found)} or (), as estimates have, got {shapes[0]}")
     value, slack = (np.broadcast_to(np.asarray(part, np.float64), np.shape(found)) for part in wanted)
-    excess, allowed = np.abs(found - value), slack + rounding
-    holds = excess <= allowed  # NaN does not
+    with np.errstate(invalid="ignore"):
+        excess, allowed = np.abs(found - value), slack + rounding
+        holds = np.isfinite(found) & (excess <= allowed)
     if not np.all(holds):
         worst = np.unravel_index(int(np.argmax(np.where(holds, -1.0, np.nan_to_num(excess, nan=np.inf)))), holds.shape)
         entry = f" at {tuple(int(i) for i in worst)}" if worst else ""

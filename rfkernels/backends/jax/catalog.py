@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rfkernels._arrays import matmul
+from rfkernels._arrays import matmul, stopped
 from rfkernels.backends.jax.catalog_arguments import check_known, check_places, check_queries, each_query, parts_of
 from rfkernels.backends.jax.catalog_draws import check_each, log_probability, sample
 from rfkernels.backends.jax.catalog_groups import regrouped
@@ -54,7 +54,7 @@ def estimate(table: DeviceTable | Sharded, queries: Any, budget: int, key: Any) 
     table : DeviceTable or Sharded
         What `device_table` or `sharded` returned. Devices of a mesh share the budget evenly; each estimates the sum
         over its own items, and of each query no more than that sum and its error is communicated. A `DeviceTable` may
-        be an argument of compiled functions; a `Sharded` names a mesh and is closed over.
+        be an argument of compiled functions, and so may a `Sharded`.
     queries : array, shape (queries, dim)
         The queries.
     budget : int
@@ -108,7 +108,7 @@ def probabilities(table: DeviceTable | Sharded, queries: Any, ids: Any, budget: 
     queries = check_queries(table, queries)
     each = check_each(ids, queries)
     logits = logits_of(table, queries, each)
-    check_known(each, logits > -jnp.inf)
+    check_known(ids, logits > -jnp.inf)
     return jnp.exp(logits - estimate(table, queries, budget, key).log_normalizer[:, None])
 
 
@@ -122,9 +122,9 @@ def _of_mesh(table: DeviceTable, queries: Any, key: Any, *, places: int, mesh: A
     def part(table: DeviceTable, queries: Any, key: Any) -> Any:
         own = jax.tree.map(lambda x: x[0], table)
         log, error, taken = _estimated(own, queries, jax.random.fold_in(key, jax.lax.axis_index(axis)), places)
-        top = finite(jax.lax.pmax(log, axis))
+        top = finite(jax.lax.pmax(stopped(jnp, log), axis))
         value = jnp.exp(log - top)
-        total, square, dots = jax.lax.psum((value, (value * error) ** 2, taken), axis)
+        total, square, dots = jax.lax.psum((value, stopped(jnp, value * error) ** 2, taken), axis)
         return top + jnp.log(total), jnp.sqrt(square) / jnp.where(total > 0, total, 1), dots
 
     spec, whole = jax.sharding.PartitionSpec(axis), jax.sharding.PartitionSpec()
@@ -156,12 +156,13 @@ def _one(table: DeviceTable, query: Any, key: Any, places: int) -> Any:
     slopes = jnp.where(plan.slopes > 0, jnp.exp(jnp.minimum(plan.top - finite(top), 0)) * plan.slopes, 0)
     moved = slopes[cell] * (logits - plan.centre[cell])
     head, known = (jnp.sum(jnp.where(held.opened, x, 0)) for x in (weights, moved))
+    expected = jnp.where(run, expected, 1)
     plain, bent = (jnp.where(run, jnp.sum(x.reshape(-1, RUN), -1) / expected, 0) for x in (weights, weights - moved))
     total = head + jnp.sum(bent) - known
     parts = jnp.where(total > 0, bent, plain)
     total = jnp.where(total > 0, total, head + jnp.sum(plain))  # only where the error is larger than the sum itself
     pairs = parts[: len(parts) // 2 * 2].reshape(-1, 2)
-    apart = jnp.where(jnp.arange(len(pairs)) < plan.runs // 2, pairs[:, 0] - pairs[:, 1], 0)
+    apart = stopped(jnp, jnp.where(jnp.arange(len(pairs)) < plan.runs // 2, pairs[:, 0] - pairs[:, 1], 0))
     square = jnp.sum(apart**2) * plan.runs / jnp.maximum(plan.runs // 2 * 2, 1)
     log = top + jnp.log(total)
     error, predicted = jnp.sqrt(square) / jnp.where(total > 0, total, 1), jnp.exp(plan.log_error - finite(log))

@@ -75,6 +75,11 @@ def check_ids(ids: Any, axes: tuple[int, ...]) -> Any:
         raise TypeError(f"ids must be of an integer dtype, got {ids.dtype}")
     if ids.ndim not in axes:
         raise ValueError(f"ids must have {' or '.join(map(str, axes))} axes, got shape {ids.shape}")
+    if isinstance(ids, np.ndarray):
+        wrong = np.argwhere((ids < -1) | (ids > np.iinfo(np.int32).max - 1))  # JAX would cut them to 32 bits
+        if len(wrong):
+            _refuse(ids, wrong[0])
+        ids = ids.astype(np.int32)
     return jnp.asarray(ids)
 
 
@@ -84,5 +89,9 @@ def check_known(ids: Any, known: Any) -> None:
         return
     wrong = np.argwhere(~np.asarray(known))
     if len(wrong):
-        index = tuple(int(i) for i in wrong[0])
-        raise KeyError(f"the table has no item of id {int(np.asarray(ids)[index])}, which is ids{list(index)}")
+        _refuse(ids, wrong[0][-np.ndim(ids) :])
+
+
+def _refuse(ids: Any, index: Any) -> None:
+    at = tuple(index.tolist())
+    raise KeyError(f"the table has no item of id {int(np.asarray(ids)[at])}, which is ids{list(at)}")

@@ -113,7 +113,7 @@ def log_probability(
         found = _stated_of_mesh(own, queries, each, how=how, mesh=table.mesh, axis=table.axis)
     else:
         found = _stated(own, queries, each, how=how)[0]
-    check_known(each, found > -jnp.inf)
+    check_known(ids, found > -jnp.inf)
     return found
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rfkernels._arrays import is_jax, matmul
+from rfkernels._arrays import is_jax, matmul, stopped
 from rfkernels._checks import check_array
 from rfkernels.backends.jax.catalog_arguments import check_filled, check_places, check_queries, each_query, parts_of
 from rfkernels.backends.jax.catalog_plan import finite, placed, planned
@@ -99,7 +99,7 @@ def _mean(table: DeviceTable, values: Any, query: Any, key: Any, places: int, ax
     taken = drawn | held.opened
     log = jnp.where(taken, log, -jnp.inf)
     top = jnp.max(log)
-    top = finite(top if axis is None else jax.lax.pmax(top, axis))
+    top = finite(top if axis is None else jax.lax.pmax(stopped(jnp, top), axis))
     weight = jnp.exp(log - top)
     own = jnp.where(taken[:, None], values[table.ids[held.row]], 0).astype(log.dtype)
     total, moment = over_devices((jnp.sum(weight), matmul(jnp, weight, own)))
@@ -108,7 +108,7 @@ def _mean(table: DeviceTable, values: Any, query: Any, key: Any, places: int, ax
     parts = matmul(jnp, apart, (own - mean).reshape(-1, RUN, own.shape[1]))[:, 0]
     pairs = parts[: len(parts) // 2 * 2].reshape(-1, 2, own.shape[1])
     known = (jnp.arange(len(pairs)) < plan.runs // 2)[:, None]
-    square = jnp.sum(jnp.where(known, pairs[:, 0] - pairs[:, 1], 0) ** 2, 0)
+    square = jnp.sum(stopped(jnp, jnp.where(known, pairs[:, 0] - pairs[:, 1], 0)) ** 2, 0)
     return mean, jnp.sqrt(over_devices(square)) / jnp.where(total > 0, total, 1)
 
 
@@ -132,7 +132,10 @@ def _logits(table: DeviceTable, queries: Any, ids: Any) -> Any:
 @partial(jax.jit, static_argnames=("mesh", "axis"))
 def _logits_of_mesh(table: DeviceTable, queries: Any, ids: Any, *, mesh: Any, axis: str) -> Any:
     def part(table: DeviceTable, queries: Any, ids: Any) -> Any:
-        return jax.lax.pmax(_logits(jax.tree.map(lambda x: x[0], table), queries, ids), axis)
+        own = _logits(jax.tree.map(lambda x: x[0], table), queries, ids)
+        held = own > -jnp.inf
+        found, times = jax.lax.psum((jnp.where(held, own, 0), held.astype(jnp.int32)), axis)
+        return jnp.where(times > 0, found, -jnp.inf)
 
     spec, whole = jax.sharding.PartitionSpec(axis), jax.sharding.PartitionSpec()
     return jax.shard_map(part, mesh=mesh, in_specs=(spec, whole, whole), out_specs=whole)(table, queries, ids)

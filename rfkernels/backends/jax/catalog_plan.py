@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rfkernels._arrays import matmul
+from rfkernels._arrays import matmul, stopped
 from rfkernels.backends.jax.tables import DeviceTable
 from rfkernels.catalog.plan import _FLOOR, BUCKETS, FEWEST_RUNS, PER_NAT, RUN, TRUSTED
 
@@ -79,8 +79,12 @@ def guessed(table: DeviceTable, query: Any) -> tuple[Any, Any, Any]:
 
 
 def planned(table: DeviceTable, query: Any, places: int) -> Plan:
-    """Open the groups of the largest second moments, as many as the predicted variance is least with."""
+    """Open the groups of the largest second moments, as many as the predicted variance is least with.
+
+    All but `centre` is constant to derivatives: with the proposal held, that of an unbiased estimate is unbiased too.
+    """
     centre, log, variance = guessed(table, query)
+    log, variance = stopped(jnp, log), stopped(jnp, variance)
     some, top = table.count > 0, jnp.max(log)
     weight = table.count * jnp.exp(log - finite(top))
     score = jnp.where(some, 2 * (log - finite(top)) + jnp.log(variance), -jnp.inf)

@@ -6,6 +6,7 @@ With these and `catalog_groups` a training run whose negatives come from a catal
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -85,7 +86,7 @@ def on_each(table: DeviceTable | Sharded, function: Callable[..., Any], *given: 
     """Apply a function of a table and arrays that all devices have to a table, or to that of each device."""
     if isinstance(table, DeviceTable):
         return _of_device(table, *given, function=function)
-    return table._replace(table=_of_mesh(table.table, *given, function=function, mesh=table.mesh, axis=table.axis))
+    return replace(table, table=_of_mesh(table.table, *given, function=function, mesh=table.mesh, axis=table.axis))
 
 
 @partial(jax.jit, static_argnames="function")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -40,8 +42,10 @@ class DeviceTable(NamedTuple):
     settled: Any
 
 
-class Sharded(NamedTuple):
-    """Tables of the devices of a mesh axis.
+@partial(jax.tree_util.register_dataclass, data_fields=["table"], meta_fields=["mesh", "axis"])
+@dataclass(frozen=True)
+class Sharded:
+    """Tables of the devices of a mesh axis; a pytree, of which mesh and axis are no part that JAX traces.
 
     Parameters
     ----------
@@ -98,7 +102,10 @@ def device_table(table: Any, device: Any = None) -> DeviceTable:
     ValueError
         If there are 2**31 items or more, or more than 512 in a group, which a catalog never has.
     """
-    made: DeviceTable = jax.device_put(compact(table), device)
+    held = compact(table)
+    if held is not table:  # a device may read the host's memory, which the catalog changes in place
+        held = DeviceTable(*map(np.array, held))
+    made: DeviceTable = jax.device_put(held, device)
     return made
 
 

@@ -114,18 +114,19 @@ class Lists(NamedTuple):
     measures: Any
 
 
-_prepared: dict[int, tuple[Any, tuple[int, ...], Groups]] = {}
+_prepared: dict[int, tuple[tuple[Any, ...], Groups]] = {}
 _local = threading.local()
 
 
 def groups(table: Table) -> Groups:
     """Return what is known of the groups of a table, which is kept as long as the means of its cells are."""
-    key, parts = id(table.means), tuple(map(id, table))
+    key = id(table.means)
     known = _prepared.get(key)
-    if known is not None and known[0]() is table.means and known[1] == parts:
-        return known[2]
-    made = _groups(table)
-    _prepared[key] = weakref.ref(table.means, lambda _: _prepared.pop(key, None)), parts, made
+    if known is not None and all(part() is own for part, own in zip(known[0], table, strict=True)):
+        return known[1]
+    made, (*parts, means, shape) = _groups(table), table
+    own = weakref.ref(means, lambda _: _prepared.pop(key, None))
+    _prepared[key] = (*map(weakref.ref, parts), own, weakref.ref(shape)), made
     return made
 
 
@@ -137,7 +138,7 @@ def _groups(table: Table) -> Groups:
     return Groups(
         np.ascontiguousarray(table.start, np.int64),
         np.ascontiguousarray(table.count, np.int32),
-        _padded(table.cell, np.uint32),
+        np.pad(table.cell.astype(np.uint32), (0, -len(table.cell) % 8), "edge" if len(table.cell) else "constant"),
         _padded(deviation),
         _padded(table.count),
         np.bincount(table.cell, table.count, cells),

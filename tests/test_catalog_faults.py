@@ -1,0 +1,218 @@
+"""Catalogs at the edges: changes that fail halfway, forks, empty cells, dot products that do not fit."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+
+import rfkernels as rfk
+from rfkernels.catalog import changes, engines, facade, pilots, reductions, store
+
+DIM = 6
+
+
+def data(count: int, seed: int = 0, away: float = 0.0) -> Any:
+    return (np.random.default_rng(seed).normal(size=(count, DIM)) + away).astype(np.float32)
+
+
+def exact(items: Any, queries: Any) -> Any:
+    return logsumexp(queries.astype(np.float64) @ items.T.astype(np.float64), axis=1)
+
+
+# Changes that fail
+
+
+def no_memory(*_: Any) -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("change", ["add", "add to a vacant cell", "update"])
+def test_a_change_without_room_changes_nothing(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = np.concatenate([data(1_000), data(1_000, 1, 8.0)])
+    catalog, new = rfk.Catalog(items, cells=2), np.tile(items[:1], (900, 1))
+    if change == "add to a vacant cell":
+        catalog.remove(np.arange(1_000))
+        items = items[1_000:]
+    monkeypatch.setattr(changes, "repack", no_memory)
+    monkeypatch.setattr(changes, "needed", lambda total: 1 << 40)
+    before = catalog.log_normalizer(items[:3], budget=10_000)
+    with pytest.raises(MemoryError):
+        catalog.update(np.arange(1_050, 1_950), new) if change == "update" else catalog.add(new)
+    assert len(catalog) == len(items)
+    np.testing.assert_array_equal(catalog.log_normalizer(items[:3], budget=10_000), before)
+    monkeypatch.undo()
+    catalog.add(new)
+    expected = exact(np.concatenate([items, new]), items[:3])
+    np.testing.assert_allclose(catalog.log_normalizer(items[:3], budget=10_000), expected, rtol=1e-6)
+    catalog.log_normalizer(items[:3], budget=300)  # no group is empty
+
+
+def test_free_rows_are_taken_back_when_there_is_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = data(3_000)
+    catalog = rfk.Catalog(items)
+    catalog.log_normalizer(items[:1])
+    monkeypatch.setattr(changes, "repack", no_memory)
+    catalog.remove(np.arange(2_000))
+    room = len(catalog.store.rows)
+    np.testing.assert_allclose(
+        catalog.log_normalizer(items[:3], budget=3_000), exact(items[2_000:], items[:3]), rtol=1e-6
+    )
+    monkeypatch.undo()
+    catalog.remove([2_000])
+    assert len(catalog.store.rows) < 0.6 * room
+
+
+def test_estimates_after_a_failed_change_read_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table is made again: half of its arrays are those of the store."""
+    items = data(3_000)
+    catalog = rfk.Catalog(items)
+    catalog.log_normalizer(items[:1])
+    done = store.remove
+
+    def interrupted(*given: Any) -> None:
+        done(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(facade.store, "remove", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        catalog.remove(np.arange(1_500))
+    found = [np.exp(catalog.log_normalizer(items[:2], budget=300, rng=seed)) for seed in range(50)]
+    ratio = np.mean(found, 0) / np.exp(exact(items[1_500:], items[:2]))
+    assert np.all(np.abs(ratio - 1) < 0.1)
+
+
+# Forks and tables
+
+
+@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning", "ignore:.*fork.*:RuntimeWarning")
+def test_a_fork_beside_a_change_can_read() -> None:
+    catalog = rfk.Catalog(data(300))
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with catalog._lock:
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = multiprocessing.get_context("fork").Process(target=lambda: catalog.table)
+    try:
+        child.start()
+        child.join(30)
+        assert child.exitcode == 0
+    finally:
+        child.kill()
+        done.set()
+        thread.join()
+
+
+def test_tables_of_other_spreads_are_not_mistaken_for_each_other() -> None:
+    items = data(3_000)
+    catalog = rfk.Catalog(items)
+    for factor in (1.0, 9.0, 0.25, 4.0):
+        given = catalog.table._replace(spread=catalog.table.spread * factor)
+        fast = engines.choose("numba").estimate(given, 2 * items[:3], 400, 5)
+        gc.collect()
+        plain = engines.choose("numpy").estimate(given, 2 * items[:3], 400, 5)
+        np.testing.assert_allclose(fast.log_normalizer, plain.log_normalizer, rtol=1e-5)
+        del given
+
+
+def test_a_first_cell_without_items_counts_for_nothing() -> None:
+    """Lanes beyond the last group read a cell too: not one whose weight overflows where all others are tiny."""
+    other = rfk.Catalog(data(2_000, 1, 50.0))
+    catalog = rfk.Catalog(data(50), cells=1)
+    catalog.remove(np.arange(50))
+    items, merged = other.items(other.ids), catalog.merge(other)
+    assert np.bincount(merged.table.cell, minlength=2)[0] == 0
+    queries, values = -2.7 * np.ones((2, DIM), np.float32), np.linspace(0, 1, 2_000, dtype=np.float32)[:, None]
+    assert exact(items, queries).max() < -750
+    for backend in ("numba", "numpy"):
+        found = merged.log_normalizer(queries, budget=600, full=True, backend=backend)
+        np.testing.assert_array_less(
+            np.abs(found.log_normalizer - exact(items, queries)), 6 * found.standard_error + 1e-3
+        )
+        mean = merged.expectation(queries, values, budget=600, full=True, backend=backend)
+        logits = queries.astype(np.float64) @ items.T
+        wanted = np.exp(logits - logsumexp(logits, axis=1)[:, None]) @ values
+        np.testing.assert_array_less(np.abs(mean.mean - wanted), 6 * mean.standard_error + 1e-3)
+
+
+# Chance
+
+
+def test_seeds_of_pilots_and_parts_are_nobody_elses() -> None:
+    parts = [pilots.seed_of(seed, part) for seed in range(40) for part in range(-1, 40)]
+    assert len(set(parts)) == len(parts)
+    assert pilots.seed_of(7, 0) == 7
+    assert all(0 <= one < 2**64 for one in parts)
+    items = data(3_000)
+    catalog = rfk.Catalog(items)
+    aimed = catalog.log_normalizer(items[:5], budget=400, error=0.9, rng=0)
+    for seed in range(3):
+        assert not np.any(aimed == catalog.log_normalizer(items[:5], budget=400, rng=seed))
+
+
+def test_columns_that_do_not_vary_have_no_error() -> None:
+    items = data(3_000)
+    table, queries = rfk.Catalog(items).table, items[:8] / 4
+    taken = engines.choose("numpy").evaluate(table, queries, 500, 0)
+    values = np.column_stack([np.full(3_000, 0.1), np.full(3_000, -1e9 / 3)])
+    assert not reductions.relative_error(taken, values, reductions.expectation(taken, values)).any()
+    values[:, 1] += 1e-2 * items[:, 1]
+    assert reductions.relative_error(taken, values, reductions.expectation(taken, values)).all()
+
+
+# Arguments
+
+
+def test_no_queries_have_no_expectations() -> None:
+    items = data(500)
+    catalog = rfk.Catalog(items)
+    for error in (None, 0.1):
+        assert catalog.expectation(items[:0], items, error=error).shape == (0, DIM)
+
+
+def test_rows_in_another_order_are_refused() -> None:
+    items = data(500)
+    with pytest.raises(ValueError, match="rows must lie in C order"):
+        store.build(items, rows=np.empty((500, DIM), np.float32, order="F"))
+
+
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_dot_products_that_do_not_fit(backend: str) -> None:
+    items = data(2_000).astype(np.float64)
+    catalog, huge, values = rfk.Catalog(items), np.full((2, DIM), 1e308), np.ones((2_000, 1))
+    calls = {
+        "log_normalizer": lambda: catalog.log_normalizer(huge, budget=400, backend=backend),
+        "exact": lambda: catalog.log_normalizer(huge, budget=4_000, backend=backend),
+        "expectation": lambda: catalog.expectation(huge, values, budget=400, backend=backend),
+        "sample": lambda: catalog.sample(huge, 3, backend=backend),
+        "top": lambda: catalog.top(huge, 3),
+    }
+    for name, call in calls.items():
+        fits = pytest.raises(ValueError, match="queries must have dot products with items that fit float64")
+        with np.errstate(over="ignore", invalid="ignore"), fits:
+            pytest.fail(f"{name} returned {call()}")
+
+
+@pytest.mark.parametrize("items", [5, None, [[1.0] * DIM]])
+def test_what_is_no_array_is_named(items: Any) -> None:
+    with pytest.raises(TypeError, match="items must be"):
+        rfk.Catalog(data(10)).add(items)
+
+
+def test_a_file_of_nothing_is_not_made(tmp_path: Any) -> None:
+    with pytest.raises(ValueError, match="items must not be empty"):
+        rfk.Catalog.create(tmp_path / "none.safetensors", data(0))
+    assert not list(tmp_path.iterdir())
