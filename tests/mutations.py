@@ -350,7 +350,7 @@ MUTANTS = [
     Mutant("catalog on JAX: items that cannot be drawn", "backends/jax/catalog_proposal.py", "jnp.maximum(jnp.floor(share * TICKS), 1)", "jnp.floor(share * TICKS)", (JAX_DRAWS, "-k", "single_precision")),
     Mutant("catalog on JAX: errors about zero", "backends/jax/catalog_means.py", "(own - mean).reshape", "own.reshape", (JAX_DRAWS, "-k", "err_as_they_say")),
     Mutant("catalog on JAX: groups from the inside", "backends/jax/catalog_groups.py", "lexsort((-square, cell))", "lexsort((square, cell))", (JAX_DRAWS, "-k", "cut_as")),
-    Mutant("catalog on JAX: devices without their share", "backends/jax/catalog_draws.py", "log = log + log_share(ticks[:, me], size, log.dtype)[:, None]\\n        return jax.lax.psum", "log = log + 0\\n        return jax.lax.psum", (JAX_CATALOG, "-k", "draw_in_proportion")),
+    Mutant("catalog on JAX: devices without their share", "backends/jax/catalog_draws.py", "log = log + log_share(ticks[:, me], size, log.dtype)[:, None]\n        return jax.lax.psum", "log = log + 0\n        return jax.lax.psum", (JAX_CATALOG, "-k", "draw_in_proportion")),
     Mutant("catalog on JAX: a table that is the catalog", "backends/jax/tables.py", "held = DeviceTable(*map(np.array, held))", "pass", (JAX_DRAWS, "-k", "copy")),
     Mutant("catalog on JAX: derivatives of chance", "backends/jax/catalog_plan.py", "log, variance = stopped(jnp, log), stopped(jnp, variance)", "pass", (JAX_DRAWS, "-k", "derivatives")),
     Mutant("infinite moments pass", "testing/weighted.py", "holds = np.isfinite(found) & (excess <= allowed)", "holds = excess <= allowed", (*TESTING, "-k", "moments_of_values")),
