@@ -97,11 +97,10 @@ def update(store: Store, ids: Any, items: Any, *, rng: np.random.Generator | Non
     label, square = nearest(items, index(store).packed)
     check_found(items, square)
     _begin(store, ids)
-    rows = store.slots[ids]
-    before, after = group_of(store, rows), joined(store, label, square)
+    before, after = group_of(store, store.slots[ids]), joined(store, label, square)
     stay = before == after
     _reserve(store, after[~stay])
-    store.rows[rows[stay]] = items[stay]
+    store.rows[store.slots[ids[stay]]] = items[stay]
     _take(store, ids[~stay], before[~stay])
     placed = _place(store, items[~stay], ids[~stay], after[~stay], rng)
     _settle(store, np.concatenate([before, placed]))
