@@ -81,11 +81,10 @@ def check_count(name: str, count: Any, least: int, most: int) -> None:
 
 def check_fit(found: Any, table: Table) -> None:
     """Require that no number of a query is NaN or ∞: then a dot product was too large for the items' dtype."""
-    bad = np.flatnonzero((~(found < np.inf)).any(tuple(range(1, found.ndim))))
-    if len(bad):
-        raise ValueError(
-            f"queries must have dot products with items that fit {table.rows.dtype}; query {bad[0]} has not"
-        )
+    fits = found < np.inf
+    if not fits.all():
+        bad = np.argwhere(~fits)[0, 0]
+        raise ValueError(f"queries must have dot products with items that fit {table.rows.dtype}; query {bad} has not")
 
 
 def check_filled(table: Table) -> None:
