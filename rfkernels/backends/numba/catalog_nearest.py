@@ -15,6 +15,7 @@ from rfkernels.backends.numba.emitter import Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module, machine
 from rfkernels.backends.numba.packing import up
 from rfkernels.backends.numba.schedule import call, jit
+from rfkernels.backends.numba.stamp import stamped
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -156,7 +157,7 @@ def _nearest(kernel: int, lanes: int, x: Any, packed: Any, label: Any, square: A
 def _reordered(function: Function) -> Function:
     """Compile a function whose sums may be taken in any order."""
     try:
-        return cast(Function, njit(nogil=True, cache=True, fastmath={"contract", "reassoc"})(function))
+        return cast(Function, njit(nogil=True, cache=True, fastmath={"contract", "reassoc"})(stamped(function)))
     except RuntimeError:
         return cast(Function, njit(nogil=True, fastmath={"contract", "reassoc"})(function))
 

@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit
 
 from rfkernels.backends.numba import threads
+from rfkernels.backends.numba.stamp import stamped
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -21,7 +22,7 @@ _SERIAL_WORK = 1 << 19
 def _jit(function: Function) -> Function:
     """Compile with products and sums contracted, kept on disk where that is possible."""
     try:
-        return cast(Function, njit(nogil=True, cache=True, fastmath={"contract"})(function))
+        return cast(Function, njit(nogil=True, cache=True, fastmath={"contract"})(stamped(function)))
     except RuntimeError:
         # No directory can be written to: compile in every process.
         return cast(Function, njit(nogil=True, fastmath={"contract"})(function))

@@ -15,6 +15,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from rfkernels.backends.numba.stamp import stamped
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -179,7 +181,7 @@ call = cast(Callable[[int, tuple[int, ...]], int], intrinsic(_call))
 def jit(function: Function) -> Function:
     """Compile a function of integers, kept on disk where that is possible."""
     try:
-        return cast(Function, njit(nogil=True, cache=True)(function))
+        return cast(Function, njit(nogil=True, cache=True)(stamped(function)))
     except RuntimeError:
         # No directory can be written to: compile in every process.
         return cast(Function, njit(nogil=True)(function))
