@@ -53,13 +53,6 @@ def copy(place: Path) -> None:
         raise SystemExit(f"mutants: the copy is in {place}, but {found.stdout.strip()} is what is imported")
 
 
-def outdate(path: Path) -> None:
-    """Have what calls a compiled function compiled anew: Numba's cache knows of a change of the caller's file alone."""
-    if path.parent.name == "numba":
-        for file in path.parent.glob("*.py"):
-            os.utime(file)
-
-
 def run(place: Path, tests: tuple[str, ...]) -> tuple[bool, str]:
     """Run pytest in the copy; return whether it passed, and its first failure or last line."""
     command = [
@@ -123,11 +116,9 @@ def main() -> int:
             path, start = place / "rfkernels" / mutant.file, time.monotonic()
             original, times = path.read_text(encoding="utf-8"), path.stat()
             path.write_text(original.replace(mutant.old, mutant.new), encoding="utf-8")
-            outdate(path)
             passed, line = run(place, mutant.tests)
             path.write_text(original, encoding="utf-8")
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # Numba's cache goes by it
-            outdate(path)
             print(
                 f"{'SURVIVED' if passed else 'killed':9}{mutant.name:45}{time.monotonic() - start:6.1f} s  {line[:110]}",
                 flush=True,

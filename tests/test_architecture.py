@@ -46,9 +46,8 @@ MAY_ASK_FOR_JAX = {"_checks.py", "blocked.py"}
 """Modules that import JAX inside a function which is only called with arrays of JAX."""
 
 LINES, BODY = 400, 60
-LONGER = {"backends/numba/schedule.py": 525, "backends/numba/block_schedule.py": 580, "catalog/facade.py": 455}
-"""Numba's cache notices changes of each schedule alone, so all that is compiled from one has to stand in it; a class of
-public methods is mostly what its docstrings say."""
+LONGER = {"catalog/facade.py": 455}
+"""A class of public methods is mostly what its docstrings say."""
 
 
 class Import(NamedTuple):

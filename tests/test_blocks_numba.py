@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import inspect
 import itertools
 import re
 import tracemalloc
@@ -15,7 +12,7 @@ import numpy as np
 import pytest
 
 import rfkernels as rfk
-from rfkernels.backends.numba import block_layout, block_schedule, blocks, finite, group_steps, schedule
+from rfkernels.backends.numba import block_layout, blocks, finite, group_steps
 from rfkernels.backends.numba.group_steps import STEPS as FAST
 from rfkernels.backends.numba.jit import Machine
 from rfkernels.grouping import fitting
@@ -151,7 +148,7 @@ def test_without_far_keys_it_is_exact_attention(window: int | None) -> None:
 @pytest.mark.parametrize("causal", [False, True])
 def test_chunks_of_one_head(monkeypatch: pytest.MonkeyPatch, threads: str, causal: bool) -> None:
     monkeypatch.setenv("RFKERNELS_NUM_THREADS", threads)
-    monkeypatch.setattr(blocks, "_SERIAL_WORK", 0)
+    monkeypatch.setattr("rfkernels.backends.numba.threads.SERIAL_WORK", 0)
     monkeypatch.setattr(blocks, "_CHUNK", 2)
     for length, keys, window in ((1500, 1500, 20), (700, 1500, 40), (700, 1500, None)):
         q, k, v = inputs(length, keys, batch=(1,))
@@ -345,12 +342,3 @@ def test_groups_and_heavy_keys_of_the_input_itself() -> None:
     groups = rfk.fit_groups(q, k, 12, v=v)
     expected = rfk.attention(q, k, v, groups=groups, heavy=rfk.heavy_keys(q, k, 5), window=20, backend="numpy")
     np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-11)
-
-
-def test_the_compiled_schedules_cannot_be_stale() -> None:
-    """Numba's cache looks at one file: what is compiled in from another is named there by its digest."""
-    source = inspect.getsource(schedule._call)
-    assert hashlib.sha256(source.encode()).hexdigest()[:16] == block_schedule.CALL, "write the new digest into CALL"
-    tree = ast.parse(inspect.getsource(block_schedule))
-    imported = {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert imported == {"annotations", "NamedTuple", "Group", "call", "jit"}

@@ -448,7 +448,7 @@ def test_sequences_are_cut_into_chunks(backend: str, schedule: str, monkeypatch:
     """Long enough that few heads are shared among threads by cutting the sequence, and not a multiple of anything."""
     from rfkernels.backends.numba import passes
 
-    monkeypatch.setattr(passes, "_SERIAL_WORK", 0)
+    monkeypatch.setattr("rfkernels.backends.numba.threads.SERIAL_WORK", 0)
     monkeypatch.setattr(passes, "_PART_BYTES", 1 << 14)
     rng = np.random.default_rng(0)
     entry = SCHEDULES[schedule]

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import rfkernels as rfk
-from rfkernels.backends.numba import lowering, packing, passes
+from rfkernels.backends.numba import compiling, lowering, packing, passes
 from rfkernels.backends.numba.jit import Machine
 
 SCHEDULES: tuple[dict[str, Any], ...] = ({}, {"causal": True}, {"causal": True, "window": 9}, {"window": 9})
@@ -157,6 +159,29 @@ def test_an_interrupt_waits_for_the_threads_that_read_the_arrays() -> None:
         rest = child.stdout.read()
         assert child.wait(60) in (0, 1, -signal.SIGINT)
         assert "interrupted" in rest or child.returncode != 0
+
+
+def test_compiled_code_goes_by_all_files_that_it_may_come_from(tmp_path: Path) -> None:
+    """Numba's own cache goes by the caller's file, in which nothing changes here."""
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    shutil.copy(compiling.__file__, package)
+    (package / "callee.py").write_text("from package.compiling import jit\n\n\n@jit\ndef value():\n    return 1\n")
+    (package / "caller.py").write_text(
+        "from package.callee import value\nfrom package.compiling import jit\n\n\n@jit\ndef total():\n    return 10 + value()\n"
+    )
+    code = "from package.caller import total; print(total(), sum(total.stats.cache_hits.values()))"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "compiled")}
+
+    def run() -> str:
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.strip()
+
+    assert [run(), run()] == ["11 0", "11 1"]
+    callee = package / "callee.py"
+    callee.write_text(callee.read_text().replace("1", "2"))
+    assert run() == "12 0"
 
 
 def test_no_directory_to_keep_compiled_code_in() -> None:

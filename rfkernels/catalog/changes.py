@@ -127,9 +127,9 @@ def _begin(store: Store, ids: Any) -> None:
     for name, value in vars(store).items():
         if isinstance(value, np.ndarray) and not value.flags.writeable:
             setattr(store, name, np.array(value))
-    needed = int(ids.max(initial=-1)) + 1
-    if needed > len(store.slots):
-        store.slots = _longer(store.slots, needed)
+    size = int(ids.max(initial=-1)) + 1
+    if size > len(store.slots):
+        store.slots = _longer(store.slots, size)
 
 
 def _longer(slots: Any, size: int) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels.backends.numba import block_schedule
-from rfkernels.backends.numba.block_schedule import BlockPlan
+from rfkernels.backends.numba.block_records import BlockPlan
 from rfkernels.backends.numba.kernels import SENTINEL
 from rfkernels.backends.numba.packing import address
 from rfkernels.grouping import BlockState, Far, Groups, Plan

@@ -10,7 +10,7 @@ import numpy as np
 
 from rfkernels.backends.numba import kernels
 from rfkernels.backends.numba.block_kernels import blockwise
-from rfkernels.backends.numba.block_schedule import BlockPlan, BlockScratch, BlockTask
+from rfkernels.backends.numba.block_records import BlockPlan, BlockScratch, BlockTask
 from rfkernels.backends.numba.jit import machine
 from rfkernels.backends.numba.packing import TILE, addresses, placed, up
 

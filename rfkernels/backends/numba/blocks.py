@@ -15,16 +15,13 @@ from rfkernels.backends import Pass, numpy
 from rfkernels.backends.numba import block_schedule, merging, threads
 from rfkernels.backends.numba.block_inputs import Inputs, Packed, begin, finish, heavy_tiles, pack_groups
 from rfkernels.backends.numba.block_layout import layout, scratch, tasks
-from rfkernels.backends.numba.block_schedule import BlockPlan, BlockTask
+from rfkernels.backends.numba.block_records import BlockPlan, BlockTask
 from rfkernels.backends.numba.packing import TILE, address, up
 from rfkernels.backends.numba.passes import log_normalizers, outputs, query_heads
-from rfkernels.backends.numba.schedule import Group
+from rfkernels.backends.numba.schedule_records import Group
 from rfkernels.grouping import BlockState, Far, Plan
 from rfkernels.grouping.schedule import Rows
 from rfkernels.state import State
-
-_SERIAL_WORK = 1 << 21
-"""Multiplications below which handing work to other threads costs more than it saves."""
 
 _CHUNK = 16
 """Blocks in a chunk at least."""
@@ -189,7 +186,7 @@ def _worth_threads(w: Whole) -> bool:
     """Whether there is enough to do for handing work to other threads."""
     p = w.plan
     columns = p.groups + p.heavy + p.band_tile
-    return (w.length * w.shared + w.keys) * len(w.base) * columns * (p.dim + p.width) > _SERIAL_WORK
+    return (w.length * w.shared + w.keys) * len(w.base) * columns * (p.dim + p.width) > threads.SERIAL_WORK
 
 
 def _bounds(w: Whole, spans: list[tuple[int, int]], delta: int) -> tuple[list[int], list[int]]:

@@ -10,10 +10,10 @@ import numpy as np
 
 from rfkernels.backends.numba import threads
 from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER, dot_kernel, weight_kernels
+from rfkernels.backends.numba.compiling import call, jit
 from rfkernels.backends.numba.jit import machine
 from rfkernels.backends.numba.kernels import shared
 from rfkernels.backends.numba.packing import up
-from rfkernels.backends.numba.schedule import call, jit
 from rfkernels.catalog.records import Estimate, Table
 
 _QUERIES, _ROWS = 64, 512

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
 
 from rfkernels.backends.numba import threads
+from rfkernels.backends.numba.compiling import call, jit, jit_with
 from rfkernels.backends.numba.emitter import Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module, machine
 from rfkernels.backends.numba.packing import up
-from rfkernels.backends.numba.schedule import call, jit
-from rfkernels.backends.numba.stamp import stamped
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _ITEMS = 64
 """Items that meet a tile of centres while that is in the fastest cache; a multiple of every register tile."""
-
-_SERIAL_WORK = 1 << 19
-"""Multiplications below which handing work to other threads costs more than it saves."""
 
 
 class Packed(NamedTuple):
@@ -76,7 +71,7 @@ def nearest(x: Any, packed: Packed) -> tuple[Any, Any]:
     label, square = np.empty(len(x), np.int32), np.empty(len(x), x.dtype)
     target = machine()
     lanes, work = target.lanes(8 * x.itemsize), x.size * len(packed.centres)
-    workers = 1 if work < _SERIAL_WORK else threads.thread_count()
+    workers = 1 if work < threads.LIGHT_WORK else threads.thread_count()
     code = _kernel(target, 8 * x.itemsize)
     step = max(_ITEMS, up(-(-len(x) // workers), _ITEMS)) if len(x) < 4096 * workers else 4096
     tasks = [
@@ -154,15 +149,7 @@ def _nearest(kernel: int, lanes: int, x: Any, packed: Any, label: Any, square: A
     return 0
 
 
-def _reordered(function: Function) -> Function:
-    """Compile a function whose sums may be taken in any order."""
-    try:
-        return cast(Function, njit(nogil=True, cache=True, fastmath={"contract", "reassoc"})(stamped(function)))
-    except RuntimeError:
-        return cast(Function, njit(nogil=True, fastmath={"contract", "reassoc"})(function))
-
-
-@_reordered
+@jit_with("contract", "reassoc")
 def _square(x: Any, centre: Any) -> float:
     total = 0.0
     for k in range(len(x)):

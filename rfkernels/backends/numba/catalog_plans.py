@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels.backends.numba.catalog_layout import Groups, Lists, Rules, Scratch
-from rfkernels.backends.numba.schedule import call, jit
+from rfkernels.backends.numba.compiling import call, jit
 
 TINY = 1e-100
 """Weights relative to the largest are looked at anew where they are less: some may be 0 that are not."""

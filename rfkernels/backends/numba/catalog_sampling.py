@@ -12,7 +12,7 @@ from rfkernels.backends.numba import threads
 from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER
 from rfkernels.backends.numba.catalog_layout import Groups, Rules, Scratch, groups, rules, scratch
 from rfkernels.backends.numba.catalog_plans import TINY, deviation, log_mean, weigh
-from rfkernels.backends.numba.schedule import call, jit
+from rfkernels.backends.numba.compiling import call, jit
 from rfkernels.catalog.arguments import check_fit
 from rfkernels.catalog.records import Draws, Table
 from rfkernels.catalog.sampling import HEAD, HEAD_GROUPS

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
-from numba import njit
 
 from rfkernels.backends.numba import threads
-from rfkernels.backends.numba.stamp import stamped
+from rfkernels.backends.numba.compiling import jit_with
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-_SERIAL_WORK = 1 << 19
-"""Multiplications below which handing work to other threads costs more than it saves."""
-
-
-def _jit(function: Function) -> Function:
-    """Compile with products and sums contracted, kept on disk where that is possible."""
-    try:
-        return cast(Function, njit(nogil=True, cache=True, fastmath={"contract"})(stamped(function)))
-    except RuntimeError:
-        # No directory can be written to: compile in every process.
-        return cast(Function, njit(nogil=True, fastmath={"contract"})(function))
+_jit = jit_with("contract")
+"""With products and sums contracted."""
 
 
 def sum_groups(rows: Any, groups: Any, place: tuple[Any, Any, Any], centres: Any, sums: Any, squares: Any) -> None:
@@ -44,7 +31,7 @@ def sum_groups(rows: Any, groups: Any, place: tuple[Any, Any, Any], centres: Any
     """
     rows, ends = np.asarray(rows), np.cumsum(place[1][groups])  # a mapped array is of a class that Numba does not know
     work = int(ends[-1]) * rows.shape[1] if len(ends) else 0
-    if work < _SERIAL_WORK:
+    if work < threads.LIGHT_WORK:
         _sum(rows, groups, *place, centres, sums, squares)
         return
     count = threads.thread_count()

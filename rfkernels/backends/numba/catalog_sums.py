@@ -9,7 +9,7 @@ import numpy as np
 
 from rfkernels.backends.numba.catalog_layout import Groups, Lists, Rules, Scratch
 from rfkernels.backends.numba.catalog_plans import choose, list_rows, place
-from rfkernels.backends.numba.schedule import call, jit
+from rfkernels.backends.numba.compiling import call, jit
 
 _TOGETHER = 4
 """Queries from which on they take runs group by group."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels.backends.numba import threads
-from rfkernels.backends.numba.schedule import jit
+from rfkernels.backends.numba.compiling import jit
 from rfkernels.exact import exact_block
 from rfkernels.kernels import Kernel
 from rfkernels.partials import Partial

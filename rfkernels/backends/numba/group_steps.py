@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from rfkernels._arrays import dtype_name
-from rfkernels.backends.numba import block_schedule, threads
+from rfkernels.backends.numba import group_schedule, threads
 from rfkernels.backends.numba.block_layout import layout, scratch, tasks
-from rfkernels.backends.numba.block_schedule import BlockPlan, BlockTask, Search
+from rfkernels.backends.numba.block_records import BlockPlan, BlockTask, Search
 from rfkernels.backends.numba.kernels import SENTINEL
 from rfkernels.backends.numba.packing import address, addresses, placed, up
 from rfkernels.grouping import Groups, fitting
@@ -24,9 +24,6 @@ _KEPT = 33 << 15
 """Weights that a thread has room for: of 32,768 keys for 32 queries, with a log scale for each 64 of them."""
 
 _memory = threading.local()
-
-_SERIAL_WORK = 1 << 21
-"""Multiplications below which handing work to other threads costs more than it saves."""
 
 
 def _prepared(
@@ -44,7 +41,7 @@ def _prepared(
 
 
 def _run(work: Sequence[Callable[[], int]], products: int) -> None:
-    threads.run(work, threads.thread_count() if products > _SERIAL_WORK else 1)
+    threads.run(work, threads.thread_count() if products > threads.SERIAL_WORK else 1)
 
 
 def _mass(xp: Any, rows: Any, k: Any, scale: float, mask: Any) -> Any:
@@ -60,7 +57,7 @@ def _mass(xp: Any, rows: Any, k: Any, scale: float, mask: Any) -> Any:
 
     def one(task: BlockTask, q: int, own: Any) -> int:
         room = placed(_memory, {"": kept}, p.element)[""] if kept <= _KEPT else 0
-        return block_schedule.mass(p, scratch(p, 1), task._replace(**q_rows), q, count, address(own), room)
+        return group_schedule.mass(p, scratch(p, 1), task._replace(**q_rows), q, count, address(own), room)
 
     work = [partial(one, *given) for given in zip(found, addresses(rows, batch, 2), out, strict=True)]
     _run(work, 2 * out.size * rows.shape[-2] * p.dim)
@@ -140,7 +137,7 @@ def _search(p: BlockPlan, task: BlockTask, weight: Any, given: dict[str, int], o
     first = {"weight": address(weights), "at": int(np.argmax(weight)), "first": int(np.argmax(allowed))}
     search = Search(**given, **first, **results, **{name: address(x) for name, x in known.items()})
     scattered = task._replace(squares=address(nothing))
-    return block_schedule.find(p, scratch(p, 1), scattered, task, search)
+    return group_schedule.find(p, scratch(p, 1), scattered, task, search)
 
 
 STEPS = fitting.Steps(_mass, _find)

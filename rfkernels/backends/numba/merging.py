@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels.backends.numba.schedule import jit
+from rfkernels.backends.numba.compiling import jit
 
 _MOST = np.finfo(np.float64).max
 """The cost of what is not finite: points are merged all the same, or nothing would end."""

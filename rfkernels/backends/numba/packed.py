@@ -13,7 +13,7 @@ import numpy as np
 
 from rfkernels.backends.numba import threads
 from rfkernels.backends.numba.passes import Heads, worth_threads
-from rfkernels.backends.numba.schedule import Group
+from rfkernels.backends.numba.schedule_records import Group
 from rfkernels.state import State
 
 Run = Callable[[Heads, State, State], tuple[bool, State | None]]

@@ -12,7 +12,7 @@ import numpy as np
 from rfkernels.backends.numba import kernels
 from rfkernels.backends.numba.jit import Code, Machine, machine
 from rfkernels.backends.numba.lowering import lowered
-from rfkernels.backends.numba.schedule import Plan, Scratch, Weights
+from rfkernels.backends.numba.schedule_records import Plan, Scratch, Weights
 from rfkernels.features import Features, Side
 from rfkernels.state import State
 

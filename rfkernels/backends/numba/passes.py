@@ -13,12 +13,9 @@ import numpy as np
 
 from rfkernels.backends.numba import schedule, threads
 from rfkernels.backends.numba.packing import Layout, PackedWeights, address, addresses, scratch, up
-from rfkernels.backends.numba.schedule import Group, Task
+from rfkernels.backends.numba.schedule_records import Group, Task
 from rfkernels.features import Features
 from rfkernels.state import State, merge_states
-
-_SERIAL_WORK = 1 << 21
-"""Multiplications below which handing work to other threads costs more than it saves."""
 
 _PART_BYTES = 1 << 23
 """Memory for the sums of the backward half of a two-sided window, per thread."""
@@ -214,7 +211,7 @@ def _task(h: Heads, slots: Slots, slot: int, head: int, changes: dict[str, int],
 def worth_threads(h: Heads) -> bool:
     """Whether there is enough to do for handing work to other threads."""
     p = h.layout.plan
-    return (h.length * h.shared + h.keys) * h.count * p.total * (p.dim + p.width) > _SERIAL_WORK
+    return (h.length * h.shared + h.keys) * h.count * p.total * (p.dim + p.width) > threads.SERIAL_WORK
 
 
 def _run(h: Heads, work: Sequence[Runner]) -> bool:

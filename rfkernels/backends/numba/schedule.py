@@ -1,195 +1,13 @@
 """Schedules of tiles, compiled by Numba once for every map, dtype and machine.
 
 Only integers pass through here: addresses, strides and sizes. The kernels that do arithmetic are called by address, so
-these functions are cached on disk whatever map they run. Everything that they need is in this file, because Numba's
-cache notices a change of this file alone.
+these functions are cached on disk whatever map they run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
-
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
-
-from rfkernels.backends.numba.stamp import stamped
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-class Plan(NamedTuple):
-    """What is the same for every head of a pass: kernels by address, sizes in elements, flags."""
-
-    gemm: int
-    gemm_add: int
-    pack_q: int
-    pack_k: int
-    pack_v: int
-    finite: int
-    unpack: int
-    transpose: int
-    valid: int
-    first_valid: int
-    offsets_columns: int
-    offsets_rows: int
-    rescale: int
-    accumulate: int
-    sum: int
-    copy: int
-    triangle: int
-    band: int
-    settle: int
-    join: int
-    key_activation: int
-    key_activation_ragged: int
-    key_shift: int
-    query_activation: int
-    element: int
-    tile: int
-    band_tile: int
-    row_step: int
-    column_step: int
-    dim: int
-    dim_pad: int
-    rows: int
-    pad: int
-    total: int
-    width: int
-    width_pad: int
-    check: int
-
-
-class Scratch(NamedTuple):
-    """Addresses of the working memory of one thread."""
-
-    x: int
-    xt: int
-    y: int
-    offsets: int
-    valid: int
-    u: int
-    sums: int
-    new: int
-    add: int
-    v: int
-    query: int
-    scores: int
-    out: int
-    denominator: int
-    top: int
-    near_x: int
-    near_xt: int
-    near_v: int
-    near_valid: int
-    near_term: int
-    near_scores: int
-    query_x: int
-    query_term: int
-
-
-class Weights(NamedTuple):
-    """Addresses of the packed arrays of one set of features; 0 for what it does not have."""
-
-    query: int
-    key: int
-    log_weight: int
-    query_matrix: int
-    key_matrix: int
-    query_centre: int
-    key_centre: int
-    query_linear: int
-    key_linear: int
-    query_parameters: int
-    key_parameters: int
-    near_parameters: int
-    scale: int
-    zeros: int
-    base: int
-    lowest: int
-    centred: int
-
-
-class Task(NamedTuple):
-    """One run over the keys of one head: addresses of row 0, strides in bytes, what each query sees.
-
-    Query i sees keys s <= i + delta through features and, if `near`, keys i + near_low <= s < i + near_high exactly.
-    With `part_mode` 1 the sums go unnormalised to the buffer at `part`, with 2 those found there, of the same rows in
-    reverse, are joined. The rows of q, k or v that are `plain` are read where they lie, without a copy.
-    """
-
-    k: int
-    k_row: int
-    k_column: int
-    v: int
-    v_row: int
-    v_column: int
-    mask: int
-    mask_row: int
-    q_row: int
-    q_column: int
-    out_row: int
-    keys: int
-    kv: int
-    z: int
-    shift: int
-    seen: int
-    delta: int
-    near: int
-    near_low: int
-    near_high: int
-    groups: int
-    part: int
-    part_rows: int
-    part_mode: int
-    q_plain: int
-    k_plain: int
-    v_plain: int
-
-
-class Group(NamedTuple):
-    """Where each query head that shares the keys is read and written: arrays of addresses of row 0."""
-
-    q: Any
-    out: Any
-    denominator: Any
-    shift: Any
-
-
-def _call(context: Any, address: Any, arguments: Any) -> Any:
-    signature = types.int64(address, arguments)
-
-    def code(target: Any, builder: Any, signature: Any, values: Any) -> Any:
-        given = cgutils.unpack_tuple(builder, values[1])  # type: ignore[no-untyped-call]
-        kinds = (
-            signature.args[1].types if hasattr(signature.args[1], "types") else [signature.args[1].dtype] * len(given)
-        )
-        cast = [target.cast(builder, x, kind, types.int64) for x, kind in zip(given, kinds, strict=True)]
-        integer = ir.IntType(64)
-        function = ir.FunctionType(integer, [integer] * len(cast))
-        return builder.call(builder.inttoptr(values[0], function.as_pointer()), cast)
-
-    return signature, code
-
-
-call = cast(Callable[[int, tuple[int, ...]], int], intrinsic(_call))
-"""``call(address, arguments)`` calls the function at an address with a tuple of 64-bit integers."""
-
-
-def jit(function: Function) -> Function:
-    """Compile a function of integers, kept on disk where that is possible."""
-    try:
-        return cast(Function, njit(nogil=True, cache=True)(stamped(function)))
-    except RuntimeError:
-        # No directory can be written to: compile in every process.
-        return cast(Function, njit(nogil=True)(function))
-
-
-@jit
-def _up(n: int, step: int) -> int:
-    return (n + step - 1) // step * step
+from rfkernels.backends.numba.compiling import call, jit, up
+from rfkernels.backends.numba.schedule_records import Group, Plan, Scratch, Task, Weights
 
 
 @jit
@@ -215,7 +33,7 @@ def _rows(
 @jit
 def _span(p: Plan, t: Task, start: int, count: int) -> tuple[int, int, int]:
     """Return which of `count` keys from `start` exist, and how many columns they take."""
-    return max(0, -start), max(0, min(count, t.keys - start)), _up(count, p.column_step)
+    return max(0, -start), max(0, min(count, t.keys - start)), up(count, p.column_step)
 
 
 @jit
@@ -248,7 +66,7 @@ def load_keys(p: Plan, w: Weights, s: Scratch, t: Task, start: int, count: int) 
     y, y_rows = s.xt, p.dim
     if w.key_matrix != 0:
         y = s.y
-        call(p.gemm, (w.key_matrix, p.dim_pad, 1, s.xt, u_row, y, u_row, _up(p.dim, p.row_step), columns, p.dim))
+        call(p.gemm, (w.key_matrix, p.dim_pad, 1, s.xt, u_row, y, u_row, up(p.dim, p.row_step), columns, p.dim))
     end = (w.key_linear, w.key_parameters, s.valid, s.offsets, columns)
     call(p.offsets_columns, (y, u_row, y_rows, s.xt, u_row, p.dim, *end))
     return found, columns
@@ -312,7 +130,7 @@ def load_queries(p: Plan, w: Weights, s: Scratch, t: Task, q: int, count: int, l
 
     Of an exponential map their offsets matter for logs only.
     """
-    rows, q_row = _up(count, p.row_step), p.total + p.column_step
+    rows, q_row = up(count, p.row_step), p.total + p.column_step
     source, to = (q, t.q_row, t.q_column), (p.dim, w.query_centre, s.x, p.dim_pad + p.column_step)
     fine, x, x_row = _rows(p, p.pack_q, source, t.q_plain, (0, count, rows), to)
     call(p.gemm, (x, x_row, 1, w.query, p.pad, s.query, q_row, rows, p.pad, p.dim))
@@ -330,7 +148,7 @@ def load_queries(p: Plan, w: Weights, s: Scratch, t: Task, q: int, count: int, l
 @jit
 def read_state(p: Plan, w: Weights, s: Scratch, t: Task, count: int, logs: int) -> None:
     """Activate loaded queries, and contract them with the state into sums, denominators and, for logs, their scale."""
-    rows, q_row = _up(count, p.row_step), p.total + p.column_step
+    rows, q_row = up(count, p.row_step), p.total + p.column_step
     call(p.sum, (w.log_weight, t.shift, s.new, p.total))
     queries = (s.query, q_row, s.offsets, s.new, t.z, p.rows, p.pad, rows, s.denominator, s.top)
     call(p.query_activation, queries)
@@ -345,9 +163,9 @@ def read_state(p: Plan, w: Weights, s: Scratch, t: Task, count: int, logs: int) 
 def add_triangle(p: Plan, s: Scratch, count: int, v: int, v_row: int) -> None:
     """Let query r see keys c <= r of its own tile."""
     q_row, u_row = p.total + p.column_step, p.tile + p.column_step
-    rows = _up(count, p.row_step)
+    rows = up(count, p.row_step)
     for r in range(0, rows, p.row_step):
-        columns = _up(min(r + p.row_step, rows), p.column_step)
+        columns = up(min(r + p.row_step, rows), p.column_step)
         queries, scores = s.query + r * q_row * p.element, s.scores + r * u_row * p.element
         call(p.gemm, (queries, q_row, 1, s.u, u_row, scores, u_row, p.row_step, columns, p.total))
     call(p.triangle, (s.scores, u_row, rows, s.denominator))
@@ -360,7 +178,7 @@ def add_triangle(p: Plan, s: Scratch, count: int, v: int, v_row: int) -> None:
 @jit
 def no_features(p: Plan, w: Weights, s: Scratch, count: int) -> None:
     """Set the sums of queries that see nothing through features."""
-    rows = _up(count, p.row_step)
+    rows = up(count, p.row_step)
     call(p.gemm, (w.zeros, 0, 0, w.zeros, 0, s.out, p.width_pad, rows, p.width_pad, 0))
     call(p.copy, (w.zeros, s.denominator, rows))
     call(p.copy, (w.lowest, s.top, rows))
@@ -372,7 +190,7 @@ def add_near(p: Plan, w: Weights, s: Scratch, t: Task, q: int, x: int, x_row: in
 
     The queries lie at `q` and, as `load_queries` left them, at `x`.
     """
-    rows, near_row = _up(count, p.row_step), p.band_tile + p.column_step
+    rows, near_row = up(count, p.row_step), p.band_tile + p.column_step
     if w.centred != 0:
         x, x_row = s.query_x, p.dim_pad + p.column_step
         call(p.pack_q, (q, t.q_row, t.q_column, 0, count, rows, p.dim, w.zeros, x, x_row))
@@ -380,10 +198,10 @@ def add_near(p: Plan, w: Weights, s: Scratch, t: Task, q: int, x: int, x_row: in
     call(p.offsets_rows, (x, x_row, p.dim_pad, x, x_row, p.dim_pad, *none, s.query_term, rows))
     low, high = max(0, first + t.near_low), min(t.keys, first + count - 1 + t.near_high)
     # Whole columns need no copy; the keys that fill them up lie outside the window of every query.
-    start = max(low - (_up(high - low, p.column_step) - (high - low)), 0) if low < high else high
+    start = max(low - (up(high - low, p.column_step) - (high - low)), 0) if low < high else high
     while start < high:
         n = min(p.band_tile, high - start)
-        columns = _up(n, p.column_step)
+        columns = up(n, p.column_step)
         fine, k, k_row = _keys(p, t, start, n, w.zeros, s.near_x)
         if fine == 0:
             return 0
@@ -408,7 +226,7 @@ def _near_rows(
     """Add exact weights for one register tile of queries and the part of a key tile that any of them sees."""
     e, near_row = p.element, p.band_tile + p.column_step
     low = max(0, offset + r + t.near_low) // p.column_step * p.column_step
-    high = min(columns, _up(max(0, offset + r + p.row_step - 1 + t.near_high), p.column_step))
+    high = min(columns, up(max(0, offset + r + p.row_step - 1 + t.near_high), p.column_step))
     if low >= high:
         return
     out = s.out + r * p.width_pad * e

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels.backends.numba import threads
-from rfkernels.backends.numba.schedule import jit
+from rfkernels.backends.numba.compiling import jit
 
 _PIECE = 1 << 17
 """Numbers of each estimate in a task."""

@@ -10,6 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 _pools: dict[int, ThreadPoolExecutor] = {}
 _lock = threading.Lock()
 
+SERIAL_WORK = 1 << 21
+"""Multiplications of a pass below which handing work to other threads costs more than it saves."""
+
+LIGHT_WORK = 1 << 19
+"""The same of work that is done as fast as memory is read."""
+
 
 def _forget() -> None:
     """Drop pools whose threads did not survive a fork; they are made anew on demand."""

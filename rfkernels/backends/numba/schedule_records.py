@@ -1,0 +1,143 @@
+"""What schedules of tiles are told: addresses, strides and sizes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Plan(NamedTuple):
+    """What is the same for every head of a pass: kernels by address, sizes in elements, flags."""
+
+    gemm: int
+    gemm_add: int
+    pack_q: int
+    pack_k: int
+    pack_v: int
+    finite: int
+    unpack: int
+    transpose: int
+    valid: int
+    first_valid: int
+    offsets_columns: int
+    offsets_rows: int
+    rescale: int
+    accumulate: int
+    sum: int
+    copy: int
+    triangle: int
+    band: int
+    settle: int
+    join: int
+    key_activation: int
+    key_activation_ragged: int
+    key_shift: int
+    query_activation: int
+    element: int
+    tile: int
+    band_tile: int
+    row_step: int
+    column_step: int
+    dim: int
+    dim_pad: int
+    rows: int
+    pad: int
+    total: int
+    width: int
+    width_pad: int
+    check: int
+
+
+class Scratch(NamedTuple):
+    """Addresses of the working memory of one thread."""
+
+    x: int
+    xt: int
+    y: int
+    offsets: int
+    valid: int
+    u: int
+    sums: int
+    new: int
+    add: int
+    v: int
+    query: int
+    scores: int
+    out: int
+    denominator: int
+    top: int
+    near_x: int
+    near_xt: int
+    near_v: int
+    near_valid: int
+    near_term: int
+    near_scores: int
+    query_x: int
+    query_term: int
+
+
+class Weights(NamedTuple):
+    """Addresses of the packed arrays of one set of features; 0 for what it does not have."""
+
+    query: int
+    key: int
+    log_weight: int
+    query_matrix: int
+    key_matrix: int
+    query_centre: int
+    key_centre: int
+    query_linear: int
+    key_linear: int
+    query_parameters: int
+    key_parameters: int
+    near_parameters: int
+    scale: int
+    zeros: int
+    base: int
+    lowest: int
+    centred: int
+
+
+class Task(NamedTuple):
+    """One run over the keys of one head: addresses of row 0, strides in bytes, what each query sees.
+
+    Query i sees keys s <= i + delta through features and, if `near`, keys i + near_low <= s < i + near_high exactly.
+    With `part_mode` 1 the sums go unnormalised to the buffer at `part`, with 2 those found there, of the same rows in
+    reverse, are joined. The rows of q, k or v that are `plain` are read where they lie, without a copy.
+    """
+
+    k: int
+    k_row: int
+    k_column: int
+    v: int
+    v_row: int
+    v_column: int
+    mask: int
+    mask_row: int
+    q_row: int
+    q_column: int
+    out_row: int
+    keys: int
+    kv: int
+    z: int
+    shift: int
+    seen: int
+    delta: int
+    near: int
+    near_low: int
+    near_high: int
+    groups: int
+    part: int
+    part_rows: int
+    part_mode: int
+    q_plain: int
+    k_plain: int
+    v_plain: int
+
+
+class Group(NamedTuple):
+    """Where each query head that shares the keys is read and written: arrays of addresses of row 0."""
+
+    q: Any
+    out: Any
+    denominator: Any
+    shift: Any
