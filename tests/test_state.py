@@ -59,14 +59,27 @@ def assert_same_state(got: Any, expected: Any, absolute: Any, eps: float = 2.3e-
 
 
 def magnitudes(name: str, k: Any, v: Any, mask: Any = None) -> Any:
-    """Sums of |φ| and |φ||v| on the log scale of the state."""
+    """Sums of |φ| and |φ||v| on the log scale of the state, where |φ| is what rounding is relative to.
+
+    u = w·x is rounded relative to Σ|wᵢxᵢ|, and φ by its derivative times that: near a zero of a cosine far more than |φ|.
+    """
     features = features_of(name)
-    log, _ = rfk.transform(k, features, side="key", log=True)
-    log = log + np.log(features.count) / 2
     state = written(name, k, v, mask)
-    log = log if mask is None else np.where(mask[..., None], log, -np.inf)
-    phi = np.exp(log - np.where(np.isfinite(state.shift), state.shift, 0)[..., None, :])
-    return rfk.State(np.swapaxes(phi, -1, -2) @ np.abs(v), phi.sum(-2), state.shift)
+    shift = np.where(np.isfinite(state.shift), state.shift, 0)
+
+    def phi(keys: Any) -> Any:
+        log, sign = rfk.transform(keys, features, side="key", log=True)
+        scaled = sign * np.exp(log + np.log(features.count) / 2 - shift[..., None, :])
+        return scaled if mask is None else np.where(mask[..., None], scaled, 0)
+
+    here, step = phi(k), 1e-6
+    size = np.abs(here)
+    for away in (step, -step):
+        moved = phi(k + away * np.sign(features.projection)[:, None] * np.abs(k))
+        by_row = moved.reshape(*moved.shape[:-1], len(features.map.activations), features.rows)
+        own = np.stack([by_row[row, ..., row] for row in range(features.rows)], -1).reshape(here.shape)
+        size = np.maximum(size, np.abs(own - here) / step)
+    return rfk.State(np.swapaxes(size, -1, -2) @ np.abs(v), size.sum(-2), state.shift)
 
 
 maps = st.sampled_from(sorted(MAPS))

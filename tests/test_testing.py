@@ -21,6 +21,7 @@ from scipy import integrate, stats
 import rfkernels as rfk
 from rfkernels import FeatureMap, Kernel, Side, testing
 from rfkernels.samplers import Sampler
+from rfkernels.testing import grids
 from rfkernels.testing import strategies as rst
 
 INTEGRABLE = [name for name in rfk.names() if rfk.lookup(name).kernel is not None and rfk.lookup(name).radii is None]
@@ -210,6 +211,17 @@ def test_grids_for_jumps_agree_with_those_for_kinks_at_zero(pair: Any) -> None:
     """On ReLU, whose kink at zero both can have; a cut where nothing happens changes nothing."""
     one, other = testing.mean("relu", *pair), testing.mean("relu", *pair, kinks=(0.0, 0.3))
     assert abs(one.value - other.value) <= one.allowed + other.allowed
+
+
+@pytest.mark.parametrize("tiny", [1e-320, 1e-310])
+def test_lines_of_kinks_may_be_too_far_away_for_a_float(tiny: float) -> None:
+    """Points whose component along or across each other is next to nothing, or all of them."""
+    one, off = np.array([1.0, 0.0]), np.array([0.75, 0.0])
+    for x, y in [(one, off + [0, tiny]), (one, np.array([tiny, 0.75])), (tiny * one, np.array([tiny, 0.75]))]:
+        with np.errstate(over="raise", invalid="raise", divide="raise"):
+            grid = grids.strips(x, y, (0.0, 0.3))
+        assert np.isfinite(grid.rows).all()
+        assert grid.weights.sum() == pytest.approx(1, rel=1e-12)
 
 
 def test_norms_that_are_too_large_are_no_pass() -> None:

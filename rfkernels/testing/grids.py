@@ -119,14 +119,16 @@ def strips(x: Any, y: Any, kinks: Sequence[float], nodes: int = 24, reach: float
     norm, (first, second) = float(along @ x), (float(along @ y), float(across @ y))
     ends = np.array([-reach, 0.0, reach])
     outer = [ends]
-    if norm > 0:
-        outer.append(values / norm)
-    if first != 0:
-        outer += [((values[:, None] - second * ends) / first).reshape(-1)]
+    with np.errstate(over="ignore"):  # lines too far away for a float are clipped like others
+        if norm > 0:
+            outer.append(values / norm)
+        if first != 0:
+            outer += [((values[:, None] - second * ends) / first).reshape(-1)]
     a, a_weights = _pieces(_sorted(np.concatenate(outer), reach), nodes)
     inner = np.broadcast_to(ends, (len(a), 3))
     if second != 0:
-        lines = (values - first * a[:, None]) / second
+        with np.errstate(over="ignore"):
+            lines = (values - first * a[:, None]) / second
         inner = np.concatenate([inner, np.clip(lines, -reach, reach)], -1)
     b, b_weights = _pieces(np.sort(inner, -1), nodes)
     weights = (a_weights[:, None] * b_weights * np.exp(-(a[:, None] ** 2 + b**2) / 2) / (2 * math.pi)).reshape(-1)
