@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -41,6 +42,14 @@ def backends(*names: str) -> list[Any]:
     return [
         pytest.param(name, marks=pytest.mark.skipif(not _exists(name), reason=f"backend {name!r} is not there yet"))
         for name in names or ("numpy", "jax", "numba")
+    ]
+
+
+def alternate(one: Iterable[Any], other: Iterable[Any]) -> list[Any]:
+    """Parameters for `pytest.mark.parametrize`: all pairs, of which every second runs in the long mode only."""
+    return [
+        pytest.param(a, b, marks=pytest.mark.long if (i + j) % 2 else ())
+        for (i, a), (j, b) in itertools.product(enumerate(one), enumerate(other))
     ]
 
 

@@ -219,7 +219,7 @@ def test_a_fork_while_other_threads_compute(tmp_path: Path) -> None:
     assert printed == "good"
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.long)])
 def test_multiprocessing(method: str, tmp_path: Path) -> None:
     printed = script(
         f"""

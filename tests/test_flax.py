@@ -516,9 +516,9 @@ def test_activation_memory_does_not_grow_with_depth() -> None:
         return int(compiled.memory_analysis().temp_size_in_bytes)
 
     reversible = reversible_stack(attend_block, feed_block)
-    shallow, deep = (temporaries(reversible, depth) for depth in (2, 16))
+    shallow, deep = (temporaries(reversible, depth) for depth in (2, 8))
     assert deep <= 1.02 * shallow
-    assert temporaries(plain_stack, 16) > 5 * deep  # what is avoided
+    assert temporaries(plain_stack, 8) > 2.5 * deep  # what is avoided
 
 
 # Without the packages

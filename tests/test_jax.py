@@ -315,8 +315,7 @@ def test_nothing_calls_the_host_or_is_configured_inside_jit() -> None:
     assert dict(jax.config.values) == before
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("name", ["relu", "squared_relu"])
+@pytest.mark.parametrize(("name", "causal"), oracle.alternate(["relu", "squared_relu"], [False, True]))
 def test_windows_of_kernels_of_the_angle_have_gradients(name: str, causal: bool) -> None:
     """Also where vectors are parallel, opposed or zero, and no angle has a derivative."""
     with jax.enable_x64(True):

@@ -280,7 +280,7 @@ def test_the_moment_of_a_right_angle_is_the_polynomial() -> None:
     assert math.isclose(coupling_moment(0.9, 2, 0.0), math.exp(-0.45) * 1.45, rel_tol=1e-9)
 
 
-@pytest.mark.parametrize("dim", [2, 3, 8])
+@pytest.mark.parametrize("dim", [2, pytest.param(3, marks=pytest.mark.long), pytest.param(8, marks=pytest.mark.long)])
 def test_paired_norms_have_their_moment(dim: int) -> None:
     """E ₀F₁(; d/2; (r² + r'²) s/4) over opposed quantiles, below that of independent norms."""
 

@@ -27,6 +27,7 @@ LONG = {
     "forward mode, True, 1",
     "inside a shard map of the user, False",
     "other dtypes, bfloat16, 0.02, False, 2",
+    "equals one device, relu, False",
 }
 """Checks whose like runs by default."""
 

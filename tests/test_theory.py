@@ -62,8 +62,8 @@ BROKEN = {
 }
 
 
-DEAR = {"approximation", "generalized"}
-"""Results that take half a minute each; `python -m theory` checks them all."""
+DEAR = {"approximation", "generalized", "unbiasedness", "uniform_convergence", "discrete", "hybrid", "couplings"}
+"""Results that take seconds to half a minute each; `python -m theory`, which `.ci/run` runs, checks them all."""
 
 
 @pytest.mark.parametrize(
