@@ -15,6 +15,7 @@ import pytest
 import xla
 
 import rfkernels as rfk
+from rfkernels.backends import jax as backend_of_jax
 from rfkernels.backends.jax import heads
 
 LENGTH, DIM, WIDTH = 70, 4, 3  # more than one chunk, and not a multiple of it
@@ -184,9 +185,9 @@ def test_axes_that_heads_are_taken_one_by_one_over() -> None:
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Causal passes take heads one by one however short they are."""
     monkeypatch.setattr(heads, "_TOGETHER", 0)
-    jax.clear_caches()
+    backend_of_jax._pass.clear_cache()
     yield
-    jax.clear_caches()
+    backend_of_jax._pass.clear_cache()
 
 
 def causal_with_gradient() -> Any:
