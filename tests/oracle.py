@@ -226,21 +226,21 @@ def expect(
     dtype = accumulation(q, k, v)
     q, k, v = (np.asarray(x).astype(np.float64) for x in (q, k, v))
     seen, near = seen_pairs(q.shape[-2], k.shape[-2], causal, window, segment_ids)
-    step = 32
+    of_keys, step = envelope(k, features, "key", dtype), 32
     parts = [
-        _rows(
-            q[..., i : i + step, :], k, v, features, seen[..., i : i + step, :], near[..., i : i + step, :], mask, dtype
-        )
-        for i in range(0, max(q.shape[-2], 1), step)
+        _rows(q[..., rows, :], k, v, features, of_keys, seen[..., rows, :], near[..., rows, :], mask, dtype)
+        for rows in (slice(i, i + step) for i in range(0, max(q.shape[-2], 1), step))
     ]
     return Expected(*(np.concatenate(x, -1 - (x[0].ndim > parts[0][1].ndim)) for x in zip(*parts, strict=True)))
 
 
-def _rows(q: Any, k: Any, v: Any, features: rfk.Features, seen: Any, near: Any, mask: Any, dtype: Any) -> Expected:
+def _rows(
+    q: Any, k: Any, v: Any, features: rfk.Features, of_keys: Any, seen: Any, near: Any, mask: Any, dtype: Any
+) -> Expected:
     log, sign = log_estimates(q, k, features)
     of_q, tolerance_q = envelope(q, features, "query", dtype)
-    of_k, tolerance_k = envelope(k, features, "key", dtype)
-    log_size = _log_sum(of_q[..., :, None, :] + of_k[..., None, :, :])
+    of_k, tolerance_k = of_keys
+    log_size, _ = _log_products(of_q, np.ones_like(of_q), of_k, np.ones_like(of_k))
     allowed = np.maximum(tolerance_q[..., :, None], tolerance_k[..., None, :])
     if near.any():
         exact, exact_sign, exact_moved = exact_kernels(q, k, features, dtype)
@@ -297,27 +297,34 @@ def exact_kernels(q: Any, k: Any, features: rfk.Features, dtype: Any) -> tuple[A
 
 def log_estimates(q: Any, k: Any, features: rfk.Features) -> tuple[Any, Any]:
     """Return log |k̂(q_t, k_s)| and its sign for all pairs, (*batch, length, keys)."""
-
-    def widen(x: Any, tail: int) -> Any:
-        return None if x is None else np.expand_dims(np.asarray(x), (-tail - 2, -tail - 1))
-
-    def side(given: rfk.Side) -> rfk.Side:
-        return rfk.Side(widen(given.matrix, 2), widen(given.centre, 1), widen(given.linear, 1))
-
-    wide = dataclasses.replace(
-        features,
-        projection=widen(features.projection, 2),
-        log_weight=widen(features.log_weight, 1),
-        query=side(features.query),
-        key=side(features.key),
-    )
-    return rfk.log_kernel(q[..., :, None, :], k[..., None, :, :], wide, return_sign=True)
+    one = rfk.transform(q, features, side="query", log=True)
+    return _log_products(*one, *rfk.transform(k, features, side="key", log=True))
 
 
-def _log_sum(log: Any) -> Any:
-    top = np.max(log, -1, initial=-np.inf)
-    base = np.where(np.isfinite(top), top, 0)
-    return np.log(np.maximum(np.exp(log - base[..., None]).sum(-1), 1e-300)) + base
+def _log_products(one: Any, sign: Any, other: Any, other_sign: Any) -> tuple[Any, Any]:
+    """Return the log of the magnitude and the sign of Σⱼ sign_tj sign_sj exp(one_tj + other_sj), for all pairs.
+
+    By a product of matrices, and pair by pair where exponentials vanish in it.
+    """
+    batch = np.broadcast_shapes(one.shape[:-2], other.shape[:-2])
+    one, sign = (np.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (one, sign))
+    other, other_sign = (np.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (other, other_sign))
+    (a, top), (b, other_top) = _scaled(one), _scaled(other)
+    total, shift = (sign * a) @ np.swapaxes(other_sign * b, -1, -2), top + np.swapaxes(other_top, -1, -2)
+    lost = np.nonzero(a @ np.swapaxes(b, -1, -2) < 1e-200)
+    t, s = lost[:-1], (*lost[:-2], lost[-1])
+    each, shift[lost] = _scaled(one[t] + other[s], keepdims=False)
+    total[lost] = (sign[t] * other_sign[s] * each).sum(-1)
+    nothing = total == 0
+    log = np.log(np.where(nothing, 1, np.abs(total))) + shift
+    return np.where(nothing, -np.inf, log), np.sign(total)
+
+
+def _scaled(log: Any, keepdims: bool = True) -> tuple[Any, Any]:
+    """Return exponentials divided by the largest of each row, and its log; of rows that are all zero, 0."""
+    top = np.max(log, -1, keepdims=True)
+    top = np.where(top == -np.inf, 0, top)
+    return np.exp(log - top), top if keepdims else top[..., 0]
 
 
 def check_output(got: Any, expected: Expected, dtype: Any, what: str = "output") -> None:

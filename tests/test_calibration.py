@@ -97,6 +97,7 @@ def check_errors_of_many_heads_and_columns() -> None:
     np.testing.assert_allclose(found.test.start, np.sqrt(error / size), rtol=2e-3)
 
 
+@pytest.mark.long
 def test_errors_of_many_heads_and_columns() -> None:
     """Of a size at which jaxlib 0.10.2 fuses products with what follows, and gets it wrong (jax-ml/jax #39103)."""
     code = "import test_calibration; test_calibration.check_errors_of_many_heads_and_columns()"

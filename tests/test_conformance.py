@@ -373,6 +373,10 @@ def arguments(case: Case) -> tuple[Any, Any, Any, rfk.Features, Any]:
     return q, k, v, features, make_mask(case["mask"], k.shape[:-1], rng)
 
 
+_EXPECTED: dict[str, oracle.Expected] = {}
+"""What cases that have been met should give: backends meet the same ones."""
+
+
 def check_case(case: Case, backend: str) -> None:
     q, k, v, features, mask = arguments(case)
     schedule = SCHEDULES[case["schedule"]]
@@ -382,7 +386,9 @@ def check_case(case: Case, backend: str) -> None:
         wide = [x.astype(np.float64) for x in (q, k, v)]
         specified = rfk.attention(*wide, features, backend="numpy", full=True, **options)
         oracle.check_result(specified, oracle.expect(*wide, features, **options), np.float64, "specification")
-    expected = oracle.expect(q, k, v, features, **options)
+    if name_of(case) not in _EXPECTED:
+        _EXPECTED[name_of(case)] = oracle.expect(q, k, v, features, **options)
+    expected = _EXPECTED[name_of(case)]
     batch = np.broadcast_shapes(k.shape[:-2], v.shape[:-2], features.batch, () if mask is None else mask.shape[:-1])
     with oracle.precision(backend, q.dtype):
         arrays = [oracle.place(x, backend) for x in (q, k, v, mask)]
@@ -426,7 +432,7 @@ def of_many_chunks(array: list[Case], count: int) -> list[Case]:
 
 
 @pytest.mark.parametrize(
-    "case", few(covering_array(SMALL, forbidden, seed=1)) + of_many_chunks(all_cases(), 8), ids=name_of
+    "case", few(covering_array(SMALL, forbidden, seed=1)) + of_many_chunks(all_cases(), 5), ids=name_of
 )
 def test_conformance_on_jax(case: Case) -> None:
     check_case(case, "jax")
@@ -519,14 +525,16 @@ DENSE_SHAPES = (
 @pytest.mark.parametrize("lengths", DENSE_SHAPES, ids=str)
 def test_exact_attention(lengths: tuple[int, int]) -> None:
     (length, keys), rng = lengths, np.random.default_rng(sum(lengths))
-    q, k, v = (oracle.normal(rng, *shape) for shape in ((2, 2, length, 4), (2, 1, keys, 4), (2, 1, keys, 3)))
+    q, k, v = (oracle.normal(rng, *shape) for shape in ((2, length, 4), (1, keys, 4), (1, keys, 3)))
     wide = [x.astype(np.float64) for x in (q, k, v)]
-    for name, causal, window, masked in itertools.product(KERNELS, (False, True), (None, 1, 64, 200), (False, True)):
-        mask = rng.random((2, 1, keys)) < 0.6 if masked else None
-        kernel, scale = getattr(rfk.kernels, name), float(rng.uniform(0.3, 1.0))
-        pairs, signed = (wide[0][..., :, None, :], wide[1][..., None, :, :]), kernel.sign is not None
-        log, sign = rfk.exact_log_kernel(*pairs, scale=scale, kernel=kernel, return_sign=True)
-        weights = sign * np.exp(log)
+    modes = list(itertools.product((False, True), (None, 1, 64, 200), (False, True)))
+    for name, (causal, window, masked) in itertools.product(KERNELS, modes):
+        if (causal, window, masked) == modes[0]:
+            kernel, scale = getattr(rfk.kernels, name), float(rng.uniform(0.3, 1.0))
+            pairs, signed = (wide[0][..., :, None, :], wide[1][..., None, :, :]), kernel.sign is not None
+            log, sign = rfk.exact_log_kernel(*pairs, scale=scale, kernel=kernel, return_sign=True)
+            weights = sign * np.exp(log)
+        mask = rng.random((1, keys)) < 0.6 if masked else None
         expected = dense(weights, wide[2], causal, window, mask)
         arrays = wide if signed else (q, k, v)  # whose sums may be nearly zero, and double what rounding did
         got = rfk.exact_attention(*arrays, scale=scale, causal=causal, window=window, mask=mask, kernel=kernel)
@@ -535,8 +543,8 @@ def test_exact_attention(lengths: tuple[int, int]) -> None:
         np.testing.assert_allclose(got, expected, rtol=1e-9 * signed, atol=1e-9 if signed else 3e-5, err_msg=about)
         if not causal and window is None:
             sums, signs = rfk.exact_log_normalizer(*wide[:2], scale=scale, mask=mask, kernel=kernel, return_sign=True)
-            weights = weights if mask is None else np.where(mask[..., None, :], weights, 0)
-            np.testing.assert_allclose(signs * np.exp(sums), weights.sum(-1), rtol=1e-12, atol=1e-12 * keys * signed)
+            seen = weights if mask is None else np.where(mask[..., None, :], weights, 0)
+            np.testing.assert_allclose(signs * np.exp(sums), seen.sum(-1), rtol=1e-12, atol=1e-12 * keys * signed)
 
 
 @pytest.mark.parametrize("name", ["SIGN", "ERF"])

@@ -57,7 +57,10 @@ def attend(q: Any, k: Any, v: Any, features: rfk.Features, mask: Any = None, jit
     return compiled(jit, **options)(q, k, v, features, mask)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    "schedule",
+    [*(x for x in SCHEDULES if x != "windowed causal"), pytest.param("windowed causal", marks=pytest.mark.long)],
+)
 def test_norms_jump_thirtyfold_inside_a_chunk(schedule: str) -> None:
     features, options = oracle.draw("positive", 4, 3, scale=1.0), SCHEDULES[schedule]
     q, k, v = inputs()

@@ -119,19 +119,18 @@ def test_every_public_function_is_here() -> None:
     assert public - called == before
 
 
-@pytest.mark.parametrize(("name", "feature_map"), CASES)
-def test_lowered_for_accelerators(name: str, feature_map: str) -> None:
-    x, run = arrays(), function(name, feature_map)
-    for platform in PLATFORMS:
-        exported = jax.export.export(run, platforms=[platform])(*x)
-        assert exported.platforms == (platform,)
-        again = jax.export.deserialize(exported.serialize())
-        assert again.platforms == (platform,)
-        program = again.mlir_module()
-        assert "func.func public @main" in program
-        assert "callback" not in program, "the host would be called"
-        with pytest.raises(ValueError, match=f"{platform}.*cpu"):
-            again.call(*x)
+@pytest.mark.parametrize(("case", "platform"), oracle.alternate(CASES, PLATFORMS))
+def test_lowered_for_accelerators(case: tuple[str, str], platform: str) -> None:
+    x = arrays()
+    exported = jax.export.export(function(*case), platforms=[platform])(*x)
+    assert exported.platforms == (platform,)
+    again = jax.export.deserialize(exported.serialize())
+    assert again.platforms == (platform,)
+    program = again.mlir_module()
+    assert "func.func public @main" in program
+    assert "callback" not in program, "the host would be called"
+    with pytest.raises(ValueError, match=f"{platform}.*cpu"):
+        again.call(*x)
 
 
 def test_what_a_platform_lacks_is_noticed() -> None:

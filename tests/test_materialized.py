@@ -356,15 +356,20 @@ def test_jax_equals_numpy(features: Any, dtype: str) -> None:
     given_dtype = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
     x = (awkward() / 4).astype(given_dtype)
     with jax.enable_x64(dtype == "float64"):
-        for side in ("query", "key"):
+
+        def both(x: Any, y: Any, features: Any) -> Any:
+            return [materialized.transform(x, features, side=side) for side in ("query", "key")], (
+                materialized.log_kernel(x, y, features)
+            )
+
+        sides, (log, sign) = jax.jit(both)(jnp.asarray(x), jnp.asarray(x[::-1].copy()), features)
+        for side, found in zip(("query", "key"), sides, strict=True):
             expected = materialized.transform(x, features, side=side)
-            found = jax.jit(lambda x, f, side=side: materialized.transform(x, f, side=side))(jnp.asarray(x), features)
             assert found.dtype == expected.dtype == given_dtype
             tolerance = {"float64": 1e-12, "float32": 2e-5, "bfloat16": 0.02, "float16": 2e-3}[dtype]
             np.testing.assert_allclose(
                 np.asarray(found, np.float64), expected.astype(np.float64), rtol=tolerance, atol=tolerance * 1e-2
             )
-        log, sign = jax.jit(materialized.log_kernel)(jnp.asarray(x), jnp.asarray(x[::-1].copy()), features)
         log_numpy, sign_numpy = materialized.log_kernel(x, x[::-1], features)
         assert log.dtype == log_numpy.dtype == ("float64" if dtype == "float64" else "float32")
         np.testing.assert_allclose(sign * jnp.exp(log), sign_numpy * np.exp(log_numpy), rtol=1e-3, atol=1e-4)
@@ -438,12 +443,18 @@ def test_attention_is_that_of_dense_weights(features: Any, backend: str, causal:
     condition = np.abs(weights).sum(-1, keepdims=True) / np.abs(weights.sum(-1, keepdims=True))
     expected = weights @ v / weights.sum(-1, keepdims=True)
     with jax.enable_x64(True):
-        given = (q, k, v) if backend == "numpy" else tuple(jnp.asarray(x) for x in (q, k, v))
-        phi_q = materialized.transform(given[0], features, side="query")
-        phi_k = materialized.transform(given[1], features, side="key")
-        found = rfk.linear_attention(phi_q, phi_k, given[2], causal=causal)
+
+        def attend(q: Any, k: Any, v: Any) -> Any:
+            phi_q, phi_k = (materialized.transform(x, features, side=side) for x, side in ((q, "query"), (k, "key")))
+            return phi_q, phi_k, rfk.linear_attention(phi_q, phi_k, v, causal=causal)
+
+        if backend == "numpy":
+            phi_q, phi_k, found = attend(q, k, v)
+        else:
+            phi_q, phi_k, found = jax.jit(attend)(q, k, v)
         assert isinstance(found, np.ndarray if backend == "numpy" else jax.Array)
         assert np.all(np.abs(np.asarray(found) - expected) <= 1e-9 * condition**2)
+        phi_q, phi_k = np.asarray(phi_q), np.asarray(phi_k)
         np.testing.assert_allclose((phi_q @ phi_k.sum(-2)[..., None])[..., 0], sums, rtol=1e-8, atol=1e-8)
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from oracle import EXPONENTIAL, MAPS, WITH_KERNEL
 
 import rfkernels as rfk
+from rfkernels import _arrays
 
 BACKENDS = oracle.backends("numpy", "numba")
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -121,6 +122,11 @@ def test_jax_is_right_operation_by_operation() -> None:
     for options in ({}, {"causal": True}):
         result = rfk.attention(*(jnp.asarray(3 * x) for x in (q, k, v)), features, full=True, **options)
         oracle.check_result(result, oracle.expect(3 * q, 3 * k, 3 * v, features, **options), np.float32)
+
+
+def test_what_a_product_of_matrices_says_of_numbers_is_no_warning() -> None:
+    """OpenBLAS says "invalid" of products of small finite matrices, now and then, for numbers that it does not use."""
+    assert np.isnan(_arrays.matmul(np, np.array([[np.inf, -np.inf]]), np.ones((2, 1)))).all()
 
 
 # Norms that jump inside a tile

@@ -70,8 +70,7 @@ def test_all_items_once_are_the_softmax() -> None:
     arguments = tuple(map(jnp.asarray, (Q, Y, BIAS)))
     ours, theirs = both(*arguments)
     np.testing.assert_allclose(ours, theirs, rtol=1e-13)
-    for i in range(3):
-        one, other = (jax.grad(lambda *x, k=k: both(*x)[k], i)(*arguments) for k in (0, 1))
+    for one, other in zip(*jax.jit(jax.jacrev(both, (0, 1, 2)))(*arguments), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-13)
 
 
@@ -79,7 +78,7 @@ def expected(function: Any, count: int, probability: np.ndarray) -> Any:
     """Average over all sequences of draws: nothing is left to chance."""
     draws = np.array(list(itertools.product(range(len(probability)), repeat=count)))
     weight = np.prod(probability[draws], 1)
-    values = jax.vmap(function)(jnp.asarray(draws))
+    values = jax.jit(jax.vmap(function))(jnp.asarray(draws))
     return np.tensordot(weight, np.asarray(values), 1)
 
 
@@ -108,7 +107,7 @@ def test_bias_falls_as_one_over_n() -> None:
     first = -(p @ terms**2 - (p @ terms) ** 2) / (2 * weight.sum() ** 2)
     biases = {n: expected(lambda drawn: loss(arguments, drawn), n, p) - float(exact) for n in (2, 4, 8)}
     assert [n * bias for n, bias in biases.items()] == pytest.approx(3 * [first], rel=0.05)
-    true = jax.grad(lambda items: full(arguments[0], items, target))(arguments[1])
+    true = jax.jit(jax.grad(lambda items: full(arguments[0], items, target)))(arguments[1])
     gradient = jax.grad(lambda items, drawn: loss((arguments[0], items), drawn))
     off = [
         np.linalg.norm(expected(lambda drawn: gradient(arguments[1], drawn), n, p) - np.asarray(true)) for n in (4, 8)
@@ -128,8 +127,9 @@ def test_draws_from_the_softmax_of_the_others_are_unbiased_from_one_on() -> None
     others = np.array([0, 1, 2, 4])
     for j in others:
         assert float(loss(items, jnp.array([j]))) == pytest.approx(float(full(queries, items, target)), rel=1e-12)
-    mean = sum(p[j] * np.asarray(jax.grad(loss)(items, jnp.array([j]))) for j in others)
-    true = jax.grad(lambda items: full(queries, items, target))(items)
+    gradient = jax.jit(jax.grad(loss))
+    mean = sum(p[j] * np.asarray(gradient(items, jnp.array([j]))) for j in others)
+    true = jax.jit(jax.grad(lambda items: full(queries, items, target)))(items)
     np.testing.assert_allclose(mean, true, rtol=1e-11, atol=1e-14)
 
 
@@ -143,27 +143,29 @@ def test_transformations() -> None:
     whole = loss(Q, Y, T, negatives, log_p)
     np.testing.assert_allclose(jax.jit(loss)(Q, Y, T, negatives, log_p), whole, rtol=1e-13)
     axes = (0, None, 0, 0, 0)
-    np.testing.assert_allclose(jax.vmap(jax.vmap(loss, axes), axes)(Q, Y, T, negatives, log_p), whole, rtol=1e-13)
-    check_grads(lambda q, y: loss(q, y, T, negatives, log_p), (jnp.asarray(Q), jnp.asarray(Y)), order=2)
-    constant = jax.grad(lambda log_p: loss(Q, Y, T, negatives, log_p).sum())(log_p)
+    mapped = jax.jit(jax.vmap(jax.vmap(loss, axes), axes))
+    np.testing.assert_allclose(mapped(Q, Y, T, negatives, log_p), whole, rtol=1e-13)
+    check_grads(jax.jit(lambda q, y: loss(q, y, T, negatives, log_p)), (jnp.asarray(Q), jnp.asarray(Y)), order=2)
+    constant = jax.jit(jax.grad(lambda log_p: loss(Q, Y, T, negatives, log_p).sum()))(log_p)
     assert not np.asarray(constant).any()
 
 
 def test_extremes() -> None:
     queries, items = jnp.ones((1, 1)), jnp.array([[-1e300], [0.0], [60.0], [1e300]])
 
-    def loss(items: Any, target: int, negatives: list[int]) -> Any:
-        drawn = np.array(negatives)
-        return sampled_softmax_loss(queries, items, np.array([target]), drawn, log_probability=-np.log(4))[0]
+    @jax.jit
+    @jax.value_and_grad
+    def loss(items: Any, target: Any, drawn: Any) -> Any:
+        return sampled_softmax_loss(queries, items, target, drawn, log_probability=-np.log(4))[0]
 
-    assert float(loss(items, 1, [3, 0])) == 1e300
-    small = float(loss(items, 2, [1]))
-    assert small == pytest.approx(4 * np.exp(-60), rel=1e-12, abs=0)  # below the rounding of a logit
-    assert float(loss(items, 3, [0, 1, 2])) == 0
-    assert float(loss(items, 2, [2, 2])) == 0  # nothing but hits
-    for target, negatives in ((1, [3, 0]), (2, [1]), (3, [0, 1]), (2, [2, 2])):
-        assert np.isfinite(jax.grad(loss)(items, target, negatives)).all()
-    assert not np.asarray(jax.grad(loss)(items, 2, [2, 2])).any()
+    cases = ((1, [3, 0, 3]), (2, [1, 1, 1]), (3, [0, 1, 2]), (2, [2, 2, 2]))
+    found = [loss(items, np.array([target]), np.array(negatives)) for target, negatives in cases]
+    assert float(found[0][0]) == 1e300
+    assert float(found[1][0]) == pytest.approx(4 * np.exp(-60), rel=1e-12, abs=0)  # below the rounding of a logit
+    assert float(found[2][0]) == 0
+    assert float(found[3][0]) == 0  # nothing but hits
+    assert all(np.isfinite(gradient).all() for _, gradient in found)
+    assert not np.asarray(found[3][1]).any()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
@@ -174,10 +176,11 @@ def test_dtypes(dtype: str) -> None:
     assert loss.dtype == ("float64" if dtype == "float64" else "float32")
     exact = full(np.asarray(queries, np.float64), np.asarray(items, np.float64), T)
     np.testing.assert_allclose(loss, exact, rtol=1e-12 if dtype == "float64" else 1e-5)
-    gradient = jax.grad(lambda x: sampled_softmax_loss(x, items, T, negatives, log_probability=-np.log(ITEMS)).sum())(
-        queries
-    )
-    assert gradient.dtype == dtype
+
+    def total(queries: Any) -> Any:
+        return sampled_softmax_loss(queries, items, T, negatives, log_probability=-np.log(ITEMS)).sum()
+
+    assert jax.jit(jax.grad(total))(queries).dtype == dtype
 
 
 GOOD: dict[str, Any] = {

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 import weakref
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +111,13 @@ def test_code_of_maps_that_are_gone_is_freed(monkeypatch: pytest.MonkeyPatch) ->
         references.append(weakref.ref(code))
         return code
 
+    assert 0 < lowering.lowered.cache_info().maxsize <= 64
+    limit = 4
     monkeypatch.setattr(lowering, "compile_module", watched)
-    lowering.lowered.cache_clear()
+    monkeypatch.setattr(packing, "lowered", lru_cache(limit)(lowering.lowered.__wrapped__))
     constant = 1.0
     features = rfk.draw(rfk.FeatureMap((lambda xp, u, a: xp.abs(u) + constant,)), 5, 10, rng=0)
     q, k, v = inputs(4)
-    limit = lowering.lowered.cache_info().maxsize
     for step in range(limit + 10):
         constant = 1.0 + step
         rfk.attention(q, k, v, features)
@@ -185,9 +187,18 @@ def test_compiled_code_goes_by_all_files_that_it_may_come_from(tmp_path: Path) -
     assert run() == "12 0"
 
 
-def test_no_directory_to_keep_compiled_code_in() -> None:
-    """Where nothing can be written, everything is compiled in every process."""
-    code = """
+@pytest.mark.parametrize("attends", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_no_directory_to_keep_compiled_code_in(attends: bool) -> None:
+    """Where nothing can be written, everything is compiled in every process; of attention, that takes its time."""
+    small = """
+        from numba.core import caching
+        caching.CompileResultCacheImpl._locator_classes = []
+        from rfkernels.backends.numba import compiling, objects
+        assert objects.directory() is None
+        assert compiling.up(5, 4) == 8
+        assert not sum(compiling.up.stats.cache_hits.values())
+    """
+    whole = """
         from numba.core import caching
         caching.CompileResultCacheImpl._locator_classes = []  # as where every directory is read-only
         import numpy as np, rfkernels as rfk
@@ -198,6 +209,6 @@ def test_no_directory_to_keep_compiled_code_in() -> None:
         assert np.allclose(out, 1)
     """
     environment = {**os.environ, "NUMBA_CACHE_DIR": os.path.join(os.devnull, "missing")}
-    command = [sys.executable, "-c", textwrap.dedent(code)]
+    command = [sys.executable, "-c", textwrap.dedent(whole if attends else small)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

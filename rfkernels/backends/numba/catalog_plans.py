@@ -105,7 +105,8 @@ def _share(r: Rules, g: Groups, s: Scratch, budget: int) -> tuple[int, int, floa
 def _open(g: Groups, s: Scratch, n: Lists, i: int, chosen: int, listed: int) -> tuple[int, int]:
     """List opened groups and their rows, and take their weights away; return numbers of items and groups."""
     places, size, opened = n.places[i], 0, 0
-    s.items[:] = g.held
+    for c in range(len(g.held)):
+        s.items[c] = g.held[c]
     for j in range(listed):
         group = s.candidates[j]
         if s.bucket[group] < chosen:
@@ -201,7 +202,8 @@ def _choose(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, query: Any, numbe
     top = weigh(r, g, s, n.cells[i], scale)
     if budget >= g.items:
         chosen, runs, total, noise, listed = s.sizes.shape[1], 0, 0.0, 0.0, len(g.start)
-        s.candidates[:listed] = np.arange(listed)
+        for j in range(listed):
+            s.candidates[j] = j
     else:
         chosen, runs, total, noise, listed = _share(r, g, s, budget)
     size, opened = _open(g, s, n, i, chosen, listed)
@@ -209,8 +211,9 @@ def _choose(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, query: Any, numbe
         top, total, noise = _renew(r, g, s, n.cells[i], scale, chosen)
     log_error = top + (math.log(total) + math.log(noise) - math.log(4.0 * runs)) / 2 if runs > 0 else -np.inf
     steady = runs > 0 and noise <= r.trusted**2 * total * (4 * runs)
-    n.sizes[i] = (size, opened, runs, int(steady))
-    n.measures[i] = (top, total, log_error)
+    sizes, measures = n.sizes[i], n.measures[i]
+    sizes[0], sizes[1], sizes[2], sizes[3] = size, opened, runs, int(steady)
+    measures[0], measures[1], measures[2] = top, total, log_error
     if steady:
         _slopes(g, s, n.slopes[i])
     if runs > 0:

@@ -189,7 +189,8 @@ def _sample(r: Rules, g: Groups, s: Scratch, room: Room, wide: Any, queries: Any
 def _draw(r: Rules, g: Groups, s: Scratch, room: Room, wide: Any, query: Any, u: Any, drawn: Any) -> None:
     out, log, logits = drawn
     seen, used, total = _masses(r, g, s, room, wide, query)
-    room.touched[:seen] = room.head[:seen]
+    for j in range(seen):
+        room.touched[j] = room.head[j]
     group = np.empty(len(out), np.int64)
     for i in range(len(group)):
         group[i] = _place(room.ends, len(room.ends), u[0, i] * total)

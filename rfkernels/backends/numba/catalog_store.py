@@ -54,7 +54,8 @@ def _sum(rows: Any, groups: Any, start: Any, count: Any, cell: Any, centres: Any
                 apart = np.float64(rows[i, k]) - np.float64(centre[k])
                 own[k] += apart
                 square[k] += apart * apart
-        sums[g] = own
+        for k in range(dim):
+            sums[g, k] = own[k]
         squares[g] = square.sum()
     return 0
 

@@ -66,7 +66,8 @@ def _reduce(x: Any, weight: Any, size: int, label: Any) -> None:
             [i for i in range(count) if left[i] and i < nearest[i] and nearest[nearest[i]] == i], dtype=np.int64
         )
         if not len(leads):  # costs that differ by rounding may have passed each other: look at all points again
-            stale[:] = left
+            for i in range(count):
+                stale[i] = left[i]
             continue
         order = np.argsort(least[leads], kind="mergesort")[:surplus]
         for i in leads[order]:
@@ -81,7 +82,8 @@ def _reduce(x: Any, weight: Any, size: int, label: Any) -> None:
         for i in range(count):
             if stale[i] and left[i]:
                 _distances(x, i, square[i])
-                square[:, i] = square[i]
+                for j in range(count):
+                    square[j, i] = square[i, j]
     place = np.cumsum(left) - 1
     for i in range(count):
         label[i] = max(place[root[i]], 0)
