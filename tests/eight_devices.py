@@ -298,18 +298,17 @@ def communication_does_not_depend_on_the_length() -> None:
             assert communicated(run, *inputs(length).values()) == expected
 
 
-@check()
-def communication_of_the_gradient_does_not_depend_on_the_length() -> None:
+@check((False,), (True,))
+def communication_of_the_gradient_does_not_depend_on_the_length(causal: bool) -> None:
     f, heads = features(), 2
     state = heads * f.count * (WIDTH + 2) * 8
-    for causal, kind in ((False, "all-reduce"), (True, "collective-permute")):
-        run = loss_of(functools.partial(sharded(mesh(), causal=causal), f=f))
-        found = [communicated(run, *inputs(DEVICES * part).values()) for part in (PART, PART + 1)]
-        assert found[0] == found[1], found
-        # The loss is a sum over devices, which is one number more.
-        assert found[0].pop("all-reduce", 0) <= (8 if causal else 2 * state + 8), found
-        assert not causal or found[0].pop(kind) <= 2 * 4 * state
-        assert not found[0]
+    run = loss_of(functools.partial(sharded(mesh(), causal=causal), f=f))
+    found = [communicated(run, *inputs(DEVICES * part).values()) for part in (PART, PART + 1)]
+    assert found[0] == found[1], found
+    # The loss is a sum over devices, which is one number more.
+    assert found[0].pop("all-reduce", 0) <= (8 if causal else 2 * state + 8), found
+    assert not causal or found[0].pop("collective-permute") <= 2 * 4 * state
+    assert not found[0]
 
 
 @check((True,), (False,))
@@ -439,8 +438,8 @@ def two_mesh_axes_as_one() -> None:
     same(got, expected(given, f, **options))
 
 
-@check((True,), (False,))
-def inside_a_shard_map_of_the_user(check_vma: bool) -> None:
+@check((True, True), (True, False), (False, True), (False, False))
+def inside_a_shard_map_of_the_user(check_vma: bool, causal: bool) -> None:
     import jax
     from jax.sharding import PartitionSpec
 
@@ -449,14 +448,13 @@ def inside_a_shard_map_of_the_user(check_vma: bool) -> None:
     length = 2 * PART
     given, f, _ = case("positive", length, jumps=False, masked=False)
     spec = PartitionSpec(None, "sequence")
-    for causal in (False, True):
-        own = functools.partial(sequence_attention, features=f, axis_name="sequence", causal=causal)
-        mapped = jax.shard_map(own, mesh=mesh(2), in_specs=(spec,) * 3, out_specs=spec, check_vma=check_vma)
+    own = functools.partial(sequence_attention, features=f, axis_name="sequence", causal=causal)
+    mapped = jax.shard_map(own, mesh=mesh(2), in_specs=(spec,) * 3, out_specs=spec, check_vma=check_vma)
 
-        def run(q: Any, k: Any, v: Any, f: Any, mask: Any, mapped: Any = mapped) -> Any:
-            return mapped(q, k, v)
+    def run(q: Any, k: Any, v: Any, f: Any, mask: Any) -> Any:
+        return mapped(q, k, v)
 
-        same(derivatives(run, given, f), reference("positive", length, False, False, causal=causal))
+    same(derivatives(run, given, f), reference("positive", length, False, False, causal=causal))
 
 
 @check()

@@ -257,6 +257,11 @@ def covering_array(
     return cases
 
 
+def pair_of(a: str, x: Any, b: str, y: Any) -> tuple[str, Any, str, Any]:
+    """A pair of values in the order of the names of their factors."""
+    return (a, x, b, y) if a < b else (b, y, a, x)
+
+
 def pairs_of(case: Case) -> Iterator[tuple[str, Any, str, Any]]:
     """The pairs of values in a case, in the order of the names of their factors."""
     for a, b in itertools.combinations(sorted(case), 2):
@@ -274,9 +279,7 @@ def _extend(
     case: Case = {start[0]: start[1], start[2]: start[3]}
     for name in rng.permutation([name for name in factors if name not in case]).tolist():
         allowed = [value for value in factors[name] if not clashes(case, name, value, forbid)]
-        gains = [
-            sum(key in uncovered for key in pairs_of({**case, name: value}) if name in key[::2]) for value in allowed
-        ]
+        gains = [sum(pair_of(name, value, *other) in uncovered for other in case.items()) for value in allowed]
         best = [value for value, gain in zip(allowed, gains, strict=True) if gain == max(gains)]
         case[name] = best[int(rng.integers(len(best)))]
     return {name: case[name] for name in factors}

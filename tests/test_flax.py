@@ -509,6 +509,7 @@ def test_reversible_gradients_are_those_of_the_plain_stack() -> None:
         jax.tree.map(partial(close, tolerance=1e-10), one, other)
 
 
+@pytest.mark.long
 def test_activation_memory_does_not_grow_with_depth() -> None:
     def temporaries(stack: Any, depth: int) -> int:
         streams = (normal(1, 4, 256, 2 * H), normal(2, 4, 256, 2 * H))

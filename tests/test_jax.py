@@ -192,7 +192,7 @@ def one_by_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     backend_of_jax._pass.clear_cache()
 
 
-def causal_with_gradient() -> Any:
+def causal_pass(gradient: bool) -> Any:
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(oracle.normal(rng, *shape, LENGTH, DIM)) for shape in ((2, 2, 3), (2, 2, 1), (2, 2, 1)))
     features = oracle.draw("positive", DIM, 6, batch=(2, 1))
@@ -201,42 +201,45 @@ def causal_with_gradient() -> Any:
         result = rfk.attention(*arrays, features, causal=True, full=True)
         return jnp.sum(jnp.square(result.output)) + jnp.sum(result.state.kv), result
 
-    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True) if gradient else loss)(q, k, v)
 
 
-def test_long_causal_passes_take_heads_one_by_one(request: pytest.FixtureRequest) -> None:
-    together = causal_with_gradient()
+@pytest.mark.parametrize("gradient", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_long_causal_passes_take_heads_one_by_one(gradient: bool, request: pytest.FixtureRequest) -> None:
+    together = causal_pass(gradient)
     request.getfixturevalue("one_by_one")
-    for one, two in zip(jax.tree.leaves(causal_with_gradient()), jax.tree.leaves(together), strict=True):
+    for one, two in zip(jax.tree.leaves(causal_pass(gradient)), jax.tree.leaves(together), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("window", [pytest.param(None, marks=pytest.mark.long), 8])
-def test_a_generation_loop(window: int | None) -> None:
+@pytest.mark.parametrize(
+    ("window", "start"),  # of which one is more than a chunk, and one less than a window
+    [(8, 66), *(pytest.param(*case, marks=pytest.mark.long) for case in ((8, 3), (None, 66), (None, 3)))],
+)
+def test_a_generation_loop(window: int | None, start: int) -> None:
     """Prefill, then single tokens in a `lax.scan`, with states of one shape; differentiable as a whole."""
     features = features_of()
     q, k, v = arrays(2)
     mode = {"causal": True, "window": window}
     expected = oracle.expect(*(np.asarray(x) for x in (q, k, v)), features, **mode)
-    for start in (3, 66):  # less than the window, and more than a chunk
 
-        def generate(q: Any, k: Any, v: Any, start: int = start) -> tuple[Any, Any]:
-            state = rfk.empty_state(features, WIDTH, (2,), window=window)
-            first = rfk.attention(*(x[:, :start] for x in (q, k, v)), features, state=state, full=True, **mode)
+    def generate(q: Any, k: Any, v: Any) -> tuple[Any, Any]:
+        state = rfk.empty_state(features, WIDTH, (2,), window=window)
+        first = rfk.attention(*(x[:, :start] for x in (q, k, v)), features, state=state, full=True, **mode)
 
-            def step(state: Any, token: Any) -> tuple[Any, Any]:
-                result = rfk.attention(*(x[:, None] for x in token), features, state=state, full=True, **mode)
-                return result.state, result.output[:, 0]
+        def step(state: Any, token: Any) -> tuple[Any, Any]:
+            result = rfk.attention(*(x[:, None] for x in token), features, state=state, full=True, **mode)
+            return result.state, result.output[:, 0]
 
-            tokens = tuple(jnp.moveaxis(x[:, start:], 1, 0) for x in (q, k, v))
-            state, rest = jax.lax.scan(step, first.state, tokens)
-            return jnp.concatenate([first.output, jnp.moveaxis(rest, 0, 1)], 1), state
+        tokens = tuple(jnp.moveaxis(x[:, start:], 1, 0) for x in (q, k, v))
+        state, rest = jax.lax.scan(step, first.state, tokens)
+        return jnp.concatenate([first.output, jnp.moveaxis(rest, 0, 1)], 1), state
 
-        output, state = jax.jit(generate)(q, k, v)
-        oracle.check_output(output, expected, np.float32, f"{start=}")
-        if window is not None:
-            assert int(state.position) == LENGTH
-            np.testing.assert_array_equal(state.keys, k[:, -window:])
+    output, state = jax.jit(generate)(q, k, v)
+    oracle.check_output(output, expected, np.float32)
+    if window is not None:
+        assert int(state.position) == LENGTH
+        np.testing.assert_array_equal(state.keys, k[:, -window:])
     got = jax.jit(jax.grad(lambda k: jnp.sum(generate(q, k, v)[0] ** 2)))(k)
     whole = jax.jit(jax.grad(lambda k: jnp.sum(rfk.attention(q, k, v, features, **mode) ** 2)))(k)
     np.testing.assert_allclose(got, whole, rtol=1e-3, atol=1e-4 * float(jnp.abs(whole).max()))

@@ -151,7 +151,10 @@ ROUND_TRIPS = [(name, "positive") for name in ENTRIES if name not in DEAR]
 ROUND_TRIPS += [("attention", "custom"), ("attention, causal", "custom"), ("gradient of attention", "custom")]
 
 
-@pytest.mark.parametrize(("name", "feature_map"), ROUND_TRIPS)
+@pytest.mark.parametrize(
+    ("name", "feature_map"),
+    [pytest.param(*case, marks=pytest.mark.long if i % 2 else ()) for i, case in enumerate(ROUND_TRIPS)],
+)
 def test_what_was_exported_for_all_platforms_runs_here(name: str, feature_map: str) -> None:
     x, run = arrays(), function(name, feature_map)
     exported = jax.export.export(run, platforms=["cpu", *PLATFORMS])(*x)

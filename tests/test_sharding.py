@@ -26,7 +26,11 @@ LONG = {
     "a window adds its own keys, False",
     "batch and heads need no communication, True, 2",
     "forward mode, True, 2",
-    "inside a shard map of the user, False",
+    *(
+        f"inside a shard map of the user, {vma}, {causal}"
+        for vma, causal in ((True, False), (False, True), (False, False))
+    ),
+    "communication of the gradient does not depend on the length, False",
     "equals one device, relu, False",
 }
 """Checks whose like runs by default."""

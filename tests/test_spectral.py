@@ -184,7 +184,9 @@ def of_one_row(kernel: Callable[[Any], Any]) -> tuple[Any, Any]:
     return kernel(r), (1 + kernel(2 * r)) / 2 - kernel(r) ** 2
 
 
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if i % 2 else ()) for i, name in enumerate(MAPS)]
+)
 def test_the_variance_of_one_row(name: str) -> None:
     """The closed form, and what rows do; moments of cosines are sums of kernels at multiples of the distance."""
     r = np.linalg.norm(X - Y, axis=-1)
