@@ -159,6 +159,7 @@ def test_every_row_of_the_best_mixture_has_the_same_norm(scale: float | None) ->
     assert len(np.unique(phi[:, 0, 0])) == 200
 
 
+@pytest.mark.long
 def test_the_error_of_the_best_mixture() -> None:
     """E ‖K̂ − K‖²_F = ((tr K)² − ‖K‖²_F) / m, and the mean is K: terms of one row are bounded by tr K."""
     gram, rows = np.exp(PLACES @ PLACES.T / math.sqrt(5)), 4

@@ -32,6 +32,8 @@ LONG = {
     ),
     "communication of the gradient does not depend on the length, False",
     "equals one device, relu, False",
+    "equals one device, relu, True",
+    "norms that jump between devices, 3, True",
 }
 """Checks whose like runs by default."""
 
