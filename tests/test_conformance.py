@@ -530,24 +530,25 @@ def test_exact_attention(lengths: tuple[int, int]) -> None:
     (length, keys), rng = lengths, np.random.default_rng(sum(lengths))
     q, k, v = (oracle.normal(rng, *shape) for shape in ((2, length, 4), (1, keys, 4), (1, keys, 3)))
     wide = [x.astype(np.float64) for x in (q, k, v)]
-    modes = list(itertools.product((False, True), (None, 1, 64, 200), (False, True)))
-    for name, (causal, window, masked) in itertools.product(KERNELS, modes):
-        if (causal, window, masked) == modes[0]:
-            kernel, scale = getattr(rfk.kernels, name), float(rng.uniform(0.3, 1.0))
-            pairs, signed = (wide[0][..., :, None, :], wide[1][..., None, :, :]), kernel.sign is not None
-            log, sign = rfk.exact_log_kernel(*pairs, scale=scale, kernel=kernel, return_sign=True)
-            weights = sign * np.exp(log)
-        mask = rng.random((1, keys)) < 0.6 if masked else None
-        expected = dense(weights, wide[2], causal, window, mask)
-        arrays = wide if signed else (q, k, v)  # whose sums may be nearly zero, and double what rounding did
-        got = rfk.exact_attention(*arrays, scale=scale, causal=causal, window=window, mask=mask, kernel=kernel)
-        assert got.dtype == arrays[0].dtype
-        about = f"{name} {causal=} {window=} {masked=}"
-        np.testing.assert_allclose(got, expected, rtol=1e-9 * signed, atol=1e-9 if signed else 3e-5, err_msg=about)
-        if not causal and window is None:
-            sums, signs = rfk.exact_log_normalizer(*wide[:2], scale=scale, mask=mask, kernel=kernel, return_sign=True)
-            seen = weights if mask is None else np.where(mask[..., None, :], weights, 0)
-            np.testing.assert_allclose(signs * np.exp(sums), seen.sum(-1), rtol=1e-12, atol=1e-12 * keys * signed)
+    for name in KERNELS:
+        kernel, scale = getattr(rfk.kernels, name), float(rng.uniform(0.3, 1.0))
+        pairs, signed = (wide[0][..., :, None, :], wide[1][..., None, :, :]), kernel.sign is not None
+        log, sign = rfk.exact_log_kernel(*pairs, scale=scale, kernel=kernel, return_sign=True)
+        weights = sign * np.exp(log)
+        for causal, window, masked in itertools.product((False, True), (None, 1, 64, 200), (False, True)):
+            mask = rng.random((1, keys)) < 0.6 if masked else None
+            expected = dense(weights, wide[2], causal, window, mask)
+            arrays = wide if signed else (q, k, v)  # whose sums may be nearly zero, and double what rounding did
+            got = rfk.exact_attention(*arrays, scale=scale, causal=causal, window=window, mask=mask, kernel=kernel)
+            assert got.dtype == arrays[0].dtype
+            about = f"{name} {causal=} {window=} {masked=}"
+            np.testing.assert_allclose(got, expected, rtol=1e-9 * signed, atol=1e-9 if signed else 3e-5, err_msg=about)
+            if not causal and window is None:
+                sums, signs = rfk.exact_log_normalizer(
+                    *wide[:2], scale=scale, mask=mask, kernel=kernel, return_sign=True
+                )
+                seen = weights if mask is None else np.where(mask[..., None, :], weights, 0)
+                np.testing.assert_allclose(signs * np.exp(sums), seen.sum(-1), rtol=1e-12, atol=1e-12 * keys * signed)
 
 
 @pytest.mark.parametrize("name", ["SIGN", "ERF"])

@@ -139,28 +139,26 @@ def test_gradients_in_float32_are_those_in_float64() -> None:
 # Other transformations
 
 
-@pytest.mark.parametrize(
-    ("mode", "gradient"),
-    [
-        ("causal", False),
-        *(pytest.param(mode, True, marks=pytest.mark.long) for mode in ("causal", "windowed causal")),
-    ],
-)
-def test_vmap_and_checkpoint(mode: str, gradient: bool) -> None:
-    """The keys of one element jump, those of the others do not."""
+def of_many(mode: str) -> tuple[tuple[Any, Any, Any], Any]:
+    """Arrays in which the keys of one element jump and those of the others do not, and attention to them."""
     q, k, v = arrays(3, jumps=True)
-    k = k.at[1:].set(arrays(3)[1][1:])
     features = features_of()
+    return (q, k.at[1:].set(arrays(3)[1][1:]), v), lambda *x: rfk.attention(*x, features, **MODES[mode])
 
-    def attend(q: Any, k: Any, v: Any) -> Any:
-        return rfk.attention(q, k, v, features, **MODES[mode])
 
-    expected = oracle.expect(*(np.asarray(x) for x in (q, k, v)), features, **MODES[mode])
-    oracle.check_output(jax.jit(jax.vmap(attend))(q, k, v), expected, np.float32)
-    if not gradient:
-        return
-    ours = jax.jit(jax.vmap(jax.grad(lambda *x: jnp.sum(jax.checkpoint(attend)(*x) ** 2))))(q, k, v)
-    whole = jax.jit(jax.grad(lambda *x: jnp.sum(attend(*x) ** 2)))(q, k, v)
+@pytest.mark.parametrize("mode", ["causal", pytest.param("windowed causal", marks=pytest.mark.long)])
+def test_vmap(mode: str) -> None:
+    given, attend = of_many(mode)
+    expected = oracle.expect(*(np.asarray(x) for x in given), features_of(), **MODES[mode])
+    oracle.check_output(jax.jit(jax.vmap(attend))(*given), expected, np.float32)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["causal", "windowed causal"])
+def test_gradients_under_vmap_and_checkpoint(mode: str) -> None:
+    given, attend = of_many(mode)
+    ours = jax.jit(jax.vmap(jax.grad(lambda *x: jnp.sum(jax.checkpoint(attend)(*x) ** 2))))(*given)
+    whole = jax.jit(jax.grad(lambda *x: jnp.sum(attend(*x) ** 2)))(*given)
     np.testing.assert_allclose(ours, whole, rtol=1e-3, atol=1e-4 * float(jnp.abs(whole).max()))
 
 

@@ -187,28 +187,29 @@ def test_compiled_code_goes_by_all_files_that_it_may_come_from(tmp_path: Path) -
     assert run() == "12 0"
 
 
-@pytest.mark.parametrize("attends", [False, pytest.param(True, marks=pytest.mark.long)])
-def test_no_directory_to_keep_compiled_code_in(attends: bool) -> None:
-    """Where nothing can be written, everything is compiled in every process; of attention, that takes its time."""
-    small = """
-        from numba.core import caching
-        caching.CompileResultCacheImpl._locator_classes = []
-        from rfkernels.backends.numba import compiling, objects
-        assert objects.directory() is None
-        assert compiling.up(5, 4) == 8
-        assert not sum(compiling.up.stats.cache_hits.values())
-    """
-    whole = """
+HELPER = """
+assert compiling.up(5, 4) == 8
+assert not compiling.up.stats.cache_hits
+"""
+ATTENTION = """
+x = np.ones((4, 8), np.float32)
+assert np.allclose(rfk.attention(x, x, x, rfk.draw("positive", 8, 16, rng=0)), 1)
+"""
+
+
+@pytest.mark.parametrize(
+    "compiled", [HELPER, pytest.param(ATTENTION, marks=pytest.mark.long)], ids=["helper", "attention"]
+)
+def test_no_directory_to_keep_compiled_code_in(compiled: str) -> None:
+    """Where nothing can be written, everything is compiled in every process."""
+    code = """
         from numba.core import caching
         caching.CompileResultCacheImpl._locator_classes = []  # as where every directory is read-only
         import numpy as np, rfkernels as rfk
-        from rfkernels.backends.numba import objects
+        from rfkernels.backends.numba import compiling, objects
         assert objects.directory() is None
-        x = np.ones((4, 8), np.float32)
-        out = rfk.attention(x, x, x, rfk.draw("positive", 8, 16, rng=0))
-        assert np.allclose(out, 1)
     """
     environment = {**os.environ, "NUMBA_CACHE_DIR": os.path.join(os.devnull, "missing")}
-    command = [sys.executable, "-c", textwrap.dedent(whole if attends else small)]
+    command = [sys.executable, "-c", textwrap.dedent(code) + compiled]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -26,14 +26,13 @@ LONG = {
     "a window adds its own keys, False",
     "batch and heads need no communication, True, 2",
     "forward mode, True, 2",
+    "other dtypes, bfloat16, 0.02, True, None",
     *(
         f"inside a shard map of the user, {vma}, {causal}"
         for vma, causal in ((True, False), (False, True), (False, False))
     ),
     "communication of the gradient does not depend on the length, False",
     "equals one device, relu, False",
-    "equals one device, relu, True",
-    "norms that jump between devices, 3, True",
 }
 """Checks whose like runs by default."""
 
