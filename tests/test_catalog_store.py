@@ -63,12 +63,13 @@ def check(held: Store, items: Items) -> None:
 
 def check_table(held: Store) -> None:
     found = store.table(held)
+    assert (np.diff(found.cell) >= 0).all()
     rtol = 1e-4 if held.rows.dtype == np.float32 else 1e-10
     for cell in range(len(held.centres)):
         own = [held.rows[run].astype(np.float64) for run in np.array(runs(held), object)[held.cell == cell]]
         mean = np.concatenate(own).mean(0) if own else np.zeros(held.rows.shape[1])
         np.testing.assert_allclose(found.means[cell], mean, rtol=rtol, atol=rtol)
-        for y, spread in zip(own, found.spread[held.cell == cell], strict=True):
+        for y, spread in zip(own, found.spread[found.cell == cell], strict=True):
             np.testing.assert_allclose(spread, ((y - mean) ** 2).sum(1).mean(), rtol=rtol, atol=rtol)
     assert found.means.dtype == found.spread.dtype == held.rows.dtype
     assert (found.spread >= 0).all()

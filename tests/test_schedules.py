@@ -172,7 +172,7 @@ def test_compiled_code_goes_by_all_files_that_it_may_come_from(tmp_path: Path) -
     shutil.copy(compiling.__file__, package)
     (package / "callee.py").write_text("from package.compiling import jit\n\n\n@jit\ndef value():\n    return 1\n")
     (package / "caller.py").write_text(
-        "from package.callee import value\nfrom package.compiling import jit\n\n\n@jit\ndef total():\n    return 10 + value()\n"
+        "from package.callee import value\nfrom package.compiling import entry\n\n\n@entry\ndef total():\n    return 10 + value()\n"
     )
     code = "from package.caller import total; print(total(), sum(total.stats.cache_hits.values()))"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "compiled")}
@@ -187,9 +187,23 @@ def test_compiled_code_goes_by_all_files_that_it_may_come_from(tmp_path: Path) -
     assert run() == "12 0"
 
 
+def test_python_calls_entries_alone() -> None:
+    """Others have no code for that; before and after they are compiled."""
+
+    @compiling.entry
+    def rounded(n: int) -> int:
+        return compiling.up(n, 4)
+
+    for _ in range(2):
+        with pytest.raises(TypeError, match=r"up\(\) can only be called by compiled functions"):
+            compiling.up(5, 4)
+        assert rounded(5) == 8
+
+
 HELPER = """
-assert compiling.up(5, 4) == 8
-assert not compiling.up.stats.cache_hits
+up = compiling.entry(compiling.up.py_func)
+assert up(5, 4) == 8
+assert not up.stats.cache_hits
 """
 ATTENTION = """
 x = np.ones((4, 8), np.float32)

@@ -24,7 +24,7 @@ class Table(NamedTuple):
     start, count : array of int64 and int32, shape (groups,)
         Where each group begins and how many items it holds, at least one.
     cell : array of int32, shape (groups,)
-        The cell of each group, in no order.
+        The cell of each group, in ascending order.
     spread : array, shape (groups,)
         Mean squared distance of a group's items from the mean of their cell; for proposals only.
     means : array, shape (cells, dim)

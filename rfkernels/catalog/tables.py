@@ -30,14 +30,14 @@ def table(store: Store) -> Table:
     own = shift[store.cell]
     cross = np.einsum("ij,ij->i", own, store.sums)
     spread = (store.squares - 2 * cross) / store.count + np.einsum("ij,ij->i", own, own)
-    dtype = store.rows.dtype
+    dtype, order = store.rows.dtype, np.argsort(store.cell, kind="stable")
     return Table(
         store.rows,
         store.ids,
-        store.start,
-        store.count,
-        store.cell,
-        np.maximum(spread, 0).astype(dtype),
+        store.start[order],
+        store.count[order],
+        store.cell[order],
+        np.maximum(spread, 0).astype(dtype)[order],
         means.astype(dtype),
         store.shape,
     )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from rfkernels._arrays import matmul, stopped
 from rfkernels.backends.jax.tables import DeviceTable
-from rfkernels.catalog.plan import _FLOOR, BUCKETS, FEWEST_RUNS, PER_NAT, RUN, TRUSTED
+from rfkernels.catalog.plan import _FLOOR, BUCKETS, FEWEST_RUNS, PER_NAT, RUN, STEPS, TRUSTED
 
 TICKS = 1 << 28
 """In how many parts probability is counted, so that the one of each group is known exactly."""
@@ -70,7 +70,8 @@ def guessed(table: DeviceTable, query: Any) -> tuple[Any, Any, Any]:
     """Return logits of means of cells, and of each group's items the log mean weight, −inf for none, and variance."""
     centre = matmul(jnp, table.means, query)
     square = jnp.maximum(matmul(jnp, query, matmul(jnp, table.shape, query)), 0)
-    deviation, edge = jnp.sqrt(square * table.spread), jnp.sqrt(2 * jnp.log(jnp.sum(table.count)))
+    size = jnp.exp2(jnp.rint(STEPS * jnp.log2(jnp.sqrt(square))) / STEPS)
+    deviation, edge = size * jnp.sqrt(table.spread), jnp.sqrt(2 * jnp.log(jnp.sum(table.count)))
     raised = _log_mean_exp(deviation, edge)
     apart = _log_mean_exp(2 * deviation, edge) - 2 * raised
     some = table.count > 0

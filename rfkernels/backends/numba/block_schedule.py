@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rfkernels.backends.numba.block_records import LOWEST, ONE, SCALE, SQUARE, BlockPlan, BlockScratch, BlockTask
-from rfkernels.backends.numba.compiling import call, jit, up
+from rfkernels.backends.numba.compiling import call, entry, jit, up
 from rfkernels.backends.numba.schedule_records import Group
 
 
@@ -37,7 +37,7 @@ def _forms(p: BlockPlan, x: tuple[int, int], form: int, y: int, rows: tuple[int,
     call(p.dots, (*x, y, p.dim_pad, rows[1], p.dim_pad, factor, out))
 
 
-@jit
+@entry
 def assign(p: BlockPlan, s: BlockScratch, t: BlockTask, low: int, high: int) -> int:
     """Label keys low <= i < high, and take their squares where there is room for them."""
     i, scores_row = low, p.groups_pad + p.column_step
@@ -55,7 +55,7 @@ def assign(p: BlockPlan, s: BlockScratch, t: BlockTask, low: int, high: int) -> 
     return 0
 
 
-@jit
+@entry
 def gather(p: BlockPlan, s: BlockScratch, t: BlockTask, low: int, high: int, sums: int) -> int:
     """Add labelled keys low <= i < high to sums."""
     i = max(low, 0)
@@ -226,7 +226,7 @@ def _store_block(p: BlockPlan, s: BlockScratch, t: BlockTask, g: Group, first: i
         call(p.unpack, (sums, p.width_pad, s.denominator + r * e, count, p.width, out, t.out_row))
 
 
-@jit
+@entry
 def blocks(p: BlockPlan, s: BlockScratch, t: BlockTask, g: Group, low: int, high: int) -> int:
     """Let queries low <= i < high see near and heavy keys, and groups of all others."""
     call(p.fill, (s.far_x, t.zeros, p.groups_pad * p.dim_pad))
@@ -267,7 +267,7 @@ def blocks(p: BlockPlan, s: BlockScratch, t: BlockTask, g: Group, low: int, high
     return 0
 
 
-@jit
+@entry
 def multiply(p: BlockPlan, x: int, y: int, out: int, rows: int) -> None:
     """Multiply padded rows by a padded square."""
     call(p.gemm, (x, p.dim_pad, 1, y, p.dim_pad, out, p.dim_pad, rows, p.dim_pad, p.dim))

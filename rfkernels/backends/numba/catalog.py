@@ -10,7 +10,8 @@ import numpy as np
 
 from rfkernels.backends.numba import catalog_sums, threads
 from rfkernels.backends.numba.catalog_exact import exact
-from rfkernels.backends.numba.catalog_layout import groups, lists, rules, scratch
+from rfkernels.backends.numba.catalog_guesses import prepared, sizes
+from rfkernels.backends.numba.catalog_layout import lists, rules, scratch
 from rfkernels.catalog.plan import SHARED
 from rfkernels.catalog.records import Estimate, Evaluated, Table
 
@@ -40,18 +41,19 @@ def evaluate(table: Table, queries: Any, budget: int, seed: int) -> Evaluated:
 
 def _run(step: Callable[..., int], table: Table, queries: Any, budget: int, seed: int, out: _Part) -> None:
     """Run a step on shares of queries, block by block."""
-    g = groups(table)
+    g, known = prepared(table)
     r, keep = rules(table, g, budget, seed)
     wide = np.ascontiguousarray(queries, np.float64)
     own, count = np.ascontiguousarray(queries, table.rows.dtype), threads.thread_count()
     each = -(-len(own) // count)
-    block = 1 << max(0, min(_BLOCK, _BLOCK_ITEMS // budget, each).bit_length() - 1)
+    block = min(1 << max(0, min(_BLOCK, _BLOCK_ITEMS // budget).bit_length() - 1), 1 << (each - 1).bit_length())
     share = min(_BLOCKS, max(1, each // block)) * block
 
     def task(first: int) -> int:
         part = slice(first, min(first + share, len(own)))
         s, n = scratch(g, own.dtype), lists(g, r, block, own.dtype)
-        return step(r, g, s, n, wide[part], own[part], first, out(part))
+        v, places = known.at(sizes(r.wide_dots, g, wide[part]))
+        return step(r, g, v, s, n, places, wide[part], own[part], first, out(part))
 
     tasks = [partial(task, first) for first in range(0, len(own), share)]
     threads.run(tasks, count)

@@ -10,7 +10,7 @@ import numpy as np
 
 from rfkernels.backends.numba import threads
 from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER, dot_kernel, weight_kernels
-from rfkernels.backends.numba.compiling import call, jit
+from rfkernels.backends.numba.compiling import call, entry, jit
 from rfkernels.backends.numba.jit import machine
 from rfkernels.backends.numba.kernels import shared
 from rfkernels.backends.numba.packing import up
@@ -69,7 +69,7 @@ def _block(kernels: tuple[int, ...], table: Table, queries: Any, span: tuple[int
     return _add(kernels, given, table.ids, span, padded, (packed, turned, logits), places, other, state[: len(queries)])
 
 
-@jit
+@entry
 def _add(
     kernels: Any,
     given: Any,

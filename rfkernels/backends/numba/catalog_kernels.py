@@ -6,20 +6,26 @@ Addresses and sizes are 64-bit integers, strides in bytes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from llvmlite import ir
 
 from rfkernels.backends.numba.emitter import INT, POINTER, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
-from rfkernels.catalog.plan import RUN
+from rfkernels.catalog.plan import RUN, SHARED
 
 TOGETHER = 4
 """Rows that are multiplied together; lists of rows end in so many places, times one more than AHEAD, that are valid."""
 
 AHEAD = 16
 """How many fours of rows are fetched before they are needed."""
+
+_GROUPS_AHEAD = 16
+"""Groups whose runs are fetched together, before they are needed."""
+
+_WORD = 64
+"""Queries of a mask."""
 
 _LINE, _UNROLLED = 64, 16
 
@@ -33,8 +39,8 @@ _I32 = ir.IntType(32)
 def dot_kernel(machine: Machine, bits: int, dim: int) -> Code:
     """Compile kernels for rows of `dim` elements.
 
-    ``dots`` and ``near_dots``, for rows that are in a cache: out[i] = query · rows[places[i]]. ``run_dots``: a run of
-    four rows for all queries of a mask. ``fetch`` asks for so many runs of each group.
+    ``dots`` and ``near_dots``, for rows that are in a cache: out[i] = query · rows[places[i]]. ``pass_runs``: all runs
+    that SHARED queries take.
     """
     module = ir.Module(name=f"rfkernels_catalog_dots_{bits}")
 
@@ -43,8 +49,8 @@ def dot_kernel(machine: Machine, bits: int, dim: int) -> Code:
 
     _dots(emitter("dots", "rows row_stride places count query out"), dim, AHEAD)
     _dots(emitter("near_dots", "rows row_stride places count query out"), dim, 0)
-    _run_dots(emitter("run_dots", "rows row_stride places mask queries query_row out draw next"), dim)
-    _fetch_runs(emitter("fetch", "rows row_stride start offset most first last"))
+    parameters = "rows row_stride start count offset most groups queries query_row out draw next"
+    _pass_runs(emitter("pass_runs", parameters), dim)
     return compile_module(module, machine.width, keep=True)
 
 
@@ -108,22 +114,83 @@ def _dots(e: Emitter, dim: int, ahead: int) -> None:
     e.finish()
 
 
-def _run_dots(e: Emitter, dim: int) -> None:
-    """Multiply; `out` and `draw` have an address for each query, which move on, and `next` gets what lies there."""
-    rows, stride, places, mask, queries, query_row, out, draw, following = e.arguments
-    b, tail, left = e.builder, _Tail(e, dim), e.variable(mask)
-    own = [_row(e, rows, stride, places, e.integer(r)) for r in range(TOGETHER)]
-    held = [tail.held(x) for x in own] if TOGETHER * -(-dim // e.lanes) <= _HELD else None
-    with e.loop(0, b.ctpop(mask)):
-        i = b.cttz(left.get(), ir.IntType(1)(1))
-        left.set(b.and_(left.get(), b.sub(left.get(), e.integer(1))))
-        query = e.add(queries, e.mul(query_row, i))
-        to, run = e.load(out, i, INT), e.add(e.load(draw, i, INT), 4)
-        _store_sums(e, _sums(e, tail, query, tail.load(query), own, held), to, e.integer(0))
-        e.store(e.add(to, TOGETHER * e.align), out, i)
-        e.store(run, draw, i)
-        e.store(e.load(run, e.integer(0), _I32), following, i)
+def _pass_runs(e: Emitter, dim: int) -> None:
+    """Multiply queries with runs, group by group: a run is read once, for all queries that take it.
+
+    `out` and `draw` have an address for each query, which move on, and `next` the group that lies at the latter.
+    """
+    rows, stride, start, count, offset, most, groups, queries, query_row, out, draw, following = e.arguments
+    b, tail, at, masks = e.builder, _Tail(e, dim), e.array(INT, RUN), e.array(INT, SHARED // _WORD)
+    given = tail, queries, query_row, out, draw, following
+
+    def bound(x: Any) -> Any:
+        return b.select(e.less(x, groups), x, groups)
+
+    with e.loop(0, groups, _GROUPS_AHEAD) as first:
+        second, third = (bound(e.add(first, k * _GROUPS_AHEAD)) for k in (1, 2))
+        _fetch_runs(e, rows, stride, start, offset, most, second, third)
+        with e.loop(first, second) as group:
+            place = e.variable(b.sext(e.load(offset, group, _I32), INT))
+            with e.repeat(partial(_equal, e, following, group, masks)):
+                _run(e, rows, stride, e.load(start, group, INT), e.load(count, group, _I32), place, at)
+                for half in range(0, RUN, TOGETHER):
+                    own = [e.load(at, e.integer(half + r), INT) for r in range(TOGETHER)]
+                    _multiply(e, dim, masks, own, half, *given)
     e.finish()
+
+
+def _run(e: Emitter, rows: Any, stride: Any, start: Any, count: Any, place: Any, at: Any) -> None:
+    """Write the addresses of the rows of a run, which go around their group; `place` moves on."""
+    b, size = e.builder, e.builder.zext(count, INT)
+    place.set(b.urem(place.get(), size))
+    for r in range(RUN):
+        e.store(e.add(rows, e.mul(e.add(start, place.get()), stride)), at, e.integer(r))
+        after = e.add(place.get(), 1)
+        place.set(b.select(e.less(after, size), after, e.integer(0)))
+
+
+def _multiply(
+    e: Emitter,
+    dim: int,
+    masks: Any,
+    own: list[Any],
+    half: int,
+    tail: _Tail,
+    queries: Any,
+    query_row: Any,
+    out: Any,
+    draw: Any,
+    following: Any,
+) -> None:
+    """Multiply the queries of masks with four rows of a run; with the last of them the queries move on."""
+    b, left = e.builder, e.variable(e.integer(0))
+    held = [tail.held(x) for x in own] if TOGETHER * -(-dim // e.lanes) <= _HELD else None
+    with e.loop(0, SHARED // _WORD) as word:
+        left.set(e.load(masks, word, INT))
+        with e.repeat(lambda: b.icmp_unsigned("!=", left.get(), e.integer(0))):
+            i = e.add(e.mul(word, _WORD), b.cttz(left.get(), ir.IntType(1)(1)))
+            left.set(b.and_(left.get(), b.sub(left.get(), e.integer(1))))
+            query, to = e.add(queries, e.mul(query_row, i)), e.load(out, i, INT)
+            _store_sums(e, _sums(e, tail, query, tail.load(query), own, held), to, e.integer(half))
+            if half + TOGETHER == RUN:
+                run = e.add(e.load(draw, i, INT), 4)
+                e.store(e.add(to, RUN * e.align), out, i)
+                e.store(run, draw, i)
+                e.store(e.load(run, e.integer(0), _I32), following, i)
+
+
+def _equal(e: Emitter, numbers: Any, number: Any, masks: Any) -> Any:
+    """Write masks of those of SHARED numbers that are equal to another, and return whether there are any."""
+    b, wanted, some = e.builder, e.splat_number(number), e.variable(e.integer(0))
+    with e.loop(0, SHARED // _WORD) as word:
+        mask = e.integer(0)
+        for i in range(0, _WORD, e.lanes):
+            own = e.load_vector(numbers, e.add(e.mul(word, _WORD), i), _I32)
+            same = b.bitcast(b.icmp_signed("==", own, wanted), ir.IntType(e.lanes))
+            mask = b.or_(mask, b.shl(b.zext(same, INT), e.integer(i)))
+        e.store(mask, masks, word)
+        some.set(b.or_(some.get(), mask))
+    return b.icmp_unsigned("!=", some.get(), e.integer(0))
 
 
 class _Tail:
@@ -185,13 +252,12 @@ def _store_sums(e: Emitter, vectors: list[Any], out: Any, index: Any) -> None:
     e.store_vector(b.shuffle_vector(total, total, ir.Constant(kind, list(range(TOGETHER)))), out, index)
 
 
-def _fetch_runs(e: Emitter) -> None:
-    rows, stride, start, offset, most, first, last = e.arguments
+def _fetch_runs(e: Emitter, rows: Any, stride: Any, start: Any, offset: Any, most: Any, first: Any, last: Any) -> None:
+    """Ask for so many runs of each of some groups."""
     with e.loop(first, last) as i:
         place = e.add(e.load(start, i, INT), e.builder.sext(e.load(offset, i, _I32), INT))
         size = e.mul(e.mul(e.builder.sext(e.load(most, i, _I32), INT), stride), RUN)
         _fetch(e, e.add(rows, e.mul(place, stride)), size)
-    e.finish()
 
 
 def _largest(e: Emitter) -> None:
@@ -220,8 +286,8 @@ def _sum(e: Emitter) -> None:
     e.finish()
 
 
-def _fours(e: Emitter, x: Any, index: Any, kind: Any) -> Any:
-    """Return sums of four numbers, side by side, one for each lane."""
+def _sums_of_runs(e: Emitter, x: Any, index: Any, kind: Any) -> Any:
+    """Return sums of RUN numbers, side by side, one for each lane."""
     b, lane = e.builder, ir.VectorType(_I32, e.lanes)
     vectors = [e.load_vector(x, e.add(index, r * e.lanes), kind) for r in range(RUN)]
     while len(vectors) > 1:
@@ -250,8 +316,8 @@ def _add_runs(e: Emitter, kind: Any) -> None:
             slope = b.insert_element(slope, e.load(slopes, own), _I32(lane))
             logit = b.insert_element(logit, e.load(cells, own), _I32(lane))
         first = e.mul(i, RUN)
-        moved = m.sub(_fours(e, products, first, kind), m.mul(m.constant(float(RUN)), logit))
-        own = m.sub(_fours(e, x, first, kind), m.mul(m.mul(relative, slope), moved))
+        moved = m.sub(_sums_of_runs(e, products, first, kind), m.mul(m.constant(float(RUN)), logit))
+        own = m.sub(_sums_of_runs(e, x, first, kind), m.mul(m.mul(relative, slope), moved))
         places = b.add(e.splat_number(i), e.lane_numbers())
         there, paired = (b.icmp_signed("<", places, end) for end in ends)
         own = m.where(there, m.mul(own, m.div(factor, e.load_vector(odds, i))), zero)

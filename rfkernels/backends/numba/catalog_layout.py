@@ -2,96 +2,94 @@
 
 from __future__ import annotations
 
-import math
 import threading
-import weakref
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from rfkernels.backends.numba.catalog_groups import Groups, padded
 from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER, dot_kernel, weight_kernels
 from rfkernels.backends.numba.catalog_plan_kernels import plan_kernels
 from rfkernels.backends.numba.jit import Machine, machine
 from rfkernels.catalog import estimates, plan
 from rfkernels.catalog.records import Table
 
-_KEPT = 1 << 23
+_KEPT = 1 << 24
 """Bytes of working memory that a thread keeps between calls, at most."""
+
+_VECTORS = 4
+"""Vectors of a cell's groups that are looked through one after the other."""
 
 
 class Rules(NamedTuple):
     """Addresses of kernels, sizes, and the numbers of the specification."""
 
     dots: int
-    run_dots: int
-    fetch: int
+    pass_runs: int
     wide_dots: int
     largest: int
     exponentials: int
     sum: int
     add_runs: int
-    guess: int
+    shares: int
     buckets: int
-    rest: int
+    totals: int
     offsets: int
     draw: int
-    fill: int
-    equal: int
+    find: int
+    halvings: int
     rows: int
     row_stride: int
     budget: int
     ahead: int
     shared: int
     seed: Any
+    per_nat: float
     fewest_runs: int
     trusted: float
     heavy: float
     edge: float
-    floor: float
-
-
-class Groups(NamedTuple):
-    """The groups of a table, and its cells: what they hold, and means and then the shape in rows of float64.
-
-    `cell`, `deviation` and `size` are padded to whole vectors; `reach` is the largest deviation of each cell.
-    """
-
-    start: Any
-    count: Any
-    cell: Any
-    deviation: Any
-    size: Any
-    held: Any
-    reach: Any
-    means: Any
-    every: Any
-    items: int
-    edge: float
 
 
 class Scratch(NamedTuple):
-    """Memory of a thread, of which each query uses all in turn; arrays of groups are padded to whole vectors."""
+    """Memory of a thread, of which each query uses all in turn; arrays of cells are padded to whole vectors.
 
-    weight: Any
-    mass: Any
+    Of cells: `share` is what the weights of its groups are multiplied by and `base` twice the log of that, `far` and
+    `noise` sums over groups that are not opened, `reached` the runs that begin before it and `ends` those before the
+    next, `turn` the next group in the order of scores, `taken` how many groups may be opened, `touched` lists those
+    that have some, `items` is how many items are left, `bucket` and `following` lists of cells by the bucket of their
+    next group, which begin in `first`. Of groups: `mass` is the guessed sum of weights, `opened` whether all items are
+    taken, `offset` the item that runs begin with and `most` the most runs that a query takes.
+    """
+
+    share: Any
+    base: Any
+    far: Any
     noise: Any
     score: Any
+    reached: Any
+    items: Any
     bucket: Any
     ends: Any
+    turn: Any
+    taken: Any
+    touched: Any
+    following: Any
+    first: Any
+    mass: Any
+    opened: Any
     offset: Any
     most: Any
     candidates: Any
+    depths: Any
     sizes: Any
     sums: Any
-    cells: Any
-    items: Any
     numbers: Any
     top: Any
     queues: Any
-    following: Any
-    places: Any
+    waiting: Any
 
 
 class Lists(NamedTuple):
@@ -114,46 +112,7 @@ class Lists(NamedTuple):
     measures: Any
 
 
-_prepared: dict[int, tuple[tuple[Any, ...], Groups]] = {}
 _local = threading.local()
-
-
-def groups(table: Table) -> Groups:
-    """Return what is known of the groups of a table, which is kept as long as the means of its cells are."""
-    key = id(table.means)
-    known = _prepared.get(key)
-    if known is not None and all(part() is own for part, own in zip(known[0], table, strict=True)):
-        return known[1]
-    made, (*parts, means, shape) = _groups(table), table
-    own = weakref.ref(means, lambda _: _prepared.pop(key, None))
-    _prepared[key] = (*map(weakref.ref, parts), own, weakref.ref(shape)), made
-    return made
-
-
-def _groups(table: Table) -> Groups:
-    items = int(table.count.sum(dtype=np.int64))
-    dim, cells = table.rows.shape[1], len(table.means)
-    deviation, reach = np.sqrt(table.spread, dtype=np.float64), np.zeros(cells)
-    np.maximum.at(reach, table.cell, deviation)
-    return Groups(
-        np.ascontiguousarray(table.start, np.int64),
-        np.ascontiguousarray(table.count, np.int32),
-        np.pad(table.cell.astype(np.uint32), (0, -len(table.cell) % 8), "edge" if len(table.cell) else "constant"),
-        _padded(deviation),
-        _padded(table.count),
-        np.bincount(table.cell, table.count, cells),
-        reach,
-        np.concatenate([table.means, table.shape], dtype=np.float64),
-        np.arange(cells + dim + TOGETHER * (AHEAD + 2), dtype=np.int32) % (cells + dim),
-        items,
-        math.sqrt(2 * math.log(max(items, 1))),
-    )
-
-
-def _padded(x: Any, dtype: Any = np.float64) -> Any:
-    out = np.zeros((len(x) + 7) // 8 * 8, dtype)
-    out[: len(x)] = x
-    return out
 
 
 def rules(table: Table, g: Groups, budget: int, seed: int) -> tuple[Rules, Any]:
@@ -161,17 +120,18 @@ def rules(table: Table, g: Groups, budget: int, seed: int) -> tuple[Rules, Any]:
     code, addresses = _addresses(machine(), 8 * table.rows.dtype.itemsize, table.rows.shape[1])
     values = (
         *addresses,
+        halvings(g.widest, machine().lanes(64)),
         table.rows.ctypes.data,
         table.rows.strides[0],
         budget,
         TOGETHER * (AHEAD + 1),
         plan.SHARED,
         np.uint64(seed),
+        float(plan.PER_NAT),
         plan.FEWEST_RUNS,
         plan.TRUSTED,
         estimates.HEAVY,
         g.edge,
-        plan._FLOOR,
     )
     return Rules._make(values), code
 
@@ -180,10 +140,10 @@ def rules(table: Table, g: Groups, budget: int, seed: int) -> tuple[Rules, Any]:
 def _addresses(m: Machine, bits: int, dim: int) -> tuple[Any, Any]:
     code = dot_kernel(m, bits, dim), dot_kernel(m, 64, dim), weight_kernels(m, bits), plan_kernels(m)
     names = (
-        ("dots", "run_dots", "fetch"),
+        ("dots", "pass_runs"),
         ("near_dots",),
         ("largest", "exponentials", "sum", "add_runs"),
-        ("guess", "buckets", "rest", "offsets", "draw", "fill", "equal"),
+        ("shares", "buckets", "totals", "offsets", "draw", "find"),
     )
     return code, tuple(part.addresses[name] for part, own in zip(code, names, strict=True) for name in own)
 
@@ -209,34 +169,44 @@ def _kept(name: str, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
 
 
 def _scratch(g: Groups, dtype: Any) -> Scratch:
-    padded, cells = len(g.size), len(g.held)
-    weight, mass, noise, score = np.zeros((4, padded + 8))
-    bucket, ends, offset, most, candidates = np.zeros((5, padded + 8), np.int32)
+    groups, cells = len(g.size) + 8, padded(len(g.held)) + 8
+    share, base, far, noise, score, reached, items = np.zeros((7, cells))
+    bucket, ends, turn, taken, touched, following = np.zeros((6, cells), np.int32)
+    offset, most, candidates, depths = np.zeros((4, groups), np.int32)
     return Scratch(
-        *(weight, mass, noise, score, bucket, ends, offset, most, candidates),
-        sizes=np.empty((4, plan.BUCKETS), np.int64),
+        *(share, base, far, noise, score, reached, items, bucket, ends, turn, taken, touched, following),
+        first=np.empty(plan.BUCKETS, np.int32),
+        mass=np.empty(groups),
+        opened=np.zeros(groups, np.bool_),
+        offset=offset,
+        most=most,
+        candidates=candidates,
+        depths=depths,
+        sizes=np.empty(plan.BUCKETS, np.int64),
         sums=np.empty((2, plan.BUCKETS)),
-        cells=np.empty((4, cells)),
-        items=np.empty(cells),
         numbers=np.empty(8),
         top=np.empty(2, dtype),
         queues=np.empty((2, plan.SHARED), np.int64),
-        following=np.empty(plan.SHARED, np.int32),
-        places=np.empty(plan.RUN, np.int32),
+        waiting=np.empty(plan.SHARED, np.int32),
     )
 
 
+def halvings(groups: int, lanes: int) -> int:
+    """Return how often so many groups are halved until _VECTORS hold them."""
+    return (groups // (_VECTORS * lanes)).bit_length()
+
+
 def _lists(g: Groups, r: Rules, block: int, dtype: Any) -> Lists:
-    runs = r.budget // 4 + 8
+    runs = r.budget // plan.RUN + 8
     return Lists(
         places=np.empty((block, r.budget + r.ahead + 8), np.int32),
         products=np.empty((block, r.budget + 32), dtype),
         x=np.empty(r.budget + 32, dtype),
-        cells=np.empty((block, len(g.means) + 8)),
+        cells=np.empty((block, padded(len(g.held)) + 8)),
         opened=np.empty((block, len(g.start)), np.uint32),
         draw=np.empty((block, runs), np.uint32),
         odds=np.empty((block, runs)),
-        slopes=np.zeros((block, len(g.held))),
+        slopes=np.zeros((block, padded(len(g.held)))),
         sizes=np.empty((block, 4), np.int64),
         measures=np.empty((block, 3)),
     )

@@ -10,7 +10,7 @@ import numpy as np
 from llvmlite import ir
 
 from rfkernels.backends.numba import threads
-from rfkernels.backends.numba.compiling import call, jit, jit_with
+from rfkernels.backends.numba.compiling import call, jit_with
 from rfkernels.backends.numba.emitter import Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module, machine
 from rfkernels.backends.numba.packing import up
@@ -123,7 +123,7 @@ def _emit(e: Emitter, target: Machine) -> None:
     e.finish()
 
 
-@jit
+@jit_with(entry=True, allocates=True)
 def _nearest(kernel: int, lanes: int, x: Any, packed: Any, label: Any, square: Any) -> int:
     """Compare _ITEMS items at a time with all centres; distances are taken from the items as they are."""
     centres, origin, turned, half = packed

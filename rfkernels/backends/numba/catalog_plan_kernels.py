@@ -1,6 +1,6 @@
-"""Kernels of a catalog's plans, of float64: guesses of weights, sorting, drawing; called by address, as all kernels.
+"""Kernels of a catalog's plans, of float64: shares of cells, sorting, drawing; called by address, as all kernels.
 
-Arrays of groups are padded to whole vectors: groups that do not exist hold no items and have bucket BUCKETS - 1.
+Arrays of cells are padded to whole vectors: cells that do not exist hold no items and have bucket BUCKETS - 1.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from llvmlite import ir
 
 from rfkernels.backends.numba.emitter import INT, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
-from rfkernels.catalog.plan import BUCKETS, PER_NAT, SHARED
+from rfkernels.catalog.plan import BUCKETS, PER_NAT
 
 _I32 = ir.IntType(32)
 _GOLDEN, _FACTORS = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
@@ -21,18 +21,17 @@ _GOLDEN, _FACTORS = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049
 
 @cache
 def plan_kernels(machine: Machine) -> Code:
-    """Compile ``guess``, ``buckets``, ``rest``, ``offsets``, ``draw``, ``fill`` and ``equal``."""
+    """Compile ``shares``, ``buckets``, ``totals``, ``offsets``, ``draw`` and ``find``."""
     module = ir.Module(name="rfkernels_catalog_plans")
     for emit, parameters in (
-        (_guess, "logits cell deviation sizes count numbers weight mass noise score"),
+        (_shares, "logits top mass noise best count numbers share base masses noises score"),
         (_buckets, "score count out"),
-        (_rest, "bucket count first mass noise sums candidates"),
+        (_totals, "mass noise count sums"),
         (_offsets, "sizes count state out"),
-        (_draw, "mass count state runs rate out most"),
-        (_fill, "groups count weight odds"),
+        (_draw, "mass count state runs rate out reached"),
+        (_find, "places count state rate reached mass first halvings ends share unit odds"),
     ):
         emit(Emitter(module, emit.__name__[1:], parameters, 64, machine.lanes(64)))
-    _equal(Emitter(module, "equal", "numbers number", 32, machine.lanes(32)))
     return compile_module(module, machine.width, keep=True)
 
 
@@ -70,36 +69,30 @@ def _store_numbers(e: Emitter, x: Any, base: Any, index: Any) -> None:
     e.store_vector(e.builder.trunc(x, ir.VectorType(_I32, e.lanes)), base, index)
 
 
-def _guess(e: Emitter) -> None:
-    """Of each group: mean weight of an item, sum of weights, that times relative variance, log of second moment.
+def _shares(e: Emitter) -> None:
+    """Of each cell: what weights of its groups are multiplied by, twice the log of that, sums, and the best score.
 
-    `numbers` are what weights are relative to, the deviation of logits where the spread is 1, the edge, the floor, and
-    then, written, the largest log of a second moment.
+    `numbers` gets what weights are relative to: the largest; the largest score is the number behind the last.
     """
-    logits, cell, deviation, sizes, count, numbers, weight, mass, noise, score = e.arguments
-    m, b = e.math, e.builder
-    top, scale, edge, floor = (m.splat(e.load(numbers, e.integer(i))) for i in range(4))
-    half, nothing = m.constant(0.5), m.constant(float("-inf"))
-    most = e.variable(nothing)
+    logits, top, mass, noise, best, count, numbers, share, base, masses, noises, score = e.arguments
+    m, nothing = e.math, e.math.constant(float("-inf"))
+    largest, most = e.variable(nothing), e.variable(nothing)
     with e.loop(0, count, e.lanes) as i:
-        logit = m.constant(0.0)
-        for lane in range(e.lanes):
-            own = b.zext(e.load(cell, e.add(i, lane), _I32), INT)
-            logit = b.insert_element(logit, e.load(logits, own), _I32(lane))
-        own = m.mul(scale, e.load_vector(deviation, i))
-        twice = m.add(own, own)
-        low, high = m.minimum(own, edge), m.minimum(twice, edge)
-        mean = m.mul(low, m.sub(own, m.mul(half, low)))
-        apart = m.sub(m.mul(high, m.sub(twice, m.mul(half, high))), m.add(mean, mean))
-        variance = m.add(m.sub(m.exp(apart), m.add(apart, m.constant(1.0))), floor)
-        relative, size = m.sub(m.add(logit, mean), top), e.load_vector(sizes, i)
-        own = m.exp(relative)
-        total, square = m.mul(own, size), m.add(m.add(relative, relative), m.log(variance))
-        square = m.where(m.gt(size, m.constant(0.0)), square, nothing)
+        own = e.load_vector(top, i)
+        own = m.where(m.gt(own, nothing), m.add(own, e.load_vector(logits, i)), nothing)
+        largest.set(m.maximum(largest.get(), own))
+        e.store_vector(own, base, i)
+    e.store(m.reduce_max(largest.get()), numbers, e.integer(0))
+    highest = m.splat(e.load(numbers, e.integer(0)))
+    with e.loop(0, count, e.lanes) as i:
+        own = m.sub(e.load_vector(base, i), highest)
+        weight, own = m.exp(own), m.add(own, own)
+        square = m.add(own, e.load_vector(best, i))
         most.set(m.maximum(most.get(), square))
-        for x, out in ((own, weight), (total, mass), (m.mul(total, variance), noise), (square, score)):
+        sums = (m.mul(weight, e.load_vector(x, i)) for x in (mass, noise))
+        for x, out in zip((weight, own, square, *sums), (share, base, score, masses, noises), strict=True):
             e.store_vector(x, out, i)
-    e.store(m.reduce_max(most.get()), numbers, e.integer(4))
+    e.store(m.reduce_max(most.get()), score, count)
     e.finish()
 
 
@@ -114,24 +107,17 @@ def _buckets(e: Emitter) -> None:
     e.finish()
 
 
-def _rest(e: Emitter) -> None:
-    """Sum up groups from a bucket on; list the others and return how many these are."""
-    bucket, count, first, mass, noise, sums, candidates = e.arguments
-    b, m = e.builder, e.math
-    bound, zero = e.splat_number(first), m.constant(0.0)
-    masses, noises, listed = e.variable(zero), e.variable(zero), e.variable(e.integer(0))
+def _totals(e: Emitter) -> None:
+    """Sum up two arrays."""
+    *arrays, count, sums = e.arguments
+    m = e.math
+    totals = [e.variable(m.constant(0.0)) for _ in arrays]
     with e.loop(0, count, e.lanes) as i:
-        early = b.icmp_signed("<", e.load_vector(bucket, i, _I32), bound)
-        for total, x in ((masses, mass), (noises, noise)):
-            total.set(m.add(total.get(), b.select(early, zero, e.load_vector(x, i))))
-        some = b.icmp_unsigned("!=", b.bitcast(early, ir.IntType(e.lanes)), ir.IntType(e.lanes)(0))
-        with e.loop(i, b.select(some, e.add(i, e.lanes), i)) as j:
-            e.store(b.trunc(j, _I32), candidates, listed.get())
-            own = b.icmp_signed("<", e.load(bucket, j, _I32), b.trunc(first, _I32))
-            listed.set(b.add(listed.get(), b.zext(own, INT)))
-    for j, total in enumerate((masses, noises)):
+        for total, x in zip(totals, arrays, strict=True):
+            total.set(m.add(total.get(), e.load_vector(x, i)))
+    for j, total in enumerate(totals):
         e.store(m.reduce_add(total.get()), sums, e.integer(j))
-    e.finish(listed.get())
+    e.finish()
 
 
 def _offsets(e: Emitter) -> None:
@@ -162,52 +148,76 @@ def _larger(e: Emitter) -> Callable[[Any, Any], Any]:
 
 
 def _draw(e: Emitter) -> None:
-    """Write how many runs begin before the end of each group, where groups are as long as their mass times the rate.
+    """Write how many runs begin before the end of each cell, where cells are as long as their mass times the rate.
 
-    `most` is raised to the number of runs in each group.
+    `reached` are these ends themselves, after a first number for the beginning.
     """
-    mass, count, state, runs, rate, out, highest = e.arguments
+    mass, count, state, runs, rate, out, reached = e.arguments
     m, b, zero, none = e.math, e.builder, e.math.constant(0.0), _integers(e, 0)
     given, most, scale = _splat(e, state), _splat(e, runs), m.splat(e.load(rate, e.integer(0)))
-    lane, ends, before = ir.VectorType(_I32, e.lanes), e.variable(zero), e.variable(none)
-    shifted = ir.Constant(lane, [e.lanes - 1 + j for j in range(e.lanes)])
+    ends, before = e.variable(zero), e.variable(none)
+    e.store(e.scalar(0.0), reached, e.integer(0))
     with e.loop(0, count, e.lanes) as i:
         ends.set(_running(e, e.load_vector(mass, i), zero, ends.get(), m.add))
         end = m.mul(ends.get(), scale)
+        e.store_vector(end, reached, e.add(i, 1))
         near = b.fptosi(end, m.integer)
         within = m.lt(_uniform(e, given, near), m.sub(end, b.sitofp(near, m.vector)))
         number = b.add(near, b.zext(within, m.integer))
         number = b.select(b.icmp_signed("<", number, most), number, most)
         number = _running(e, number, none, before.get(), _larger(e))  # rounding may have put ends out of order
         _store_numbers(e, number, out, i)
-        own = b.trunc(b.sub(number, b.shuffle_vector(before.get(), number, shifted)), lane)
-        e.store_vector(_larger(e)(e.load_vector(highest, i, _I32), own), highest, i)
         before.set(number)
     e.finish()
 
 
-def _fill(e: Emitter) -> None:
-    """Give places without a group that of the place before, and write the weights of all."""
-    groups, count, weight, odds = e.arguments
-    numbers, b = ir.VectorType(_I32, e.lanes), e.builder
-    none = ir.Constant(numbers, [0] * e.lanes)
-    before = e.variable(none)
+def _find(e: Emitter) -> None:
+    """Write the group of each run, and the weight of its items.
+
+    `places` has the cell of each run that is the first in one, and 0 for the others, whose cell is that of the run
+    before. A run lies in the first group that ends beyond it.
+    """
+    places, count, state, rate, reached, mass, first, halvings, ends, share, unit, odds = e.arguments
+    m, b, numbers = e.math, e.builder, ir.VectorType(_I32, e.lanes)
+    none, given, scale = ir.Constant(numbers, [0] * e.lanes), _splat(e, state), m.splat(e.load(rate, e.integer(0)))
+    before, local = e.variable(none), e.array(e.element, e.lanes)
     with e.loop(0, count, e.lanes) as i:
-        before.set(_running(e, e.load_vector(groups, i, _I32), none, before.get(), _larger(e)))
-        e.store_vector(before.get(), groups, i)
-        own = e.math.constant(0.0)
-        for j in range(e.lanes):
-            group = b.zext(b.extract_element(before.get(), _I32(j)), INT)
-            own = b.insert_element(own, e.load(weight, group), _I32(j))
-        e.store_vector(own, odds, i)
+        before.set(_running(e, e.load_vector(places, i, _I32), none, before.get(), _larger(e)))
+        e.store_vector(before.get(), places, i)
+        begin = length = m.constant(0.0)
+        for lane in range(e.lanes):
+            cell = b.zext(b.extract_element(before.get(), _I32(lane)), INT)
+            begin = b.insert_element(begin, e.load(reached, cell), _I32(lane))
+            length = b.insert_element(length, e.load(mass, cell), _I32(lane))
+        own = _places(e, i)
+        at = m.add(_uniform(e, given, own), b.sitofp(own, m.vector))
+        part = m.div(m.sub(at, begin), m.mul(length, scale))
+        e.store_vector(m.maximum(m.constant(0.0), m.minimum(m.constant(1.0), part)), local, e.integer(0))
+        with e.loop(0, e.lanes) as lane:
+            j = e.add(i, lane)
+            cell = b.zext(e.load(places, j, _I32), INT)
+            group = _beyond(e, ends, first, cell, halvings, e.load(local, lane))
+            e.store(b.trunc(group, _I32), places, j)
+            e.store(b.fmul(e.load(share, cell), e.load(unit, group)), odds, j)
     e.finish()
 
 
-def _equal(e: Emitter) -> None:
-    """Return a mask of those of SHARED numbers that are equal to another."""
-    numbers, number = e.arguments
-    b, wanted, mask = e.builder, e.splat_number(number), e.integer(0)
-    for i in range(0, SHARED, e.lanes):
-        same = b.icmp_signed("==", e.load_vector(numbers, e.integer(i), _I32), wanted)
-        mask = b.or_(mask, b.shl(b.zext(b.bitcast(same, ir.IntType(e.lanes)), INT), e.integer(i)))
-    e.finish(mask)
+def _beyond(e: Emitter, ends: Any, first: Any, cell: Any, halvings: Any, at: Any) -> Any:
+    """Return the first group of a cell that ends beyond a place; the last with any mass ends beyond all.
+
+    Halves are few, as it cannot be foreseen which is taken.
+    """
+    b = e.builder
+    low, high = (e.variable(e.load(first, e.add(cell, k), INT)) for k in range(2))
+    with e.loop(0, halvings):
+        middle = b.lshr(e.add(low.get(), high.get()), e.integer(1))
+        beyond = b.fcmp_ordered(">", e.load(ends, middle), at)
+        low.set(b.select(beyond, low.get(), e.add(middle, 1)))
+        high.set(b.select(beyond, e.add(middle, 1), high.get()))
+    found = e.variable(low.get())
+    with e.loop(low.get(), high.get(), e.lanes) as j:
+        beyond = e.math.gt(e.load_vector(ends, j), e.math.splat(at))
+        mask = b.zext(b.bitcast(beyond, ir.IntType(e.lanes)), INT)
+        step = b.cttz(b.or_(mask, e.integer(1 << e.lanes)), ir.IntType(1)(1))
+        found.set(e.add(found.get(), b.select(b.icmp_signed("==", found.get(), j), step, e.integer(0))))
+    return found.get()

@@ -7,14 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels.backends.numba.catalog_layout import Groups, Lists, Rules, Scratch
+from rfkernels.backends.numba.catalog_groups import Groups
+from rfkernels.backends.numba.catalog_guesses import Guesses
+from rfkernels.backends.numba.catalog_layout import Lists, Rules, Scratch
 from rfkernels.backends.numba.compiling import call, jit
+from rfkernels.catalog.plan import RUN
 
 TINY = 1e-100
 """Weights relative to the largest are looked at anew where they are less: some may be 0 that are not."""
 
 _NONE = np.uint32(0xFFFFFFFF)
 """The number of no group."""
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 @jit
@@ -26,20 +31,19 @@ def _mixed(z: Any) -> Any:
 
 @jit
 def _state(seed: Any, stream: int) -> Any:
-    return _mixed(seed + np.uint64(0x9E3779B97F4A7C15) * np.uint64(stream + 1))
+    return _mixed(seed + _GOLDEN * np.uint64(stream + 1))
 
 
 @jit
-def deviation(r: Rules, g: Groups, query: Any, out: Any) -> float:
-    """Write dot products with the means of cells; return the deviation of logits about them where the spread is 1."""
-    dim, cells = len(query), len(g.held)
-    place, row = g.every.ctypes.data, query.ctypes.data
-    rows = (cells + dim + 3) & ~3
-    call(r.wide_dots, (g.means.ctypes.data, g.means.strides[0], place, rows, row, out.ctypes.data))
-    square = 0.0
-    for j in range(dim):
-        square += out[cells + j] * query[j]
-    return math.sqrt(max(square, 0.0))
+def _uniform(state: Any, place: int) -> float:
+    return float(_mixed(state + _GOLDEN * np.uint64(place + 1)) >> np.uint64(11)) * 2.0**-53
+
+
+@jit
+def cell_logits(r: Rules, g: Groups, query: Any, out: Any) -> None:
+    """Write dot products with the means of cells."""
+    rows, given = (len(g.held) + 3) & ~3, (g.means.ctypes.data, g.means.strides[0], g.every.ctypes.data)
+    call(r.wide_dots, (*given, rows, query.ctypes.data, out.ctypes.data))
 
 
 @jit
@@ -50,117 +54,201 @@ def log_mean(r: Rules, deviation: float) -> float:
 
 
 @jit
-def weigh(r: Rules, g: Groups, s: Scratch, logits: Any, scale: float) -> float:
-    """Fill the arrays of groups relative to the largest mean weight, whose log is returned."""
-    top = -np.inf
-    for c in range(len(g.held)):
-        if g.held[c] > 0:
-            top = max(top, logits[c] + log_mean(r, scale * g.reach[c]))
-    s.numbers[0], s.numbers[1], s.numbers[2], s.numbers[3] = top, scale, r.edge, r.floor
-    given = (logits.ctypes.data, g.cell.ctypes.data, g.deviation.ctypes.data, g.size.ctypes.data, len(g.size))
-    out = (s.weight.ctypes.data, s.mass.ctypes.data, s.noise.ctypes.data, s.score.ctypes.data)
-    call(r.guess, (*given, s.numbers.ctypes.data, *out))
-    return top
+def shares(r: Rules, v: Guesses, s: Scratch, size: int, logits: Any) -> float:
+    """Fill the arrays of cells relative to the largest mean weight of a group, whose log is returned."""
+    given = logits.ctypes.data, v.top[size].ctypes.data, v.mass[size].ctypes.data, v.noise[size].ctypes.data
+    out = s.share.ctypes.data, s.base.ctypes.data, s.far.ctypes.data, s.noise.ctypes.data, s.score.ctypes.data
+    call(r.shares, (*given, v.best[size].ctypes.data, v.top.shape[1], s.numbers.ctypes.data, *out))
+    return float(s.numbers[0])
 
 
 @jit
-def _share(r: Rules, g: Groups, s: Scratch, budget: int) -> tuple[int, int, float, float, int]:
-    """Return the first bucket that is not opened, runs, the sums of weights and noises from there on, and candidates.
+def _queue(s: Scratch, cell: int, bucket: int) -> None:
+    s.following[cell] = s.first[bucket]
+    s.first[bucket] = cell
 
-    Candidates are the groups of buckets that may be opened, in order: few, so that all others are summed up at once.
-    """
-    sizes, buckets = s.sizes, s.sizes.shape[1]
-    sizes[:] = 0
-    s.score[len(g.size)] = s.numbers[4]
-    call(r.buckets, (s.score.ctypes.data, len(g.size), s.bucket.ctypes.data))
-    for i in range(len(g.start)):
-        sizes[i & 3, np.uint32(s.bucket[i])] += g.count[i]
-    taken, last = 0, 0
-    while True:
-        for k in range(1, 4):
-            sizes[0, last] += sizes[k, last]
-        if (budget - taken - sizes[0, last]) // 4 < r.fewest_runs or last == buckets - 1:
-            break
-        taken += sizes[0, last]
-        last += 1
-    arrays = s.bucket.ctypes.data, len(g.size), last, s.mass.ctypes.data, s.noise.ctypes.data
-    listed = call(r.rest, (*arrays, s.numbers.ctypes.data, s.candidates.ctypes.data))
-    s.sums[:, :last] = 0
+
+@jit
+def _candidates(r: Rules, g: Groups, v: Guesses, s: Scratch, size: int, budget: int) -> tuple[int, int]:
+    """List groups that may be opened, bucket by bucket; return their number, and how many buckets hold them."""
+    buckets, best = len(s.first), s.score[v.top.shape[1]]
+    call(r.buckets, (s.score.ctypes.data, v.top.shape[1], s.bucket.ctypes.data))
+    for j in range(buckets):
+        s.first[j] = -1
+    for c in range(len(g.held)):
+        s.turn[c] = g.first[c]
+        if s.bucket[c] < buckets - 1:
+            _queue(s, c, s.bucket[c])
+    listed, left = 0, budget
+    for bucket in range(buckets - 1):
+        items, end, c = 0, listed, s.first[bucket]
+        while c >= 0:
+            following, k, own = s.following[c], s.turn[c], bucket
+            while k < g.first[c + 1]:
+                group = v.order[size, k]
+                depth = r.per_nat * (best - (s.base[c] + v.score[size, group]))
+                own = int(depth) if depth < buckets - 1 else buckets - 1
+                if own > bucket:
+                    break
+                s.candidates[end], s.depths[end] = group, bucket
+                items, end, k = items + g.count[group], end + 1, k + 1
+            s.turn[c] = k
+            if bucket < own < buckets - 1:
+                _queue(s, c, own)
+            c = following
+        if (left - items) // RUN < r.fewest_runs:
+            return listed, bucket
+        s.sizes[bucket], listed, left = items, end, left - items
+    return listed, buckets - 1
+
+
+@jit
+def _rest(g: Groups, v: Guesses, s: Scratch, size: int, touched: int) -> None:
+    """Sum up the groups of cells that have candidates, but for the first in the order of scores, which are taken."""
+    for j in range(touched):
+        c = s.touched[j]
+        k = g.first[c] + s.taken[c]
+        some = s.share[c] if k < g.first[c + 1] else 0.0
+        s.far[c], s.noise[c] = some * v.mass_from[size, k], some * v.noise_from[size, k]
+
+
+@jit
+def _decide(r: Rules, g: Groups, v: Guesses, s: Scratch, size: int, budget: int) -> tuple[int, float, float]:
+    """Find how many groups of each cell are opened; return runs, and the sums of the weights and noises of others."""
+    listed, last = _candidates(r, g, v, s, size, budget)
+    taken = touched = 0
+    for j in range(last):
+        s.sums[0, j] = s.sums[1, j] = 0.0
+        taken += s.sizes[j]
     for i in range(listed):
-        group = s.candidates[i]
-        s.sums[0, s.bucket[group]] += s.mass[group]
-        s.sums[1, s.bucket[group]] += s.noise[group]
+        group, j = s.candidates[i], s.depths[i]
+        c = g.cell[group]
+        own = s.share[c] * (g.size[group] * v.unit[size, group])
+        s.sums[0, j] += own
+        s.sums[1, j] += own * v.variance[size, group]
+        if s.taken[c] == 0:
+            s.touched[touched] = c
+            touched += 1
+        s.taken[c] += 1
+    _rest(g, v, s, size, touched)
+    call(r.totals, (s.far.ctypes.data, s.noise.ctypes.data, v.top.shape[1], s.numbers.ctypes.data))
     mass, noise, least = s.numbers[0], s.numbers[1], np.inf
-    chosen, runs, total, noises = 0, budget // 4, mass, noise
+    chosen, runs, total, noises = 0, budget // RUN, mass, noise
     for j in range(last, -1, -1):
         if j < last:
-            mass, noise, taken = mass + s.sums[0, j], noise + s.sums[1, j], taken - sizes[0, j]
-        left = (budget - taken) // 4
-        if mass * noise / (4 * left) <= least:
-            chosen, runs, total, noises, least = j, left, mass, noise, mass * noise / (4 * left)
-    return chosen, runs, total, noises, listed
+            mass, noise, taken = mass + s.sums[0, j], noise + s.sums[1, j], taken - s.sizes[j]
+        left = (budget - taken) // RUN
+        if mass * noise / (RUN * left) <= least:
+            chosen, runs, total, noises, least = j, left, mass, noise, mass * noise / (RUN * left)
+    for i in range(listed):
+        if s.depths[i] >= chosen:
+            s.taken[g.cell[s.candidates[i]]] -= 1
+    _rest(g, v, s, size, touched)
+    return runs, total, noises
 
 
 @jit
-def _open(g: Groups, s: Scratch, n: Lists, i: int, chosen: int, listed: int) -> tuple[int, int]:
-    """List opened groups and their rows, and take their weights away; return numbers of items and groups."""
-    places, size, opened = n.places[i], 0, 0
+def _open(g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: int) -> tuple[int, int]:
+    """List opened groups and their rows; return numbers of items and groups."""
+    places, items, opened = n.places[i], 0, 0
     for c in range(len(g.held)):
         s.items[c] = g.held[c]
-    for j in range(listed):
-        group = s.candidates[j]
-        if s.bucket[group] < chosen:
-            n.opened[i, opened] = group
-            opened += 1
-            s.mass[group] = 0.0
-            count, start = g.count[group], g.start[group]
-            s.items[g.cell[group]] -= count
-            for k in range(count):
-                places[size + k] = start + k
-            size += count
-    places[size : size + 3] = places[max(size - 1, 0)]
-    return size, opened
+        if s.taken[c] == 0:
+            continue
+        for k in range(g.first[c], g.first[c] + s.taken[c]):
+            s.opened[v.order[size, k]] = True
+        for group in range(g.first[c], g.first[c + 1]):
+            if s.opened[group]:
+                n.opened[i, opened] = group
+                count, start = g.count[group], g.start[group]
+                for k in range(count):
+                    places[items + k] = start + k
+                s.items[c] -= count
+                items, opened = items + count, opened + 1
+    for k in range(3):
+        places[items + k] = places[max(items - 1, 0)]
+    return items, opened
 
 
 @jit
-def _slopes(g: Groups, s: Scratch, out: Any) -> None:
-    """Write the mean weight of what is left of each cell."""
-    s.cells[:] = 0
-    for j in range(len(g.start)):
-        s.cells[j & 3, g.cell[j]] += s.mass[j]
-    for c in range(len(out)):
-        mass = (s.cells[0, c] + s.cells[1, c]) + (s.cells[2, c] + s.cells[3, c])
-        out[c] = mass / max(s.items[c], 1.0)
+def _renew(r: Rules, g: Groups, v: Guesses, s: Scratch, size: int, logits: Any) -> tuple[float, float, float]:
+    """Take weights of far groups relative to the largest of their own; return that, their sum and that of noises."""
+    top, total, noise = -np.inf, 0.0, 0.0
+    for group in range(len(g.start)):
+        s.mass[group] = logits[g.cell[group]] + log_mean(r, v.size[size] * g.deviation[group])
+        if not s.opened[group]:
+            top = max(top, s.mass[group])
+    for c in range(len(g.held)):
+        s.far[c] = 0.0
+        for group in range(g.first[c], g.first[c + 1]):
+            s.mass[group] = 0.0 if s.opened[group] else g.size[group] * math.exp(s.mass[group] - top)
+            s.far[c] += s.mass[group]
+            noise += s.mass[group] * v.variance[size, group]
+        total += s.far[c]
+    return top, total, noise
 
 
 @jit
-def _draw(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, runs: int, number: int) -> None:
+def _draw(r: Rules, g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: int, state: Any, renewed: bool) -> None:
     """Find the group of each run: the first that ends beyond where the run lies, and of some weight."""
-    s.numbers[0], draw, ends = runs / n.measures[i, 1], n.draw[i], s.ends
-    state, groups = _state(r.seed, 2 * number), len(g.start)
-    out = s.numbers.ctypes.data, ends.ctypes.data, s.most.ctypes.data
-    call(r.draw, (s.mass.ctypes.data, len(g.size), state, runs, *out))
-    if ends[groups - 1] < runs:  # by rounding
-        last = groups - 1
-        while s.mass[last] == 0:
-            last -= 1
-        ends[last:groups] = runs
-    draw[: runs + 8] = 0
+    runs, draw, ends, odds, cells = n.sizes[i, 2], n.draw[i], s.ends, n.odds[i], len(g.held)
+    s.numbers[0] = runs / n.measures[i, 1]
+    rate, far, reached = s.numbers.ctypes.data, s.far.ctypes.data, s.reached.ctypes.data
+    call(r.draw, (far, v.top.shape[1], state, runs, rate, ends.ctypes.data, reached))
+    last = cells - 1
+    while ends[last] < runs:  # by rounding
+        ends[last] = runs
+        if s.far[last] > 0:
+            break
+        last -= 1
+    for k in range(runs + 8):
+        draw[k] = 0
     before = np.uint64(0)
-    for j in range(groups):
-        draw[before] = j  # a later group with as many runs before it takes the place over
-        before = np.uint64(ends[j])
-    call(r.fill, (draw.ctypes.data, runs, s.weight.ctypes.data, n.odds[i].ctypes.data))
+    for c in range(cells):
+        draw[before] = c  # a later cell with as many runs before it takes the place over
+        before = np.uint64(ends[c])
+    if not renewed:
+        given = draw.ctypes.data, runs, state, rate, reached, far, g.first.ctypes.data, r.halvings
+        unit = v.ends[size].ctypes.data, s.share.ctypes.data, v.unit[size].ctypes.data
+        call(r.find, (*given, *unit, odds.ctypes.data))
+    _walk(g, v, s, n, i, size, state, renewed)
+    turn = 0
+    for k in range(runs):
+        turn = turn + 1 if k > 0 and draw[k] == draw[k - 1] else 1
+        s.most[draw[k]] = max(s.most[draw[k]], turn)
+
+
+@jit
+def _walk(g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: int, state: Any, renewed: bool) -> None:
+    """Find the groups of runs in cells of which groups are opened, or in all, from masses."""
+    first, draw, odds, rate = 0, n.draw[i], n.odds[i], s.numbers[0]
+    for c in range(len(g.held)):
+        stop = s.ends[c]
+        if stop > first and (renewed or s.taken[c] > 0):
+            group, last = g.first[c], g.first[c + 1] - 1
+            for j in range(group, last + 1):
+                if not renewed:
+                    s.mass[j] = 0.0 if s.opened[j] else s.share[c] * (g.size[j] * v.unit[size, j])
+            while s.mass[last] == 0:
+                last -= 1
+            end = s.reached[c] + s.mass[group] * rate
+            for k in range(first, stop):
+                at = k + _uniform(state, k)
+                while group < last and (s.mass[group] == 0 or end <= at):
+                    group += 1
+                    end += s.mass[group] * rate
+                draw[k], odds[k] = group, s.mass[group] / g.size[group]
+        first = stop
 
 
 @jit
 def place(g: Groups, s: Scratch, group: int, turn: int, places: Any) -> None:
     """Write the rows of a run of a group; its runs follow each other around it."""
     count, start = g.count[group], g.start[group]
-    offset = s.offset[group] + 4 * turn
+    offset = s.offset[group] + RUN * turn
     if offset >= count:
         offset %= count
-    for k in range(4):
+    for k in range(RUN):
         places[k] = start + offset
         offset = offset + 1 if offset + 1 < count else 0
 
@@ -171,64 +259,49 @@ def list_rows(r: Rules, g: Groups, s: Scratch, n: Lists, i: int) -> None:
     first, runs, turn, draw = (n.sizes[i, 0] + 3) & ~3, n.sizes[i, 2], 0, n.draw[i]
     for run in range(runs):
         turn = turn + 1 if run > 0 and draw[run] == draw[run - 1] else 0
-        place(g, s, draw[run], turn, n.places[i, first + 4 * run :])
-    end = first + 4 * runs
-    n.places[i, end : end + r.ahead] = 0
+        place(g, s, draw[run], turn, n.places[i, first + RUN * run :])
+    end = first + RUN * runs
+    for k in range(r.ahead):
+        n.places[i, end + k] = 0
 
 
 @jit
-def _renew(r: Rules, g: Groups, s: Scratch, logits: Any, scale: float, chosen: int) -> tuple[float, float, float]:
-    """Take weights of far groups relative to the largest of their own; return that, their sum and that of noises."""
-    top, total, noise = -np.inf, 0.0, 0.0
-    for j in range(len(g.start)):
-        s.weight[j] = logits[g.cell[j]] + log_mean(r, scale * g.deviation[j])
-        if s.bucket[j] >= chosen:
-            top = max(top, s.weight[j])
-    for j in range(len(g.start)):
-        s.weight[j] = math.exp(s.weight[j] - top)
-        if s.bucket[j] >= chosen:
-            own = scale * g.deviation[j]
-            apart = log_mean(r, 2 * own) - 2 * log_mean(r, own)
-            s.mass[j] = g.size[j] * s.weight[j]
-            total += s.mass[j]
-            noise += s.mass[j] * (math.expm1(apart) - apart + r.floor)
-    return top, total, noise
-
-
-@jit
-def _choose(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, query: Any, number: int) -> None:
-    budget = r.budget - len(g.held) - len(query)
-    scale = deviation(r, g, query, n.cells[i])
-    top = weigh(r, g, s, n.cells[i], scale)
-    if budget >= g.items:
-        chosen, runs, total, noise, listed = s.sizes.shape[1], 0, 0.0, 0.0, len(g.start)
-        for j in range(listed):
-            s.candidates[j] = j
-    else:
-        chosen, runs, total, noise, listed = _share(r, g, s, budget)
-    size, opened = _open(g, s, n, i, chosen, listed)
-    if runs > 0 and total < TINY:
-        top, total, noise = _renew(r, g, s, n.cells[i], scale, chosen)
-    log_error = top + (math.log(total) + math.log(noise) - math.log(4.0 * runs)) / 2 if runs > 0 else -np.inf
-    steady = runs > 0 and noise <= r.trusted**2 * total * (4 * runs)
+def _choose(r: Rules, g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: int, query: Any, number: int) -> None:
+    budget, runs, total, noise = r.budget - len(g.means), 0, 0.0, 0.0
+    cell_logits(r, g, query, n.cells[i])
+    top = shares(r, v, s, size, n.cells[i])
+    for c in range(len(g.held)):
+        s.taken[c] = g.first[c + 1] - g.first[c] if budget >= g.items else 0
+    if budget < g.items:
+        runs, total, noise = _decide(r, g, v, s, size, budget)
+    items, opened = _open(g, v, s, n, i, size)
+    renewed = runs > 0 and total < TINY
+    if renewed:
+        top, total, noise = _renew(r, g, v, s, size, n.cells[i])
+    log_error = top + (math.log(total) + math.log(noise) - math.log(RUN * runs)) / 2 if runs > 0 else -np.inf
+    steady = runs > 0 and noise <= r.trusted**2 * total * (RUN * runs)
     sizes, measures = n.sizes[i], n.measures[i]
-    sizes[0], sizes[1], sizes[2], sizes[3] = size, opened, runs, int(steady)
+    sizes[0], sizes[1], sizes[2], sizes[3] = items, opened, runs, int(steady)
     measures[0], measures[1], measures[2] = top, total, log_error
     if steady:
-        _slopes(g, s, n.slopes[i])
+        for c in range(len(g.held)):
+            n.slopes[i, c] = s.far[c] / max(s.items[c], 1.0)
     if runs > 0:
-        _draw(r, g, s, n, i, runs, number)
+        _draw(r, g, v, s, n, i, size, _state(r.seed, 2 * number), renewed)
+    for k in range(opened):
+        s.opened[n.opened[i, k]] = False
     n.draw[i, runs] = _NONE
-    end = (size + 3) & ~3
-    n.places[i, end : end + r.ahead] = 0
+    end = (items + 3) & ~3
+    for k in range(r.ahead):
+        n.places[i, end + k] = 0
 
 
 @jit
-def choose(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any, first: int) -> int:
-    """List what the queries of a block take; the first of them has number `first`."""
+def choose(r: Rules, g: Groups, v: Guesses, s: Scratch, n: Lists, sizes: Any, queries: Any, first: int) -> int:
+    """List what the queries of a block take; the first of them has number `first`, and `sizes` their places in `v`."""
     state = _state(r.seed, 2 * (first // r.shared) + 1)
     call(r.offsets, (g.size.ctypes.data, len(g.size), state, s.offset.ctypes.data))
     s.most[:] = 0
     for i in range(len(queries)):
-        _choose(r, g, s, n, i, queries[i], first + i)
+        _choose(r, g, v, s, n, i, sizes[i], queries[i], first + i)
     return 0

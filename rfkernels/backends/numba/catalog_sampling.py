@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels.backends.numba import threads
+from rfkernels.backends.numba.catalog_groups import Groups
+from rfkernels.backends.numba.catalog_guesses import Guesses, prepared, sizes
 from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER
-from rfkernels.backends.numba.catalog_layout import Groups, Rules, Scratch, groups, rules, scratch
-from rfkernels.backends.numba.catalog_plans import TINY, deviation, log_mean, weigh
-from rfkernels.backends.numba.compiling import call, jit
+from rfkernels.backends.numba.catalog_layout import Rules, Scratch, rules, scratch
+from rfkernels.backends.numba.catalog_plans import TINY, cell_logits, log_mean, shares
+from rfkernels.backends.numba.compiling import call, entry, jit, jit_with
 from rfkernels.catalog.arguments import check_fit
 from rfkernels.catalog.records import Draws, Table
 from rfkernels.catalog.sampling import HEAD, HEAD_GROUPS
@@ -38,7 +40,7 @@ def sample(table: Table, queries: Any, draws: int, rng: Any) -> Draws:
     """Draw items, independently and with replacement, for queries (queries, dim); ids are those of the table."""
     u = rng.random((len(queries), 2, draws))
     rows, log, logits = np.empty((len(u), draws), np.int64), np.empty((len(u), draws)), np.empty((len(u), draws))
-    g = groups(table)
+    g, known = prepared(table)
     r, keep = rules(table, g, 0, 0)
     own, wide = (np.ascontiguousarray(queries, dtype) for dtype in (table.rows.dtype, np.float64))
     most, dtype = int(g.count.max()), own.dtype
@@ -47,7 +49,8 @@ def sample(table: Table, queries: Any, draws: int, rng: Any) -> Draws:
         part = slice(first, first + _SHARE)
         room = _room(g, most, draws, dtype)
         drawn = rows[part], log[part], logits[part]
-        return _sample(r, g, scratch(g, dtype), room, wide[part], own[part], u[part], drawn)
+        v, places = known.at(sizes(r.wide_dots, g, wide[part]))
+        return _sample(r, g, v, scratch(g, dtype), room, places, wide[part], own[part], u[part], drawn)
 
     threads.run([partial(share, first) for first in range(0, len(u), _SHARE)], threads.thread_count())
     del keep
@@ -111,15 +114,21 @@ def _log_sum(r: Rules, g: Groups, s: Scratch, room: Room, group: int) -> float:
     return float(s.top[0]) + math.log(s.top[1])
 
 
-@jit
-def _masses(r: Rules, g: Groups, s: Scratch, room: Room, wide: Any, query: Any) -> tuple[int, int, float]:
+@jit_with(allocates=True)
+def _masses(
+    r: Rules, g: Groups, v: Guesses, s: Scratch, room: Room, size: int, wide: Any, query: Any
+) -> tuple[int, int, float]:
     """Fill the sums of groups, relative to some number; return how long the head is, places used, and their total."""
-    scale = deviation(r, g, wide, room.cells)
-    top = weigh(r, g, s, room.cells, scale)
+    scale = v.size[size]
+    cell_logits(r, g, wide, room.cells)
+    top = shares(r, v, s, size, room.cells)
+    for c in range(len(g.held)):
+        for j in range(g.first[c], g.first[c + 1]):
+            s.mass[j] = s.share[c] * g.size[j] * v.unit[size, j]
     count, used, mass = _head(g, s.mass, room.head), 0, s.mass
     if mass[room.head[-1]] < TINY:  # some that are 0 promise more than others
-        _logs(r, g, room, scale, s.score)
-        count = _head(g, s.score, room.head)
+        _logs(r, g, room, scale, room.ends)
+        count = _head(g, room.ends, room.head)
     largest, logs = top, np.empty(count)
     for i in range(count):
         used = _take(r, g, room, room.head[i], query, used)
@@ -177,18 +186,22 @@ def _place(ends: Any, count: int, at: float) -> int:
     return low
 
 
-@jit
-def _sample(r: Rules, g: Groups, s: Scratch, room: Room, wide: Any, queries: Any, u: Any, drawn: Any) -> int:
+@entry
+def _sample(
+    r: Rules, g: Groups, v: Guesses, s: Scratch, room: Room, sizes: Any, wide: Any, queries: Any, u: Any, drawn: Any
+) -> int:
     rows, log, logits = drawn
     for i in range(len(queries)):
-        _draw(r, g, s, room, wide[i], queries[i], u[i], (rows[i], log[i], logits[i]))
+        _draw(r, g, v, s, room, sizes[i], wide[i], queries[i], u[i], (rows[i], log[i], logits[i]))
     return 0
 
 
-@jit
-def _draw(r: Rules, g: Groups, s: Scratch, room: Room, wide: Any, query: Any, u: Any, drawn: Any) -> None:
+@jit_with(allocates=True)
+def _draw(
+    r: Rules, g: Groups, v: Guesses, s: Scratch, room: Room, size: int, wide: Any, query: Any, u: Any, drawn: Any
+) -> None:
     out, log, logits = drawn
-    seen, used, total = _masses(r, g, s, room, wide, query)
+    seen, used, total = _masses(r, g, v, s, room, size, wide, query)
     for j in range(seen):
         room.touched[j] = room.head[j]
     group = np.empty(len(out), np.int64)

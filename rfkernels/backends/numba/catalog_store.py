@@ -11,7 +11,7 @@ import numpy as np
 from rfkernels.backends.numba import threads
 from rfkernels.backends.numba.compiling import jit_with
 
-_jit = jit_with("contract")
+_jit = jit_with("contract", entry=True, allocates=True)
 """With products and sums contracted."""
 
 

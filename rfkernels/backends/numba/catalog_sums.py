@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels.backends.numba.catalog_layout import Groups, Lists, Rules, Scratch
-from rfkernels.backends.numba.catalog_plans import choose, list_rows, place
-from rfkernels.backends.numba.compiling import call, jit
+from rfkernels.backends.numba.catalog_groups import Groups
+from rfkernels.backends.numba.catalog_guesses import Guesses
+from rfkernels.backends.numba.catalog_layout import Lists, Rules, Scratch
+from rfkernels.backends.numba.catalog_plans import choose, list_rows
+from rfkernels.backends.numba.compiling import call, entry, jit
+from rfkernels.catalog.plan import RUN
 
 _TOGETHER = 4
 """Queries from which on they take runs group by group."""
-
-_AHEAD = 16
-"""Groups whose runs are fetched at a time."""
 
 
 @jit
@@ -31,28 +31,21 @@ def _alone(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any) -> None:
     """Write dot products of queries with what they take, one query after the other."""
     for i in range(len(queries)):
         list_rows(r, g, s, n, i)
-        _multiply(r, n, i, ((n.sizes[i, 0] + 3) & ~3) + 4 * n.sizes[i, 2], queries[i])
+        _multiply(r, n, i, ((n.sizes[i, 0] + 3) & ~3) + RUN * n.sizes[i, 2], queries[i])
 
 
 @jit
 def _together(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any) -> None:
     """Write dot products of queries with what they take: a run is read once, for all that take it."""
-    out, draw, following, groups = s.queues[0], s.queues[1], s.following, len(g.start)
-    following[:] = -1
+    out, draw, waiting = s.queues[0], s.queues[1], s.waiting
+    waiting[:] = -1
     for i in range(len(queries)):
         end = (n.sizes[i, 0] + 3) & ~3
         _multiply(r, n, i, end, queries[i])
-        out[i], draw[i], following[i] = n.products[i, end:].ctypes.data, n.draw[i].ctypes.data, np.int32(n.draw[i, 0])
-    given = queries.ctypes.data, queries.strides[0], out.ctypes.data, draw.ctypes.data, following.ctypes.data
-    for group in range(groups):
-        if group % _AHEAD == 0:
-            part = s.most.ctypes.data, min(group + _AHEAD, groups), min(group + 2 * _AHEAD, groups)
-            call(r.fetch, (r.rows, r.row_stride, g.start.ctypes.data, s.offset.ctypes.data, *part))
-        turn, mask = 0, call(r.equal, (following.ctypes.data, group))
-        while mask != 0:
-            place(g, s, group, turn, s.places)
-            call(r.run_dots, (r.rows, r.row_stride, s.places.ctypes.data, mask, *given))
-            turn, mask = turn + 1, call(r.equal, (following.ctypes.data, group))
+        out[i], draw[i], waiting[i] = n.products[i, end:].ctypes.data, n.draw[i].ctypes.data, np.int32(n.draw[i, 0])
+    parts = g.start.ctypes.data, g.count.ctypes.data, s.offset.ctypes.data, s.most.ctypes.data, len(g.start)
+    given = queries.ctypes.data, queries.strides[0], out.ctypes.data, draw.ctypes.data, waiting.ctypes.data
+    call(r.pass_runs, (r.rows, r.row_stride, *parts, *given))
 
 
 @jit
@@ -88,7 +81,7 @@ def _total(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, products: Any, ste
     size, _, runs, _ = n.sizes[i]
     guessed, total, _ = n.measures[i]
     first, x, numbers = (size + 3) & ~3, n.x, s.numbers
-    top = _exponentials(r, s, x, products, size, first + 4 * runs, guessed if steady else -np.inf)
+    top = _exponentials(r, s, x, products, size, first + RUN * runs, guessed if steady else -np.inf)
     z = 0.0
     for j in range(0, first, 4):
         z += (x[j] + x[j + 1]) + (x[j + 2] + x[j + 3])
@@ -96,7 +89,7 @@ def _total(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, products: Any, ste
         return top, z, 0.0
     n.draw[i, runs : runs + 8], n.odds[i, runs : runs + 8] = 0, 1.0  # a whole vector more is read, and left out
     relative = math.exp(guessed - top) if steady else 0.0
-    numbers[0], numbers[1] = relative, total / (4 * runs)
+    numbers[0], numbers[1] = relative, total / (RUN * runs)
     given = x[first:].ctypes.data, products[first:].ctypes.data, n.draw[i].ctypes.data, n.odds[i].ctypes.data
     cells = g.cell.ctypes.data, n.slopes[i].ctypes.data, n.cells[i].ctypes.data
     call(r.add_runs, (*given, *cells, runs, numbers.ctypes.data))
@@ -115,16 +108,18 @@ def _sum_up(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, products: Any, ou
     predicted = math.exp(n.measures[i, 2] - out[0])
     if predicted > r.heavy:
         out[1] = max(out[1], predicted)
-    out[2] = size + 4 * runs
+    out[2] = size + RUN * runs
 
 
-@jit
-def estimate(r: Rules, g: Groups, s: Scratch, n: Lists, wide: Any, queries: Any, first: int, out: Any) -> int:
+@entry
+def estimate(
+    r: Rules, g: Groups, v: Guesses, s: Scratch, n: Lists, sizes: Any, wide: Any, queries: Any, first: int, out: Any
+) -> int:
     """Estimate log-normalizers of queries, block by block: log, standard error and dot products of each."""
     block = len(n.places)
     for i in range(0, len(queries), block):
         own = queries[i : i + block]
-        choose(r, g, s, n, wide[i : i + block], first + i)
+        choose(r, g, v, s, n, sizes[i : i + block], wide[i : i + block], first + i)
         if len(own) < _TOGETHER:
             _alone(r, g, s, n, own)
         else:
@@ -134,14 +129,16 @@ def estimate(r: Rules, g: Groups, s: Scratch, n: Lists, wide: Any, queries: Any,
     return 0
 
 
-@jit
-def evaluate(r: Rules, g: Groups, s: Scratch, n: Lists, wide: Any, queries: Any, first: int, out: Any) -> int:
+@entry
+def evaluate(
+    r: Rules, g: Groups, v: Guesses, s: Scratch, n: Lists, sizes: Any, wide: Any, queries: Any, first: int, out: Any
+) -> int:
     """Write rows, logits and log weights of what queries take, block by block."""
     block = len(n.places)
     rows, logits, log_weights = out
     for i in range(0, len(queries), block):
         own = queries[i : i + block]
-        choose(r, g, s, n, wide[i : i + block], first + i)
+        choose(r, g, v, s, n, sizes[i : i + block], wide[i : i + block], first + i)
         _alone(r, g, s, n, own)
         for j in range(len(own)):
             _copy(n, j, n.products[j], rows[i + j], logits[i + j], log_weights[i + j])
@@ -154,10 +151,10 @@ def _copy(n: Lists, i: int, products: Any, rows: Any, logits: Any, log_weights: 
     drawn = (size + 3) & ~3
     for j in range(size):
         rows[j], logits[j], log_weights[j] = n.places[i, j], products[j], 0.0
-    for j in range(4 * runs):
+    for j in range(RUN * runs):
         rows[size + j], logits[size + j] = n.places[i, drawn + j], products[drawn + j]
     for run in range(runs):
-        weight = math.log(n.measures[i, 1] / (4 * runs * n.odds[i, run]))
-        log_weights[size + 4 * run : size + 4 * run + 4] = weight
-    end = size + 4 * runs
+        weight = math.log(n.measures[i, 1] / (RUN * runs * n.odds[i, run]))
+        log_weights[size + RUN * run : size + RUN * (run + 1)] = weight
+    end = size + RUN * runs
     rows[end:], logits[end:], log_weights[end:] = -1, -np.inf, -np.inf

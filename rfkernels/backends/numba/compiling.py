@@ -1,7 +1,8 @@
 """How Python functions are compiled by Numba, kept on disk, and call what LLVM compiled elsewhere.
 
 Numba's cache goes by a function's name and by its own file, and would not notice a change of what it calls into. So
-names on disk hold a checksum of all files in this folder, whichever of them a function is made of.
+names on disk hold a checksum of all files in this folder, whichever of them a function is made of, and of those that
+specify catalogs, whose constants are compiled in.
 """
 
 from __future__ import annotations
@@ -17,34 +18,54 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+_FOLDERS = Path(__file__).parent, Path(__file__).parents[2] / "catalog"
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @cache
-def checksum(folder: Path) -> str:
-    """Return a checksum of the Python files of a folder."""
+def checksum(*folders: Path) -> str:
+    """Return a checksum of the Python files of folders."""
     found = 0
-    for path in sorted(folder.glob("*.py")):
+    for path in sorted(path for folder in folders for path in folder.glob("*.py")):
         found = zlib.crc32(path.read_bytes(), found)
     return f"{found:08x}"
 
 
-def jit_with(*fastmath: str) -> Callable[[Function], Function]:
-    """Return what compiles a function with some of LLVM's fast-math flags, kept on disk where that is possible."""
+def jit_with(*fastmath: str, entry: bool = False, allocates: bool = False) -> Callable[[Function], Function]:
+    """Return what compiles a function with some of LLVM's fast-math flags, kept on disk where that is possible.
+
+    Only an `entry` may be called by Python: code that takes some 60 arrays out of Python's tuples would take a third of
+    the time of compiling catalogs. Only functions that allocate arrays count references to those they are given:
+    counting would take a tenth of the time of a plan, and of compiling it.
+    """
     options: dict[str, Any] = {"nogil": True, "fastmath": set(fastmath) or False}
+    options |= {"no_cpython_wrapper": not entry, "_nrt": allocates}
 
     def compiled(function: Function) -> Function:
         name = function.__qualname__
-        function.__qualname__ = f"{name}_{checksum(Path(__file__).parent)}"
+        function.__qualname__ = f"{name}_{checksum(*_FOLDERS)}"
         try:
-            return cast(Function, njit(cache=True, **options)(function))
+            made = njit(cache=True, **options)(function)
         except RuntimeError:  # no directory can be written to: compile in every process
-            return cast(Function, njit(**options)(function))
+            made = njit(**options)(function)
+        if not entry:
+            _refuse_python(made, name)
+        return cast(Function, made)
 
     return compiled
 
 
-jit = jit_with()
+def _refuse_python(made: Any, name: str) -> None:
+    """See to it that a call by Python is an error: Numba would jump to nowhere."""
+
+    def refuse(*arguments: Any, **keywords: Any) -> None:
+        raise TypeError(f"{name}() can only be called by compiled functions: it is no entry")
+
+    made._insert, made._compile_for_args = (lambda *_, **__: None), refuse
+
+
+jit, entry = jit_with(), jit_with(entry=True)
 
 
 def _call(context: Any, address: Any, arguments: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -113,6 +113,19 @@ class Emitter:
         b.position_at_end(body)
         yield index
         index.add_incoming(b.add(index, self.integer(step)), b.block)
+        b.branch(head)
+        b.position_at_end(done)
+
+    @contextmanager
+    def repeat(self, condition: Callable[[], Any]) -> Iterator[None]:
+        """Run the body as long as a condition holds, which is evaluated before each turn."""
+        b = self.builder
+        head, body, done = (b.append_basic_block(name) for name in ("head", "loop", "done"))
+        b.branch(head)
+        b.position_at_end(head)
+        b.cbranch(condition(), body, done)
+        b.position_at_end(body)
+        yield
         b.branch(head)
         b.position_at_end(done)
 

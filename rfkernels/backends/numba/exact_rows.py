@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels.backends.numba import threads
-from rfkernels.backends.numba.compiling import jit
+from rfkernels.backends.numba.compiling import jit_with
 from rfkernels.exact import exact_block
 from rfkernels.kernels import Kernel
 from rfkernels.partials import Partial
@@ -39,7 +39,7 @@ def few_rows(xp: Any, q: Any, k: Any, v: Any, allowed: Any, kernel: Kernel) -> P
     return Partial(numerator, denominator, shift)
 
 
-@jit
+@jit_with(entry=True, allocates=True)
 def _rows(q: Any, k: Any, v: Any, allowed: Any, weight: Any, numerator: Any, denominator: Any, shift: Any) -> int:
     dim, keys = k.shape
     log, own = np.empty(keys, q.dtype), np.zeros(keys, q.dtype)

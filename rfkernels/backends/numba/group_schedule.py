@@ -14,10 +14,10 @@ from rfkernels.backends.numba.block_records import (
     Search,
 )
 from rfkernels.backends.numba.block_schedule import assign, gather, packed
-from rfkernels.backends.numba.compiling import call, jit, up
+from rfkernels.backends.numba.compiling import call, entry, jit, up
 
 
-@jit
+@entry
 def mass(p: BlockPlan, s: BlockScratch, t: BlockTask, q: int, count: int, out: int, room: int) -> int:
     """Write the attention that each key receives on average from `count` queries.
 
@@ -102,7 +102,7 @@ def _spread_out(p: BlockPlan, s: BlockScratch, t: BlockTask, f: Search) -> None:
                 call(p.approach, (s.scores, p.tile, missing, f.own + known * e, known, *own, *best))
 
 
-@jit
+@entry
 def find(p: BlockPlan, s: BlockScratch, t: BlockTask, u: BlockTask, f: Search) -> int:
     """Find groups of the keys of `t`, and what is left of keys and values within; `u` has no place for squares."""
     e = p.element

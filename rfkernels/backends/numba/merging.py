@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels.backends.numba.compiling import jit
+from rfkernels.backends.numba.compiling import jit, jit_with
 
 _MOST = np.finfo(np.float64).max
 """The cost of what is not finite: points are merged all the same, or nothing would end."""
@@ -47,7 +47,7 @@ def _nearest(square: Any, weight: Any, left: Any, i: int) -> tuple[int, float]:
     return at, best
 
 
-@jit
+@jit_with(entry=True, allocates=True)
 def _reduce(x: Any, weight: Any, size: int, label: Any) -> None:
     count = len(weight)
     left, root = weight > 0, np.arange(count)

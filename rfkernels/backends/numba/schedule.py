@@ -6,7 +6,7 @@ these functions are cached on disk whatever map they run.
 
 from __future__ import annotations
 
-from rfkernels.backends.numba.compiling import call, jit, up
+from rfkernels.backends.numba.compiling import call, entry, jit, up
 from rfkernels.backends.numba.schedule_records import Group, Plan, Scratch, Task, Weights
 
 
@@ -105,7 +105,7 @@ def add_tile(p: Plan, s: Scratch, t: Task, columns: int, v: int, v_row: int) -> 
     call(p.gemm_add, (s.u, u_row, 1, v, v_row, t.kv, p.width_pad, p.total, p.width_pad, columns))
 
 
-@jit
+@entry
 def absorb(p: Plan, w: Weights, s: Scratch, t: Task, low: int, high: int) -> int:
     """Write keys low <= s < high to the state; return 1 if some input is not finite."""
     i = low
@@ -269,7 +269,7 @@ def _wants_logs(t: Task, g: Group, index: int) -> int:
     return int(t.near != 0 or t.part_mode != 0 or g.denominator[index] != 0)
 
 
-@jit
+@entry
 def emit(p: Plan, w: Weights, s: Scratch, t: Task, g: Group, low: int, high: int) -> int:
     """Let queries low <= i < high read the whole state; return 1 if some input is not finite."""
     for index in range(t.groups):
@@ -287,7 +287,7 @@ def emit(p: Plan, w: Weights, s: Scratch, t: Task, g: Group, low: int, high: int
     return 0
 
 
-@jit
+@entry
 def span(p: Plan, w: Weights, s: Scratch, t: Task, g: Group, low: int, high: int) -> int:
     """Let queries low <= i < high read a state that grows by key i + delta; return 1 if some input is not finite.
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels.backends.numba import threads
-from rfkernels.backends.numba.compiling import jit
+from rfkernels.backends.numba.compiling import entry
 
 _PIECE = 1 << 17
 """Numbers of each estimate in a task."""
@@ -32,7 +32,7 @@ def spread(_: Any, outputs: Any, share: Any, ratio: Any, least: float) -> tuple[
     return average.reshape(shape), error.reshape(shape)
 
 
-@jit
+@entry
 def _spread(outputs: Any, share: Any, ratio: Any, least: float, average: Any, error: Any, low: int, high: int) -> int:
     groups, _, width = outputs.shape
     for r in range(low, high):

@@ -1,0 +1,65 @@
+"""The groups of a catalog's table as compiled code reads them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER
+from rfkernels.catalog.records import Table
+
+
+class Groups(NamedTuple):
+    """The groups of a table, and its cells: what they hold, and means and then the shape in rows of float64.
+
+    The groups of cell c are those from first[c] to first[c + 1], at most `widest`. `cell` and `size` are padded to
+    whole vectors.
+    """
+
+    start: Any
+    count: Any
+    cell: Any
+    deviation: Any
+    size: Any
+    first: Any
+    held: Any
+    means: Any
+    every: Any
+    items: int
+    widest: int
+    edge: float
+
+
+def groups_of(table: Table) -> Groups:
+    """Return the groups of a table, which lie cell by cell."""
+    items, dim, cells = int(table.count.sum(dtype=np.int64)), table.rows.shape[1], len(table.means)
+    if (np.diff(table.cell) < 0).any():
+        raise ValueError("table must have groups in the order of their cells")
+    first = np.searchsorted(table.cell, np.arange(cells + 1)).astype(np.int64)
+    return Groups(
+        np.ascontiguousarray(table.start, np.int64),
+        np.ascontiguousarray(table.count, np.int32),
+        np.pad(table.cell.astype(np.uint32), (0, -len(table.cell) % 8), "edge" if len(table.cell) else "constant"),
+        np.sqrt(table.spread, dtype=np.float64),
+        _padded(table.count),
+        first,
+        np.bincount(table.cell, table.count, cells),
+        np.concatenate([table.means, table.shape], dtype=np.float64),
+        np.arange(cells + dim + TOGETHER * (AHEAD + 2), dtype=np.int32) % (cells + dim),
+        items,
+        int(np.diff(first).max(initial=0)),
+        math.sqrt(2 * math.log(max(items, 1))),
+    )
+
+
+def padded(count: int) -> int:
+    """Return the length of arrays of so many numbers in whole vectors."""
+    return (count + 7) // 8 * 8
+
+
+def _padded(x: Any) -> Any:
+    out = np.zeros(padded(len(x)))
+    out[: len(x)] = x
+    return out
