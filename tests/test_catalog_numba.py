@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from rfkernels.backends.numba import catalog, catalog_exact, catalog_sampling
+from rfkernels.backends.numba import catalog, catalog_exact, catalog_guesses, catalog_sampling
 from rfkernels.backends.numba.catalog_plan_kernels import plan_kernels
 from rfkernels.backends.numba.jit import machine
 from rfkernels.catalog import estimates, plan, sampling
@@ -122,6 +122,43 @@ def test_weights_of_far_groups_below_the_smallest_number() -> None:
 def test_a_few_groups_and_fewer_runs_than_items() -> None:
     t = drawn("float64", 6, 5)
     assert_same(t, queries(), plan.fewest_dots(t) + 1, 0)
+
+
+@pytest.mark.parametrize("width", ["16", ""])
+def test_all_groups_in_a_cell(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which are more than are looked through one by one; the other cells have none."""
+    if width:
+        monkeypatch.setenv("RFKERNELS_VECTOR_BYTES", width)
+    t = drawn("float64", 6, 300)
+    mean = items(t).mean(0)
+    for cell in (0, 7, CELLS - 1):
+        means = np.zeros_like(t.means)
+        means[cell] = mean
+        held = t._replace(cell=np.full_like(t.cell, cell), means=means)
+        for budget in (BUDGET, 5 * BUDGET):
+            assert_same(held, queries(), budget, 1)
+
+
+def test_groups_in_no_order_are_refused() -> None:
+    with pytest.raises(ValueError, match="table must have groups in the order of their cells"):
+        catalog.estimate(table()._replace(cell=table().cell[::-1]), queries(), BUDGET, 0)
+
+
+def test_guesses_for_more_sizes_of_queries_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    t, q = drawn("float64", 6, 130), queries(count=40)
+    expected = catalog.estimate(table(), q, BUDGET, 1)
+    known = catalog_guesses.prepared(t)[1]
+    monkeypatch.setattr(known, "_most", 40_000)
+    kept = []
+    for _ in range(2):
+        for first in range(0, 40, 4):
+            found = catalog.estimate(t, q[first : first + 4], BUDGET, 1)
+            assert np.isfinite(found.log_normalizer).all()
+            kept.append(sum(x.nbytes for x in known._held[1]))  # type: ignore[index]
+    assert len(set(kept)) > 2
+    assert max(kept) <= 40_000
+    for part, own in zip(catalog.estimate(t, q, BUDGET, 1), expected, strict=True):
+        np.testing.assert_array_equal(part, own)
 
 
 def test_a_budget_for_every_item() -> None:
