@@ -14,7 +14,7 @@ from rfkernels.backends.numba.catalog_guesses import Guesses, prepared, sizes
 from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER
 from rfkernels.backends.numba.catalog_layout import Rules, Scratch, rules, scratch
 from rfkernels.backends.numba.catalog_plans import TINY, cell_logits, log_mean, shares
-from rfkernels.backends.numba.compiling import call, entry, jit, jit_with
+from rfkernels.backends.numba.compiling import call, entry, jit
 from rfkernels.catalog.arguments import check_fit
 from rfkernels.catalog.records import Draws, Table
 from rfkernels.catalog.sampling import HEAD, HEAD_GROUPS
@@ -33,6 +33,7 @@ class Room(NamedTuple):
     places: Any
     cells: Any
     head: Any
+    logs: Any
     touched: Any
 
 
@@ -40,6 +41,7 @@ def sample(table: Table, queries: Any, draws: int, rng: Any) -> Draws:
     """Draw items, independently and with replacement, for queries (queries, dim); ids are those of the table."""
     u = rng.random((len(queries), 2, draws))
     rows, log, logits = np.empty((len(u), draws), np.int64), np.empty((len(u), draws)), np.empty((len(u), draws))
+    order = np.argsort(u[:, 0], axis=1)
     g, known = prepared(table)
     r, keep = rules(table, g, 0, 0)
     own, wide = (np.ascontiguousarray(queries, dtype) for dtype in (table.rows.dtype, np.float64))
@@ -50,7 +52,7 @@ def sample(table: Table, queries: Any, draws: int, rng: Any) -> Draws:
         room = _room(g, most, draws, dtype)
         drawn = rows[part], log[part], logits[part]
         v, places = known.at(sizes(r.wide_dots, g, wide[part]))
-        return _sample(r, g, v, scratch(g, dtype), room, places, wide[part], own[part], u[part], drawn)
+        return _sample(r, g, v, scratch(g, dtype), room, places, wide[part], own[part], u[part], order[part], drawn)
 
     threads.run([partial(share, first) for first in range(0, len(u), _SHARE)], threads.thread_count())
     del keep
@@ -68,6 +70,7 @@ def _room(g: Groups, most: int, draws: int, dtype: Any) -> Room:
         places=np.empty(most + 16 + TOGETHER * (AHEAD + 1), np.int32),
         cells=np.empty(len(g.means) + 8),
         head=np.empty(min(HEAD_GROUPS, count), np.int64),
+        logs=np.empty((2, min(HEAD_GROUPS, count))),
         touched=np.empty(draws + HEAD_GROUPS, np.int64),
     )
 
@@ -114,7 +117,7 @@ def _log_sum(r: Rules, g: Groups, s: Scratch, room: Room, group: int) -> float:
     return float(s.top[0]) + math.log(s.top[1])
 
 
-@jit_with(allocates=True)
+@jit
 def _masses(
     r: Rules, g: Groups, v: Guesses, s: Scratch, room: Room, size: int, wide: Any, query: Any
 ) -> tuple[int, int, float]:
@@ -129,18 +132,22 @@ def _masses(
     if mass[room.head[-1]] < TINY:  # some that are 0 promise more than others
         _logs(r, g, room, scale, room.ends)
         count = _head(g, room.ends, room.head)
-    largest, logs = top, np.empty(count)
+    largest, logs = top, room.logs[0]
     for i in range(count):
         used = _take(r, g, room, room.head[i], query, used)
         logs[i] = _log_sum(r, g, s, room, room.head[i])
         largest = max(largest, logs[i])
     factor = math.exp(top - largest)
-    total = _totalled(g, mass, room.ends, factor, room.head, np.exp(logs - largest))
+    for i in range(count):
+        room.logs[1, i] = math.exp(logs[i] - largest)
+    total = _totalled(g, mass, room.ends, factor, room.head[:count], room.logs[1])
     if total < TINY:
         _logs(r, g, room, scale, mass)
         for i in range(count):
             mass[room.head[i]] = logs[i]
-        largest = mass[: len(g.start)].max()
+        largest = -np.inf
+        for j in range(len(g.start)):
+            largest = max(largest, mass[j])
         for j in range(len(g.start)):
             mass[j] = math.exp(mass[j] - largest)
         total = _totalled(g, mass, room.ends, 1.0, room.head[:0], logs)
@@ -160,7 +167,7 @@ def _totalled(g: Groups, mass: Any, ends: Any, factor: float, head: Any, own: An
     if factor != 1.0:
         for j in range(len(g.start)):
             mass[j] *= factor
-    for i in range(min(len(own), len(head))):
+    for i in range(len(head)):
         mass[head[i]] = own[i]
     total = 0.0
     for j in range(len(g.start)):
@@ -188,35 +195,57 @@ def _place(ends: Any, count: int, at: float) -> int:
 
 @entry
 def _sample(
-    r: Rules, g: Groups, v: Guesses, s: Scratch, room: Room, sizes: Any, wide: Any, queries: Any, u: Any, drawn: Any
+    r: Rules,
+    g: Groups,
+    v: Guesses,
+    s: Scratch,
+    room: Room,
+    sizes: Any,
+    wide: Any,
+    queries: Any,
+    u: Any,
+    order: Any,
+    drawn: Any,
 ) -> int:
     rows, log, logits = drawn
     for i in range(len(queries)):
-        _draw(r, g, v, s, room, sizes[i], wide[i], queries[i], u[i], (rows[i], log[i], logits[i]))
+        _draw(r, g, v, s, room, sizes[i], wide[i], queries[i], u[i], order[i], (rows[i], log[i], logits[i]))
     return 0
 
 
-@jit_with(allocates=True)
+@jit
 def _draw(
-    r: Rules, g: Groups, v: Guesses, s: Scratch, room: Room, size: int, wide: Any, query: Any, u: Any, drawn: Any
+    r: Rules,
+    g: Groups,
+    v: Guesses,
+    s: Scratch,
+    room: Room,
+    size: int,
+    wide: Any,
+    query: Any,
+    u: Any,
+    order: Any,
+    drawn: Any,
 ) -> None:
+    """Draw the items of a query; `order` is that of the numbers which choose groups."""
     out, log, logits = drawn
     seen, used, total = _masses(r, g, v, s, room, size, wide, query)
     for j in range(seen):
         room.touched[j] = room.head[j]
-    group = np.empty(len(out), np.int64)
-    for i in range(len(group)):
-        group[i] = _place(room.ends, len(room.ends), u[0, i] * total)
     last, own, at, inside = -1, 0.0, 0, room.inside
-    for i in np.argsort(group, kind="mergesort"):
-        x, count = group[i], g.count[group[i]]
+    for k in range(len(order)):
+        i = order[k]
+        x = _place(room.ends, len(room.ends), u[0, i] * total)
+        count = g.count[x]
         if room.where[x] < 0:
             used = _take(r, g, room, x, query, used)
             room.touched[seen] = x
             seen += 1
         if x != last:
             last, at = x, room.where[x]
-            high, summed = float(room.products[at : at + count].max()), 0.0
+            high, summed = -np.inf, 0.0
+            for j in range(count):
+                high = max(high, room.products[at + j])
             for j in range(count):
                 summed += math.exp(room.products[at + j] - high)
                 inside[j] = summed

@@ -47,43 +47,61 @@ def _nearest(square: Any, weight: Any, left: Any, i: int) -> tuple[int, float]:
     return at, best
 
 
+@jit
+def _sort(places: Any, found: int, cost: Any) -> None:
+    """Sort places by their cost."""
+    for k in range(1, found):
+        own, j = places[k], k
+        while j > 0 and cost[places[j - 1]] > cost[own]:
+            places[j] = places[j - 1]
+            j -= 1
+        places[j] = own
+
+
 @jit_with(entry=True, allocates=True)
 def _reduce(x: Any, weight: Any, size: int, label: Any) -> None:
-    count = len(weight)
-    left, root = weight > 0, np.arange(count)
-    surplus = left.sum() - size
-    square = np.empty((count, count), x.dtype)
+    count, surplus = len(weight), -size
+    left, stale = np.empty(count, np.bool_), np.empty(count, np.bool_)
+    root, nearest, leads = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.int64)
+    square, least = np.empty((count, count), x.dtype), np.empty(count)
     for i in range(count):
+        left[i] = stale[i] = weight[i] > 0
+        root[i] = i
+        surplus += left[i]
         if left[i]:
             _distances(x, i, square[i])
-    nearest, least, stale = np.empty(count, np.int64), np.empty(count), left.copy()
     while surplus > 0:
         for i in range(count):
             if left[i] and (stale[i] or not left[nearest[i]] or stale[nearest[i]]):
                 nearest[i], least[i] = _nearest(square, weight, left, i)
-        stale[:] = False
-        leads = np.array(
-            [i for i in range(count) if left[i] and i < nearest[i] and nearest[nearest[i]] == i], dtype=np.int64
-        )
-        if not len(leads):  # costs that differ by rounding may have passed each other: look at all points again
-            for i in range(count):
-                stale[i] = left[i]
-            continue
-        order = np.argsort(least[leads], kind="mergesort")[:surplus]
-        for i in leads[order]:
-            j = nearest[i]
+        found = 0
+        for i in range(count):
+            if left[i] and i < nearest[i] and nearest[nearest[i]] == i:
+                leads[found] = i
+                found += 1
+        for i in range(count):  # costs that differ by rounding may have passed each other: look at all points again
+            stale[i] = found == 0 and left[i]
+        if found > surplus:
+            _sort(leads, found, least)
+            found = surplus
+        for k in range(found):
+            i, j = leads[k], nearest[leads[k]]
             both = weight[i] + weight[j]
             for axis in range(x.shape[0]):
                 x[axis, i] = (x[axis, i] * weight[i] + x[axis, j] * weight[j]) / both
-            weight[i], left[j] = both, False
-            root[root == j] = i
-            stale[i] = True
-        surplus -= len(order)
-        for i in range(count):
-            if stale[i] and left[i]:
-                _distances(x, i, square[i])
-                for j in range(count):
-                    square[j, i] = square[i, j]
-    place = np.cumsum(left) - 1
+            weight[i], left[j], stale[i] = both, False, True
+            for point in range(count):
+                if root[point] == j:
+                    root[point] = i
+        surplus -= found
+        for k in range(found):
+            i = leads[k]
+            _distances(x, i, square[i])
+            for j in range(count):
+                square[j, i] = square[i, j]
+    place = -1
     for i in range(count):
-        label[i] = max(place[root[i]], 0)
+        place += left[i]
+        nearest[i] = place
+    for i in range(count):
+        label[i] = max(nearest[root[i]], 0)
