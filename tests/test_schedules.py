@@ -200,6 +200,21 @@ def test_python_calls_entries_alone() -> None:
         assert rounded(5) == 8
 
 
+def test_numbers_in_calls_are_not_compiled_in() -> None:
+    """Nor numbers in tuples; else a function is compiled for every number that it is called with."""
+
+    @compiling.jit
+    def total(x: int, pair: tuple[int, int]) -> int:
+        return x + pair[0] + pair[1]
+
+    @compiling.entry
+    def totals(n: int) -> int:
+        return total(0, (1, n)) + total(1, (n, 0)) + total(n, (n, n))
+
+    assert totals(5) == 6 + 6 + 15
+    assert len(total.signatures) == 1  # type: ignore[attr-defined]
+
+
 HELPER = """
 up = compiling.entry(compiling.up.py_func)
 assert up(5, 4) == 8

@@ -51,9 +51,20 @@ def jit_with(*fastmath: str, entry: bool = False, allocates: bool = False) -> Ca
             made = njit(**options)(function)
         if not entry:
             _refuse_python(made, name)
+        _compile_once(made)
         return cast(Function, made)
 
     return compiled
+
+
+def _compile_once(made: Any) -> None:
+    """See to it that calls with a 0 or 1 in their text are calls with a number: Numba would compile one for each."""
+    template = made.get_call_template
+
+    def unliteral(given: Any, named: Any) -> Any:
+        return template(tuple(map(types.unliteral, given)), {name: types.unliteral(x) for name, x in named.items()})
+
+    made.get_call_template = unliteral
 
 
 def _refuse_python(made: Any, name: str) -> None:
