@@ -59,8 +59,13 @@ def jit_with(*fastmath: str, entry: bool = False, allocates: bool = False) -> Ca
 
 def _compile_once(made: Any) -> None:
     """See to it that calls with a 0 or 1 in their text are calls with a number: Numba would compile one for each."""
-    template, plain = made.get_call_template, cast(Callable[[Any], Any], types.unliteral)
-    made.get_call_template = lambda given, named: template(tuple(map(plain, given)), {k: plain(named[k]) for k in named})
+    template: Any = made.get_call_template
+    plain: Any = types.unliteral
+
+    def get_call_template(given: Any, named: Any) -> Any:
+        return template(tuple(map(plain, given)), {name: plain(x) for name, x in named.items()})
+
+    made.get_call_template = get_call_template
 
 
 def _refuse_python(made: Any, name: str) -> None:
