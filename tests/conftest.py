@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 
 import rfkernels
 
-EXAMPLES = {"default": 40, "more": 400, "long": 10_000}
+EXAMPLES = {"default": 25, "more": 400, "long": 10_000}
 
 for _name, _examples in EXAMPLES.items():
     settings.register_profile(

@@ -229,11 +229,7 @@ def forbidden(first: str, one: Any, second: str, two: Any) -> bool:
 
 def clashes(case: Case, name: str, value: Any, forbid: Callable[[str, Any, str, Any], bool]) -> bool:
     """Whether a value of a factor cannot join a case."""
-    for other, chosen in case.items():
-        one, two = sorted(((name, value), (other, chosen)), key=lambda pair: pair[0])
-        if forbid(*one, *two):
-            return True
-    return False
+    return any(forbid(*pair_of(name, value, *other)) for other in case.items())
 
 
 def covering_array(

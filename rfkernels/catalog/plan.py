@@ -148,7 +148,7 @@ def plan(table: Table, guessed: Guess, budget: int) -> Plan:
     weight = count * np.exp(guessed.log_mean - top)
     noise = weight * guessed.variance
     score = 2 * (guessed.log_mean - top) + np.log(guessed.variance)
-    bucket = np.minimum((PER_NAT * (score.max() - score)).astype(np.int64), BUCKETS - 1)
+    bucket = np.minimum(PER_NAT * (score.max() - score), BUCKETS - 1).astype(np.int64)
     # Sums over what is left are summed: next to the largest groups the others are less than rounding.
     items, weights, noises = (_left(bucket, x) for x in (count, weight, noise))
     runs = (budget - sum(table.means.shape) - count.sum() + items) // RUN

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 import weakref
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rfkernels.backends.numba.catalog_groups import Groups, groups_of, padded
-from rfkernels.backends.numba.compiling import call, jit_with
+from rfkernels.backends.numba.compiling import call, entry, jit_with
 from rfkernels.catalog.plan import STEPS, moments
 from rfkernels.catalog.records import Table
 
-_LEAST_KEPT, _SHARE = 1 << 23, 16
-"""Bytes that are kept between calls, or this part of what items take if that is more."""
+_KEPT, _SHARE = (1 << 23, 1 << 31), 16
+"""Bytes that are kept between calls: this part of what items take, but at least the first and at most the second."""
 
 
 class Guesses(NamedTuple):
@@ -29,8 +28,9 @@ class Guesses(NamedTuple):
     latter over the weight of the cell's mean. `mass` and `noise` are sums over cells of guessed sums of weights, and of
     these times `variance`; `score` is the log of a group's second moment and `best` the largest in a cell. `ends` is
     what part of its cell's mass lies in a group and those before it, infinite from the last with any on. `order` has
-    the groups of each cell by falling score, and `mass_from` and `noise_from` are sums from a place in it on. Arrays of
-    groups end in room for a vector, those of cells are padded to whole ones.
+    the groups of each cell by falling score, and `mass_from` and `noise_from` are sums from a place in it on. `unit`,
+    `variance`, `score` and `ends` have room for a vector behind the last group, arrays of cells are padded to whole
+    ones.
     """
 
     size: Any
@@ -77,6 +77,8 @@ def sizes(dots: int, g: Groups, queries: Any) -> Any:
 class Known:
     """Guesses for the sizes of queries that there were, as far as there is room. Threads may share it.
 
+    What a call needs beyond that is made for it and not kept.
+
     Parameters
     ----------
     g : Groups
@@ -85,18 +87,20 @@ class Known:
     """
 
     def __init__(self, g: Groups, room: int) -> None:
-        self._groups, self._most = g, max(_LEAST_KEPT, room // _SHARE)
+        self._groups, self._most = g, min(max(_KEPT[0], room // _SHARE), _KEPT[1])
         self._held: tuple[dict[int, int], Guesses] | None = None
 
     def at(self, sizes: Any) -> tuple[Guesses, Any]:
         """Return guesses for sizes (queries,), and the place of each of these in them."""
         numbers, held = sizes.tolist(), self._held
         if held is None or not held[0].keys() >= set(numbers):
-            held = self._held = self._with(held, sorted(set(numbers)))
+            held = self._with(held, sorted(set(numbers)))
+            if sum(x.nbytes for x in held[1]) <= self._most:
+                self._held = held
         places, guesses = held
         return guesses, np.array([places[x] for x in numbers], np.int64)
 
-    def _with(self, held: tuple[dict[int, int], Guesses] | None, numbers: list[int]) -> Any:
+    def _with(self, held: tuple[dict[int, int], Guesses] | None, numbers: list[int]) -> tuple[dict[int, int], Guesses]:
         """Return guesses with those for other sizes, or these alone if all are too large to be kept."""
         if held is not None:
             places, old = held
@@ -104,51 +108,59 @@ class Known:
             if sum(x.nbytes for x in old) * (len(places) + len(new)) <= self._most * len(places):
                 made = guess(self._groups, new)
                 every = {**places, **{x: len(places) + i for i, x in enumerate(new)}}
-                return every, Guesses(*(np.concatenate(pair) for pair in zip(old, made, strict=True)))
+                return every, Guesses._make(np.concatenate(pair) for pair in zip(old, made, strict=True))
         return {x: i for i, x in enumerate(numbers)}, guess(self._groups, numbers)
 
 
-@np.errstate(over="ignore", invalid="ignore")
+@entry
+def _sum_cells(first: Any, order: Any, sums: Any, noises: Any, ends: Any, mass_from: Any, noise_from: Any) -> int:
+    """Write what part of its cell's sum lies in a group and those before it; and sums from a place in the order on."""
+    for c in range(len(first) - 1):
+        total, mass, noise = 0.0, 0.0, 0.0
+        for j in range(first[c], first[c + 1]):
+            total += sums[j]
+            ends[j] = total
+        for j in range(first[c + 1] - 1, first[c] - 1, -1):
+            ends[j] = np.inf if mass == 0 else ends[j] / total
+            mass += sums[j]
+        mass = 0.0
+        for k in range(first[c + 1] - 1, first[c] - 1, -1):
+            mass, noise = mass + sums[order[k]], noise + noises[order[k]]
+            mass_from[k], noise_from[k] = mass, noise
+    return 0
+
+
 def guess(g: Groups, sizes: list[int]) -> Guesses:
     """Return guesses for queries of these sizes, NaN where they are infinite."""
-    size = np.exp2(np.array(sizes) / STEPS)
-    groups = len(g.start)
-    cell, filled = g.cell[:groups].astype(np.int64), np.diff(g.first) > 0
-    begin = g.first[:-1][filled]
-    place = (np.cumsum(filled) - 1)[cell]
+    groups, cells = len(g.start), padded(len(g.held))
+    wide = np.zeros((4, len(sizes), groups + 8))
+    order = np.empty((len(sizes), groups), np.int32)
+    parts = np.zeros((2, len(sizes), groups + 1))
+    whole = np.zeros((4, len(sizes), cells))
+    whole[0] = whole[3] = -np.inf
+    made = Guesses._make((np.exp2(np.array(sizes) / STEPS), *wide, order, *parts, *whole))
+    for i in range(len(sizes)):
+        _guess(g, made, i)
+    return made
 
-    def over_cells(operation: Any, x: Any, nothing: float) -> tuple[Any, Any]:
-        """Return what an operation makes of each cell: for all cells, padded, and for the cell of each group."""
-        own = operation.reduceat(x, begin, axis=1)
-        out = np.full((len(x), padded(len(g.held))), nothing, np.float64)
-        out[:, np.flatnonzero(filled)] = own
-        return out, own[:, place]
 
-    log_mean, variance = moments(size[:, None] * g.deviation, g.edge)
-    top, own_top = over_cells(np.maximum, log_mean, -np.inf)
-    relative = log_mean - own_top
-    score, unit = 2 * relative + np.log(variance), np.exp(relative)
+@np.errstate(over="ignore", invalid="ignore")
+def _guess(g: Groups, made: Guesses, i: int) -> None:
+    """Fill the arrays of a size."""
+    groups, filled = len(g.start), np.flatnonzero(np.diff(g.first))
+    cell, begin = g.cell[:groups].astype(np.int64), g.first[filled]
+    log_mean, variance = moments(made.size[i] * g.deviation, g.edge)
+    made.top[i, filled] = np.maximum.reduceat(log_mean, begin)
+    relative = log_mean - made.top[i, cell]
+    unit, score = np.exp(relative), 2 * relative + np.log(variance)
     sums = unit * g.size[:groups]
-    mass, own_mass = over_cells(np.add, sums, 0)
-    some = np.where(sums > 0, np.arange(groups), -1)
-    last = over_cells(np.maximum, some, -1)[1]
-    share = np.cumsum(sums / own_mass, axis=1)
-    before = (share - sums / own_mass)[:, g.first[cell]]
-    ends = np.where(np.arange(groups) >= last, np.inf, share - before)
-    order = np.stack([np.lexsort((-own, cell)) for own in score])
     noises = sums * variance
-    from_here = (_backwards(np.take_along_axis(x, order, 1), g.first) for x in (sums, noises))
-    wide = (np.pad(x, ((0, 0), (0, 8))) for x in (unit, variance, score, ends))
-    every = over_cells(np.add, noises, 0)[0], over_cells(np.maximum, score, -np.inf)[0]
-    return Guesses._make((size, *wide, order.astype(np.int32), *from_here, top, mass, *every))
-
-
-def _backwards(x: Any, first: Any) -> Any:
-    """Return sums over each group and those behind it in its cell, (sizes, groups + 1)."""
-    out = np.zeros((len(x), x.shape[1] + 1))
-    for begin, end in pairwise(first):
-        out[:, begin:end] = np.cumsum(x[:, begin:end][:, ::-1], axis=1)[:, ::-1]
-    return out
+    for out, x in ((made.unit, unit), (made.variance, variance), (made.score, score)):
+        out[i, :groups] = x
+    made.order[i] = np.lexsort((-score, cell))
+    made.mass[i, filled], made.noise[i, filled] = np.add.reduceat(sums, begin), np.add.reduceat(noises, begin)
+    made.best[i, filled] = np.maximum.reduceat(score, begin)
+    _sum_cells(g.first, made.order[i], sums, noises, made.ends[i], made.mass_from[i], made.noise_from[i])
 
 
 _prepared: dict[int, tuple[tuple[Any, ...], Groups, Known]] = {}

@@ -57,11 +57,17 @@ class Scratch(NamedTuple):
     """Memory of a thread, of which each query uses all in turn; arrays of cells are padded to whole vectors.
 
     Of cells: `share` is what the weights of its groups are multiplied by and `base` twice the log of that, `far` and
-    `noise` sums over groups that are not opened, `reached` the runs that begin before it and `ends` those before the
-    next, `turn` the next group in the order of scores, `taken` how many groups may be opened, `touched` lists those
-    that have some, `items` is how many items are left, `bucket` and `following` lists of cells by the bucket of their
-    next group, which begin in `first`. Of groups: `mass` is the guessed sum of weights, `opened` whether all items are
-    taken, `offset` the item that runs begin with and `most` the most runs that a query takes.
+    `noise` are sums over groups that are not opened, `score` is the largest second moment; `reached` and `ends` are how
+    far runs have come before each cell, and how many begin before its end; `turn` is the next group in the order of
+    scores, `taken` how many groups are opened, `items` how many items are left; `bucket` and `following` are lists of
+    cells by the bucket of their next group, which begin in `first`; `touched` lists cells with candidates.
+
+    Of groups: `mass` is the guessed sum of weights, `opened` whether all items are taken, `offset` the item that runs
+    begin with, `most` the most runs that a query of the block takes. `candidates` are groups that may be opened and
+    `depths` their buckets; `sizes` and `sums` are items, weights and noises of each bucket.
+
+    `numbers` and `top` pass numbers to kernels. Of the queries of a block, `queues` are addresses that they move on
+    from, and `waiting` the groups that they wait for.
     """
 
     share: Any

@@ -158,14 +158,17 @@ def _draw(e: Emitter) -> None:
     ends, before = e.variable(zero), e.variable(none)
     e.store(e.scalar(0.0), reached, e.integer(0))
     with e.loop(0, count, e.lanes) as i:
-        ends.set(_running(e, e.load_vector(mass, i), zero, ends.get(), m.add))
+        own = e.load_vector(mass, i)
+        ends.set(_running(e, own, zero, ends.get(), m.add))
         end = m.mul(ends.get(), scale)
         e.store_vector(end, reached, e.add(i, 1))
         near = b.fptosi(end, m.integer)
         within = m.lt(_uniform(e, given, near), m.sub(end, b.sitofp(near, m.vector)))
         number = b.add(near, b.zext(within, m.integer))
         number = b.select(b.icmp_signed("<", number, most), number, most)
-        number = _running(e, number, none, before.get(), _larger(e))  # rounding may have put ends out of order
+        # Rounding may have put ends out of order, or a cell of no mass beyond the one before it.
+        number = b.select(m.gt(own, zero), number, none)
+        number = _running(e, number, none, before.get(), _larger(e))
         _store_numbers(e, number, out, i)
         before.set(number)
     e.finish()

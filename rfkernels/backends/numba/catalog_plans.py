@@ -196,9 +196,9 @@ def _draw(r: Rules, g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: i
     rate, far, reached = s.numbers.ctypes.data, s.far.ctypes.data, s.reached.ctypes.data
     call(r.draw, (far, v.top.shape[1], state, runs, rate, ends.ctypes.data, reached))
     last = cells - 1
-    while ends[last] < runs:  # by rounding
+    while ends[last] < runs:  # by rounding: what is missing goes to a cell that it is small beside
         ends[last] = runs
-        if s.far[last] > 0:
+        if 2 * cells * s.far[last] >= n.measures[i, 1]:
             break
         last -= 1
     for k in range(runs + 8):
@@ -229,7 +229,7 @@ def _walk(g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: int, state:
             for j in range(group, last + 1):
                 if not renewed:
                     s.mass[j] = 0.0 if s.opened[j] else s.share[c] * (g.size[j] * v.unit[size, j])
-            while s.mass[last] == 0:
+            while last > group and s.mass[last] == 0:
                 last -= 1
             end = s.reached[c] + s.mass[group] * rate
             for k in range(first, stop):

@@ -49,9 +49,10 @@ def jit_with(*fastmath: str, entry: bool = False, allocates: bool = False) -> Ca
             made = njit(cache=True, **options)(function)
         except RuntimeError:  # no directory can be written to: compile in every process
             made = njit(**options)(function)
-        if not entry:
-            _refuse_python(made, name)
-        _compile_once(made)
+        if made is not function:  # as it is with NUMBA_DISABLE_JIT
+            _compile_once(made)
+            if not entry:
+                _refuse_python(made, name)
         return cast(Function, made)
 
     return compiled
