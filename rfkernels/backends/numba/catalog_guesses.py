@@ -130,6 +130,7 @@ def _sum_cells(first: Any, order: Any, sums: Any, noises: Any, ends: Any, mass_f
     return 0
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def guess(g: Groups, sizes: list[int]) -> Guesses:
     """Return guesses for queries of these sizes, NaN where they are infinite."""
     groups, cells = len(g.start), padded(len(g.held))
@@ -144,7 +145,6 @@ def guess(g: Groups, sizes: list[int]) -> Guesses:
     return made
 
 
-@np.errstate(over="ignore", invalid="ignore")
 def _guess(g: Groups, made: Guesses, i: int) -> None:
     """Fill the arrays of a size."""
     groups, filled = len(g.start), np.flatnonzero(np.diff(g.first))
