@@ -349,7 +349,7 @@ MUTANTS = [
     Mutant("catalog compiled: guesses are kept for ever", "backends/numba/catalog_guesses.py", "if sum(x.nbytes for x in held[1]) <= self._most:", "if True:", (CATALOG_NUMBA, "-k", "more_sizes")),
     Mutant("catalog compiled: runs in cells of no mass", "backends/numba/catalog_plan_kernels.py", "number = b.select(m.gt(own, zero), number, none)", "pass", (CATALOG_NUMBA, "-k", "no_mass")),
     Mutant("catalog compiled: guesses for another size", "backends/numba/catalog_guesses.py", "len(places) + i for i, x in enumerate(new)", "i for i, x in enumerate(new)", (CATALOG_NUMBA, "-k", "more_sizes or so_many or however")),
-    Mutant("catalog compiled: masks of the first queries alone", "backends/numba/catalog_kernels.py", "i = e.add(e.mul(word, _WORD), b.cttz(", "i = e.add(e.mul(word, 0), b.cttz(", (CATALOG_NUMBA, "-k", "blocks")),
+    Mutant("catalog compiled: runs are read for the last queries alone", "backends/numba/catalog_kernels.py", "left.set(e.load(masks, word, INT))", "left.set(e.load(masks, e.integer(SHARED // _WORD - 1), INT))", (CATALOG_NUMBA, "-k", "blocks")),
     Mutant("compiled once for every number", "backends/numba/compiling.py", "tuple(map(plain, given))", "given", ("tests/test_schedules.py", "-k", "compiled_in")),
     Mutant("Python may call what is no entry", "backends/numba/compiling.py", "if not entry:", "if entry is None:", ("tests/test_schedules.py", "-k", "entries_alone")),
     Mutant("catalog compiled: lanes beyond the last group", "backends/numba/catalog_groups.py", "\"edge\" if len(table.cell) else \"constant\"", "\"constant\"", (FAULTS, "-k", "first_cell")),

@@ -123,10 +123,11 @@ _local = threading.local()
 
 def rules(table: Table, g: Groups, budget: int, seed: int) -> tuple[Rules, Any]:
     """Return the rules of a call, and the code that these know by address."""
-    code, addresses = _addresses(machine(), 8 * table.rows.dtype.itemsize, table.rows.shape[1])
+    m = machine()
+    code, addresses = _addresses(m, 8 * table.rows.dtype.itemsize, table.rows.shape[1])
     values = (
         *addresses,
-        halvings(g.widest, machine().lanes(64)),
+        halvings(g.widest, m.lanes(64)),
         table.rows.ctypes.data,
         table.rows.strides[0],
         budget,
