@@ -68,7 +68,7 @@ def speed(settings: list[Setting]) -> Iterator[Line]:
     setting, threads = settings[1], allowed_threads()
     catalog = rfk.Catalog(setting.items, rng=0)
     batch = min(BATCH, len(setting.queries))
-    for count, budget in ((batch, BUDGET), (1, BUDGET), (batch, CHEAPER)):
+    for count, budget in ((batch, BUDGET), (1, BUDGET), (batch, CHEAPER), (1, CHEAPER)):
         yield from _compared(setting, catalog, count, budget, threads, time.perf_counter)
         with thread_count(1), threadpoolctl.threadpool_limits(1):
             yield from _compared(setting, catalog, count, budget, 1, time.process_time)
