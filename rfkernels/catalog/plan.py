@@ -14,8 +14,7 @@ from rfkernels.catalog.records import Table
 RUN = 4
 """Items of a draw: neighbours in a group, whose order is random, so that memory is read in runs.
 
-With 8, batches would take seven eighths of the time, with the same errors on GloVe; but the standard errors of small
-samples, from differences of half as many runs, come out half as large again.
+Longer runs would be faster, but standard errors come from differences of runs: of fewer, they are too large.
 """
 
 SHARED = 256
@@ -27,7 +26,7 @@ BUCKETS, PER_NAT = 256, 4
 STEPS = 4
 """Sizes of queries that guesses tell apart, in an octave: what depends on them alone is computed once for many.
 
-On GloVe more than 4 make estimates no better, and less than 2 make them worse.
+More make estimates no better: errors of guesses that all groups share cancel.
 """
 
 TRUSTED = 0.25

@@ -50,7 +50,6 @@ class Rules(NamedTuple):
     fewest_runs: int
     trusted: float
     heavy: float
-    edge: float
 
 
 class Scratch(NamedTuple):
@@ -138,7 +137,6 @@ def rules(table: Table, g: Groups, budget: int, seed: int) -> tuple[Rules, Any]:
         plan.FEWEST_RUNS,
         plan.TRUSTED,
         estimates.HEAVY,
-        g.edge,
     )
     return Rules._make(values), code
 

@@ -47,9 +47,9 @@ def cell_logits(r: Rules, g: Groups, query: Any, out: Any) -> None:
 
 
 @jit
-def log_mean(r: Rules, deviation: float) -> float:
+def log_mean(g: Groups, deviation: float) -> float:
     """Return the log of the mean of exp over normal numbers."""
-    low = deviation if deviation < r.edge else r.edge
+    low = deviation if deviation < g.edge else g.edge
     return low * (deviation - low / 2)
 
 
@@ -171,11 +171,11 @@ def _open(g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: int) -> tup
 
 
 @jit
-def _renew(r: Rules, g: Groups, v: Guesses, s: Scratch, size: int, logits: Any) -> tuple[float, float, float]:
+def _renew(g: Groups, v: Guesses, s: Scratch, size: int, logits: Any) -> tuple[float, float, float]:
     """Take weights of far groups relative to the largest of their own; return that, their sum and that of noises."""
     top, total, noise = -np.inf, 0.0, 0.0
     for group in range(len(g.start)):
-        s.mass[group] = logits[g.cell[group]] + log_mean(r, v.size[size] * g.deviation[group])
+        s.mass[group] = logits[g.cell[group]] + log_mean(g, v.size[size] * g.deviation[group])
         if not s.opened[group]:
             top = max(top, s.mass[group])
     for c in range(len(g.held)):
@@ -196,7 +196,7 @@ def _draw(r: Rules, g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: i
     rate, far, reached = s.numbers.ctypes.data, s.far.ctypes.data, s.reached.ctypes.data
     call(r.draw, (far, v.top.shape[1], state, runs, rate, ends.ctypes.data, reached))
     last = cells - 1
-    while ends[last] < runs:  # by rounding: what is missing goes to a cell that it is small beside
+    while last >= 0 and ends[last] < runs:  # by rounding: what is missing goes to a cell that it is small beside
         ends[last] = runs
         if 2 * cells * s.far[last] >= n.measures[i, 1]:
             break
@@ -277,7 +277,7 @@ def _choose(r: Rules, g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size:
     items, opened = _open(g, v, s, n, i, size)
     renewed = runs > 0 and total < TINY
     if renewed:
-        top, total, noise = _renew(r, g, v, s, size, n.cells[i])
+        top, total, noise = _renew(g, v, s, size, n.cells[i])
     log_error = top + (math.log(total) + math.log(noise) - math.log(RUN * runs)) / 2 if runs > 0 else -np.inf
     steady = runs > 0 and noise <= r.trusted**2 * total * (RUN * runs)
     sizes, measures = n.sizes[i], n.measures[i]

@@ -130,7 +130,7 @@ def _masses(
             s.mass[j] = s.share[c] * g.size[j] * v.unit[size, j]
     count, used, mass = _head(g, s.mass, room.head), 0, s.mass
     if mass[room.head[-1]] < TINY:  # some that are 0 promise more than others
-        _logs(r, g, room, scale, room.ends)
+        _logs(g, room, scale, room.ends)
         count = _head(g, room.ends, room.head)
     largest, logs = top, room.logs[0]
     for i in range(count):
@@ -142,7 +142,7 @@ def _masses(
         room.logs[1, i] = math.exp(logs[i] - largest)
     total = _totalled(g, mass, room.ends, factor, room.head[:count], room.logs[1])
     if total < TINY:
-        _logs(r, g, room, scale, mass)
+        _logs(g, room, scale, mass)
         for i in range(count):
             mass[room.head[i]] = logs[i]
         largest = -np.inf
@@ -155,10 +155,10 @@ def _masses(
 
 
 @jit
-def _logs(r: Rules, g: Groups, room: Room, scale: float, out: Any) -> None:
+def _logs(g: Groups, room: Room, scale: float, out: Any) -> None:
     """Write the logs of what groups are guessed to sum to."""
     for j in range(len(g.start)):
-        out[j] = math.log(g.size[j]) + room.cells[g.cell[j]] + log_mean(r, scale * g.deviation[j])
+        out[j] = math.log(g.size[j]) + room.cells[g.cell[j]] + log_mean(g, scale * g.deviation[j])
 
 
 @jit

@@ -35,9 +35,8 @@ def checksum(*folders: Path) -> str:
 def jit_with(*fastmath: str, entry: bool = False, allocates: bool = False) -> Callable[[Function], Function]:
     """Return what compiles a function with some of LLVM's fast-math flags, kept on disk where that is possible.
 
-    Only an `entry` may be called by Python: code that takes some 60 arrays out of Python's tuples would take a third of
-    the time of compiling catalogs. Only functions that allocate arrays count references to those they are given:
-    counting would take a tenth of the time of a plan, and of compiling it.
+    Only an `entry` may be called by Python: code that takes arrays out of Python's tuples is long where these are many,
+    and slow to compile. Only functions that allocate arrays count references to those they are given.
     """
     options: dict[str, Any] = {"nogil": True, "fastmath": set(fastmath) or False}
     options |= {"no_cpython_wrapper": not entry, "_nrt": allocates}
