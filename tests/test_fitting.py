@@ -209,15 +209,16 @@ def test_symmetric_has_a_variance_for_each_eigenvector(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_asymmetric_equals_both_second_moments(seed: int) -> None:
-    """B⁽¹⁾ = S^½ Uᵀ Λ₁^-½ Q₁ᵀ, B⁽²⁾ = S^½ Vᵀ Λ₂^-½ Q₂ᵀ: with S^-½ in their place the second moments would be S⁻¹."""
+    """B⁽¹⁾ = S^½ Uᵀ Λ₁^-½ Q₁ᵀ, B⁽²⁾ = S^½ Vᵀ Λ₂^-½ Q₂ᵀ, turned to be symmetric; with S^-½ moments would be S⁻¹."""
     q, k, scale = sample(seed, 20, 4), 3 * sample(seed + 7, 30, 4), 0.7
     chosen = choose(q, k, "asymmetric", scale=scale, prior=1e-13)
     (first, x), (second, y) = (
         (m.matrix @ v.T @ v @ m.matrix.T / len(v), v) for m, v in ((chosen.query, q), (chosen.key, k))
     )
     common = np.linalg.svd(scale * _root(x) @ _root(y), compute_uv=False)
-    np.testing.assert_allclose(first, np.diag(common), atol=1e-9)
-    np.testing.assert_allclose(second, np.diag(common), atol=1e-9)
+    np.testing.assert_allclose(first, second, atol=1e-9)
+    np.testing.assert_allclose(np.linalg.eigvalsh(first)[::-1], common, atol=1e-9)
+    np.testing.assert_allclose(chosen.query.matrix, chosen.query.matrix.T, atol=1e-10)
     np.testing.assert_allclose(chosen.query.matrix.T @ chosen.key.matrix, scale * np.eye(4), atol=1e-10)
     phi = (2 * common.sum() + 2 * scale * q.mean(0) @ k.mean(0)) / 4
     np.testing.assert_allclose(variances_of_rows(chosen), variance_for(phi) * np.eye(4), atol=1e-9)
@@ -257,6 +258,34 @@ def test_affine_equals_both_covariances(seed: int) -> None:
     np.testing.assert_allclose(chosen.query.linear, scale * k.mean(0), atol=1e-15)
     np.testing.assert_allclose(chosen.query.centre, q.mean(0), atol=1e-15)
     np.testing.assert_allclose(chosen.key.centre, k.mean(0), atol=1e-15)
+
+
+@pytest.mark.parametrize("method", ["affine", "symmetric", "tilted"])
+def test_what_is_fitted_does_not_depend_on_the_signs_of_eigenvectors(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or two machines would draw different features from the same seed."""
+    q, k, rng = sample(0, 20, 5), 3 * sample(1, 30, 5), np.random.default_rng(2)
+    decide = {"method": method, "scale": 0.7, "prior": 1e-3}
+    expected = fitting.choices.decide(q, k, **decide)
+    eigh, svd = np.linalg.eigh, np.linalg.svd
+
+    def other_eigh(matrix: Any) -> Any:
+        values, axes = eigh(matrix)
+        return values, axes * rng.choice([-1.0, 1.0], len(values))
+
+    def other_svd(matrix: Any) -> Any:
+        left, values, right = svd(matrix)
+        signs = rng.choice([-1.0, 1.0], len(values))
+        return left * signs, values, signs[:, None] * right
+
+    monkeypatch.setattr(np.linalg, "eigh", other_eigh)
+    monkeypatch.setattr(np.linalg, "svd", other_svd)
+    found = fitting.choices.decide(q, k, **decide)
+    for own, other in ((found.query, expected.query), (found.key, expected.key)):
+        if method != "symmetric":
+            np.testing.assert_allclose(own.matrix, other.matrix, rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(found.proposal.root, expected.proposal.root, rtol=1e-9, atol=1e-11)
 
 
 @given(st.floats(0, 1e6))

@@ -37,9 +37,9 @@ def regular(xp: Any, second: Any, given: Moments, prior: float, scale: float) ->
 def balance(xp: Any, kind: str, first: Any, second: Any) -> tuple[Any, Any]:
     """Return T and T⁻ᵀ for second moments P of queries and Q of keys.
 
-    In full, TᵀT is the geometric mean of P⁻¹ and Q, so that T P Tᵀ = T⁻ᵀ Q T⁻¹, and T is turned so that both are
-    diagonal: with the singular value decomposition U S Vᵀ of P^½ Q^½, T = S^½ Uᵀ P^-½ (FAVOR#, arXiv 2302.00787, has
-    this for uncentred moments).
+    In full, TᵀT is the geometric mean of P⁻¹ and Q, so that T P Tᵀ = T⁻ᵀ Q T⁻¹: with the singular value decomposition
+    U S Vᵀ of P^½ Q^½, S^½ Uᵀ P^-½ is such a T (FAVOR#, arXiv 2302.00787, has this for uncentred moments). It is turned
+    to be symmetric and positive, as decompositions are free to choose signs, and so that no two machines differ.
     """
     if kind == "none":
         eye = xp.eye(first.shape[-1], dtype=first.dtype)
@@ -55,6 +55,8 @@ def balance(xp: Any, kind: str, first: Any, second: Any) -> tuple[Any, Any]:
     common = xp.maximum(common, xp.finfo(common.dtype).eps * common[..., :1])
     whitened = xp.swapaxes(axes / roots[..., None, :], -1, -2)
     matrix = matmul(xp, xp.sqrt(common)[..., :, None] * xp.swapaxes(left, -1, -2), whitened)
+    left, _, right = xp.linalg.svd(matrix)
+    matrix = matmul(xp, xp.swapaxes(matmul(xp, left, right), -1, -2), matrix)
     return matrix, xp.swapaxes(xp.linalg.inv(matrix), -1, -2)  # an inverse to rounding: unbiased however T came out
 
 
@@ -66,7 +68,7 @@ def _root(xp: Any, second: Any) -> tuple[Any, Any]:
 
 
 def rows_root(xp: Any, kind: str, energy: Any) -> Any:
-    """Return a root of the covariance of rows, from the second moment of z."""
+    """Return the symmetric root of the covariance of rows, from the second moment of z."""
     dim, eye = energy.shape[-1], xp.eye(energy.shape[-1], dtype=energy.dtype)
     if kind == "unit":
         return xp.broadcast_to(eye, energy.shape)
@@ -74,7 +76,7 @@ def rows_root(xp: Any, kind: str, energy: Any) -> Any:
         rho = best_spread(xp, xp.trace(energy, axis1=-2, axis2=-1) / dim)
         return xp.sqrt((1 + rho) / 2)[..., None, None] * eye
     values, axes = xp.linalg.eigh(energy)
-    return axes * xp.sqrt((1 + best_spread(xp, values)) / 2)[..., None, :]
+    return matmul(xp, axes * xp.sqrt((1 + best_spread(xp, values)) / 2)[..., None, :], xp.swapaxes(axes, -1, -2))
 
 
 def second_moment(xp: Any, given: Moments, centre: Any, scale: float) -> Any:
