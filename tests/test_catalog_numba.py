@@ -148,14 +148,14 @@ def test_groups_in_no_order_are_refused() -> None:
 def test_guesses_for_more_sizes_of_queries_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     t, q = drawn("float64", 6, 130), queries(count=40)
     expected = catalog.estimate(table(), q, BUDGET, 1)
-    known = catalog_guesses.prepared(t)[1]
+    known = catalog_guesses.prepared(t).guesses
     monkeypatch.setattr(known, "_most", 40_000)
     kept = []
     for _ in range(2):
         for own in (*np.split(q, 10), q):
             found = catalog.estimate(t, own, BUDGET, 1)
             assert np.isfinite(found.log_normalizer).all()
-            kept.append(sum(x.nbytes for x in known._held[1]))  # type: ignore[index]
+            kept.append(sum(x.nbytes for x in known._held[1].record))  # type: ignore[index]
     assert len(set(kept)) > 2
     assert max(kept) <= 40_000
     for part, own in zip(catalog.estimate(t, q, BUDGET, 1), expected, strict=True):

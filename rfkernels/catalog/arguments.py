@@ -56,12 +56,12 @@ def check_real(name: str, x: Any, below: float = np.inf) -> None:
 
 def check_budget(table: Table, budget: Any) -> int:
     """Require a number of dot products that suffices for a sample, or for all items; choose one if it is None."""
-    items, least = int(table.count.sum()), fewest_dots(table)
+    least = fewest_dots(table)
     if budget is None:
         return max(BUDGET, 2 * least)
     if isinstance(budget, bool) or not isinstance(budget, int | np.integer) or budget < 1:
         raise ValueError(f"budget must be a positive number of dot products per query, got {budget!r}")
-    if budget < least and budget < items:
+    if budget < least and budget < table.count.sum():
         raise ValueError(f"budget must be at least {least} for this catalog (cells, dim and a sample), got {budget}")
     return int(budget)
 

@@ -11,7 +11,8 @@ import numpy as np
 from rfkernels.backends.numba import catalog_sums, threads
 from rfkernels.backends.numba.catalog_exact import exact
 from rfkernels.backends.numba.catalog_guesses import prepared, sizes
-from rfkernels.backends.numba.catalog_layout import lists, rules, scratch
+from rfkernels.backends.numba.catalog_layout import dots, lists, rules, scratch
+from rfkernels.backends.numba.catalog_plans import choose
 from rfkernels.catalog.plan import SHARED
 from rfkernels.catalog.records import Estimate, Evaluated, Table
 
@@ -19,9 +20,6 @@ _Part = Callable[[slice], Any]
 
 _BLOCK, _BLOCK_ITEMS = SHARED, 1 << 20
 """Queries that pass over the groups together, a power of two and at most SHARED; fewer if their items are many."""
-
-_BLOCKS = 4
-"""Of a task."""
 
 
 def estimate(table: Table, queries: Any, budget: int, seed: int) -> Estimate:
@@ -40,24 +38,22 @@ def evaluate(table: Table, queries: Any, budget: int, seed: int) -> Evaluated:
 
 
 def _run(step: Callable[..., int], table: Table, queries: Any, budget: int, seed: int, out: _Part) -> None:
-    """Run a step on shares of queries, block by block."""
-    g, known = prepared(table)
-    r, keep = rules(table, g, budget, seed)
-    wide = np.ascontiguousarray(queries, np.float64)
-    own, count = np.ascontiguousarray(queries, table.rows.dtype), threads.thread_count()
+    """Choose what the queries of a block take, and run a step on it; blocks on threads."""
+    known = prepared(table)
+    g, r, mixed = known.groups, rules(table, known), np.uint64(seed)
+    wide, dtype = np.ascontiguousarray(queries, np.float64), table.rows.dtype
+    own, count = np.ascontiguousarray(queries, dtype), threads.thread_count()
     each = -(-len(own) // count)
     block = min(1 << max(0, min(_BLOCK, _BLOCK_ITEMS // budget).bit_length() - 1), 1 << (each - 1).bit_length())
-    share = min(_BLOCKS, max(1, each // block)) * block
 
     def task(first: int) -> int:
-        part = slice(first, min(first + share, len(own)))
-        s, n = scratch(g, own.dtype), lists(g, r, block, own.dtype)
-        v, places = known.at(sizes(r.wide_dots, g, wide[part]))
-        return step(r, g, v, s, n, places, wide[part], own[part], first, out(part))
+        part = slice(first, first + block)
+        s, n, d = scratch(g.record), lists(g.record, budget, block), dots(budget, block, dtype)
+        v, places = known.guesses.at(sizes(r.record.wide_dots, g, wide[part]))
+        choose(r.address, g.address, v.address, s.address, n.address, places, wide[part], budget, mixed, first)
+        return step(r.address, g.address, s.address, n.address, d.address, own[part], out(part))
 
-    tasks = [partial(task, first) for first in range(0, len(own), share)]
-    threads.run(tasks, count)
-    del keep
+    threads.run([partial(task, first) for first in range(0, len(own), block)], count)
 
 
 __all__ = ["estimate", "evaluate", "exact"]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER
+from rfkernels.backends.numba.records import FloatRows, Floats, Held, Ints, Longs, Numbers
 from rfkernels.catalog.records import Table
 
 
@@ -18,27 +19,27 @@ class Groups(NamedTuple):
     whole vectors.
     """
 
-    start: Any
-    count: Any
-    cell: Any
-    deviation: Any
-    size: Any
-    first: Any
-    held: Any
-    means: Any
-    every: Any
+    start: Longs
+    count: Ints
+    cell: Numbers
+    deviation: Floats
+    size: Floats
+    first: Longs
+    held: Floats
+    means: FloatRows
+    every: Ints
     items: int
     widest: int
     edge: float
 
 
-def groups_of(table: Table) -> Groups:
+def groups_of(table: Table) -> Held[Groups]:
     """Return the groups of a table, which lie cell by cell."""
     items, dim, cells = int(table.count.sum(dtype=np.int64)), table.rows.shape[1], len(table.means)
     if (np.diff(table.cell) < 0).any():
         raise ValueError("table must have groups in the order of their cells")
     first = np.searchsorted(table.cell, np.arange(cells + 1)).astype(np.int64)
-    return Groups(
+    groups = Groups(
         np.ascontiguousarray(table.start, np.int64),
         np.ascontiguousarray(table.count, np.int32),
         np.pad(table.cell.astype(np.uint32), (0, -len(table.cell) % 8), "edge" if len(table.cell) else "constant"),
@@ -52,6 +53,7 @@ def groups_of(table: Table) -> Groups:
         int(np.diff(first).max(initial=0)),
         math.sqrt(2 * math.log(max(items, 1))),
     )
+    return Held(groups)
 
 
 def padded(count: int) -> int:

@@ -14,6 +14,8 @@ import numpy as np
 
 from rfkernels.backends.numba.catalog_groups import Groups, groups_of, padded
 from rfkernels.backends.numba.compiling import call, entry, jit_with
+from rfkernels.backends.numba.jit import Machine
+from rfkernels.backends.numba.records import FloatRows, Floats, Held, IntRows, view
 from rfkernels.catalog.plan import STEPS, moments
 from rfkernels.catalog.records import Table
 
@@ -33,26 +35,26 @@ class Guesses(NamedTuple):
     ones.
     """
 
-    size: Any
-    unit: Any
-    variance: Any
-    score: Any
-    ends: Any
-    order: Any
-    mass_from: Any
-    noise_from: Any
-    top: Any
-    mass: Any
-    noise: Any
-    best: Any
+    size: Floats
+    unit: FloatRows
+    variance: FloatRows
+    score: FloatRows
+    ends: FloatRows
+    order: IntRows
+    mass_from: FloatRows
+    noise_from: FloatRows
+    top: FloatRows
+    mass: FloatRows
+    noise: FloatRows
+    best: FloatRows
 
 
 @jit_with(entry=True, allocates=True)
-def _sizes(dots: int, rows: Any, places: Any, queries: Any, out: Any) -> int:
-    """Write the nearest whole number to STEPS log2 of the size of each query; the shape is the rows at some places."""
-    dim = queries.shape[1]
+def _sizes(dots: int, groups: int, queries: Any, out: Any) -> int:
+    """Write the nearest whole number to STEPS log2 of the size of each query."""
+    g, dim = view(Groups, groups), queries.shape[1]
     product, end = np.empty(dim + 4), (dim + 3) & ~3
-    given = rows.ctypes.data, rows.strides[0], places.ctypes.data
+    given = g.means.ctypes.data, g.means.strides[0], g.every[len(g.held) :].ctypes.data  # the rows of the shape
     for i in range(len(queries)):
         call(dots, (*given, end, queries[i].ctypes.data, product.ctypes.data))
         square = 0.0
@@ -67,10 +69,10 @@ _NOTHING = -(1 << 20)
 """Stands for a size of 0, and its opposite for what is no number."""
 
 
-def sizes(dots: int, g: Groups, queries: Any) -> Any:
+def sizes(dots: int, g: Held[Groups], queries: Any) -> Any:
     """Return STEPS log2 of the rounded sizes of queries of float64, (queries,)."""
     out = np.empty(len(queries), np.int64)
-    _sizes(dots, g.means, g.every[len(g.held) :], queries, out)
+    _sizes(dots, g.address, queries, out)
     return out
 
 
@@ -81,35 +83,42 @@ class Known:
 
     Parameters
     ----------
-    g : Groups
+    g : Held[Groups]
     room : int
         Bytes of what items take.
     """
 
-    def __init__(self, g: Groups, room: int) -> None:
-        self._groups, self._most = g, min(max(_KEPT[0], room // _SHARE), _KEPT[1])
-        self._held: tuple[dict[int, int], Guesses] | None = None
+    def __init__(self, g: Held[Groups], room: int) -> None:
+        self._groups, self._most = g.record, min(max(_KEPT[0], room // _SHARE), _KEPT[1])
+        self._held: tuple[dict[int, int], Held[Guesses]] | None = None
 
-    def at(self, sizes: Any) -> tuple[Guesses, Any]:
+    def at(self, sizes: Any) -> tuple[Held[Guesses], Any]:
         """Return guesses for sizes (queries,), and the place of each of these in them."""
         numbers, held = sizes.tolist(), self._held
         if held is None or not held[0].keys() >= set(numbers):
             held = self._with(held, sorted(set(numbers)))
-            if sum(x.nbytes for x in held[1]) <= self._most:
+            if _bytes(held[1]) <= self._most:
                 self._held = held
         places, guesses = held
         return guesses, np.array([places[x] for x in numbers], np.int64)
 
-    def _with(self, held: tuple[dict[int, int], Guesses] | None, numbers: list[int]) -> tuple[dict[int, int], Guesses]:
+    def _with(
+        self, held: tuple[dict[int, int], Held[Guesses]] | None, numbers: list[int]
+    ) -> tuple[dict[int, int], Held[Guesses]]:
         """Return guesses with those for other sizes, or these alone if all are too large to be kept."""
         if held is not None:
             places, old = held
             new = [x for x in numbers if x not in places]
-            if sum(x.nbytes for x in old) * (len(places) + len(new)) <= self._most * len(places):
+            if _bytes(old) * (len(places) + len(new)) <= self._most * len(places):
                 made = guess(self._groups, new)
                 every = {**places, **{x: len(places) + i for i, x in enumerate(new)}}
-                return every, Guesses._make(np.concatenate(pair) for pair in zip(old, made, strict=True))
-        return {x: i for i, x in enumerate(numbers)}, guess(self._groups, numbers)
+                joined = map(np.concatenate, zip(old.record, made, strict=True))
+                return every, Held(Guesses._make(joined))
+        return {x: i for i, x in enumerate(numbers)}, Held(guess(self._groups, numbers))
+
+
+def _bytes(held: Held[Guesses]) -> int:
+    return sum(x.nbytes for x in held.record)
 
 
 @entry
@@ -163,17 +172,25 @@ def _guess(g: Groups, made: Guesses, i: int) -> None:
     _sum_cells(g.first, made.order[i], sums, noises, made.ends[i], made.mass_from[i], made.noise_from[i])
 
 
-_prepared: dict[int, tuple[tuple[Any, ...], Groups, Known]] = {}
+class Prepared(NamedTuple):
+    """What is known of a table: its groups, guesses, and what else is computed once for each machine."""
+
+    groups: Held[Groups]
+    guesses: Known
+    rules: dict[Machine, Any]
 
 
-def prepared(table: Table) -> tuple[Groups, Known]:
+_prepared: dict[int, tuple[tuple[Any, ...], Prepared]] = {}
+
+
+def prepared(table: Table) -> Prepared:
     """Return what is known of a table, which is kept as long as the means of its cells are."""
     key = id(table.means)
     found = _prepared.get(key)
     if found is not None and all(part() is own for part, own in zip(found[0], table, strict=True)):
-        return found[1:]
+        return found[1]
     g, (*parts, means, shape) = groups_of(table), table
     own = weakref.ref(means, lambda _: _prepared.pop(key, None))
-    known = Known(g, table.rows.nbytes)
-    _prepared[key] = (*map(weakref.ref, parts), own, weakref.ref(shape)), g, known
-    return g, known
+    made = Prepared(g, Known(g, table.rows.nbytes), {})
+    _prepared[key] = (*map(weakref.ref, parts), own, weakref.ref(shape)), made
+    return made

@@ -10,9 +10,26 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from rfkernels.backends.numba.catalog_groups import Groups, padded
+from rfkernels.backends.numba.catalog_guesses import Guesses, Prepared
 from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER, dot_kernel, weight_kernels
 from rfkernels.backends.numba.catalog_plan_kernels import plan_kernels
+from rfkernels.backends.numba.compiling import jit
 from rfkernels.backends.numba.jit import Machine, machine
+from rfkernels.backends.numba.records import (
+    ElementRows,
+    Elements,
+    Flags,
+    FloatRows,
+    Floats,
+    Held,
+    IntRows,
+    Ints,
+    LongRows,
+    Longs,
+    NumberRows,
+    R,
+    view,
+)
 from rfkernels.catalog import estimates, plan
 from rfkernels.catalog.records import Table
 
@@ -42,10 +59,8 @@ class Rules(NamedTuple):
     halvings: int
     rows: int
     row_stride: int
-    budget: int
     ahead: int
     shared: int
-    seed: Any
     per_nat: float
     fewest_runs: int
     trusted: float
@@ -65,36 +80,35 @@ class Scratch(NamedTuple):
     begin with, `most` the most runs that a query of the block takes. `candidates` are groups that may be opened and
     `depths` their buckets; `sizes` and `sums` are items, weights and noises of each bucket.
 
-    `numbers` and `top` pass numbers to kernels. Of the queries of a block, `queues` are addresses that they move on
+    `numbers` passes numbers to kernels. Of the queries of a block, `queues` are addresses that they move on
     from, and `waiting` the groups that they wait for.
     """
 
-    share: Any
-    base: Any
-    far: Any
-    noise: Any
-    score: Any
-    reached: Any
-    items: Any
-    bucket: Any
-    ends: Any
-    turn: Any
-    taken: Any
-    touched: Any
-    following: Any
-    first: Any
-    mass: Any
-    opened: Any
-    offset: Any
-    most: Any
-    candidates: Any
-    depths: Any
-    sizes: Any
-    sums: Any
-    numbers: Any
-    top: Any
-    queues: Any
-    waiting: Any
+    share: Floats
+    base: Floats
+    far: Floats
+    noise: Floats
+    score: Floats
+    reached: Floats
+    items: Floats
+    bucket: Ints
+    ends: Ints
+    turn: Ints
+    taken: Ints
+    touched: Ints
+    following: Ints
+    first: Ints
+    mass: Floats
+    opened: Flags
+    offset: Ints
+    most: Ints
+    candidates: Ints
+    depths: Ints
+    sizes: Longs
+    sums: FloatRows
+    numbers: Floats
+    queues: LongRows
+    waiting: Ints
 
 
 class Lists(NamedTuple):
@@ -102,43 +116,54 @@ class Lists(NamedTuple):
 
     `places` are rows: those of opened groups, up to a multiple of 4, then those of runs, then zeros. `slopes` are of
     cells, `draw` has the group of each run, and then a number that is no group's, and `odds` the weight of its items.
-    `products` are logits, one for each place, and `x` has room for as many of one query.
     """
 
-    places: Any
-    products: Any
-    x: Any
-    cells: Any
-    opened: Any
-    draw: Any
-    odds: Any
-    slopes: Any
-    sizes: Any
-    measures: Any
+    places: IntRows
+    cells: FloatRows
+    opened: NumberRows
+    draw: NumberRows
+    odds: FloatRows
+    slopes: FloatRows
+    sizes: LongRows
+    measures: FloatRows
+
+
+class Dots(NamedTuple):
+    """Logits of the queries of a block, one for each place, room for weights of one query, and numbers of kernels."""
+
+    products: ElementRows
+    weights: Elements
+    top: Elements
 
 
 _local = threading.local()
 
 
-def rules(table: Table, g: Groups, budget: int, seed: int) -> tuple[Rules, Any]:
-    """Return the rules of a call, and the code that these know by address."""
+def rules(table: Table, own: Prepared) -> Held[Rules]:
+    """Return the rules for a table on the machine of this call."""
     m = machine()
+    found = own.rules.get(m)
+    if found is None:
+        found = own.rules[m] = _rules(m, table, own.groups.record)
+    return cast(Held[Rules], found[0])
+
+
+def _rules(m: Machine, table: Table, g: Groups) -> tuple[Held[Rules], Any]:
+    """Return rules, and the code that they know by address."""
     code, addresses = _addresses(m, 8 * table.rows.dtype.itemsize, table.rows.shape[1])
     values = (
         *addresses,
         halvings(g.widest, m.lanes(64)),
         table.rows.ctypes.data,
         table.rows.strides[0],
-        budget,
         TOGETHER * (AHEAD + 1),
         plan.SHARED,
-        np.uint64(seed),
         float(plan.PER_NAT),
         plan.FEWEST_RUNS,
         plan.TRUSTED,
         estimates.HEAVY,
     )
-    return Rules._make(values), code
+    return Held(Rules._make(values)), code
 
 
 @cache
@@ -153,27 +178,33 @@ def _addresses(m: Machine, bits: int, dim: int) -> tuple[Any, Any]:
     return code, tuple(part.addresses[name] for part, own in zip(code, names, strict=True) for name in own)
 
 
-def scratch(g: Groups, dtype: Any) -> Scratch:
-    """Return memory for a thread: what it used last, if that fits."""
-    return cast(Scratch, _kept("scratch", (len(g.start), len(g.held), dtype), lambda: _scratch(g, dtype)))
-
-
-def lists(g: Groups, r: Rules, block: int, dtype: Any) -> Lists:
-    """Return memory for a block of queries: what this thread used last, if that fits."""
-    key = len(g.start), len(g.held), len(g.means), r.budget, block, dtype
-    return cast(Lists, _kept("lists", key, lambda: _lists(g, r, block, dtype)))
-
-
-def _kept(name: str, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+def kept(name: str, key: tuple[Any, ...], make: Callable[[], Held[R]]) -> Held[R]:
+    """Return memory for a thread: what it used last under a name, if the key is the same."""
     known = getattr(_local, name, None)
     if known is not None and known[0] == key:
-        return known[1]
+        return cast(Held[R], known[1])
     made = make()
-    setattr(_local, name, (key, made) if sum(x.nbytes for x in made) <= _KEPT else None)
+    setattr(_local, name, (key, made) if sum(x.nbytes for x in made.record) <= _KEPT else None)
     return made
 
 
-def _scratch(g: Groups, dtype: Any) -> Scratch:
+def scratch(g: Groups) -> Held[Scratch]:
+    """Return memory for a query."""
+    return kept("scratch", (len(g.start), len(g.held)), lambda: Held(_scratch(g)))
+
+
+def lists(g: Groups, budget: int, block: int) -> Held[Lists]:
+    """Return memory for what a block of queries takes."""
+    key = len(g.start), len(g.held), len(g.means), budget, block
+    return kept("lists", key, lambda: Held(_lists(g, budget, block)))
+
+
+def dots(budget: int, block: int, dtype: Any) -> Held[Dots]:
+    """Return memory for logits of a block of queries."""
+    return kept("dots", (budget, block, dtype), lambda: Held(_dots(budget, block, dtype), dtype))
+
+
+def _scratch(g: Groups) -> Scratch:
     groups, cells = len(g.size) + 8, padded(len(g.held)) + 8
     share, base, far, noise, score, reached, items = np.zeros((7, cells))
     bucket, ends, turn, taken, touched, following = np.zeros((6, cells), np.int32)
@@ -190,7 +221,6 @@ def _scratch(g: Groups, dtype: Any) -> Scratch:
         sizes=np.empty(plan.BUCKETS, np.int64),
         sums=np.empty((2, plan.BUCKETS)),
         numbers=np.empty(8),
-        top=np.empty(2, dtype),
         queues=np.empty((2, plan.SHARED), np.int64),
         waiting=np.empty(plan.SHARED, np.int32),
     )
@@ -201,12 +231,10 @@ def halvings(groups: int, lanes: int) -> int:
     return (groups // (_VECTORS * lanes)).bit_length()
 
 
-def _lists(g: Groups, r: Rules, block: int, dtype: Any) -> Lists:
-    runs = r.budget // plan.RUN + 8
+def _lists(g: Groups, budget: int, block: int) -> Lists:
+    runs = budget // plan.RUN + 8
     return Lists(
-        places=np.empty((block, r.budget + r.ahead + 8), np.int32),
-        products=np.empty((block, r.budget + 32), dtype),
-        x=np.empty(r.budget + 32, dtype),
+        places=np.empty((block, budget + TOGETHER * (AHEAD + 1) + 8), np.int32),
         cells=np.empty((block, padded(len(g.held)) + 8)),
         opened=np.empty((block, len(g.start)), np.uint32),
         draw=np.empty((block, runs), np.uint32),
@@ -215,3 +243,13 @@ def _lists(g: Groups, r: Rules, block: int, dtype: Any) -> Lists:
         sizes=np.empty((block, 4), np.int64),
         measures=np.empty((block, 3)),
     )
+
+
+def _dots(budget: int, block: int, dtype: Any) -> Dots:
+    return Dots(np.empty((block, budget + 32), dtype), np.empty(budget + 32, dtype), np.empty(2, dtype))
+
+
+@jit
+def records(rules: int, groups: int, guesses: int, scratch: int) -> tuple[Rules, Groups, Guesses, Scratch]:
+    """Return the records at some addresses."""
+    return view(Rules, rules), view(Groups, groups), view(Guesses, guesses), view(Scratch, scratch)

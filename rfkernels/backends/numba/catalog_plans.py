@@ -9,8 +9,9 @@ import numpy as np
 
 from rfkernels.backends.numba.catalog_groups import Groups
 from rfkernels.backends.numba.catalog_guesses import Guesses
-from rfkernels.backends.numba.catalog_layout import Lists, Rules, Scratch
-from rfkernels.backends.numba.compiling import call, jit
+from rfkernels.backends.numba.catalog_layout import Lists, Rules, Scratch, records
+from rfkernels.backends.numba.compiling import call, entry, jit
+from rfkernels.backends.numba.records import view
 from rfkernels.catalog.plan import RUN
 
 TINY = 1e-100
@@ -266,8 +267,19 @@ def list_rows(r: Rules, g: Groups, s: Scratch, n: Lists, i: int) -> None:
 
 
 @jit
-def _choose(r: Rules, g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: int, query: Any, number: int) -> None:
-    budget, runs, total, noise = r.budget - len(g.means), 0, 0.0, 0.0
+def _choose(
+    r: Rules,
+    g: Groups,
+    v: Guesses,
+    s: Scratch,
+    n: Lists,
+    i: int,
+    size: int,
+    query: Any,
+    budget: int,
+    state: Any,
+) -> None:
+    runs, total, noise = 0, 0.0, 0.0
     cell_logits(r, g, query, n.cells[i])
     top = shares(r, v, s, size, n.cells[i])
     for c in range(len(g.held)):
@@ -287,7 +299,7 @@ def _choose(r: Rules, g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size:
         for c in range(len(g.held)):
             n.slopes[i, c] = s.far[c] / max(s.items[c], 1.0)
     if runs > 0:
-        _draw(r, g, v, s, n, i, size, _state(r.seed, 2 * number), renewed)
+        _draw(r, g, v, s, n, i, size, state, renewed)
     for k in range(opened):
         s.opened[n.opened[i, k]] = False
     n.draw[i, runs] = _NONE
@@ -296,12 +308,25 @@ def _choose(r: Rules, g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size:
         n.places[i, end + k] = 0
 
 
-@jit
-def choose(r: Rules, g: Groups, v: Guesses, s: Scratch, n: Lists, sizes: Any, queries: Any, first: int) -> int:
-    """List what the queries of a block take; the first of them has number `first`, and `sizes` their places in `v`."""
-    state = _state(r.seed, 2 * (first // r.shared) + 1)
+@entry
+def choose(
+    rules: int,
+    groups: int,
+    guesses: int,
+    scratch: int,
+    lists: int,
+    sizes: Any,
+    queries: Any,
+    budget: int,
+    seed: Any,
+    first: int,
+) -> int:
+    """List what the queries of a block take; the first of them has number `first`, `sizes` are places of guesses."""
+    r, g, v, s = records(rules, groups, guesses, scratch)
+    n = view(Lists, lists)
+    state = _state(seed, 2 * (first // r.shared) + 1)
     call(r.offsets, (g.size.ctypes.data, len(g.size), state, s.offset.ctypes.data))
     s.most[:] = 0
     for i in range(len(queries)):
-        _choose(r, g, v, s, n, i, sizes[i], queries[i], first + i)
+        _choose(r, g, v, s, n, i, sizes[i], queries[i], budget - len(g.means), _state(seed, 2 * (first + i)))
     return 0

@@ -12,9 +12,10 @@ from rfkernels.backends.numba import threads
 from rfkernels.backends.numba.catalog_groups import Groups
 from rfkernels.backends.numba.catalog_guesses import Guesses, prepared, sizes
 from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER
-from rfkernels.backends.numba.catalog_layout import Rules, Scratch, rules, scratch
+from rfkernels.backends.numba.catalog_layout import Rules, Scratch, kept, records, rules, scratch
 from rfkernels.backends.numba.catalog_plans import TINY, cell_logits, log_mean, shares
 from rfkernels.backends.numba.compiling import call, entry, jit
+from rfkernels.backends.numba.records import Elements, FloatRows, Floats, Held, Ints, Longs, view_like
 from rfkernels.catalog.arguments import check_fit
 from rfkernels.catalog.records import Draws, Table
 from rfkernels.catalog.sampling import HEAD, HEAD_GROUPS
@@ -26,15 +27,16 @@ _SHARE = 16
 class Room(NamedTuple):
     """Memory of a thread: logits of groups that were taken, where those of each begin (−1: not taken), and the rest."""
 
-    products: Any
-    where: Any
-    ends: Any
-    inside: Any
-    places: Any
-    cells: Any
-    head: Any
-    logs: Any
-    touched: Any
+    products: Elements
+    top: Elements
+    where: Longs
+    ends: Floats
+    inside: Floats
+    places: Ints
+    cells: Floats
+    head: Longs
+    logs: FloatRows
+    touched: Longs
 
 
 def sample(table: Table, queries: Any, draws: int, rng: Any) -> Draws:
@@ -42,28 +44,35 @@ def sample(table: Table, queries: Any, draws: int, rng: Any) -> Draws:
     u = rng.random((len(queries), 2, draws))
     rows, log, logits = np.empty((len(u), draws), np.int64), np.empty((len(u), draws)), np.empty((len(u), draws))
     order = np.argsort(u[:, 0], axis=1)
-    g, known = prepared(table)
-    r, keep = rules(table, g, 0, 0)
+    known = prepared(table)
+    g, r = known.groups, rules(table, known)
     own, wide = (np.ascontiguousarray(queries, dtype) for dtype in (table.rows.dtype, np.float64))
-    most, dtype = int(g.count.max()), own.dtype
+    most, dtype = int(g.record.count.max()), own.dtype
 
     def share(first: int) -> int:
         part = slice(first, first + _SHARE)
-        room = _room(g, most, draws, dtype)
+        room, s = _memory(g.record, most, draws, dtype), scratch(g.record)
         drawn = rows[part], log[part], logits[part]
-        v, places = known.at(sizes(r.wide_dots, g, wide[part]))
-        return _sample(r, g, v, scratch(g, dtype), room, places, wide[part], own[part], u[part], order[part], drawn)
+        v, places = known.guesses.at(sizes(r.record.wide_dots, g, wide[part]))
+        at = r.address, g.address, v.address, s.address, room.address
+        return _sample(*at, places, wide[part], own[part], u[part], order[part], drawn)
 
     threads.run([partial(share, first) for first in range(0, len(u), _SHARE)], threads.thread_count())
-    del keep
     check_fit(log, table)
     return Draws(table.ids[rows], log, logits)
+
+
+def _memory(g: Groups, most: int, draws: int, dtype: Any) -> Held[Room]:
+    """Return memory for the draws of a query."""
+    key = len(g.start), len(g.means), most, draws, dtype
+    return kept("room", key, lambda: Held(_room(g, most, draws, dtype), dtype))
 
 
 def _room(g: Groups, most: int, draws: int, dtype: Any) -> Room:
     count = len(g.start)
     return Room(
         products=np.empty((most + 16) * min(draws + HEAD_GROUPS, count) + 16, dtype),
+        top=np.empty(2, dtype),
         where=np.full(count, -1, np.int64),
         ends=np.empty(count),
         inside=np.empty(most),
@@ -110,11 +119,11 @@ def _head(g: Groups, promise: Any, head: Any) -> int:
 
 
 @jit
-def _log_sum(r: Rules, g: Groups, s: Scratch, room: Room, group: int) -> float:
+def _log_sum(r: Rules, g: Groups, room: Room, group: int) -> float:
     x, size = room.products[room.where[group] :].ctypes.data, (g.count[group] + 15) & ~15
-    call(r.largest, (x, size, s.top.ctypes.data))
-    call(r.sum, (x, size, s.top.ctypes.data, s.top[1:].ctypes.data))
-    return float(s.top[0]) + math.log(s.top[1])
+    call(r.largest, (x, size, room.top.ctypes.data))
+    call(r.sum, (x, size, room.top.ctypes.data, room.top[1:].ctypes.data))
+    return float(room.top[0]) + math.log(room.top[1])
 
 
 @jit
@@ -135,7 +144,7 @@ def _masses(
     largest, logs = top, room.logs[0]
     for i in range(count):
         used = _take(r, g, room, room.head[i], query, used)
-        logs[i] = _log_sum(r, g, s, room, room.head[i])
+        logs[i] = _log_sum(r, g, room, room.head[i])
         largest = max(largest, logs[i])
     factor = math.exp(top - largest)
     for i in range(count):
@@ -195,11 +204,11 @@ def _place(ends: Any, count: int, at: float) -> int:
 
 @entry
 def _sample(
-    r: Rules,
-    g: Groups,
-    v: Guesses,
-    s: Scratch,
-    room: Room,
+    rules: int,
+    groups: int,
+    guesses: int,
+    scratch: int,
+    room: int,
     sizes: Any,
     wide: Any,
     queries: Any,
@@ -207,9 +216,11 @@ def _sample(
     order: Any,
     drawn: Any,
 ) -> int:
+    r, g, v, s = records(rules, groups, guesses, scratch)
+    own = view_like(Room, room, queries)
     rows, log, logits = drawn
     for i in range(len(queries)):
-        _draw(r, g, v, s, room, sizes[i], wide[i], queries[i], u[i], order[i], (rows[i], log[i], logits[i]))
+        _draw(r, g, v, s, own, sizes[i], wide[i], queries[i], u[i], order[i], (rows[i], log[i], logits[i]))
     return 0
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from rfkernels.backends.numba.catalog_groups import Groups
-from rfkernels.backends.numba.catalog_guesses import Guesses
-from rfkernels.backends.numba.catalog_layout import Lists, Rules, Scratch
-from rfkernels.backends.numba.catalog_plans import choose, list_rows
+from rfkernels.backends.numba.catalog_layout import Dots, Lists, Rules, Scratch
+from rfkernels.backends.numba.catalog_plans import list_rows
 from rfkernels.backends.numba.compiling import call, entry, jit
+from rfkernels.backends.numba.records import view, view_like
 from rfkernels.catalog.plan import RUN
 
 _TOGETHER = 4
@@ -19,30 +19,30 @@ _TOGETHER = 4
 
 
 @jit
-def _multiply(r: Rules, n: Lists, i: int, end: int, query: Any) -> None:
+def _multiply(r: Rules, n: Lists, d: Dots, i: int, end: int, query: Any) -> None:
     """Write dot products of a query with the rows of its list."""
     if end > 0:
         row = query.ctypes.data
-        call(r.dots, (r.rows, r.row_stride, n.places[i].ctypes.data, end, row, n.products[i].ctypes.data))
+        call(r.dots, (r.rows, r.row_stride, n.places[i].ctypes.data, end, row, d.products[i].ctypes.data))
 
 
 @jit
-def _alone(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any) -> None:
+def _alone(r: Rules, g: Groups, s: Scratch, n: Lists, d: Dots, queries: Any) -> None:
     """Write dot products of queries with what they take, one query after the other."""
     for i in range(len(queries)):
         list_rows(r, g, s, n, i)
-        _multiply(r, n, i, ((n.sizes[i, 0] + 3) & ~3) + RUN * n.sizes[i, 2], queries[i])
+        _multiply(r, n, d, i, ((n.sizes[i, 0] + 3) & ~3) + RUN * n.sizes[i, 2], queries[i])
 
 
 @jit
-def _together(r: Rules, g: Groups, s: Scratch, n: Lists, queries: Any) -> None:
+def _together(r: Rules, g: Groups, s: Scratch, n: Lists, d: Dots, queries: Any) -> None:
     """Write dot products of queries with what they take: a run is read once, for all that take it."""
     out, draw, waiting = s.queues[0], s.queues[1], s.waiting
     waiting[:] = -1
     for i in range(len(queries)):
         end = (n.sizes[i, 0] + 3) & ~3
-        _multiply(r, n, i, end, queries[i])
-        out[i], draw[i], waiting[i] = n.products[i, end:].ctypes.data, n.draw[i].ctypes.data, np.int32(n.draw[i, 0])
+        _multiply(r, n, d, i, end, queries[i])
+        out[i], draw[i], waiting[i] = d.products[i, end:].ctypes.data, n.draw[i].ctypes.data, np.int32(n.draw[i, 0])
     parts = g.start.ctypes.data, g.count.ctypes.data, s.offset.ctypes.data, s.most.ctypes.data, len(g.start)
     given = queries.ctypes.data, queries.strides[0], out.ctypes.data, draw.ctypes.data, waiting.ctypes.data
     call(r.pass_runs, (r.rows, r.row_stride, *parts, *given))
@@ -64,24 +64,24 @@ def _known(g: Groups, n: Lists, i: int, products: Any) -> float:
 
 
 @jit
-def _exponentials(r: Rules, s: Scratch, x: Any, products: Any, size: int, end: int, least: float) -> float:
+def _exponentials(r: Rules, d: Dots, products: Any, size: int, end: int, least: float) -> float:
     """Write exponentials relative to the largest product, or to `least` where that is more, which is returned."""
     padded = (end + 15) & ~15
     products[size : (size + 3) & ~3] = -np.inf
     products[end:padded] = -np.inf
-    call(r.largest, (products.ctypes.data, padded, s.top.ctypes.data))
-    s.top[0] = max(s.top[0], least)
-    call(r.exponentials, (products.ctypes.data, padded, s.top.ctypes.data, x.ctypes.data))
-    return float(s.top[0])
+    call(r.largest, (products.ctypes.data, padded, d.top.ctypes.data))
+    d.top[0] = max(d.top[0], least)
+    call(r.exponentials, (products.ctypes.data, padded, d.top.ctypes.data, d.weights.ctypes.data))
+    return float(d.top[0])
 
 
 @jit
-def _total(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, products: Any, steady: int) -> tuple[float, float, float]:
+def _total(r: Rules, g: Groups, s: Scratch, n: Lists, d: Dots, i: int, steady: int) -> tuple[float, float, float]:
     """Return what sums are relative to, the sum of all, and that of squared differences of successive runs."""
     size, _, runs, _ = n.sizes[i]
     guessed, total, _ = n.measures[i]
-    first, x, numbers = (size + 3) & ~3, n.x, s.numbers
-    top = _exponentials(r, s, x, products, size, first + RUN * runs, guessed if steady else -np.inf)
+    first, x, numbers, products = (size + 3) & ~3, d.weights, s.numbers, d.products[i]
+    top = _exponentials(r, d, products, size, first + RUN * runs, guessed if steady else -np.inf)
     z = 0.0
     for j in range(0, first, 4):
         z += (x[j] + x[j + 1]) + (x[j + 2] + x[j + 3])
@@ -98,11 +98,11 @@ def _total(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, products: Any, ste
 
 
 @jit
-def _sum_up(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, products: Any, out: Any) -> None:
+def _sum_up(r: Rules, g: Groups, s: Scratch, n: Lists, d: Dots, i: int, out: Any) -> None:
     size, _, runs, steady = n.sizes[i]
-    top, z, apart = _total(r, g, s, n, i, products, steady)
+    top, z, apart = _total(r, g, s, n, d, i, steady)
     if z <= 0:  # only where the error is larger than the sum itself
-        top, z, apart = _total(r, g, s, n, i, products, 0)
+        top, z, apart = _total(r, g, s, n, d, i, 0)
     out[0] = top + math.log(z)
     out[1] = math.sqrt(apart * runs / (runs // 2 * 2)) / z if runs > 1 else 0.0
     predicted = math.exp(n.measures[i, 2] - out[0])
@@ -112,36 +112,28 @@ def _sum_up(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, products: Any, ou
 
 
 @entry
-def estimate(
-    r: Rules, g: Groups, v: Guesses, s: Scratch, n: Lists, sizes: Any, wide: Any, queries: Any, first: int, out: Any
-) -> int:
-    """Estimate log-normalizers of queries, block by block: log, standard error and dot products of each."""
-    block = len(n.places)
-    for i in range(0, len(queries), block):
-        own = queries[i : i + block]
-        choose(r, g, v, s, n, sizes[i : i + block], wide[i : i + block], first + i)
-        if len(own) < _TOGETHER:
-            _alone(r, g, s, n, own)
-        else:
-            _together(r, g, s, n, own)
-        for j in range(len(own)):
-            _sum_up(r, g, s, n, j, n.products[j], out[i + j])
+def estimate(rules: int, groups: int, scratch: int, lists: int, dots: int, queries: Any, out: Any) -> int:
+    """Estimate log-normalizers of a block of queries: log, standard error and dot products of each."""
+    r, g, s, n = view(Rules, rules), view(Groups, groups), view(Scratch, scratch), view(Lists, lists)
+    d = view_like(Dots, dots, queries)
+    if len(queries) < _TOGETHER:
+        _alone(r, g, s, n, d, queries)
+    else:
+        _together(r, g, s, n, d, queries)
+    for i in range(len(queries)):
+        _sum_up(r, g, s, n, d, i, out[i])
     return 0
 
 
 @entry
-def evaluate(
-    r: Rules, g: Groups, v: Guesses, s: Scratch, n: Lists, sizes: Any, wide: Any, queries: Any, first: int, out: Any
-) -> int:
-    """Write rows, logits and log weights of what queries take, block by block."""
-    block = len(n.places)
+def evaluate(rules: int, groups: int, scratch: int, lists: int, dots: int, queries: Any, out: Any) -> int:
+    """Write rows, logits and log weights of what the queries of a block take."""
+    r, g, s, n = view(Rules, rules), view(Groups, groups), view(Scratch, scratch), view(Lists, lists)
+    d = view_like(Dots, dots, queries)
     rows, logits, log_weights = out
-    for i in range(0, len(queries), block):
-        own = queries[i : i + block]
-        choose(r, g, v, s, n, sizes[i : i + block], wide[i : i + block], first + i)
-        _alone(r, g, s, n, own)
-        for j in range(len(own)):
-            _copy(n, j, n.products[j], rows[i + j], logits[i + j], log_weights[i + j])
+    _alone(r, g, s, n, d, queries)
+    for i in range(len(queries)):
+        _copy(n, i, d.products[i], rows[i], logits[i], log_weights[i])
     return 0
 
 
