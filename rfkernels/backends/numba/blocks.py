@@ -16,7 +16,7 @@ from rfkernels.backends.numba import block_schedule, merging, threads
 from rfkernels.backends.numba.block_inputs import Inputs, Packed, begin, finish, heavy_tiles, pack_groups
 from rfkernels.backends.numba.block_layout import layout, scratch, tasks
 from rfkernels.backends.numba.block_records import BlockPlan, BlockTask
-from rfkernels.backends.numba.packing import TILE, address, up
+from rfkernels.backends.numba.packing import TILE, address, along, located, up
 from rfkernels.backends.numba.passes import log_normalizers, outputs, query_heads
 from rfkernels.backends.numba.schedule_records import Group
 from rfkernels.grouping import BlockState, Far, Plan
@@ -119,11 +119,9 @@ def _whole(given: Inputs, far: Far, plan: Plan, q: Any, out: Any, logs: Any) -> 
     by_head = {"labels": labels, "squares": squares}
     by_head |= dict(zip(("heavy_xt", "heavy_v", "heavy_term", "heavy_positions"), heavy, strict=True))
 
-    def placed(arrays: dict[str, Any], i: int) -> dict[str, int]:
-        return {name: address(x) + i * x.strides[0] for name, x in arrays.items()}
-
+    by_set_at, by_head_at = located(by_set), located(by_head)
     base = [
-        task._replace(**same, **placed(by_set, sets[i]), **placed(by_head, i))
+        task._replace(**same, **along(by_set_at, sets[i]), **along(by_head_at, i))
         for i, task in enumerate(tasks(p, given.batch, given.dtype, given.k, given.v, given.mask))
     ]
     arrays = (constants, q, out, logs)

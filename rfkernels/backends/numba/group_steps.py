@@ -6,7 +6,8 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from rfkernels.backends.numba import group_schedule, threads
 from rfkernels.backends.numba.block_layout import layout, scratch, tasks
 from rfkernels.backends.numba.block_records import BlockPlan, BlockTask, Search
 from rfkernels.backends.numba.kernels import SENTINEL
-from rfkernels.backends.numba.packing import address, addresses, placed, up
+from rfkernels.backends.numba.packing import address, addresses, along, located, placed, up
 from rfkernels.grouping import Groups, fitting
 
 _BAND = 192
@@ -23,7 +24,16 @@ _BAND = 192
 _KEPT = 33 << 15
 """Weights that a thread has room for: of 32,768 keys for 32 queries, with a log scale for each 64 of them."""
 
-_memory = threading.local()
+
+class _Memory(threading.local):
+    """Buffers of a thread, and what lies where in the last two."""
+
+    def __init__(self) -> None:
+        self.weights, self.task, self.search = SimpleNamespace(), SimpleNamespace(), SimpleNamespace()
+        self.room: Any = None
+
+
+_memory = _Memory()
 
 
 def _prepared(
@@ -56,7 +66,7 @@ def _mass(xp: Any, rows: Any, k: Any, scale: float, mask: Any) -> Any:
     kept = tiles * (p.tile + 1) * up(count, p.column_step)
 
     def one(task: BlockTask, q: int, own: Any) -> int:
-        room = placed(_memory, {"": kept}, p.element)[""] if kept <= _KEPT else 0
+        room = placed(_memory.weights, {"": kept}, p.element)[""] if kept <= _KEPT else 0
         return group_schedule.mass(p, scratch(p, 1), task._replace(**q_rows), q, count, address(own), room)
 
     work = [partial(one, *given) for given in zip(found, addresses(rows, batch, 2), out, strict=True)]
@@ -78,20 +88,30 @@ def _find(q: Any, k: Any, v: Any, count: int, scale: Any, mask: Any, mass: Any) 
     q = fitting.spaced(q, fitting.MEASURE)
     held = rooms[1] if len(rooms) > 1 else None
     p, found, alive = _prepared(rooms[0], batch, scale, None, held, count, q.shape[-2])
-    out = _results(p, len(weight), k.dtype)
+    out, own = _results(p, len(weight), k.dtype), _own(p, len(weight), rooms[0].shape[-2], k.dtype)
+    same = {"q_row": q.strides[-2], "q_column": q.strides[-1], "every": address(own["every"]), "mask_row": 1}
+    at = located({**out, **{name: own[name] for name in ("weight", "bounds", "fresh")}})
+    of_task = located({"mask": own["allowed"], "before": own["before"]})
+    nothing = address(own["nothing"])
 
     def one(head: int, q_at: int) -> int:
-        own = weight[head]
+        mine = weight[head]
         if keys > fitting.KEYS:
-            at = np.unravel_index(head, batch)
-            own = _choose([x[at] for x in given], [x[at] for x in rooms], own, fitting.KEYS // 2)
-        rows = {"q_row": q.strides[-2], "q_column": q.strides[-1]}
-        return _search(p, found[head]._replace(**rows), own, {"q": q_at, "queries": q.shape[-2]}, out, head)
+            place = np.unravel_index(head, batch)
+            mine = _choose([x[place] for x in given], [x[place] for x in rooms], mine, fitting.KEYS // 2)
+        weights, allowed = own["weight"][head], own["allowed"][head]
+        weights[: len(mine)] = mine
+        np.greater(weights, 0, out=allowed)
+        room, more = _room(p, len(weights))
+        task = found[head]._replace(**same, **along(of_task, head), **room)
+        first = {"at": int(weights.argmax()), "first": int(allowed.argmax())}
+        search = Search(q=q_at, queries=q.shape[-2], **first, **along(at, head), **more)
+        return group_schedule.find(p, scratch(p, 1), task._replace(squares=nothing), task, search)
 
     work = [partial(one, *given) for given in enumerate(addresses(q, batch, 2))]
     _run(work, 2 * len(work) * rooms[0].shape[-2] * count * p.dim)
     del alive
-    metric, centres, covariance, cross = (x.reshape(*batch, *x.shape[1:]) for x in out)
+    metric, centres, covariance, cross = (x.reshape(*batch, *x.shape[1:]) for x in out.values())
     metric = np.ascontiguousarray(metric[..., : p.dim, : p.dim])
     groups = Groups(centres[..., :count, : p.dim].copy(), metric, metric, None, np.asarray(scale, k.dtype))
     within = None if v is None else cross[..., : p.dim, : p.width]
@@ -110,34 +130,39 @@ def _choose(given: Sequence[Any], rooms: Sequence[Any], weight: Any, half: int) 
     return weight[chosen]
 
 
-def _results(p: BlockPlan, heads: int, dtype: Any) -> tuple[Any, ...]:
+def _results(p: BlockPlan, heads: int, dtype: Any) -> dict[str, Any]:
     """Return zeros for the metric, the centres (with rows to spare for the last register tile), and what is within."""
-    square = (p.dim_pad, p.dim_pad), (p.groups_pad + p.row_step, p.dim_pad), (p.dim_pad, p.dim_pad)
-    return tuple(np.zeros((heads, *shape), dtype) for shape in (*square, (p.dim_pad, p.width_pad)))
+    shapes = {"metric": (p.dim_pad, p.dim_pad), "centres": (p.groups_pad + p.row_step, p.dim_pad)}
+    shapes |= {"covariance": (p.dim_pad, p.dim_pad), "cross": (p.dim_pad, p.width_pad)}
+    return {name: np.zeros((heads, *shape), dtype) for name, shape in shapes.items()}
 
 
-def _search(p: BlockPlan, task: BlockTask, weight: Any, given: dict[str, int], out: Sequence[Any], head: int) -> int:
-    """Find the groups of one head: its keys are in the task."""
-    dtype, keys = weight.dtype, len(weight)
-    row, tiles = up(keys, p.tile), up(keys, p.tile) // p.tile
-    weights, nothing = np.zeros(row, dtype), np.zeros(row, dtype)
-    weights[:keys] = weight
-    allowed, labels = weights > 0, np.empty(row, np.int32)
-    known = {"bounds": np.full(tiles, -SENTINEL[p.element * 8], dtype), "fresh": np.zeros(tiles, np.int64)}
-    known |= {"places": np.empty(tiles, np.int64), "own": np.empty(p.groups_pad, dtype)}
-    room = {"xt": (p.dim_pad, row), "squares": row, "nearest": row, "drawn": (p.groups_pad, p.dim_pad)}
-    known |= {name: np.empty(shape, dtype) for name, shape in room.items()}
-    own = {"drawn": np.empty((p.dim_pad, p.groups_pad), dtype), "offset": np.empty(p.groups_pad, dtype)}
-    own |= {"labels": labels, "every": np.arange(p.groups, dtype=np.int32)}
-    own |= {"before": np.zeros((p.groups, p.sums_row), dtype), "mask": allowed}
-    task = task._replace(mask_row=1, **{name: address(x) for name, x in own.items()})
-    results = {
-        name: address(x[head]) for name, x in zip(("metric", "centres", "covariance", "cross"), out, strict=True)
+def _own(p: BlockPlan, heads: int, keys: int, dtype: Any) -> dict[str, Any]:
+    """Return what searches begin with, by head, and what all of them read."""
+    tiles, row = -(-keys // p.tile), up(keys, p.tile)
+    return {
+        "weight": np.zeros((heads, row), dtype),
+        "allowed": np.empty((heads, row), np.bool_),
+        "bounds": np.full((heads, tiles), -SENTINEL[p.element * 8], dtype),
+        "fresh": np.zeros((heads, tiles), np.int64),
+        "before": np.zeros((heads, p.groups, p.sums_row), dtype),
+        "every": np.arange(p.groups, dtype=np.int32),
+        "nothing": np.zeros(row, dtype),
     }
-    first = {"weight": address(weights), "at": int(np.argmax(weight)), "first": int(np.argmax(allowed))}
-    search = Search(**given, **first, **results, **{name: address(x) for name, x in known.items()})
-    scattered = task._replace(squares=address(nothing))
-    return group_schedule.find(p, scratch(p, 1), scattered, task, search)
+
+
+def _room(p: BlockPlan, row: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Return this thread's working memory for keys in whole tiles, kept between calls: for a task and for a search."""
+    known = _memory.room
+    if known is None or known[0] != (p, row):
+        sizes = {"labels": row, "offset": p.groups_pad, "drawn": p.dim_pad * p.groups_pad}
+        more = {"xt": p.dim_pad * row, "squares": row, "nearest": row, "own": p.groups_pad}
+        more |= {"drawn": p.groups_pad * p.dim_pad, "places": 2 * row // p.tile}
+        known = _memory.room = (
+            (p, row),
+            (placed(_memory.task, sizes, p.element), placed(_memory.search, more, p.element)),
+        )
+    return cast(tuple[dict[str, int], dict[str, int]], known[1])
 
 
 STEPS = fitting.Steps(_mass, _find)

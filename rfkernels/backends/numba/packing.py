@@ -262,6 +262,16 @@ def address(array: Any) -> int:
     return int(array.__array_interface__["data"][0])
 
 
+def located(arrays: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Return the address of the first element of arrays, and the stride of their first axis."""
+    return {name: (address(x), x.strides[0]) for name, x in arrays.items()}
+
+
+def along(given: dict[str, tuple[int, int]], i: int) -> dict[str, int]:
+    """Return the address of element i along the first axis of arrays."""
+    return {name: start + i * stride for name, (start, stride) in given.items()}
+
+
 def addresses(array: Any, batch: tuple[int, ...], own: int) -> list[int]:
     """Return the address of each batch element of an array with `own` axes of its own, broadcast to `batch`."""
     wide = np.broadcast_to(array, (*batch, *array.shape[array.ndim - own :]))
