@@ -10,7 +10,8 @@ import numpy as np
 from rfkernels.backends.numba import block_schedule
 from rfkernels.backends.numba.block_records import BlockPlan
 from rfkernels.backends.numba.kernels import SENTINEL
-from rfkernels.backends.numba.packing import address
+from rfkernels.backends.numba.packing import along, located
+from rfkernels.backends.numba.records import Held
 from rfkernels.grouping import BlockState, Far, Groups, Plan
 from rfkernels.grouping.schedule import Rows, widened
 from rfkernels.state import State
@@ -163,8 +164,9 @@ class Packed(NamedTuple):
     numbers: Any
 
 
-def pack_groups(p: BlockPlan, groups: Groups, dtype: Any) -> Packed:
+def pack_groups(plan: Held[BlockPlan], groups: Groups, dtype: Any) -> Packed:
     """Fold the metric into centres, and pad."""
+    p = plan.record
     sets, dim, size, missing = math.prod(groups.batch), groups.dim, groups.size, SENTINEL[p.element * 8]
     centres = np.zeros((sets, p.groups_pad, p.dim_pad), dtype)
     given = np.broadcast_to(groups.centres, (*groups.batch, size, dim))
@@ -179,8 +181,9 @@ def pack_groups(p: BlockPlan, groups: Groups, dtype: Any) -> Packed:
     cross = None if groups.cross is None else padded(groups.cross, p.width_pad)
     drawn = np.empty_like(centres)
     # Not NumPy's product: its threads would go on to spin for a while on the cores that ours need.
-    for x, y, out in zip(centres, metric, drawn, strict=True):
-        block_schedule.multiply(p, address(x), address(y), address(out), p.groups_pad)
+    at = located({"x": centres, "y": metric, "out": drawn})
+    for i in range(sets):
+        block_schedule.multiply(plan.address, **along(at, i), rows=p.groups_pad)
     own = np.eye(p.dim_pad, dtype=dtype)
     metric, spread = (np.tril(x + np.swapaxes(x, 1, 2), -1) + x * own for x in (metric, spread))
     offset = np.full((sets, p.groups_pad), missing, dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -11,19 +12,30 @@ import numpy as np
 from rfkernels.backends.numba import kernels
 from rfkernels.backends.numba.block_kernels import blockwise
 from rfkernels.backends.numba.block_records import BlockPlan, BlockScratch, BlockTask
-from rfkernels.backends.numba.jit import machine
+from rfkernels.backends.numba.jit import Machine, machine
 from rfkernels.backends.numba.packing import TILE, addresses, placed, up
+from rfkernels.backends.numba.records import Held, rows_of
 
 _BAND = 320
 """Near keys in a tile at most."""
 
+_LAYOUTS = 64
+"""That are kept."""
 
-def layout(names: tuple[str, ...], dtype: Any, near: int, **sizes: int) -> tuple[BlockPlan, Any]:
+
+def layout(names: tuple[str, ...], dtype: Any, near: int, **sizes: int) -> tuple[Held[BlockPlan], Any]:
     """Lay out a pass over arrays of the dtypes named (q, k, v and the output); return its plan, and the code it calls.
 
     `near` is how many keys a block sees exactly; `sizes` are those of `BlockPlan` that are not derived from others.
     """
-    target, bits = machine(), np.dtype(dtype).itemsize * 8
+    return _layout(machine(), names, np.dtype(dtype), near, tuple(sizes.items()))
+
+
+@lru_cache(_LAYOUTS)
+def _layout(
+    target: Machine, names: tuple[str, ...], dtype: Any, near: int, given: tuple[tuple[str, int], ...]
+) -> tuple[Held[BlockPlan], Any]:
+    sizes, bits = dict(given), dtype.itemsize * 8
     code = kernels.shared(target, bits), blockwise(target, bits)
     found = {**code[0].addresses, **code[1].addresses}
     step = math.lcm(target.rows, target.vectors * target.lanes(bits))
@@ -32,7 +44,7 @@ def layout(names: tuple[str, ...], dtype: Any, near: int, **sizes: int) -> tuple
     dim_pad, width_pad = up(sizes["dim"], step), up(sizes["width"], step)
     plan = BlockPlan(
         **{name: found[name] for name in BlockPlan._fields if name in found},
-        **{name: found[given] for name, given in packs.items()},
+        **{name: found[own] for name, own in packs.items()},
         element=bits // 8,
         tile=TILE,
         band_tile=up(max(min(near, _BAND), 1), step),
@@ -45,21 +57,27 @@ def layout(names: tuple[str, ...], dtype: Any, near: int, **sizes: int) -> tuple
         heavy_pad=up(sizes["heavy"], step),
         **sizes,
     )
-    return plan, code
+    return Held(plan), code
 
 
-def tasks(p: BlockPlan, batch: tuple[int, ...], dtype: Any, k: Any, v: Any, mask: Any) -> list[BlockTask]:
-    """Return a task for each head, all of whose other addresses are 0; `v` may be missing."""
-    heads = math.prod(batch)
-    found = [[0] * heads if x is None else addresses(x, batch, own) for x, own in ((k, 2), (v, 2), (mask, 1))]
-    none = dict.fromkeys(BlockTask._fields, 0)
-    none |= {"k_row": k.strides[-2], "k_column": k.strides[-1], "keys": k.shape[-2], "together": 1}
-    none |= {"k_plain": _plain(k, dtype, p.dim_pad), "v_plain": _plain(v, dtype, p.width_pad)}
+def tasks(p: BlockPlan, batch: tuple[int, ...], dtype: Any, k: Any, v: Any, mask: Any, **same: int) -> Any:
+    """Return a `BlockTask` for each head, (heads,), with some fields the same; all other addresses are 0.
+
+    `v` may be missing.
+    """
+    made = rows_of(BlockTask, math.prod(batch))
+    same |= {"k_row": k.strides[-2], "k_column": k.strides[-1], "keys": k.shape[-2], "together": 1}
+    same |= {"k_plain": _plain(k, dtype, p.dim_pad), "v_plain": _plain(v, dtype, p.width_pad)}
     if v is not None:
-        none |= {"v_row": v.strides[-2], "v_column": v.strides[-1]}
+        same |= {"v_row": v.strides[-2], "v_column": v.strides[-1]}
     if mask is not None:
-        none["mask_row"] = mask.strides[-1]
-    return [BlockTask(**none)._replace(k=at_k, v=at_v, mask=at) for at_k, at_v, at in zip(*found, strict=True)]
+        same["mask_row"] = mask.strides[-1]
+    for name, x, own in (("k", k, 2), ("v", v, 2), ("mask", mask, 1)):
+        if x is not None:
+            made[name] = addresses(x, batch, own)
+    for name, value in same.items():
+        made[name] = value
+    return made
 
 
 def _plain(x: Any, dtype: Any, wanted: int) -> int:
@@ -73,11 +91,11 @@ def _plain(x: Any, dtype: Any, wanted: int) -> int:
 _memory = threading.local()
 
 
-def scratch(p: BlockPlan, shared: int) -> BlockScratch:
+def scratch(p: BlockPlan, shared: int) -> Held[BlockScratch]:
     """Return this thread's working memory for queries of `shared` heads, kept between calls."""
     known = getattr(_memory, "scratch", None)
     if known is not None and known[0] == (p, shared):
-        return cast(BlockScratch, known[1])
+        return cast(Held[BlockScratch], known[1])
     x, far = p.dim_pad + p.column_step, p.groups_pad + p.column_step
     tile, queries = max(p.band_tile, up(p.tile, p.column_step)), up(shared * p.tile, p.column_step)
     band = max(p.band_tile, p.heavy_pad) + p.column_step
@@ -107,5 +125,6 @@ def scratch(p: BlockPlan, shared: int) -> BlockScratch:
         "far_term": p.groups_pad,
         "far_bend": p.groups_pad,
     }
-    _memory.scratch = (p, shared), BlockScratch(**placed(_memory, sizes, p.element))
-    return cast(BlockScratch, _memory.scratch[1])
+    made = Held(BlockScratch(**placed(_memory, sizes, p.element)))
+    _memory.scratch = (p, shared), made
+    return made

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from rfkernels.backends.numba.block_records import LOWEST, ONE, SCALE, SQUARE, BlockPlan, BlockScratch, BlockTask
+from rfkernels.backends.numba.block_records import (
+    LOWEST,
+    ONE,
+    SCALE,
+    SQUARE,
+    BlockPlan,
+    BlockScratch,
+    BlockTask,
+    Queries,
+)
 from rfkernels.backends.numba.compiling import call, entry, jit, up
-from rfkernels.backends.numba.schedule_records import Group
+from rfkernels.backends.numba.records import view
 
 
 @jit
@@ -37,9 +46,9 @@ def _forms(p: BlockPlan, x: tuple[int, int], form: int, y: int, rows: tuple[int,
     call(p.dots, (*x, y, p.dim_pad, rows[1], p.dim_pad, factor, out))
 
 
-@entry
-def assign(p: BlockPlan, s: BlockScratch, t: BlockTask, low: int, high: int) -> int:
-    """Label keys low <= i < high, and take their squares where there is room for them."""
+@jit
+def assign(p: BlockPlan, s: BlockScratch, t: BlockTask, low: int, high: int, squares: int) -> None:
+    """Label keys low <= i < high, and take their squares if there is room for them, at an address."""
     i, scores_row = low, p.groups_pad + p.column_step
     one = t.numbers + ONE * p.element
     while i < high:
@@ -49,14 +58,13 @@ def assign(p: BlockPlan, s: BlockScratch, t: BlockTask, low: int, high: int) -> 
         call(p.gemm, (x, x_row, 1, t.drawn, p.groups_pad, s.scores, scores_row, rows, p.groups_pad, p.dim))
         mask = 0 if t.mask == 0 else t.mask + i * t.mask_row
         call(p.pick, (s.scores, scores_row, n, p.groups_pad, t.offset, mask, t.mask_row, t.labels + 4 * i))
-        if t.squares != 0:
-            _forms(p, (x, x_row), t.metric, s.y, (rows, n), one, t.squares + i * p.element)
+        if squares != 0:
+            _forms(p, (x, x_row), t.metric, s.y, (rows, n), one, squares + i * p.element)
         i += n
-    return 0
 
 
-@entry
-def gather(p: BlockPlan, s: BlockScratch, t: BlockTask, low: int, high: int, sums: int) -> int:
+@jit
+def gather(p: BlockPlan, s: BlockScratch, t: BlockTask, low: int, high: int, sums: int) -> None:
     """Add labelled keys low <= i < high to sums."""
     i = max(low, 0)
     high = min(high, t.keys)
@@ -67,7 +75,6 @@ def gather(p: BlockPlan, s: BlockScratch, t: BlockTask, low: int, high: int, sum
         given = (t.labels + 4 * i, t.squares + i * p.element, k, k_row, v, v_row, n)
         call(p.scatter, (*given, p.dim_pad, p.width_pad, sums, p.sums_row))
         i += n
-    return 0
 
 
 @jit
@@ -119,11 +126,11 @@ def _refresh(p: BlockPlan, s: BlockScratch, t: BlockTask, after: int, listed: in
 
 
 @jit
-def _load_block(p: BlockPlan, s: BlockScratch, t: BlockTask, g: Group, first: int, count: int) -> int:
+def _load_block(p: BlockPlan, s: BlockScratch, t: BlockTask, g: Queries, head: int, first: int, count: int) -> int:
     """Pack the queries of all heads that share the keys below each other; return how many rows that are."""
     rows, q_row = up(count, p.row_step), p.dim_pad + p.column_step
     for index in range(t.groups):
-        source = (g.q[index] + first * t.q_row, t.q_row, t.q_column)
+        source = (g.q[head, index] + first * t.q_row, t.q_row, t.q_column)
         to = s.query + index * rows * q_row * p.element
         call(p.pack_q, (*source, 0, count, rows, p.dim, t.zeros, to, q_row))
     total = rows * t.groups
@@ -214,21 +221,32 @@ def _add_near(
 
 
 @jit
-def _store_block(p: BlockPlan, s: BlockScratch, t: BlockTask, g: Group, first: int, count: int) -> None:
+def _store_block(p: BlockPlan, s: BlockScratch, t: BlockTask, g: Queries, head: int, first: int, count: int) -> None:
     """Normalise and write the sums of queries from `first`."""
     e, rows = p.element, up(count, p.row_step)
     for index in range(t.groups):
         r = index * rows
-        if g.denominator[index] != 0:
-            call(p.copy, (s.denominator + r * e, g.denominator[index] + first * e, count))
-            call(p.copy, (s.top + r * e, g.shift[index] + first * e, count))
-        out, sums = g.out[index] + first * t.out_row, s.out + r * p.width_pad * e
+        if g.denominator[head, index] != 0:
+            call(p.copy, (s.denominator + r * e, g.denominator[head, index] + first * e, count))
+            call(p.copy, (s.top + r * e, g.shift[head, index] + first * e, count))
+        out, sums = g.out[head, index] + first * t.out_row, s.out + r * p.width_pad * e
         call(p.unpack, (sums, p.width_pad, s.denominator + r * e, count, p.width, out, t.out_row))
 
 
 @entry
-def blocks(p: BlockPlan, s: BlockScratch, t: BlockTask, g: Group, low: int, high: int) -> int:
-    """Let queries low <= i < high see near and heavy keys, and groups of all others."""
+def label(plan: int, scratch: int, task: int, low: int, high: int, sums: int) -> int:
+    """Label keys low <= i < high, take their squares, and add them to sums if these are not at 0."""
+    p, s, t = view(BlockPlan, plan), view(BlockScratch, scratch), view(BlockTask, task)
+    assign(p, s, t, low, high, t.squares)
+    if sums != 0:
+        gather(p, s, t, low, high, sums)
+    return 0
+
+
+@entry
+def blocks(plan: int, scratch: int, task: int, queries: int, head: int, low: int, high: int) -> int:
+    """Let queries low <= i < high of a head see near and heavy keys, and groups of all others."""
+    p, s, t, g = view(BlockPlan, plan), view(BlockScratch, scratch), view(BlockTask, task), view(Queries, queries)
     call(p.fill, (s.far_x, t.zeros, p.groups_pad * p.dim_pad))
     call(p.fill, (s.far_v, t.zeros, p.groups_pad * p.width_pad))
     call(p.fill, (s.far_bend, t.zeros, p.groups_pad))
@@ -258,16 +276,17 @@ def blocks(p: BlockPlan, s: BlockScratch, t: BlockTask, g: Group, low: int, high
         if listed != 0:
             _refresh(p, s, t, after, listed)
             listed = 0
-        total = _load_block(p, s, t, g, i, n)
+        total = _load_block(p, s, t, g, head, i, n)
         _add_far(p, s, t, total, up(n, p.row_step), i + t.delta)
         _add_near(p, s, t, total, i, n, start, stop)
-        _store_block(p, s, t, g, i, n)
+        _store_block(p, s, t, g, head, i, n)
         i += n
     gather(p, s, t, absorbed, t.until, t.before)
     return 0
 
 
 @entry
-def multiply(p: BlockPlan, x: int, y: int, out: int, rows: int) -> None:
+def multiply(plan: int, x: int, y: int, out: int, rows: int) -> None:
     """Multiply padded rows by a padded square."""
+    p = view(BlockPlan, plan)
     call(p.gemm, (x, p.dim_pad, 1, y, p.dim_pad, out, p.dim_pad, rows, p.dim_pad, p.dim))

@@ -15,10 +15,10 @@ from rfkernels.backends import Pass, numpy
 from rfkernels.backends.numba import block_schedule, merging, threads
 from rfkernels.backends.numba.block_inputs import Inputs, Packed, begin, finish, heavy_tiles, pack_groups
 from rfkernels.backends.numba.block_layout import layout, scratch, tasks
-from rfkernels.backends.numba.block_records import BlockPlan, BlockTask
-from rfkernels.backends.numba.packing import TILE, address, along, located, up
+from rfkernels.backends.numba.block_records import BlockPlan, Queries
+from rfkernels.backends.numba.packing import TILE, address, up
 from rfkernels.backends.numba.passes import log_normalizers, outputs, query_heads
-from rfkernels.backends.numba.schedule_records import Group
+from rfkernels.backends.numba.records import Held
 from rfkernels.grouping import BlockState, Far, Plan
 from rfkernels.grouping.schedule import Rows
 from rfkernels.state import State
@@ -48,19 +48,19 @@ class Whole:
 
     Parameters
     ----------
-    base : list of BlockTask
-        By head, the task with nothing seen.
+    base : array of BlockTask, shape (heads,)
+        The task with nothing seen.
     labels, squares : array, shape (heads, keys)
         The group of each key (−1 if it is of none) and kᵀ M k, found by the first tasks.
     """
 
-    plan: BlockPlan
+    laid: Held[BlockPlan]
     code: Any
     given: Inputs
     packed: Packed
     heavy: tuple[Any, ...]
-    groups: list[Group]
-    base: list[BlockTask]
+    queries: Held[Queries]
+    base: Any
     labels: Any
     squares: Any
     arrays: tuple[Any, ...]
@@ -68,14 +68,24 @@ class Whole:
     threads: int
 
     @property
+    def plan(self) -> BlockPlan:
+        """The plan, as Python reads it."""
+        return self.laid.record
+
+    @property
     def keys(self) -> int:
         """How many keys there are, with those of a state."""
         return int(self.given.k.shape[-2])
 
     @property
+    def delta(self) -> int:
+        """What is added to a query's number to get its position."""
+        return self.keys - self.length if self.plan.causal else 0
+
+    @property
     def shared(self) -> int:
         """How many query heads share keys."""
-        return len(self.groups[0].q) if self.groups else 1
+        return int(self.queries.record.q.shape[1])
 
 
 def _whole(given: Inputs, far: Far, plan: Plan, q: Any, out: Any, logs: Any) -> Whole:
@@ -85,7 +95,7 @@ def _whole(given: Inputs, far: Far, plan: Plan, q: Any, out: Any, logs: Any) -> 
     # No further than to both ends: a window may be wider than any integer of the machine.
     reach = None if plan.reach is None else min(plan.reach, max(keys, q.shape[-2]) // plan.block + 1)
     near = 0 if reach is None else (reach + 1 + (0 if plan.causal else reach)) * plan.block
-    p, code = layout(
+    laid, code = layout(
         names,
         given.dtype,
         dim=given.k.shape[-1],
@@ -97,41 +107,44 @@ def _whole(given: Inputs, far: Far, plan: Plan, q: Any, out: Any, logs: Any) -> 
         reach=-1 if reach is None else reach,
         causal=int(plan.causal),
     )
-    packed = pack_groups(p, far.groups, given.dtype)
+    p, packed = laid.record, pack_groups(laid, far.groups, given.dtype)
     heavy = heavy_tiles(given, p.dim_pad, p.width_pad, p.heavy_pad)
     labels, squares = np.empty((heads, keys), np.int32), np.empty((heads, keys), given.dtype)
     constants = np.zeros(max(p.dim_pad, p.width_pad), given.dtype), np.arange(p.groups, dtype=np.int32)
     own = np.arange(math.prod(far.groups.batch)).reshape(far.groups.batch)
     sets = np.broadcast_to(own, given.batch).ravel()
-    groups = query_heads(q, out, logs, given.batch)
-    same = {
-        "numbers": address(packed.numbers),
-        "zeros": address(constants[0]),
-        "every": address(constants[1]),
-        "q_row": q.strides[-2],
-        "q_column": q.strides[-1],
-        "out_row": out.strides[-2],
-        "delta": keys - q.shape[-2] if plan.causal else 0,
-        "groups": len(groups[0].q) if groups else 1,
-    }
-    by_set = {name: getattr(packed, name) for name in ("drawn", "offset", "metric", "spread", "cross")}
-    by_set = {name: x for name, x in by_set.items() if x is not None}
-    by_head = {"labels": labels, "squares": squares}
-    by_head |= dict(zip(("heavy_xt", "heavy_v", "heavy_term", "heavy_positions"), heavy, strict=True))
-
-    by_set_at, by_head_at = located(by_set), located(by_head)
-    base = [
-        task._replace(**same, **along(by_set_at, sets[i]), **along(by_head_at, i))
-        for i, task in enumerate(tasks(p, given.batch, given.dtype, given.k, given.v, given.mask))
-    ]
+    queries = Held(Queries(*query_heads(q, out, logs, given.batch)))
+    base = tasks(
+        p,
+        given.batch,
+        given.dtype,
+        given.k,
+        given.v,
+        given.mask,
+        numbers=address(packed.numbers),
+        zeros=address(constants[0]),
+        every=address(constants[1]),
+        q_row=q.strides[-2],
+        q_column=q.strides[-1],
+        out_row=out.strides[-2],
+        delta=keys - q.shape[-2] if plan.causal else 0,
+        groups=queries.record.q.shape[1],
+    )
+    for name in ("drawn", "offset", "metric", "spread", "cross"):
+        array = getattr(packed, name)
+        if array is not None:
+            base[name] = address(array) + sets * array.strides[0]
+    by_head = dict(zip(("heavy_xt", "heavy_v", "heavy_term", "heavy_positions"), heavy, strict=True))
+    for name, array in ({"labels": labels, "squares": squares} | by_head).items():
+        base[name] = address(array) + np.arange(heads) * array.strides[0]
     arrays = (constants, q, out, logs)
     count = threads.thread_count()
-    return Whole(p, code, given, packed, heavy, groups, base, labels, squares, arrays, q.shape[-2], count)
+    return Whole(laid, code, given, packed, heavy, queries, base, labels, squares, arrays, q.shape[-2], count)
 
 
 def _chunks(w: Whole, length: int) -> list[tuple[int, int]]:
     """Cut queries at blocks so that all threads have work; one span, even of nothing, if heads are enough."""
-    heads, delta, size = len(w.base), w.base[0].delta if w.base else 0, w.plan.block
+    heads, delta, size = len(w.base), w.delta, w.plan.block
     first, last = delta // size, max(length - 1 + delta, delta) // size + 1
     even = heads % w.threads == 0 or heads >= 4 * w.threads
     count = 1 if w.threads == 1 or even else max(1, min(-(-4 * w.threads // heads), (last - first) // _CHUNK))
@@ -144,37 +157,41 @@ def _run(w: Whole) -> Any:
     """Run the pass; return the sums of the far keys after the last block of every head."""
     p, heads = w.plan, len(w.base)
     spans = _chunks(w, w.length)
-    delta = w.base[0].delta if heads else 0
-    starts, ends = _bounds(w, spans, delta)
+    starts, ends = _bounds(w, spans, w.delta)
     cuts = sorted({0, w.keys, *starts, *ends, *_even_cuts(w)})
     needed = len(spans) > 1 or p.reach < 0 or any(end < w.keys for end in ends)
     pieces = np.zeros((len(cuts) - 1 if needed else 0, heads, p.groups, p.sums_row), w.given.dtype)
 
+    at, step, piece_at = address(w.base), w.base.itemsize, address(pieces) if needed else 0
+
     def first(head: int, piece: int) -> int:
-        s, t, low, high = scratch(p, w.shared), w.base[head], cuts[piece], cuts[piece + 1]
-        block_schedule.assign(p, s, t, low, high)
-        return block_schedule.gather(p, s, t, low, high, address(pieces[piece, head])) if needed else 0
+        sums = piece_at + (piece * heads + head) * pieces[0, 0].nbytes if needed else 0
+        own = cuts[piece], cuts[piece + 1]
+        return block_schedule.label(w.laid.address, scratch(p, w.shared).address, at + head * step, *own, sums)
 
     count = w.threads if _worth_threads(w) else 1
     threads.run([partial(first, head, piece) for piece in range(len(cuts) - 1) for head in range(heads)], count)
     before, after = _sums(w, cuts, starts, ends, pieces)
     until = starts[-1] if p.reach < 0 or not p.causal else max((w.keys - 1) // p.block - p.reach, 0) * p.block
+    chunks = np.repeat(w.base[None], len(spans), 0)
+    size = p.groups * p.sums_row * p.element
+    chunks["before"] = address(before) + np.arange(len(spans) * heads).reshape(chunks.shape) * size
+    if ends:
+        chunks["after"] = address(after) + np.arange(len(spans) * heads).reshape(chunks.shape) * size
+    chunks["absorbed"], chunks["until"][-1] = np.array(starts)[:, None], until
+    together = [math.isqrt((high - low) // p.block + 1) + 1 for low, high in spans]
+    chunks["together"] = np.array(together)[:, None]
+    chunk_at, shelf_at = address(chunks), chunks["shelf"]
 
     def second(head: int, chunk: int) -> int:
         low, high = spans[chunk]
-        size = (high - low) // p.block + 2
-        together = math.isqrt(size - 1) + 1
-        room = (together + -(-size // together)) * p.groups * p.sums_row if ends else 0
-        shelf = np.empty(room, w.given.dtype)
-        task = w.base[head]._replace(
-            before=address(before[chunk, head]),
-            after=address(after[chunk, head]) if ends else 0,
-            shelf=address(shelf),
-            together=together,
-            absorbed=starts[chunk],
-            until=until if chunk == len(spans) - 1 else 0,
+        count = (high - low) // p.block + 2
+        shelf = np.empty((together[chunk] - (-count // together[chunk])) * size if ends else 0, np.uint8)
+        shelf_at[chunk, head] = address(shelf)
+        own = chunk_at + (chunk * heads + head) * step
+        return block_schedule.blocks(
+            w.laid.address, scratch(p, w.shared).address, own, w.queries.address, head, low, high
         )
-        return block_schedule.blocks(p, scratch(p, w.shared), task, w.groups[head], low, high)
 
     threads.run([partial(second, head, chunk) for chunk in range(len(spans)) for head in range(heads)], count)
     return before[-1]

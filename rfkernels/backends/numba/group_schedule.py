@@ -15,14 +15,16 @@ from rfkernels.backends.numba.block_records import (
 )
 from rfkernels.backends.numba.block_schedule import assign, gather, packed
 from rfkernels.backends.numba.compiling import call, entry, jit, up
+from rfkernels.backends.numba.records import view
 
 
 @entry
-def mass(p: BlockPlan, s: BlockScratch, t: BlockTask, q: int, count: int, out: int, room: int) -> int:
+def mass(plan: int, scratch: int, task: int, q: int, count: int, out: int, room: int) -> int:
     """Write the attention that each key receives on average from `count` queries.
 
     There is room for the weights of whole tiles and a log scale for each tile; if not (0), all is computed twice.
     """
+    p, s, t = view(BlockPlan, plan), view(BlockScratch, scratch), view(BlockTask, task)
     columns, e = up(count, p.column_step), p.element
     scale, one, stride = t.numbers + SCALE * e, t.numbers + ONE * e, (p.tile + 1) * columns * e
     call(p.pack_q, (q, t.q_row, t.q_column, 0, count, columns, p.dim, t.zeros, s.query, p.dim_pad))
@@ -103,8 +105,9 @@ def _spread_out(p: BlockPlan, s: BlockScratch, t: BlockTask, f: Search) -> None:
 
 
 @entry
-def find(p: BlockPlan, s: BlockScratch, t: BlockTask, u: BlockTask, f: Search) -> int:
-    """Find groups of the keys of `t`, and what is left of keys and values within; `u` has no place for squares."""
+def find(plan: int, scratch: int, task: int, search: int) -> int:
+    """Find groups of the keys of a task, and what is left of keys and values within."""
+    p, s, t, f = view(BlockPlan, plan), view(BlockScratch, scratch), view(BlockTask, task), view(Search, search)
     e = p.element
     _measure(p, s, t, f)
     _spread_out(p, s, t, f)
@@ -112,7 +115,7 @@ def find(p: BlockPlan, s: BlockScratch, t: BlockTask, u: BlockTask, f: Search) -
     call(p.fill, (t.offset, t.numbers + LOWEST * e, p.groups_pad))
     call(p.dots, (f.centres, p.dim_pad, f.drawn, p.dim_pad, p.groups, p.dim_pad, t.numbers + HALF * e, t.offset))
     call(p.transpose, (f.drawn, p.dim_pad, t.drawn, p.groups_pad, p.groups_pad, p.dim_pad))
-    assign(p, s, u, 0, t.keys)
+    assign(p, s, t, 0, t.keys, 0)
     return within(p, s, t, f.covariance, f.cross)
 
 

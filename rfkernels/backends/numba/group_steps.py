@@ -14,9 +14,10 @@ import numpy as np
 from rfkernels._arrays import dtype_name
 from rfkernels.backends.numba import group_schedule, threads
 from rfkernels.backends.numba.block_layout import layout, scratch, tasks
-from rfkernels.backends.numba.block_records import BlockPlan, BlockTask, Search
+from rfkernels.backends.numba.block_records import BlockPlan, Search
 from rfkernels.backends.numba.kernels import SENTINEL
-from rfkernels.backends.numba.packing import address, addresses, along, located, placed, up
+from rfkernels.backends.numba.packing import address, addresses, placed, up
+from rfkernels.backends.numba.records import Held, rows_of
 from rfkernels.grouping import Groups, fitting
 
 _BAND = 192
@@ -37,17 +38,25 @@ _memory = _Memory()
 
 
 def _prepared(
-    k: Any, batch: tuple[int, ...], scale: float, mask: Any = None, v: Any = None, groups: int = 1, queries: int = 1
-) -> tuple[BlockPlan, list[BlockTask], Any]:
+    k: Any,
+    batch: tuple[int, ...],
+    scale: float,
+    mask: Any = None,
+    v: Any = None,
+    groups: int = 1,
+    queries: int = 1,
+    **same: int,
+) -> tuple[Held[BlockPlan], Any, Any]:
     """Return a plan, a task for each head, and what must stay alive."""
     name = dtype_name(k.dtype)
     width = 0 if v is None else v.shape[-1]
     sizes = {"dim": k.shape[-1], "width": width, "groups": groups, "heavy": 0, "block": 1, "reach": -1, "causal": 0}
-    plan, code = layout((name, name, name, name), k.dtype, _BAND, **sizes)
+    laid, code = layout((name, name, name, name), k.dtype, _BAND, **sizes)
+    plan = laid.record
     zeros = np.zeros(max(plan.dim_pad, plan.width_pad), k.dtype)
     numbers = np.array([1.0, scale, scale**2, SENTINEL[plan.element * 8], 1 / queries, -0.5], k.dtype)
-    same = {"zeros": address(zeros), "numbers": address(numbers)}
-    return plan, [task._replace(**same) for task in tasks(plan, batch, k.dtype, k, v, mask)], (zeros, numbers, code)
+    same |= {"zeros": address(zeros), "numbers": address(numbers)}
+    return laid, tasks(plan, batch, k.dtype, k, v, mask, **same), (zeros, numbers, code)
 
 
 def _run(work: Sequence[Callable[[], int]], products: int) -> None:
@@ -57,19 +66,18 @@ def _run(work: Sequence[Callable[[], int]], products: int) -> None:
 def _mass(xp: Any, rows: Any, k: Any, scale: float, mask: Any) -> Any:
     allowed = () if mask is None else mask.shape[:-1]
     batch, keys = np.broadcast_shapes(rows.shape[:-2], k.shape[:-2], allowed), k.shape[-2]
-    p, found, alive = _prepared(k, batch, scale, mask)
-    out = np.empty((math.prod(batch), keys), k.dtype)
     rows = rows.astype(k.dtype, copy=False)
-    q_rows = {"q_row": rows.strides[-2], "q_column": rows.strides[-1]}
-
+    laid, found, alive = _prepared(k, batch, scale, mask, q_row=rows.strides[-2], q_column=rows.strides[-1])
+    p, out = laid.record, np.empty((math.prod(batch), keys), k.dtype)
     count, tiles = rows.shape[-2], -(-keys // p.tile)
     kept = tiles * (p.tile + 1) * up(count, p.column_step)
 
-    def one(task: BlockTask, q: int, own: Any) -> int:
+    def one(task: int, q: int, own: int) -> int:
         room = placed(_memory.weights, {"": kept}, p.element)[""] if kept <= _KEPT else 0
-        return group_schedule.mass(p, scratch(p, 1), task._replace(**q_rows), q, count, address(own), room)
+        return group_schedule.mass(laid.address, scratch(p, 1).address, task, q, count, own, room)
 
-    work = [partial(one, *given) for given in zip(found, addresses(rows, batch, 2), out, strict=True)]
+    given = addresses(found, found.shape, 0), addresses(rows, batch, 2), addresses(out, out.shape[:1], 1)
+    work = [partial(one, *own) for own in zip(*given, strict=True)]
     _run(work, 2 * out.size * rows.shape[-2] * p.dim)
     del alive
     return out.reshape(*batch, keys)
@@ -87,14 +95,18 @@ def _find(q: Any, k: Any, v: Any, count: int, scale: Any, mask: Any, mass: Any) 
         rooms = [np.empty((*batch, fitting.KEYS, x.shape[-1]), k.dtype) for x in given]
     q = fitting.spaced(q, fitting.MEASURE)
     held = rooms[1] if len(rooms) > 1 else None
-    p, found, alive = _prepared(rooms[0], batch, scale, None, held, count, q.shape[-2])
-    out, own = _results(p, len(weight), k.dtype), _own(p, len(weight), rooms[0].shape[-2], k.dtype)
-    same = {"q_row": q.strides[-2], "q_column": q.strides[-1], "every": address(own["every"]), "mask_row": 1}
-    at = located({**out, **{name: own[name] for name in ("weight", "bounds", "fresh")}})
-    of_task = located({"mask": own["allowed"], "before": own["before"]})
-    nothing = address(own["nothing"])
+    same = {"q_row": q.strides[-2], "q_column": q.strides[-1], "mask_row": 1}
+    laid, found, alive = _prepared(rooms[0], batch, scale, None, held, count, q.shape[-2], **same)
+    p, heads = laid.record, len(weight)
+    out, own = _results(p, heads, k.dtype), _own(p, heads, rooms[0].shape[-2], k.dtype)
+    searches = rows_of(Search, heads)
+    searches["q"], searches["queries"] = addresses(q, batch, 2), q.shape[-2]
+    _point(searches, {**out, **{name: own[name] for name in ("weight", "bounds", "fresh")}})
+    _point(found, {"mask": own["allowed"], "before": own["before"]})
+    found["every"], found["squares"] = address(own["every"]), address(own["nothing"])
+    at, search_at = address(found), address(searches)
 
-    def one(head: int, q_at: int) -> int:
+    def one(head: int) -> int:
         mine = weight[head]
         if keys > fitting.KEYS:
             place = np.unravel_index(head, batch)
@@ -103,12 +115,14 @@ def _find(q: Any, k: Any, v: Any, count: int, scale: Any, mask: Any, mass: Any) 
         weights[: len(mine)] = mine
         np.greater(weights, 0, out=allowed)
         room, more = _room(p, len(weights))
-        task = found[head]._replace(**same, **along(of_task, head), **room)
-        first = {"at": int(weights.argmax()), "first": int(allowed.argmax())}
-        search = Search(q=q_at, queries=q.shape[-2], **first, **along(at, head), **more)
-        return group_schedule.find(p, scratch(p, 1), task._replace(squares=nothing), task, search)
+        for table, places in ((found, room), (searches, more)):
+            for name, at_place in places.items():
+                table[name][head] = at_place
+        searches["at"][head], searches["first"][head] = weights.argmax(), allowed.argmax()
+        task, search = at + head * found.itemsize, search_at + head * searches.itemsize
+        return group_schedule.find(laid.address, scratch(p, 1).address, task, search)
 
-    work = [partial(one, *given) for given in enumerate(addresses(q, batch, 2))]
+    work = [partial(one, head) for head in range(heads)]
     _run(work, 2 * len(work) * rooms[0].shape[-2] * count * p.dim)
     del alive
     metric, centres, covariance, cross = (x.reshape(*batch, *x.shape[1:]) for x in out.values())
@@ -135,6 +149,12 @@ def _results(p: BlockPlan, heads: int, dtype: Any) -> dict[str, Any]:
     shapes = {"metric": (p.dim_pad, p.dim_pad), "centres": (p.groups_pad + p.row_step, p.dim_pad)}
     shapes |= {"covariance": (p.dim_pad, p.dim_pad), "cross": (p.dim_pad, p.width_pad)}
     return {name: np.zeros((heads, *shape), dtype) for name, shape in shapes.items()}
+
+
+def _point(table: Any, arrays: dict[str, Any]) -> None:
+    """Write addresses of what arrays hold for each head into the table of these, (heads,)."""
+    for name, x in arrays.items():
+        table[name] = address(x) + np.arange(len(table)) * x.strides[0]
 
 
 def _own(p: BlockPlan, heads: int, keys: int, dtype: Any) -> dict[str, Any]:

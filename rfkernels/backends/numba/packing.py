@@ -259,7 +259,7 @@ def _padded(p: Plan, vectors: Any) -> Any:
 
 def address(array: Any) -> int:
     """Return the address of an array's first element."""
-    return int(array.__array_interface__["data"][0])
+    return int(array.ctypes.data)
 
 
 def located(arrays: dict[str, Any]) -> dict[str, tuple[int, int]]:

@@ -73,7 +73,7 @@ def heads(
         strides["mask_row"] = mask.strides[-1]
     if q is not None and out is not None:
         strides["out_row"] = out.strides[-2]
-        groups = query_heads(q, out, logs, batch)
+        groups = [Group(*own) for own in zip(*query_heads(q, out, logs, batch), strict=True)]
     sets = np.arange(math.prod(features.batch)).reshape(features.batch)
     found = [[0] * count if x is None else addresses(x, batch, own) for x, own in ((k, 2), (v, 2), (mask, 1))]
     return Heads(
@@ -105,8 +105,8 @@ def _plain(layout: Layout, features: Features, name: str, x: Any) -> int:
     return int(rows and x.flags.aligned)
 
 
-def query_heads(q: Any, out: Any, logs: tuple[Any, Any] | None, batch: tuple[int, ...]) -> list[Group]:
-    """Return, for each head with keys of its own, the addresses of the query heads that share it."""
+def query_heads(q: Any, out: Any, logs: tuple[Any, Any] | None, batch: tuple[int, ...]) -> tuple[Any, Any, Any, Any]:
+    """Return addresses of queries, outputs, denominators and shifts, by head of keys and query head that shares it."""
     outer = out.shape[:-2]
     own = (1,) * (len(outer) - len(batch)) + batch
     shared = [axis for axis, size in enumerate(own) if size == 1 and outer[axis] != 1]
@@ -120,7 +120,7 @@ def query_heads(q: Any, out: Any, logs: tuple[Any, Any] | None, batch: tuple[int
 
     q_at, out_at = grouped(q, 2), grouped(out, 2)
     below, shift = (grouped(x, 1) for x in logs) if logs else (np.zeros_like(q_at),) * 2
-    return [Group(*rows) for rows in zip(q_at, out_at, below, shift, strict=True)]
+    return q_at, out_at, below, shift
 
 
 def outputs(

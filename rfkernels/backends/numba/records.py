@@ -93,6 +93,11 @@ class Held(Generic[R]):
         self.address: int = self._words.ctypes.data
 
 
+def rows_of(record: type, count: int) -> Any:
+    """Return so many records of integers, all zero, as a structured array (count,)."""
+    return np.zeros(count, [(name, np.int64) for name in fields(record, np.dtype(np.float64))])
+
+
 class At(types.Type):
     """Numba's type of a record at an address."""
 

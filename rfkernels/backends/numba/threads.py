@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 _pools: dict[int, ThreadPoolExecutor] = {}
 _lock = threading.Lock()
 
-SERIAL_WORK = 1 << 21
+SERIAL_WORK = 1 << 24
 """Multiplications of a pass below which handing work to other threads costs more than it saves."""
 
 LIGHT_WORK = 1 << 19
