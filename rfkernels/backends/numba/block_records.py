@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rfkernels.backends.numba.records import LongRows
-
 ONE, SCALE, SQUARE, LOWEST, SHARE, HALF = 0, 1, 2, 3, 4, 5
 """Where numbers lie that kernels read at an address: 1, the scale, its square and the sentinel; and in a search 1 over
 the number of queries, and −1/2."""
@@ -136,15 +134,6 @@ class BlockTask(NamedTuple):
     until: int
     delta: int
     groups: int
-
-
-class Queries(NamedTuple):
-    """Where query heads are read and written: addresses of row 0, by head of keys and query head that shares them."""
-
-    q: LongRows
-    out: LongRows
-    denominator: LongRows
-    shift: LongRows
 
 
 class Search(NamedTuple):

@@ -10,10 +10,10 @@ from rfkernels.backends.numba.block_records import (
     BlockPlan,
     BlockScratch,
     BlockTask,
-    Queries,
 )
 from rfkernels.backends.numba.compiling import call, entry, jit, up
 from rfkernels.backends.numba.records import view
+from rfkernels.backends.numba.schedule_records import Queries
 
 
 @jit

@@ -15,10 +15,11 @@ from rfkernels.backends import Pass, numpy
 from rfkernels.backends.numba import block_schedule, merging, threads
 from rfkernels.backends.numba.block_inputs import Inputs, Packed, begin, finish, heavy_tiles, pack_groups
 from rfkernels.backends.numba.block_layout import layout, scratch, tasks
-from rfkernels.backends.numba.block_records import BlockPlan, Queries
+from rfkernels.backends.numba.block_records import BlockPlan
 from rfkernels.backends.numba.packing import TILE, address, up
 from rfkernels.backends.numba.passes import log_normalizers, outputs, query_heads
 from rfkernels.backends.numba.records import Held
+from rfkernels.backends.numba.schedule_records import Queries
 from rfkernels.grouping import BlockState, Far, Plan
 from rfkernels.grouping.schedule import Rows
 from rfkernels.state import State

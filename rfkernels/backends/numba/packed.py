@@ -13,7 +13,8 @@ import numpy as np
 
 from rfkernels.backends.numba import threads
 from rfkernels.backends.numba.passes import Heads, worth_threads
-from rfkernels.backends.numba.schedule_records import Group
+from rfkernels.backends.numba.records import Held
+from rfkernels.backends.numba.schedule_records import Queries
 from rfkernels.state import State
 
 Run = Callable[[Heads, State, State], tuple[bool, State | None]]
@@ -72,22 +73,19 @@ def _segments(segments: Any, batch: tuple[int, ...], before: int) -> Iterator[Se
 def _part(h: Heads, segment: Segment, inner: int) -> Heads:
     """Return some heads, and of those the rows of a segment."""
     heads, low, high, start = segment
-    row = h.strides
-
-    def moved(at: list[int], stride: int) -> list[int]:
-        return [at[head] + start * stride if at[head] else 0 for head in heads]
-
-    def group(given: Group) -> Group:
-        rows = (row["q_row"], row["out_row"], h.layout.plan.element, h.layout.plan.element)
-        return Group(*(np.where(at == 0, 0, at + low * stride) for at, stride in zip(given, rows, strict=True)))
-
+    p, tasks, queries = h.layout.plan, h.tasks[heads], h.queries
+    for name in ("k", "v", "mask"):
+        tasks[name] += np.where(tasks[name] == 0, 0, start * tasks[f"{name}_row"])
+    if queries is not None:
+        rows = int(tasks["q_row"][0]), int(tasks["out_row"][0]), p.element, p.element
+        own = (x[heads] for x in queries.record)
+        moved = (np.where(at == 0, 0, at + low * row) for at, row in zip(own, rows, strict=True))
+        queries = Held(Queries(*moved))
     return replace(
         h,
-        feature_set=[h.feature_set[head] for head in heads],
-        k=moved(h.k, row["k_row"]),
-        v=moved(h.v, row["v_row"]),
-        mask=moved(h.mask, row["mask_row"]),
-        groups=[group(h.groups[head]) for head in heads],
+        weights=[h.weights[head] for head in heads],
+        tasks=tasks,
+        queries=queries,
         length=high - low,
         keys=h.keys - h.length + high - start,
         threads=inner,

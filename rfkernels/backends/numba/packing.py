@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import Any, NamedTuple, cast
+from functools import lru_cache
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from rfkernels.backends.numba import kernels
 from rfkernels.backends.numba.jit import Code, Machine, machine
 from rfkernels.backends.numba.lowering import lowered
+from rfkernels.backends.numba.records import Held
 from rfkernels.backends.numba.schedule_records import Plan, Scratch, Weights
 from rfkernels.features import Features, Side
 from rfkernels.state import State
@@ -23,6 +25,9 @@ NEAR_TILE = 192
 """Keys in a tile of exact weights: with a window of 128, all that a tile of queries sees."""
 
 
+_PLANS = 64
+"""That are kept."""
+
 _ADDRESSES = Plan._fields[: Plan._fields.index("element")]
 
 
@@ -32,31 +37,50 @@ def up(n: int, step: int) -> int:
 
 
 class Layout(NamedTuple):
-    """The machine, the element type and the plan of a pass, and the code that the plan's addresses lie in."""
+    """The machine, the element type and the plan of a pass, and the code that the plan's addresses lie in.
+
+    `shape` is what packed weights depend on: the sizes, and not which kernels read them.
+    """
 
     machine: Machine
     dtype: Any
-    plan: Plan
+    held: Held[Plan]
     sentinel: float
     code: tuple[Code, Code]
+    shape: tuple[Any, ...]
 
     @property
-    def shape(self) -> tuple[Any, ...]:
-        """What packed weights depend on: the sizes, and not which kernels read them."""
-        sizes = self.plan._replace(**dict.fromkeys(_ADDRESSES, 0), check=0)
-        return self.machine, self.dtype, sizes
+    def plan(self) -> Plan:
+        """The plan, as Python reads it."""
+        return self.held.record
 
 
 def layout(features: Features, bits: int, width: int, names: tuple[str, ...], check: bool) -> Layout:
     """Lay out a pass over arrays of the dtypes named (q, k, v and the output)."""
-    target = machine()
-    lanes = target.lanes(bits)
-    step = math.lcm(target.rows, target.vectors * lanes)
+    target, programs = machine(), features.map.programs()
     # Held by the layout: of threads that compile at once, all but one get code that no cache keeps.
-    code = kernels.shared(target, bits), lowered(target, bits, features.map.programs(), features.map.slopes)
-    shared, own = (part.addresses for part in code)
+    code = kernels.shared(target, bits), lowered(target, bits, programs, features.map.slopes)
+    shared, own = (tuple(part.addresses.items()) for part in code)
+    sizes = features.dim, features.rows, len(programs), width
+    held, shape = _plan(target, bits, shared, own, sizes, names, check)
+    return Layout(target, np.float32 if bits == 32 else np.float64, held, kernels.SENTINEL[bits], code, shape)
+
+
+@lru_cache(_PLANS)
+def _plan(
+    target: Machine,
+    bits: int,
+    shared_at: tuple[tuple[str, int], ...],
+    own_at: tuple[tuple[str, int], ...],
+    sizes: tuple[int, int, int, int],
+    names: tuple[str, ...],
+    check: bool,
+) -> tuple[Held[Plan], tuple[Any, ...]]:
+    """Return a plan, and its sizes alone; addresses may be those of code that is gone, and be taken by other code."""
+    shared, own, (dim, rows, activations, width) = dict(shared_at), dict(own_at), sizes
+    step = math.lcm(target.rows, target.vectors * target.lanes(bits))
     q, k, v, out = names
-    pad = up(features.rows, step)
+    pad = up(rows, step)
     functions = {
         **{name: address for name, address in shared.items() if name in Plan._fields},
         **own,
@@ -73,28 +97,27 @@ def layout(features: Features, bits: int, width: int, names: tuple[str, ...], ch
         band_tile=NEAR_TILE,
         row_step=target.rows,
         column_step=step,
-        dim=features.dim,
-        dim_pad=up(features.dim, step),
-        rows=features.rows,
+        dim=dim,
+        dim_pad=up(dim, step),
+        rows=rows,
         pad=pad,
-        total=pad * len(features.map.activations),
+        total=pad * activations,
         width=width,
         width_pad=up(width, step),
         check=int(check),
     )
-    return Layout(target, np.float32 if bits == 32 else np.float64, plan, kernels.SENTINEL[bits], code)
+    return Held(plan), (target, bits, plan._replace(**dict.fromkeys(_ADDRESSES, 0), check=0))
 
 
 _memory = threading.local()
 
 
-def scratch(given: Layout) -> Scratch:
-    """Return this thread's working memory, kept between calls."""
+def scratch(given: Layout) -> int:
+    """Return the address of this thread's working memory, which is kept between calls."""
     known = getattr(_memory, "scratch", None)
-    if known is not None and known[0] == given.plan:
-        return cast(Scratch, known[1])
-    _memory.scratch = given.plan, _allocate(given)
-    return cast(Scratch, _memory.scratch[1])
+    if known is None or known[0] != given.plan:
+        known = _memory.scratch = given.plan, Held(_allocate(given))
+    return int(known[1].address)
 
 
 def _allocate(given: Layout) -> Scratch:
@@ -145,7 +168,7 @@ def placed(memory: Any, sizes: dict[str, int], element: int) -> dict[str, int]:
 class PackedWeights(NamedTuple):
     """Addresses for each set of features, and the arrays that they point into."""
 
-    sets: list[Weights]
+    sets: list[Held[Weights]]
     arrays: list[Any]
 
 
@@ -212,7 +235,7 @@ def _pack_weights(given: Layout, features: Features) -> PackedWeights:
     packed = []
     for i in range(sets):
         own = {name: address + i * size if address else 0 for name, (address, size) in fields.items()}
-        packed.append(Weights(**{**own, **shared, **centres}, centred=centred))
+        packed.append(Held(Weights(**{**own, **shared, **centres}, centred=centred)))
     return PackedWeights(packed, arrays)
 
 
@@ -274,9 +297,10 @@ def along(given: dict[str, tuple[int, int]], i: int) -> dict[str, int]:
 
 def addresses(array: Any, batch: tuple[int, ...], own: int) -> list[int]:
     """Return the address of each batch element of an array with `own` axes of its own, broadcast to `batch`."""
-    wide = np.broadcast_to(array, (*batch, *array.shape[array.ndim - own :]))
+    sizes = array.shape[: array.ndim - own]
+    strides = (0 if size == 1 else stride for size, stride in zip(sizes, array.strides, strict=False))
     found = [address(array)]
-    for size, stride in zip(batch, wide.strides, strict=False):
+    for size, stride in zip(batch, (0,) * (len(batch) - len(sizes)) + tuple(strides), strict=True):
         found = [start + i * stride for start in found for i in range(size)]
     return found
 
@@ -298,7 +322,9 @@ def to_internal(given: Layout, features: Features, state: State) -> State:
 def to_state(given: Layout, features: Features, internal: State, batch: tuple[int, ...]) -> State:
     """Undo `to_internal`."""
     p, m = given.plan, features.count
-    rows = np.concatenate([np.arange(p.rows) + i * p.pad for i in range(len(features.map.activations))])
+    rows: Any = slice(0, m)
+    if p.pad > p.rows and m > p.rows:
+        rows = np.concatenate([np.arange(p.rows) + i * p.pad for i in range(len(features.map.activations))])
     shift = internal.shift[:, rows]
     shift = np.where(shift <= given.sentinel / 2, -np.inf, shift).astype(given.dtype)
     kv = internal.kv[:, rows, : p.width]

@@ -13,7 +13,8 @@ import numpy as np
 
 from rfkernels.backends.numba import schedule, threads
 from rfkernels.backends.numba.packing import Layout, PackedWeights, address, addresses, scratch, up
-from rfkernels.backends.numba.schedule_records import Group, Task
+from rfkernels.backends.numba.records import Held, rows_of
+from rfkernels.backends.numba.schedule_records import Queries, Task
 from rfkernels.features import Features
 from rfkernels.state import State, merge_states
 
@@ -23,75 +24,78 @@ _PART_BYTES = 1 << 23
 Runner = Callable[[], int]
 
 
-@dataclass
+@dataclass(eq=False)
 class Heads:
-    """Addresses and strides of all heads of a pass, and how many threads share it."""
+    """All heads of a pass, and how many threads share it.
+
+    Parameters
+    ----------
+    weights : list of int, (heads,)
+        Addresses of packed features.
+    tasks : array of Task, shape (heads,)
+        What does not depend on the state that is read or written.
+    queries : Held[Queries] or None
+        Where queries are.
+    alive : Any
+        What addresses lie in.
+    """
 
     layout: Layout
     features: Features
-    weights: PackedWeights
-    feature_set: list[int]
-    k: list[int]
-    v: list[int]
-    mask: list[int]
-    groups: list[Group]
-    strides: dict[str, int]
-    plain: dict[str, int]
+    weights: list[int]
+    tasks: Any
+    queries: Held[Queries] | None
     length: int
     keys: int
     shared: int
     threads: int
-    arrays: dict[str, Any]
+    alive: Any
 
     @property
     def count(self) -> int:
         """How many heads have keys of their own."""
-        return len(self.k)
-
-    def own_weights(self, head: int) -> Any:
-        """Return the packed features of a head."""
-        return self.weights.sets[self.feature_set[head]]
+        return len(self.tasks)
 
 
 def heads(
     layout: Layout,
     features: Features,
-    weights: PackedWeights,
+    packed: PackedWeights,
     batch: tuple[int, ...],
     arrays: dict[str, Any],
     logs: tuple[Any, Any] | None,
 ) -> Heads:
     """Find the address of every head; arrays are q, out, k, v and mask, any of which may be missing."""
     k, v, q, out, mask = (arrays.get(name) for name in ("k", "v", "q", "out", "mask"))
-    strides = dict.fromkeys(("k_row", "k_column", "v_row", "v_column", "q_row", "q_column", "out_row", "mask_row"), 0)
+    tasks = rows_of(Task, math.prod(batch))
+    for name, x, own in (("k", k, 2), ("v", v, 2), ("mask", mask, 1)):
+        if x is not None:
+            tasks[name] = addresses(x, batch, own)
     for name, x in (("k", k), ("v", v), ("q", q)):
         if x is not None:
-            strides |= {f"{name}_row": x.strides[-2], f"{name}_column": x.strides[-1]}
-    count = math.prod(batch)
-    groups: list[Group] = []
+            tasks[f"{name}_row"], tasks[f"{name}_column"] = x.strides[-2:]
+            tasks[f"{name}_plain"] = _plain(layout, features, name, x)
+    queries, shared = None, 0
     if mask is not None:
-        strides["mask_row"] = mask.strides[-1]
+        tasks["mask_row"] = mask.strides[-1]
     if q is not None and out is not None:
-        strides["out_row"] = out.strides[-2]
-        groups = [Group(*own) for own in zip(*query_heads(q, out, logs, batch), strict=True)]
+        tasks["out_row"] = out.strides[-2]
+        queries = Held(Queries(*query_heads(q, out, logs, batch)))
+        shared = queries.record.q.shape[1] if len(tasks) else 0
+    tasks["groups"] = shared
     sets = np.arange(math.prod(features.batch)).reshape(features.batch)
-    found = [[0] * count if x is None else addresses(x, batch, own) for x, own in ((k, 2), (v, 2), (mask, 1))]
+    places = [x.address for x in packed.sets]
     return Heads(
         layout=layout,
         features=features,
-        weights=weights,
-        feature_set=np.broadcast_to(sets, batch).ravel().tolist(),
-        k=found[0],
-        v=found[1],
-        mask=found[2],
-        groups=groups,
-        strides=strides,
-        plain={f"{name}_plain": _plain(layout, features, name, x) for name, x in (("q", q), ("k", k), ("v", v))},
+        weights=[places[i] for i in np.broadcast_to(sets, batch).ravel().tolist()],
+        tasks=tasks,
+        queries=queries,
         length=0 if q is None else q.shape[-2],
         keys=0 if k is None else k.shape[-2],
-        shared=len(groups[0].q) if groups else 0,
+        shared=shared,
         threads=threads.thread_count(),
-        arrays=arrays,
+        alive=(arrays, packed),
     )
 
 
@@ -148,19 +152,17 @@ class Slots:
         single = len(states) == 1 and all(x.flags.writeable for x in states[0])
         stacked = (x[None] for x in states[0]) if single else (np.stack(x) for x in zip(*states, strict=True))
         self.state = State(*stacked)
-        self._at = [(address(x), x[0, 0].nbytes if x[0].size else 0) for x in self.state]
-        self._heads = self.state.z.shape[1]
         self._sentinel = h.layout.sentinel if h.features.map.exponential else -math.inf
 
-    def addresses(self, slot: int, head: int) -> tuple[int, int, int]:
-        """Return where the sums and shifts of one state lie."""
-        index = slot * self._heads + head
-        kv, z, shift = (start + index * size for start, size in self._at)
+    def addresses(self) -> tuple[Any, Any, Any]:
+        """Return where the sums and shifts of states lie, (slots, heads) each."""
+        index = np.arange(self.state.z.shape[0] * self.state.z.shape[1]).reshape(self.state.z.shape[:2])
+        kv, z, shift = (address(x) + index * (x[0, 0].nbytes if index.size else 0) for x in self.state)
         return kv, z, shift
 
-    def seen(self) -> list[list[bool]]:
-        """Return which states hold any key."""
-        return (self.state.shift > self._sentinel / 2).any(-1).tolist()  # type: ignore[no-any-return]
+    def seen(self) -> Any:
+        """Return which states hold any key, (slots, heads)."""
+        return (self.state.shift > self._sentinel / 2).any(-1)
 
     def last(self) -> State:
         """Return the states after the last chunk."""
@@ -174,38 +176,31 @@ class Slots:
                 array[i] = merged
 
 
-def _task(h: Heads, slots: Slots, slot: int, head: int, changes: dict[str, int], reverse: bool = False) -> Task:
-    """Return the task of one head on the state in a slot; in reverse, of keys and rows read backwards."""
-    s, row = h.strides, -1 if reverse else 1
-    last = h.keys - 1 if reverse else 0
-    kv, z, shift = slots.addresses(slot, head)
-    return Task(
-        k=h.k[head] + last * s["k_row"],
-        k_row=row * s["k_row"],
-        k_column=s["k_column"],
-        v=h.v[head] + last * s["v_row"],
-        v_row=row * s["v_row"],
-        v_column=s["v_column"],
-        mask=h.mask[head] + last * s["mask_row"] if h.mask[head] else 0,
-        mask_row=row * s["mask_row"],
-        q_row=row * s["q_row"],
-        q_column=s["q_column"],
-        out_row=row * s["out_row"],
-        keys=h.keys,
-        kv=kv,
-        z=z,
-        shift=shift,
-        seen=changes.get("seen", 0),
-        delta=changes.get("delta", 0),
-        near=changes.get("near", 0),
-        near_low=changes.get("near_low", 0),
-        near_high=changes.get("near_high", 0),
-        groups=h.shared,
-        part=changes.get("part", 0),
-        part_rows=changes.get("part_rows", 0),
-        part_mode=changes.get("part_mode", 0),
-        **h.plain,
-    )
+class Tasks:
+    """Tasks of all heads on the states in slots, with some fields in common; in reverse, of keys read backwards.
+
+    `fields` are numbers, or arrays that broadcast to (slots, heads).
+    """
+
+    def __init__(self, h: Heads, slots: Slots, fields: dict[str, Any], reverse: bool = False) -> None:
+        made = np.repeat(h.tasks[None], len(slots.state.z), 0)
+        made["keys"] = h.keys
+        made["kv"], made["z"], made["shift"] = slots.addresses()
+        if reverse:
+            for name in ("k", "v", "mask"):
+                made[name] += np.where(made[name] == 0, 0, (h.keys - 1) * made[f"{name}_row"])
+            for name in ("k_row", "v_row", "mask_row", "q_row", "out_row"):
+                made[name] *= -1
+        for name, value in fields.items():
+            made[name] = value
+        self._made, self._start = made, address(made)
+
+    def at(self, slot: int, head: int, **fields: int) -> int:
+        """Return the address of a task, some of whose fields are set before."""
+        for name, value in fields.items():
+            self._made[name][slot, head] = value
+        size = int(self._made.itemsize)
+        return self._start + (slot * len(self._made[slot]) + head) * size
 
 
 def worth_threads(h: Heads) -> bool:
@@ -254,10 +249,10 @@ def _absorbing(
     h: Heads, slots: Slots, ends: list[int], reverse: bool = False, some: range | None = None
 ) -> list[Runner]:
     """Return the work of writing to each slot the keys between its end and that of the slot before."""
+    tasks, plan = Tasks(h, slots, {}, reverse), h.layout.held.address
 
     def absorb(head: int, slot: int, low: int, high: int) -> int:
-        task = _task(h, slots, slot, head, {}, reverse)
-        return schedule.absorb(h.layout.plan, h.own_weights(head), scratch(h.layout), task, low, high)
+        return schedule.absorb(plan, h.weights[head], scratch(h.layout), tasks.at(slot, head), low, high)
 
     return [
         partial(absorb, head, slot, low, high)
@@ -291,13 +286,13 @@ def write(h: Heads, state: State, empty: State) -> tuple[bool, State]:
 
 def read(h: Heads, state: State) -> bool:
     """Let all queries read the state; return whether they were finite."""
+    assert h.queries is not None
     slots = Slots(h, [state])
-    seen = slots.seen()[0]
+    tasks, plan, queries = Tasks(h, slots, {"seen": slots.seen()}), h.layout.held.address, h.queries.address
 
     def emit(head: int, low: int, high: int) -> int:
-        task = _task(h, slots, 0, head, {"seen": seen[head]})
-        p, s = h.layout.plan, scratch(h.layout)
-        return schedule.emit(p, h.own_weights(head), s, task, h.groups[head], low, high)
+        own = h.weights[head], scratch(h.layout), tasks.at(0, head)
+        return schedule.emit(plan, *own, queries, head, low, high)
 
     spans = _spans(h.length, _chunks(h, h.length), h.layout.plan.tile)
     return _run(h, [partial(emit, head, *span) for span in spans for head in range(h.count)])
@@ -313,13 +308,13 @@ def causal(h: Heads, state: State, empty: State, window: int | None) -> tuple[bo
     slots = Slots(h, [state] + [empty] * (len(ends) - 1))
     fine = _run(h, _absorbing(h, slots, ends))
     slots.scan()
-    seen = slots.seen()
+    assert h.queries is not None
     near = {"near": int(lag > 0), "near_low": delta + 1, "near_high": delta + lag + 1, "delta": delta}
+    tasks, plan, queries = Tasks(h, slots, near | {"seen": slots.seen()}), h.layout.held.address, h.queries.address
 
     def span(head: int, slot: int, low: int, high: int) -> int:
-        task = _task(h, slots, slot, head, near | {"seen": seen[slot][head]})
-        p, s = h.layout.plan, scratch(h.layout)
-        return schedule.span(p, h.own_weights(head), s, task, h.groups[head], low, high)
+        own = h.weights[head], scratch(h.layout), tasks.at(slot, head)
+        return schedule.span(plan, *own, queries, head, low, high)
 
     chunks = zip(first, spans, strict=True)
     work = [partial(span, head, slot, *bounds) for slot, bounds in chunks for head in range(h.count)]
@@ -349,20 +344,22 @@ def _two_sided(h: Heads, state: State, empty: State, window: int, spans: list[tu
     fine = _run(h, _absorbing(h, before, starts, some=some) + _absorbing(h, after, ends, True, some))
     before.scan()
     after.scan()
-    seen_before, seen_after = before.seen(), after.seen()
+    assert h.queries is not None
+    plan, queries = h.layout.held.address, h.queries.address
+    lengths, highs = (np.array(x)[:, None] for x in zip(*((high - low, high) for low, high in spans), strict=True))
+    row = int(h.tasks["q_row"][0])
+    turned = {"part_mode": 1, "part_rows": lengths[::-1], "q_start": (highs[::-1] - 1) * row}
+    turned |= {"delta": h.keys - highs[::-1] - window, "seen": after.seen()}
+    joined = {"part_mode": 2, "part_rows": lengths, "delta": -window, "seen": before.seen()}
+    joined |= {"near": 1, "near_low": 1 - window, "near_high": window}
+    backward, forward = Tasks(h, after, turned, reverse=True), Tasks(h, before, joined)
 
     def span(head: int, index: int, low: int, high: int) -> int:
-        rows = high - low
-        buffer = np.empty(h.shared * rows * (p.width_pad + 2), h.layout.dtype)
-        part = {"part": address(buffer), "part_rows": rows}
-        s, w, group = scratch(h.layout), h.own_weights(head), h.groups[head]
-        backward = {"part_mode": 1, "delta": h.keys - high - window, "seen": seen_after[last - index][head]}
-        task = _task(h, after, last - index, head, part | backward, reverse=True)
-        turned = group._replace(q=group.q + (high - 1) * h.strides["q_row"])
-        failed = schedule.span(p, w, s, task, turned, 0, rows)
-        near = {"near": 1, "near_low": 1 - window, "near_high": window}
-        forward = {"part_mode": 2, "delta": -window, "seen": seen_before[index][head]}
-        task = _task(h, before, index, head, part | near | forward)
-        return failed or schedule.span(p, w, s, task, group, low, high)
+        buffer = np.empty(h.shared * (high - low) * (p.width_pad + 2), h.layout.dtype)
+        own, part = (h.weights[head], scratch(h.layout)), address(buffer)
+        task = backward.at(last - index, head, part=part)
+        failed = schedule.span(plan, *own, task, queries, head, 0, high - low)
+        task = forward.at(index, head, part=part)
+        return failed or schedule.span(plan, *own, task, queries, head, low, high)
 
     return fine and _run(h, [partial(span, head, i, *bounds) for i, bounds in enumerate(spans) for head in some])

@@ -7,7 +7,13 @@ these functions are cached on disk whatever map they run.
 from __future__ import annotations
 
 from rfkernels.backends.numba.compiling import call, entry, jit, up
-from rfkernels.backends.numba.schedule_records import Group, Plan, Scratch, Task, Weights
+from rfkernels.backends.numba.records import view
+from rfkernels.backends.numba.schedule_records import Plan, Queries, Scratch, Task, Weights
+
+
+@jit
+def _records(plan: int, weights: int, scratch: int, task: int) -> tuple[Plan, Weights, Scratch, Task]:
+    return view(Plan, plan), view(Weights, weights), view(Scratch, scratch), view(Task, task)
 
 
 @jit
@@ -106,8 +112,9 @@ def add_tile(p: Plan, s: Scratch, t: Task, columns: int, v: int, v_row: int) -> 
 
 
 @entry
-def absorb(p: Plan, w: Weights, s: Scratch, t: Task, low: int, high: int) -> int:
+def absorb(plan: int, weights: int, scratch: int, task: int, low: int, high: int) -> int:
     """Write keys low <= s < high to the state; return 1 if some input is not finite."""
+    p, w, s, t = _records(plan, weights, scratch, task)
     i = low
     while i < high:
         n = min(p.tile, high - i)
@@ -241,7 +248,7 @@ def _near_rows(
 
 
 @jit
-def store(p: Plan, s: Scratch, t: Task, g: Group, index: int, first: int, count: int, high: int) -> None:
+def store(p: Plan, s: Scratch, t: Task, g: Queries, head: int, index: int, first: int, count: int, high: int) -> None:
     """Normalise and write the sums of queries from `first`, or pass them on as a part."""
     e = p.element
     if t.part_mode != 0:
@@ -256,44 +263,46 @@ def store(p: Plan, s: Scratch, t: Task, g: Group, index: int, first: int, count:
         last = high - 1 - first
         other = (sums + last * p.width_pad * e, p.width_pad, denominators + last * e, shifts + last * e)
         call(p.join, (s.out, p.width_pad, s.denominator, s.top, *other, count, p.width_pad))
-    if g.denominator[index] != 0:
-        call(p.copy, (s.denominator, g.denominator[index] + first * e, count))
-        call(p.copy, (s.top, g.shift[index] + first * e, count))
-    out = g.out[index] + first * t.out_row
+    if g.denominator[head, index] != 0:
+        call(p.copy, (s.denominator, g.denominator[head, index] + first * e, count))
+        call(p.copy, (s.top, g.shift[head, index] + first * e, count))
+    out = g.out[head, index] + first * t.out_row
     call(p.unpack, (s.out, p.width_pad, s.denominator, count, p.width, out, t.out_row))
 
 
 @jit
-def _wants_logs(t: Task, g: Group, index: int) -> int:
+def _wants_logs(t: Task, g: Queries, head: int, index: int) -> int:
     """Return whether anybody reads the log scale of the sums."""
-    return int(t.near != 0 or t.part_mode != 0 or g.denominator[index] != 0)
+    return int(t.near != 0 or t.part_mode != 0 or g.denominator[head, index] != 0)
 
 
 @entry
-def emit(p: Plan, w: Weights, s: Scratch, t: Task, g: Group, low: int, high: int) -> int:
-    """Let queries low <= i < high read the whole state; return 1 if some input is not finite."""
+def emit(plan: int, weights: int, scratch: int, task: int, queries: int, head: int, low: int, high: int) -> int:
+    """Let queries low <= i < high of a head read the whole state; return 1 if some input is not finite."""
+    (p, w, s, t), g = _records(plan, weights, scratch, task), view(Queries, queries)
     for index in range(t.groups):
-        i, logs = low, _wants_logs(t, g, index)
+        i, logs = low, _wants_logs(t, g, head, index)
         while i < high:
             n = min(p.tile, high - i)
-            if load_queries(p, w, s, t, g.q[index] + i * t.q_row, n, logs)[0] == 0:
+            if load_queries(p, w, s, t, g.q[head, index] + t.q_start + i * t.q_row, n, logs)[0] == 0:
                 return 1
             if t.seen != 0:
                 read_state(p, w, s, t, n, logs)
             else:
                 no_features(p, w, s, n)
-            store(p, s, t, g, index, i, n, high)
+            store(p, s, t, g, head, index, i, n, high)
             i += n
     return 0
 
 
 @entry
-def span(p: Plan, w: Weights, s: Scratch, t: Task, g: Group, low: int, high: int) -> int:
-    """Let queries low <= i < high read a state that grows by key i + delta; return 1 if some input is not finite.
+def span(plan: int, weights: int, scratch: int, task: int, queries: int, head: int, low: int, high: int) -> int:
+    """Let queries low <= i < high of a head read a state that grows by key i + delta.
 
-    A tile whose keys raise the shift too far above what its first query sees is halved until they do not: with a
-    common shift its early queries would read zeros.
+    Return 1 if some input is not finite. A tile whose keys raise the shift too far above what its first query sees is
+    halved until they do not: with a common shift its early queries would read zeros.
     """
+    (p, w, s, t), g = _records(plan, weights, scratch, task), view(Queries, queries)
     seen = t.seen
     i = low
     while i < high:
@@ -318,7 +327,7 @@ def span(p: Plan, w: Weights, s: Scratch, t: Task, g: Group, low: int, high: int
             rescale(p, s, t)
             activate_keys(p, w, s, columns, found)
         for index in range(t.groups):
-            q, logs = g.q[index] + i * t.q_row, _wants_logs(t, g, index)
+            q, logs = g.q[head, index] + t.q_start + i * t.q_row, _wants_logs(t, g, head, index)
             fine, x, x_row = load_queries(p, w, s, t, q, n, logs)
             if fine == 0:
                 return 1
@@ -332,7 +341,7 @@ def span(p: Plan, w: Weights, s: Scratch, t: Task, g: Group, low: int, high: int
                 call(p.settle, (s.denominator, s.top, n))
             if t.near != 0 and add_near(p, w, s, t, q, x, x_row, i, n) == 0:
                 return 1
-            store(p, s, t, g, index, i, n, high)
+            store(p, s, t, g, head, index, i, n, high)
         if found > 0:
             add_tile(p, s, t, columns, v, v_row)
         i += n

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from rfkernels.backends.numba.records import LongRows
 
 
 class Plan(NamedTuple):
@@ -102,7 +104,8 @@ class Task(NamedTuple):
 
     Query i sees keys s <= i + delta through features and, if `near`, keys i + near_low <= s < i + near_high exactly.
     With `part_mode` 1 the sums go unnormalised to the buffer at `part`, with 2 those found there, of the same rows in
-    reverse, are joined. The rows of q, k or v that are `plain` are read where they lie, without a copy.
+    reverse, are joined. The rows of q, k or v that are `plain` are read where they lie, without a copy. Queries begin
+    `q_start` bytes behind row 0.
     """
 
     k: int
@@ -113,6 +116,7 @@ class Task(NamedTuple):
     v_column: int
     mask: int
     mask_row: int
+    q_start: int
     q_row: int
     q_column: int
     out_row: int
@@ -134,10 +138,10 @@ class Task(NamedTuple):
     v_plain: int
 
 
-class Group(NamedTuple):
-    """Where each query head that shares the keys is read and written: arrays of addresses of row 0."""
+class Queries(NamedTuple):
+    """Where query heads are read and written: addresses of row 0, by head of keys and query head that shares them."""
 
-    q: Any
-    out: Any
-    denominator: Any
-    shift: Any
+    q: LongRows
+    out: LongRows
+    denominator: LongRows
+    shift: LongRows
