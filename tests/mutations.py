@@ -33,6 +33,7 @@ ADVISE = "tests/test_advise.py"
 
 CATALOG = "tests/test_catalog.py"
 CATALOG_NUMBA = "tests/test_catalog_numba.py"
+RECORDS = "tests/test_records.py"
 CATALOG_JAX = "tests/test_catalog_jax.py"
 STORE = "tests/test_catalog_store.py"
 CATALOG_ERRORS = "tests/test_catalog_errors.py"
@@ -334,8 +335,12 @@ MUTANTS = [
     Mutant("catalog: probabilities of draws without their group", "backends/numba/catalog_sampling.py", "log[i] = math.log(s.mass[x] / total) + logits[i] - own", "log[i] = logits[i] - own", (CATALOG, "-k", "draws")),
     Mutant("catalog compiled: runs go beyond their group", "backends/numba/catalog_plans.py", "offset = offset + 1 if offset + 1 < count else 0", "offset = offset + 1 if offset < count else 0", (CATALOG_NUMBA, "-k", "as_specified")),
     Mutant("catalog compiled: free rows count", "backends/numba/catalog_exact.py", "if j >= count or ids[first + j] < 0:", "if j >= count:", (CATALOG_NUMBA, "-k", "exact")),
-    Mutant("catalog compiled: queries by their place in a share", "backends/numba/catalog.py", "own[part], first, out(part))", "own[part], 0, out(part))", (CATALOG_NUMBA, "-k", "however")),
+    Mutant("catalog compiled: queries by their place in a share", "backends/numba/catalog.py", "budget, mixed, first)", "budget, mixed, 0)", (CATALOG_NUMBA, "-k", "however")),
     Mutant("catalog compiled: every run of a group is its first", "backends/numba/catalog_kernels.py", "place.set(b.select(e.less(after, size), after, e.integer(0)))", "place.set(b.select(e.less(after, size), after, e.integer(0)) if r + 1 < RUN else e.integer(0))", (CATALOG_NUMBA, "-k", "blocks")),
+    Mutant("records: arrays of another kind are taken", "backends/numba/records.py", "elif x.dtype == field.dtype and x.ndim", "elif x.ndim", (RECORDS, "-k", "refused")),
+    Mutant("Numba: backward halves begin at the first query", "backends/numba/passes.py", '"q_start": (highs[::-1] - 1) * row', '"q_start": 0 * highs', NUMBA),
+    Mutant("fit: T as the decomposition turned it", "fitting/algebra.py", "    matrix = matmul(xp, xp.swapaxes(matmul(xp, left, right), -1, -2), matrix)\n", "", (*FITTING[:1], "-k", "signs")),
+    Mutant("fit: a root as the decomposition turned it", "fitting/algebra.py", "[..., None, :], xp.swapaxes(axes, -1, -2))\n", "[..., None, :], xp.eye(energy.shape[-1]))\n", (*FITTING[:1], "-k", "signs")),
     Mutant("catalog compiled: what is known of a table outlives its change", "backends/numba/catalog_guesses.py", "all(part() is own for part, own in zip(found[0], table, strict=True))", "True", (CATALOG_NUMBA, "-k", "parts_of_a_table")),
     Mutant("catalog compiled: draws relative to guesses alone", "backends/numba/catalog_sampling.py", "if total < TINY:", "if total < 0:", (CATALOG_NUMBA, "-k", "sharp_draws")),
     Mutant("catalog compiled: queries of all blocks share places", "backends/numba/catalog_plans.py", "2 * (first // r.shared) + 1", "1", (CATALOG_NUMBA, "-k", "blocks")),
@@ -346,7 +351,7 @@ MUTANTS = [
     Mutant("catalog compiled: cells keep what was opened", "backends/numba/catalog_plans.py", "k = g.first[c] + s.taken[c]", "k = g.first[c]", (CATALOG_NUMBA, "-k", "as_specified")),
     Mutant("catalog compiled: groups beyond the first vector", "backends/numba/catalog_plan_kernels.py", "found.set(e.add(found.get(), b.select(b.icmp_signed(\"==\", found.get(), j), step, e.integer(0))))", "found.set(e.add(found.get(), b.select(b.icmp_signed(\"==\", low.get(), j), step, e.integer(0))))", (CATALOG_NUMBA, "-k", "as_specified or groups_in_a_cell")),
     Mutant("catalog compiled: the wrong half of a cell", "backends/numba/catalog_plan_kernels.py", "high.set(b.select(beyond, e.add(middle, 1), high.get()))", "high.set(b.select(beyond, high.get(), e.add(middle, 1)))", (CATALOG_NUMBA, "-k", "groups_in_a_cell")),
-    Mutant("catalog compiled: guesses are kept for ever", "backends/numba/catalog_guesses.py", "if sum(x.nbytes for x in held[1]) <= self._most:", "if True:", (CATALOG_NUMBA, "-k", "more_sizes")),
+    Mutant("catalog compiled: guesses are kept for ever", "backends/numba/catalog_guesses.py", "if _bytes(held[1]) <= self._most:", "if True:", (CATALOG_NUMBA, "-k", "more_sizes")),
     Mutant("catalog compiled: runs in cells of no mass", "backends/numba/catalog_plan_kernels.py", "number = b.select(m.gt(own, zero), number, none)", "pass", (CATALOG_NUMBA, "-k", "no_mass")),
     Mutant("catalog compiled: guesses for another size", "backends/numba/catalog_guesses.py", "len(places) + i for i, x in enumerate(new)", "i for i, x in enumerate(new)", (CATALOG_NUMBA, "-k", "more_sizes or so_many or however")),
     Mutant("compiled once for every number", "backends/numba/compiling.py", "tuple(map(plain, given))", "given", ("tests/test_schedules.py", "-k", "compiled_in")),
