@@ -158,6 +158,7 @@ def test_chunks_of_one_head(monkeypatch: pytest.MonkeyPatch, threads: str, causa
 
 def test_queries_beyond_the_keys_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RFKERNELS_NUM_THREADS", "3")
+    monkeypatch.setattr("rfkernels.backends.numba.threads.SERIAL_WORK", 0)
     monkeypatch.setattr(blocks, "_CHUNK", 2)
     q, k, v = inputs(900, 200, batch=(1,))
     assert_same(*both(q, k, v, groups=fitted(batch=()), window=20))

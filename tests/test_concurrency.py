@@ -27,6 +27,12 @@ LIBRARY = str(Path(rfk.__file__).parents[1])
 needs_numba = pytest.mark.skipif(oracle.DEFAULT is not None, reason="backend 'numba' is not there yet")
 
 
+@pytest.fixture(autouse=True)
+def little_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    if oracle.DEFAULT is None:
+        monkeypatch.setattr("rfkernels.backends.numba.threads.SERIAL_WORK", 0)
+
+
 def together(work: Callable[[int], Any], count: int = THREADS) -> list[Any]:
     """Run work(0), work(1), ... at once, one thread each; return what they return, raise what they raise."""
     barrier, results, errors = threading.Barrier(count), [None] * count, []
@@ -135,6 +141,12 @@ import numpy as np
 import rfkernels as rfk
 
 BACKEND = {backend!r}
+if BACKEND is None:
+    from rfkernels.backends.numba import threads as handing
+    handing.SERIAL_WORK = 0  # so little would not be handed to other threads
+
+def pooled():
+    return BACKEND is not None or bool(handing._pools)
 features = rfk.draw("positive", 16, 32, rng=0)
 rng = np.random.default_rng(0)
 q, k, v = (rng.standard_normal((3, 700, n)).astype(np.float32) for n in (16, 16, 8))
@@ -167,6 +179,7 @@ def test_after_a_fork(tmp_path: Path) -> None:
     printed = script(
         """
         expected = compute()
+        assert pooled()
         def child(depth):
             pid = os.fork()
             if pid:
@@ -197,6 +210,7 @@ def test_a_fork_while_other_threads_compute(tmp_path: Path) -> None:
     printed = script(
         """
         expected, stop = compute(), threading.Event()
+        assert pooled()
         def busy():
             while not stop.is_set():
                 compute()
@@ -240,6 +254,7 @@ def test_threads_that_outlive_the_main_one(tmp_path: Path) -> None:
         """
         import time
         expected = compute()
+        assert pooled()
         def late():
             time.sleep(0.3)
             print("good" if compute() == expected else "bad")
@@ -256,6 +271,7 @@ def test_exit_handlers(tmp_path: Path) -> None:
         """
         import atexit
         expected = compute()
+        assert pooled()
         atexit.register(lambda: print("good" if compute() == expected else "bad"))
         """,
         tmp_path,

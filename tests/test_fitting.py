@@ -523,16 +523,32 @@ def test_jax_fits_alike(method: str) -> None:
     device = fitting.fit(jax.numpy.asarray(q), jax.numpy.asarray(k), 16, method=method, rng=0)
     assert isinstance(device.projection, jax.Array)
     assert device.projection.dtype == device.log_weight.dtype == np.float32
-    covariances = [np.swapaxes(x, -1, -2) @ x for x in (np.asarray(f.projection) for f in (host, device))]
-    if host.query.matrix is None:
-        np.testing.assert_allclose(*covariances, rtol=1e-3, atol=1e-3)
-    else:
-        products = [np.asarray(f.query.matrix).swapaxes(-1, -2) @ np.asarray(f.query.matrix) for f in (host, device)]
-        np.testing.assert_allclose(products[1], products[0], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(device.projection, host.projection, rtol=1e-3, atol=1e-3)
+    for x, y in ((host.query.matrix, device.query.matrix), (host.key.matrix, device.key.matrix)):
+        assert (x is None) == (y is None)
+        if x is not None:
+            np.testing.assert_allclose(y, x, rtol=1e-3, atol=1e-3)
     for x, y in ((host.query, device.query), (host.key, device.key)):
         if x.centre is not None:
             np.testing.assert_allclose(y.centre, x.centre, atol=1e-5)
             np.testing.assert_allclose(y.linear, x.linear, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["affine", "asymmetric", "tilted"])
+def test_the_derivative_exists_where_queries_are_keys(method: str) -> None:
+    """T is the identity then, and all its singular values are equal."""
+    jax = pytest.importorskip("jax")
+    x = jax.numpy.asarray(sample(3, 30, 4, 1.0).astype(np.float32))
+
+    @jax.jit
+    def loss(q: Any, k: Any) -> Any:
+        return rfk.log_kernel(q[:3], k[:3], fitting.fit(q, k, 8, method=method, rng=0)).sum()
+
+    gradient = jax.jit(jax.grad(loss))(x, x)
+    assert np.isfinite(gradient).all()
+    step = np.random.default_rng(0).standard_normal(x.shape).astype(np.float32)
+    ahead, behind = (loss(x + sign * 1e-2 * step, x) for sign in (1, -1))
+    np.testing.assert_allclose((gradient * step).sum(), (ahead - behind) / 2e-2, rtol=2e-2)
 
 
 def test_jax_fits_inside_jit_with_a_key() -> None:

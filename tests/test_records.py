@@ -56,5 +56,7 @@ def test_fields_are_those_of_the_tuple(dtype: Any) -> None:
     ],
 )
 def test_arrays_of_another_kind_are_refused(name: str, value: Any) -> None:
-    with pytest.raises(TypeError, match=f"{name} must be an array of .* in C order with . axes, got {value.dtype}"):
+    with pytest.raises(
+        TypeError, match=f"{name} must be an aligned array of .* in C order with . axes, got {value.dtype}"
+    ):
         Held(sample(np.float32)._replace(**{name: value}), np.float32)

@@ -58,6 +58,7 @@ def test_any_window_wider_than_the_sequence_is_exact_attention(window: int, caus
 def test_chunks_of_a_sequence(monkeypatch: pytest.MonkeyPatch, threads: str, options: dict[str, Any]) -> None:
     """One head and several threads; a two-sided window whose buffers hold a small part of the sequence."""
     monkeypatch.setenv("RFKERNELS_NUM_THREADS", threads)
+    monkeypatch.setattr("rfkernels.backends.numba.threads.SERIAL_WORK", 0)
     monkeypatch.setattr(passes, "_PART_BYTES", 1 << 14)
     q, k, v = inputs(1, 1500)
     features = rfk.draw("positive", 5, 16, rng=0)

@@ -8,6 +8,9 @@ from rfkernels._arrays import matmul
 from rfkernels.fitting.statistics import Moments
 from rfkernels.variance import optimal_variance
 
+_STEPS = 10
+"""Of an iteration that takes 8 where singular values are 10¹⁰ apart."""
+
 
 def best_spread(xp: Any, energy: Any) -> Any:
     """Return ρ, with rows of variance (1 + ρ)/2, from λ = E z² along an axis; 1 where there is nothing to gain.
@@ -55,9 +58,22 @@ def balance(xp: Any, kind: str, first: Any, second: Any) -> tuple[Any, Any]:
     common = xp.maximum(common, xp.finfo(common.dtype).eps * common[..., :1])
     whitened = xp.swapaxes(axes / roots[..., None, :], -1, -2)
     matrix = matmul(xp, xp.sqrt(common)[..., :, None] * xp.swapaxes(left, -1, -2), whitened)
-    left, _, right = xp.linalg.svd(matrix)
-    matrix = matmul(xp, xp.swapaxes(matmul(xp, left, right), -1, -2), matrix)
+    matrix = matmul(xp, xp.swapaxes(_rotation(xp, matrix), -1, -2), matrix)
     return matrix, xp.swapaxes(xp.linalg.inv(matrix), -1, -2)  # an inverse to rounding: unbiased however T came out
+
+
+def _rotation(xp: Any, matrix: Any) -> Any:
+    """Return the orthogonal factor of a polar decomposition, by Newton's scaled iteration (Higham, 1986).
+
+    A singular value decomposition has it, too, but no derivative where singular values are equal, as those of T are
+    where queries and keys have the same moments.
+    """
+    for _ in range(_STEPS):
+        inverse = xp.swapaxes(xp.linalg.inv(matrix), -1, -2)
+        sizes = (xp.sqrt(xp.sum(x * x, (-1, -2), keepdims=True)) for x in (inverse, matrix))
+        ratio = xp.sqrt(next(sizes) / next(sizes))
+        matrix = (ratio * matrix + inverse / ratio) / 2
+    return matrix
 
 
 def _root(xp: Any, second: Any) -> tuple[Any, Any]:

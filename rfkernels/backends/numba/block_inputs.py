@@ -10,7 +10,7 @@ import numpy as np
 from rfkernels.backends.numba import block_schedule
 from rfkernels.backends.numba.block_records import BlockPlan
 from rfkernels.backends.numba.kernels import SENTINEL
-from rfkernels.backends.numba.packing import along, located
+from rfkernels.backends.numba.packing import addresses
 from rfkernels.backends.numba.records import Held
 from rfkernels.grouping import BlockState, Far, Groups, Plan
 from rfkernels.grouping.schedule import Rows, widened
@@ -181,9 +181,8 @@ def pack_groups(plan: Held[BlockPlan], groups: Groups, dtype: Any) -> Packed:
     cross = None if groups.cross is None else padded(groups.cross, p.width_pad)
     drawn = np.empty_like(centres)
     # Not NumPy's product: its threads would go on to spin for a while on the cores that ours need.
-    at = located({"x": centres, "y": metric, "out": drawn})
-    for i in range(sets):
-        block_schedule.multiply(plan.address, **along(at, i), rows=p.groups_pad)
+    for at, by, to in zip(*(addresses(x, (sets,), 2) for x in (centres, metric, drawn)), strict=True):
+        block_schedule.multiply(plan.address, at, by, to, p.groups_pad)
     own = np.eye(p.dim_pad, dtype=dtype)
     metric, spread = (np.tril(x + np.swapaxes(x, 1, 2), -1) + x * own for x in (metric, spread))
     offset = np.full((sets, p.groups_pad), missing, dtype)

@@ -96,6 +96,7 @@ def scratch(p: BlockPlan, shared: int) -> Held[BlockScratch]:
     known = getattr(_memory, "scratch", None)
     if known is not None and known[0] == (p, shared):
         return cast(Held[BlockScratch], known[1])
+    _memory.scratch = None  # an interrupt may leave the buffer of another plan
     x, far = p.dim_pad + p.column_step, p.groups_pad + p.column_step
     tile, queries = max(p.band_tile, up(p.tile, p.column_step)), up(shared * p.tile, p.column_step)
     band = max(p.band_tile, p.heavy_pad) + p.column_step

@@ -16,7 +16,7 @@ from rfkernels.backends.numba import block_schedule, merging, threads
 from rfkernels.backends.numba.block_inputs import Inputs, Packed, begin, finish, heavy_tiles, pack_groups
 from rfkernels.backends.numba.block_layout import layout, scratch, tasks
 from rfkernels.backends.numba.block_records import BlockPlan
-from rfkernels.backends.numba.packing import TILE, address, up
+from rfkernels.backends.numba.packing import TILE, address, point, up
 from rfkernels.backends.numba.passes import log_normalizers, outputs, query_heads
 from rfkernels.backends.numba.records import Held
 from rfkernels.backends.numba.schedule_records import Queries
@@ -131,13 +131,10 @@ def _whole(given: Inputs, far: Far, plan: Plan, q: Any, out: Any, logs: Any) -> 
         delta=keys - q.shape[-2] if plan.causal else 0,
         groups=queries.record.q.shape[1],
     )
-    for name in ("drawn", "offset", "metric", "spread", "cross"):
-        array = getattr(packed, name)
-        if array is not None:
-            base[name] = address(array) + sets * array.strides[0]
+    by_set = {name: getattr(packed, name) for name in ("drawn", "offset", "metric", "spread", "cross")}
+    point(base, {name: array for name, array in by_set.items() if array is not None}, sets)
     by_head = dict(zip(("heavy_xt", "heavy_v", "heavy_term", "heavy_positions"), heavy, strict=True))
-    for name, array in ({"labels": labels, "squares": squares} | by_head).items():
-        base[name] = address(array) + np.arange(heads) * array.strides[0]
+    point(base, {"labels": labels, "squares": squares} | by_head)
     arrays = (constants, q, out, logs)
     count = threads.thread_count()
     return Whole(laid, code, given, packed, heavy, queries, base, labels, squares, arrays, q.shape[-2], count)
@@ -147,7 +144,7 @@ def _chunks(w: Whole, length: int) -> list[tuple[int, int]]:
     """Cut queries at blocks so that all threads have work; one span, even of nothing, if heads are enough."""
     heads, delta, size = len(w.base), w.delta, w.plan.block
     first, last = delta // size, max(length - 1 + delta, delta) // size + 1
-    even = heads % w.threads == 0 or heads >= 4 * w.threads
+    even = heads % w.threads == 0 or heads >= 4 * w.threads or not _worth_threads(w)
     count = 1 if w.threads == 1 or even else max(1, min(-(-4 * w.threads // heads), (last - first) // _CHUNK))
     step = -(-(last - first) // count)
     cuts = [0, *(min(max(block * size - delta, 0), length) for block in range(first + step, last, step)), length]
@@ -217,7 +214,7 @@ def _bounds(w: Whole, spans: list[tuple[int, int]], delta: int) -> tuple[list[in
 
 def _even_cuts(w: Whole) -> list[int]:
     """Return where keys are cut so that all threads have some to label."""
-    count = -(-2 * w.threads // max(len(w.base), 1))
+    count = -(-2 * w.threads // max(len(w.base), 1)) if _worth_threads(w) else 1
     return [up(w.keys * i // count, TILE) for i in range(1, count) if up(w.keys * i // count, TILE) < w.keys]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from rfkernels.backends.numba import catalog_sums, threads
 from rfkernels.backends.numba.catalog_exact import exact
 from rfkernels.backends.numba.catalog_guesses import prepared, sizes
-from rfkernels.backends.numba.catalog_layout import dots, lists, rules, scratch
+from rfkernels.backends.numba.catalog_layout import dots, lists, plain, rules, scratch
 from rfkernels.backends.numba.catalog_plans import choose
 from rfkernels.catalog.plan import SHARED
 from rfkernels.catalog.records import Estimate, Evaluated, Table
@@ -41,8 +41,8 @@ def _run(step: Callable[..., int], table: Table, queries: Any, budget: int, seed
     """Choose what the queries of a block take, and run a step on it; blocks on threads."""
     known = prepared(table)
     g, r, mixed = known.groups, rules(table, known), np.uint64(seed)
-    wide, dtype = np.ascontiguousarray(queries, np.float64), table.rows.dtype
-    own, count = np.ascontiguousarray(queries, dtype), threads.thread_count()
+    dtype, count = table.rows.dtype, threads.thread_count()
+    own, wide = plain(queries, dtype), plain(queries, np.float64)
     each = -(-len(own) // count)
     block = min(1 << max(0, min(_BLOCK, _BLOCK_ITEMS // budget).bit_length() - 1), 1 << (each - 1).bit_length())
 

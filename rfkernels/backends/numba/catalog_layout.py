@@ -140,11 +140,11 @@ _local = threading.local()
 
 
 def rules(table: Table, own: Prepared) -> Held[Rules]:
-    """Return the rules for a table on the machine of this call."""
+    """Return the rules for a table on the machine of this call; they and their code are there as long as `own` is."""
     m = machine()
     found = own.rules.get(m)
-    if found is None:
-        found = own.rules[m] = _rules(m, table, own.groups.record)
+    if found is None:  # of threads that compile at once one comes first, and what it found is never replaced
+        found = own.rules.setdefault(m, _rules(m, table, own.groups.record))
     return cast(Held[Rules], found[0])
 
 
@@ -176,6 +176,12 @@ def _addresses(m: Machine, bits: int, dim: int) -> tuple[Any, Any]:
         ("shares", "buckets", "totals", "offsets", "draw", "find"),
     )
     return code, tuple(part.addresses[name] for part, own in zip(code, names, strict=True) for name in own)
+
+
+def plain(x: Any, dtype: Any) -> Any:
+    """Return an array in C order that may be written to: for others Numba would compile all anew."""
+    x = np.ascontiguousarray(x, dtype)
+    return x if x.flags.writeable else x.copy()
 
 
 def kept(name: str, key: tuple[Any, ...], make: Callable[[], Held[R]]) -> Held[R]:
@@ -250,6 +256,6 @@ def _dots(budget: int, block: int, dtype: Any) -> Dots:
 
 
 @jit
-def records(rules: int, groups: int, guesses: int, scratch: int) -> tuple[Rules, Groups, Guesses, Scratch]:
+def at(rules: int, groups: int, guesses: int, scratch: int) -> tuple[Rules, Groups, Guesses, Scratch]:
     """Return the records at some addresses."""
     return view(Rules, rules), view(Groups, groups), view(Guesses, guesses), view(Scratch, scratch)

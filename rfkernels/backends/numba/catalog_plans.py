@@ -9,7 +9,7 @@ import numpy as np
 
 from rfkernels.backends.numba.catalog_groups import Groups
 from rfkernels.backends.numba.catalog_guesses import Guesses
-from rfkernels.backends.numba.catalog_layout import Lists, Rules, Scratch, records
+from rfkernels.backends.numba.catalog_layout import Lists, Rules, Scratch, at
 from rfkernels.backends.numba.compiling import call, entry, jit
 from rfkernels.backends.numba.records import view
 from rfkernels.catalog.plan import RUN
@@ -322,7 +322,7 @@ def choose(
     first: int,
 ) -> int:
     """List what the queries of a block take; the first of them has number `first`, `sizes` are places of guesses."""
-    r, g, v, s = records(rules, groups, guesses, scratch)
+    r, g, v, s = at(rules, groups, guesses, scratch)
     n = view(Lists, lists)
     state = _state(seed, 2 * (first // r.shared) + 1)
     call(r.offsets, (g.size.ctypes.data, len(g.size), state, s.offset.ctypes.data))

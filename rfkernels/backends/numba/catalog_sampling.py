@@ -12,7 +12,7 @@ from rfkernels.backends.numba import threads
 from rfkernels.backends.numba.catalog_groups import Groups
 from rfkernels.backends.numba.catalog_guesses import Guesses, prepared, sizes
 from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER
-from rfkernels.backends.numba.catalog_layout import Rules, Scratch, kept, records, rules, scratch
+from rfkernels.backends.numba.catalog_layout import Rules, Scratch, at, kept, plain, rules, scratch
 from rfkernels.backends.numba.catalog_plans import TINY, cell_logits, log_mean, shares
 from rfkernels.backends.numba.compiling import call, entry, jit
 from rfkernels.backends.numba.records import Elements, FloatRows, Floats, Held, Ints, Longs, view_like
@@ -46,7 +46,7 @@ def sample(table: Table, queries: Any, draws: int, rng: Any) -> Draws:
     order = np.argsort(u[:, 0], axis=1)
     known = prepared(table)
     g, r = known.groups, rules(table, known)
-    own, wide = (np.ascontiguousarray(queries, dtype) for dtype in (table.rows.dtype, np.float64))
+    own, wide = plain(queries, table.rows.dtype), plain(queries, np.float64)
     most, dtype = int(g.record.count.max()), own.dtype
 
     def share(first: int) -> int:
@@ -54,8 +54,8 @@ def sample(table: Table, queries: Any, draws: int, rng: Any) -> Draws:
         room, s = _memory(g.record, most, draws, dtype), scratch(g.record)
         drawn = rows[part], log[part], logits[part]
         v, places = known.guesses.at(sizes(r.record.wide_dots, g, wide[part]))
-        at = r.address, g.address, v.address, s.address, room.address
-        return _sample(*at, places, wide[part], own[part], u[part], order[part], drawn)
+        own_at = r.address, g.address, v.address, s.address, room.address
+        return _sample(*own_at, places, wide[part], own[part], u[part], order[part], drawn)
 
     threads.run([partial(share, first) for first in range(0, len(u), _SHARE)], threads.thread_count())
     check_fit(log, table)
@@ -216,7 +216,7 @@ def _sample(
     order: Any,
     drawn: Any,
 ) -> int:
-    r, g, v, s = records(rules, groups, guesses, scratch)
+    r, g, v, s = at(rules, groups, guesses, scratch)
     own = view_like(Room, room, queries)
     rows, log, logits = drawn
     for i in range(len(queries)):

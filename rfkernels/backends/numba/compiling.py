@@ -35,8 +35,8 @@ def checksum(*folders: Path) -> str:
 def jit_with(*fastmath: str, entry: bool = False, allocates: bool = False) -> Callable[[Function], Function]:
     """Return what compiles a function with some of LLVM's fast-math flags, kept on disk where that is possible.
 
-    Only an `entry` may be called by Python: code that takes arrays out of Python's tuples is long where these are many,
-    and slow to compile. Only functions that allocate arrays count references to those they are given.
+    Only an `entry` may be called by Python: code that takes arguments out of Python's objects has to be compiled, too.
+    Only functions that allocate arrays count references to those they are given.
     """
     options: dict[str, Any] = {"nogil": True, "fastmath": set(fastmath) or False}
     options |= {"no_cpython_wrapper": not entry, "_nrt": allocates}

@@ -122,6 +122,7 @@ def find(plan: int, scratch: int, task: int, search: int) -> int:
 @jit
 def within(p: BlockPlan, s: BlockScratch, t: BlockTask, out: int, cross: int) -> int:
     """Add Σ k kᵀ and Σ k vᵀ, of what is left of keys and values less the means of their groups."""
+    call(p.fill, (t.before, t.zeros, p.groups * p.sums_row))
     gather(p, s, t, 0, t.keys, t.before)
     means = (s.mean, p.dim_pad, s.far_v, p.width_pad, s.far_term, s.squares)
     call(p.means, (t.every, p.groups, t.before, 0, p.sums_row, p.dim_pad, p.width_pad, *means))

@@ -16,7 +16,7 @@ from rfkernels.backends.numba import group_schedule, threads
 from rfkernels.backends.numba.block_layout import layout, scratch, tasks
 from rfkernels.backends.numba.block_records import BlockPlan, Search
 from rfkernels.backends.numba.kernels import SENTINEL
-from rfkernels.backends.numba.packing import address, addresses, placed, up
+from rfkernels.backends.numba.packing import address, addresses, placed, point, up
 from rfkernels.backends.numba.records import Held, rows_of
 from rfkernels.grouping import Groups, fitting
 
@@ -101,8 +101,8 @@ def _find(q: Any, k: Any, v: Any, count: int, scale: Any, mask: Any, mass: Any) 
     out, own = _results(p, heads, k.dtype), _own(p, heads, rooms[0].shape[-2], k.dtype)
     searches = rows_of(Search, heads)
     searches["q"], searches["queries"] = addresses(q, batch, 2), q.shape[-2]
-    _point(searches, {**out, **{name: own[name] for name in ("weight", "bounds", "fresh")}})
-    _point(found, {"mask": own["allowed"], "before": own["before"]})
+    point(searches, {**out, **{name: own[name] for name in ("weight", "bounds", "fresh")}})
+    point(found, {"mask": own["allowed"]})
     found["every"], found["squares"] = address(own["every"]), address(own["nothing"])
     at, search_at = address(found), address(searches)
 
@@ -151,12 +151,6 @@ def _results(p: BlockPlan, heads: int, dtype: Any) -> dict[str, Any]:
     return {name: np.zeros((heads, *shape), dtype) for name, shape in shapes.items()}
 
 
-def _point(table: Any, arrays: dict[str, Any]) -> None:
-    """Write addresses of what arrays hold for each head into the table of these, (heads,)."""
-    for name, x in arrays.items():
-        table[name] = address(x) + np.arange(len(table)) * x.strides[0]
-
-
 def _own(p: BlockPlan, heads: int, keys: int, dtype: Any) -> dict[str, Any]:
     """Return what searches begin with, by head, and what all of them read."""
     tiles, row = -(-keys // p.tile), up(keys, p.tile)
@@ -165,7 +159,6 @@ def _own(p: BlockPlan, heads: int, keys: int, dtype: Any) -> dict[str, Any]:
         "allowed": np.empty((heads, row), np.bool_),
         "bounds": np.full((heads, tiles), -SENTINEL[p.element * 8], dtype),
         "fresh": np.zeros((heads, tiles), np.int64),
-        "before": np.zeros((heads, p.groups, p.sums_row), dtype),
         "every": np.arange(p.groups, dtype=np.int32),
         "nothing": np.zeros(row, dtype),
     }
@@ -175,7 +168,9 @@ def _room(p: BlockPlan, row: int) -> tuple[dict[str, int], dict[str, int]]:
     """Return this thread's working memory for keys in whole tiles, kept between calls: for a task and for a search."""
     known = _memory.room
     if known is None or known[0] != (p, row):
+        _memory.room = None  # an interrupt may leave other buffers
         sizes = {"labels": row, "offset": p.groups_pad, "drawn": p.dim_pad * p.groups_pad}
+        sizes["before"] = p.groups * p.sums_row
         more = {"xt": p.dim_pad * row, "squares": row, "nearest": row, "own": p.groups_pad}
         more |= {"drawn": p.groups_pad * p.dim_pad, "places": 2 * row // p.tile}
         known = _memory.room = (

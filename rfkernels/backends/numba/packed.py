@@ -73,19 +73,17 @@ def _segments(segments: Any, batch: tuple[int, ...], before: int) -> Iterator[Se
 def _part(h: Heads, segment: Segment, inner: int) -> Heads:
     """Return some heads, and of those the rows of a segment."""
     heads, low, high, start = segment
-    p, tasks, queries = h.layout.plan, h.tasks[heads], h.queries
+    p, tasks = h.layout.plan, h.tasks[heads]
     for name in ("k", "v", "mask"):
         tasks[name] += np.where(tasks[name] == 0, 0, start * tasks[f"{name}_row"])
-    if queries is not None:
-        rows = int(tasks["q_row"][0]), int(tasks["out_row"][0]), p.element, p.element
-        own = (x[heads] for x in queries.record)
-        moved = (np.where(at == 0, 0, at + low * row) for at, row in zip(own, rows, strict=True))
-        queries = Held(Queries(*moved))
+    rows = int(tasks["q_row"][0]), int(tasks["out_row"][0]), p.element, p.element
+    own = (x[heads] for x in h.queries.record)
+    moved = (np.where(at == 0, 0, at + low * row) for at, row in zip(own, rows, strict=True))
     return replace(
         h,
         weights=[h.weights[head] for head in heads],
         tasks=tasks,
-        queries=queries,
+        queries=Held(Queries(*moved)),
         length=high - low,
         keys=h.keys - h.length + high - start,
         threads=inner,

@@ -116,6 +116,7 @@ def scratch(given: Layout) -> int:
     """Return the address of this thread's working memory, which is kept between calls."""
     known = getattr(_memory, "scratch", None)
     if known is None or known[0] != given.plan:
+        _memory.scratch = None  # an interrupt may leave the buffer of another plan
         known = _memory.scratch = given.plan, Held(_allocate(given))
     return int(known[1].address)
 
@@ -285,19 +286,17 @@ def address(array: Any) -> int:
     return int(array.ctypes.data)
 
 
-def located(arrays: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """Return the address of the first element of arrays, and the stride of their first axis."""
-    return {name: (address(x), x.strides[0]) for name, x in arrays.items()}
-
-
-def along(given: dict[str, tuple[int, int]], i: int) -> dict[str, int]:
-    """Return the address of element i along the first axis of arrays."""
-    return {name: start + i * stride for name, (start, stride) in given.items()}
+def point(table: Any, arrays: dict[str, Any], at: Any = None) -> None:
+    """Write addresses into a table, (heads,): of element i of arrays for head i, or of those at other places."""
+    places = np.arange(len(table)) if at is None else at
+    for name, x in arrays.items():
+        table[name] = address(x) + places * x.strides[0]
 
 
 def addresses(array: Any, batch: tuple[int, ...], own: int) -> list[int]:
     """Return the address of each batch element of an array with `own` axes of its own, broadcast to `batch`."""
     sizes = array.shape[: array.ndim - own]
+    assert np.broadcast_shapes(sizes, batch) == batch
     strides = (0 if size == 1 else stride for size, stride in zip(sizes, array.strides, strict=False))
     found = [address(array)]
     for size, stride in zip(batch, (0,) * (len(batch) - len(sizes)) + tuple(strides), strict=True):
@@ -327,5 +326,5 @@ def to_state(given: Layout, features: Features, internal: State, batch: tuple[in
         rows = np.concatenate([np.arange(p.rows) + i * p.pad for i in range(len(features.map.activations))])
     shift = internal.shift[:, rows]
     shift = np.where(shift <= given.sentinel / 2, -np.inf, shift).astype(given.dtype)
-    kv = internal.kv[:, rows, : p.width]
+    kv = np.ascontiguousarray(internal.kv[:, rows, : p.width])
     return State(kv.reshape(*batch, m, p.width), internal.z[:, rows].reshape(*batch, m), shift.reshape(*batch, m))

@@ -21,6 +21,8 @@ from rfkernels.state import State, merge_states
 _PART_BYTES = 1 << 23
 """Memory for the sums of the backward half of a two-sided window, per thread."""
 
+_NOWHERE = Held(Queries(*np.empty((4, 0, 0), np.int64)))
+
 Runner = Callable[[], int]
 
 
@@ -34,7 +36,7 @@ class Heads:
         Addresses of packed features.
     tasks : array of Task, shape (heads,)
         What does not depend on the state that is read or written.
-    queries : Held[Queries] or None
+    queries : Held[Queries]
         Where queries are.
     alive : Any
         What addresses lie in.
@@ -44,7 +46,7 @@ class Heads:
     features: Features
     weights: list[int]
     tasks: Any
-    queries: Held[Queries] | None
+    queries: Held[Queries]
     length: int
     keys: int
     shared: int
@@ -75,7 +77,7 @@ def heads(
         if x is not None:
             tasks[f"{name}_row"], tasks[f"{name}_column"] = x.strides[-2:]
             tasks[f"{name}_plain"] = _plain(layout, features, name, x)
-    queries, shared = None, 0
+    queries, shared = _NOWHERE, 0
     if mask is not None:
         tasks["mask_row"] = mask.strides[-1]
     if q is not None and out is not None:
@@ -165,8 +167,8 @@ class Slots:
         return (self.state.shift > self._sentinel / 2).any(-1)
 
     def last(self) -> State:
-        """Return the states after the last chunk."""
-        return State(*(x[-1] for x in self.state))
+        """Return the states after the last chunk; copies, lest they keep those of all others."""
+        return State(*(x[-1] if len(x) == 1 else x[-1].copy() for x in self.state))
 
     def scan(self) -> None:
         """Merge every slot with all before it."""
@@ -177,12 +179,9 @@ class Slots:
 
 
 class Tasks:
-    """Tasks of all heads on the states in slots, with some fields in common; in reverse, of keys read backwards.
+    """Tasks of all heads on the states in slots; in reverse, of keys and rows read backwards."""
 
-    `fields` are numbers, or arrays that broadcast to (slots, heads).
-    """
-
-    def __init__(self, h: Heads, slots: Slots, fields: dict[str, Any], reverse: bool = False) -> None:
+    def __init__(self, h: Heads, slots: Slots, reverse: bool = False) -> None:
         made = np.repeat(h.tasks[None], len(slots.state.z), 0)
         made["keys"] = h.keys
         made["kv"], made["z"], made["shift"] = slots.addresses()
@@ -191,16 +190,18 @@ class Tasks:
                 made[name] += np.where(made[name] == 0, 0, (h.keys - 1) * made[f"{name}_row"])
             for name in ("k_row", "v_row", "mask_row", "q_row", "out_row"):
                 made[name] *= -1
+        self._made, self._start, self._size = made, address(made), int(made.itemsize)
+
+    def set(self, **fields: Any) -> None:
+        """Set fields to numbers, or to arrays that broadcast to (slots, heads)."""
         for name, value in fields.items():
-            made[name] = value
-        self._made, self._start = made, address(made)
+            self._made[name] = value
 
     def at(self, slot: int, head: int, **fields: int) -> int:
         """Return the address of a task, some of whose fields are set before."""
         for name, value in fields.items():
             self._made[name][slot, head] = value
-        size = int(self._made.itemsize)
-        return self._start + (slot * len(self._made[slot]) + head) * size
+        return self._start + (slot * len(self._made[0]) + head) * self._size
 
 
 def worth_threads(h: Heads) -> bool:
@@ -216,7 +217,7 @@ def _run(h: Heads, work: Sequence[Runner]) -> bool:
 def _idle(h: Heads) -> bool:
     """Whether heads alone leave threads idle."""
     even = h.count % h.threads == 0 or h.count >= 4 * h.threads
-    return h.threads > 1 and h.count > 0 and not even
+    return h.threads > 1 and h.count > 0 and not even and worth_threads(h)
 
 
 def _chunks(h: Heads, length: int) -> int:
@@ -245,11 +246,9 @@ def _spans(length: int, chunks: int, tile: int) -> list[tuple[int, int]]:
     return list(pairwise([min(i * step, length) for i in range(chunks)] + [length]))
 
 
-def _absorbing(
-    h: Heads, slots: Slots, ends: list[int], reverse: bool = False, some: range | None = None
-) -> list[Runner]:
+def _absorbing(h: Heads, tasks: Tasks, ends: list[int], some: range | None = None) -> list[Runner]:
     """Return the work of writing to each slot the keys between its end and that of the slot before."""
-    tasks, plan = Tasks(h, slots, {}, reverse), h.layout.held.address
+    plan = h.layout.held.address
 
     def absorb(head: int, slot: int, low: int, high: int) -> int:
         return schedule.absorb(plan, h.weights[head], scratch(h.layout), tasks.at(slot, head), low, high)
@@ -279,16 +278,16 @@ def write(h: Heads, state: State, empty: State) -> tuple[bool, State]:
     """Write all keys; return whether inputs were finite, and the state."""
     spans = _spans(h.keys, _chunks(h, h.keys), h.layout.plan.tile)
     slots = Slots(h, [state] + [empty] * (len(spans) - 1))
-    fine = _run(h, _absorbing(h, slots, [high for _, high in spans]))
+    fine = _run(h, _absorbing(h, Tasks(h, slots), [high for _, high in spans]))
     slots.scan()
     return fine, slots.last()
 
 
 def read(h: Heads, state: State) -> bool:
     """Let all queries read the state; return whether they were finite."""
-    assert h.queries is not None
     slots = Slots(h, [state])
-    tasks, plan, queries = Tasks(h, slots, {"seen": slots.seen()}), h.layout.held.address, h.queries.address
+    tasks, plan, queries = Tasks(h, slots), h.layout.held.address, h.queries.address
+    tasks.set(seen=slots.seen())
 
     def emit(head: int, low: int, high: int) -> int:
         own = h.weights[head], scratch(h.layout), tasks.at(0, head)
@@ -306,11 +305,12 @@ def causal(h: Heads, state: State, empty: State, window: int | None) -> tuple[bo
     starts = [min(max(low + delta, 0), h.keys) for low, _ in spans]
     ends, first = _pieces(h, starts)
     slots = Slots(h, [state] + [empty] * (len(ends) - 1))
-    fine = _run(h, _absorbing(h, slots, ends))
+    tasks, plan, queries = Tasks(h, slots), h.layout.held.address, h.queries.address
+    fine = _run(h, _absorbing(h, tasks, ends))
     slots.scan()
-    assert h.queries is not None
-    near = {"near": int(lag > 0), "near_low": delta + 1, "near_high": delta + lag + 1, "delta": delta}
-    tasks, plan, queries = Tasks(h, slots, near | {"seen": slots.seen()}), h.layout.held.address, h.queries.address
+    tasks.set(seen=slots.seen(), delta=delta)
+    if lag:
+        tasks.set(near=1, near_low=delta + 1, near_high=delta + lag + 1)
 
     def span(head: int, slot: int, low: int, high: int) -> int:
         own = h.weights[head], scratch(h.layout), tasks.at(slot, head)
@@ -341,18 +341,17 @@ def _two_sided(h: Heads, state: State, empty: State, window: int, spans: list[tu
     before, after = (Slots(h, [first] + [empty] * last) for first in (state, empty))
     starts = [min(max(low - window, 0), h.keys) for low, _ in spans]
     ends = [min(max(h.keys - high - window, 0), h.keys) for _, high in reversed(spans)]
-    fine = _run(h, _absorbing(h, before, starts, some=some) + _absorbing(h, after, ends, True, some))
+    forward, backward = Tasks(h, before), Tasks(h, after, reverse=True)
+    fine = _run(h, _absorbing(h, forward, starts, some) + _absorbing(h, backward, ends, some))
     before.scan()
     after.scan()
-    assert h.queries is not None
     plan, queries = h.layout.held.address, h.queries.address
-    lengths, highs = (np.array(x)[:, None] for x in zip(*((high - low, high) for low, high in spans), strict=True))
-    row = int(h.tasks["q_row"][0])
-    turned = {"part_mode": 1, "part_rows": lengths[::-1], "q_start": (highs[::-1] - 1) * row}
-    turned |= {"delta": h.keys - highs[::-1] - window, "seen": after.seen()}
-    joined = {"part_mode": 2, "part_rows": lengths, "delta": -window, "seen": before.seen()}
-    joined |= {"near": 1, "near_low": 1 - window, "near_high": window}
-    backward, forward = Tasks(h, after, turned, reverse=True), Tasks(h, before, joined)
+    lows, highs = (np.array(x)[:, None] for x in zip(*spans, strict=True))
+    forward.set(part_mode=2, part_rows=highs - lows, delta=-window, seen=before.seen())
+    forward.set(near=1, near_low=1 - window, near_high=window)
+    turned = (highs - 1) * int(h.tasks["q_row"][0]), h.keys - highs - window
+    q_start, delta = (x[::-1] for x in turned)
+    backward.set(part_mode=1, part_rows=(highs - lows)[::-1], q_start=q_start, delta=delta, seen=after.seen())
 
     def span(head: int, index: int, low: int, high: int) -> int:
         buffer = np.empty(h.shared * (high - low) * (p.width_pad + 2), h.layout.dtype)

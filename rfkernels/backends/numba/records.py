@@ -83,10 +83,10 @@ class Held(Generic[R]):
         for (name, field), x in zip(own.items(), record, strict=True):
             if field.ndim == 0:
                 words.append(x)
-            elif x.dtype == field.dtype and x.ndim == field.ndim and x.flags.c_contiguous:
+            elif x.dtype == field.dtype and x.ndim == field.ndim and x.flags.c_contiguous and x.flags.aligned:
                 words += 0, 0, x.size, x.itemsize, x.ctypes.data, *x.shape, *x.strides  # as Numba holds an array
             else:
-                expected = f"an array of {field.dtype} in C order with {field.ndim} axes"
+                expected = f"an aligned array of {field.dtype} in C order with {field.ndim} axes"
                 raise TypeError(f"{name} must be {expected}, got {x.dtype} {x.shape} with strides {x.strides}")
         self.record = record
         self._words = np.frombuffer(struct.pack("".join(x.format for x in own.values()), *words), np.int64)
