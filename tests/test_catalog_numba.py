@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from rfkernels.backends.numba import catalog, catalog_exact, catalog_guesses, catalog_sampling
+from rfkernels.backends.numba import catalog, catalog_exact, catalog_guesses, catalog_layout, catalog_sampling
 from rfkernels.backends.numba.catalog_plan_kernels import plan_kernels
 from rfkernels.backends.numba.jit import machine
 from rfkernels.catalog import estimates, plan, sampling
@@ -143,6 +143,22 @@ def test_all_groups_in_a_cell(width: str, monkeypatch: pytest.MonkeyPatch) -> No
 def test_groups_in_no_order_are_refused() -> None:
     with pytest.raises(ValueError, match="table must have groups in the order of their cells"):
         catalog.estimate(table()._replace(cell=table().cell[::-1]), queries(), BUDGET, 0)
+
+
+def test_rules_that_another_thread_found_first_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their code would be freed with them, under a call that is on its way."""
+    t = drawn("float64", 6, 130)
+    own, make, first = catalog_guesses.prepared(t), catalog_layout._rules, []
+
+    def later(*given: Any) -> Any:
+        if not first:
+            first.append(None)
+            first[0] = catalog_layout.rules(t, own)
+        return make(*given)
+
+    monkeypatch.setattr(catalog_layout, "_rules", later)
+    assert catalog_layout.rules(t, own) is first[0]
+    assert own.rules[machine()][0] is first[0]
 
 
 def test_guesses_for_more_sizes_of_queries_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,14 +118,23 @@ def test_exact_attention(mode: dict[str, Any]) -> None:
         np.testing.assert_allclose(packed[:, low:high], alone, rtol=1e-9, atol=1e-12)
 
 
-def test_many_short_segments_and_none() -> None:
+@pytest.mark.parametrize("backend", ["numpy", None])
+def test_nothing_in_segments(backend: str | None) -> None:
+    features, q, k, v = oracle.draw("positive", 8, 32), *inputs(2)
+    options: dict[str, Any] = {"full": True, "backend": backend}
+    for heads, length in ((2, 0), (0, LENGTH), (0, 0)):
+        given = (x[:heads, :length] for x in (q, k, v))
+        ids = np.broadcast_to(ROW[:length], (heads, length))
+        empty = rfk.attention(*given, features, segment_ids=ids, **options)
+        assert empty.output.shape == (heads, length, 5)
+        assert (np.asarray(empty.state.shift) == -np.inf).all()
+
+
+def test_many_short_segments() -> None:
     features = oracle.draw("positive", 8, 32)
     q, k, v = inputs(2)
     alone = rfk.attention(q, k, v, features, causal=True, segment_ids=np.arange(LENGTH))
     np.testing.assert_allclose(alone, v, rtol=1e-9)
-    empty = rfk.attention(q[:, :0], k[:, :0], v[:, :0], features, segment_ids=ROW[:0], full=True)
-    assert empty.output.shape == (2, 0, 5)
-    assert (np.asarray(empty.state.shift) == -np.inf).all()
 
 
 @pytest.mark.parametrize(
