@@ -145,6 +145,15 @@ def test_groups_in_no_order_are_refused() -> None:
         catalog.estimate(table()._replace(cell=table().cell[::-1]), queries(), BUDGET, 0)
 
 
+@pytest.mark.parametrize(
+    ("queries", "threads", "block"),
+    [(1, 1, 1), (1, 2, 1), (250, 2, 128), (256, 1, 256), (300, 2, 128), (300, 4, 128), (512, 2, 256), (9_000, 2, 256)],
+)
+def test_blocks_are_large_and_leave_no_thread_idle(queries: int, threads: int, block: int) -> None:
+    assert catalog._block(queries, 256, threads) == block
+    assert catalog._block(queries, 7, threads) <= 4
+
+
 def test_rules_that_another_thread_found_first_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their code would be freed with them, under a call that is on its way."""
     t = drawn("float64", 6, 130)

@@ -21,6 +21,9 @@ _Part = Callable[[slice], Any]
 _BLOCK, _BLOCK_ITEMS = SHARED, 1 << 20
 """Queries that pass over the groups together, a power of two and at most SHARED; fewer if their items are many."""
 
+_HALVED = 1.25
+"""What a query of half a block costs, about, relative to one of a whole block."""
+
 
 def estimate(table: Table, queries: Any, budget: int, seed: int) -> Estimate:
     """Estimate log Σ exp(q·y) for queries (queries, dim), as `rfkernels.catalog.estimates.estimate` specifies."""
@@ -37,14 +40,24 @@ def evaluate(table: Table, queries: Any, budget: int, seed: int) -> Evaluated:
     return Evaluated(rows, logits, log_weights)
 
 
+def _block(queries: int, most: int, count: int) -> int:
+    """Return how many queries make a block, a power of two up to some number: large ones, with work for all threads."""
+    block = min(1 << most.bit_length() - 1, 1 << (-(-queries // count) - 1).bit_length())
+
+    def longest(size: int) -> int:
+        whole, rest = divmod(queries, size)
+        return max(-(-whole // count) * size, whole // count * size + rest)
+
+    return block // 2 if block > 1 and _HALVED * longest(block // 2) < longest(block) else block
+
+
 def _run(step: Callable[..., int], table: Table, queries: Any, budget: int, seed: int, out: _Part) -> None:
     """Choose what the queries of a block take, and run a step on it; blocks on threads."""
     known = prepared(table)
     g, r, mixed = known.groups, rules(table, known), np.uint64(seed)
     dtype, count = table.rows.dtype, threads.thread_count()
     own, wide = plain(queries, dtype), plain(queries, np.float64)
-    each = -(-len(own) // count)
-    block = min(1 << max(0, min(_BLOCK, _BLOCK_ITEMS // budget).bit_length() - 1), 1 << (each - 1).bit_length())
+    block = _block(len(own), min(_BLOCK, max(1, _BLOCK_ITEMS // budget)), count)
 
     def task(first: int) -> int:
         part = slice(first, first + block)
