@@ -147,7 +147,7 @@ def test_groups_in_no_order_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("queries", "threads", "block"),
-    [(1, 1, 1), (1, 2, 1), (250, 2, 128), (256, 1, 256), (300, 2, 128), (300, 4, 128), (512, 2, 256), (9_000, 2, 256)],
+    [(1, 1, 1), (1, 2, 1), (250, 2, 128), (256, 1, 256), (300, 2, 128), (300, 4, 64), (512, 2, 256), (9_000, 2, 256)],
 )
 def test_blocks_are_large_and_leave_no_thread_idle(queries: int, threads: int, block: int) -> None:
     assert catalog._block(queries, 256, threads) == block

@@ -21,8 +21,8 @@ _Part = Callable[[slice], Any]
 _BLOCK, _BLOCK_ITEMS = SHARED, 1 << 20
 """Queries that pass over the groups together, a power of two and at most SHARED; fewer if their items are many."""
 
-_HALVED = 1.25
-"""What a query of half a block costs, about, relative to one of a whole block."""
+_HALVED = 1.1
+"""What a query of half a block may cost relative to one of a whole block, which reads more rows from a cache."""
 
 
 def estimate(table: Table, queries: Any, budget: int, seed: int) -> Estimate:
