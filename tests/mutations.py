@@ -356,7 +356,6 @@ MUTANTS = [
     Mutant("catalog compiled: guesses for another size", "backends/numba/catalog_guesses.py", "len(places) + i for i, x in enumerate(new)", "i for i, x in enumerate(new)", (CATALOG_NUMBA, "-k", "more_sizes or so_many or however")),
     Mutant("compiled once for every number", "backends/numba/compiling.py", "tuple(map(plain, given))", "given", ("tests/test_schedules.py", "-k", "compiled_in")),
     Mutant("Python may call what is no entry", "backends/numba/compiling.py", "raise TypeError(f\"{name}() can only", "TypeError(f\"{name}() can only", ("tests/test_schedules.py", "-k", "entries_alone")),
-    Mutant("catalog compiled: lanes beyond the last group", "backends/numba/catalog_groups.py", "\"edge\" if len(table.cell) else \"constant\"", "\"constant\"", (FAULTS, "-k", "first_cell")),
     Mutant("catalog: pilots with the seed of a neighbour", "catalog/pilots.py", "int(uniforms(seed, _PARTS + part, 1)[0] * 2**53) if part else seed", "(seed - part) % 2**64", (FAULTS, "-k", "nobody_elses")),
     Mutant("catalog: a lock that a fork inherits", "catalog/locks.py", "owner._lock = Lock()", "pass", (FAULTS, "-k", "fork")),
     Mutant("catalog on JAX: draws of closed groups without their place", "backends/jax/catalog_draws.py", "+ jnp.where(closed, log_inside, 0)", "+ 0 * jnp.where(closed, log_inside, 0)", (JAX_DRAWS, "-k", "state")),

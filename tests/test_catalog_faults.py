@@ -129,7 +129,7 @@ def test_tables_of_other_spreads_are_not_mistaken_for_each_other() -> None:
 
 
 def test_a_first_cell_without_items_counts_for_nothing() -> None:
-    """Lanes beyond the last group read a cell too: not one whose weight overflows where all others are tiny."""
+    """Its weight overflows where all others are tiny."""
     other = rfk.Catalog(data(2_000, 1, 50.0))
     catalog = rfk.Catalog(data(50), cells=1)
     catalog.remove(np.arange(50))

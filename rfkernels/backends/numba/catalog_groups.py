@@ -15,8 +15,7 @@ from rfkernels.catalog.records import Table
 class Groups(NamedTuple):
     """The groups of a table, and its cells: what they hold, and means and then the shape in rows of float64.
 
-    The groups of cell c are those from first[c] to first[c + 1], at most `widest`. `cell` and `size` are padded to
-    whole vectors.
+    The groups of cell c are those from first[c] to first[c + 1], at most `widest`. `size` is padded to whole vectors.
     """
 
     start: Longs
@@ -42,7 +41,7 @@ def groups_of(table: Table) -> Held[Groups]:
     groups = Groups(
         np.ascontiguousarray(table.start, np.int64),
         np.ascontiguousarray(table.count, np.int32),
-        np.pad(table.cell.astype(np.uint32), (0, -len(table.cell) % 8), "edge" if len(table.cell) else "constant"),
+        np.ascontiguousarray(table.cell, np.uint32),
         np.sqrt(table.spread, dtype=np.float64),
         _padded(table.count),
         first,

@@ -157,7 +157,7 @@ def guess(g: Groups, sizes: list[int]) -> Guesses:
 def _guess(g: Groups, made: Guesses, i: int) -> None:
     """Fill the arrays of a size."""
     groups, filled = len(g.start), np.flatnonzero(np.diff(g.first))
-    cell, begin = g.cell[:groups].astype(np.int64), g.first[filled]
+    cell, begin = g.cell.astype(np.int64), g.first[filled]
     log_mean, variance = moments(made.size[i] * g.deviation, g.edge)
     made.top[i, filled] = np.maximum.reduceat(log_mean, begin)
     relative = log_mean - made.top[i, cell]
