@@ -22,7 +22,7 @@ def attend(
     of_query = segments[..., segments.shape[-1] - q.shape[-2] :]
     empty = State(xp.zeros_like(state.kv), xp.zeros_like(state.z), core.empty_shift(xp, features, state.shift))
     total, final = None, None
-    for segment in np.unique(np.asarray(segments)) if np.size(segments) else (0,):  # of no heads as of others
+    for segment in np.unique(np.asarray(segments)) if np.size(segments) else (0,):  # no heads: one pass, for the shapes
         own = segments == segment
         seen = own if mask is None else own & mask
         start = _chosen(xp, own[..., 0], state, empty)

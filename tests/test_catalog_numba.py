@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from rfkernels.backends.numba import catalog, catalog_exact, catalog_guesses, catalog_layout, catalog_sampling
+from rfkernels.backends.numba import (
+    catalog,
+    catalog_exact,
+    catalog_guesses,
+    catalog_layout,
+    catalog_plans,
+    catalog_sampling,
+    catalog_sums,
+)
 from rfkernels.backends.numba.catalog_plan_kernels import plan_kernels
 from rfkernels.backends.numba.jit import machine
 from rfkernels.catalog import estimates, plan, sampling
@@ -143,6 +151,20 @@ def test_all_groups_in_a_cell(width: str, monkeypatch: pytest.MonkeyPatch) -> No
 def test_groups_in_no_order_are_refused() -> None:
     with pytest.raises(ValueError, match="table must have groups in the order of their cells"):
         catalog.estimate(table()._replace(cell=table().cell[::-1]), queries(), BUDGET, 0)
+
+
+def test_queries_that_cannot_be_written_to_are_compiled_for_no_more_than_others() -> None:
+    """As those of JAX are."""
+    t, q, fixed = table(), queries(), queries()
+    fixed.flags.writeable = False
+    known = []
+    for given in (q, fixed):
+        catalog.estimate(t, given, BUDGET, 0)
+        catalog_sampling.sample(t, given, 3, np.random.default_rng(0))
+        known.append(
+            [len(f.signatures) for f in (catalog_plans.choose, catalog_sums.estimate, catalog_sampling._sample)]
+        )
+    assert known[0] == known[1]
 
 
 @pytest.mark.parametrize(

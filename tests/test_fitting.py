@@ -260,6 +260,15 @@ def test_affine_equals_both_covariances(seed: int) -> None:
     np.testing.assert_allclose(chosen.key.centre, k.mean(0), atol=1e-15)
 
 
+@pytest.mark.parametrize("apart", [1.0, 1e2, 1e8])
+def test_rotations_are_found_in_few_steps(apart: float) -> None:
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(x)[0] for x in rng.standard_normal((2, 64, 64)))
+    found = algebra._rotation(np, (left * np.geomspace(1, apart, 64)) @ right)
+    np.testing.assert_allclose(found.T @ found, np.eye(64), atol=1e-12)
+    np.testing.assert_allclose(found, left @ right, atol=1e-15 * max(apart, 100))
+
+
 @pytest.mark.parametrize("method", ["affine", "symmetric", "tilted"])
 def test_what_is_fitted_does_not_depend_on_the_signs_of_eigenvectors(
     method: str, monkeypatch: pytest.MonkeyPatch

@@ -66,6 +66,19 @@ def test_chunks_of_a_sequence(monkeypatch: pytest.MonkeyPatch, threads: str, opt
     np.testing.assert_allclose(rfk.attention(q, k, v, features, **options), expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize(("name", "count"), [("hyperbolic", 34), ("positive", 192)])
+@pytest.mark.parametrize("length", [1, 1500])
+def test_a_state_holds_no_more_than_itself(monkeypatch: pytest.MonkeyPatch, name: str, count: int, length: int) -> None:
+    """Not the states of all chunks, nor padding; 192 features and columns are whole vectors on any machine."""
+    monkeypatch.setenv("RFKERNELS_NUM_THREADS", "5")
+    monkeypatch.setattr("rfkernels.backends.numba.threads.SERIAL_WORK", 0)
+    q, k, v = np.random.default_rng(0).standard_normal((3, 1, length, 192)) / 14
+    features = rfk.draw(name, 192, count, rng=0)
+    for x in rfk.attention(q, k, v, features, causal=True, full=True).state:
+        assert x.flags.c_contiguous
+        assert x.base is None or x.base.nbytes <= 2 * x.nbytes
+
+
 def test_programs_that_differ_in_a_constant_only() -> None:
     """An instruction's number and a constant of that value must not be taken for each other."""
     q, k, v = inputs(40)

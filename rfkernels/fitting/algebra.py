@@ -9,7 +9,7 @@ from rfkernels.fitting.statistics import Moments
 from rfkernels.variance import optimal_variance
 
 _STEPS = 10
-"""Of an iteration that takes 8 where singular values are 10¹⁰ apart."""
+"""Of Newton's iteration: more than it takes for singular values that are 10⁸ apart."""
 
 
 def best_spread(xp: Any, energy: Any) -> Any:

@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-from rfkernels.backends.numba.block_records import (
-    LOWEST,
-    ONE,
-    SCALE,
-    SQUARE,
-    BlockPlan,
-    BlockScratch,
-    BlockTask,
-)
+from rfkernels.backends.numba.block_records import LOWEST, ONE, SCALE, SQUARE, BlockPlan, BlockScratch, BlockTask
 from rfkernels.backends.numba.compiling import call, entry, jit, up
 from rfkernels.backends.numba.records import view
 from rfkernels.backends.numba.schedule_records import Queries

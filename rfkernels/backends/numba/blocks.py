@@ -51,6 +51,8 @@ class Whole:
     ----------
     base : array of BlockTask, shape (heads,)
         The task with nothing seen.
+    delta : int
+        What is added to the number of a query for its position.
     labels, squares : array, shape (heads, keys)
         The group of each key (−1 if it is of none) and kᵀ M k, found by the first tasks.
     """
@@ -66,6 +68,7 @@ class Whole:
     squares: Any
     arrays: tuple[Any, ...]
     length: int
+    delta: int
     threads: int
 
     @property
@@ -77,11 +80,6 @@ class Whole:
     def keys(self) -> int:
         """How many keys there are, with those of a state."""
         return int(self.given.k.shape[-2])
-
-    @property
-    def delta(self) -> int:
-        """What is added to a query's number to get its position."""
-        return self.keys - self.length if self.plan.causal else 0
 
     @property
     def shared(self) -> int:
@@ -115,6 +113,7 @@ def _whole(given: Inputs, far: Far, plan: Plan, q: Any, out: Any, logs: Any) -> 
     own = np.arange(math.prod(far.groups.batch)).reshape(far.groups.batch)
     sets = np.broadcast_to(own, given.batch).ravel()
     queries = Held(Queries(*query_heads(q, out, logs, given.batch)))
+    delta = keys - q.shape[-2] if plan.causal else 0
     base = tasks(
         p,
         given.batch,
@@ -128,7 +127,7 @@ def _whole(given: Inputs, far: Far, plan: Plan, q: Any, out: Any, logs: Any) -> 
         q_row=q.strides[-2],
         q_column=q.strides[-1],
         out_row=out.strides[-2],
-        delta=keys - q.shape[-2] if plan.causal else 0,
+        delta=delta,
         groups=queries.record.q.shape[1],
     )
     by_set = {name: getattr(packed, name) for name in ("drawn", "offset", "metric", "spread", "cross")}
@@ -137,7 +136,7 @@ def _whole(given: Inputs, far: Far, plan: Plan, q: Any, out: Any, logs: Any) -> 
     point(base, {"labels": labels, "squares": squares} | by_head)
     arrays = (constants, q, out, logs)
     count = threads.thread_count()
-    return Whole(laid, code, given, packed, heavy, queries, base, labels, squares, arrays, q.shape[-2], count)
+    return Whole(laid, code, given, packed, heavy, queries, base, labels, squares, arrays, q.shape[-2], delta, count)
 
 
 def _chunks(w: Whole, length: int) -> list[tuple[int, int]]:
@@ -173,18 +172,17 @@ def _run(w: Whole) -> Any:
     until = starts[-1] if p.reach < 0 or not p.causal else max((w.keys - 1) // p.block - p.reach, 0) * p.block
     chunks = np.repeat(w.base[None], len(spans), 0)
     size = p.groups * p.sums_row * p.element
-    chunks["before"] = address(before) + np.arange(len(spans) * heads).reshape(chunks.shape) * size
-    if ends:
-        chunks["after"] = address(after) + np.arange(len(spans) * heads).reshape(chunks.shape) * size
+    places = np.arange(len(spans) * heads).reshape(chunks.shape) * size
+    chunks["before"], chunks["after"] = address(before) + places, address(after) + places if ends else 0
     chunks["absorbed"], chunks["until"][-1] = np.array(starts)[:, None], until
-    together = [math.isqrt((high - low) // p.block + 1) + 1 for low, high in spans]
+    counts = [(high - low) // p.block + 2 for low, high in spans]
+    together = [math.isqrt(count - 1) + 1 for count in counts]
     chunks["together"] = np.array(together)[:, None]
     chunk_at, shelf_at = address(chunks), chunks["shelf"]
 
     def second(head: int, chunk: int) -> int:
         low, high = spans[chunk]
-        count = (high - low) // p.block + 2
-        shelf = np.empty((together[chunk] - (-count // together[chunk])) * size if ends else 0, np.uint8)
+        shelf = np.empty((together[chunk] - (-counts[chunk] // together[chunk])) * size if ends else 0, np.uint8)
         shelf_at[chunk, head] = address(shelf)
         own = chunk_at + (chunk * heads + head) * step
         return block_schedule.blocks(
