@@ -325,7 +325,7 @@ def seen_merged(q: Any, groups: list[list[int]], k: Any, v: Any) -> tuple[list[f
 
 
 def fewer(points: list[list[int]], count: int, k: Any, received: dict[int, float], old: int) -> list[list[int]]:
-    """Merge points until `count` are left: in each round those that cost each other least, the cheapest first."""
+    """Merge points until `count` are left: each with that which costs least, by the cheapest ties of a round at once."""
     if len(points) <= count:
         return points
     mass = [received.get(-1 - i if i < old else keys[0], 0.0) for i, keys in enumerate(points)]
@@ -339,12 +339,15 @@ def fewer(points: list[list[int]], count: int, k: Any, received: dict[int, float
             for j, (_, y, b) in enumerate(made):
                 if i != j:
                     cost[i, j] = a * b / (a + b) * np.sum((x - y) ** 2)
-        nearest = cost.argmin(1)
-        pairs = [(cost[i, j], i, j) for i, j in enumerate(nearest) if nearest[j] == i and i < j]
-        gone = set()
-        for _, i, j in sorted(pairs)[: len(made) - count]:
-            (keys, x, a), (others, y, b) = made[i], made[j]
-            made[i] = keys + others, (a * x + b * y) / (a + b), a + b
-            gone.add(j)
-        made = [point for i, point in enumerate(made) if i not in gone]
+        ties = {frozenset((i, int(j))): cost[i, j] for i, j in enumerate(cost.argmin(1))}
+        parts = [{i} for i in range(len(made))]
+        for tie in sorted(ties, key=lambda tie: ties[tie])[: len(made) - count]:
+            joined = [part for part in parts if part & tie]
+            parts = [part for part in parts if not part & tie] + [set().union(*joined)]
+        made = [_one([made[i] for i in sorted(part)]) for part in sorted(parts, key=min)]
     return [keys for keys, _, _ in made]
+
+
+def _one(points: list[tuple[list[int], Any, float]]) -> tuple[list[int], Any, float]:
+    weight = sum(w for _, _, w in points)
+    return [i for keys, _, _ in points for i in keys], sum(w * x for _, x, w in points) / weight, weight

@@ -12,7 +12,7 @@ from rfkernels._checks import check_finite_arrays
 from rfkernels.backends import Backend, Pass
 from rfkernels.core import Options
 from rfkernels.features import Features
-from rfkernels.grouping import BlockState, Far, Plan, merging, schedule
+from rfkernels.grouping import BlockState, Far, Plan, schedule
 from rfkernels.grouping.schedule import Rows
 from rfkernels.partials import Partial
 from rfkernels.state import State
@@ -62,13 +62,11 @@ def _finish(part: Partial, state: State | None, dtype: Any) -> Pass:
     return Pass(partials.normalize(np, part).astype(dtype), log, sign, state)
 
 
-def blocks(
-    rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: Any, merge: schedule.Merge = merging.reduced
-) -> Pass:
+def blocks(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: Any) -> Pass:
     """Run a pass over blocks as it is specified."""
     sums = accumulator(np, rows.q, rows.k, rows.v, None if state is None else state.keys)
     q, k, v = (x.astype(sums) for x in rows[:3])
-    part, after = schedule.attend(np, Rows(q, k, v, rows.mask, rows.heavy), far, plan, state, merge)
+    part, after = schedule.attend(np, Rows(q, k, v, rows.mask, rows.heavy), far, plan, state)
     log, sign = partials.log_denominator(np, part)
     return Pass(partials.normalize(np, part).astype(dtype), log, sign, after if plan.full else None)
 

@@ -1,15 +1,14 @@
 """Groups that are merged from keys as they leave the window: causal, and with no data to calibrate on.
 
-A block of keys that leaves joins the groups as points of one key each. Then the two points that cost least to merge
-become one, until there are as many groups as wanted. The cost is that of Ward (1963): |x_i − x_j|² w_i w_j over
-w_i + w_j, w being the attention that a point has received from the last block of queries. The first keys that leave are
-groups by themselves; what is attended to is not merged with what is far from it, so that heavy keys tend to stay alone.
+A block of keys that leaves joins the groups as points of one key each. Then points become one that cost least to
+merge, until there are as many groups as wanted. The cost is that of Ward (1963): |x_i − x_j|² w_i w_j over w_i + w_j,
+w being the attention that a point has received from the last block of queries. The first keys that leave are groups by
+themselves; what is attended to is not merged with what is far from it, so that heavy keys tend to stay alone.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,9 +29,12 @@ Where a query will look for what none has looked at yet, the attention of the pr
 def read(
     xp: Any, state: BlockState, q: Any, k: Any, v: Any, allowed: Any, scale: Any, counts: Any = True
 ) -> tuple[BlockState, Partial]:
-    """Attend to groups and to near and heavy keys; note what attention they receive from the queries that count."""
+    """Attend to groups and to near and heavy keys, of which the oldest block comes first.
+
+    Note what attention that block and groups receive from the queries that count.
+    """
     q = q * xp.asarray(scale, q.dtype)
-    dim, near = k.shape[-1], state.keys.shape[-2]
+    dim, count = k.shape[-1], state.mass.shape[-1]
     total = xp.trace(state.within[..., :dim], axis1=-2, axis2=-1)
     within = state.within / xp.where(total > 0, total, 1)[..., None, None]
     seen = seen_groups(xp, state.sums, dim, None, within[..., :dim], within[..., dim:])
@@ -42,7 +44,7 @@ def read(
     bend = _beside(xp, moving[0], xp.zeros_like(exact), -1)
     part = weighted(xp, logits, _beside(xp, values, v, -2), (bend, moving[1]))
     log = xp.where(part.denominator > 0, xp.log(xp.where(part.denominator > 0, part.denominator, 1)) + part.shift, 0)
-    share = stopped(xp, xp.exp(logits[..., : seen.bias.shape[-1] + near] - log[..., None]))
+    share = stopped(xp, xp.exp(logits[..., :count] - log[..., None]))
     return state._replace(mass=state.mass + _pooled(xp, xp.sum(xp.where(counts, share, 0), -2), state.mass.shape)), part
 
 
@@ -58,18 +60,16 @@ def _pooled(xp: Any, x: Any, shape: tuple[int, ...]) -> Any:
     return xp.sum(x, axes, keepdims=True) if axes else x
 
 
-def absorb(
-    xp: Any, state: BlockState, k: Any, v: Any, mask: Any, merge: Callable[[Any, Any, Any, int], Any]
-) -> BlockState:
+def absorb(xp: Any, state: BlockState, k: Any, v: Any, mask: Any) -> BlockState:
     """Merge a block of keys that leaves the window into the groups."""
-    dim, size, count = k.shape[-1], state.sums.z.shape[-1], k.shape[-2]
+    dim, size = k.shape[-1], state.sums.z.shape[-1]
     kv = xp.concatenate([state.sums.kv, xp.concatenate([k, squares(xp, None, k), v], -1) * mask[..., None]], -2)
     number = xp.concatenate([state.sums.z, mask.astype(k.dtype)], -1)
     means = kv / xp.where(number > 0, number, 1)[..., None]
-    mass, total = state.mass[..., : size + count], xp.sum(number, -1, keepdims=True)
-    received = xp.sum(mass, -1, keepdims=True)
+    mass = xp.where(state.mass > 0, state.mass, 0)  # where logits overflow it is no number
+    received, total = (xp.sum(x, -1, keepdims=True) for x in (mass, number))
     weight = mass / xp.where(received > 0, received, 1) + _EVEN * number / xp.where(total > 0, total, 1)
-    label = merge(xp, stopped(xp, means[..., :dim]), stopped(xp, xp.where(number > 0, weight, 0)), size)
+    label = reduced(xp, stopped(xp, means[..., :dim]), stopped(xp, xp.where(number > 0, weight, 0)), size)
     share = ((label[..., None] == xp.arange(size)) & (number > 0)[..., None]).astype(k.dtype)
     turned = xp.swapaxes(share, -1, -2)
     sums, z = matmul(xp, turned, kv), matmul(xp, turned, number[..., None])[..., 0]
@@ -81,64 +81,69 @@ def absorb(
 
 
 class _Points(NamedTuple):
-    """Points (*batch, points, dim), what they weigh, which are left, what each was merged into, and how many to go."""
+    """Points (*batch, points, dim), what they weigh, what each was merged into, and how many to go."""
 
     x: Any
     weight: Any
-    left: Any
     root: Any
     surplus: Any
 
 
 def reduced(xp: Any, x: Any, weight: Any, size: int) -> Any:
-    """Return a group, from 0 to size − 1, for each point of positive weight.
+    """Return a place, from 0 to size − 1, for each point of positive weight.
 
-    Points each of which is the cheapest to merge with the other are merged at once, the cheapest first: of Ward's
-    criterion one merger does not make another cheaper.
+    Each point is tied to the one that it costs least to merge with, by the cheapest ties only, as many as there are
+    points too many; points that ties connect become one. If even all ties are too few, that is done again. Of those
+    that remain, the first `size` keep their place, and the others take what is free.
     """
-    left = weight > 0
-    root = xp.broadcast_to(xp.arange(x.shape[-2]), weight.shape)
-    surplus = xp.maximum(xp.sum(left, -1, keepdims=True) - size, 0)
-    points = _Points(x, weight, left, root, surplus)
+    index = xp.arange(x.shape[-2])
+    surplus = xp.maximum(xp.sum(weight > 0, -1, keepdims=True) - size, 0)
+    points = _Points(x, weight, xp.broadcast_to(index, weight.shape), surplus)
     if xp is np:
         while points.surplus.any():
             points = _merged(xp, points)
     else:
         lax = sys.modules["jax"].lax
         points = lax.while_loop(lambda p: xp.any(p.surplus > 0), lambda p: _merged(xp, p), points)
-    place = xp.cumsum(points.left, -1) - 1
-    return xp.maximum(xp.take_along_axis(place, points.root, -1), 0)
+    left = points.weight > 0
+    free, rank = xp.cumsum(~left[..., :size], -1), xp.cumsum(left[..., size:], -1) - 1
+    other = xp.sum(free[..., None, :] <= rank[..., :, None], -1)
+    place = xp.concatenate([xp.broadcast_to(index[:size], (*other.shape[:-1], size)), other], -1)
+    return xp.take_along_axis(place, points.root, -1)
 
 
 def _merged(xp: Any, points: _Points) -> _Points:
-    x, weight, left, root, surplus = points
+    x, weight, root, surplus = points
     index = xp.arange(x.shape[-2])
+    nearest, least = _nearest(xp, x, weight)
+    mutual = xp.take_along_axis(nearest, nearest, -1) == index
+    least = xp.where(mutual & (index < nearest), np.inf, least)  # the tie of the other
+    one, two = least[..., :, None], least[..., None, :]
+    rank = xp.sum((two < one) | ((two == one) & (index < index[:, None])), -1)
+    tied = (rank < surplus) & (least < np.inf)
+    target = xp.where(tied, nearest, index)
+    for _ in range(x.shape[-2].bit_length()):
+        target = xp.take_along_axis(target, target, -1)
+    share = (target[..., None, :] == index[:, None]) * weight[..., None, :]
+    both = xp.sum(share, -1)
+    return _Points(
+        matmul(xp, share, x) / xp.where(both > 0, both, 1)[..., None],
+        both,
+        xp.take_along_axis(target, root, -1),
+        surplus - xp.sum(tied, -1, keepdims=True),
+    )
+
+
+def _nearest(xp: Any, x: Any, weight: Any) -> tuple[Any, Any]:
+    """Return for each point the first one that costs least to merge with, and the cost; infinite if there is none."""
+    index, left = xp.arange(x.shape[-2]), weight > 0
     square = xp.sum(x * x, -1)
     product = matmul(xp, x, xp.swapaxes(x, -1, -2))
     distance = square[..., :, None] + square[..., None, :] - (product + xp.swapaxes(product, -1, -2))
     one, two = weight[..., :, None], weight[..., None, :]
     pair = one * two / xp.where(one + two > 0, one + two, 1)
     apart = left[..., :, None] & left[..., None, :] & (index[:, None] != index)
-    # Symmetric and finite, whatever the keys: else no two points might be each other's nearest, and nothing would end.
+    # Symmetric and finite, whatever the keys: else ties might go round in a circle, and nothing would end.
     most = xp.finfo(x.dtype).max
     cost = xp.where(apart, xp.nan_to_num(pair * xp.maximum(distance, 0), nan=most, posinf=most), np.inf)
-    nearest, least = xp.argmin(cost, -1), xp.min(cost, -1)
-    mutual = xp.take_along_axis(nearest, nearest, -1) == index
-    leads = mutual & left & (index < nearest) & (least < np.inf)
-    order = xp.argsort(xp.where(leads, least, np.inf), -1)
-    rank = xp.argsort(order, -1)
-    leads = leads & (rank < surplus)
-    follows = mutual & (nearest < index) & xp.take_along_axis(leads, nearest, -1)
-    other = xp.take_along_axis(weight, nearest, -1)
-    both = weight + other
-    middle = (x * weight[..., None] + xp.take_along_axis(x, nearest[..., None], -2) * other[..., None]) / xp.where(
-        both > 0, both, 1
-    )[..., None]
-    target = xp.where(follows, nearest, index)
-    return _Points(
-        xp.where(leads[..., None], middle, x),
-        xp.where(leads, both, weight),
-        left & ~follows,
-        xp.take_along_axis(target, root, -1),
-        surplus - xp.sum(leads, -1, keepdims=True),
-    )
+    return xp.argmin(cost, -1), xp.min(cost, -1)

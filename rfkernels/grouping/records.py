@@ -100,9 +100,9 @@ class BlockState(NamedTuple):
         Which of them were seen and may be attended.
     position : int or array, shape ()
         How many keys were seen.
-    mass : array, shape (*batch, groups + (reach + 1) * block), or None
-        The attention that each group and each near key has received from the queries of the present block, where groups
-        are merged from keys.
+    mass : array, shape (*batch, groups + block), or None
+        The attention that each group and each key of the oldest block has received from the queries of the present one,
+        where groups are merged from keys.
     within : array, shape (*batch, dim, dim + width), or None
         Σ (k − mean)(k − mean, v − mean)ᵀ over keys within their groups, likewise.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,10 +23,6 @@ TOGETHER = 16
 """Blocks whose sums are held at once in a bidirectional pass; only every such number of sums is kept of all others."""
 
 
-Merge = Callable[[Any, Any, Any, int], Any]
-"""What `merging.reduced` is, or does the same."""
-
-
 class Rows(NamedTuple):
     """Queries, keys and values in the dtype of sums, which keys may be attended, and the positions of heavy ones.
 
@@ -44,13 +40,11 @@ class Rows(NamedTuple):
     heavy: Any
 
 
-def attend(
-    xp: Any, rows: Rows, far: Far, plan: Plan, state: BlockState | None, merge: Merge = merging.reduced
-) -> tuple[Partial, BlockState | None]:
+def attend(xp: Any, rows: Rows, far: Far, plan: Plan, state: BlockState | None) -> tuple[Partial, BlockState | None]:
     """Run a whole pass; a causal one returns the state after its last key."""
     if plan.causal:
         start = begin(xp, rows, far, plan) if state is None else widened(xp, rows, far, state)
-        return causal(xp, rows, far, plan, start, merge)
+        return causal(xp, rows, far, plan, start)
     return bidirectional(xp, rows, far, plan), None
 
 
@@ -159,7 +153,7 @@ def begin(xp: Any, rows: Rows, far: Far, plan: Plan) -> BlockState:
     if not plan.merged:
         return BlockState(summaries.empty(xp, far, width, batch, dtype), *others)
     sums = State(zeros(plan.merged, dim + 1 + width), zeros(plan.merged), zeros(plan.merged))
-    return BlockState(sums, *others, mass=zeros(plan.merged + held), within=zeros(dim, dim + width))
+    return BlockState(sums, *others, mass=zeros(plan.merged + plan.block), within=zeros(dim, dim + width))
 
 
 def widened(xp: Any, rows: Rows, far: Far, state: BlockState) -> BlockState:
@@ -178,19 +172,17 @@ def widened(xp: Any, rows: Rows, far: Far, state: BlockState) -> BlockState:
     return state._replace(sums=sums, **{name: wide(getattr(state, name), tail) for name, tail in tails.items()})
 
 
-def causal(
-    xp: Any, rows: Rows, far: Far, plan: Plan, state: BlockState, merge: Merge = merging.reduced
-) -> tuple[Partial, BlockState]:
+def causal(xp: Any, rows: Rows, far: Far, plan: Plan, state: BlockState) -> tuple[Partial, BlockState]:
     """Let each query see the keys up to its own, a block at a time; the last query is aligned with the last key."""
     keys, start = rows.k.shape[-2], 0
     early = keys - rows.q.shape[-2]
-    state, part = step(xp, _piece(rows, 0, 0, early), far, plan, state, merge=merge)
+    state, part = step(xp, _piece(rows, 0, 0, early), far, plan, state)
     found = [part]
     while start < keys:
         stop = min(start + plan.block - state.position % plan.block, keys)
         if start < early:
             stop = min(stop, early)
-        state, part = step(xp, _piece(rows, start, stop, early), far, plan, state, merge=merge)
+        state, part = step(xp, _piece(rows, start, stop, early), far, plan, state)
         found.append(part)
         start = stop
     return partials.stack(xp, found), state
@@ -201,14 +193,12 @@ def _piece(rows: Rows, start: int, stop: int, early: int) -> Rows:
     return Rows(q, rows.k[..., start:stop, :], rows.v[..., start:stop, :], rows.mask[..., start:stop], rows.heavy)
 
 
-def step(
-    xp: Any, rows: Rows, far: Far, plan: Plan, state: BlockState, real: Any = True, merge: Merge = merging.reduced
-) -> tuple[BlockState, Partial]:
+def step(xp: Any, rows: Rows, far: Far, plan: Plan, state: BlockState, real: Any = True) -> tuple[BlockState, Partial]:
     """Take keys that lie in one block, and a query for each of them or none; those that are not real fill up blocks."""
     assert plan.reach is not None
     count, first = rows.k.shape[-2], state.position
     if count:
-        state = _advanced(xp, far, plan, state, merge)
+        state = _advanced(xp, far, plan, state)
     slot = plan.reach * plan.block + first % plan.block
     keys, values = (_put(xp, old, new, slot, 2) for old, new in ((state.keys, rows.k), (state.values, rows.v)))
     mask = _put(xp, state.mask.reshape(*state.mask.shape[:-2], keys.shape[-2]), light(xp, rows, first), slot, 1)
@@ -225,7 +215,7 @@ def step(
     return state, partials.join(xp, summaries.read(xp, far, state.sums, rows.q), exact)
 
 
-def _advanced(xp: Any, far: Far, plan: Plan, state: BlockState, merge: Merge) -> BlockState:
+def _advanced(xp: Any, far: Far, plan: Plan, state: BlockState) -> BlockState:
     """Let the oldest block go where the key to come begins a new one."""
     size = plan.block
 
@@ -235,7 +225,7 @@ def _advanced(xp: Any, far: Far, plan: Plan, state: BlockState, merge: Merge) ->
         oldest = state.keys[..., :size, :], state.values[..., :size, :], state.mask[..., 0, :]
         moved = state._replace(keys=keys, values=values, mask=mask)
         if plan.merged:
-            return merging.absorb(xp, moved, *oldest, merge)
+            return merging.absorb(xp, moved, *oldest)
         return moved._replace(sums=merge_states(state.sums, summaries.write(xp, far, *oldest)))
 
     begins = (state.position % size == 0) & (state.position > 0)

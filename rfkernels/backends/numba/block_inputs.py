@@ -38,6 +38,10 @@ class Inputs(NamedTuple):
         Sums of k, kᵀ M k and v, and numbers of keys, to begin from.
     dtype : dtype
         Of sums.
+    held : int
+        How many of the keys come from the state.
+    mass, within : array, or None
+        As a `BlockState` has them.
     """
 
     batch: tuple[int, ...]
@@ -51,6 +55,9 @@ class Inputs(NamedTuple):
     positions: Any
     sums: State | None
     dtype: Any
+    held: int = 0
+    mass: Any = None
+    within: Any = None
 
 
 def begin(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: Any) -> Inputs:
@@ -66,8 +73,7 @@ def begin(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: Any
     free = _free(rows, first)
     heavy = _heavy(rows, first, state, batch, dtype)
     if state is None or first == 0:
-        sums = None if state is None else state.sums
-        return Inputs(batch, rows.k, rows.v, free, 0, *heavy, sums, dtype)
+        return Inputs(batch, rows.k, rows.v, free, 0, *heavy, None, dtype)
     assert plan.reach is not None
     held = plan.reach * plan.block + (first % plan.block or plan.block)
     if free is None:
@@ -82,6 +88,9 @@ def begin(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: Any
         *heavy,
         state.sums,
         dtype,
+        held,
+        state.mass,
+        state.within,
     )
 
 
@@ -129,7 +138,15 @@ def _heavy(
     return put(k, rows.k), put(v, rows.v), seen | here, positions
 
 
-def finish(given: Inputs, plan: Plan, sums: State) -> BlockState:
+class After(NamedTuple):
+    """What a state holds beside near and heavy keys, and how far it is."""
+
+    sums: State
+    mass: Any = None
+    within: Any = None
+
+
+def finish(given: Inputs, plan: Plan, after: After) -> BlockState:
     """Return the state after the last key."""
     assert plan.reach is not None
     keys, held = given.k.shape[-2], (plan.reach + 1) * plan.block
@@ -150,7 +167,12 @@ def finish(given: Inputs, plan: Plan, sums: State) -> BlockState:
         kept(mask, 1, bool).reshape(*given.batch, plan.reach + 1, plan.block),
     )
     heavy = given.heavy_keys, given.heavy_values, given.heavy_mask
-    return BlockState(sums, *nearby, *heavy, given.origin + keys)
+    return BlockState(after.sums, *nearby, *heavy, given.origin + keys, after.mass, after.within)
+
+
+def numbers_for(p: BlockPlan, scale: Any, dtype: Any) -> Any:
+    """Return the numbers that kernels read at an address."""
+    return np.array([1.0, float(scale), float(scale) ** 2, SENTINEL[p.element * 8]], dtype)
 
 
 class Packed(NamedTuple):
@@ -187,8 +209,7 @@ def pack_groups(plan: Held[BlockPlan], groups: Groups, dtype: Any) -> Packed:
     metric, spread = (np.tril(x + np.swapaxes(x, 1, 2), -1) + x * own for x in (metric, spread))
     offset = np.full((sets, p.groups_pad), missing, dtype)
     offset[:, :size] = -np.sum(drawn * centres, -1)[:, :size] / 2
-    scale = float(groups.scale)
-    numbers = np.array([1.0, scale, scale**2, missing], dtype)
+    numbers = numbers_for(p, groups.scale, dtype)
     return Packed(np.ascontiguousarray(np.swapaxes(drawn, 1, 2)), offset, metric, spread, cross, numbers)
 
 

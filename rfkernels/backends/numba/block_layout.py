@@ -23,17 +23,20 @@ _LAYOUTS = 64
 """That are kept."""
 
 
-def layout(names: tuple[str, ...], dtype: Any, near: int, **sizes: int) -> tuple[Held[BlockPlan], Any]:
+def layout(
+    names: tuple[str, ...], dtype: Any, near: int, joining: int = 0, **sizes: int
+) -> tuple[Held[BlockPlan], Any]:
     """Lay out a pass over arrays of the dtypes named (q, k, v and the output); return its plan, and the code it calls.
 
-    `near` is how many keys a block sees exactly; `sizes` are those of `BlockPlan` that are not derived from others.
+    `near` is how many keys a block sees exactly, and `joining` how many at a time become groups; `sizes` are those of
+    `BlockPlan` that are not derived from others.
     """
-    return _layout(machine(), names, np.dtype(dtype), near, tuple(sizes.items()))
+    return _layout(machine(), names, np.dtype(dtype), near, joining, tuple(sizes.items()))
 
 
 @lru_cache(_LAYOUTS)
 def _layout(
-    target: Machine, names: tuple[str, ...], dtype: Any, near: int, given: tuple[tuple[str, int], ...]
+    target: Machine, names: tuple[str, ...], dtype: Any, near: int, joining: int, given: tuple[tuple[str, int], ...]
 ) -> tuple[Held[BlockPlan], Any]:
     sizes, bits = dict(given), dtype.itemsize * 8
     code = kernels.shared(target, bits), blockwise(target, bits)
@@ -42,6 +45,8 @@ def _layout(
     q, k, v, out = names
     packs = {"pack_q": f"pack_{q}", "pack_k": f"pack_{k}", "pack_v": f"pack_{v}", "unpack": f"unpack_{out}"}
     dim_pad, width_pad = up(sizes["dim"], step), up(sizes["width"], step)
+    groups_pad = up(sizes["groups"], step)
+    points = groups_pad + up(joining, step)
     plan = BlockPlan(
         **{name: found[name] for name in BlockPlan._fields if name in found},
         **{name: found[own] for name, own in packs.items()},
@@ -52,7 +57,9 @@ def _layout(
         column_step=step,
         dim_pad=dim_pad,
         width_pad=width_pad,
-        groups_pad=up(sizes["groups"], step),
+        groups_pad=groups_pad,
+        points=points,
+        far_row=points + step,
         sums_row=dim_pad + width_pad + step,
         heavy_pad=up(sizes["heavy"], step),
         **sizes,
@@ -97,7 +104,7 @@ def scratch(p: BlockPlan, shared: int) -> Held[BlockScratch]:
     if known is not None and known[0] == (p, shared):
         return cast(Held[BlockScratch], known[1])
     _memory.scratch = None  # an interrupt may leave the buffer of another plan
-    x, far = p.dim_pad + p.column_step, p.groups_pad + p.column_step
+    x = p.dim_pad + p.column_step
     tile, queries = max(p.band_tile, up(p.tile, p.column_step)), up(shared * p.tile, p.column_step)
     band = max(p.band_tile, p.heavy_pad) + p.column_step
     sizes = {
@@ -106,7 +113,7 @@ def scratch(p: BlockPlan, shared: int) -> Held[BlockScratch]:
         "v": tile * p.width_pad,
         "term": tile,
         "y": queries * p.dim_pad,
-        "scores": p.tile * max(far, band),
+        "scores": p.tile * max(p.groups_pad + p.column_step, band),
         "query": queries * x,
         "along": queries,
         "moved": queries,
@@ -120,8 +127,8 @@ def scratch(p: BlockPlan, shared: int) -> Held[BlockScratch]:
         "mean_y": p.groups_pad * p.dim_pad,
         "squares": p.groups_pad,
         "dots": p.groups_pad,
-        "far_x": p.groups_pad * p.dim_pad,
-        "far_xt": p.dim_pad * far,
+        "far_x": p.points * p.dim_pad,
+        "far_xt": p.dim_pad * p.far_row,
         "far_v": p.groups_pad * p.width_pad,
         "far_term": p.groups_pad,
         "far_bend": p.groups_pad,

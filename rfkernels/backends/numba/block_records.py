@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from rfkernels.backends.numba.records import Ints
+
 ONE, SCALE, SQUARE, LOWEST, SHARE, HALF = 0, 1, 2, 3, 4, 5
 """Where numbers lie that kernels read at an address: 1, the scale, its square and the sentinel; and in a search 1 over
 the number of queries, and −1/2."""
 
 
 class BlockPlan(NamedTuple):
-    """What is the same for every head of a pass over blocks: kernels by address, sizes in elements."""
+    """What is the same for every head of a pass over blocks: kernels by address, sizes in elements.
+
+    `points` are groups and, where groups are merged, room for the keys of a block behind them.
+    """
 
     gemm: int
     gemm_add: int
@@ -53,6 +58,8 @@ class BlockPlan(NamedTuple):
     width_pad: int
     groups: int
     groups_pad: int
+    points: int
+    far_row: int
     sums_row: int
     heavy: int
     heavy_pad: int
@@ -95,7 +102,8 @@ class BlockTask(NamedTuple):
 
     Query i stands at key i + delta. `before` holds the keys below `absorbed`, and those below `until` when the task is
     done; `after`, if not 0, those far behind the last block. `shelf` has room for sums of as many blocks as `together`
-    says and of every one whose number it divides.
+    says and of every one whose number it divides. Where groups are merged, `before` has room for all points, as has
+    `mass` for what they received, and `within` is that of a `BlockState`.
     """
 
     k: int
@@ -132,8 +140,52 @@ class BlockTask(NamedTuple):
     together: int
     absorbed: int
     until: int
+    mass: int
+    within: int
     delta: int
     groups: int
+
+
+class Merging(NamedTuple):
+    """What merging needs beside a pass over blocks: kernels, and the working memory of a thread, by address.
+
+    Parameters
+    ----------
+    far, near, far_level, near_level : int
+        For each row of queries: its weights of groups and of the first near keys, and the log scales they are on.
+    scores, squares, weight, cost : int
+        Products of a tile of points with all, and of each point its square, what it weighs, and what its tie costs.
+    left, right : int
+        Rows of differences that `fold` writes.
+    nearest, ties, owner, changed : array of int32
+        Of each point: its nearest one, the one it is tied to, the one it became part of; and places of groups.
+    """
+
+    receive: int
+    name: int
+    weigh_points: int
+    cheapest: int
+    tie: int
+    mix: int
+    fold: int
+    form: int
+    far: int
+    near: int
+    far_level: int
+    near_level: int
+    scores: int
+    squares: int
+    weight: int
+    cost: int
+    left: int
+    right: int
+    nearest_at: int
+    ties_at: int
+    owner_at: int
+    changed_at: int
+    ties: Ints
+    owner: Ints
+    changed: Ints
 
 
 class Search(NamedTuple):

@@ -27,7 +27,7 @@ def packed(
 
 
 @jit
-def _forms(p: BlockPlan, x: tuple[int, int], form: int, y: int, rows: tuple[int, int], factor: int, out: int) -> None:
+def forms(p: BlockPlan, x: tuple[int, int], form: int, y: int, rows: tuple[int, int], factor: int, out: int) -> None:
     """Take factor · xᵀ F x of rows, padded and not, F being lower triangular: what is above is left out."""
     start, e = 0, p.element
     while start < p.dim:
@@ -51,7 +51,7 @@ def assign(p: BlockPlan, s: BlockScratch, t: BlockTask, low: int, high: int, squ
         mask = 0 if t.mask == 0 else t.mask + i * t.mask_row
         call(p.pick, (s.scores, scores_row, n, p.groups_pad, t.offset, mask, t.mask_row, t.labels + 4 * i))
         if squares != 0:
-            _forms(p, (x, x_row), t.metric, s.y, (rows, n), one, squares + i * p.element)
+            forms(p, (x, x_row), t.metric, s.y, (rows, n), one, squares + i * p.element)
         i += n
 
 
@@ -106,19 +106,22 @@ def _unshelve(p: BlockPlan, s: BlockScratch, t: BlockTask, first: int, last: int
 
 
 @jit
-def _refresh(p: BlockPlan, s: BlockScratch, t: BlockTask, after: int, listed: int) -> None:
-    """Take the means of the listed groups anew."""
+def refresh(p: BlockPlan, s: BlockScratch, t: BlockTask, after: int, listed: int) -> None:
+    """Take the means of the listed groups anew; no metric is that of Euclid."""
     names = (s.list, listed)
     means = (s.mean, p.dim_pad, s.far_v, p.width_pad, s.far_term, s.squares)
     call(p.means, (*names, t.before, after, p.sums_row, p.dim_pad, p.width_pad, *means))
     rows, one = up(listed, p.row_step), t.numbers + ONE * p.element
-    _forms(p, (s.mean, p.dim_pad), t.metric, s.mean_y, (rows, listed), one, s.dots)
+    if t.metric == 0:
+        call(p.dots, (s.mean, p.dim_pad, s.mean, p.dim_pad, listed, p.dim_pad, one, s.dots))
+    else:
+        forms(p, (s.mean, p.dim_pad), t.metric, s.mean_y, (rows, listed), one, s.dots)
     call(p.place, (*names, s.mean, p.dim_pad, s.squares, s.dots, s.far_x, s.far_bend, s.flags))
-    call(p.transpose, (s.far_x, p.dim_pad, s.far_xt, p.groups_pad + p.column_step, p.groups_pad, p.dim_pad))
+    call(p.transpose, (s.far_x, p.dim_pad, s.far_xt, p.far_row, p.groups_pad, p.dim_pad))
 
 
 @jit
-def _load_block(p: BlockPlan, s: BlockScratch, t: BlockTask, g: Queries, head: int, first: int, count: int) -> int:
+def load_block(p: BlockPlan, s: BlockScratch, t: BlockTask, g: Queries, head: int, first: int, count: int) -> int:
     """Pack the queries of all heads that share the keys below each other; return how many rows that are."""
     rows, q_row = up(count, p.row_step), p.dim_pad + p.column_step
     for index in range(t.groups):
@@ -127,7 +130,7 @@ def _load_block(p: BlockPlan, s: BlockScratch, t: BlockTask, g: Queries, head: i
         call(p.pack_q, (*source, 0, count, rows, p.dim, t.zeros, to, q_row))
     total = rows * t.groups
     square, lowest = t.numbers + SQUARE * p.element, t.numbers + LOWEST * p.element
-    _forms(p, (s.query, q_row), t.spread, s.y, (total, total), square, s.along)
+    forms(p, (s.query, q_row), t.spread, s.y, (total, total), square, s.along)
     call(p.fill, (s.out, t.zeros, total * p.width_pad))
     call(p.fill, (s.denominator, t.zeros, up(total, p.column_step)))
     call(p.fill, (s.top, lowest, up(total, p.column_step)))
@@ -144,76 +147,89 @@ def _add_rows(
     bend: int,
     high: int,
     step: int,
+    scores: int,
 ) -> None:
     """Add the weights of a tile of keys (transposed keys, values, terms, columns) to one register tile of queries.
 
     Row i of them sees columns c < high + step · i, all if step is 0; if it is negative, those whose positions are at
-    most high + i.
+    most high + i. Weights stay where the scores are.
     """
     xt, xt_row, v, term, columns = keys
     e, q_row, scores_row = p.element, p.dim_pad + p.column_step, columns + p.column_step
     query = s.query + r * q_row * e
-    call(p.gemm, (query, q_row, 1, xt, xt_row, s.scores, scores_row, p.row_step, columns, p.dim))
+    call(p.gemm, (query, q_row, 1, xt, xt_row, scores, scores_row, p.row_step, columns, p.dim))
     out, scale = s.out + r * p.width_pad * e, t.numbers + SCALE * e
     weigh = p.weigh_bent if bend != 0 else (p.weigh_cut if step != 0 else p.weigh)
     rows = p.row_step if step >= 0 else 1
     for i in range(0, p.row_step, rows):
         seen = high if step >= 0 else call(p.below, (t.heavy_positions, p.heavy, high + i))
-        limits = (s.scores + i * scores_row * e, scores_row, rows, columns, seen, max(step, 0))
+        limits = (scores + i * scores_row * e, scores_row, rows, columns, seen, max(step, 0))
         sums = (s.top + (r + i) * e, out + i * p.width_pad * e, p.width_pad, p.width_pad, s.denominator + (r + i) * e)
         call(weigh, (*limits, term, bend, s.along + (r + i) * e, s.moved + (r + i) * e, scale, *sums))
     depth = min(columns, high) if step == 0 else columns
-    call(p.gemm_add, (s.scores, scores_row, 1, v, p.width_pad, out, p.width_pad, p.row_step, p.width_pad, depth))
+    call(p.gemm_add, (scores, scores_row, 1, v, p.width_pad, out, p.width_pad, p.row_step, p.width_pad, depth))
 
 
 @jit
-def _add_far(p: BlockPlan, s: BlockScratch, t: BlockTask, total: int, rows: int, position: int) -> None:
-    """Add the groups and the heavy keys; `position` is that of the first of so many rows of each head."""
-    far = (s.far_xt, p.groups_pad + p.column_step, s.far_v, s.far_term, p.groups_pad)
-    heavy = (t.heavy_xt, p.heavy_pad, t.heavy_v, t.heavy_term, p.heavy_pad)
-    late = p.causal and call(p.below, (t.heavy_positions, p.heavy, position)) < p.heavy
+def add_groups(p: BlockPlan, s: BlockScratch, t: BlockTask, total: int, kept: int) -> None:
+    """Add the groups; there may be room to keep the weights of all rows."""
+    far = (s.far_xt, p.far_row, s.far_v, s.far_term, p.groups_pad)
+    row = (p.groups_pad + p.column_step) * p.element
     for r in range(0, total, p.row_step):
-        _add_rows(p, s, t, r, far, s.far_bend, p.groups, 0)
+        _add_rows(p, s, t, r, far, s.far_bend, p.groups, 0, s.scores if kept == 0 else kept + r * row)
     if t.cross != 0:
         query = (s.query, p.dim_pad + p.column_step)
         call(p.gemm, (*query, 1, t.cross, p.width_pad, s.direction, p.width_pad, total, p.width_pad, p.dim))
         scale = t.numbers + SCALE * p.element
         call(p.move, (s.out, p.width_pad, total, p.width_pad, s.direction, s.moved, s.along, scale))
+
+
+@jit
+def add_heavy(p: BlockPlan, s: BlockScratch, t: BlockTask, total: int, rows: int, position: int) -> None:
+    """Add the heavy keys; `position` is that of the first of so many rows of each head."""
+    if p.heavy == 0:
+        return
+    heavy = (t.heavy_xt, p.heavy_pad, t.heavy_v, t.heavy_term, p.heavy_pad)
+    late = p.causal and call(p.below, (t.heavy_positions, p.heavy, position)) < p.heavy
     for r in range(0, total, p.row_step):
-        if p.heavy != 0 and late:
-            _add_rows(p, s, t, r, heavy, 0, position + r % rows, -1)
-        elif p.heavy != 0:
-            _add_rows(p, s, t, r, heavy, 0, p.heavy, 0)
+        if late:
+            _add_rows(p, s, t, r, heavy, 0, position + r % rows, -1, s.scores)
+        else:
+            _add_rows(p, s, t, r, heavy, 0, p.heavy, 0, s.scores)
 
 
 @jit
-def _add_near(
-    p: BlockPlan, s: BlockScratch, t: BlockTask, total: int, first: int, count: int, low: int, high: int
-) -> None:
-    """Add the exact weights of keys low <= i < high to queries from `first`."""
-    rows, near_row, start = up(count, p.row_step), p.band_tile + p.column_step, low
-    while start < high:
-        n = min(p.band_tile, high - start)
-        columns = up(n, p.column_step)
-        x, x_row = packed(p, t, 0, start, n, columns, 1, s.x)
-        v, _ = packed(p, t, 1, start, n, columns, 1, s.v)
-        mask = 0 if t.mask == 0 else t.mask + start * t.mask_row
-        call(p.allowed, (mask, t.mask_row, 0, n, columns, s.term))
-        call(p.transpose, (x, x_row, s.xt, near_row, columns, p.dim_pad))
-        for r in range(0, total, p.row_step):
-            seen, step = columns, 0
-            if p.causal:
-                seen, step = first + r % rows + t.delta - start + 1, 1
-            wide = min(columns, up(max(seen + p.row_step - 1, 0), p.column_step))
-            if seen >= columns:
-                step = 0
-            if wide > 0:
-                _add_rows(p, s, t, r, (s.xt, near_row, v, s.term, wide), 0, seen, step)
-        start += n
+def add_near(
+    p: BlockPlan, s: BlockScratch, t: BlockTask, total: int, first: int, count: int, low: int, high: int, kept: int
+) -> int:
+    """Add the exact weights of keys low <= i < high, as many as fit in a tile, to queries from `first`.
+
+    There may be room to keep the weights of all rows. Returns the key to go on with.
+    """
+    rows, near_row, e = up(count, p.row_step), p.band_tile + p.column_step, p.element
+    n = min(p.band_tile, high - low)
+    columns = up(n, p.column_step)
+    x, x_row = packed(p, t, 0, low, n, columns, 1, s.x)
+    v, _ = packed(p, t, 1, low, n, columns, 1, s.v)
+    mask = 0 if t.mask == 0 else t.mask + low * t.mask_row
+    call(p.allowed, (mask, t.mask_row, 0, n, columns, s.term))
+    call(p.transpose, (x, x_row, s.xt, near_row, columns, p.dim_pad))
+    for r in range(0, total, p.row_step):
+        seen, step, wide = columns, 0, columns
+        if p.causal:
+            seen, step = first + r % rows + t.delta - low + 1, 1
+            if kept == 0:
+                wide = min(columns, up(max(seen + p.row_step - 1, 0), p.column_step))
+        if seen >= columns:
+            step = 0
+        if wide > 0:
+            scores = s.scores if kept == 0 else kept + r * (columns + p.column_step) * e
+            _add_rows(p, s, t, r, (s.xt, near_row, v, s.term, wide), 0, seen, step, scores)
+    return low + n
 
 
 @jit
-def _store_block(p: BlockPlan, s: BlockScratch, t: BlockTask, g: Queries, head: int, first: int, count: int) -> None:
+def store_block(p: BlockPlan, s: BlockScratch, t: BlockTask, g: Queries, head: int, first: int, count: int) -> None:
     """Normalise and write the sums of queries from `first`."""
     e, rows = p.element, up(count, p.row_step)
     for index in range(t.groups):
@@ -223,6 +239,17 @@ def _store_block(p: BlockPlan, s: BlockScratch, t: BlockTask, g: Queries, head: 
             call(p.copy, (s.top + r * e, g.shift[head, index] + first * e, count))
         out, sums = g.out[head, index] + first * t.out_row, s.out + r * p.width_pad * e
         call(p.unpack, (sums, p.width_pad, s.denominator + r * e, count, p.width, out, t.out_row))
+
+
+@jit
+def clear(p: BlockPlan, s: BlockScratch, t: BlockTask) -> int:
+    """Forget all groups and list them as changed; return how many those are."""
+    call(p.fill, (s.far_x, t.zeros, p.groups_pad * p.dim_pad))
+    call(p.fill, (s.far_v, t.zeros, p.groups_pad * p.width_pad))
+    call(p.fill, (s.far_bend, t.zeros, p.groups_pad))
+    call(p.fill, (s.far_term, t.numbers + LOWEST * p.element, p.groups_pad))
+    call(p.fill, (s.flags, t.zeros, p.groups_pad))
+    return call(p.touch, (t.every, p.groups, s.flags, s.list, 0))
 
 
 @entry
@@ -239,12 +266,7 @@ def label(plan: int, scratch: int, task: int, low: int, high: int, sums: int) ->
 def blocks(plan: int, scratch: int, task: int, queries: int, head: int, low: int, high: int) -> int:
     """Let queries low <= i < high of a head see near and heavy keys, and groups of all others."""
     p, s, t, g = view(BlockPlan, plan), view(BlockScratch, scratch), view(BlockTask, task), view(Queries, queries)
-    call(p.fill, (s.far_x, t.zeros, p.groups_pad * p.dim_pad))
-    call(p.fill, (s.far_v, t.zeros, p.groups_pad * p.width_pad))
-    call(p.fill, (s.far_bend, t.zeros, p.groups_pad))
-    call(p.fill, (s.far_term, t.numbers + LOWEST * p.element, p.groups_pad))
-    call(p.fill, (s.flags, t.zeros, p.groups_pad))
-    listed = call(p.touch, (t.every, p.groups, s.flags, s.list, 0))
+    listed = clear(p, s, t)
     absorbed, after, i = t.absorbed, 0, low
     first, last = (low + t.delta) // p.block, (high - 1 + t.delta) // p.block
     if t.after != 0 and low < high:
@@ -266,12 +288,14 @@ def blocks(plan: int, scratch: int, task: int, queries: int, head: int, low: int
             after = t.shelf + (block - first) % t.together * p.groups * p.sums_row * p.element
             listed = _touched(p, s, t, (block + p.reach) * p.block, (block + p.reach + 1) * p.block, listed)
         if listed != 0:
-            _refresh(p, s, t, after, listed)
+            refresh(p, s, t, after, listed)
             listed = 0
-        total = _load_block(p, s, t, g, head, i, n)
-        _add_far(p, s, t, total, up(n, p.row_step), i + t.delta)
-        _add_near(p, s, t, total, i, n, start, stop)
-        _store_block(p, s, t, g, head, i, n)
+        total = load_block(p, s, t, g, head, i, n)
+        add_groups(p, s, t, total, 0)
+        add_heavy(p, s, t, total, up(n, p.row_step), i + t.delta)
+        while start < stop:
+            start = add_near(p, s, t, total, i, n, start, stop, 0)
+        store_block(p, s, t, g, head, i, n)
         i += n
     gather(p, s, t, absorbed, t.until, t.before)
     return 0

@@ -1,107 +1,97 @@
-"""Merging of points by Ward's criterion, compiled: rounds as `rfkernels.grouping.merging.reduced` specifies them."""
+"""Causal passes whose groups are merged from the keys that leave, a head at a time on each thread."""
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 
-from rfkernels.backends.numba.compiling import jit, jit_with
-
-_MOST = np.finfo(np.float64).max
-"""The cost of what is not finite: points are merged all the same, or nothing would end."""
-
-
-def reduced(_: Any, x: Any, weight: Any, size: int) -> Any:
-    """Return a group, from 0 to size − 1, for each point of positive weight; (*batch, points)."""
-    batch = np.broadcast_shapes(x.shape[:-2], weight.shape[:-1])
-    points = np.broadcast_to(x, (*batch, *x.shape[-2:])).reshape(-1, *x.shape[-2:])
-    weights = np.broadcast_to(weight, (*batch, weight.shape[-1])).reshape(-1, weight.shape[-1])
-    label = np.empty(weights.shape, np.int64)
-    for own, mass, out in zip(points, weights, label, strict=True):
-        _reduce(np.ascontiguousarray(own.T), mass.copy(), size, out)
-    return label.reshape(*batch, weight.shape[-1])
+from rfkernels.backends.numba import merge_kernels, merge_schedule, threads
+from rfkernels.backends.numba.block_inputs import After, numbers_for
+from rfkernels.backends.numba.block_layout import scratch
+from rfkernels.backends.numba.block_records import BlockPlan, Merging
+from rfkernels.backends.numba.jit import Code, machine
+from rfkernels.backends.numba.packing import address, placed, point, up
+from rfkernels.backends.numba.prepared import Prepared, from_state, to_state, worth_threads
+from rfkernels.backends.numba.records import Held
 
 
-@jit
-def _distances(x: Any, i: int, row: Any) -> None:
-    """Write squared distances of point i from all; points are columns."""
-    row[:] = 0
-    for axis in range(x.shape[0]):
-        own = x[axis, i]
-        for j in range(x.shape[1]):
-            apart = x[axis, j] - own
-            row[j] += apart * apart
+def run(w: Prepared, scale: Any) -> After:
+    """Run the pass; return what is known of the keys that left."""
+    p, heads, given = w.plan, len(w.base), w.given
+    code = merge_kernels.merging(machine(), p.element * 8)
+    sums, mass = np.zeros((heads, p.points, p.sums_row), given.dtype), np.zeros((heads, p.points), given.dtype)
+    within = np.zeros((heads, p.dim_pad, p.dim_pad + p.width_pad), given.dtype)
+    _from_state(w, sums, mass, within)
+    spread, cross = (np.zeros((heads, p.dim_pad, pad), given.dtype) for pad in (p.dim_pad, p.width_pad))
+    numbers = numbers_for(p, scale, given.dtype)
+    w.base["numbers"] = address(numbers)
+    point(w.base, {"before": sums, "mass": mass, "within": within, "spread": spread, "cross": cross})
+    begun = 0 if given.held == 0 else p.reach + 1
+    at, step = address(w.base), w.base.itemsize
+
+    def head(index: int) -> int:
+        own = scratch(p, w.shared).address, _memory_of(p, w.shared, code).address, at + index * step
+        return merge_schedule.merged(w.laid.address, *own, w.queries.address, index, w.length, begun)
+
+    threads.run([partial(head, index) for index in range(heads)], w.threads if worth_threads(w) else 1)
+    return _after(w, sums, mass, within)
 
 
-@jit
-def _nearest(square: Any, weight: Any, left: Any, i: int) -> tuple[int, float]:
-    best, at = np.inf, -1
-    for j in range(len(weight)):
-        if left[j] and j != i:
-            cost = weight[i] * weight[j] / (weight[i] + weight[j]) * square[i, j]
-            if not cost < _MOST:
-                cost = _MOST
-            if cost < best:
-                best, at = cost, j
-    return at, best
+def _from_state(w: Prepared, sums: Any, mass: Any, within: Any) -> None:
+    """Write what a state knows, if there is one, to where kernels have it."""
+    p, given, begun = w.plan, w.given, from_state(w)
+    if begun is None:
+        return
+    sums[:, : p.groups] = begun
+    received, inner = given.mass.reshape(len(w.base), -1), given.within.reshape(len(w.base), p.dim, -1)
+    mass[:, : p.groups] = received[:, : p.groups]
+    mass[:, p.groups_pad : p.groups_pad + p.block] = received[:, p.groups :]
+    within[:, : p.dim, : p.dim] = inner[..., : p.dim]
+    within[:, : p.dim, p.dim_pad : p.dim_pad + p.width] = inner[..., p.dim :]
 
 
-@jit
-def _sort(places: Any, found: int, cost: Any) -> None:
-    """Sort places by their cost."""
-    for k in range(1, found):
-        own, j = places[k], k
-        while j > 0 and cost[places[j - 1]] > cost[own]:
-            places[j] = places[j - 1]
-            j -= 1
-        places[j] = own
+def _after(w: Prepared, sums: Any, mass: Any, within: Any) -> After:
+    """Undo `_from_state`."""
+    p, batch = w.plan, w.given.batch
+    received = np.concatenate([mass[:, : p.groups], mass[:, p.groups_pad : p.groups_pad + p.block]], -1)
+    inner = (within[:, : p.dim, : p.dim], within[:, : p.dim, p.dim_pad : p.dim_pad + p.width])
+    return After(
+        to_state(w, sums[:, : p.groups]),
+        received.reshape(*batch, p.groups + p.block),
+        np.concatenate(inner, -1).reshape(*batch, p.dim, p.dim + p.width),
+    )
 
 
-@jit_with(entry=True, allocates=True)
-def _reduce(x: Any, weight: Any, size: int, label: Any) -> None:
-    count, surplus = len(weight), -size
-    left, stale = np.empty(count, np.bool_), np.empty(count, np.bool_)
-    root, nearest, leads = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.int64)
-    square, least = np.empty((count, count), x.dtype), np.empty(count)
-    for i in range(count):
-        left[i] = stale[i] = weight[i] > 0
-        root[i] = i
-        surplus += left[i]
-        if left[i]:
-            _distances(x, i, square[i])
-    while surplus > 0:
-        for i in range(count):
-            if left[i] and (stale[i] or not left[nearest[i]] or stale[nearest[i]]):
-                nearest[i], least[i] = _nearest(square, weight, left, i)
-        found = 0
-        for i in range(count):
-            if left[i] and i < nearest[i] and nearest[nearest[i]] == i:
-                leads[found] = i
-                found += 1
-        for i in range(count):  # costs that differ by rounding may have passed each other: look at all points again
-            stale[i] = found == 0 and left[i]
-        if found > surplus:
-            _sort(leads, found, least)
-            found = surplus
-        for k in range(found):
-            i, j = leads[k], nearest[leads[k]]
-            both = weight[i] + weight[j]
-            for axis in range(x.shape[0]):
-                x[axis, i] = (x[axis, i] * weight[i] + x[axis, j] * weight[j]) / both
-            weight[i], left[j], stale[i] = both, False, True
-            for point in range(count):
-                if root[point] == j:
-                    root[point] = i
-        surplus -= found
-        for k in range(found):
-            i = leads[k]
-            _distances(x, i, square[i])
-            for j in range(count):
-                square[j, i] = square[i, j]
-    place = -1
-    for i in range(count):
-        place += left[i]
-        nearest[i] = place
-    for i in range(count):
-        label[i] = max(nearest[root[i]], 0)
+_memory = threading.local()
+
+
+def _memory_of(p: BlockPlan, shared: int, code: Code) -> Held[Merging]:
+    """Return kernels and this thread's working memory for queries of `shared` heads, kept between calls."""
+    known = getattr(_memory, "merging", None)
+    if known is not None and known[0] == (p, shared) and known[2] is code:
+        return cast(Held[Merging], known[1])
+    _memory.merging = None  # an interrupt may leave the buffer of another plan
+    queries, both = up(shared * p.tile, p.column_step), p.dim_pad + p.width_pad
+    sizes = {
+        "far": queries * (p.groups_pad + p.column_step),
+        "near": queries * (p.band_tile + p.column_step),
+        "far_level": queries,
+        "near_level": queries,
+        "scores": p.tile * (p.points + p.column_step),
+        "squares": p.points,
+        "weight": p.points,
+        "cost": p.points,
+        "left": p.points * p.dim_pad,
+        "right": p.points * both,
+    }
+    names = {name: np.zeros(p.points, np.int32) for name in ("nearest", "ties", "owner")}
+    names["changed"] = np.zeros(3 * p.points, np.int32)
+    fields: dict[str, Any] = {name: array for name, array in names.items() if name in Merging._fields}
+    fields |= {name: code.addresses[name] for name in Merging._fields if name in code.addresses}
+    fields |= {f"{name}_at": address(array) for name, array in names.items()}
+    made = Held(Merging(**fields, **placed(_memory, sizes, p.element)))
+    _memory.merging = (p, shared), made, code, names
+    return made
