@@ -103,22 +103,22 @@ def fitting(rounds: int, seconds: float) -> None:
 
 def growth(rounds: int, lengths: list[int]) -> None:
     """Time per token of one head; each length in a process of its own, for its peak memory."""
-    print("\none head, d = 64, 128 groups fitted to the input, 16 heavy keys, window 128")
-    for causal in ("", "causal"):
+    print("\none head, d = 64, 128 groups, 16 heavy keys, window 128; groups found in the input, given, or merged")
+    for way in ("bidirectional", "causal", "merged"):
         for length in lengths:
             done = subprocess.run(
-                [sys.executable, __file__, "--one", str(length), causal or "both", str(rounds)],
+                [sys.executable, __file__, "--one", str(length), way, str(rounds)],
                 capture_output=True,
                 text=True,
                 check=True,
             )
-            print(f"  {causal or 'bidirectional':14s} {length:9,d} positions: {done.stdout.strip()}")
+            print(f"  {way:14s} {length:9,d} positions: {done.stdout.strip()}")
 
 
-def one(length: int, direction: str, rounds: int) -> None:
+def one(length: int, way: str, rounds: int) -> None:
     q, k, v = inputs(1, length, 64)
-    causal = direction == "causal"
-    groups = rfk.fit_groups(q[:, :2048], k[:, :2048], 128, v=v[:, :2048]) if causal else 128
+    causal = way != "bidirectional"
+    groups = rfk.fit_groups(q[:, :2048], k[:, :2048], 128, v=v[:, :2048]) if way == "causal" else 128
     call: Callable[[], Any] = partial(rfk.attention, q, k, v, groups=groups, heavy=16, window=128, causal=causal)
     small = partial(
         rfk.attention, *(x[:, :4096] for x in (q, k, v)), groups=groups, heavy=16, window=128, causal=causal
@@ -135,7 +135,7 @@ def one(length: int, direction: str, rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds and lengths")
-    parser.add_argument("--one", nargs=3, metavar=("LENGTH", "DIRECTION", "ROUNDS"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, metavar=("LENGTH", "WAY", "ROUNDS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         one(int(options.one[0]), options.one[1], int(options.one[2]))

@@ -27,6 +27,7 @@ INPUTS = ("tests/test_inputs.py", "-k", "drawn")
 GROUPING = "tests/test_grouping.py"
 MERGED = ("tests/test_groups.py", "-k", "test_merged_groups_are_those_of_the_keys_in_them")
 BLOCKS = "tests/test_blocks_numba.py"
+MERGING = "tests/test_merging_numba.py"
 UNCERTAINTY = "tests/test_uncertainty.py"
 CALIBRATION = "tests/test_calibration.py"
 ADVISE = "tests/test_advise.py"
@@ -306,7 +307,23 @@ MUTANTS = [
     Mutant("merging: attention of all blocks before", "grouping/merging.py", "mass=xp.zeros_like(state.mass), within", "mass=state.mass, within", MERGED),
     Mutant("merging: the spread of the last merger alone", "grouping/merging.py", "within = state.within + matmul(", "within = matmul(", MERGED),
     Mutant("merging: points weighed by their number", "grouping/merging.py", "weight = mass / xp.where(received > 0, received, 1) +", "weight = 0 * mass +", MERGED),
-    Mutant("Numba: a tile does not learn of the last centre", "backends/numba/group_schedule.py", "first, missing = tile * p.tile, chosen + 1 - known", "first, missing = tile * p.tile, chosen - known", (BLOCKS, "-k", "steps_that_find")),
+    Mutant("merging: ties are followed one step", "grouping/merging.py", "for _ in range(x.shape[-2].bit_length()):", "for _ in range(0):", MERGED),
+    Mutant("merging: a pair is tied from both ends", "grouping/merging.py", "least = xp.where(mutual & (index < nearest), np.inf, least)", "least = xp.where(mutual & (index < 0), np.inf, least)", MERGED),
+    Mutant("merging: all ties count", "grouping/merging.py", "tied = (rank < surplus) & (least < np.inf)", "tied = (rank <= surplus) & (least < np.inf)", MERGED),
+    Mutant("Numba merging: a pair is tied from both ends", "backends/numba/merge_kernels.py", "e.store(b.select(first, e.scalar(NONE), e.load(cost, i)), cost, i)", "e.store(b.select(first, e.load(cost, i), e.load(cost, i)), cost, i)", (MERGING, "-k", "as_is_specified")),
+    Mutant("Numba merging: a tie too many", "backends/numba/merge_kernels.py", "with b.if_then(e.less(cheaper, wanted)):", "with b.if_then(e.less(cheaper, e.add(wanted, 1))):", (MERGING, "-k", "as_is_specified")),
+    Mutant("Numba merging: of equal costs the last ones", "backends/numba/merge_kernels.py", 'earlier = b.icmp_signed("<", lane', 'earlier = b.icmp_signed(">", lane', (MERGING, "-k", "same")),
+    Mutant("Numba merging: rows beyond the queries receive", "backends/numba/merge_kernels.py", "with e.loop(first, e.add(first, count)) as r:", "with e.loop(first, e.add(first, per)) as r:", (MERGING, "-k", "as_is_specified")),
+    Mutant("Numba merging: weights on the scale of their tile", "backends/numba/merge_kernels.py", "weight = m.exp(m.sub(e.load_vector(level, r), e.load_vector(top, r)))", "weight = m.constant(1.0)", (MERGING, "-k", "as_is_specified")),
+    Mutant("Numba merging: cost of points that weigh the same", "backends/numba/merge_kernels.py", "pair = m.div(m.mul(one, two), m.add(one, two))", "pair = m.constant(1.0)", (MERGING, "-k", "as_is_specified")),
+    Mutant("Numba merging: the spread of groups as if of one key", "backends/numba/merge_kernels.py", "factor = m.splat(b.fdiv(b.fmul(few, many), b.fadd(few, many)))", "factor = m.splat(b.fdiv(few, b.fadd(few, many)))", (MERGING, "-k", "as_is_specified")),
+    Mutant("Numba merging: half of what is off the diagonal", "backends/numba/merge_kernels.py", "m.add(value, value), value)", "value, value)", (MERGING, "-k", "as_is_specified")),
+    Mutant("Numba merging: masked keys join", "backends/numba/merge_kernels.py", "name.set(b.select(b.icmp_signed(\"!=\", given, BYTE(0)), name.get(), SHORT(-1)))", "pass", (MERGING, "-k", "as_is_specified")),
+    Mutant("Numba merging: a second round where points were", "backends/numba/merge_schedule.py", "call(m.mix, (i, _owner(m, i), s.far_x, p.dim_pad, m.weight))", "pass", (MERGING, "-k", "as_is_specified")),
+    Mutant("Numba merging: attention of all blocks before", "backends/numba/merge_schedule.py", "            call(p.fill, (t.mass, t.zeros, p.points))\n", "", (MERGING, "-k", "as_is_specified")),
+    Mutant("Numba merging: near keys that do not exist receive", "backends/numba/merge_schedule.py", "min(columns, p.block), m.near_level", "p.block, m.near_level", (MERGING, "-k", "as_is_specified")),
+    Mutant("Numba merging: a state forgets what was received", "backends/numba/merging.py", "mass[:, : p.groups] = received[:, : p.groups]", "pass", (MERGING, "-k", "from_a_state")),
+        Mutant("Numba: a tile does not learn of the last centre", "backends/numba/group_schedule.py", "first, missing = tile * p.tile, chosen + 1 - known", "first, missing = tile * p.tile, chosen - known", (BLOCKS, "-k", "steps_that_find")),
     Mutant("Numba: weights of keys on the scale of their tile", "backends/numba/group_kernels.py", "factor = m.exp(m.sub(e.load_vector(level, c), e.load_vector(top, c)))", "factor = m.constant(1.0)", (BLOCKS, "-k", "many_keys_receive")),
     Mutant("Numba: half of what is off the diagonal", "backends/numba/block_inputs.py", "np.tril(x + np.swapaxes(x, 1, 2), -1)", "np.tril(x, -1)", (BLOCKS, "-k", "wider or bidirectional")),
     Mutant("Numba: nothing is found not to be finite", "backends/numba/finite.py", "int(not np.isfinite(x).all())", "0", (BLOCKS, "-k", "not_finite")),

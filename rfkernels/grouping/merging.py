@@ -100,7 +100,7 @@ def reduced(xp: Any, x: Any, weight: Any, size: int) -> Any:
     surplus = xp.maximum(xp.sum(weight > 0, -1, keepdims=True) - size, 0)
     points = _Points(x, weight, xp.broadcast_to(index, weight.shape), surplus)
     if xp is np:
-        while points.surplus.any():
+        while (points.surplus > 0).any():
             points = _merged(xp, points)
     else:
         lax = sys.modules["jax"].lax

@@ -73,7 +73,10 @@ def _merge(p: BlockPlan, s: BlockScratch, t: BlockTask, m: Merging, surplus: int
 
 @jit
 def _collect(p: BlockPlan, s: BlockScratch, t: BlockTask, m: Merging) -> int:
-    """Add up the sums of points that became one; list the groups that changed, and return how many those are."""
+    """Add up the sums of points that became one; list the groups that changed, and return how many those are.
+
+    No place of a group that is gone stays free: points are made one only where there are too many.
+    """
     e, both, size, rows, changed = p.element, p.dim_pad + p.width_pad, p.sums_row * p.element, 0, 0
     for i in range(p.points):
         if m.owner[i] >= 0 and m.owner[i] != i:
@@ -85,8 +88,6 @@ def _collect(p: BlockPlan, s: BlockScratch, t: BlockTask, m: Merging) -> int:
                 if place < p.groups:
                     m.changed[changed] = place
                     changed += 1
-            if i < p.groups:
-                call(p.fill, (t.before + i * size, t.zeros, p.sums_row))
     call(p.gemm_add, (m.left, 1, p.dim_pad, m.right, both, t.within, both, up(p.dim, p.row_step), both, rows))
     place = 0
     for i in range(p.groups_pad, p.points):
