@@ -24,7 +24,7 @@ AHEAD = 16
 _GROUPS_AHEAD = 16
 """Groups whose runs are fetched together, before they are needed."""
 
-_WORD = 64
+WORD = 64
 """Queries of a mask."""
 
 _LINE, _UNROLLED = 64, 16
@@ -40,7 +40,7 @@ def dot_kernel(machine: Machine, bits: int, dim: int) -> Code:
     """Compile kernels for rows of `dim` elements.
 
     ``dots`` and ``near_dots``, for rows that are in a cache: out[i] = query · rows[places[i]]. ``pass_runs``: all runs
-    that SHARED queries take.
+    that up to SHARED queries take, WORD times `words` of them.
     """
     module = ir.Module(name=f"rfkernels_catalog_dots_{bits}")
 
@@ -49,7 +49,7 @@ def dot_kernel(machine: Machine, bits: int, dim: int) -> Code:
 
     _dots(emitter("dots", "rows row_stride places count query out"), dim, AHEAD)
     _dots(emitter("near_dots", "rows row_stride places count query out"), dim, 0)
-    parameters = "rows row_stride start count offset most groups queries query_row out draw next"
+    parameters = "rows row_stride start count offset most groups queries query_row out draw next words"
     _pass_runs(emitter("pass_runs", parameters), dim)
     return compile_module(module, machine.width, keep=True)
 
@@ -119,9 +119,9 @@ def _pass_runs(e: Emitter, dim: int) -> None:
 
     `out` and `draw` have an address for each query, which move on, and `next` the group that lies at the latter.
     """
-    rows, stride, start, count, offset, most, groups, queries, query_row, out, draw, following = e.arguments
-    b, tail, at, masks = e.builder, _Tail(e, dim), e.array(INT, RUN), e.array(INT, SHARED // _WORD)
-    given = tail, queries, query_row, out, draw, following
+    rows, stride, start, count, offset, most, groups, queries, query_row, out, draw, following, words = e.arguments
+    b, tail, at, masks = e.builder, _Tail(e, dim), e.array(INT, RUN), e.array(INT, SHARED // WORD)
+    given = tail, queries, query_row, out, draw, following, words
 
     def bound(x: Any) -> Any:
         return b.select(e.less(x, groups), x, groups)
@@ -131,7 +131,7 @@ def _pass_runs(e: Emitter, dim: int) -> None:
         _fetch_runs(e, rows, stride, start, offset, most, second, third)
         with e.loop(first, second) as group:
             place = e.variable(b.sext(e.load(offset, group, _I32), INT))
-            with e.repeat(partial(_equal, e, following, group, masks)):
+            with e.repeat(partial(_equal, e, following, group, masks, words)):
                 _run(e, rows, stride, e.load(start, group, INT), e.load(count, group, _I32), place, at)
                 for half in range(0, RUN, TOGETHER):
                     own = [e.load(at, e.integer(half + r), INT) for r in range(TOGETHER)]
@@ -161,14 +161,15 @@ def _multiply(
     out: Any,
     draw: Any,
     following: Any,
+    words: Any,
 ) -> None:
     """Multiply the queries of masks with four rows of a run; with the last of them the queries move on."""
     b, left = e.builder, e.variable(e.integer(0))
     held = [tail.held(x) for x in own] if TOGETHER * -(-dim // e.lanes) <= _HELD else None
-    with e.loop(0, SHARED // _WORD) as word:
+    with e.loop(0, words) as word:
         left.set(e.load(masks, word, INT))
         with e.repeat(lambda: b.icmp_unsigned("!=", left.get(), e.integer(0))):
-            i = e.add(e.mul(word, _WORD), b.cttz(left.get(), ir.IntType(1)(1)))
+            i = e.add(e.mul(word, WORD), b.cttz(left.get(), ir.IntType(1)(1)))
             left.set(b.and_(left.get(), b.sub(left.get(), e.integer(1))))
             query, to = e.add(queries, e.mul(query_row, i)), e.load(out, i, INT)
             _store_sums(e, _sums(e, tail, query, tail.load(query), own, held), to, e.integer(half))
@@ -179,13 +180,13 @@ def _multiply(
                 e.store(e.load(run, e.integer(0), _I32), following, i)
 
 
-def _equal(e: Emitter, numbers: Any, number: Any, masks: Any) -> Any:
-    """Write masks of those of SHARED numbers that are equal to another, and return whether there are any."""
+def _equal(e: Emitter, numbers: Any, number: Any, masks: Any, words: Any) -> Any:
+    """Write so many masks of those numbers that are equal to another, and return whether there are any."""
     b, wanted, some = e.builder, e.splat_number(number), e.variable(e.integer(0))
-    with e.loop(0, SHARED // _WORD) as word:
+    with e.loop(0, words) as word:
         mask = e.integer(0)
-        for i in range(0, _WORD, e.lanes):
-            own = e.load_vector(numbers, e.add(e.mul(word, _WORD), i), _I32)
+        for i in range(0, WORD, e.lanes):
+            own = e.load_vector(numbers, e.add(e.mul(word, WORD), i), _I32)
             same = b.bitcast(b.icmp_signed("==", own, wanted), ir.IntType(e.lanes))
             mask = b.or_(mask, b.shl(b.zext(same, INT), e.integer(i)))
         e.store(mask, masks, word)

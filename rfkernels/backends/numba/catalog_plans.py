@@ -22,6 +22,9 @@ _NONE = np.uint32(0xFFFFFFFF)
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
+_LOOKED_AT = 8
+"""One query in so many is asked how many runs it takes of each group: rows are fetched ahead for what those take."""
+
 
 @jit
 def _mixed(z: Any) -> Any:
@@ -114,8 +117,11 @@ def _rest(g: Groups, v: Guesses, s: Scratch, size: int, touched: int) -> None:
 
 
 @jit
-def _decide(r: Rules, g: Groups, v: Guesses, s: Scratch, size: int, budget: int) -> tuple[int, float, float]:
-    """Find how many groups of each cell are opened; return runs, and the sums of the weights and noises of others."""
+def _decide(r: Rules, g: Groups, v: Guesses, s: Scratch, size: int, budget: int) -> tuple[int, float, float, int]:
+    """Find how many groups of each cell are opened; return runs, the sums of the weights and noises of others.
+
+    The last number is how many cells are listed as touched: in others no group is opened.
+    """
     listed, last = _candidates(r, g, v, s, size, budget)
     taken = touched = 0
     for j in range(last):
@@ -145,7 +151,7 @@ def _decide(r: Rules, g: Groups, v: Guesses, s: Scratch, size: int, budget: int)
         if s.depths[i] >= chosen:
             s.taken[g.cell[s.candidates[i]]] -= 1
     _rest(g, v, s, size, touched)
-    return runs, total, noises
+    return runs, total, noises, touched
 
 
 @jit
@@ -190,8 +196,11 @@ def _renew(g: Groups, v: Guesses, s: Scratch, size: int, logits: Any) -> tuple[f
 
 
 @jit
-def _draw(r: Rules, g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: int, state: Any, renewed: bool) -> None:
-    """Find the group of each run: the first that ends beyond where the run lies, and of some weight."""
+def _draw(r: Rules, g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: int, state: Any, touched: int) -> None:
+    """Find the group of each run: the first that ends beyond where the run lies, and of some weight.
+
+    If so many cells are touched, others have no opened groups; if −1, masses are known group by group.
+    """
     runs, draw, ends, odds, cells = n.sizes[i, 2], n.draw[i], s.ends, n.odds[i], len(g.held)
     s.numbers[0] = runs / n.measures[i, 1]
     rate, far, reached = s.numbers.ctypes.data, s.far.ctypes.data, s.reached.ctypes.data
@@ -208,11 +217,18 @@ def _draw(r: Rules, g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: i
     for c in range(cells):
         draw[before] = c  # a later cell with as many runs before it takes the place over
         before = np.uint64(ends[c])
-    if not renewed:
+    if touched >= 0:
         given = draw.ctypes.data, runs, state, rate, reached, far, g.first.ctypes.data, r.halvings
         unit = v.ends[size].ctypes.data, s.share.ctypes.data, v.unit[size].ctypes.data
         call(r.find, (*given, *unit, odds.ctypes.data))
-    _walk(g, v, s, n, i, size, state, renewed)
+        for j in range(touched):
+            if s.taken[s.touched[j]] > 0:
+                _walk(g, v, s, n, i, size, state, s.touched[j], False)
+    else:
+        for c in range(cells):
+            _walk(g, v, s, n, i, size, state, c, True)
+    if i % _LOOKED_AT != 0:
+        return
     turn = 0
     for k in range(runs):
         turn = turn + 1 if k > 0 and draw[k] == draw[k - 1] else 1
@@ -220,26 +236,24 @@ def _draw(r: Rules, g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: i
 
 
 @jit
-def _walk(g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: int, state: Any, renewed: bool) -> None:
-    """Find the groups of runs in cells of which groups are opened, or in all, from masses."""
-    first, draw, odds, rate = 0, n.draw[i], n.odds[i], s.numbers[0]
-    for c in range(len(g.held)):
-        stop = s.ends[c]
-        if stop > first and (renewed or s.taken[c] > 0):
-            group, last = g.first[c], g.first[c + 1] - 1
-            for j in range(group, last + 1):
-                if not renewed:
-                    s.mass[j] = 0.0 if s.opened[j] else s.share[c] * (g.size[j] * v.unit[size, j])
-            while last > group and s.mass[last] == 0:
-                last -= 1
-            end = s.reached[c] + s.mass[group] * rate
-            for k in range(first, stop):
-                at = k + _uniform(state, k)
-                while group < last and (s.mass[group] == 0 or end <= at):
-                    group += 1
-                    end += s.mass[group] * rate
-                draw[k], odds[k] = group, s.mass[group] / g.size[group]
-        first = stop
+def _walk(g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: int, state: Any, c: int, renewed: bool) -> None:
+    """Find the groups of the runs in a cell one after the other, from masses: some may be opened."""
+    draw, odds, rate = n.draw[i], n.odds[i], s.numbers[0]
+    first, stop, group, last = s.ends[c - 1] if c > 0 else 0, s.ends[c], g.first[c], g.first[c + 1] - 1
+    if first == stop:
+        return
+    for j in range(group, last + 1):
+        if not renewed:
+            s.mass[j] = 0.0 if s.opened[j] else s.share[c] * (g.size[j] * v.unit[size, j])
+    while last > group and s.mass[last] == 0:
+        last -= 1
+    end = s.reached[c] + s.mass[group] * rate
+    for k in range(first, stop):
+        at = k + _uniform(state, k)
+        while group < last and (s.mass[group] == 0 or end <= at):
+            group += 1
+            end += s.mass[group] * rate
+        draw[k], odds[k] = group, s.mass[group] / g.size[group]
 
 
 @jit
@@ -279,13 +293,13 @@ def _choose(
     budget: int,
     state: Any,
 ) -> None:
-    runs, total, noise = 0, 0.0, 0.0
+    runs, total, noise, touched = 0, 0.0, 0.0, 0
     cell_logits(r, g, query, n.cells[i])
     top = shares(r, v, s, size, n.cells[i])
     for c in range(len(g.held)):
         s.taken[c] = g.first[c + 1] - g.first[c] if budget >= g.items else 0
     if budget < g.items:
-        runs, total, noise = _decide(r, g, v, s, size, budget)
+        runs, total, noise, touched = _decide(r, g, v, s, size, budget)
     items, opened = _open(g, v, s, n, i, size)
     renewed = runs > 0 and total < TINY
     if renewed:
@@ -299,7 +313,7 @@ def _choose(
         for c in range(len(g.held)):
             n.slopes[i, c] = s.far[c] / max(s.items[c], 1.0)
     if runs > 0:
-        _draw(r, g, v, s, n, i, size, state, renewed)
+        _draw(r, g, v, s, n, i, size, state, -1 if renewed else touched)
     for k in range(opened):
         s.opened[n.opened[i, k]] = False
     n.draw[i, runs] = _NONE

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels.backends.numba.catalog_groups import Groups
+from rfkernels.backends.numba.catalog_kernels import WORD
 from rfkernels.backends.numba.catalog_layout import Dots, Lists, Rules, Scratch
 from rfkernels.backends.numba.catalog_plans import list_rows
 from rfkernels.backends.numba.compiling import call, entry, jit
@@ -44,7 +45,8 @@ def _together(r: Rules, g: Groups, s: Scratch, n: Lists, d: Dots, queries: Any) 
         _multiply(r, n, d, i, end, queries[i])
         out[i], draw[i], waiting[i] = d.products[i, end:].ctypes.data, n.draw[i].ctypes.data, np.int32(n.draw[i, 0])
     parts = g.start.ctypes.data, g.count.ctypes.data, s.offset.ctypes.data, s.most.ctypes.data, len(g.start)
-    given = queries.ctypes.data, queries.strides[0], out.ctypes.data, draw.ctypes.data, waiting.ctypes.data
+    words = (len(queries) + WORD - 1) // WORD
+    given = queries.ctypes.data, queries.strides[0], out.ctypes.data, draw.ctypes.data, waiting.ctypes.data, words
     call(r.pass_runs, (r.rows, r.row_stride, *parts, *given))
 
 
