@@ -71,14 +71,14 @@ def test_unbiased(scale: float, backend: str) -> None:
 @pytest.mark.parametrize("scale", SCALES)
 def test_standard_errors_are_those_of_repeated_estimates(scale: float) -> None:
     ratio, error = estimated(scale, "numpy")
-    np.testing.assert_allclose(np.sqrt((error**2).mean(0)), ratio.std(0), rtol=0.35)
+    np.testing.assert_allclose(np.sqrt((error**2).mean(0)), ratio.std(0), rtol=0.4)
 
 
 def test_nominal_intervals_cover() -> None:
     """At the sharpest of the scales some seventy runs do not show the tail, and intervals cover less."""
-    for scale in SCALES[:2]:
+    for scale, least in zip(SCALES, (0.93, 0.93, 0.85), strict=True):
         ratio, error = estimated(scale, "numpy")
-        assert 0.92 <= (np.abs(ratio - 1) <= 1.96 * error).mean() <= 0.98
+        assert least <= (np.abs(ratio - 1) <= 1.96 * error).mean() <= 0.97
 
 
 def test_backends_agree() -> None:
@@ -270,7 +270,7 @@ def test_sums_of_other_kernels(kernel: Any) -> None:
     assert np.median(np.abs(ratio - 1)) < 0.1
     error = np.sqrt(((ratio * np.stack([each.standard_error for each in found])) ** 2).mean(0)) / ratio.std(0)
     assert (error > 0.7).all()
-    assert (error < 2).all(), "more than the predicted error of those where tails are heavy"
+    assert (error < 2.5).all(), "more than the predicted error of those where tails are heavy"
 
 
 def test_kernels_that_can_be_negative_are_refused() -> None:

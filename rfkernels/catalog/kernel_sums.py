@@ -89,7 +89,7 @@ def _guess(table: Table, query: Any, kernel: Scaled) -> Guess:
         own, square = _WEIGHTS @ values, _WEIGHTS @ values**2
         mean = own + _SHARE * max(float(table.count @ own / table.count.sum()), np.finfo(float).tiny)
         variance = np.maximum(square - own**2, 0) / mean**2 + _SHARE
-    return Guess(top + np.log(mean), variance, logits)
+    return Guess(top + np.log(mean), variance, logits, floor=0.0)
 
 
 def _one(table: Table, query: Any, kernel: Scaled, budget: int, seed: int, place: int) -> tuple[float, float, int]:

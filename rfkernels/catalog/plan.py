@@ -32,7 +32,9 @@ More make estimates no better: errors of guesses that all groups share cancel.
 TRUSTED = 0.25
 """The predicted relative error of far groups up to which the control variate is used: beyond, guesses are poor."""
 
-_FLOOR = 1e-3
+FLOOR = 1e-3
+"""What is added to guessed variances, so that no group is drawn from too little; no prediction counts it."""
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -47,11 +49,14 @@ class Guess(NamedTuple):
         Variance of an item's weight, less what a control variate takes, in units of its squared mean.
     cell_logits : array, shape (cells,)
         q·(mean of the cell), which the control variate is taken about.
+    floor : float, default FLOOR
+        What of the variance is no guess.
     """
 
     log_mean: Any
     variance: Any
     cell_logits: Any
+    floor: float = FLOOR
 
 
 class Plan(NamedTuple):
@@ -108,7 +113,7 @@ def moments(deviation: Any, edge: Any) -> tuple[Any, Any]:
     """Return the log of the mean weight relative to that of the cell's mean, and the variance, as `Guess` has it."""
     log_mean = _log_mean_exp(deviation, edge)
     apart = _log_mean_exp(2 * deviation, edge) - 2 * log_mean
-    return log_mean, np.expm1(apart) - apart + _FLOOR
+    return log_mean, np.expm1(apart) - apart + FLOOR
 
 
 def sizes(table: Table, queries: Any) -> Any:
@@ -162,7 +167,8 @@ def plan(table: Table, guessed: Guess, budget: int) -> Plan:
     if np.sqrt(square) <= TRUSTED * drawn.sum():
         cell = table.cell[far]
         slopes = np.bincount(cell, drawn, len(slopes)) / np.maximum(np.bincount(cell, count[far], len(slopes)), 1)
-    log_error = far_top + float(np.log(square)) / 2
+    guess_alone = drawn.sum() * (drawn @ guessed.variance[far] - guessed.floor * drawn.sum()) / (RUN * runs[best])
+    log_error = far_top + float(np.log(guess_alone)) / 2 if guess_alone > 0 else -np.inf
     return Plan(np.flatnonzero(bucket < best), far, far_top, drawn, int(runs[best]), log_error, slopes)
 
 

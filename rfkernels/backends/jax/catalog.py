@@ -21,7 +21,7 @@ from rfkernels.backends.jax.catalog_means import expectation, logits_of
 from rfkernels.backends.jax.catalog_plan import finite, placed, planned
 from rfkernels.backends.jax.catalog_rows import refreshed, with_rows
 from rfkernels.backends.jax.tables import DeviceTable, Sharded, device_table, sharded, split
-from rfkernels.catalog.estimates import HEAVY
+from rfkernels.catalog.estimates import FEW
 from rfkernels.catalog.plan import RUN
 from rfkernels.catalog.records import Estimate
 
@@ -162,9 +162,17 @@ def _one(table: DeviceTable, query: Any, key: Any, places: int) -> Any:
     parts = jnp.where(total > 0, bent, plain)
     total = jnp.where(total > 0, total, head + jnp.sum(plain))  # only where the error is larger than the sum itself
     pairs = parts[: len(parts) // 2 * 2].reshape(-1, 2)
-    apart = stopped(jnp, jnp.where(jnp.arange(len(pairs)) < plan.runs // 2, pairs[:, 0] - pairs[:, 1], 0))
-    square = jnp.sum(apart**2) * plan.runs / jnp.maximum(plan.runs // 2 * 2, 1)
-    log = top + jnp.log(total)
-    error, predicted = jnp.sqrt(square) / jnp.where(total > 0, total, 1), jnp.exp(plan.log_error - finite(log))
-    error = jnp.where(predicted > HEAVY, jnp.maximum(error, predicted), error)
+    log, count = top + jnp.log(total), plan.runs // 2
+    apart = jnp.where(jnp.arange(len(pairs)) < count, pairs[:, 0] - pairs[:, 1], 0) / jnp.where(total > 0, total, 1)
+    error = _trusted(stopped(jnp, apart) ** 2, count, plan.runs, jnp.exp(2 * (plan.log_error - finite(log))))
     return log, error, plan.ends[-1] + RUN * plan.runs
+
+
+def _trusted(square: Any, count: Any, runs: Any, predicted: Any) -> Any:
+    """Return the standard error that `rfkernels.catalog.estimates.trusted_error` specifies; no runs have none."""
+    most = jnp.max(square)
+    relative = square / jnp.where(most > 0, most, 1)  # fourth powers would be less than the smallest number
+    effective = jnp.where(most > 0, jnp.sum(relative) ** 2 / jnp.maximum(jnp.sum(relative**2), 1), count)
+    seen = jnp.sum(square) * runs / jnp.maximum(2 * count, 1)
+    share = FEW**2 / (effective**2 + FEW**2)
+    return jnp.where(runs > 0, jnp.sqrt(seen + share * jnp.maximum(predicted - seen, 0)), 0)

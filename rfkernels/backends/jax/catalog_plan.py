@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from rfkernels._arrays import matmul, stopped
 from rfkernels.backends.jax.tables import DeviceTable
-from rfkernels.catalog.plan import _FLOOR, BUCKETS, FEWEST_RUNS, PER_NAT, RUN, STEPS, TRUSTED
+from rfkernels.catalog.plan import BUCKETS, FEWEST_RUNS, FLOOR, PER_NAT, RUN, STEPS, TRUSTED
 
 TICKS = 1 << 28
 """In how many parts probability is counted, so that the one of each group is known exactly."""
@@ -76,7 +76,7 @@ def guessed(table: DeviceTable, query: Any) -> tuple[Any, Any, Any]:
     apart = _log_mean_exp(2 * deviation, edge) - 2 * raised
     some = table.count > 0
     log = jnp.where(some, centre[table.cell] + raised, -jnp.inf)
-    return centre, log, jnp.expm1(apart) - apart + _FLOOR
+    return centre, log, jnp.expm1(apart) - apart + FLOOR
 
 
 def planned(table: DeviceTable, query: Any, places: int) -> Plan:
@@ -112,7 +112,9 @@ def planned(table: DeviceTable, query: Any, places: int) -> Plan:
     expected = jnp.sum(weight) * jnp.sum(weight * variance) / jnp.maximum(RUN * runs[best], 1)
     trusted = ~all_fit & (jnp.sqrt(expected) <= TRUSTED * jnp.sum(weight))
     slopes = jnp.where(trusted & table.settled, _slopes(table, weight, closed), 0)
-    log_error = jnp.where(all_fit, -jnp.inf, top + jnp.log(jnp.where(all_fit, 1, expected)) / 2)
+    guess_alone = jnp.sum(weight) * jnp.sum(weight * (variance - FLOOR)) / jnp.maximum(RUN * runs[best], 1)
+    some = ~all_fit & (guess_alone > 0)
+    log_error = jnp.where(some, top + jnp.log(jnp.where(some, guess_alone, 1)) / 2, -jnp.inf)
     ends = jnp.cumsum(jnp.where(closed, 0, table.count))
     return Plan(centre, top, weight, closed, ends, jnp.where(all_fit, 0, runs[best]), slopes, log_error)
 

@@ -301,13 +301,14 @@ def _sums_of_runs(e: Emitter, x: Any, index: Any, kind: Any) -> Any:
 def _add_runs(e: Emitter, kind: Any) -> None:
     """Add up runs, less control variates, each divided by the number of times that it is expected.
 
-    `numbers` are what slopes and weights of groups are multiplied by and then, written, the sum and that of squared
-    differences of successive runs.
+    `numbers` are what slopes and weights of groups are multiplied by and then, written, the sum and those of second and
+    fourth powers of differences of successive runs.
     """
     x, products, draw, odds, cell, slopes, cells, count, numbers = e.arguments
     m, b, zero = e.math, e.builder, e.math.constant(0.0)
     relative, factor = (m.splat(e.load(numbers, e.integer(i))) for i in range(2))
-    total, apart, order = e.variable(zero), e.variable(zero), [j ^ 1 for j in range(e.lanes)]
+    total, apart, fourth = (e.variable(zero) for _ in range(3))
+    order = [j ^ 1 for j in range(e.lanes)]
     ends = e.splat_number(count), e.splat_number(b.and_(count, e.integer(-2)))
     with e.loop(0, count, e.lanes) as i:
         slope = logit = zero
@@ -324,7 +325,10 @@ def _add_runs(e: Emitter, kind: Any) -> None:
         own = m.where(there, m.mul(own, m.div(factor, e.load_vector(odds, i))), zero)
         total.set(m.add(total.get(), own))
         step = m.sub(own, b.shuffle_vector(own, own, ir.Constant(ir.VectorType(_I32, e.lanes), order)))
-        apart.set(m.add(apart.get(), m.where(paired, m.mul(step, step), zero)))
+        square = m.where(paired, m.mul(step, step), zero)
+        apart.set(m.add(apart.get(), square))
+        fourth.set(m.fma(square, square, fourth.get()))
     e.store(m.reduce_add(total.get()), numbers, e.integer(2))
-    e.store(m.reduce_add(m.mul(apart.get(), m.constant(0.5))), numbers, e.integer(3))
+    for place, twice in ((3, apart), (4, fourth)):
+        e.store(m.reduce_add(m.mul(twice.get(), m.constant(0.5))), numbers, e.integer(place))
     e.finish()

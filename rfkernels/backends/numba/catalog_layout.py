@@ -64,7 +64,8 @@ class Rules(NamedTuple):
     per_nat: float
     fewest_runs: int
     trusted: float
-    heavy: float
+    floor: float
+    few: float
 
 
 class Scratch(NamedTuple):
@@ -161,7 +162,8 @@ def _rules(m: Machine, table: Table, g: Groups) -> tuple[Held[Rules], Any]:
         float(plan.PER_NAT),
         plan.FEWEST_RUNS,
         plan.TRUSTED,
-        estimates.HEAVY,
+        plan.FLOOR,
+        estimates.FEW,
     )
     return Held(Rules._make(values)), code
 

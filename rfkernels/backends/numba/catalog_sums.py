@@ -78,8 +78,8 @@ def _exponentials(r: Rules, d: Dots, products: Any, size: int, end: int, least: 
 
 
 @jit
-def _total(r: Rules, g: Groups, s: Scratch, n: Lists, d: Dots, i: int, steady: int) -> tuple[float, float, float]:
-    """Return what sums are relative to, the sum of all, and that of squared differences of successive runs."""
+def _total(r: Rules, g: Groups, s: Scratch, n: Lists, d: Dots, i: int, steady: int) -> tuple[float, float]:
+    """Return what sums are relative to, and the sum of all; those of differences of runs stay in `numbers`."""
     size, _, runs, _ = n.sizes[i]
     guessed, total, _ = n.measures[i]
     first, x, numbers, products = (size + 3) & ~3, d.weights, s.numbers, d.products[i]
@@ -88,7 +88,7 @@ def _total(r: Rules, g: Groups, s: Scratch, n: Lists, d: Dots, i: int, steady: i
     for j in range(0, first, 4):
         z += (x[j] + x[j + 1]) + (x[j + 2] + x[j + 3])
     if runs == 0:
-        return top, z, 0.0
+        return top, z
     n.draw[i, runs : runs + 8], n.odds[i, runs : runs + 8] = 0, 1.0  # a whole vector more is read, and left out
     relative = math.exp(guessed - top) if steady else 0.0
     numbers[0], numbers[1] = relative, total / (RUN * runs)
@@ -96,21 +96,29 @@ def _total(r: Rules, g: Groups, s: Scratch, n: Lists, d: Dots, i: int, steady: i
     cells = g.cell.ctypes.data, n.slopes[i].ctypes.data, n.cells[i].ctypes.data
     call(r.add_runs, (*given, *cells, runs, numbers.ctypes.data))
     z += numbers[2]
-    return top, z - relative * _known(g, n, i, products) if steady else z, numbers[3]
+    return top, z - relative * _known(g, n, i, products) if steady else z
 
 
 @jit
 def _sum_up(r: Rules, g: Groups, s: Scratch, n: Lists, d: Dots, i: int, out: Any) -> None:
     size, _, runs, steady = n.sizes[i]
-    top, z, apart = _total(r, g, s, n, d, i, steady)
+    top, z = _total(r, g, s, n, d, i, steady)
     if z <= 0:  # only where the error is larger than the sum itself
-        top, z, apart = _total(r, g, s, n, d, i, 0)
+        top, z = _total(r, g, s, n, d, i, 0)
     out[0] = top + math.log(z)
-    out[1] = math.sqrt(apart * runs / (runs // 2 * 2)) / z if runs > 1 else 0.0
-    predicted = math.exp(n.measures[i, 2] - out[0])
-    if predicted > r.heavy:
-        out[1] = max(out[1], predicted)
+    out[1] = _trusted(r, s, runs, z, math.exp(2 * (n.measures[i, 2] - out[0]))) if runs > 0 else 0.0
     out[2] = size + RUN * runs
+
+
+@jit
+def _trusted(r: Rules, s: Scratch, runs: int, z: float, predicted: float) -> float:
+    """Return the relative standard error, from what differences of runs show and from the predicted variance."""
+    square, fourth, pairs = s.numbers[3], s.numbers[4], runs // 2
+    seen, effective = (math.sqrt(square * runs / (2 * pairs)) / z) ** 2, float(pairs)
+    if fourth > 0:
+        effective = square**2 / fourth if fourth < np.inf else 1.0  # one that is so large leaves nothing of others
+    share = r.few**2 / (effective**2 + r.few**2)
+    return math.sqrt(seen + share * (predicted - seen)) if predicted > seen else math.sqrt(seen)
 
 
 @entry
