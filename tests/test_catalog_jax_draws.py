@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from rfkernels.backends.jax import catalog as jax_catalog
+from rfkernels.backends.jax import catalog_draws
 from rfkernels.catalog import Catalog, sampling
 from rfkernels.catalog.cells import shell_sizes
 from rfkernels.catalog.estimates import evaluate
@@ -99,6 +100,22 @@ def test_probabilities_are_those_of_the_specification(case: Case, monkeypatch: p
     assert common.sum() > ITEMS
     np.testing.assert_allclose(got[common], expected[common], atol=1e-3)
     np.testing.assert_allclose(np.exp(got), np.exp(expected), rtol=1e-5, atol=1e-8)
+
+
+def test_items_of_drawn_groups_are_taken_a_few_groups_at_a_time(case: Case) -> None:
+    """However many are asked for: memory does not grow with 512 items for each; few or many, numbers are the same."""
+    own, _ = catalog_draws.parts_of(case.table)
+    every = jax_catalog.log_probability(case.table, case.queries, case.ids, head=HEAD)
+    few = [jax_catalog.log_probability(case.table, case.queries, ids, head=HEAD) for ids in np.split(case.ids, 80)]
+    assert len(few[0][0]) < len(own.count) < len(case.ids)
+    np.testing.assert_allclose(np.concatenate(few, 1), every, rtol=1e-12)
+    how, ids, key = catalog_draws.How(HEAD, True), jax.ShapeDtypeStruct((1, 50_000), jnp.int32), jax.random.key(0)
+    lowered = (
+        catalog_draws._stated.lower(own, case.queries[:1], ids, how=how),
+        catalog_draws._sampled.lower(own, case.queries[:1], key, n=50_000, how=how),
+    )
+    sizes = [int(x.compile().memory_analysis().temp_size_in_bytes) for x in lowered]
+    assert max(sizes) < 50_000 * 8 * 30 + 64 * 512 * 8 * 3 * DIM, "numbers of a draw, and items of 64 groups"
 
 
 def test_more_dots_make_better_draws(case: Case) -> None:

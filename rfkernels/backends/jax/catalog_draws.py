@@ -24,6 +24,9 @@ from rfkernels.catalog.cells import LARGEST
 from rfkernels.catalog.records import Draws
 from rfkernels.catalog.sampling import HEAD
 
+_TOGETHER = 64
+"""Groups of one query whose items are taken at once."""
+
 
 def sample(
     table: DeviceTable | Sharded, queries: Any, n: int, key: Any, *, head: int = HEAD, whole: bool = True
@@ -140,10 +143,8 @@ def _drawn(table: DeviceTable, query: Any, key: Any, n: int, how: How) -> tuple[
     place, size = picked(proposal.ticks, pick_key, n)
     group = jnp.minimum(place, groups - 1)
     if how.whole:
-        ticks, parts = inside(table, query, group)
-        within, _ = jax.vmap(partial(picked, n=1))(ticks, jax.random.split(row_key, n))
-        log_inside = stopped(jnp, log_share(jnp.take_along_axis(ticks, within, 1)[:, 0], parts, dtype))
-        rows = table.start[group] + within[:, 0]
+        within, log_inside = _picked_inside(table, query, group, jax.random.split(row_key, n))
+        rows = table.start[group] + within
     else:
         count = jnp.maximum(table.count[group], 1)
         rows = table.start[group] + jax.random.randint(row_key, (n,), 0, count)
@@ -164,19 +165,43 @@ def _of_rows(table: DeviceTable, query: Any, rows: Any, how: How) -> tuple[Any, 
     begin, offset = proposal.begin[group], rows - table.start[group]
     place = jnp.where(begin >= 0, len(table.count) + begin + offset, group)
     if how.whole:
-        ticks, parts = inside(table, query, group)
-        own = jnp.take_along_axis(ticks, jnp.maximum(offset, 0)[:, None], 1)[:, 0]
-        log_inside = log_share(own, parts, dtype)
+        log_inside = _log_inside(table, query, group, jnp.maximum(offset, 0))
     else:
         log_inside = -jnp.log(jnp.maximum(table.count[group], 1).astype(dtype))
     log = log_share(proposal.ticks[place], size, dtype) + jnp.where(begin >= 0, 0, log_inside)
     return jnp.where(rows >= 0, log, -jnp.inf), proposal.log_total
 
 
+def _picked_inside(table: DeviceTable, query: Any, group: Any, keys: Any) -> tuple[Any, Any]:
+    """Draw an item from each of some groups; return its place in the group, and the log of its probability there."""
+
+    def one(group: Any, key: Any) -> tuple[Any, Any]:
+        ticks, parts = inside(table, query, group[None])
+        place, _ = picked(ticks[0], key, 1)
+        return place[0], stopped(jnp, log_share(ticks[0, place[0]], parts[0], table.rows.dtype))
+
+    places, logs = jax.lax.map(lambda x: one(*x), (group, keys), batch_size=_TOGETHER)
+    return places, logs
+
+
+def _log_inside(table: DeviceTable, query: Any, group: Any, place: Any) -> Any:
+    """Return the log of the probability that an item has in its group; every group is taken once if items are many."""
+
+    def one(group: Any) -> Any:
+        ticks, parts = inside(table, query, group[None])
+        return log_share(ticks[0], parts, table.rows.dtype)
+
+    groups = len(table.count)
+    if len(group) > groups:
+        return jax.lax.map(one, jnp.arange(groups), batch_size=_TOGETHER)[group, place]
+    return jax.lax.map(lambda x: one(x[0])[x[1]], (group, place), batch_size=_TOGETHER)
+
+
 def _numbers(table: DeviceTable, how: How, n: int) -> int:
-    items = how.head + n * (LARGEST if how.whole else 1)
-    cells, dim = table.means.shape
-    numbers: int = items * (dim + 1) + cells + len(table.count)
+    items = how.head + min(n, _TOGETHER) * (LARGEST if how.whole else 1)
+    (cells, dim), groups = table.means.shape, len(table.count)
+    every = groups * LARGEST if how.whole and n > groups else n
+    numbers: int = items * (dim + 1) + cells + groups + every
     return numbers
 
 
