@@ -84,7 +84,12 @@ def compare(case: Case, rounds: int, seconds: float) -> None:
         "groups given, causal": partial(near, groups=groups, causal=True),
         "groups merged, causal": partial(near, groups=128, causal=True),
     }
-    under = {name: "linear, causal" if "causal" in name else "linear" for name in cases if name.startswith("groups")}
+    if "heavy" in case.near:
+        beside = partial(rfk.attention, q, k, v, features, **case.near)
+        cases |= {"features, heavy keys": beside, "features, heavy keys, causal": partial(beside, causal=True)}
+    under = {
+        name: "linear, causal" if "causal" in name else "linear" for name in cases if not name.startswith("linear")
+    }
     report(case.title, measure(cases, rounds, seconds), under)
 
 

@@ -231,12 +231,18 @@ def _state(state: Any, far: Far, plan: Plan, k: Any, v: Any) -> BlockState | Non
             "state must come from a pass with the same groups; those that are merged from its keys are its own"
         )
     sums = plan.merged or summaries.columns(far), width + (dim + 1 if far.features is None else 0)
-    expected = (held, dim), (held, width), (plan.reach + 1, plan.block), sums
-    got = tuple(x.shape[-2:] for x in (state.keys, state.values, state.mask, state.sums.kv))
-    if got != expected:
-        names = "keys", "values", "mask", "sums.kv"
+    parts: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "keys": (state.keys, (held, dim)),
+        "values": (state.values, (held, width)),
+        "mask": (state.mask, (plan.reach + 1, plan.block)),
+        "sums.kv": (state.sums.kv, sums),
+    }
+    if plan.merged:
+        parts["mass"], parts["within"] = (state.mass, (sums[0] + plan.block,)), (state.within, (dim, dim + width))
+    if any(x.shape[-len(tail) :] != tail for x, tail in parts.values()):
         listed = (
-            f"{name} (*batch, {a}, {b}), got {shape}" for name, (a, b), shape in zip(names, expected, got, strict=True)
+            f"{name} (*batch, {', '.join(map(str, tail))}), got {x.shape[-len(tail) :]}"
+            for name, (x, tail) in parts.items()
         )
         raise ValueError(
             f"state must come from a pass with the same window, groups and features, and hold {'; '.join(listed)}"

@@ -128,6 +128,11 @@ REFUSED: dict[str, tuple[type, str, dict[str, Any]]] = {
         "same groups; those that are merged",
         {"causal": True, "state": causal_state(groups=3)},
     ),
+    "merged groups whose attention is of another block": (
+        ValueError,
+        r"same window.*mass \(\*batch, 67\), got \(70,\); within \(\*batch, 4, 8\), got \(4, 8\)",
+        {"causal": True, "groups": 3, "state": causal_state(groups=3)._replace(mass=np.zeros(70))},
+    ),
     "merged groups from a state of others": (
         ValueError,
         "same groups; those that are merged",

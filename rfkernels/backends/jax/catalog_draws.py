@@ -58,7 +58,8 @@ def sample(
     head : int, default 2048
         Items that are taken before the first draw, at most, on each device; no more than 64 groups.
     whole : bool, default True
-        Whether all items of drawn groups are taken, room for 512 each; else any of the n_g items is drawn with 1 / n_g.
+        Whether all items of drawn groups are taken, as the time of 512 dot products for each draw; else any of the n_g
+        items is drawn with 1 / n_g.
         Without, and with a head of 0, draws cost no dot products but those with the means of cells, and their
         probabilities do not depend on items: what a training step wants that is to cost little.
 

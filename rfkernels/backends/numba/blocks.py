@@ -11,8 +11,8 @@ import numpy as np
 
 from rfkernels._arrays import accumulator
 from rfkernels.backends import Pass, numpy
-from rfkernels.backends.numba import block_schedule, merging, threads
-from rfkernels.backends.numba.block_inputs import After, begin, finish, pack_groups
+from rfkernels.backends.numba import block_schedule, far_features, merging, threads
+from rfkernels.backends.numba.block_inputs import After, Inputs, begin, finish, pack_groups
 from rfkernels.backends.numba.block_layout import scratch
 from rfkernels.backends.numba.packing import TILE, address, point, up
 from rfkernels.backends.numba.passes import log_normalizers, outputs
@@ -25,19 +25,27 @@ _CHUNK = 16
 
 
 def attend(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: Any) -> Pass:
-    """Run a pass over blocks, the way it is specified where far keys are sums of features."""
-    if far.features is not None:
+    """Run a pass over blocks, as it is specified where features are in groups or queries see both sides of them."""
+    if far.features is not None and not far_features.fits(far, plan):
         return numpy.blocks(rows, far, plan, state, dtype)
     sums = accumulator(np, rows.q, rows.k, rows.v, None if state is None else state.keys)
     given = begin(rows, far, plan, state, sums)
     outer = np.broadcast_shapes(rows.q.shape[:-2], given.batch)
     out, logs = outputs(outer, rows.q.shape[-2], rows.v.shape[-1], dtype, sums, plan.full)
-    size = plan.merged if far.groups is None else far.groups.size
-    whole = prepare(given, size, plan, rows.q, out, logs)
-    after = merging.run(whole, far.scale) if far.groups is None else After(to_state(whole, _run(whole, far.groups)))
+    after = _after(given, far, plan, rows.q, out, logs)
     log, sign = log_normalizers(logs)
     wanted = plan.causal and plan.full
     return Pass(out, log, sign, finish(given, plan, after) if wanted else None)
+
+
+def _after(given: Inputs, far: Far, plan: Plan, q: Any, out: Any, logs: Any) -> After:
+    """Run a pass; return what a state after it holds."""
+    if far.features is not None:
+        return far_features.run(given, far.features, far, plan, q, out, logs)
+    if far.groups is None:
+        return merging.run(prepare(given, plan.merged, plan, q, out, logs), far.scale)
+    whole = prepare(given, far.groups.size, plan, q, out, logs)
+    return After(to_state(whole, _run(whole, far.groups)))
 
 
 def _point(w: Prepared, groups: Groups) -> tuple[Any, ...]:

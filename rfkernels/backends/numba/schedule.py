@@ -12,7 +12,8 @@ from rfkernels.backends.numba.schedule_records import Plan, Queries, Scratch, Ta
 
 
 @jit
-def _records(plan: int, weights: int, scratch: int, task: int) -> tuple[Plan, Weights, Scratch, Task]:
+def records(plan: int, weights: int, scratch: int, task: int) -> tuple[Plan, Weights, Scratch, Task]:
+    """Return the records at some addresses."""
     return view(Plan, plan), view(Weights, weights), view(Scratch, scratch), view(Task, task)
 
 
@@ -111,24 +112,30 @@ def add_tile(p: Plan, s: Scratch, t: Task, columns: int, v: int, v_row: int) -> 
     call(p.gemm_add, (s.u, u_row, 1, v, v_row, t.kv, p.width_pad, p.total, p.width_pad, columns))
 
 
-@entry
-def absorb(plan: int, weights: int, scratch: int, task: int, low: int, high: int) -> int:
-    """Write keys low <= s < high to the state; return 1 if some input is not finite."""
-    p, w, s, t = _records(plan, weights, scratch, task)
-    i = low
+@jit
+def write_keys(p: Plan, w: Weights, s: Scratch, t: Task, low: int, high: int) -> int:
+    """Write keys low <= s < high to the state; return how many counted, −1 if some input is not finite."""
+    i, total = low, 0
     while i < high:
         n = min(p.tile, high - i)
         found, columns = load_keys(p, w, s, t, i, n)
         fine, v, v_row = load_values(p, w, t, i, n, s.v)
         if found < 0 or fine == 0:
-            return 1
+            return -1
         if found > 0:
             move_shift(p, w, s, t, columns, -1)
             rescale(p, s, t)
             activate_keys(p, w, s, columns, found)
             add_tile(p, s, t, columns, v, v_row)
-        i += n
-    return 0
+        i, total = i + n, total + found
+    return total
+
+
+@entry
+def absorb(plan: int, weights: int, scratch: int, task: int, low: int, high: int) -> int:
+    """Write keys low <= s < high to the state; return 1 if some input is not finite."""
+    p, w, s, t = records(plan, weights, scratch, task)
+    return int(write_keys(p, w, s, t, low, high) < 0)
 
 
 @jit
@@ -192,20 +199,35 @@ def no_features(p: Plan, w: Weights, s: Scratch, count: int) -> None:
 
 
 @jit
-def add_near(p: Plan, w: Weights, s: Scratch, t: Task, q: int, x: int, x_row: int, first: int, count: int) -> int:
-    """Add exact weights of the keys near queries first <= i < first + count; return whether inputs are finite.
-
-    The queries lie at `q` and, as `load_queries` left them, at `x`.
-    """
-    rows, near_row = up(count, p.row_step), p.band_tile + p.column_step
+def near_queries(p: Plan, w: Weights, s: Scratch, t: Task, q: int, x: int, x_row: int, count: int) -> tuple[int, int]:
+    """Return where queries for exact weights lie, and their stride: at `q` and, as `load_queries` left them, at `x`."""
+    rows = up(count, p.row_step)
     if w.centred != 0:
         x, x_row = s.query_x, p.dim_pad + p.column_step
         call(p.pack_q, (q, t.q_row, t.q_column, 0, count, rows, p.dim, w.zeros, x, x_row))
-    none = (0, w.near_parameters)
-    call(p.offsets_rows, (x, x_row, p.dim_pad, x, x_row, p.dim_pad, *none, s.query_term, rows))
+    call(p.offsets_rows, (x, x_row, p.dim_pad, x, x_row, p.dim_pad, 0, w.near_parameters, s.query_term, rows))
+    return x, x_row
+
+
+@jit
+def add_window(p: Plan, w: Weights, s: Scratch, t: Task, q: int, x: int, x_row: int, first: int, count: int) -> int:
+    """Add exact weights of the keys in the windows of queries from `first`; return whether inputs are finite."""
+    x, x_row = near_queries(p, w, s, t, q, x, x_row, count)
     low, high = max(0, first + t.near_low), min(t.keys, first + count - 1 + t.near_high)
     # Whole columns need no copy; the keys that fill them up lie outside the window of every query.
     start = max(low - (up(high - low, p.column_step) - (high - low)), 0) if low < high else high
+    return add_near(p, w, s, t, x, x_row, first, count, start, high)
+
+
+@jit
+def add_near(
+    p: Plan, w: Weights, s: Scratch, t: Task, x: int, x_row: int, first: int, count: int, start: int, high: int
+) -> int:
+    """Add exact weights of keys start <= s < high to queries first <= i < first + count, as `t` lets them see these.
+
+    Returns whether inputs are finite.
+    """
+    rows, near_row, none = up(count, p.row_step), p.band_tile + p.column_step, (0, w.near_parameters)
     while start < high:
         n = min(p.band_tile, high - start)
         columns = up(n, p.column_step)
@@ -271,7 +293,7 @@ def store(p: Plan, s: Scratch, t: Task, g: Queries, head: int, index: int, first
 
 
 @jit
-def _wants_logs(t: Task, g: Queries, head: int, index: int) -> int:
+def wants_logs(t: Task, g: Queries, head: int, index: int) -> int:
     """Return whether anybody reads the log scale of the sums."""
     return int(t.near != 0 or t.part_mode != 0 or g.denominator[head, index] != 0)
 
@@ -279,9 +301,9 @@ def _wants_logs(t: Task, g: Queries, head: int, index: int) -> int:
 @entry
 def emit(plan: int, weights: int, scratch: int, task: int, queries: int, head: int, low: int, high: int) -> int:
     """Let queries low <= i < high of a head read the whole state; return 1 if some input is not finite."""
-    (p, w, s, t), g = _records(plan, weights, scratch, task), view(Queries, queries)
+    (p, w, s, t), g = records(plan, weights, scratch, task), view(Queries, queries)
     for index in range(t.groups):
-        i, logs = low, _wants_logs(t, g, head, index)
+        i, logs = low, wants_logs(t, g, head, index)
         while i < high:
             n = min(p.tile, high - i)
             if load_queries(p, w, s, t, g.q[head, index] + t.q_start + i * t.q_row, n, logs)[0] == 0:
@@ -302,7 +324,7 @@ def span(plan: int, weights: int, scratch: int, task: int, queries: int, head: i
     Return 1 if some input is not finite. A tile whose keys raise the shift too far above what its first query sees is
     halved until they do not: with a common shift its early queries would read zeros.
     """
-    (p, w, s, t), g = _records(plan, weights, scratch, task), view(Queries, queries)
+    (p, w, s, t), g = records(plan, weights, scratch, task), view(Queries, queries)
     seen = t.seen
     i = low
     while i < high:
@@ -327,7 +349,7 @@ def span(plan: int, weights: int, scratch: int, task: int, queries: int, head: i
             rescale(p, s, t)
             activate_keys(p, w, s, columns, found)
         for index in range(t.groups):
-            q, logs = g.q[head, index] + t.q_start + i * t.q_row, _wants_logs(t, g, head, index)
+            q, logs = g.q[head, index] + t.q_start + i * t.q_row, wants_logs(t, g, head, index)
             fine, x, x_row = load_queries(p, w, s, t, q, n, logs)
             if fine == 0:
                 return 1
@@ -339,7 +361,7 @@ def span(plan: int, weights: int, scratch: int, task: int, queries: int, head: i
                 add_triangle(p, s, n, v, v_row)
             if t.near != 0 or t.part_mode != 0:
                 call(p.settle, (s.denominator, s.top, n))
-            if t.near != 0 and add_near(p, w, s, t, q, x, x_row, i, n) == 0:
+            if t.near != 0 and add_window(p, w, s, t, q, x, x_row, i, n) == 0:
                 return 1
             store(p, s, t, g, head, index, i, n, high)
         if found > 0:

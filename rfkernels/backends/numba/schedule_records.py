@@ -145,3 +145,21 @@ class Queries(NamedTuple):
     out: LongRows
     denominator: LongRows
     shift: LongRows
+
+
+class Beside(NamedTuple):
+    """What queries see exactly beside features: their block and so many before it, and heavy keys.
+
+    Of heavy keys, padded, addresses for the first head: as columns, values, terms (the sentinel where one may not be
+    seen) and positions in ascending order, 64-bit integers. `below` is the address of the kernel that counts these.
+    """
+
+    below: int
+    block: int
+    reach: int
+    heavy: int
+    heavy_pad: int
+    xt: int
+    v: int
+    term: int
+    positions: int

@@ -1,0 +1,85 @@
+"""Schedule of causal passes over blocks whose far keys are sums of features: like `schedule`."""
+
+from __future__ import annotations
+
+from rfkernels.backends.numba.compiling import call, entry, jit, up
+from rfkernels.backends.numba.records import view
+from rfkernels.backends.numba.schedule import (
+    add_near,
+    load_queries,
+    near_queries,
+    no_features,
+    read_state,
+    records,
+    store,
+    write_keys,
+)
+from rfkernels.backends.numba.schedule_records import Beside, Plan, Queries, Scratch, Weights
+
+
+@jit
+def _add_heavy(
+    p: Plan, w: Weights, s: Scratch, o: Beside, head: int, x: tuple[int, int], count: int, position: int
+) -> None:
+    """Add exact weights of heavy keys to so many queries, the first of which stands at a position."""
+    e, near_row, rows = p.element, p.band_tile + p.column_step, up(count, p.row_step)
+    positions = o.positions + head * o.heavy * 8
+    late = call(o.below, (positions, o.heavy, position)) < o.heavy
+    for start in range(0, o.heavy_pad, p.band_tile):
+        columns = min(p.band_tile, o.heavy_pad - start)
+        xt, term = (o.xt + (head * p.dim_pad * o.heavy_pad + start) * e, o.term + (head * o.heavy_pad + start) * e)
+        v = o.v + (head * o.heavy_pad + start) * p.width_pad * e
+        for r in range(0, rows, p.row_step):
+            out = s.out + r * p.width_pad * e
+            query = x[0] + r * x[1] * e
+            call(p.gemm, (query, x[1], 1, xt, o.heavy_pad, s.near_scores, near_row, p.row_step, columns, p.dim))
+            step = 1 if late else p.row_step
+            for i in range(0, p.row_step, step):
+                seen = columns
+                if late:
+                    seen = call(o.below, (positions, o.heavy, position + r + i)) - start
+                limits = (s.near_scores + i * near_row * e, near_row, step, columns, -p.row_step, seen)
+                terms = (term, s.query_term + (r + i) * e, w.scale)
+                sums = (s.top + (r + i) * e, out + i * p.width_pad * e, p.width_pad, p.width_pad)
+                call(p.band, (*limits, *terms, *sums, s.denominator + (r + i) * e))
+            values = (v, p.width_pad, out, p.width_pad, p.row_step, p.width_pad, columns)
+            call(p.gemm_add, (s.near_scores, near_row, 1, *values))
+
+
+@entry
+def blocks(
+    plan: int, weights: int, scratch: int, task: int, queries: int, beside: int, head: int, low: int, high: int
+) -> int:
+    """Let queries low <= i < high of a head see near and heavy keys, and features of all keys before the near ones.
+
+    The state holds what is far from the block of the last key when this is done. Return 1 if an input is not finite.
+    """
+    (p, w, s, t), g = records(plan, weights, scratch, task), view(Queries, queries)
+    o = view(Beside, beside)
+    seen, absorbed, i = t.seen, 0, low
+    while i < high:
+        block = (i + t.delta) // o.block
+        n = min((block + 1) * o.block - t.delta, high) - i
+        start, stop = max(block - o.reach, 0) * o.block, min((block + 1) * o.block, t.keys)
+        found = write_keys(p, w, s, t, absorbed, start)
+        if found < 0:
+            return 1
+        absorbed, seen = max(absorbed, start), seen | found
+        for index in range(t.groups):
+            q = g.q[head, index] + i * t.q_row
+            fine, x, x_row = load_queries(p, w, s, t, q, n, 1)
+            if fine == 0:
+                return 1
+            if seen != 0:
+                read_state(p, w, s, t, n, 1)
+            else:
+                no_features(p, w, s, n)
+            call(p.settle, (s.denominator, s.top, n))
+            x, x_row = near_queries(p, w, s, t, q, x, x_row, n)
+            if add_near(p, w, s, t, x, x_row, i, n, start, stop) == 0:
+                return 1
+            if o.heavy > 0:
+                _add_heavy(p, w, s, o, head, (x, x_row), n, i + t.delta)
+            store(p, s, t, g, head, index, i, n, high)
+        i += n
+    return int(write_keys(p, w, s, t, absorbed, max((t.keys - 1) // o.block - o.reach, 0) * o.block) < 0)
