@@ -28,6 +28,7 @@ GROUPING = "tests/test_grouping.py"
 MERGED = ("tests/test_groups.py", "-k", "test_merged_groups_are_those_of_the_keys_in_them")
 BLOCKS = "tests/test_blocks_numba.py"
 MERGING = "tests/test_merging_numba.py"
+FAR = ("tests/test_far_features_numba.py",)
 UNCERTAINTY = "tests/test_uncertainty.py"
 CALIBRATION = "tests/test_calibration.py"
 ADVISE = "tests/test_advise.py"
@@ -310,6 +311,13 @@ MUTANTS = [
     Mutant("merging: ties are followed one step", "grouping/merging.py", "for _ in range(x.shape[-2].bit_length()):", "for _ in range(0):", MERGED),
     Mutant("merging: a pair is tied from both ends", "grouping/merging.py", "least = xp.where(mutual & (index < nearest), np.inf, least)", "least = xp.where(mutual & (index < 0), np.inf, least)", MERGED),
     Mutant("merging: all ties count", "grouping/merging.py", "tied = (rank < surplus) & (least < np.inf)", "tied = (rank <= surplus) & (least < np.inf)", MERGED),
+    Mutant("Numba, far features: near keys end with the query's own block", "backends/numba/far_schedule.py", "(block + 1 + o.ahead) * o.block", "(block + 1) * o.block", FAR),
+    Mutant("Numba, far features: states before the last block", "backends/numba/far_features.py", "last = max((h.keys - 1) // o.block - o.reach, 0) * o.block", "last = 0", FAR),
+    Mutant("Numba, far features: heavy keys a position early", "backends/numba/far_schedule.py", "n, i + t.delta + o.later)", "n, i + t.delta + 1 + o.later)", FAR),
+    Mutant("Numba, far features: heavy keys beyond the first tile", "backends/numba/far_schedule.py", "position + r + i)) - start", "position + r + i))", FAR),
+    Mutant("Numba, far features: nothing is behind", "backends/numba/far_schedule.py", "absorbed, seen = stop, seen | found", "absorbed, seen = stop, 0", FAR),
+    Mutant("Numba, far features: chunks begin with nothing", "backends/numba/far_features.py", "(starts[index], 0))(head)", "(0, 0))(head)", FAR),
+    Mutant("Numba, far features: nothing behind later chunks", "backends/numba/far_features.py", "    after.scan()\n", "", FAR),
     Mutant("Numba merging: a pair is tied from both ends", "backends/numba/merge_kernels.py", "e.store(b.select(first, e.scalar(NONE), e.load(cost, i)), cost, i)", "e.store(b.select(first, e.load(cost, i), e.load(cost, i)), cost, i)", (MERGING, "-k", "as_is_specified")),
     Mutant("Numba merging: a tie too many", "backends/numba/merge_kernels.py", "with b.if_then(e.less(cheaper, wanted)):", "with b.if_then(e.less(cheaper, e.add(wanted, 1))):", (MERGING, "-k", "as_is_specified")),
     Mutant("Numba merging: of equal costs the last ones", "backends/numba/merge_kernels.py", 'earlier = b.icmp_signed("<", lane', 'earlier = b.icmp_signed(">", lane', (MERGING, "-k", "same")),

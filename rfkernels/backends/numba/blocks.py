@@ -25,8 +25,8 @@ _CHUNK = 16
 
 
 def attend(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: Any) -> Pass:
-    """Run a pass over blocks, as it is specified where features are in groups or queries see both sides of them."""
-    if far.features is not None and not far_features.fits(far, plan):
+    """Run a pass over blocks, the way it is specified where there are features in groups."""
+    if far.features is not None and far.groups is not None:
         return numpy.blocks(rows, far, plan, state, dtype)
     sums = accumulator(np, rows.q, rows.k, rows.v, None if state is None else state.keys)
     given = begin(rows, far, plan, state, sums)
@@ -34,12 +34,12 @@ def attend(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: An
     out, logs = outputs(outer, rows.q.shape[-2], rows.v.shape[-1], dtype, sums, plan.full)
     after = _after(given, far, plan, rows.q, out, logs)
     log, sign = log_normalizers(logs)
-    wanted = plan.causal and plan.full
-    return Pass(out, log, sign, finish(given, plan, after) if wanted else None)
+    later = finish(given, plan, after) if after is not None and plan.causal and plan.full else None
+    return Pass(out, log, sign, later)
 
 
-def _after(given: Inputs, far: Far, plan: Plan, q: Any, out: Any, logs: Any) -> After:
-    """Run a pass; return what a state after it holds."""
+def _after(given: Inputs, far: Far, plan: Plan, q: Any, out: Any, logs: Any) -> After | None:
+    """Run a pass; return what a state after it holds, if it is causal."""
     if far.features is not None:
         return far_features.run(given, far.features, far, plan, q, out, logs)
     if far.groups is None:

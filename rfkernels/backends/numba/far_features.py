@@ -1,9 +1,10 @@
-"""Causal passes over blocks whose far keys are sums of features: near and heavy keys exact, a head on each thread."""
+"""Passes over blocks whose far keys are sums of features: near and heavy keys exact, on threads."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,51 +13,122 @@ from rfkernels.backends.numba import far_schedule, passes, threads
 from rfkernels.backends.numba.block_inputs import After, Inputs, heavy_tiles
 from rfkernels.backends.numba.block_kernels import blockwise
 from rfkernels.backends.numba.packing import address, layout, pack_weights, scratch, to_internal, to_state, up
+from rfkernels.backends.numba.passes import Heads, Slots, Tasks, worth_threads
 from rfkernels.backends.numba.records import Held
 from rfkernels.backends.numba.schedule_records import Beside
 from rfkernels.features import Features
 from rfkernels.grouping import Far, Plan
 from rfkernels.grouping.summaries import empty
+from rfkernels.state import State
 
 _ALL = 1 << 30
 """Farther than any key that is looked at."""
 
 
-def fits(far: Far, plan: Plan) -> bool:
-    """Whether a pass is of this kind: causal, without groups, and of features of exp(x·y)."""
-    kernel = None if far.features is None else far.features.map.kernel
-    return plan.causal and far.groups is None and kernel is not None and kernel.norm_weight == 0
+class _Pass(NamedTuple):
+    """A pass over heads: how it is cut into blocks, what is exact, and states with what was seen before and nothing."""
+
+    heads: Heads
+    plan: Plan
+    beside: Held[Beside]
+    begun: State
+    nothing: State
 
 
-def run(given: Inputs, features: Features, far: Far, plan: Plan, q: Any, out: Any, logs: Any) -> After:
-    """Run the pass; return the sums of the keys that left."""
-    assert plan.reach is not None
-    keys, length = given.k.shape[-2], q.shape[-2]
+def run(given: Inputs, features: Features, far: Far, plan: Plan, q: Any, out: Any, logs: Any) -> After | None:
+    """Run the pass; return the sums of the keys that left, if it is causal."""
     names = tuple(dtype_name(x.dtype) for x in (q, given.k, given.v, out))
     made = layout(features, np.dtype(given.dtype).itemsize * 8, given.v.shape[-1], names, False)
     arrays = {"q": q, "k": given.k, "v": given.v, "out": out, "mask": given.mask}
     h = passes.heads(made, features, pack_weights(made, features), given.batch, arrays, logs)
-    begun = given.sums or empty(np, far, given.v.shape[-1], given.batch, given.dtype)
-    slots = passes.Slots(h, [to_internal(made, features, begun)])
-    tasks, delta = passes.Tasks(h, slots), keys - length
-    tasks.set(seen=slots.seen(), delta=delta, near=1, near_low=-_ALL, near_high=delta + 1)
-    p, code = made.plan, blockwise(made.machine, made.plan.element * 8)
-    heavy_pad = up(given.positions.shape[-1], p.column_step)
-    tiles = heavy_tiles(given, p.dim_pad, p.width_pad, heavy_pad)
-    beside = Held(
-        Beside(
-            code.addresses["below"],
-            plan.block,
-            min(plan.reach, keys // plan.block + 1),
-            given.positions.shape[-1],
-            heavy_pad,
-            *map(address, tiles),
-        )
+    nothing = empty(np, far, given.v.shape[-1], given.batch, given.dtype)
+    begun, nothing = (to_internal(made, features, x) for x in (given.sums or nothing, nothing))
+    tiles = heavy_tiles(
+        given, made.plan.dim_pad, made.plan.width_pad, up(given.positions.shape[-1], made.plan.column_step)
     )
+    whole = _Pass(h, plan, Held(_beside(h, plan, given, tiles)), begun, nothing)
+    if plan.causal:
+        return After(to_state(made, features, _causal(whole), given.batch))
+    if plan.reach is None:
+        _all(whole)
+    else:
+        _both_sides(whole)
+    return None
 
-    def head(index: int) -> int:
-        own = h.weights[index], scratch(made), tasks.at(0, index), h.queries.address, beside.address
-        return far_schedule.blocks(made.held.address, *own, index, 0, length)
 
-    threads.run([partial(head, index) for index in range(h.count)], h.threads if passes.worth_threads(h) else 1)
-    return After(to_state(made, features, slots.last(), given.batch))
+def _beside(h: Heads, plan: Plan, given: Inputs, tiles: tuple[Any, ...]) -> Beside:
+    p, code = h.layout.plan, blockwise(h.layout.machine, h.layout.plan.element * 8)
+    # No further than to both ends: a window may be wider than any integer of the machine.
+    reach = -1 if plan.reach is None else min(plan.reach, max(h.keys, h.length) // plan.block + 1)
+    count = given.positions.shape[-1]
+    sizes = plan.block, reach, 0 if plan.causal else max(reach, 0), 0 if plan.causal else _ALL, count
+    return Beside(code.addresses["below"], *sizes, up(count, p.column_step), *map(address, tiles))
+
+
+def _runner(w: _Pass, tasks: Tasks, slot: int, span: tuple[int, int], seen: tuple[int, int]) -> Callable[[int], int]:
+    """Return what lets the queries of a span, of any head, see all that they see, given how many keys a state holds."""
+    h = w.heads
+
+    def run(head: int) -> int:
+        own = h.weights[head], scratch(h.layout), tasks.at(slot, head), h.queries.address, w.beside.address
+        return far_schedule.blocks(h.layout.held.address, *own, head, *span, *seen)
+
+    return run
+
+
+def _causal(w: _Pass) -> State:
+    h, o = w.heads, w.beside.record
+    slots, delta = Slots(h, [w.begun]), h.keys - h.length
+    tasks = Tasks(h, slots)
+    tasks.set(seen=slots.seen(), delta=delta, near=1, near_low=-_ALL, near_high=delta + 1)
+    last = max((h.keys - 1) // o.block - o.reach, 0) * o.block
+    head = _runner(w, tasks, 0, (0, h.length), (0, last))
+    threads.run([partial(head, index) for index in range(h.count)], h.threads if worth_threads(h) else 1)
+    return slots.last()
+
+
+def _all(w: _Pass) -> None:
+    h = w.heads
+    _, after = passes.write(h, w.begun, w.nothing)
+    slots = Slots(h, [after])
+    tasks = Tasks(h, slots)
+    tasks.set(seen=slots.seen(), near=1)
+    spans = passes.cut(h.length, passes.chunk_count(h, h.length), h.layout.plan.tile)
+    runners = [_runner(w, tasks, 0, span, (0, 0)) for span in spans]
+    work = [partial(runner, head) for runner in runners for head in range(h.count)]
+    threads.run(work, h.threads if worth_threads(h) else 1)
+
+
+def _both_sides(w: _Pass) -> None:
+    """Read each chunk of queries twice: backwards, which leaves sums in a buffer, then forwards, joining them."""
+    h = w.heads
+    spans, step = passes.two_sided_spans(h)
+    for first in range(0, h.count, step):
+        _both_sides_of(w, spans, range(first, min(first + step, h.count)))
+
+
+def _both_sides_of(w: _Pass, spans: list[tuple[int, int]], some: range) -> None:
+    h, o, last = w.heads, w.beside.record, len(spans) - 1
+    p = h.layout.plan
+    before, after = (Slots(h, [state] + [w.nothing] * last) for state in (w.begun, w.nothing))
+    starts = [min(max(low // o.block - o.reach, 0) * o.block, h.keys) for low, _ in spans]
+    ends = [max(h.keys - ((max(high, 1) - 1) // o.block + o.reach + 1) * o.block, 0) for _, high in reversed(spans)]
+    forward, backward = Tasks(h, before), Tasks(h, after, reverse=True)
+    count = h.threads if worth_threads(h) else 1
+    threads.run(passes.absorbing(h, forward, starts, some) + passes.absorbing(h, backward, ends, some), count)
+    before.scan()
+    after.scan()
+    rows = np.array([[high - low] for low, high in spans])
+    forward.set(part_mode=2, part_rows=rows, near=1, near_low=-_ALL, near_high=_ALL, seen=before.seen())
+    backward.set(part_mode=1, part_rows=rows[::-1], seen=after.seen())
+
+    def span(index: int, head: int) -> int:
+        buffer = np.empty(h.shared * int(rows[index, 0]) * (p.width_pad + 2), h.layout.dtype)
+        part, plan = address(buffer), h.layout.held.address
+        own = h.weights[head], scratch(h.layout)
+        task = backward.at(last - index, head, part=part), h.queries.address, w.beside.address
+        far_schedule.behind(plan, *own, *task, head, *spans[index])
+        forward.at(index, head, part=part)
+        return _runner(w, forward, index, spans[index], (starts[index], 0))(head)
+
+    threads.run([partial(span, index, head) for index in range(len(spans)) for head in some], count)

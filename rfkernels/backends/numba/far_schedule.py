@@ -1,4 +1,4 @@
-"""Schedule of causal passes over blocks whose far keys are sums of features: like `schedule`."""
+"""Schedules of passes over blocks whose far keys are sums of features: like `schedule`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rfkernels.backends.numba.schedule import (
     store,
     write_keys,
 )
-from rfkernels.backends.numba.schedule_records import Beside, Plan, Queries, Scratch, Weights
+from rfkernels.backends.numba.schedule_records import Beside, Plan, Queries, Scratch, Task, Weights
 
 
 @jit
@@ -46,40 +46,87 @@ def _add_heavy(
             call(p.gemm_add, (s.near_scores, near_row, 1, *values))
 
 
+@jit
+def _far(p: Plan, w: Weights, s: Scratch, t: Task, q: int, count: int, seen: int) -> tuple[int, int, int]:
+    """Let queries read the state, if anything was seen; return as `load_queries` does."""
+    fine, x, x_row = load_queries(p, w, s, t, q, count, 1)
+    if fine != 0:
+        if seen != 0:
+            read_state(p, w, s, t, count, 1)
+        else:
+            no_features(p, w, s, count)
+        call(p.settle, (s.denominator, s.top, count))
+    return fine, x, x_row
+
+
 @entry
 def blocks(
-    plan: int, weights: int, scratch: int, task: int, queries: int, beside: int, head: int, low: int, high: int
+    plan: int,
+    weights: int,
+    scratch: int,
+    task: int,
+    queries: int,
+    beside: int,
+    head: int,
+    low: int,
+    high: int,
+    absorbed: int,
+    until: int,
 ) -> int:
-    """Let queries low <= i < high of a head see near and heavy keys, and features of all keys before the near ones.
+    """Let queries low <= i < high of a head see near and heavy keys, and features of keys before the near ones.
 
-    The state holds what is far from the block of the last key when this is done. Return 1 if an input is not finite.
+    Of these the state holds `absorbed` already, and `until` when this is done. Return 1 if an input is not finite.
     """
-    (p, w, s, t), g = records(plan, weights, scratch, task), view(Queries, queries)
-    o = view(Beside, beside)
-    seen, absorbed, i = t.seen, 0, low
+    (p, w, s, t), g, o = records(plan, weights, scratch, task), view(Queries, queries), view(Beside, beside)
+    seen, i = t.seen, low
     while i < high:
         block = (i + t.delta) // o.block
         n = min((block + 1) * o.block - t.delta, high) - i
-        start, stop = max(block - o.reach, 0) * o.block, min((block + 1) * o.block, t.keys)
-        found = write_keys(p, w, s, t, absorbed, start)
-        if found < 0:
-            return 1
-        absorbed, seen = max(absorbed, start), seen | found
+        start, stop = 0, 0
+        if o.reach >= 0:
+            start = min(max(block - o.reach, 0) * o.block, t.keys)
+            stop = min((block + 1 + o.ahead) * o.block, t.keys)
+            found = write_keys(p, w, s, t, absorbed, start)
+            if found < 0:
+                return 1
+            absorbed, seen = max(absorbed, start), seen | found
         for index in range(t.groups):
             q = g.q[head, index] + i * t.q_row
-            fine, x, x_row = load_queries(p, w, s, t, q, n, 1)
+            fine, x, x_row = _far(p, w, s, t, q, n, seen)
             if fine == 0:
                 return 1
-            if seen != 0:
-                read_state(p, w, s, t, n, 1)
-            else:
-                no_features(p, w, s, n)
-            call(p.settle, (s.denominator, s.top, n))
             x, x_row = near_queries(p, w, s, t, q, x, x_row, n)
             if add_near(p, w, s, t, x, x_row, i, n, start, stop) == 0:
                 return 1
             if o.heavy > 0:
-                _add_heavy(p, w, s, o, head, (x, x_row), n, i + t.delta)
+                _add_heavy(p, w, s, o, head, (x, x_row), n, i + t.delta + o.later)
             store(p, s, t, g, head, index, i, n, high)
         i += n
-    return int(write_keys(p, w, s, t, absorbed, max((t.keys - 1) // o.block - o.reach, 0) * o.block) < 0)
+    return int(write_keys(p, w, s, t, absorbed, until) < 0)
+
+
+@entry
+def behind(
+    plan: int, weights: int, scratch: int, task: int, queries: int, beside: int, head: int, low: int, high: int
+) -> int:
+    """Let queries, the last of low <= i < high first, see features of keys after the near ones; all is read backwards.
+
+    The state holds what is behind all of them. Return 1 if an input is not finite.
+    """
+    (p, w, s, t), g, o = records(plan, weights, scratch, task), view(Queries, queries), view(Beside, beside)
+    seen, last = t.seen, high - 1
+    absorbed = max(t.keys - (last // o.block + o.reach + 1) * o.block, 0)
+    while last >= low:
+        block = last // o.block
+        n = last + 1 - max(block * o.block, low)
+        stop = max(t.keys - (block + o.reach + 1) * o.block, 0)
+        found = write_keys(p, w, s, t, absorbed, stop)
+        if found < 0:
+            return 1
+        absorbed, seen = stop, seen | found
+        for index in range(t.groups):
+            if _far(p, w, s, t, g.q[head, index] + last * -t.q_row, n, seen)[0] == 0:
+                return 1
+            store(p, s, t, g, head, index, high - 1 - last, n, high)
+        last -= n
+    return 0

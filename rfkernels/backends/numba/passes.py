@@ -220,7 +220,7 @@ def _idle(h: Heads) -> bool:
     return h.threads > 1 and h.count > 0 and not even and worth_threads(h)
 
 
-def _chunks(h: Heads, length: int) -> int:
+def chunk_count(h: Heads, length: int) -> int:
     """Return how many chunks a sequence is cut into so that all threads have work, where cutting costs nothing."""
     return max(1, min(-(-4 * h.threads // h.count), length // (4 * h.layout.plan.tile))) if _idle(h) else 1
 
@@ -241,12 +241,13 @@ def _causal_chunks(h: Heads, length: int) -> int:
     return min(range(1, most + 1), key=cost)
 
 
-def _spans(length: int, chunks: int, tile: int) -> list[tuple[int, int]]:
+def cut(length: int, chunks: int, tile: int) -> list[tuple[int, int]]:
+    """Cut a sequence into so many chunks of whole tiles, as alike as can be."""
     step = up(-(-length // chunks), tile)
     return list(pairwise([min(i * step, length) for i in range(chunks)] + [length]))
 
 
-def _absorbing(h: Heads, tasks: Tasks, ends: list[int], some: range | None = None) -> list[Runner]:
+def absorbing(h: Heads, tasks: Tasks, ends: list[int], some: range | None = None) -> list[Runner]:
     """Return the work of writing to each slot the keys between its end and that of the slot before."""
     plan = h.layout.held.address
 
@@ -269,16 +270,16 @@ def _pieces(h: Heads, starts: list[int]) -> tuple[list[int], list[int]]:
     ends: list[int] = []
     first: list[int] = []
     for low, high in pairwise([0, *starts]):
-        ends += [low + end for _, end in _spans(high - low, _chunks(h, high - low), h.layout.plan.tile)]
+        ends += [low + end for _, end in cut(high - low, chunk_count(h, high - low), h.layout.plan.tile)]
         first.append(len(ends) - 1)
     return ends, first
 
 
 def write(h: Heads, state: State, empty: State) -> tuple[bool, State]:
     """Write all keys; return whether inputs were finite, and the state."""
-    spans = _spans(h.keys, _chunks(h, h.keys), h.layout.plan.tile)
+    spans = cut(h.keys, chunk_count(h, h.keys), h.layout.plan.tile)
     slots = Slots(h, [state] + [empty] * (len(spans) - 1))
-    fine = _run(h, _absorbing(h, Tasks(h, slots), [high for _, high in spans]))
+    fine = _run(h, absorbing(h, Tasks(h, slots), [high for _, high in spans]))
     slots.scan()
     return fine, slots.last()
 
@@ -293,7 +294,7 @@ def read(h: Heads, state: State) -> bool:
         own = h.weights[head], scratch(h.layout), tasks.at(0, head)
         return schedule.emit(plan, *own, queries, head, low, high)
 
-    spans = _spans(h.length, _chunks(h, h.length), h.layout.plan.tile)
+    spans = cut(h.length, chunk_count(h, h.length), h.layout.plan.tile)
     return _run(h, [partial(emit, head, *span) for span in spans for head in range(h.count)])
 
 
@@ -301,12 +302,12 @@ def causal(h: Heads, state: State, empty: State, window: int | None) -> tuple[bo
     """Run a causal pass; return whether inputs were finite, and the state of all keys but those in the window."""
     lag = window or 0
     delta = h.keys - h.length - lag
-    spans = _spans(h.length, _causal_chunks(h, h.length), h.layout.plan.tile)
+    spans = cut(h.length, _causal_chunks(h, h.length), h.layout.plan.tile)
     starts = [min(max(low + delta, 0), h.keys) for low, _ in spans]
     ends, first = _pieces(h, starts)
     slots = Slots(h, [state] + [empty] * (len(ends) - 1))
     tasks, plan, queries = Tasks(h, slots), h.layout.held.address, h.queries.address
-    fine = _run(h, _absorbing(h, tasks, ends))
+    fine = _run(h, absorbing(h, tasks, ends))
     slots.scan()
     tasks.set(seen=slots.seen(), delta=delta)
     if lag:
@@ -327,13 +328,17 @@ def two_sided(h: Heads, state: State, empty: State, window: int) -> bool:
     Each chunk of queries is read twice: backwards against the keys after the window, which leaves its sums in a buffer,
     then forwards against those before it, joining the buffer and the exact weights of the window.
     """
+    spans, step = two_sided_spans(h)
+    some = (range(first, min(first + step, h.count)) for first in range(0, h.count, step))
+    return all(_two_sided(h, state, empty, window, spans, heads) for heads in some)
+
+
+def two_sided_spans(h: Heads) -> tuple[list[tuple[int, int]], int]:
+    """Cut queries that see both sides, so that memory is bounded; return also how many heads go together."""
     p = h.layout.plan
     row_bytes = h.shared * (p.width_pad + 2) * p.element
     chunks = max(_causal_chunks(h, h.length), -(-h.length * row_bytes // _PART_BYTES), 1)
-    spans = _spans(h.length, chunks, p.tile)
-    step = h.count if chunks == 1 else h.threads
-    some = (range(first, min(first + step, h.count)) for first in range(0, h.count, max(step, 1)))
-    return all(_two_sided(h, state, empty, window, spans, heads) for heads in some)
+    return cut(h.length, chunks, p.tile), max(h.count if chunks == 1 else h.threads, 1)
 
 
 def _two_sided(h: Heads, state: State, empty: State, window: int, spans: list[tuple[int, int]], some: range) -> bool:
@@ -342,7 +347,7 @@ def _two_sided(h: Heads, state: State, empty: State, window: int, spans: list[tu
     starts = [min(max(low - window, 0), h.keys) for low, _ in spans]
     ends = [min(max(h.keys - high - window, 0), h.keys) for _, high in reversed(spans)]
     forward, backward = Tasks(h, before), Tasks(h, after, reverse=True)
-    fine = _run(h, _absorbing(h, forward, starts, some) + _absorbing(h, backward, ends, some))
+    fine = _run(h, absorbing(h, forward, starts, some) + absorbing(h, backward, ends, some))
     before.scan()
     after.scan()
     plan, queries = h.layout.held.address, h.queries.address

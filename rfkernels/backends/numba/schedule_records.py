@@ -148,8 +148,9 @@ class Queries(NamedTuple):
 
 
 class Beside(NamedTuple):
-    """What queries see exactly beside features: their block and so many before it, and heavy keys.
+    """What queries see exactly beside features: their block, `reach` before it and `ahead` after it, and heavy keys.
 
+    A reach of −1 is none of these. Heavy keys are seen up to so much `later` a position as the query's own.
     Of heavy keys, padded, addresses for the first head: as columns, values, terms (the sentinel where one may not be
     seen) and positions in ascending order, 64-bit integers. `below` is the address of the kernel that counts these.
     """
@@ -157,6 +158,8 @@ class Beside(NamedTuple):
     below: int
     block: int
     reach: int
+    ahead: int
+    later: int
     heavy: int
     heavy_pad: int
     xt: int
