@@ -226,7 +226,7 @@ def _state(state: Any, far: Far, plan: Plan, k: Any, v: Any) -> BlockState | Non
         )
     assert plan.reach is not None
     dim, width, held = k.shape[-1], v.shape[-1], (plan.reach + 1) * plan.block
-    if (state.mass is None) != (not plan.merged):
+    if any((x is None) != (not plan.merged) for x in (state.mass, state.within)):
         raise ValueError(
             "state must come from a pass with the same groups; those that are merged from its keys are its own"
         )
@@ -236,6 +236,8 @@ def _state(state: Any, far: Far, plan: Plan, k: Any, v: Any) -> BlockState | Non
         "values": (state.values, (held, width)),
         "mask": (state.mask, (plan.reach + 1, plan.block)),
         "sums.kv": (state.sums.kv, sums),
+        "sums.z": (state.sums.z, sums[:1]),
+        "sums.shift": (state.sums.shift, sums[:1]),
     }
     if plan.merged:
         parts["mass"], parts["within"] = (state.mass, (sums[0] + plan.block,)), (state.within, (dim, dim + width))

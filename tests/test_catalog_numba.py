@@ -23,7 +23,7 @@ from rfkernels.backends.numba import (
 )
 from rfkernels.backends.numba.catalog_plan_kernels import plan_kernels
 from rfkernels.backends.numba.jit import machine
-from rfkernels.catalog import estimates, plan, sampling
+from rfkernels.catalog import Catalog, estimates, plan, sampling
 from rfkernels.catalog.records import Table
 
 CELLS = 12
@@ -110,6 +110,21 @@ def test_narrower_machines(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_large_logits(scale: float) -> None:
     found = assert_same(table(), queries(scale=scale), BUDGET, 5)
     assert np.isfinite(found.log_normalizer).all()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_errors_where_nothing_that_is_drawn_weighs_anything(dtype: str) -> None:
+    """Beside one opened item: in single precision what is drawn may be nothing at all, and is not known by that."""
+    rng = np.random.default_rng(0)
+    spread = 0.6 * rng.gamma(2, 0.4, size=(8000, 1)) * rng.normal(size=(8000, 16))
+    items = (spread + rng.normal(size=(40, 16))[rng.integers(40, size=8000)]).astype(dtype)
+    catalog, queries = Catalog(items), (10 * rng.normal(size=(300, 16))).astype(dtype)
+    found, expected = (
+        catalog.log_normalizer(queries, budget=1000, full=True, backend=backend) for backend in ("numba", "numpy")
+    )
+    known = (expected.standard_error < 1) & (expected.standard_error > 1e-9)
+    assert known.sum() > 20
+    assert (found.standard_error[known] > 0.5 * expected.standard_error[known]).all()
 
 
 def test_weights_of_far_groups_below_the_smallest_number() -> None:

@@ -133,6 +133,20 @@ REFUSED: dict[str, tuple[type, str, dict[str, Any]]] = {
         r"same window.*mass \(\*batch, 67\), got \(70,\); within \(\*batch, 4, 8\), got \(4, 8\)",
         {"causal": True, "groups": 3, "state": causal_state(groups=3)._replace(mass=np.zeros(70))},
     ),
+    "sums that are not those of all groups": (
+        ValueError,
+        r"same window.*sums.z \(\*batch, 3\), got \(2,\)",
+        {
+            "causal": True,
+            "groups": 3,
+            "state": causal_state(groups=3)._replace(sums=rfk.State(np.zeros((3, 9)), np.zeros(2), np.zeros(3))),
+        },
+    ),
+    "merged groups that forgot how they spread": (
+        ValueError,
+        "same groups; those that are merged",
+        {"causal": True, "groups": 3, "state": causal_state(groups=3)._replace(within=None)},
+    ),
     "merged groups from a state of others": (
         ValueError,
         "same groups; those that are merged",

@@ -231,12 +231,19 @@ def test_merged_groups_count_every_key_once() -> None:
 @pytest.mark.parametrize("backend", oracle.backends("numpy", "numba"))
 @pytest.mark.parametrize("value", [np.nan, 1e19, 1e30])
 def test_merging_ends_whatever_the_keys(value: float, backend: str) -> None:
-    """Squares that overflow, and what is not a number."""
+    """Squares that overflow, what is not a number, and logits of other keys whose weights overflow beside it."""
     q, k, v = normal(3, 60, DIM).astype(np.float32)
     k[3], k[5:9] = value, -value
     with np.errstate(all="ignore"):
-        got = rfk.attention(q, k, v, groups=4, causal=True, window=1, check_finite=False, backend=backend)
-    assert got.shape == v.shape
+        for size in (1, 100):
+            options = {"groups": 4, "causal": True, "window": 1, "check_finite": False, "backend": backend}
+            got = rfk.attention(size * q, k, v, **options, full=True)
+            assert got.output.shape == v.shape
+            for part in ("mass", "within"):
+                broken = got.state._replace(**{part: np.full_like(getattr(got.state, part), np.inf)})
+                rfk.attention(size * q, k, v, **options, state=broken)
+            sums = got.state.sums._replace(z=np.full_like(got.state.sums.z, np.inf))
+            rfk.attention(size * q, k, v, **options, state=got.state._replace(sums=sums))
 
 
 def test_sums_of_kernels_in_groups_on_every_backend() -> None:

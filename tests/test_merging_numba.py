@@ -96,3 +96,12 @@ def test_heads_run_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RFKERNELS_NUM_THREADS", "3")
     np.testing.assert_allclose(attend(call, backend="numba"), expected, rtol=1e-9, atol=1e-10)
     assert used == [3]
+
+
+@pytest.mark.parametrize("groups", [3, "given"])
+def test_from_a_state_of_no_heads(groups: Any) -> None:
+    call = make_call(40, 40, True, 5, batches=dict.fromkeys("qkv", (0,)))
+    call = call if groups == "given" else call._replace(groups=groups)
+    for backend in ("numpy", "numba"):
+        state = attend(call, full=True, backend=backend).state
+        assert attend(call, state=state, backend=backend).shape == call.v.shape

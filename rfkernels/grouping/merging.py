@@ -56,7 +56,7 @@ def _beside(xp: Any, one: Any, other: Any, axis: int) -> Any:
 def _pooled(xp: Any, x: Any, shape: tuple[int, ...]) -> Any:
     """Sum over axes that an array of this shape lacks or has of size 1: those of query heads that share keys."""
     x = xp.sum(x, tuple(range(x.ndim - len(shape)))) if x.ndim > len(shape) else x
-    axes = tuple(i - x.ndim for i in range(x.ndim) if shape[i - x.ndim] == 1 and x.shape[i] > 1)
+    axes = tuple(i - x.ndim for i in range(x.ndim) if shape[i - x.ndim] == 1 and x.shape[i] != 1)
     return xp.sum(x, axes, keepdims=True) if axes else x
 
 
@@ -66,10 +66,12 @@ def absorb(xp: Any, state: BlockState, k: Any, v: Any, mask: Any) -> BlockState:
     kv = xp.concatenate([state.sums.kv, xp.concatenate([k, squares(xp, None, k), v], -1) * mask[..., None]], -2)
     number = xp.concatenate([state.sums.z, mask.astype(k.dtype)], -1)
     means = kv / xp.where(number > 0, number, 1)[..., None]
-    mass = xp.where(state.mass > 0, state.mass, 0)  # where logits overflow it is no number
+    # Where logits overflow it is no number: without weights points are merged all the same, or nothing would end.
+    mass = xp.where((state.mass > 0) & (state.mass < np.inf), state.mass, 0)
     received, total = (xp.sum(x, -1, keepdims=True) for x in (mass, number))
     weight = mass / xp.where(received > 0, received, 1) + _EVEN * number / xp.where(total > 0, total, 1)
-    label = reduced(xp, stopped(xp, means[..., :dim]), stopped(xp, xp.where(number > 0, weight, 0)), size)
+    weight = xp.where(number > 0, xp.where(weight > 0, weight, 1), 0)
+    label = reduced(xp, stopped(xp, means[..., :dim]), stopped(xp, weight), size)
     share = ((label[..., None] == xp.arange(size)) & (number > 0)[..., None]).astype(k.dtype)
     turned = xp.swapaxes(share, -1, -2)
     sums, z = matmul(xp, turned, kv), matmul(xp, turned, number[..., None])[..., 0]

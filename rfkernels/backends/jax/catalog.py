@@ -164,15 +164,19 @@ def _one(table: DeviceTable, query: Any, key: Any, places: int) -> Any:
     pairs = parts[: len(parts) // 2 * 2].reshape(-1, 2)
     log, count = top + jnp.log(total), plan.runs // 2
     apart = jnp.where(jnp.arange(len(pairs)) < count, pairs[:, 0] - pairs[:, 1], 0) / jnp.where(total > 0, total, 1)
-    error = _trusted(stopped(jnp, apart) ** 2, count, plan.runs, jnp.exp(2 * (plan.log_error - finite(log))))
+    predicted = jnp.exp(2 * (plan.log_error - finite(log)))
+    error = _trusted(stopped(jnp, apart) ** 2, jnp.where(jnp.any(parts != 0), count, 0), plan.runs, predicted)
     return log, error, plan.ends[-1] + RUN * plan.runs
 
 
-def _trusted(square: Any, count: Any, runs: Any, predicted: Any) -> Any:
-    """Return the standard error that `rfkernels.catalog.estimates.trusted_error` specifies; no runs have none."""
+def _trusted(square: Any, alike: Any, runs: Any, predicted: Any) -> Any:
+    """Return the standard error that `rfkernels.catalog.estimates.trusted_error` specifies; no runs have none.
+
+    `alike` is how many differences there are in effect if they are all zero.
+    """
     most = jnp.max(square)
     relative = square / jnp.where(most > 0, most, 1)  # fourth powers would be less than the smallest number
-    effective = jnp.where(most > 0, jnp.sum(relative) ** 2 / jnp.maximum(jnp.sum(relative**2), 1), count)
-    seen = jnp.sum(square) * runs / jnp.maximum(2 * count, 1)
+    effective = jnp.where(most > 0, jnp.sum(relative) ** 2 / jnp.maximum(jnp.sum(relative**2), 1), alike)
+    seen = jnp.sum(square) * runs / jnp.maximum(runs // 2 * 2, 1)
     share = FEW**2 / (effective**2 + FEW**2)
     return jnp.where(runs > 0, jnp.sqrt(seen + share * jnp.maximum(predicted - seen, 0)), 0)

@@ -34,8 +34,8 @@ class Inputs(NamedTuple):
         As a `BlockState` has them.
     positions : array of int, shape (*batch, heavy)
         Of the heavy keys.
-    sums : array, shape (*batch, groups, dim + 1 + width + 1), or None
-        Sums of k, kᵀ M k and v, and numbers of keys, to begin from.
+    sums : State or None
+        Sums to begin from: of k, kᵀ M k and v, and numbers of keys, or those of features.
     dtype : dtype
         Of sums.
     held : int
@@ -83,7 +83,7 @@ def begin(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: Any
         batch,
         k,
         v,
-        _after(state.mask.reshape(*batch, -1), free, held, batch, 1),
+        _after(state.mask.reshape(*batch, (plan.reach + 1) * plan.block), free, held, batch, 1),
         first - held,
         *heavy,
         state.sums,

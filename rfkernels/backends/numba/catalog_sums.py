@@ -115,8 +115,10 @@ def _trusted(r: Rules, s: Scratch, runs: int, z: float, predicted: float) -> flo
     """Return the relative standard error, from what differences of runs show and from the predicted variance."""
     square, fourth, pairs = s.numbers[3], s.numbers[4], runs // 2
     seen, effective = (math.sqrt(square * runs / (2 * pairs)) / z) ** 2, float(pairs)
-    if fourth > 0:
-        effective = square**2 / fourth if fourth < np.inf else 1.0  # one that is so large leaves nothing of others
+    if square > 0:  # with fourth powers that are no numbers, one leaves nothing of others
+        effective = square**2 / fourth if 0 < fourth < np.inf else 1.0
+    elif s.numbers[2] == 0:
+        effective = 0.0
     share = r.few**2 / (effective**2 + r.few**2)
     return math.sqrt(seen + share * (predicted - seen)) if predicted > seen else math.sqrt(seen)
 

@@ -81,7 +81,8 @@ def _weigh_points(e: Emitter) -> None:
 
     def attention(i: Any) -> Any:
         given = e.load(mass, i)
-        return b.select(b.fcmp_ordered(">", given, e.scalar(0.0)), given, e.scalar(0.0))  # or nothing would end
+        counts = b.and_(b.fcmp_ordered(">", given, e.scalar(0.0)), b.fcmp_ordered("<", given, e.scalar(NONE)))
+        return b.select(counts, given, e.scalar(0.0))
 
     received, keys = e.variable(e.scalar(0.0)), e.variable(e.scalar(0.0))
     with e.loop(0, points) as i:
@@ -97,6 +98,7 @@ def _weigh_points(e: Emitter) -> None:
     with e.loop(0, points) as i:
         filled = b.fcmp_ordered(">", number(i), e.scalar(0.0))
         both = b.fadd(b.fdiv(attention(i), received.get()), b.fdiv(number(i), keys.get()))
+        both = b.select(b.fcmp_ordered(">", both, e.scalar(0.0)), both, e.scalar(1.0))  # or nothing would end
         e.store(b.select(filled, both, e.scalar(0.0)), weight, i)
         e.store(b.select(filled, b.trunc(i, SHORT), SHORT(-1)), owner, i)
         left.set(e.add(left.get(), b.zext(filled, INT)))

@@ -46,7 +46,8 @@ def _from_state(w: Prepared, sums: Any, mass: Any, within: Any) -> None:
     if begun is None:
         return
     sums[:, : p.groups] = begun
-    received, inner = given.mass.reshape(len(w.base), -1), given.within.reshape(len(w.base), p.dim, -1)
+    received = given.mass.reshape(len(w.base), p.groups + p.block)
+    inner = given.within.reshape(len(w.base), p.dim, p.dim + p.width)
     mass[:, : p.groups] = received[:, : p.groups]
     mass[:, p.groups_pad : p.groups_pad + p.block] = received[:, p.groups :]
     within[:, : p.dim, : p.dim] = inner[..., : p.dim]
@@ -74,7 +75,7 @@ def _memory_of(p: BlockPlan, shared: int, code: Code) -> Held[Merging]:
     if known is not None and known[0] == (p, shared) and known[2] is code:
         return cast(Held[Merging], known[1])
     _memory.merging = None  # an interrupt may leave the buffer of another plan
-    queries, both = up(shared * p.tile, p.column_step), p.dim_pad + p.width_pad
+    queries, both = up(shared * up(p.block, p.row_step), p.column_step), p.dim_pad + p.width_pad
     sizes = {
         "far": queries * (p.groups_pad + p.column_step),
         "near": queries * (p.band_tile + p.column_step),
