@@ -174,7 +174,7 @@ def _groups_kept(problem: Problem, count: int, window: int | None, heavy: int = 
     k, v = problem.k, problem.v
     heads = math.prod(np.broadcast_shapes(k.shape[:-2], v.shape[:-2]))
     dim, width = k.shape[-1], v.shape[-1]
-    sums: int = count * (dim + width + 3) + (dim * (dim + width) + merged + near if problem.causal else 0)
+    sums: int = count * (dim + width + 3) + (dim * (dim + width) + merged + plan.block if problem.causal else 0)
     size = int(np.result_type(k, v, np.float32).itemsize)
     return heads * sums * size + positions_bytes(problem, near + heavy)
 
