@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -159,3 +161,27 @@ def test_from_a_state(cuts: list[int]) -> None:
     state = attend(half, full=True, backend="numpy").state
     one, two = (attend(rest, state=state, backend=name) for name in ("numpy", "numba"))
     np.testing.assert_allclose(one, two, **CLOSE)
+
+
+def test_code_lives_as_long_as_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of threads that compile at once, all but one have code that no cache keeps."""
+    from rfkernels.backends.numba import block_kernels, far_features, far_schedule
+
+    made: list[Any] = []
+
+    def compiled_here(*given: Any) -> Any:
+        code = block_kernels.blockwise.__wrapped__(*given)
+        made.append(weakref.ref(code))
+        return code
+
+    def blocks(*given: Any) -> int:
+        gc.collect()
+        assert made[-1]() is not None
+        return run(*given)
+
+    run = far_schedule.blocks
+    monkeypatch.setattr(far_features, "blockwise", compiled_here)
+    monkeypatch.setattr(far_schedule, "blocks", blocks)
+    for name in ("causal", "both sides", "no window"):
+        attend(CASES[name], backend="numba")
+    assert len(made) == 3

@@ -12,6 +12,7 @@ from rfkernels._arrays import dtype_name
 from rfkernels.backends.numba import far_schedule, passes, threads
 from rfkernels.backends.numba.block_inputs import After, Inputs, heavy_tiles
 from rfkernels.backends.numba.block_kernels import blockwise
+from rfkernels.backends.numba.jit import Code
 from rfkernels.backends.numba.packing import address, layout, pack_weights, scratch, to_internal, to_state, up
 from rfkernels.backends.numba.passes import Heads, Slots, Tasks, worth_threads
 from rfkernels.backends.numba.records import Held
@@ -26,11 +27,15 @@ _ALL = 1 << 30
 
 
 class _Pass(NamedTuple):
-    """A pass over heads: how it is cut into blocks, what is exact, and states with what was seen before and nothing."""
+    """A pass over heads: how it is cut into blocks, what is exact, and states with what was seen before and nothing.
+
+    `code` is what `beside` knows by address: of threads that compile at once, all but one get what no cache keeps.
+    """
 
     heads: Heads
     plan: Plan
     beside: Held[Beside]
+    code: Code
     begun: State
     nothing: State
 
@@ -46,7 +51,9 @@ def run(given: Inputs, features: Features, far: Far, plan: Plan, q: Any, out: An
     tiles = heavy_tiles(
         given, made.plan.dim_pad, made.plan.width_pad, up(given.positions.shape[-1], made.plan.column_step)
     )
-    whole = _Pass(h, plan, Held(_beside(h, plan, given, tiles)), begun, nothing)
+    code = blockwise(made.machine, made.plan.element * 8)
+    beside = _beside(h, plan, given, tiles, code.addresses["below"])
+    whole = _Pass(h, plan, Held(beside), code, begun, nothing)
     if plan.causal:
         return After(to_state(made, features, _causal(whole), given.batch))
     if plan.reach is None:
@@ -56,13 +63,12 @@ def run(given: Inputs, features: Features, far: Far, plan: Plan, q: Any, out: An
     return None
 
 
-def _beside(h: Heads, plan: Plan, given: Inputs, tiles: tuple[Any, ...]) -> Beside:
-    p, code = h.layout.plan, blockwise(h.layout.machine, h.layout.plan.element * 8)
+def _beside(h: Heads, plan: Plan, given: Inputs, tiles: tuple[Any, ...], below: int) -> Beside:
     # No further than to both ends: a window may be wider than any integer of the machine.
     reach = -1 if plan.reach is None else min(plan.reach, max(h.keys, h.length) // plan.block + 1)
     count = given.positions.shape[-1]
     sizes = plan.block, reach, 0 if plan.causal else max(reach, 0), 0 if plan.causal else _ALL, count
-    return Beside(code.addresses["below"], *sizes, up(count, p.column_step), *map(address, tiles))
+    return Beside(below, *sizes, up(count, h.layout.plan.column_step), *map(address, tiles))
 
 
 def _runner(w: _Pass, tasks: Tasks, slot: int, span: tuple[int, int], seen: tuple[int, int]) -> Callable[[int], int]:
