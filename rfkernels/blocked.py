@@ -235,6 +235,8 @@ def _state(state: Any, far: Far, plan: Plan, k: Any, v: Any) -> BlockState | Non
         "keys": (state.keys, (held, dim)),
         "values": (state.values, (held, width)),
         "mask": (state.mask, (plan.reach + 1, plan.block)),
+        "heavy_keys": (state.heavy_keys, (state.heavy_mask.shape[-1], dim)),
+        "heavy_values": (state.heavy_values, (state.heavy_mask.shape[-1], width)),
         "sums.kv": (state.sums.kv, sums),
         "sums.z": (state.sums.z, sums[:1]),
         "sums.shift": (state.sums.shift, sums[:1]),

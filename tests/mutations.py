@@ -326,7 +326,7 @@ MUTANTS = [
     Mutant("Numba merging: cost of points that weigh the same", "backends/numba/merge_kernels.py", "pair = m.div(m.mul(one, two), m.add(one, two))", "pair = m.constant(1.0)", (MERGING, "-k", "as_is_specified")),
     Mutant("Numba merging: the spread of groups as if of one key", "backends/numba/merge_kernels.py", "factor = m.splat(b.fdiv(b.fmul(few, many), b.fadd(few, many)))", "factor = m.splat(b.fdiv(few, b.fadd(few, many)))", (MERGING, "-k", "as_is_specified")),
     Mutant("Numba merging: half of what is off the diagonal", "backends/numba/merge_kernels.py", "m.add(value, value), value)", "value, value)", (MERGING, "-k", "as_is_specified")),
-    Mutant("Numba merging: masked keys join", "backends/numba/merge_kernels.py", "name.set(b.select(b.icmp_signed(\"!=\", given, BYTE(0)), name.get(), SHORT(-1)))", "pass", (MERGING, "-k", "as_is_specified")),
+    Mutant("Numba: masked keys are of groups", "backends/numba/group_kernels.py", 'found.set(b.select(b.icmp_signed("!=", given, BYTE(0)), label, SHORT(-1)))', "pass", (MERGING, "-k", "as_is_specified")),
     Mutant("Numba merging: a second round where points were", "backends/numba/merge_schedule.py", "call(m.mix, (i, _owner(m, i), s.far_x, p.dim_pad, m.weight))", "pass", (MERGING, "-k", "as_is_specified")),
     Mutant("Numba merging: attention of all blocks before", "backends/numba/merge_schedule.py", "            call(p.fill, (t.mass, t.zeros, p.points))\n", "", (MERGING, "-k", "as_is_specified")),
     Mutant("Numba merging: near keys that do not exist receive", "backends/numba/merge_schedule.py", "min(columns, p.block), m.near_level", "p.block, m.near_level", (MERGING, "-k", "as_is_specified")),

@@ -9,9 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-import rfkernels
+import rfkernels as rfk
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
@@ -69,7 +70,7 @@ def test_python_blocks_run(name: str, tmp_path: Path) -> None:
     has_jax = importlib.util.find_spec("jax") is not None
     script = tmp_path / f"document_{Path(name).stem}.py"  # a script called jax.py would be what `import jax` finds
     script.write_text(runnable(text, has_jax), encoding="utf-8")
-    library = str(Path(rfkernels.__file__).parents[1])
+    library = str(Path(rfk.__file__).parents[1])
     path = os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script)],
@@ -94,5 +95,21 @@ def test_readme_holds_the_two_commands() -> None:
 def test_reference_names_everything_public() -> None:
     reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"^\.\. auto\w+:: rfkernels\.(\w+)", reference, re.MULTILINE))
-    public = {name for name in rfkernels.__all__ if not name.startswith("__")}
+    public = {name for name in rfk.__all__ if not name.startswith("__")}
     assert public <= documented, f"docs/api.md lacks {sorted(public - documented)}"
+
+
+def test_errors_of_groups_in_the_readme_are_those_of_today() -> None:
+    """Groups draw nothing, so that their errors on the shipped heads are the same everywhere."""
+    with np.load(ROOT / "rfkernels" / "data" / "minilm_heads.npz") as data:
+        q, k, v = (data[name].astype(np.float32) for name in "qkv")
+    for label, window in (("groups, 128", None), ("**groups, 128, window 64**", 64)):
+        found = []
+        for causal in (False, True):
+            exact = rfk.exact_attention(q, k, v, causal=causal)
+            apart = rfk.attention(q, k, v, groups=128, window=window, causal=causal) - exact
+            error = np.linalg.norm(apart, axis=(-2, -1)) / np.linalg.norm(exact, axis=(-2, -1))
+            found.append(f"{np.median(error):.2f}, {error.max():.2f}")
+        bold = "**" if label.startswith("**") else ""
+        row = f"| {label} | {' | '.join(bold + x + bold for x in found)} |"
+        assert row in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()

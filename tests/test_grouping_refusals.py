@@ -133,6 +133,11 @@ REFUSED: dict[str, tuple[type, str, dict[str, Any]]] = {
         r"same window.*mass \(\*batch, 67\), got \(70,\); within \(\*batch, 4, 8\), got \(4, 8\)",
         {"causal": True, "groups": 3, "state": causal_state(groups=3)._replace(mass=np.zeros(70))},
     ),
+    "heavy keys of another width": (
+        ValueError,
+        r"same window.*heavy_keys \(\*batch, 1, 4\), got \(1, 3\)",
+        {"causal": True, "state": causal_state(heavy=np.array([0]))._replace(heavy_keys=np.zeros((1, 3)))},
+    ),
     "sums that are not those of all groups": (
         ValueError,
         r"same window.*sums.z \(\*batch, 3\), got \(2,\)",

@@ -167,8 +167,8 @@ def plan(table: Table, guessed: Guess, budget: int) -> Plan:
     if np.sqrt(square) <= TRUSTED * drawn.sum():
         cell = table.cell[far]
         slopes = np.bincount(cell, drawn, len(slopes)) / np.maximum(np.bincount(cell, count[far], len(slopes)), 1)
-    guess_alone = drawn.sum() * (drawn @ guessed.variance[far] - guessed.floor * drawn.sum()) / (RUN * runs[best])
-    log_error = far_top + float(np.log(guess_alone)) / 2 if guess_alone > 0 else -np.inf
+    predicted = drawn.sum() * (drawn @ guessed.variance[far] - guessed.floor * drawn.sum()) / (RUN * runs[best])
+    log_error = far_top + float(np.log(predicted)) / 2 if predicted > 0 else -np.inf
     return Plan(np.flatnonzero(bucket < best), far, far_top, drawn, int(runs[best]), log_error, slopes)
 
 

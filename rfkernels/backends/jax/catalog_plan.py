@@ -112,9 +112,9 @@ def planned(table: DeviceTable, query: Any, places: int) -> Plan:
     expected = jnp.sum(weight) * jnp.sum(weight * variance) / jnp.maximum(RUN * runs[best], 1)
     trusted = ~all_fit & (jnp.sqrt(expected) <= TRUSTED * jnp.sum(weight))
     slopes = jnp.where(trusted & table.settled, _slopes(table, weight, closed), 0)
-    guess_alone = jnp.sum(weight) * jnp.sum(weight * (variance - FLOOR)) / jnp.maximum(RUN * runs[best], 1)
-    some = ~all_fit & (guess_alone > 0)
-    log_error = jnp.where(some, top + jnp.log(jnp.where(some, guess_alone, 1)) / 2, -jnp.inf)
+    predicted = jnp.sum(weight) * jnp.sum(weight * (variance - FLOOR)) / jnp.maximum(RUN * runs[best], 1)
+    predicts = ~all_fit & (predicted > 0)
+    log_error = jnp.where(predicts, top + jnp.log(jnp.where(predicts, predicted, 1)) / 2, -jnp.inf)
     ends = jnp.cumsum(jnp.where(closed, 0, table.count))
     return Plan(centre, top, weight, closed, ends, jnp.where(all_fit, 0, runs[best]), slopes, log_error)
 

@@ -139,7 +139,7 @@ def _heavy(
 
 
 class After(NamedTuple):
-    """What a state holds beside near and heavy keys, and how far it is."""
+    """What a state holds of the keys that left: their sums and, where groups are merged, what `BlockState` says."""
 
     sums: State
     mass: Any = None

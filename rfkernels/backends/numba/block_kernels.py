@@ -11,7 +11,7 @@ from typing import Any
 from llvmlite import ir
 
 from rfkernels.backends.numba.emitter import INT, Emitter
-from rfkernels.backends.numba.group_kernels import BYTE, FINDING, SHORT, best, first_best
+from rfkernels.backends.numba.group_kernels import BYTE, FINDING, SHORT, allowed_label, best, first_best
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
 from rfkernels.backends.numba.kernels import SENTINEL, Emit, move_row
 from rfkernels.grouping.summaries import LARGEST_BEND, ROUNDING
@@ -73,17 +73,13 @@ def _allowed(e: Emitter) -> None:
 def _pick(e: Emitter) -> None:
     """Write the first column of the largest score + bias of each row, −1 where the mask does not allow the row."""
     scores, row, rows, columns, bias, mask, stride, labels = e.arguments
-    m, b = e.math, e.builder
+    m = e.math
     with e.loop(0, rows) as r:
         top, place = e.variable(m.constant(SENTINEL[e.align * 8])), e.variable(m.constant(0.0))
         with e.loop(0, columns, e.lanes) as c:
             score = m.add(e.load_vector(scores, e.add(e.mul(r, row), c)), e.load_vector(bias, c))
             best(e, top, place, score, c)
-        found = e.variable(first_best(e, top, place))
-        with b.if_then(b.icmp_signed("!=", mask, e.integer(0))):
-            given = e.load(e.add(mask, e.mul(r, stride)), e.integer(0), BYTE)
-            found.set(b.select(b.icmp_signed("!=", given, BYTE(0)), found.get(), SHORT(-1)))
-        e.store(found.get(), labels, r)
+        e.store(allowed_label(e, first_best(e, top, place), mask, stride, r), labels, r)
     e.finish()
 
 

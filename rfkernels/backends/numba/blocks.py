@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -34,8 +35,8 @@ def attend(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: An
     out, logs = outputs(outer, rows.q.shape[-2], rows.v.shape[-1], dtype, sums, plan.full)
     after = _after(given, far, plan, rows.q, out, logs)
     log, sign = log_normalizers(logs)
-    later = finish(given, plan, after) if after is not None and plan.causal and plan.full else None
-    return Pass(out, log, sign, later)
+    wanted = plan.causal and plan.full
+    return Pass(out, log, sign, finish(given, plan, after) if wanted and after is not None else None)
 
 
 def _after(given: Inputs, far: Far, plan: Plan, q: Any, out: Any, logs: Any) -> After | None:
@@ -44,12 +45,12 @@ def _after(given: Inputs, far: Far, plan: Plan, q: Any, out: Any, logs: Any) -> 
         return far_features.run(given, far.features, far, plan, q, out, logs)
     if far.groups is None:
         return merging.run(prepare(given, plan.merged, plan, q, out, logs), far.scale)
-    whole = prepare(given, far.groups.size, plan, q, out, logs)
-    return After(to_state(whole, _run(whole, far.groups)))
+    whole = _with(prepare(given, far.groups.size, plan, q, out, logs), far.groups)
+    return After(to_state(whole, _run(whole)))
 
 
-def _point(w: Prepared, groups: Groups) -> tuple[Any, ...]:
-    """Tell tasks where groups are, and where to note the group of each key and kᵀ M k; return what that points into."""
+def _with(w: Prepared, groups: Groups) -> Prepared:
+    """Tell tasks where groups are, and where to note the group of each key and kᵀ M k."""
     packed, shape = pack_groups(w.laid, groups, w.given.dtype), (len(w.base), w.keys)
     labels, squares = np.empty(shape, np.int32), np.empty(shape, w.given.dtype)
     own = np.arange(math.prod(groups.batch)).reshape(groups.batch)
@@ -58,7 +59,7 @@ def _point(w: Prepared, groups: Groups) -> tuple[Any, ...]:
     point(w.base, {name: array for name, array in by_set.items() if array is not None}, sets)
     point(w.base, {"labels": labels, "squares": squares})
     w.base["numbers"] = address(packed.numbers)
-    return packed, labels, squares
+    return replace(w, kept=(*w.kept, packed, labels, squares))
 
 
 def _chunks(w: Prepared, length: int) -> list[tuple[int, int]]:
@@ -72,9 +73,9 @@ def _chunks(w: Prepared, length: int) -> list[tuple[int, int]]:
     return list(pairwise(cuts))
 
 
-def _run(w: Prepared, groups: Groups) -> Any:
+def _run(w: Prepared) -> Any:
     """Run the pass; return the sums of the far keys after the last block of every head."""
-    p, heads, kept = w.plan, len(w.base), _point(w, groups)
+    p, heads = w.plan, len(w.base)
     spans = _chunks(w, w.length)
     starts, ends = _bounds(w, spans, w.delta)
     cuts = sorted({0, w.keys, *starts, *ends, *_even_cuts(w)})
@@ -112,7 +113,6 @@ def _run(w: Prepared, groups: Groups) -> Any:
         )
 
     threads.run([partial(second, head, chunk) for chunk in range(len(spans)) for head in range(heads)], count)
-    del kept
     return before[-1]
 
 

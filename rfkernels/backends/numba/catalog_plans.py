@@ -304,9 +304,9 @@ def _choose(
     renewed = runs > 0 and total < TINY
     if renewed:
         top, total, noise = _renew(g, v, s, size, n.cells[i])
-    alone, log_error = noise - r.floor * total, -np.inf
-    if runs > 0 and alone > 0:
-        log_error = top + (math.log(total) + math.log(alone) - math.log(RUN * runs)) / 2
+    guessed, log_error = noise - r.floor * total, -np.inf
+    if runs > 0 and guessed > 0:
+        log_error = top + (math.log(total) + math.log(guessed) - math.log(RUN * runs)) / 2
     steady = runs > 0 and noise <= r.trusted**2 * total * (RUN * runs)
     sizes, measures = n.sizes[i], n.measures[i]
     sizes[0], sizes[1], sizes[2], sizes[3] = items, opened, runs, int(steady)

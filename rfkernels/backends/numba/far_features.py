@@ -64,8 +64,7 @@ def run(given: Inputs, features: Features, far: Far, plan: Plan, q: Any, out: An
 
 
 def _beside(h: Heads, plan: Plan, given: Inputs, tiles: tuple[Any, ...], below: int) -> Beside:
-    # No further than to both ends: a window may be wider than any integer of the machine.
-    reach = -1 if plan.reach is None else min(plan.reach, max(h.keys, h.length) // plan.block + 1)
+    reach = -1 if plan.reach is None else plan.reach
     count = given.positions.shape[-1]
     sizes = plan.block, reach, 0 if plan.causal else max(reach, 0), 0 if plan.causal else _ALL, count
     return Beside(below, *sizes, up(count, h.layout.plan.column_step), *map(address, tiles))

@@ -49,14 +49,13 @@ def _add_heavy(
 @jit
 def _far(p: Plan, w: Weights, s: Scratch, t: Task, q: int, count: int, seen: int) -> tuple[int, int, int]:
     """Let queries read the state, if anything was seen; return as `load_queries` does."""
-    fine, x, x_row = load_queries(p, w, s, t, q, count, 1)
-    if fine != 0:
+    found = load_queries(p, w, s, t, q, count, 1)
+    if found[0] != 0:
         if seen != 0:
             read_state(p, w, s, t, count, 1)
         else:
             no_features(p, w, s, count)
-        call(p.settle, (s.denominator, s.top, count))
-    return fine, x, x_row
+    return found
 
 
 @entry

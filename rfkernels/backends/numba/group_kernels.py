@@ -29,6 +29,15 @@ def first_best(e: Emitter, top: Variable, place: Variable) -> Any:
     return b.fptosi(b.fneg(m.reduce_max(first)), SHORT)
 
 
+def allowed_label(e: Emitter, label: Any, mask: Any, stride: Any, i: Any) -> Any:
+    """Return a label, −1 where the mask (bytes; none at address 0) does not allow row i."""
+    b, found = e.builder, e.variable(label)
+    with b.if_then(b.icmp_signed("!=", mask, e.integer(0))):
+        given = e.load(e.add(mask, e.mul(i, stride)), e.integer(0), BYTE)
+        found.set(b.select(b.icmp_signed("!=", given, BYTE(0)), label, SHORT(-1)))
+    return found.get()
+
+
 def _residual(e: Emitter) -> None:
     """Subtract from each row the one of `means`, as wide, that its label names; zeros where that is negative."""
     labels, x, x_row, rows, width, means, out, out_row = e.arguments

@@ -12,7 +12,7 @@ import numpy as np
 from llvmlite import ir
 
 from rfkernels.backends.numba.emitter import INT, Emitter
-from rfkernels.backends.numba.group_kernels import BYTE, SHORT, best, first_best
+from rfkernels.backends.numba.group_kernels import SHORT, allowed_label, best, first_best
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
 from rfkernels.backends.numba.kernels import Emit
 
@@ -58,13 +58,8 @@ def _receive(e: Emitter) -> None:
 def _name(e: Emitter) -> None:
     """Write first, first + 1, ... for so many keys, −1 where the mask (bytes; none at address 0) does not allow one."""
     mask, stride, first, count, out = e.arguments
-    b = e.builder
     with e.loop(0, count) as i:
-        name = e.variable(b.trunc(e.add(first, i), SHORT))
-        with b.if_then(b.icmp_signed("!=", mask, e.integer(0))):
-            given = e.load(e.add(mask, e.mul(i, stride)), e.integer(0), BYTE)
-            name.set(b.select(b.icmp_signed("!=", given, BYTE(0)), name.get(), SHORT(-1)))
-        e.store(name.get(), out, i)
+        e.store(allowed_label(e, e.builder.trunc(e.add(first, i), SHORT), mask, stride, i), out, i)
     e.finish()
 
 
