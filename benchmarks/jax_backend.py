@@ -1,4 +1,4 @@
-"""Measure the JAX backend: ratios in one run; on an accelerator also lengths and dtypes against exact attention.
+"""Measure the JAX backend: ratios in one run. For a GPU see ``gpu.py``.
 
 Run with ``python benchmarks/jax_backend.py [--quick]``.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 import rfkernels as rfk
 from rfkernels.benchmark import peers
-from rfkernels.benchmark.line import Line, Ratio, meets, missing_line, ratio_line, time_line
+from rfkernels.benchmark.line import Line, Ratio, meets, ratio_line
 from rfkernels.benchmark.plan import FULL, allowed_threads
 from rfkernels.benchmark.timing import Call, measure
 
@@ -134,55 +134,13 @@ def compilation(sizes: Sizes) -> Iterator[Line]:
             yield Line(f"compile {mode}, {what}, {sizes}", seconds, "s", "<= 5", "once")
 
 
-def exact(q: Any, k: Any, v: Any, causal: bool, implementation: str | None) -> Any:
-    """Exact attention of JAX, which has heads before the width."""
-    turned = (jnp.swapaxes(x, -2, -3)[None] for x in (q, k, v))
-    out = jax.nn.dot_product_attention(*turned, is_causal=causal, implementation=implementation)  # type: ignore[arg-type]
-    return jnp.swapaxes(out[0], -2, -3)
-
-
-def accelerator(rounds: int) -> Iterator[Line]:
-    """L = 1k … 1M on an accelerator, against exact attention where that fits."""
-    platform = jax.default_backend()
-    if platform == "cpu":
-        yield missing_line("lengths 1k to 1M, bfloat16 and float32", "x", "", "there is no accelerator here")
-        return
-    features = rfk.draw("positive", 64, 256, rng=0)
-    for power in range(10, 21, 2):
-        for dtype in (jnp.bfloat16, jnp.float32):
-            for causal in (False, True):
-                sizes = Sizes(length=2**power)
-                given = inputs(sizes, dtype)
-                yield from _against_exact(sizes, given, features, causal, platform, rounds)
-
-
-def _against_exact(
-    sizes: Sizes, given: Any, features: rfk.Features, causal: bool, platform: str, rounds: int
-) -> Iterator[Line]:
-    own = attend(features, causal=causal)
-    fused = platform == "gpu" and given[0].dtype == jnp.bfloat16
-
-    def theirs(q: Any, k: Any, v: Any) -> Any:
-        return exact(q, k, v, causal, "cudnn" if fused else None)
-
-    what = f"{given[0].dtype}, {'causal' if causal else 'bidirectional'}, {sizes}, {jax.devices()[0].device_kind}"
-    for name, wrap in (("forward", lambda f: f), ("value and gradient", squared)):
-        cases = {
-            "exact": lambda wrap=wrap: ready(wrap(theirs), *given),
-            "linear": lambda wrap=wrap: ready(wrap(own), *given),
-        }
-        timings = measure(cases, rounds, 0.1)
-        yield ratio_line(timings, Ratio(f"exact / linear, {name}, {what}", "exact", "linear"), 1)
-        yield time_line(f"linear, {name}, {what}", timings, "linear", 1)
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes, two rounds")
     options = parser.parse_args(arguments)
     sizes, rounds = (Sizes(2, 1024), 2) if options.quick else (Sizes(), 7)
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {allowed_threads()} threads")
-    for lines in (ratios(sizes, rounds), compilation(sizes), accelerator(rounds)):
+    for lines in (ratios(sizes, rounds), compilation(sizes)):
         for line in lines:
             reached = {None: "", True: "reached", False: "MISSED"}[None if options.quick else meets(line)]
             print(f"{line.name}: {line.value:.3g} {line.unit} {line.target} {reached} ({line.detail})", flush=True)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from rfkernels._arrays import accumulator
 from rfkernels._checks import check_finite_arrays
 from rfkernels.backends import Backend, Pass
-from rfkernels.backends.jax import blocks, schedule, window
+from rfkernels.backends.jax import blocks, fused, schedule, window
 from rfkernels.backends.jax.chunks import Rows
 from rfkernels.backends.jax.heads import Given, Result, over_heads
 from rfkernels.backends.jax.schedule import Finish, Found, Sizes
@@ -84,7 +84,12 @@ def _pass(given: Given, options: Options, dtype: Any, programs: Any) -> Pass:
             return found, after.state
         return found, kept(features, after.state, after.segment == segments[..., -1])
 
-    (output, log, sign), after = over_heads(run, given, options.causal and options.window is None)
+    def kernels(given: Given) -> Result:
+        found, after = fused.attend(given.rows, given.features, given.state, options.causal, dtype)
+        return (found, after) if options.full else ((found[0], None, None), None)
+
+    quick = kernels if fused.usable(*given, options) else None
+    (output, log, sign), after = over_heads(run, given, options.causal and options.window is None, quick)
     return Pass(output, log, sign, after)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rfkernels.backends.jax.chunks import TAILS, Rows
+from rfkernels.backends.jax.fused import instead
 from rfkernels.backends.jax.schedule import ACCELERATOR, CPU, SAVED, Sizes
 from rfkernels.features import Features, Side
 from rfkernels.state import State
@@ -50,7 +52,9 @@ chunks of all heads copies its rows.
 """
 
 
-def over_heads(function: Function, given: Given, causal: bool = False) -> Result:
+def over_heads(
+    function: Function, given: Given, causal: bool = False, kernels: Callable[[Given], Result] | None = None
+) -> Result:
     """Apply a function to the arrays of each head, or of all: whichever suits the platform it is lowered for.
 
     The platform is asked for when the program is lowered, not when it is traced, so that an export for an accelerator
@@ -72,7 +76,10 @@ def over_heads(function: Function, given: Given, causal: bool = False) -> Result
     def elsewhere(given: Given) -> Result:
         return function(given, ACCELERATOR)
 
-    return lax.platform_dependent(given, cpu=on_cpu, default=elsewhere)  # type: ignore[no-any-return]
+    if kernels is None:
+        return lax.platform_dependent(given, cpu=on_cpu, default=elsewhere)  # type: ignore[no-any-return]
+    on_gpu = partial(instead, kernels, elsewhere)
+    return lax.platform_dependent(given, cpu=on_cpu, cuda=on_gpu, default=elsewhere)  # type: ignore[no-any-return]
 
 
 def _cpus() -> int:
