@@ -8,20 +8,14 @@ import numpy as np
 
 import rfkernels as rfk
 from benchmarks.catalog_rivals import RIVALS
-from benchmarks.glove import Array, Setting
+from benchmarks.glove import Array, Setting, errors, share_held
 from rfkernels.benchmark.line import Line
 
 BUDGET = 4000
 OTHERS = 1_000, 15_000
 """Budgets at which intervals are to hold as well."""
 
-NORMAL = 1.96
 MEDIAN, HIGH = "<= 0.01", {"raw τ=1": "<= 0.3"}
-
-
-def errors(log: Array, exact: Array) -> Array:
-    """Return |Ẑ/Z − 1|."""
-    return np.abs(np.expm1(np.minimum(np.asarray(log, np.float64) - exact, 700)))
 
 
 def accuracy(settings: list[Setting]) -> Iterator[Line]:
@@ -34,7 +28,7 @@ def accuracy(settings: list[Setting]) -> Iterator[Line]:
 
 
 def _intervals(name: str, log: Array, error: Array, exact: Array) -> Line:
-    holds = float(np.mean(np.abs(np.expm1(np.minimum(exact - log, 700))) <= NORMAL * error))
+    holds = share_held(log, error, exact)
     detail = f"{holds:.1%} hold; median relative standard error {np.median(error):.2g}"
     what = f"{name}: share of 95 % intervals that hold, distance from 0.95"
     return Line(what, round(abs(holds - 0.95), 6), "", "<= 0.03", detail)

@@ -22,6 +22,7 @@ FILE = Path("data") / "glove_6B_50d_emb.npy"
 SHA256 = "2d85b9db2ad8ddeb2e07474af9c9fb45a925d21c40878d4b365d189f13eb5a15"
 SETTINGS = (("raw", 0.1), ("raw", 0.3), ("raw", 1.0), ("unit", 5.0), ("unit", 10.0))
 BLOCK = 1 << 14
+NORMAL = 1.96
 
 
 class Held:
@@ -81,7 +82,21 @@ def settings(path: Path | None, queries: int, seed: int = 2026, count: int | Non
     """Return the five settings over the vectors of a file, by default that inside the installed package."""
     path = folder(MODULE, REQUIREMENT, "--vectors FILE") / FILE if path is None else path
     check_digest(path, SHA256)
-    vectors = np.load(path, allow_pickle=False).astype(np.float32)[:count]
+    return settings_of(np.load(path, allow_pickle=False).astype(np.float32)[:count], queries, seed)
+
+
+def settings_of(vectors: Array, queries: int, seed: int = 2026) -> list[Setting]:
+    """Return the five settings over vectors."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     held = {"raw": Held(vectors, queries, seed), "unit": Held(vectors / np.maximum(norms, 1e-9), queries, seed)}
     return [Setting(f"{kind} τ={tau:g}", held[kind], tau) for kind, tau in SETTINGS]
+
+
+def errors(log: Array, exact: Array) -> Array:
+    """Return |Ẑ/Z − 1|."""
+    return np.abs(np.expm1(np.minimum(np.asarray(log, np.float64) - exact, 700)))
+
+
+def share_held(log: Array, error: Array, exact: Array) -> float:
+    """Return the share of the 95 % intervals Ẑ (1 ± 1.96 standard errors) that hold Z."""
+    return float(np.mean(errors(exact, log) <= NORMAL * error))
