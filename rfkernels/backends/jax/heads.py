@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from rfkernels.backends.jax.chunks import TAILS, Rows
 from rfkernels.backends.jax.fused import instead
-from rfkernels.backends.jax.schedule import ACCELERATOR, CPU, SAVED, Sizes
+from rfkernels.backends.jax.schedule import CPU, SAVED, Sizes, accelerator
 from rfkernels.features import Features, Side
 from rfkernels.state import State
 
@@ -63,7 +64,7 @@ def over_heads(
     """
     given = _varying(given)
     longest = max(x.shape[-2] for x in (given.rows.q, given.rows.k) if x is not None)
-    if longest <= min(CPU.causal, ACCELERATOR.causal):
+    if longest <= CPU.causal:
         return function(given, CPU)
 
     def on_cpu(given: Given) -> Result:
@@ -74,7 +75,8 @@ def over_heads(
         return _one_by_one(lambda head: function(head, CPU), given)
 
     def elsewhere(given: Given) -> Result:
-        return function(given, ACCELERATOR)
+        heads = np.broadcast_shapes(given.state.kv.shape[:-2], *(x.shape[:-2] for x in given.rows[:2] if x is not None))
+        return function(given, accelerator(math.prod(heads), given.features.count))
 
     if kernels is None:
         return lax.platform_dependent(given, cpu=on_cpu, default=elsewhere)  # type: ignore[no-any-return]

@@ -21,14 +21,32 @@ from rfkernels.state import State
 
 
 class Sizes(NamedTuple):
-    """Positions at a time: where keys are written or a state is read, and where each query sees the keys before it."""
+    """Positions at a time: where keys are written or a state is read, and where each query sees the keys before it.
+
+    And how many tiles of the latter are taken together.
+    """
 
     chunk: int
     causal: int
+    tiles: int = 1
 
 
-CPU, ACCELERATOR = Sizes(2048, 64), Sizes(1024, 128)
-"""Measured on a CPU (benchmarks/jax_backend.py); accelerators have more to do at once, and were not measured."""
+CPU = Sizes(2048, 64)
+"""Measured (benchmarks/jax_backend.py)."""
+
+_TILE, _MOST = 128, 64
+"""Positions of a causal tile on an accelerator, and tiles together: states before them cost as their square."""
+
+
+def accelerator(heads: int, count: int) -> Sizes:
+    """Return sizes for an accelerator, where many small kernels cost more than what they compute.
+
+    Features of so many positions of all heads are made at once as have 2**25 numbers.
+    """
+    positions = (1 << 25) // max(heads * count, 1)
+    chunk = 1 << max(positions, 1).bit_length() - 1
+    return Sizes(min(max(chunk, _TILE), 1 << 16), _TILE, min(max(chunk // _TILE, 1), _MOST))
+
 
 SAVED = "rfkernels.state"
 """The name of what a derivative had better keep than compute again: a written state, small and dear."""
@@ -122,12 +140,17 @@ def two_sided(
 
 def _aligned(carry: Carry, rows: Rows, features: Features, finish: Finish, sizes: Sizes) -> tuple[Carry, Found]:
     length, dtype = rows.q.shape[-2], carry.state.kv.dtype
+    tile = chunk_size(length, sizes.causal)
+    count = 1 if rows.of_key is not None else min(sizes.tiles, -(-length // tile))
 
     def body(carry: Carry, chunk: Rows) -> tuple[Carry, Found]:
-        carry, found = tiles.causal(carry, prepared(chunk, dtype), features)
-        return carry, finish(found)
+        if count == 1:
+            carry, found = tiles.causal(carry, prepared(chunk, dtype), features)
+            return carry, finish(found)
+        carry, found = tiles.together(carry, cut(chunk, tile), features)
+        return carry, joined(finish(found), tile * count)
 
-    size = chunk_size(length, sizes.causal)
+    size = tile * count
 
     def group(carry: Carry, chunk: Rows) -> tuple[Carry, Found]:
         carry, found = _scan(body, carry, chunk, size)

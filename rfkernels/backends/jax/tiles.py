@@ -11,7 +11,7 @@ from jax.custom_batching import custom_vmap
 
 from rfkernels import core, partials
 from rfkernels._arrays import matmul, stopped
-from rfkernels.backends.jax.chunks import Rows, cut, join
+from rfkernels.backends.jax.chunks import TAILS, Rows, cut, join
 from rfkernels.features import Features
 from rfkernels.partials import Partial
 from rfkernels.state import State
@@ -88,6 +88,59 @@ def causal(carry: Carry, rows: Rows, features: Features) -> tuple[Carry, Partial
     return done
 
 
+def together(carry: Carry, rows: Rows, features: Features) -> tuple[Carry, Partial]:
+    """Take many chunks at once, (chunks, *batch, ...), each as `causal` does; there are no segments.
+
+    If the keys of any are too far apart for one scale, they are taken one after another.
+    """
+    shapes, rank = [x.shape for x in carry.state], max(x.ndim for x in (rows.q, carry.state.kv[None])) - 3
+    rows = Rows(*(None if x is None else _ranked(x, rank + 1 + tail, 1) for x, tail in zip(rows, TAILS, strict=True)))
+    rows = prepared(rows, carry.state.kv.dtype)
+    given = State(*(_ranked(x, rank + tail, 0) for x, tail in zip(carry.state, (2, 1, 1), strict=True)))
+    u, exponent = core.key_exponents(jnp, rows.k, features, rows.mask)
+    shift = core.raised(jnp, given.shift, exponent, features)
+    shift = lax.cummax(jnp.broadcast_to(shift, (rows.k.shape[0], *given.shift.shape)))
+    seen_before = Carry(given._replace(shift=jnp.concatenate([given.shift[None], shift[:-1]])))
+
+    def whole(carry: Carry, rows: Rows, u: Any, exponent: Any) -> tuple[Carry, Partial]:
+        phi_k = core.key_features(jnp, u, exponent, shift, features, rows.mask)
+        kv, z = matmul(jnp, jnp.swapaxes(phi_k, -1, -2), rows.v), jnp.sum(phi_k, -2)
+        held = _prefixes(carry.state, kv, z, shift)
+        found = _seen(seen_before, held, rows, features, phi_k)
+        return Carry(State(held.kv[-1] + kv[-1], held.z[-1] + z[-1], held.shift[-1])), found
+
+    def apart(carry: Carry, rows: Rows, u: Any, exponent: Any) -> tuple[Carry, Partial]:
+        one = jax.checkpoint(lambda carry, chunk: causal(carry, chunk, features), prevent_cse=False)
+        found: tuple[Carry, Partial] = lax.scan(one, carry, rows)
+        return found
+
+    if features.map.exponential:
+        jumps = _anywhere(jnp.any(_jump(seen_before, rows, stopped(jnp, exponent), shift) >= _JUMP))
+        slow = jax.checkpoint(apart, prevent_cse=False)
+        carry, found = lax.cond(jumps, slow, whole, Carry(given), rows, u, exponent)
+    else:
+        carry, found = whole(Carry(given), rows, u, exponent)
+    return Carry(State(*(x.reshape(shape) for x, shape in zip(carry.state, shapes, strict=True)))), found
+
+
+def _ranked(x: Any, rank: int, axis: int) -> Any:
+    """Put the batch axes that an array lacks where its own begin."""
+    return x.reshape(*x.shape[:axis], *(1,) * (rank - x.ndim), *x.shape[axis:])
+
+
+def _prefixes(state: State, kv: Any, z: Any, shift: Any) -> State:
+    """Return what is before each of many chunks, on the scale `shift` of its end, as the sums of each chunk are."""
+    count = shift.shape[0]
+    base = jnp.where(shift == -jnp.inf, 0, shift)
+    earlier = jnp.tri(count, k=-1, dtype=bool).reshape(count, count, *(1,) * (shift.ndim - 1))
+    falls = jnp.exp(jnp.where(earlier, shift[None] - base[:, None], -jnp.inf))
+    sums = jnp.concatenate([kv, z[..., None]], -1)
+    sums = matmul(jnp, jnp.moveaxis(falls, (0, 1), (-2, -1)), jnp.moveaxis(sums, 0, -2))
+    sums = jnp.moveaxis(sums, -2, 0)
+    fall = jnp.exp(state.shift - base)
+    return State(sums[..., :-1] + state.kv * fall[..., None], sums[..., -1] + state.z * fall, shift)
+
+
 def _in_pieces(carry: Carry, rows: Rows, features: Features) -> tuple[Carry, Partial]:
     length = rows.k.shape[-2]
 
@@ -101,8 +154,13 @@ def _in_pieces(carry: Carry, rows: Rows, features: Features) -> tuple[Carry, Par
 
 def _at_once(carry: Carry, rows: Rows, features: Features, u: Any, exponent: Any, shift: Any) -> tuple[Carry, Partial]:
     phi_k = core.key_features(jnp, u, exponent, shift, features, rows.mask)
-    phi_q, top = core.query_features(jnp, shift, rows.q, features)
     held = core.rescaled(jnp, carry.state, shift)
+    return _after(carry, held, rows, features, phi_k, exponent), _seen(carry, held, rows, features, phi_k)
+
+
+def _seen(carry: Carry, held: State, rows: Rows, features: Features, phi_k: Any) -> Partial:
+    """Return what queries read of a state and of the keys up to their own position, both on the scale of `held`."""
+    phi_q, top = core.query_features(jnp, held.shift, rows.q, features)
     read_kv, read_z = matmul(jnp, phi_q, held.kv), jnp.sum(phi_q * held.z[..., None, :], -1)
     visible = jnp.tri(rows.k.shape[-2], dtype=bool)
     if rows.of_key is not None:
@@ -114,7 +172,7 @@ def _at_once(carry: Carry, rows: Rows, features: Features, u: Any, exponent: Any
     found = Partial(matmul(jnp, weight, rows.v) + read_kv, denominator, jnp.broadcast_to(top, denominator.shape))
     if rows.mask is not None or rows.of_key is not None:
         found = only(found, _sees(carry, rows, visible))
-    return _after(carry, held, rows, features, phi_k, exponent), found
+    return found
 
 
 def _sees(carry: Carry, rows: Rows, visible: Any) -> Any:
