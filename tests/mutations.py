@@ -24,6 +24,9 @@ MAPS = ("tests/test_maps.py",)
 SHARDING = ("tests/test_sharding.py", "-k", "jump or windows or whole")
 INPUTS = ("tests/test_inputs.py", "-k", "drawn")
 
+FUSED = ("tests/test_fused.py", "-x")
+TOGETHER = ("tests/test_together.py", "-x")
+
 GROUPING = "tests/test_grouping.py"
 MERGED = ("tests/test_groups.py", "-k", "test_merged_groups_are_those_of_the_keys_in_them")
 BLOCKS = "tests/test_blocks_numba.py"
@@ -429,4 +432,21 @@ MUTANTS = [
     Mutant("Dask: chunks number their own rows", "integrations/dask.py", "np.arange(first, first + len(items)) if", "np.arange(len(items)) if", (DASK, "-k", "all_items")),
     Mutant("softmax command: one seed for all batches", "cli/softmax.py", "settings.seed + (first << 32)", "settings.seed", (SOFTMAX, "-k", "drawn_independently")),
     Mutant("softmax command: bandwidth", "cli/softmax.py", "bandwidth**-2", "1 / bandwidth", (SOFTMAX, "-k", "gaussian_sums")),
+    # Kernels for a GPU, and causal tiles of accelerators together
+    Mutant("fused: queries see later keys of their tile", "backends/jax/fused_kernels.py", "near = jnp.where(_lower(size), near, 0.0)", "pass", FUSED),
+    Mutant("fused: mended tiles see later keys", "backends/jax/fused_kernels.py", "height = jnp.where(_lower(size), height, -jnp.inf)", "pass", FUSED),
+    Mutant("fused: nothing is mended", "backends/jax/fused_calls.py", "_JUMP = 40.0", "_JUMP = 1e9", FUSED),
+    Mutant("fused: states before are on another scale", "backends/jax/fused_kernels.py", "held = (held.astype(jnp.float32) * fall[:, None]).astype(plan.dtype)", "held = held.astype(plan.dtype)", FUSED),
+    Mutant("fused: earlier sums stay on their scale", "backends/jax/fused_kernels.py", "return held, total * decay + own_z * rise, new", "return held, total + own_z * rise, new", FUSED),
+    Mutant("fused: one part of W", "backends/jax/fused.py", "_PARTS = 2", "_PARTS = 1", FUSED),
+    Mutant("fused: masked keys count", "backends/jax/fused.py", "extra = jnp.where(hidden, -jnp.inf, ", "extra = jnp.where(hidden, 0.0, ", FUSED),
+    Mutant("fused: masked keys of maps without exponent count", "backends/jax/fused.py", "keep = 1 - hidden.astype(jnp.float32)", "keep = 1 - 0 * hidden.astype(jnp.float32)", FUSED),
+    Mutant("fused: the offset of queries", "backends/jax/fused_kernels.py", "top + _offset(query, query.x[:, :], slice(None)) if", "top if", FUSED),
+    Mutant("fused: no state to start from", "backends/jax/fused_kernels.py", "carry = start_kv[:, :], start_z[:], start_shift[:]", "carry = 0 * start_kv[:, :], 0 * start_z[:], start_shift[:]", FUSED),
+    Mutant("fused: derivatives of nothing", "backends/jax/fused.py", "return jax.jvp(slow, primals, tangents)", "return jax.jvp(slow, primals, jax.tree.map(lambda x: 0 * x, tangents))", FUSED),
+    Mutant("together: a tile's own keys twice", "backends/jax/tiles.py", "jnp.tri(count, k=-1, dtype=bool).reshape", "jnp.tri(count, dtype=bool).reshape", TOGETHER),
+    Mutant("together: the state on its old scale", "backends/jax/tiles.py", "state.kv * fall[..., None], sums", "state.kv, sums", TOGETHER),
+    Mutant("together: the guard looks at the first state only", "backends/jax/tiles.py", "jnp.concatenate([given.shift[None], shift[:-1]])", "shift", TOGETHER),
+    Mutant("together: ranks", "backends/jax/tiles.py", "*x.shape[:axis], *(1,) * (rank - x.ndim), *x.shape[axis:]", "*(1,) * (rank - x.ndim), *x.shape", TOGETHER),
+    Mutant("together: a last state without its tile", "backends/jax/tiles.py", "held.kv[-1] + kv[-1], held.z[-1] + z[-1]", "held.kv[-1], held.z[-1]", TOGETHER),
 ]  # fmt: skip

@@ -67,9 +67,11 @@ def compare(given: Any, features: rfk.Features, causal: bool, mask: Any = None, 
     np.testing.assert_allclose(wide(output), wanted.output, atol=allowed * scale, rtol=0)
     seen = np.isfinite(wanted.log_normalizer)
     np.testing.assert_array_equal(np.isfinite(log), seen)
-    np.testing.assert_allclose(np.where(seen, log, 0), np.where(seen, wanted.log_normalizer, 0), atol=allowed)
+    rounding = 3e-7  # of exponents, which may be in the thousands
+    wanted_log = np.where(seen, wanted.log_normalizer, 0)
+    np.testing.assert_allclose(np.where(seen, log, 0), wanted_log, atol=allowed, rtol=rounding)
     np.testing.assert_array_equal(sign, wanted.sign)
-    np.testing.assert_allclose(after.shift, wanted.state.shift, atol=allowed)
+    np.testing.assert_allclose(after.shift, wanted.state.shift, atol=allowed, rtol=rounding)
     largest = np.max(np.abs(wanted.state.kv), (-2, -1), keepdims=True)
     np.testing.assert_allclose(after.kv / largest, wanted.state.kv / largest, atol=allowed)
     np.testing.assert_allclose(after.z, wanted.state.z, atol=allowed * np.max(wanted.state.z))
@@ -97,7 +99,7 @@ def test_norms_that_jump(name: str, dtype: str) -> None:
     """Within a tile, up and down, where no key was seen before and where there were some."""
     q, k, v = arrays(dtype)
     factor = np.ones(LENGTH)
-    factor[[5, 6, 40, 70]] = 30
+    factor[[0, 1, 40, 70]] = 30  # the first seen have the lowest exponents
     factor[50:60] = 0.1
     compare((q, k * jnp.asarray(factor, dtype)[:, None], v), oracle.draw(name, DIM, ROWS, scale=0.5), True)
 

@@ -13,6 +13,7 @@ import pytest
 
 import rfkernels as rfk
 from rfkernels.backends.jax import heads, schedule, tiles
+from rfkernels.backends.jax.chunks import even_size
 from rfkernels.backends.jax.schedule import Sizes
 
 LENGTH, DIM, WIDTH, ROWS = 107, 5, 3, 6
@@ -152,6 +153,13 @@ def test_derivatives_are_those_of_one_tile_after_another(jumps: bool, monkeypatc
                 found[-1] += [of_each, curvature(q, k, v, features)]
     for one, two in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-7, atol=1e-9 * max(1, float(np.max(np.abs(two)))))
+
+
+@pytest.mark.parametrize(
+    ("length", "size"), [(0, 8), (1, 8), (8, 8), (9, 16), (32, 32), (33, 24), (64, 32), (65, 24), (107, 32)]
+)
+def test_stretches_are_even(length: int, size: int) -> None:
+    assert even_size(length, 8, 4) == size
 
 
 def test_sizes_keep_features_that_are_made_at_once_few() -> None:

@@ -73,3 +73,10 @@ def join(x: Any, length: int, tail: int) -> Any:
 def chunk_size(length: int, largest: int) -> int:
     """Return `largest`, or the next power of two for a sequence that is shorter."""
     return min(largest, 1 << max(length - 1, 0).bit_length())
+
+
+def even_size(length: int, unit: int, most: int) -> int:
+    """Return the size, of at most `most` units, of as few parts as there must be, that are nearly equal."""
+    units = -(-length // unit)
+    parts = -(-units // most)
+    return unit * max(-(-units // max(parts, 1)), 1)

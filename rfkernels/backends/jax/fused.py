@@ -70,7 +70,7 @@ def available() -> bool:
     if os.environ.get(VARIABLE) != "1":
         return False
     try:
-        devices = jax.devices("gpu")
+        devices = jax.devices("cuda")
     except RuntimeError:
         return False
     return len(devices) == 1 and float(getattr(devices[0], "compute_capability", "0")) >= _CAPABILITY

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from rfkernels import core, partials
 from rfkernels._arrays import matmul
 from rfkernels.backends.jax import tiles
-from rfkernels.backends.jax.chunks import TAILS, Rows, chunk_size, cut, join, part
+from rfkernels.backends.jax.chunks import TAILS, Rows, chunk_size, cut, even_size, join, part
 from rfkernels.backends.jax.tiles import Carry, prepared
 from rfkernels.features import Features
 from rfkernels.partials import Partial
@@ -82,7 +82,7 @@ def write(carry: Carry, rows: Rows, features: Features, sizes: Sizes) -> Carry:
         return State(kv, held.z + jnp.sum(phi, -2), shift), None
 
     keys = Rows(k=rows.k, v=rows.v, mask=rows.mask)
-    state, _ = _scan(body, _turned(carry.state), keys, chunk_size(length, sizes.chunk))
+    state, _ = _scan(body, _turned(carry.state), keys, _chunk(length, sizes))
     state = _turned(state)
     return carry._replace(state=checkpoint_name(state, SAVED))  # type: ignore[no-untyped-call]
 
@@ -101,7 +101,13 @@ def read(carry: Carry, rows: Rows, features: Features, finish: Finish, sizes: Si
 
     queries = Rows(q=rows.q, of_query=rows.of_query)
     length = rows.q.shape[-2]
-    return joined(_scan(body, None, queries, chunk_size(length, sizes.chunk))[1], length)
+    return joined(_scan(body, None, queries, _chunk(length, sizes))[1], length)
+
+
+def _chunk(length: int, sizes: Sizes) -> int:
+    if sizes.tiles == 1:
+        return chunk_size(length, sizes.chunk)
+    return even_size(length, chunk_size(length, sizes.causal), sizes.chunk // sizes.causal)
 
 
 def causal(carry: Carry, rows: Rows, features: Features, lag: int, finish: Finish, sizes: Sizes) -> tuple[Carry, Found]:
@@ -141,16 +147,14 @@ def two_sided(
 def _aligned(carry: Carry, rows: Rows, features: Features, finish: Finish, sizes: Sizes) -> tuple[Carry, Found]:
     length, dtype = rows.q.shape[-2], carry.state.kv.dtype
     tile = chunk_size(length, sizes.causal)
-    count = 1 if rows.of_key is not None else min(sizes.tiles, -(-length // tile))
+    size = tile if rows.of_key is not None else even_size(length, tile, sizes.tiles)
 
     def body(carry: Carry, chunk: Rows) -> tuple[Carry, Found]:
-        if count == 1:
+        if size == tile:
             carry, found = tiles.causal(carry, prepared(chunk, dtype), features)
             return carry, finish(found)
         carry, found = tiles.together(carry, cut(chunk, tile), features)
-        return carry, joined(finish(found), tile * count)
-
-    size = tile * count
+        return carry, joined(finish(found), size)
 
     def group(carry: Carry, chunk: Rows) -> tuple[Carry, Found]:
         carry, found = _scan(body, carry, chunk, size)
