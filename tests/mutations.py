@@ -167,7 +167,7 @@ MUTANTS = [
     Mutant("joined on one scale", "partials.py", "(xp.exp(scale - base) for scale in scales)",
            "(xp.exp(scales[0] - base) for scale in scales)", NUMPY),
     # JAX and packed sequences
-    Mutant("no guard against jumps", "backends/jax/tiles.py", "_JUMP = 40.0", "_JUMP = 1e9", JAX_NUMERICS),
+    Mutant("no guard against jumps", "backends/jax/tiles.py", "JUMP = 40.0", "JUMP = 1e9", JAX_NUMERICS),
     Mutant("the guard forgets masks", "backends/jax/tiles.py", "least = jnp.maximum(own, first)\n",
            "least = jnp.maximum(own, shift)\n", JAX_NUMERICS),
     Mutant("the quotient's own scale", "backends/jax/tiles.py",
@@ -435,7 +435,7 @@ MUTANTS = [
     # Kernels for a GPU, and causal tiles of accelerators together
     Mutant("fused: queries see later keys of their tile", "backends/jax/fused_kernels.py", "near = jnp.where(_lower(size), near, 0.0)", "pass", FUSED),
     Mutant("fused: mended tiles see later keys", "backends/jax/fused_kernels.py", "height = jnp.where(_lower(size), height, -jnp.inf)", "pass", FUSED),
-    Mutant("fused: nothing is mended", "backends/jax/fused_calls.py", "_JUMP = 40.0", "_JUMP = 1e9", FUSED),
+    Mutant("fused: nothing is mended", "backends/jax/fused_calls.py", "JUMP * unit(self.pure)", "1e9", FUSED),
     Mutant("fused: states before are on another scale", "backends/jax/fused_kernels.py", "held = (held.astype(jnp.float32) * fall[:, None]).astype(plan.dtype)", "held = held.astype(plan.dtype)", FUSED),
     Mutant("fused: earlier sums stay on their scale", "backends/jax/fused_kernels.py", "return held, total * decay + own_z * rise, new", "return held, total + own_z * rise, new", FUSED),
     Mutant("fused: one part of W", "backends/jax/fused.py", "_PARTS = 2", "_PARTS = 1", FUSED),

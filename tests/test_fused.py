@@ -15,8 +15,8 @@ import oracle
 import pytest
 
 import rfkernels as rfk
-from rfkernels.activations import CONSTANTS, FUNCTIONS
-from rfkernels.backends.jax import fused, fused_calls
+from rfkernels.activations import FUNCTIONS
+from rfkernels.backends.jax import fused
 from rfkernels.backends.jax.chunks import Rows
 from rfkernels.backends.jax.fused_calls import Tile, Tiles
 from rfkernels.core import Options
@@ -254,7 +254,6 @@ def test_what_activations_may_use_is_lowered(name: str, monkeypatch: pytest.Monk
             program(attend, q, k, v)
     else:
         assert "rfkernels_read" in program(attend, q, k, v)
-    assert CONSTANTS  # the ones of the namespace are plain numbers
 
 
 class Device:
@@ -348,4 +347,3 @@ def test_on_a_gpu(name: str, causal: bool, dtype: str) -> None:
     np.testing.assert_allclose(
         np.where(seen, found.log_normalizer, 0), np.where(seen, wanted.log_normalizer, 0), atol=allowed
     )
-    assert fused_calls._JUMP == 40

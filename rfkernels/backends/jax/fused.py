@@ -103,7 +103,7 @@ def attend(
     tiles = _fitting(tiles or (HALF if v.dtype == jnp.bfloat16 else SINGLE), length, keys, count)
     span = tiles.causal.positions if causal else _span(keys, tiles.write, math.prod(own) * count)
     pure = features.map.exponential and features.map.programs() in _PURE
-    unit = math.log2(math.e) if pure else 1.0
+    unit = fused_calls.unit(pure)
     hidden = _hidden(rows.mask, keys, span, of_key)
     query, key = _side(q, features, "query", wide, unit), _side(k, features, "key", of_key, unit)
     extra, keep = key.extra, None

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from rfkernels.backends.jax.tiles import JUMP
 from rfkernels.maps import FeatureMap
 from rfkernels.state import State
 
@@ -35,9 +36,6 @@ class Tiles(NamedTuple):
 Block = tuple[tuple[Any, ...], Callable[..., Any]]
 """The shape of a block and, from the place of a program in the grid, where it lies."""
 
-_JUMP = 40.0
-"""How far the shift of a tile may lie above what a query sees of it, in powers of e: float32 ends at e^-87."""
-
 
 class Side(NamedTuple):
     """Arrays of one side of a pass, as in `fused_kernels`; batch axes are flat, or of length 1 where all share one."""
@@ -46,6 +44,11 @@ class Side(NamedTuple):
     x: Any
     weight: Any
     extra: Any
+
+
+def unit(pure: bool) -> float:
+    """Return what exponents are multiplied by: those of features that are exponentials alone are in powers of two."""
+    return math.log2(math.e) if pure else 1.0
 
 
 class Given(NamedTuple):
@@ -60,11 +63,6 @@ class Given(NamedTuple):
     tiles: Tiles
     pure: bool
     interpret: bool
-
-    @property
-    def unit(self) -> float:
-        """What exponents are multiplied by: those of kernels may be in powers of two."""
-        return math.log2(math.e) if self.pure else 1.0
 
     @property
     def columns(self) -> tuple[int, int]:
@@ -88,7 +86,7 @@ class Given(NamedTuple):
 
         precision = lax.Precision.HIGHEST if self.interpret else lax.DotAlgorithmPreset.TF32_TF32_F32_X3
         plan = fused_kernels.Plan(
-            self.map, tile, self.v.dtype, precision, self.pure, _JUMP * self.unit, self.tiles.prefix.rows
+            self.map, tile, self.v.dtype, precision, self.pure, JUMP * unit(self.pure), self.tiles.prefix.rows
         )
         there = [x is not None for x, _ in ins] + [x is not None for x in outs]
 

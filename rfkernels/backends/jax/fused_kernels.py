@@ -139,13 +139,11 @@ def write(w: Any, b: Any, x: Any, weight: Any, extra: Any, keep: Any, v: Any, kv
     carry = (start,) * plan.activations
     for i, (sums, total, shift) in enumerate(lax.fori_loop(0, steps, body, carry) if steps > 1 else body(0, carry)):
         kv[i, :, :], z[i, :], top[i, :] = sums.astype(kv.dtype), total, shift
-    if plan.map.slopes is not None and first is not None:
-        u = sum(
-            jnp.sum(w[i, :, :].astype(jnp.float32) * x[0, :].astype(jnp.float32)[None, :], 1) for i in range(w.shape[0])
-        )
+    if first is not None:
         one = x[0, :].astype(jnp.float32)
+        u = sum(jnp.sum(w[i, :, :].astype(jnp.float32) * one[None, :], 1) for i in range(w.shape[0]))
         a = weight[0] * jnp.sum(one * one) + (0.0 if extra is None else extra[0])
-        for i, slope in enumerate(plan.map.slopes):
+        for i, slope in enumerate(plan.map.slopes or ()):
             first[i, :] = slope * u + a + log_weight
 
 
@@ -287,12 +285,8 @@ def mend(jumps: Any, wq: Any, q: Any, weight_q: Any, extra_q: Any, wk: Any, k: A
 
     @pl.when(jnp.max(jnp.where(flags, jumps[:], 0)) > 0)
     def _() -> None:
-        query, key, size, f32 = (
-            Side(wq, q, weight_q, extra_q),
-            Side(wk, k, weight_k, extra_k),
-            plan.tile.positions,
-            jnp.float32,
-        )
+        query, key = Side(wq, q, weight_q, extra_q), Side(wk, k, weight_k, extra_k)
+        size, f32 = plan.tile.positions, jnp.float32
         numerator, denominator, top = _read(query, b, kv, z, low, plan)
         of_q, of_k = q[:, :].astype(f32), k[:, :].astype(f32)
         offset = _offset(key, of_k, slice(None))
@@ -304,9 +298,8 @@ def mend(jumps: Any, wq: Any, q: Any, weight_q: Any, extra_q: Any, wk: Any, k: A
                 own = (slope * u_q + b[row])[:, None] + (slope * u_k + offset + b[row])[None, :]
                 new = jnp.maximum(height, own)
                 base = _finite(new)
-                value = own - base if plan.pure else _pairs(plan, i, u_q, u_k) * jnp.exp(own - base)
-                near = near * plan.exp(height - base) + (jnp.exp2(value) if plan.pure else value)
-                height = new
+                value = plan.exp(own - base) if plan.pure else _pairs(plan, i, u_q, u_k) * plan.exp(own - base)
+                near, height = near * plan.exp(height - base) + value, new
             return near, height
 
         start = jnp.zeros((size, size), f32), jnp.full((size, size), -jnp.inf, f32)

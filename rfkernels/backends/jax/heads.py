@@ -60,7 +60,8 @@ def over_heads(
 
     The platform is asked for when the program is lowered, not when it is traced, so that an export for an accelerator
     has its layout. Sequences that one chunk holds are the same on all. Where a CPU stands for several devices, heads
-    may be spread over them, and taking them one after another would gather them first.
+    may be spread over them, and taking them one after another would gather them first. With CUDA `kernels`, if given,
+    compute the same.
     """
     given = _varying(given)
     longest = max(x.shape[-2] for x in (given.rows.q, given.rows.k) if x is not None)

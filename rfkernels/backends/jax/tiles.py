@@ -16,7 +16,7 @@ from rfkernels.features import Features
 from rfkernels.partials import Partial
 from rfkernels.state import State
 
-_JUMP = 40.0
+JUMP = 40.0
 """How far the shift of a chunk may lie above what a query sees, in powers of e: float32 ends at e^-87."""
 
 
@@ -75,7 +75,7 @@ def causal(carry: Carry, rows: Rows, features: Features) -> tuple[Carry, Partial
     length = rows.k.shape[-2]
     if length == 1 or not features.map.exponential:
         return _at_once(carry, rows, features, u, exponent, shift)
-    jumps = _anywhere(jnp.any(_jump(carry, rows, stopped(jnp, exponent), shift) >= _JUMP))
+    jumps = _anywhere(jnp.any(_jump(carry, rows, stopped(jnp, exponent), shift) >= JUMP))
 
     def whole(carry: Carry, rows: Rows, u: Any, exponent: Any, shift: Any) -> tuple[Carry, Partial]:
         return _at_once(carry, rows, features, u, exponent, shift)
@@ -115,7 +115,7 @@ def together(carry: Carry, rows: Rows, features: Features) -> tuple[Carry, Parti
         return found
 
     if features.map.exponential:
-        jumps = _anywhere(jnp.any(_jump(seen_before, rows, stopped(jnp, exponent), shift) >= _JUMP))
+        jumps = _anywhere(jnp.any(_jump(seen_before, rows, stopped(jnp, exponent), shift) >= JUMP))
         slow = jax.checkpoint(apart, prevent_cse=False)
         carry, found = lax.cond(jumps, slow, whole, Carry(given), rows, u, exponent)
     else:
