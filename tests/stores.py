@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from rfkernels.catalog.building import encode
+from rfkernels.catalog.codes import width
 from rfkernels.catalog.invariants import LAYOUT
 from rfkernels.catalog.records import Store
 
 
 def some_store(
-    items: int = 300, dim: int = 5, *, seed: int = 0, dtype: str = "float32", slack: int = 3, rows: Any = None
+    items: int = 300, dim: int = 8, *, seed: int = 0, dtype: str = "float32", slack: int = 3, rows: Any = None
 ) -> Store:
     """Groups of 1 to 40 items in three cells, with room to grow, in random places of the table; free rows are NaN."""
     rng = np.random.default_rng(seed)
@@ -41,9 +43,11 @@ def some_store(
     taken = np.flatnonzero(ids >= 0)
     slots[ids[taken]] = taken
     shape = np.eye(dim) / dim
-    return Store(
-        rows, ids, start, count, capacity, cell, np.zeros(groups), sums, squares, centres, shape, slots, end, items
-    )
+    codes, anchors, scales = np.zeros((room, width(dim, rows.itemsize)), np.uint8), centres + 1, centres.sum(0) ** 2 + 1
+    given = centres, shape, slots, codes, anchors, scales.astype(dtype)
+    store = Store(rows, ids, start, count, capacity, cell, np.zeros(groups), sums, squares, *given, end, items)
+    encode(store, np.arange(groups))
+    return store
 
 
 def same(a: Store, b: Store) -> bool:

@@ -17,7 +17,7 @@ from stores import same, some_store
 import rfkernels as rfk
 from rfkernels.catalog import files
 from rfkernels.catalog.header import HEADER
-from rfkernels.catalog.invariants import LAYOUT
+from rfkernels.catalog.invariants import LAYOUT, MAPPED
 
 MIB = 1 << 20
 
@@ -42,7 +42,7 @@ def test_a_store_comes_back_to_the_last_bit(
     found = files.load(path, mapped=mapped)
     assert same(found, store)
     for name in LAYOUT:
-        assert getattr(found, name).flags.writeable == (name != "rows" or not mapped), name
+        assert getattr(found, name).flags.writeable == (name not in MAPPED or not mapped), name
     assert type(found.end) is type(found.built) is int
 
 
@@ -54,7 +54,7 @@ def test_mapped_rows_are_those_of_the_file(path: Path) -> None:
     row = int(store.start[0])
     with path.open("r+b") as file:
         file.seek(HEADER + row * store.rows.strides[0])
-        file.write(np.full(5, 7, np.float32))
+        file.write(np.full(8, 7, np.float32))
     assert (found.rows[row] == 7).all()
     with pytest.raises(ValueError, match="read-only"):
         found.rows[row] = 0
@@ -161,12 +161,12 @@ def test_a_file_that_is_filled_in_place_is_the_one_that_save_writes(path: Path, 
     made: list[Any] = []
 
     def fill(rows: Any) -> Any:
-        assert rows.shape == (len(store.rows) + spare, 5)
+        assert rows.shape == (len(store.rows) + spare, 8)
         assert not rows.any()
         made.append(some_store(rows=rows))
         return made[0]
 
-    files.create(tmp_path / "created", (len(store.rows) + spare, 5), "float32", fill, {"a": "b"})
+    files.create(tmp_path / "created", (len(store.rows) + spare, 8), "float32", fill, {"a": "b"})
     assert (tmp_path / "created").read_bytes() == path.read_bytes()
     with pytest.raises(ValueError, match="read-only"):
         made[0].rows[0] = 0
@@ -185,7 +185,7 @@ def test_filling_that_fails_leaves_the_old_file(path: Path) -> None:
     ]
     for fill, text in cases:
         with pytest.raises((ValueError, AttributeError), match=text):
-            files.create(path, (room + 1, 5), "float32", fill)
+            files.create(path, (room + 1, 8), "float32", fill)
         assert os.listdir(path.parent) == [path.name]
         assert path.read_bytes() == before
 

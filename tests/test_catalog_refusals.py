@@ -22,6 +22,7 @@ from stores import same, some_store
 from rfkernels.catalog import files
 from rfkernels.catalog import header as headers
 from rfkernels.catalog.header import HEADER
+from rfkernels.catalog.invariants import LAYOUT, MAPPED
 from rfkernels.catalog.records import Store
 
 REFUSED = "is not a catalog|is damaged|is a catalog of version"
@@ -32,7 +33,7 @@ SAID = 3000
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "some.catalog"
-    files.save(some_store(120, 3), path, {"kernel": "gaussian"})
+    files.save(some_store(120, 9), path, {"kernel": "gaussian"})
     return path
 
 
@@ -47,17 +48,18 @@ def refuse(path: Path, text: str = REFUSED, **options: bool) -> None:
 
 def test_any_bit(path: Path) -> None:
     whole, rng = path.read_bytes(), random.Random(0)
-    rows = range(HEADER, HEADER + some_store(120, 3).rows.nbytes)
+    store = some_store(120, 9)
+    rows, codes = range(HEADER, HEADER + store.rows.nbytes), range(len(whole) - store.codes.nbytes, len(whole))
     places = [*range(8), *rng.sample(range(8, SAID), 150), *rng.sample(range(SAID, HEADER), 30)]
-    places += [*rng.sample(rows, 60), *rng.sample(range(rows.stop, len(whole)), 150)]
+    places += [*rng.sample(rows, 60), *rng.sample(range(rows.stop, codes.start), 150), *rng.sample(codes, 30)]
     for place in places:
         altered = bytearray(whole)
         altered[place] ^= 1 << rng.randrange(8)
         path.write_bytes(altered)
         refuse(path)
         refuse(path, mapped=True, verify=True)
-        if place in rows:  # which nobody goes through
-            assert not same(files.load(path, mapped=True), some_store(120, 3))
+        if place in rows or place in codes:  # which nobody goes through
+            assert not same(files.load(path, mapped=True), store)
         else:
             refuse(path, mapped=True)
 
@@ -80,7 +82,7 @@ def test_a_header_of_another_length(path: Path) -> None:
         path.write_bytes(
             (length - 8).to_bytes(8, "little") + whole[8:HEADER].strip().ljust(length - 8) + whole[HEADER:]
         )
-        assert len(safetensors.numpy.load_file(path)) == 12  # all is well with it otherwise
+        assert len(safetensors.numpy.load_file(path)) == len(LAYOUT)  # all is well with it otherwise
         refuse(path, "is damaged")
         refuse(path, "is damaged", mapped=True)
 
@@ -159,10 +161,10 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 
 
 def test_a_later_version_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(headers, "_VERSION", "2")
+    monkeypatch.setattr(headers, "_VERSION", "3")
     files.save(some_store(), path)
     monkeypatch.undo()
-    refuse(path, "is a catalog of version '2'; this version of rfkernels reads '1'")
+    refuse(path, "is a catalog of version '3'; this version of rfkernels reads '2'")
 
 
 def test_the_library_of_the_format_may_be_missing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,8 +230,8 @@ FORGED: dict[str, tuple[Callable[[Said], Any], str]] = {
     "unknown dtype": (dtype("ids", "X32"), "is not a catalog, or damaged"),
     "one axis more": (lambda said: said["ids"]["shape"].append(1), r"ids has shape \(\d+, 1\); expected \(room\)"),
     "other dim": (
-        lambda said: said["centres"]["shape"].reverse() or said["centres"].update(shape=[9, 1]),
-        r"centres has shape \(9, 1\); expected dim = 3",
+        lambda said: said["centres"]["shape"].reverse() or said["centres"].update(shape=[27, 1]),
+        r"centres has shape \(27, 1\); expected dim = 9",
     ),
     "arrays that change places": (
         lambda said: swap(said, "count", "capacity"),
@@ -352,6 +354,13 @@ CONTENTS: dict[str, tuple[Callable[[Store], Store], str]] = {
         r"centres\[1, 2\] is nan; expected a finite number",
     ),
     "infinite sum": (lambda s: put(s, "sums", (1, 2), np.inf), r"sums\[1, 2\] is inf; expected a finite number"),
+    "NaN in an anchor": (lambda s: put(s, "anchors", (1, 2), np.nan), r"anchors\[1, 2\] is nan"),
+    "scale of 0": (lambda s: put(s, "scales", 2, 0), r"scales\[2\] is 0.0; expected more than 0"),
+    "infinite step": (
+        lambda s: put(s, "codes", (s.start[1], [-2, -1]), [0x80, 0x7F]),
+        r"codes\[\d+\] has no finite step",
+    ),
+    "negative step": (lambda s: put(s, "codes", (s.start[1], -1), 0x80), r"codes\[\d+\] has no finite step"),
     "NaN in shape": (lambda s: put(s, "shape", (1, 2), np.nan), r"shape\[1, 2\] is nan"),
     "negative square": (lambda s: put(s, "squares", 1, -1), r"squares\[1\] is -1.0; expected at least 0"),
     "negative edge": (lambda s: put(s, "edge", 1, -1), r"edge\[1\] is -1.0; expected at least 0"),
@@ -411,16 +420,16 @@ CONTENTS: dict[str, tuple[Callable[[Store], Store], str]] = {
 @pytest.mark.parametrize("name", CONTENTS)
 def test_forged_contents(path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil, text = CONTENTS[name]
-    store, before = spoil(some_store(120, 3)), path.read_bytes()
+    store, before = spoil(some_store(120, 9)), path.read_bytes()
     with pytest.raises(ValueError, match=text):
         files.save(store, path)
     assert path.read_bytes() == before
     monkeypatch.setattr(files, "check_arrays", lambda _: None)
-    monkeypatch.setattr(files, "check_rows", lambda *_: None)
+    monkeypatch.setattr(files, "_CHECKS", dict.fromkeys(MAPPED, lambda *_: None))
     files.save(store, path)
     monkeypatch.undo()
     refuse(path, f"is damaged: {text}")
-    if name.startswith(("NaN in an item", "infinite item")):
+    if name in ("NaN in an item", "infinite item", "infinite step", "negative step"):
         refuse(path, text, mapped=True, verify=True)
     else:
         refuse(path, text, mapped=True)
@@ -439,12 +448,17 @@ def test_forged_contents(path: Path, name: str, monkeypatch: pytest.MonkeyPatch)
         (lambda s: replace(s, ids=s.ids.astype(np.int64)), ValueError, "ids is of dtype int64; expected int32"),
         (lambda s: replace(s, ids=s.ids[1:]), ValueError, r"ids has shape \(\d+,\); expected room = \d+ as in rows"),
         (lambda s: replace(s, rows=s.rows[:, :0], sums=s.sums[:, :0]), ValueError, "sums|dim"),
+        (
+            lambda s: replace(s, codes=s.codes[:, :4]),
+            ValueError,
+            r"codes has shape \(\d+, 4\); expected 8 bytes for each",
+        ),
         (lambda s: replace(s, end=3.5), TypeError, "float"),
     ],
 )
 def test_stores_that_are_not_saved(path: Path, spoil: Any, error: type[Exception], text: str) -> None:
     before = path.read_bytes()
     with pytest.raises(error, match=text):
-        files.save(spoil(some_store(120, 3)), path)
+        files.save(spoil(some_store(120, 9)), path)
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]

@@ -20,6 +20,7 @@ from rfkernels.catalog.cells import (
     pack,
     shell_sizes,
 )
+from rfkernels.catalog.codes import scales_of, width
 from rfkernels.catalog.compiled import compiled
 from rfkernels.catalog.records import Store
 from rfkernels.catalog.tables import table
@@ -47,7 +48,7 @@ def build(items: Any, ids: Any = None, *, cells: int | None = None, rng: Any = 0
     Returns
     -------
     Store
-        Besides the items, it takes about 8 bytes for each of them and 8 · dim for each group.
+        Besides the items, it takes about 8 bytes and dim / 2 + 2 of codes for each of them, and 8 · dim for each group.
 
     Raises
     ------
@@ -105,10 +106,19 @@ def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any,
     sums, squares = np.empty((len(groups["start"]), rows.shape[1])), np.empty(len(groups["start"]))
     runs = tuple(groups[name] for name in ("start", "count", "cell"))
     compiled("catalog_store").sum_groups(rows, np.arange(len(squares)), runs, centres, sums, squares)
+    codes = np.zeros((len(rows), width(rows.shape[1], rows.itemsize)), np.uint8)
     groups.update(sums=sums, squares=squares, slots=slots, centres=centres, shape=None)
-    store = Store(rows, held, end=n, built=n, **groups)
+    store = Store(rows, held, end=n, built=n, codes=codes, anchors=centres, scales=centres[0], **groups)
     store.shape = _shape(store, sample)
+    store.anchors, store.scales = table(store).means, scales_of(store.shape)
+    encode(store, np.arange(len(squares)))
     return store
+
+
+def encode(store: Store, groups: Any) -> None:
+    """Write the codes of the items of some groups."""
+    place, grid = (store.start, store.count, store.cell), (store.anchors, store.scales)
+    compiled("catalog_store").encode_groups(store.rows, groups, place, grid, store.codes)
 
 
 def _read(items: Any, chosen: Any, part: Any, dtype: Any) -> Any:

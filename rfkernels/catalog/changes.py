@@ -100,10 +100,18 @@ def update(store: Store, ids: Any, items: Any, *, rng: np.random.Generator | Non
     before, after = group_of(store, store.slots[ids]), joined(store, label, square)
     stay = before == after
     _reserve(store, after[~stay])
-    store.rows[store.slots[ids[stay]]] = items[stay]
+    _replace(store, store.slots[ids[stay]], items[stay], store.cell[before[stay]])
     _take(store, ids[~stay], before[~stay])
     placed = _place(store, items[~stay], ids[~stay], after[~stay], rng)
     _settle(store, np.concatenate([before, placed]))
+
+
+def _replace(store: Store, rows: Any, items: Any, cells: Any) -> None:
+    """Write items to rows that others held, in the same cells."""
+    store.rows[rows] = items
+    if store.codes.shape[1]:
+        given = np.asarray(store.rows), rows, cells, store.anchors, store.scales, store.codes
+        compiled("catalog_store").encode(*given)
 
 
 def _held(store: Store, ids: Any) -> Any:
@@ -123,7 +131,9 @@ def _begin(store: Store, ids: Any) -> None:
         if rows is None:
             repack(store, store.count)
         else:
-            store.rows, store.ids = rows, np.append(store.ids, np.full(len(rows) - len(store.ids), -1, np.int32))
+            more = len(rows) - len(store.ids)
+            store.rows, store.ids = rows, np.append(store.ids, np.full(more, -1, np.int32))
+            store.codes = np.concatenate([store.codes, np.zeros((more, store.codes.shape[1]), np.uint8)])
     for name, value in vars(store).items():
         if isinstance(value, np.ndarray) and not value.flags.writeable:
             setattr(store, name, np.array(value))
@@ -168,14 +178,15 @@ def _place(store: Store, items: Any, ids: Any, group: Any, rng: np.random.Genera
         moved = move(store, items[chosen], ids[chosen], group[chosen], rng or np.random.default_rng(seed))
         items, ids, group, chance = (x[~over] for x in (items, ids, group, chance))
     place, sums = (store.start, store.count, store.cell), (store.centres, store.sums, store.squares)
-    code.put(np.asarray(store.rows), store.ids, store.slots, place, *sums, (items, ids, group, chance))
+    grid = store.anchors, store.scales, store.codes
+    code.put(np.asarray(store.rows), store.ids, store.slots, place, *sums, grid, (items, ids, group, chance))
     return moved
 
 
 def _take(store: Store, ids: Any, group: Any) -> None:
     """Take items out of their groups, which have to be summed again."""
-    rows = np.asarray(store.rows)
-    compiled("catalog_store").take(rows, store.ids, store.slots, store.start, store.count, ids, group)
+    rows, place = np.asarray(store.rows), (store.start, store.count)
+    compiled("catalog_store").take(rows, store.codes, store.ids, store.slots, place, ids, group)
 
 
 def _settle(store: Store, changed: Any) -> None:

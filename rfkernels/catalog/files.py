@@ -14,10 +14,19 @@ import numpy as np
 
 from rfkernels._files import whole_file
 from rfkernels.catalog.header import HEADER, Header, checked_info, header_bytes, read_header, size_of
-from rfkernels.catalog.invariants import LAYOUT, check_arrays, check_contents, check_layout, check_rows
+from rfkernels.catalog.invariants import (
+    LAYOUT,
+    MAPPED,
+    check_arrays,
+    check_codes,
+    check_contents,
+    check_layout,
+    check_rows,
+)
 from rfkernels.catalog.mapping import source_of
 from rfkernels.catalog.records import Store
 
+_CHECKS = dict(zip(MAPPED, (check_rows, check_codes), strict=True))
 _BLOCK = 1 << 20
 """Bytes of an array that are gone through at a time."""
 
@@ -123,9 +132,9 @@ def load(path: str | os.PathLike[str], *, mapped: bool = False, verify: bool = F
     path : str or path
         The file.
     mapped : bool, default False
-        Leave the rows in the file and map them, read-only; the rest is read. The file must not be written in place
-        meanwhile; saving over it is fine, since that makes a new one. Changes of the catalog take memory for the pages
-        that they touch, and leave the file as it is.
+        Leave the rows and their codes in the file and map them, read-only; the rest is read. The file must not be
+        written in place meanwhile; saving over it is fine, since that makes a new one. Changes of the catalog take
+        memory for the pages of rows that they touch and for all codes, and leave the file as it is.
     verify : bool, default False
         Go through mapped rows all the same, to check their checksum and that items are finite. Rows that are not mapped
         are always checked.
@@ -165,8 +174,8 @@ def _write(file: BinaryIO, store: Store, info: Mapping[str, str], rows_are_there
     for name in LAYOUT:
         crc = 0
         for first, block in _blocks(getattr(store, name)):
-            if name == "rows":
-                check_rows(first, block, store.ids[first : first + len(block)])
+            if name in MAPPED:
+                _CHECKS[name](first, block, store.ids[first : first + len(block)])
             if name != "rows" or not rows_are_there:
                 file.write(block)
             crc = zlib.crc32(block, crc)
@@ -198,7 +207,7 @@ def _read(file: BinaryIO, header: Header, mapped: bool, verify: bool) -> Store:
     offset = HEADER
     for name in LAYOUT:
         shape, dtype = header.layout[name]
-        in_file = mapped and name == "rows" and size_of(shape, dtype) > 0
+        in_file = mapped and name in MAPPED and size_of(shape, dtype) > 0
         array = _map(file, offset, shape, dtype) if in_file else _fill(file, offset, shape, dtype)
         if not in_file or verify:
             crc = 0
@@ -212,8 +221,9 @@ def _read(file: BinaryIO, header: Header, mapped: bool, verify: bool) -> Store:
     store = Store(**arrays, end=header.number("end"), built=header.number("built"), source=source)
     check_contents(store)
     if not mapped or verify:
-        for first, block in _blocks(store.rows):
-            check_rows(first, block, store.ids[first : first + len(block)])
+        for name in MAPPED:
+            for first, block in _blocks(getattr(store, name)):
+                _CHECKS[name](first, block, store.ids[first : first + len(block)])
     return store
 
 

@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from rfkernels.catalog.codes import STEP_BYTES, width
 from rfkernels.catalog.records import Store
 
 _FLOAT = ("float32", "float64")
+MAPPED = "rows", "codes"
+"""Arrays with a line for each row, which may be left in a file."""
 LAYOUT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "rows": (("room", "dim"), _FLOAT),
     "ids": (("room",), ("int32",)),
@@ -24,8 +27,13 @@ LAYOUT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "centres": (("cells", "dim"), _FLOAT),
     "shape": (("dim", "dim"), _FLOAT),
     "slots": (("largest id + 1",), ("int32",)),
+    "anchors": (("cells", "dim"), _FLOAT),
+    "scales": (("dim",), _FLOAT),
+    "codes": (("room", "bytes of a code"), ("uint8",)),
 }
 """Axes and dtypes of each array of a `Store`, in the order in which they are written; equal names are equal sizes."""
+_INFINITE = 0x7F80
+"""The bits of an infinite bfloat16; larger ones are no numbers, or less than 0."""
 BLOCK = 1 << 20
 """Bytes of an array that are gone through at a time."""
 
@@ -64,6 +72,9 @@ def check_layout(given: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
                 raise ValueError(f"{name} has shape {shape}; expected {axis} = {known} as in {first}")
     if sizes["dim"][0] < 1:
         raise ValueError("rows have dim 0; expected at least 1")
+    bytes_of_code = width(sizes["dim"][0], np.dtype(given["rows"][1]).itemsize)
+    if sizes["bytes of a code"][0] != bytes_of_code:
+        raise ValueError(f"codes has shape {given['codes'][0]}; expected {bytes_of_code} bytes for each row")
     for axis in ("room", "groups", "cells", "largest id + 1"):
         if sizes[axis][0] > np.iinfo(np.int32).max:
             raise ValueError(f"{sizes[axis][1]} has {axis} = {sizes[axis][0]}; expected less than 2³¹")
@@ -81,10 +92,11 @@ def check_contents(store: Store) -> None:
     for name, value, most in (("end", store.end, room), ("built", store.built, np.iinfo(np.int32).max)):
         if not 0 <= index(value) <= most:
             raise ValueError(f"{name} is {value}; expected 0 to {most}")
-    for name in ("edge", "sums", "squares", "centres", "shape"):
+    for name in ("edge", "sums", "squares", "centres", "shape", "anchors", "scales"):
         _require(name, getattr(store, name), np.isfinite(getattr(store, name)), "a finite number")
     for name in ("edge", "squares"):
         _require(name, getattr(store, name), getattr(store, name) >= 0, "at least 0")
+    _require("scales", store.scales, store.scales > 0, "more than 0")
     _require("cell", store.cell, (store.cell >= 0) & (store.cell < cells), f"0 to {cells - 1}")
     _require("count", store.count, (store.count >= 1) & (store.count <= store.capacity), "1 to capacity")
     inside = (store.start >= 0) & (store.start <= store.end - store.capacity)
@@ -123,6 +135,16 @@ def check_rows(first: int, block: Any, ids: Any) -> None:
     bad = np.flatnonzero(~finite.all(axis=1) & (ids >= 0))
     if len(bad):
         raise ValueError(f"rows[{first + bad[0]}] is not finite; expected a finite item of id {ids[bad[0]]}")
+
+
+def check_codes(first: int, block: Any, ids: Any) -> None:
+    """Require finite steps of codes, as `check_rows` has it."""
+    if not block.shape[1]:
+        return
+    step = np.ascontiguousarray(block[:, -STEP_BYTES:]).view("<u2")[:, 0]
+    bad = np.flatnonzero((step >= _INFINITE) & (ids >= 0))
+    if len(bad):
+        raise ValueError(f"codes[{first + bad[0]}] has no finite step of at least 0; expected one")
 
 
 def _require(name: str, values: Any, right: Any, expected: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rfkernels.catalog.building import encode
 from rfkernels.catalog.cells import LARGEST, MOST, SHELLS, room_for, shell_sizes
 from rfkernels.catalog.lookup import append, forget, relocate
 from rfkernels.catalog.records import Store
@@ -50,7 +51,9 @@ def move(store: Store, items: Any, ids: Any, group: Any, rng: np.random.Generato
     if born:
         begin, counts, rooms, cell, edge = (np.asarray(column) for column in zip(*born, strict=True))
         append(store, begin, count=counts, capacity=rooms, cell=cell, edge=edge)
-    return np.concatenate([full, np.arange(known, len(store.count))])
+    moved_or_born = np.concatenate([full, np.arange(known, len(store.count))])
+    encode(store, moved_or_born)
+    return moved_or_born
 
 
 def _gather(store: Store, group: int, items: Any, ids: Any) -> Moved:
@@ -82,12 +85,15 @@ def repack(store: Store, total: Any) -> None:
     size = end + end // 4 + needed(total[~fits])
     if size > MOST:
         raise ValueError(f"a catalog holds at most {MOST} rows, got {size}")
-    rows, ids = np.empty((size, store.rows.shape[1]), store.rows.dtype), np.full(size, -1, np.int32)
+    rows, codes = (np.empty((size, x.shape[1]), x.dtype) for x in (store.rows, store.codes))
+    ids, own = np.full(size, -1, np.int32), (store.rows, store.codes, store.ids)
     for old, new, count in zip(store.start.tolist(), start.tolist(), store.count.tolist(), strict=True):
-        rows[new : new + count], ids[new : new + count] = (x[old : old + count] for x in (store.rows, store.ids))
+        for x, out in zip(own, (rows, codes, ids), strict=True):
+            out[new : new + count] = x[old : old + count]
     used = np.flatnonzero(ids >= 0)
     if not store.slots.flags.writeable:
         store.slots = np.array(store.slots)
     store.slots[ids[used]] = used
-    store.rows, store.ids, store.start, store.capacity, store.end = rows, ids, start, capacity, end
+    store.rows, store.codes, store.ids = rows, codes, ids
+    store.start, store.capacity, store.end = start, capacity, end
     forget(store)

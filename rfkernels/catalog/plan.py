@@ -137,8 +137,8 @@ def _log_mean_exp(deviation: Any, edge: Any) -> Any:
     return low * (deviation - low / 2)
 
 
-def plan(table: Table, guessed: Guess, budget: int) -> Plan:
-    """Choose the opened groups that minimise the predicted variance.
+def plan(table: Table, guessed: Guess, budget: int, run: int = RUN) -> Plan:
+    """Choose the opened groups that minimise the predicted variance, where items are drawn in runs of so many.
 
     Groups are opened in the order of their second moments per item, bucket by bucket of like ones, and the rest of the
     budget is drawn: the variance of the rest is (Σ w)(Σ w v) / draws for draws in proportion to w.
@@ -155,19 +155,19 @@ def plan(table: Table, guessed: Guess, budget: int) -> Plan:
     bucket = np.minimum(PER_NAT * (score.max() - score), BUCKETS - 1).astype(np.int64)
     # Sums over what is left are summed: next to the largest groups the others are less than rounding.
     items, weights, noises = (_left(bucket, x) for x in (count, weight, noise))
-    runs = (budget - sum(table.means.shape) - count.sum() + items) // RUN
-    variance = np.where(runs >= FEWEST_RUNS, weights * noises / np.maximum(RUN * runs, 1), np.inf)
+    runs = (budget - sum(table.means.shape) - count.sum() + items) // run
+    variance = np.where(runs >= FEWEST_RUNS, weights * noises / np.maximum(run * runs, 1), np.inf)
     best = int(variance.argmin())
     far = np.flatnonzero(bucket >= best)
     # Relative to the largest of their own: next to opened groups all of them may be less than the smallest number.
     far_top = float(guessed.log_mean[far].max())
     drawn = count[far] * np.exp(guessed.log_mean[far] - far_top)
-    square = drawn.sum() * (drawn @ guessed.variance[far]) / (RUN * runs[best])
+    square = drawn.sum() * (drawn @ guessed.variance[far]) / (run * runs[best])
     slopes = np.zeros(len(table.means))
     if np.sqrt(square) <= TRUSTED * drawn.sum():
         cell = table.cell[far]
         slopes = np.bincount(cell, drawn, len(slopes)) / np.maximum(np.bincount(cell, count[far], len(slopes)), 1)
-    predicted = drawn.sum() * (drawn @ guessed.variance[far] - guessed.floor * drawn.sum()) / (RUN * runs[best])
+    predicted = drawn.sum() * (drawn @ guessed.variance[far] - guessed.floor * drawn.sum()) / (run * runs[best])
     log_error = far_top + float(np.log(predicted)) / 2 if predicted > 0 else -np.inf
     return Plan(np.flatnonzero(bucket < best), far, far_top, drawn, int(runs[best]), log_error, slopes)
 
@@ -192,14 +192,14 @@ def _mix(z: Any) -> Any:
 
 
 class Runs(NamedTuple):
-    """Drawn items: their rows, (runs, RUN), their group, and the log of the expected number of draws of each."""
+    """Drawn items: their rows, (runs, items of a run), their group, and the log of the expected draws of each."""
 
     rows: Any
     group: Any
     log_expected: Any
 
 
-def draw_runs(table: Table, planned: Plan, seed: int, query: int) -> Runs:
+def draw_runs(table: Table, planned: Plan, seed: int, query: int, run: int = RUN) -> Runs:
     """Draw runs in proportion to the weights of far groups, one from each of as many equal parts of their total.
 
     The runs of a group follow each other around it from a random item on, which is the same for SHARED queries.
@@ -210,9 +210,9 @@ def draw_runs(table: Table, planned: Plan, seed: int, query: int) -> Runs:
     group, turn = planned.far[place], np.arange(planned.runs) - np.searchsorted(place, place)
     count = table.count[group].astype(np.int64)
     begin = uniforms(seed, 2 * (query // SHARED) + 1, len(table.count))[group]
-    first = (np.minimum((begin * count).astype(np.int64), count - 1) + RUN * turn) % count
-    rows = table.start[group][:, None] + (first[:, None] + np.arange(RUN)) % count[:, None]
-    log_expected = np.log(planned.runs * RUN * planned.weights[place] / ends[-1] / count)
+    first = (np.minimum((begin * count).astype(np.int64), count - 1) + run * turn) % count
+    rows = table.start[group][:, None] + (first[:, None] + np.arange(run)) % count[:, None]
+    log_expected = np.log(planned.runs * run * planned.weights[place] / ends[-1] / count)
     return Runs(rows, group, log_expected)
 
 

@@ -31,6 +31,12 @@ class Table(NamedTuple):
         The mean of all items of each cell; 0 for a cell without any.
     shape : array, shape (dim, dim)
         Covariance of items about the means of their cells, of trace 1; for proposals only.
+    codes : array of uint8, shape (room, bytes), optional
+        Four bits for each number of each row, as `rfkernels.catalog.codes` has it.
+    anchors : array, shape (cells, dim), optional
+        The points that codes count from, near the means of cells.
+    scales : array, shape (dim,), optional
+        What steps of codes are multiplied by in each dimension.
     """
 
     rows: Any
@@ -41,6 +47,9 @@ class Table(NamedTuple):
     spread: Any
     means: Any
     shape: Any
+    codes: Any = None
+    anchors: Any = None
+    scales: Any = None
 
 
 class Estimate(NamedTuple):
@@ -142,6 +151,10 @@ class Store:
         The points that items are assigned to cells by; they stay where they are until the catalog is grouped anew.
     slots : array of int32, shape (largest id + 1,)
         The row of each id, −1 for none.
+    codes : array of uint8, shape (room, bytes)
+    anchors : array, shape (cells, dim)
+    scales : array, shape (dim,)
+        As in `Table`; anchors and scales stay the same until the catalog is grouped anew, codes go with their rows.
     end : int
         Rows from here on were never used.
     built : int
@@ -164,6 +177,9 @@ class Store:
     centres: Any
     shape: Any
     slots: Any
+    codes: Any
+    anchors: Any
+    scales: Any
     end: int
     built: int
     index: Index | None = field(default=None, repr=False, compare=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels.catalog.building import build, build_chosen, place
+from rfkernels.catalog.building import build, build_chosen, encode, place
 from rfkernels.catalog.cells import MOST, default_cells
 from rfkernels.catalog.changes import add, remove, update
 from rfkernels.catalog.invariants import LAYOUT
@@ -71,7 +71,7 @@ def _absorbed(a: Store, b: Store) -> Store:
 
 
 def _side_by_side(a: Store, b: Store) -> Store:
-    names = *GROUPS, "centres"
+    names = *GROUPS, "centres", "anchors"
     joined: dict[str, Any] = {name: np.concatenate([getattr(a, name), getattr(b, name)]) for name in names}
     joined["start"][len(a.start) :] += a.end
     joined["cell"][len(a.cell) :] += len(a.centres)
@@ -79,9 +79,12 @@ def _side_by_side(a: Store, b: Store) -> Store:
     slots[: len(a.slots)] = a.slots
     held = np.flatnonzero(b.slots >= 0)
     slots[held] = b.slots[held] + a.end
-    rows, ids = (np.concatenate([x[: a.end], y[: b.end]]) for x, y in ((a.rows, b.rows), (a.ids, b.ids)))
-    shape = _pooled(a, b)
-    return Store(rows, ids, slots=slots, shape=shape, end=a.end + b.end, built=a.built + b.built, **joined)
+    pairs = (a.rows, b.rows), (a.ids, b.ids), (a.codes, b.codes)
+    rows, ids, codes = (np.concatenate([x[: a.end], y[: b.end]]) for x, y in pairs)
+    given = {"slots": slots, "shape": _pooled(a, b), "codes": codes, "scales": a.scales.copy()}
+    store = Store(rows, ids, end=a.end + b.end, built=a.built + b.built, **given, **joined)
+    encode(store, np.arange(len(a.start), len(store.start)))
+    return store
 
 
 def _pooled(a: Store, b: Store) -> Any:

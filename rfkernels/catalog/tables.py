@@ -40,6 +40,9 @@ def table(store: Store) -> Table:
         np.maximum(spread, 0).astype(dtype)[order],
         means.astype(dtype),
         store.shape,
+        store.codes if store.codes.shape[1] else None,
+        store.anchors,
+        store.scales,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -189,8 +190,14 @@ def prepared(table: Table) -> Prepared:
     found = _prepared.get(key)
     if found is not None and all(part() is own for part, own in zip(found[0], table, strict=True)):
         return found[1]
-    g, (*parts, means, shape) = groups_of(table), table
-    own = weakref.ref(means, lambda _: _prepared.pop(key, None))
+    g = groups_of(table)
     made = Prepared(g, Known(g, table.rows.nbytes), {})
-    _prepared[key] = (*map(weakref.ref, parts), own, weakref.ref(shape)), made
+    _prepared[key] = tuple(_reference(x, key if x is table.means else None) for x in table), made
     return made
+
+
+def _reference(x: Any, key: int | None) -> Callable[[], Any]:
+    """Return what returns an array as long as it is there; with the means of cells goes what is known by that key."""
+    if x is None:
+        return lambda: None
+    return weakref.ref(x) if key is None else weakref.ref(x, lambda _: _prepared.pop(key, None))

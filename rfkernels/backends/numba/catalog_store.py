@@ -10,9 +10,22 @@ import numpy as np
 
 from rfkernels.backends.numba import threads
 from rfkernels.backends.numba.compiling import jit_with
+from rfkernels.catalog.codes import MIDDLE, STEP, STEP_BYTES
 
 _jit = jit_with("contract", entry=True, allocates=True)
 """With products and sums contracted."""
+
+_fast = jit_with("contract", "reassoc", "nsz", allocates=True)
+"""With sums in any order."""
+
+_WIDER, _TAILS = 1.5, 4.0
+"""Steps are tried that are so many times larger, one after the other, where a number is this many deviations out."""
+
+
+def encode_groups(rows: Any, groups: Any, place: tuple[Any, Any, Any], grid: tuple[Any, Any], codes: Any) -> None:
+    """Write the codes of the items of some groups; `grid` are anchors and scales, the rest is as in `sum_groups`."""
+    if codes.shape[1]:
+        _on_threads(partial(_encode_groups, np.asarray(rows)), groups, place, (*grid, codes), rows.shape[1])
 
 
 def sum_groups(rows: Any, groups: Any, place: tuple[Any, Any, Any], centres: Any, sums: Any, squares: Any) -> None:
@@ -29,17 +42,103 @@ def sum_groups(rows: Any, groups: Any, place: tuple[Any, Any, Any], centres: Any
     sums, squares : array, shape (all groups, dim) and (all groups,)
         Changed in place, for these groups alone.
     """
-    rows, ends = np.asarray(rows), np.cumsum(place[1][groups])  # a mapped array is of a class that Numba does not know
-    work = int(ends[-1]) * rows.shape[1] if len(ends) else 0
-    if work < threads.LIGHT_WORK:
-        _sum(rows, groups, *place, centres, sums, squares)
+    # A mapped array is of a class that Numba does not know.
+    _on_threads(partial(_sum, np.asarray(rows)), groups, place, (centres, sums, squares), rows.shape[1])
+
+
+def _on_threads(step: Any, groups: Any, place: tuple[Any, Any, Any], given: tuple[Any, ...], dim: int) -> None:
+    """Do something with groups: at once where they hold few items."""
+    ends = np.cumsum(place[1][groups])
+    if (int(ends[-1]) * dim if len(ends) else 0) < threads.LIGHT_WORK:
+        step(groups, *place, *given)
         return
     count = threads.thread_count()
     cuts = [0, *np.searchsorted(ends, np.linspace(0, ends[-1], 4 * count + 1)[1:-1]).tolist(), len(groups)]
-    threads.run(
-        [partial(_sum, rows, groups[a:b], *place, centres, sums, squares) for a, b in pairwise(cuts)],
-        count,
-    )
+    threads.run([partial(step, groups[a:b], *place, *given) for a, b in pairwise(cuts)], count)
+
+
+@_jit
+def _encode_groups(
+    rows: Any, groups: Any, start: Any, count: Any, cell: Any, anchors: Any, scales: Any, codes: Any
+) -> int:
+    apart, inverse, numbers, bits = _room(scales, codes)
+    for g in groups:
+        for i in range(start[g], start[g] + count[g]):
+            _encode(rows[i], anchors[cell[g]], inverse, codes[i], apart, numbers, bits)
+    return 0
+
+
+@_jit
+def encode(rows: Any, chosen: Any, cells: Any, anchors: Any, scales: Any, codes: Any) -> int:
+    """Write the codes of some rows of cells."""
+    apart, inverse, numbers, bits = _room(scales, codes)
+    for i in range(len(chosen)):
+        _encode(rows[chosen[i]], anchors[cells[i]], inverse, codes[chosen[i]], apart, numbers, bits)
+    return 0
+
+
+@_jit
+def _room(scales: Any, codes: Any) -> Any:
+    """Return room for an item, one over the scales, room for codes, and for the bits of a step."""
+    numbers = np.zeros(2 * max(codes.shape[1] - STEP_BYTES, 0), np.uint8)
+    return np.empty_like(scales), 1 / scales, numbers, np.empty(1, np.float32)
+
+
+@_fast
+def _encode(row: Any, anchor: Any, inverse: Any, code: Any, apart: Any, numbers: Any, bits: Any) -> None:
+    """Write the code of an item: the step is that of normal numbers or, where some lie far out, the best of a few."""
+    dim, half = len(row), len(code) - STEP_BYTES
+    square = largest = row[0] * 0
+    for k in range(dim):
+        own = (row[k] - anchor[k]) * inverse[k]
+        apart[k] = own
+        square += own * own
+        largest = max(largest, abs(own))
+    step = np.sqrt(square / dim)
+    if not 0 < step < np.inf:
+        code[:] = 0
+        return
+    best = step * type(step)(STEP)
+    if largest > _TAILS * step:
+        best = _least(apart, best, largest)
+    scale = _quantised(apart, best, numbers)
+    bits[0] = min(scale, np.finfo(np.float32).max / 2)
+    found = bits.view(np.uint32)[0]
+    found = (found + 0x7FFF + ((found >> 16) & 1)) >> 16
+    code[half], code[half + 1] = found & 0xFF, found >> 8
+    for k in range(half):
+        code[k] = numbers[k] | numbers[half + k] << 4
+
+
+@_fast
+def _quantised(apart: Any, step: Any, numbers: Any) -> Any:
+    """Write numbers from 0 to 15, and return the step that suits them best."""
+    inverse, product = 1 / step, step * 0
+    square = product
+    for k in range(len(apart)):
+        own = min(max(np.rint(apart[k] * inverse + type(step)(MIDDLE)), type(step)(0)), type(step)(15))
+        numbers[k] = np.uint8(own)
+        own -= type(step)(MIDDLE)
+        product += own * apart[k]
+        square += own * own
+    return product / square
+
+
+@_fast
+def _least(apart: Any, step: Any, largest: Any) -> Any:
+    """Return the step of the least squared error, of this one and wider ones, up to where none is cut off."""
+    best, least = step, step * 0 + np.inf
+    while True:
+        error, inverse = step * 0, 1 / step
+        for k in range(len(apart)):
+            own = min(max(np.rint(apart[k] * inverse + type(step)(MIDDLE)), type(step)(0)), type(step)(15))
+            own = (own - type(step)(MIDDLE)) * step - apart[k]
+            error += own * own
+        if error < least:
+            best, least = step, error
+        if step * type(step)(MIDDLE) >= largest:
+            return best
+        step *= type(step)(_WIDER)
 
 
 @_jit
@@ -109,15 +208,16 @@ def crowded(count: Any, capacity: Any, group: Any) -> Any:
 
 
 @_jit
-def take(rows: Any, ids: Any, slots: Any, start: Any, count: Any, given: Any, group: Any) -> None:
+def take(rows: Any, codes: Any, ids: Any, slots: Any, place: tuple[Any, Any], given: Any, group: Any) -> None:
     """Take items out of their groups: the last item of a group moves to the place that falls vacant."""
+    start, count = place
     for j in range(len(given)):
         g, row = group[j], slots[given[j]]
         count[g] -= 1
         last = start[g] + count[g]
         slots[given[j]] = -1
         if row != last:
-            rows[row], ids[row] = rows[last], ids[last]
+            rows[row], codes[row], ids[row] = rows[last], codes[last], ids[last]
             slots[ids[row]] = row
         ids[last] = -1
 
@@ -131,6 +231,7 @@ def put(
     centres: Any,
     sums: Any,
     squares: Any,
+    grid: tuple[Any, Any, Any],
     given: tuple[Any, Any, Any, Any],
 ) -> None:
     """Insert items, given with their ids, groups and a number in [0, 1), into groups that have room, and add to sums.
@@ -138,14 +239,17 @@ def put(
     Each changes places with a random item of its group or none, as in the inside-out shuffle of Fisher and Yates: an
     order that was random stays so.
     """
-    (start, count, cell), (items, new, group, chance) = place, given
+    (start, count, cell), (items, new, group, chance), (anchors, scales, codes) = place, given, grid
+    residual, inverse, numbers, bits = _room(scales, codes)
     for j in range(len(new)):
         g = group[j]
         last, at = start[g] + count[g], start[g] + int(chance[j] * (count[g] + 1))
         if at != last:
-            rows[last], ids[last] = rows[at], ids[at]
+            rows[last], codes[last], ids[last] = rows[at], codes[at], ids[at]
             slots[ids[last]] = last
         rows[at], ids[at], slots[new[j]] = items[j], new[j], at
+        if codes.shape[1]:
+            _encode(rows[at], anchors[cell[g]], inverse, codes[at], residual, numbers, bits)
         count[g] += 1
         square, centre = 0.0, centres[cell[g]]
         for k in range(len(centre)):

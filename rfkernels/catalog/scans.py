@@ -1,0 +1,154 @@
+"""Estimates of sums from the codes of many items, put right by dot products with a few: the specification.
+
+Codes cost a fraction of a dot product, so that many more items are looked at; what they say is off by their rounding.
+Of the items looked at, some are taken again in proportion to what they add to the sum, and dot products with these say
+by how much all are off, without bias.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rfkernels.catalog.codes import cost, moved, residuals, rounded
+from rfkernels.catalog.estimates import trusted_error
+from rfkernels.catalog.plan import FEWEST_RUNS, Plan, draw_runs, guess, plan, rows_of, sizes, uniforms
+from rfkernels.catalog.plan import rounded as rounded_sizes
+from rfkernels.catalog.records import Table
+
+RUN = 16
+"""Items of a draw: neighbours in a group, whose codes lie side by side."""
+
+CHECKED, FEWEST_CHECKS = 8, 16
+"""One dot product in so many is spent on items that are taken again, and how many these are at least."""
+
+SHARPEST = 7.0
+"""The deviation of logits within cells up to which codes are of use: at ten times this they are off by as much."""
+
+ROUNDS = 3
+"""How often it is seen anew which items are large enough to be taken again for sure."""
+
+
+class Shares(NamedTuple):
+    """What a budget is spent on: codes of so many items, and dot products with so many of these."""
+
+    scanned: int
+    checked: int
+
+
+def shares(table: Table, budget: int) -> Shares | None:
+    """Return what a budget is spent on besides cells, or None where codes are of no use."""
+    if table.codes is None or not table.codes.shape[1]:
+        return None
+    rest, price, items = budget - sum(table.means.shape) - len(moved(table)), cost(table), int(table.count.sum())
+    checked = max(FEWEST_CHECKS, rest // CHECKED)
+    scanned = int((rest - checked) / price)
+    if scanned >= items:
+        return Shares(items, min(items, rest - int(np.ceil(price * items))))
+    return Shares(scanned, checked) if scanned >= FEWEST_RUNS * RUN else None
+
+
+def suited(table: Table, queries: Any) -> Any:
+    """Return which queries codes are of use for, (queries,): those whose logits do not vary too much within cells."""
+    spread = (table.spread.astype(np.float64) @ table.count) / max(table.count.sum(), 1)
+    return rounded_sizes(sizes(table, queries)) * np.sqrt(spread) <= SHARPEST
+
+
+class Checks(NamedTuple):
+    """Places of items that are taken again: large ones for sure, others at equal distances along the sum of sizes."""
+
+    large: Any
+    others: Any
+    distance: float
+
+
+def choose(given: Any, count: int, at: float) -> Checks:
+    """Choose at most so many of items of given sizes, (items,), with `at` in [0, 1) as the place of the first."""
+    least = given.sum() / count
+    for _ in range(ROUNDS):
+        large = given >= least
+        left, number = float(given[~large].sum()), count - np.count_nonzero(large)
+        if left <= 0 or number <= 0:
+            break
+        least = left / number
+    large = given >= least
+    ends = np.cumsum(np.where(large, 0, given))
+    number = max(1, int(ends[-1] / least)) if ends[-1] > 0 else 0
+    places = np.searchsorted(ends, (np.arange(number) + at) / max(number, 1) * ends[-1], side="right")
+    if number:
+        places = np.minimum(places, np.flatnonzero(~large & (given > 0))[-1])
+    return Checks(np.flatnonzero(large), places, ends[-1] / max(number, 1))
+
+
+class Scanned(NamedTuple):
+    """Items whose codes were read: rows, cells, what codes say of logits, and logs of weights; runs come last."""
+
+    rows: Any
+    cells: Any
+    logits: Any
+    log_weights: Any
+    runs: int
+
+
+def scan(table: Table, query: Any, seed: int, place: int, chosen: Plan, cell_logits: Any) -> Scanned:
+    """Read the codes of what was chosen."""
+    rows, counts = rows_of(table, chosen.opened), table.count[chosen.opened]
+    cells, log_weights = np.repeat(table.cell[chosen.opened], counts), np.zeros(len(rows))
+    if len(chosen.far):
+        runs = draw_runs(table, chosen, seed, place, RUN)
+        rows = np.concatenate([rows, runs.rows.ravel()])
+        cells = np.concatenate([cells, np.repeat(table.cell[runs.group], RUN)])
+        log_weights = np.concatenate([log_weights, np.repeat(-runs.log_expected, RUN)])
+    own = cell_logits.copy()
+    changed = moved(table)
+    own[changed] = table.anchors[changed] @ query
+    logits = own[cells] + residuals(table, rows, rounded(query, table.scales))
+    return Scanned(rows, cells, logits, log_weights, chosen.runs if len(chosen.far) else 0)
+
+
+def estimate_one(table: Table, query: Any, spent: Shares, seed: int, place: int) -> tuple[float, float, int]:
+    """Return the estimate of log Σ exp(q·y), its relative standard error, and the dot products it is worth.
+
+    With h = exp of what codes say, f = exp(q·y), w the weights of items and s the slopes of the control variate,
+    Σ w (h − s l̃) is the sum as codes have it. What Σ w (f − h − s (l − l̃)) adds is estimated from items in proportion
+    to w (h + s): large ones once, with their own weight, others at equal distances.
+    """
+    guessed = guess(table, query)
+    chosen = plan(table, guessed, spent.scanned + sum(table.means.shape), RUN)
+    seen = scan(table, query, seed, place, chosen, guessed.cell_logits)
+    at = float(uniforms(seed, 2 * place, seen.runs + 1)[-1])
+    log, error, checked = _summed(table, query, chosen, guessed.cell_logits, seen, chosen.slopes, spent.checked, at)
+    if not np.isfinite(log) and chosen.slopes.any():  # only where the error is larger than the sum itself
+        none = np.zeros_like(chosen.slopes)
+        log, error, checked = _summed(table, query, chosen, guessed.cell_logits, seen, none, spent.checked, at)
+    dots = sum(table.means.shape) + len(moved(table)) + checked + int(np.ceil(cost(table) * len(seen.rows)))
+    return log, error, dots
+
+
+def _summed(
+    table: Table, query: Any, chosen: Plan, cell_logits: Any, seen: Scanned, slopes: Any, count: int, at: float
+) -> tuple[float, float, int]:
+    top, weight = float(seen.logits.max()), np.exp(seen.log_weights)
+    if slopes.any():
+        top = max(top, chosen.top)
+    near = np.exp(seen.logits - top)
+    slope = slopes[seen.cells] * np.exp(chosen.top - top) if slopes.any() else np.zeros(len(near))
+    parts = weight * (near - slope * (seen.logits - cell_logits[seen.cells]))
+    given = weight * (near + slope)
+    checks = choose(given, count, at)
+    taken = np.concatenate([checks.large, checks.others])
+    exact = table.rows[seen.rows[taken]] @ query
+    off = np.exp(exact - top) - near[taken] - slope[taken] * (exact - seen.logits[taken])
+    large, others = np.split(off, [len(checks.large)])
+    others = checks.distance * others / (near + slope)[checks.others]
+    total = parts.sum() + weight[checks.large] @ large + others.sum()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        log = float(top + np.log(total))
+    if not np.isfinite(log):
+        return np.nan, np.nan, len(taken)
+    drawn = parts[len(parts) - RUN * seen.runs :].reshape(-1, RUN).sum(1)
+    own = trusted_error(drawn / total, log, chosen) if seen.runs else 0.0
+    pairs = others[: len(others) // 2 * 2].reshape(-1, 2)
+    square = ((pairs[:, 0] - pairs[:, 1]) ** 2).sum() * len(others) / max(pairs.size, 1)
+    return log, float(np.hypot(own, np.sqrt(square) / total)), len(taken)
