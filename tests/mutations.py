@@ -357,7 +357,7 @@ MUTANTS = [
     Mutant("catalog: draws count as if groups were equal", "catalog/plan.py", "planned.weights[place] / ends[-1] / count)", "planned.weights[place] / ends[-1] / count.mean())", (CATALOG, "-k", "unbiased")),
     Mutant("catalog: runs end with their group", "catalog/plan.py", "(first[:, None] + np.arange(RUN)) % count[:, None]", "np.minimum(first[:, None] + np.arange(RUN), count[:, None] - 1)", (CATALOG, "-k", "drawn_alike")),
     Mutant("catalog: standard errors of half the size", "catalog/estimates.py", "seen = square.sum() * len(parts) / pairs.size", "seen = square.sum() * len(parts) / pairs.size / 4", (CATALOG, "-k", "standard or cover")),
-    Mutant("catalog: samples show all of their tails", "catalog/estimates.py", "share = FEW**2 / (effective**2 + FEW**2)", "share = 0", (CATALOG, "-k", "cover")),
+    Mutant("catalog: samples show all of their tails", "catalog/trust.py", "share = FEW**2 / (effective**2 + FEW**2)", "share = 0", (CATALOG, "-k", "cover")),
     Mutant("catalog: all differences of draws count alike", "catalog/estimates.py", "relative.sum() ** 2 / max((relative**2).sum(), 1)", "len(pairs)", (CATALOG, "-k", "cover")),
     Mutant("catalog: predictions count their floor", "catalog/plan.py", "- guessed.floor * drawn.sum()", "- 0 * drawn.sum()", (CATALOG, "-k", "standard or cover")),
     Mutant("catalog compiled: predictions count their floor", "backends/numba/catalog_plans.py", "noise - r.floor * total", "noise", (CATALOG_NUMBA, "-k", "as_specified or large")),

@@ -30,7 +30,7 @@ LEAST = 1e-4
 
 STEP_BYTES, ALIGNED = 2, 4
 
-_SHARPEST = 127
+SHARPEST = 127
 """The largest number that those of a query are rounded to."""
 
 
@@ -69,7 +69,7 @@ def cost(table: Table) -> float:
 def rounded(query: Any, scales: Any) -> Rounded:
     """Round a query to the numbers that codes are multiplied by."""
     scaled = query.astype(np.float64) * scales.astype(np.float64)
-    unit = float(np.abs(scaled).max()) / _SHARPEST
+    unit = float(np.abs(scaled).max()) / SHARPEST
     return Rounded(np.rint(scaled / unit).astype(np.int64) if unit > 0 else np.zeros(len(scaled), np.int64), unit)
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from rfkernels.catalog.codes import moved
 from rfkernels.catalog.plan import RUN, Guess, Plan, Runs, draw_runs, guess, plan, rows_of
 from rfkernels.catalog.records import Estimate, Evaluated, Table
+from rfkernels.catalog.scans import estimate_one, shares, suited
+from rfkernels.catalog.trust import trusted_error
 
 _BLOCK = 1 << 14
-
-FEW = 4.0
-"""With as many differences of draws as this, in effect, a larger variance that was predicted counts for half."""
 
 
 def estimate(table: Table, queries: Any, budget: int, seed: int) -> Estimate:
@@ -20,9 +20,15 @@ def estimate(table: Table, queries: Any, budget: int, seed: int) -> Estimate:
 
     The sum over opened groups is exact; Σ over the others is the mean of draws of (exp(q·y) − s q·(y − mean)) / p,
     where p is the expected number of draws of y and s the slope of its cell: over a whole cell the subtracted part sums
-    to zero, so what of it fell to opened items is known. Unbiased for the sum.
+    to zero, so what of it fell to opened items is known. Unbiased for the sum. Where codes are of use, these are read
+    instead of items, as `scans.estimate_one` has it.
     """
-    found = [_one(table, query, budget, seed, i) for i, query in enumerate(queries.astype(np.float64))]
+    spent = shares(table, budget, len(moved(table))) if table.codes is not None else None
+    fits = suited(table, queries.astype(np.float64)) & (spent is not None)
+    found = []
+    for i, query in enumerate(queries.astype(np.float64)):
+        one = estimate_one(table, query, spent, seed, i) if spent is not None and fits[i] else None
+        found.append(one if one is not None and np.isfinite(one[0]) else _one(table, query, budget, seed, i))
     log, error, dots = zip(*found, strict=True) if found else ((), (), ())
     return Estimate(np.array(log, np.float64), np.array(error, np.float64), np.array(dots, np.int64))
 
@@ -64,25 +70,6 @@ def _moved(table: Table, chosen: Plan, guessed: Guess, exact: Any, drawn: Any, r
     cell = table.cell[runs.group, None]
     moved = chosen.slopes[cell] * (drawn - guessed.cell_logits[cell]) * np.exp(-runs.log_expected)[:, None]
     return moved, float(np.repeat(chosen.slopes[cells], counts) @ residuals)
-
-
-def trusted_error(parts: Any, log: float, chosen: Plan) -> float:
-    """Return the relative standard error of a sum of one draw from each stratum.
-
-    It comes from squared differences d² of pairs of neighbouring strata, of which there are n = (Σ d²)² / Σ d⁴ in
-    effect: all of them if they are the same, and none if nothing was drawn that weighs anything. Few large draws do not
-    show the tail that they have missed: of what was predicted beyond, a share of FEW² / (n² + FEW²) counts.
-    """
-    pairs = parts[: len(parts) // 2 * 2].reshape(-1, 2)
-    square = (pairs[:, 0] - pairs[:, 1]) ** 2
-    largest = square.max(initial=0)
-    relative = square / largest if largest > 0 else np.full(len(pairs), float(parts.any()))
-    effective = relative.sum() ** 2 / max((relative**2).sum(), 1)
-    with np.errstate(over="ignore"):
-        predicted = np.exp(2 * (chosen.log_error - log))
-    seen = square.sum() * len(parts) / pairs.size
-    share = FEW**2 / (effective**2 + FEW**2)
-    return float(np.sqrt(seen + share * max(predicted - seen, 0)))
 
 
 def evaluate(table: Table, queries: Any, budget: int, seed: int) -> Evaluated:

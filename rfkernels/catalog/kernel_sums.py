@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels.catalog import pilots
-from rfkernels.catalog.estimates import trusted_error
 from rfkernels.catalog.plan import Guess, deviations, draw_runs, plan, rows_of
 from rfkernels.catalog.records import Estimate, Table
+from rfkernels.catalog.trust import trusted_error
 from rfkernels.kernels import Kernel
 
 _BLOCK = 1 << 16

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels.catalog.codes import cost, moved, residuals, rounded
-from rfkernels.catalog.estimates import trusted_error
 from rfkernels.catalog.plan import FEWEST_RUNS, Plan, draw_runs, guess, plan, rows_of, sizes, uniforms
 from rfkernels.catalog.plan import rounded as rounded_sizes
 from rfkernels.catalog.records import Table
+from rfkernels.catalog.trust import trusted_error
 
 RUN = 16
 """Items of a draw: neighbours in a group, whose codes lie side by side."""
@@ -23,7 +23,7 @@ RUN = 16
 CHECKED, FEWEST_CHECKS = 8, 16
 """One dot product in so many is spent on items that are taken again, and how many these are at least."""
 
-SHARPEST = 7.0
+STEEPEST = 7.0
 """The deviation of logits within cells up to which codes are of use: at ten times this they are off by as much."""
 
 ROUNDS = 3
@@ -37,11 +37,11 @@ class Shares(NamedTuple):
     checked: int
 
 
-def shares(table: Table, budget: int) -> Shares | None:
-    """Return what a budget is spent on besides cells, or None where codes are of no use."""
+def shares(table: Table, budget: int, away: int) -> Shares | None:
+    """Return what a budget is spent on besides cells, `away` of which have moved; None where codes are of no use."""
     if table.codes is None or not table.codes.shape[1]:
         return None
-    rest, price, items = budget - sum(table.means.shape) - len(moved(table)), cost(table), int(table.count.sum())
+    rest, price, items = budget - sum(table.means.shape) - away, cost(table), int(table.count.sum())
     checked = max(FEWEST_CHECKS, rest // CHECKED)
     scanned = int((rest - checked) / price)
     if scanned >= items:
@@ -49,10 +49,16 @@ def shares(table: Table, budget: int) -> Shares | None:
     return Shares(scanned, checked) if scanned >= FEWEST_RUNS * RUN else None
 
 
-def suited(table: Table, queries: Any) -> Any:
-    """Return which queries codes are of use for, (queries,): those whose logits do not vary too much within cells."""
+def steepest(table: Table) -> float:
+    """Return the size of queries up to which codes are of use: beyond, logits vary too much within cells."""
     spread = (table.spread.astype(np.float64) @ table.count) / max(table.count.sum(), 1)
-    return rounded_sizes(sizes(table, queries)) * np.sqrt(spread) <= SHARPEST
+    with np.errstate(divide="ignore"):
+        return float(STEEPEST / np.sqrt(spread))
+
+
+def suited(table: Table, queries: Any) -> Any:
+    """Return which queries codes are of use for, (queries,)."""
+    return rounded_sizes(sizes(table, queries)) <= steepest(table)
 
 
 class Checks(NamedTuple):
@@ -74,7 +80,7 @@ def choose(given: Any, count: int, at: float) -> Checks:
         least = left / number
     large = given >= least
     ends = np.cumsum(np.where(large, 0, given))
-    number = max(1, int(ends[-1] / least)) if ends[-1] > 0 else 0
+    number = max(1, round(ends[-1] / least)) if ends[-1] > 0 else 0
     places = np.searchsorted(ends, (np.arange(number) + at) / max(number, 1) * ends[-1], side="right")
     if number:
         places = np.minimum(places, np.flatnonzero(~large & (given > 0))[-1])

@@ -21,9 +21,9 @@ from rfkernels.backends.jax.catalog_means import expectation, logits_of
 from rfkernels.backends.jax.catalog_plan import finite, placed, planned
 from rfkernels.backends.jax.catalog_rows import refreshed, with_rows
 from rfkernels.backends.jax.tables import DeviceTable, Sharded, device_table, sharded, split
-from rfkernels.catalog.estimates import FEW
 from rfkernels.catalog.plan import RUN
 from rfkernels.catalog.records import Estimate
+from rfkernels.catalog.trust import FEW
 
 __all__ = [
     "DeviceTable",
@@ -170,7 +170,7 @@ def _one(table: DeviceTable, query: Any, key: Any, places: int) -> Any:
 
 
 def _trusted(square: Any, alike: Any, runs: Any, predicted: Any) -> Any:
-    """Return the standard error that `rfkernels.catalog.estimates.trusted_error` specifies; no runs have none.
+    """Return the standard error that `rfkernels.catalog.trust.trusted_error` specifies; no runs have none.
 
     `alike` is how many differences there are in effect if they are all zero.
     """

@@ -4,39 +4,91 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels.backends.numba import catalog_sums, threads
+from rfkernels.backends.numba import catalog_scans, catalog_sums, threads
 from rfkernels.backends.numba.catalog_exact import exact
-from rfkernels.backends.numba.catalog_guesses import prepared, sizes
-from rfkernels.backends.numba.catalog_layout import dots, lists, plain, rules, scratch
+from rfkernels.backends.numba.catalog_guesses import Prepared, prepared, sizes
+from rfkernels.backends.numba.catalog_layout import codes, dots, lists, looks, plain, rules, scratch
 from rfkernels.backends.numba.catalog_plans import choose
-from rfkernels.catalog.plan import SHARED
+from rfkernels.catalog.plan import SHARED, STEPS
 from rfkernels.catalog.records import Estimate, Evaluated, Table
-
-_Part = Callable[[slice], Any]
+from rfkernels.catalog.scans import Shares, shares
 
 _BLOCK, _BLOCK_ITEMS = SHARED, 1 << 20
 """Queries that pass over the groups together, a power of two and at most SHARED; fewer if their items are many."""
+
+_CODED_BLOCK = 64
+"""Queries that pass over codes together: what they choose stays in a cache."""
 
 _HALVED = 1.1
 """What a query of half a block may cost relative to one of a whole block, which reads more rows from a cache."""
 
 
+class _Call(NamedTuple):
+    """What queries of a call have in common."""
+
+    table: Table
+    known: Prepared
+    budget: int
+    seed: Any
+    spent: Shares | None
+
+
 def estimate(table: Table, queries: Any, budget: int, seed: int) -> Estimate:
     """Estimate log Σ exp(q·y) for queries (queries, dim), as `rfkernels.catalog.estimates.estimate` specifies."""
+    known = prepared(table)
+    call = _Call(table, known, budget, np.uint64(seed), shares(table, budget, len(known.moved)))
     out = np.empty((len(queries), 3))
-    _run(catalog_sums.estimate, table, queries, budget, seed, lambda own: out[own])
+    most = _BLOCK if call.spent is None else _CODED_BLOCK
+    _run(partial(_estimate, call), call, queries, min(most, max(1, _BLOCK_ITEMS // budget)), lambda own: (out[own],))
     return Estimate(out[:, 0], out[:, 1], out[:, 2].astype(np.int64) + sum(table.means.shape))
 
 
+def _estimate(call: _Call, numbers: Any, queries: Any, wide: Any, sized: Any, out: Any) -> None:
+    """Estimate from codes what these are of use for, and from rows what is left."""
+    left = np.arange(len(queries))
+    if call.spent is not None:
+        fits = 2.0 ** (sized / STEPS) <= call.known.steepest
+        if fits.any():
+            own = np.flatnonzero(fits)
+            out[own] = _scan(call, call.spent, *(x[own] for x in (numbers, queries, wide, sized)))
+            left = np.flatnonzero(~(fits & np.isfinite(out[:, 0])))
+    if len(left):
+        found = np.empty((len(left), 3))
+        _sum(catalog_sums.estimate, call, *(x[left] for x in (numbers, queries, wide, sized)), found)
+        out[left] = found
+
+
+def _scan(call: _Call, spent: Shares, numbers: Any, queries: Any, wide: Any, sized: Any) -> Any:
+    """Choose what queries take, and estimate from its codes."""
+    table, known = call.table, call.known
+    g, r, c = known.groups, rules(table, known, True), codes(table, known)
+    s, n = scratch(g.record), lists(g.record, spent.scanned, len(queries), True)
+    k = looks(g.record, c.record, spent.scanned, spent.checked, table.rows.dtype)
+    v, places = known.guesses.at(sized)
+    out = np.empty((len(queries), 3))
+    at = r.address, g.address
+    choose(*at, v.address, s.address, n.address, places, wide, spent.scanned, call.seed, numbers)
+    own = c.address, s.address, n.address, k.address
+    catalog_scans.estimate(*at, *own, numbers, spent.checked, call.seed, wide, queries, out)
+    out[:, 2] += len(known.moved)
+    return out
+
+
 def evaluate(table: Table, queries: Any, budget: int, seed: int) -> Evaluated:
-    """Return the items that `estimate` takes, as `rfkernels.catalog.estimates.evaluate` specifies."""
+    """Return the items that `estimate` takes without codes, as `rfkernels.catalog.estimates.evaluate` specifies."""
     rows = np.empty((len(queries), budget), np.int32)
     logits, log_weights = np.empty((2, *rows.shape))
-    _run(catalog_sums.evaluate, table, queries, budget, seed, lambda own: (rows[own], logits[own], log_weights[own]))
+    call = _Call(table, prepared(table), budget, np.uint64(seed), None)
+
+    def step(numbers: Any, own: Any, wide: Any, sized: Any, *out: Any) -> None:
+        _sum(catalog_sums.evaluate, call, numbers, own, wide, sized, out)
+
+    block = min(_BLOCK, max(1, _BLOCK_ITEMS // budget))
+    _run(step, call, queries, block, lambda own: (rows[own], logits[own], log_weights[own]))
     return Evaluated(rows, logits, log_weights)
 
 
@@ -51,22 +103,29 @@ def _block(queries: int, most: int, count: int) -> int:
     return block // 2 if block > 1 and _HALVED * longest(block // 2) < longest(block) else block
 
 
-def _run(step: Callable[..., int], table: Table, queries: Any, budget: int, seed: int, out: _Part) -> None:
-    """Choose what the queries of a block take, and run a step on it; blocks on threads."""
-    known = prepared(table)
-    g, r, mixed = known.groups, rules(table, known), np.uint64(seed)
-    dtype, count = table.rows.dtype, threads.thread_count()
-    own, wide = plain(queries, dtype), plain(queries, np.float64)
-    block = _block(len(own), min(_BLOCK, max(1, _BLOCK_ITEMS // budget)), count)
+def _run(step: Callable[..., None], call: _Call, queries: Any, most: int, out: Callable[[slice], Any]) -> None:
+    """Do something with blocks of queries, on threads."""
+    g, r, count = call.known.groups, rules(call.table, call.known), threads.thread_count()
+    own, wide = plain(queries, call.table.rows.dtype), plain(queries, np.float64)
+    block = _block(len(own), most, count)
 
     def task(first: int) -> int:
         part = slice(first, first + block)
-        s, n, d = scratch(g.record), lists(g.record, budget, block), dots(budget, block, dtype)
-        v, places = known.guesses.at(sizes(r.record.wide_dots, g, wide[part]))
-        choose(r.address, g.address, v.address, s.address, n.address, places, wide[part], budget, mixed, first)
-        return step(r.address, g.address, s.address, n.address, d.address, own[part], out(part))
+        numbers = np.arange(first, min(first + block, len(own)))
+        step(numbers, own[part], wide[part], sizes(r.record.wide_dots, g, wide[part]), *out(part))
+        return 0
 
     threads.run([partial(task, first) for first in range(0, len(own), block)], count)
+
+
+def _sum(step: Callable[..., int], call: _Call, numbers: Any, queries: Any, wide: Any, sized: Any, out: Any) -> None:
+    """Choose what queries take, and run a step on its rows."""
+    table, known, budget = call.table, call.known, call.budget
+    g, r = known.groups, rules(table, known)
+    s, n, d = scratch(g.record), lists(g.record, budget, len(queries)), dots(budget, len(queries), table.rows.dtype)
+    (v, places), left = known.guesses.at(sized), budget - sum(table.means.shape)
+    choose(r.address, g.address, v.address, s.address, n.address, places, wide, left, call.seed, numbers)
+    step(r.address, g.address, s.address, n.address, d.address, queries, out)
 
 
 __all__ = ["estimate", "evaluate", "exact"]

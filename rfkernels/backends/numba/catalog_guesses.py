@@ -17,8 +17,10 @@ from rfkernels.backends.numba.catalog_groups import Groups, groups_of, padded
 from rfkernels.backends.numba.compiling import call, entry, jit_with
 from rfkernels.backends.numba.jit import Machine
 from rfkernels.backends.numba.records import FloatRows, Floats, Held, IntRows, view
+from rfkernels.catalog.codes import moved
 from rfkernels.catalog.plan import STEPS, moments
 from rfkernels.catalog.records import Table
+from rfkernels.catalog.scans import steepest
 
 _KEPT, _SHARE = (1 << 23, 1 << 31), 16
 """Bytes that are kept between calls: this part of what items take, but at least the first and at most the second."""
@@ -178,7 +180,10 @@ class Prepared(NamedTuple):
 
     groups: Held[Groups]
     guesses: Known
-    rules: dict[Machine, Any]
+    rules: dict[tuple[Machine, bool], Any]
+    codes: dict[Machine, Any]
+    moved: Any
+    steepest: float
 
 
 _prepared: dict[int, tuple[tuple[Any, ...], Prepared]] = {}
@@ -191,7 +196,8 @@ def prepared(table: Table) -> Prepared:
     if found is not None and all(part() is own for part, own in zip(found[0], table, strict=True)):
         return found[1]
     g = groups_of(table)
-    made = Prepared(g, Known(g, table.rows.nbytes), {})
+    away, most = (moved(table), steepest(table)) if table.codes is not None else (np.arange(0), 0.0)
+    made = Prepared(g, Known(g, table.rows.nbytes), {}, {}, away, most)
     _prepared[key] = tuple(_reference(x, key if x is table.means else None) for x in table), made
     return made
 

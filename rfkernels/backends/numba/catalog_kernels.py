@@ -13,6 +13,7 @@ from llvmlite import ir
 
 from rfkernels.backends.numba.emitter import INT, POINTER, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
+from rfkernels.catalog import scans
 from rfkernels.catalog.plan import RUN, SHARED
 
 TOGETHER = 4
@@ -56,7 +57,7 @@ def dot_kernel(machine: Machine, bits: int, dim: int) -> Code:
 
 @cache
 def weight_kernels(machine: Machine, bits: int = 64) -> Code:
-    """Compile ``largest``, ``exponentials``, ``sum`` and ``add_runs``, of arrays padded to whole vectors."""
+    """Compile ``largest``, ``exponentials``, ``sum``, ``add_runs`` and ``add_long_runs`` of arrays in whole vectors."""
     module = ir.Module(name=f"rfkernels_catalog_weights_{bits}")
 
     def emitter(name: str, parameters: str) -> Emitter:
@@ -65,21 +66,24 @@ def weight_kernels(machine: Machine, bits: int = 64) -> Code:
     _largest(emitter("largest", "x count out"))
     _exponentials(emitter("exponentials", "x count top out"))
     _sum(emitter("sum", "x count top out"))
-    parameters = "x products draw odds cell slopes cells count numbers"
-    _add_runs(Emitter(module, "add_runs", parameters, 64, machine.lanes(64)), ir.FloatType() if bits == 32 else None)
+    parameters, kind = "x products draw odds cell slopes cells count numbers", ir.FloatType() if bits == 32 else None
+    for name, run in (("add_runs", RUN), ("add_long_runs", scans.RUN)):
+        _add_runs(Emitter(module, name, parameters, 64, machine.lanes(64)), kind, run)
     return compile_module(module, machine.width, keep=True)
 
 
-def _function(e: Emitter, name: str, result: Any, *parameters: Any) -> Any:
+def call_function(e: Emitter, name: str, result: Any, given: tuple[Any, ...]) -> Any:
+    """Call a function that LLVM knows by name."""
     module = e.builder.module
-    return module.globals.get(name) or ir.Function(module, ir.FunctionType(result, parameters), name)
+    kind = ir.FunctionType(result, [x.type for x in given])
+    return e.builder.call(module.globals.get(name) or ir.Function(module, kind, name), given)
 
 
 def _masked(e: Emitter, base: Any, index: Any, mask: Any) -> Any:
     """Load a vector of which only the lanes of the mask exist, zeros elsewhere."""
     name = f"llvm.masked.load.v{e.lanes}f{e.math.bits}.p0"
-    load = _function(e, name, e.math.vector, POINTER, _I32, mask.type, e.math.vector)
-    return e.builder.call(load, [e.address(base, index), _I32(e.align), mask, e.math.constant(0.0)])
+    given = e.address(base, index), _I32(e.align), mask, e.math.constant(0.0)
+    return call_function(e, name, e.math.vector, given)
 
 
 def _steps(e: Emitter, stop: Any, step: int) -> Iterator[Any]:
@@ -91,11 +95,11 @@ def _steps(e: Emitter, stop: Any, step: int) -> Iterator[Any]:
             yield i
 
 
-def _fetch(e: Emitter, at: Any, size: Any) -> None:
+def fetch(e: Emitter, at: Any, size: Any) -> None:
     """Ask for the lines of `size` bytes; into the second level, as the first is too small for what is on its way."""
-    prefetch = _function(e, "llvm.prefetch.p0", ir.VoidType(), POINTER, _I32, _I32, _I32)
     for j in _steps(e, size, _LINE):
-        e.builder.call(prefetch, [e.builder.inttoptr(e.add(at, j), POINTER), _I32(0), _I32(2), _I32(1)])
+        given = e.builder.inttoptr(e.add(at, j), POINTER), _I32(0), _I32(2), _I32(1)
+        call_function(e, "llvm.prefetch.p0", ir.VoidType(), given)
 
 
 def _row(e: Emitter, rows: Any, stride: Any, places: Any, index: Any) -> Any:
@@ -108,7 +112,7 @@ def _dots(e: Emitter, dim: int, ahead: int) -> None:
     last = tail.load(query)
     with e.loop(0, count, TOGETHER) as i:
         for r in range(TOGETHER if ahead else 0):
-            _fetch(e, _row(e, rows, stride, places, e.add(i, ahead * TOGETHER + r)), dim * e.align)
+            fetch(e, _row(e, rows, stride, places, e.add(i, ahead * TOGETHER + r)), dim * e.align)
         own = [_row(e, rows, stride, places, e.add(i, r)) for r in range(TOGETHER)]
         _store_sums(e, _sums(e, tail, query, last, own), out, i)
     e.finish()
@@ -258,7 +262,7 @@ def _fetch_runs(e: Emitter, rows: Any, stride: Any, start: Any, offset: Any, mos
     with e.loop(first, last) as i:
         place = e.add(e.load(start, i, INT), e.builder.sext(e.load(offset, i, _I32), INT))
         size = e.mul(e.mul(e.builder.sext(e.load(most, i, _I32), INT), stride), RUN)
-        _fetch(e, e.add(rows, e.mul(place, stride)), size)
+        fetch(e, e.add(rows, e.mul(place, stride)), size)
 
 
 def _largest(e: Emitter) -> None:
@@ -287,10 +291,10 @@ def _sum(e: Emitter) -> None:
     e.finish()
 
 
-def _sums_of_runs(e: Emitter, x: Any, index: Any, kind: Any) -> Any:
-    """Return sums of RUN numbers, side by side, one for each lane."""
+def _sums_of_runs(e: Emitter, x: Any, index: Any, kind: Any, run: int) -> Any:
+    """Return sums of so many numbers, side by side, one for each lane."""
     b, lane = e.builder, ir.VectorType(_I32, e.lanes)
-    vectors = [e.load_vector(x, e.add(index, r * e.lanes), kind) for r in range(RUN)]
+    vectors = [e.load_vector(x, e.add(index, r * e.lanes), kind) for r in range(run)]
     while len(vectors) > 1:
         halves = zip(vectors[::2], vectors[1::2], strict=True)
         even, odd = (ir.Constant(lane, [2 * j + k for j in range(e.lanes)]) for k in range(2))
@@ -298,8 +302,8 @@ def _sums_of_runs(e: Emitter, x: Any, index: Any, kind: Any) -> Any:
     return vectors[0] if kind is None else b.fpext(vectors[0], e.math.vector)
 
 
-def _add_runs(e: Emitter, kind: Any) -> None:
-    """Add up runs, less control variates, each divided by the number of times that it is expected.
+def _add_runs(e: Emitter, kind: Any, run: int) -> None:
+    """Add up runs of so many items, less control variates, each divided by the number of times that it is expected.
 
     `numbers` are what slopes and weights of groups are multiplied by and then, written, the sum and those of second and
     fourth powers of differences of successive runs.
@@ -317,9 +321,9 @@ def _add_runs(e: Emitter, kind: Any) -> None:
             own = b.zext(e.load(cell, group, _I32), INT)
             slope = b.insert_element(slope, e.load(slopes, own), _I32(lane))
             logit = b.insert_element(logit, e.load(cells, own), _I32(lane))
-        first = e.mul(i, RUN)
-        moved = m.sub(_sums_of_runs(e, products, first, kind), m.mul(m.constant(float(RUN)), logit))
-        own = m.sub(_sums_of_runs(e, x, first, kind), m.mul(m.mul(relative, slope), moved))
+        first = e.mul(i, run)
+        moved = m.sub(_sums_of_runs(e, products, first, kind, run), m.mul(m.constant(float(run)), logit))
+        own = m.sub(_sums_of_runs(e, x, first, kind, run), m.mul(m.mul(relative, slope), moved))
         places = b.add(e.splat_number(i), e.lane_numbers())
         there, paired = (b.icmp_signed("<", places, end) for end in ends)
         own = m.where(there, m.mul(own, m.div(factor, e.load_vector(odds, i))), zero)

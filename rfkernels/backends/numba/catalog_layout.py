@@ -13,9 +13,11 @@ from rfkernels.backends.numba.catalog_groups import Groups, padded
 from rfkernels.backends.numba.catalog_guesses import Guesses, Prepared
 from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER, dot_kernel, weight_kernels
 from rfkernels.backends.numba.catalog_plan_kernels import plan_kernels
+from rfkernels.backends.numba.catalog_scan_kernels import multiplies_bytes, query_bytes, scan_kernels
 from rfkernels.backends.numba.compiling import jit
 from rfkernels.backends.numba.jit import Machine, machine
 from rfkernels.backends.numba.records import (
+    Bytes,
     ElementRows,
     Elements,
     Flags,
@@ -30,7 +32,8 @@ from rfkernels.backends.numba.records import (
     R,
     view,
 )
-from rfkernels.catalog import estimates, plan
+from rfkernels.catalog import plan, scans, trust
+from rfkernels.catalog.codes import SHARPEST, STEP_BYTES, cost
 from rfkernels.catalog.records import Table
 
 _KEPT = 1 << 24
@@ -41,7 +44,10 @@ _VECTORS = 4
 
 
 class Rules(NamedTuple):
-    """Addresses of kernels, sizes, and the numbers of the specification."""
+    """Addresses of kernels, sizes, and the numbers of the specification; for sums from rows, or from codes.
+
+    `run` is the number of items in a run, and `listed` whether rows are listed, which codes do not need.
+    """
 
     dots: int
     pass_runs: int
@@ -50,6 +56,7 @@ class Rules(NamedTuple):
     exponentials: int
     sum: int
     add_runs: int
+    blocks: int
     shares: int
     buckets: int
     totals: int
@@ -66,6 +73,51 @@ class Rules(NamedTuple):
     trusted: float
     floor: float
     few: float
+    cost: float
+    run: int
+    listed: int
+
+
+class Codes(NamedTuple):
+    """Codes of a table: the address of the kernel that reads them and their own, the bytes of a row and of a vector.
+
+    `moved` are the cells whose means are no longer where their anchors are.
+    """
+
+    scan: int
+    codes: int
+    size: int
+    chunk: int
+    step_bytes: int
+    sharpest: float
+    scales: Floats
+    moved: Ints
+    anchors: FloatRows
+
+
+class Looks(NamedTuple):
+    """What codes of items say for one query, memory of a thread.
+
+    Of items, `products` are logits, `weights` their exponentials and `sizes` what they are checked in proportion to; of
+    each RUN of them, `sums` and `most` are the sum and the largest of sizes. `where` is the item of its group that
+    each run begins with, `bases` are dot products with anchors. Of items that are checked, `found` are places, `places`
+    rows, `groups` groups and `exact` logits.
+    """
+
+    products: Elements
+    weights: Elements
+    sizes: Elements
+    exact: Elements
+    numbers: Elements
+    top: Elements
+    query: Bytes
+    sums: Floats
+    most: Floats
+    bases: Floats
+    where: Ints
+    found: Ints
+    places: Ints
+    groups: Ints
 
 
 class Scratch(NamedTuple):
@@ -140,20 +192,50 @@ class Dots(NamedTuple):
 _local = threading.local()
 
 
-def rules(table: Table, own: Prepared) -> Held[Rules]:
+def rules(table: Table, own: Prepared, coded: bool = False) -> Held[Rules]:
     """Return the rules for a table on the machine of this call; they and their code are there as long as `own` is."""
     m = machine()
-    found = own.rules.get(m)
+    found = own.rules.get((m, coded))
     if found is None:  # of threads that compile at once one comes first, and what it found is never replaced
-        found = own.rules.setdefault(m, _rules(m, table, own.groups.record))
+        found = own.rules.setdefault((m, coded), _rules(m, table, own.groups.record, coded))
     return cast(Held[Rules], found[0])
 
 
-def _rules(m: Machine, table: Table, g: Groups) -> tuple[Held[Rules], Any]:
+def codes(table: Table, own: Prepared) -> Held[Codes]:
+    """Return the codes of a table, as `rules` has it."""
+    m = machine()
+    found = own.codes.get(m)
+    if found is None:
+        found = own.codes.setdefault(m, _codes(m, table, own.moved))
+    return cast(Held[Codes], found[0])
+
+
+def _codes(m: Machine, table: Table, moved: Any) -> tuple[Held[Codes], Any]:
+    size = table.codes.shape[1]
+    code = scan_kernels(m, 8 * table.rows.dtype.itemsize, size, multiplies_bytes())
+    made = Codes(
+        code.addresses["scan"],
+        table.codes.ctypes.data,
+        size,
+        m.width // 2,
+        STEP_BYTES,
+        float(SHARPEST),
+        table.scales.astype(np.float64),
+        moved.astype(np.int32),
+        table.anchors[moved].astype(np.float64),
+    )
+    return Held(made), code
+
+
+def _rules(m: Machine, table: Table, g: Groups, coded: bool) -> tuple[Held[Rules], Any]:
     """Return rules, and the code that they know by address."""
-    code, addresses = _addresses(m, 8 * table.rows.dtype.itemsize, table.rows.shape[1])
+    bits = 8 * table.rows.dtype.itemsize
+    scan = scan_kernels(m, bits, table.codes.shape[1], multiplies_bytes()) if coded else None
+    code, addresses = _addresses(m, bits, table.rows.shape[1], "add_long_runs" if coded else "add_runs")
     values = (
-        *addresses,
+        *addresses[:7],
+        scan.addresses["blocks"] if scan else 0,
+        *addresses[7:],
         halvings(g.widest, m.lanes(64)),
         table.rows.ctypes.data,
         table.rows.strides[0],
@@ -163,18 +245,21 @@ def _rules(m: Machine, table: Table, g: Groups) -> tuple[Held[Rules], Any]:
         plan.FEWEST_RUNS,
         plan.TRUSTED,
         plan.FLOOR,
-        estimates.FEW,
+        trust.FEW,
+        cost(table) if coded else 1.0,
+        scans.RUN if coded else plan.RUN,
+        int(not coded),
     )
-    return Held(Rules._make(values)), code
+    return Held(Rules._make(values)), (code, scan)
 
 
 @cache
-def _addresses(m: Machine, bits: int, dim: int) -> tuple[Any, Any]:
+def _addresses(m: Machine, bits: int, dim: int, add_runs: str) -> tuple[Any, Any]:
     code = dot_kernel(m, bits, dim), dot_kernel(m, 64, dim), weight_kernels(m, bits), plan_kernels(m)
     names = (
         ("dots", "pass_runs"),
         ("near_dots",),
-        ("largest", "exponentials", "sum", "add_runs"),
+        ("largest", "exponentials", "sum", add_runs),
         ("shares", "buckets", "totals", "offsets", "draw", "find"),
     )
     return code, tuple(part.addresses[name] for part, own in zip(code, names, strict=True) for name in own)
@@ -201,10 +286,40 @@ def scratch(g: Groups) -> Held[Scratch]:
     return kept("scratch", (len(g.start), len(g.held)), lambda: Held(_scratch(g)))
 
 
-def lists(g: Groups, budget: int, block: int) -> Held[Lists]:
-    """Return memory for what a block of queries takes."""
+def lists(g: Groups, budget: int, block: int, coded: bool = False) -> Held[Lists]:
+    """Return memory for what a block of queries takes; without rows where codes are read."""
     key = len(g.start), len(g.held), len(g.means), budget, block
-    return kept("lists", key, lambda: Held(_lists(g, budget, block)))
+    run, listed = (scans.RUN, 0) if coded else (plan.RUN, budget)
+    return kept("coded" if coded else "lists", key, lambda: Held(_lists(g, budget // run + 8, listed, block)))
+
+
+def looks(g: Groups, c: Codes, scanned: int, checked: int, dtype: Any) -> Held[Looks]:
+    """Return memory for what codes say for one query, of so many items, of which so many are checked."""
+    key = len(g.held), c.size, c.chunk, scanned, checked, dtype
+    return kept("looks", key, lambda: Held(_looks(g, c, scanned, checked, dtype), dtype))
+
+
+def _looks(g: Groups, c: Codes, scanned: int, checked: int, dtype: Any) -> Looks:
+    items, checks = scanned + 10 * scans.RUN, checked + TOGETHER * (AHEAD + 1) + 8
+    products, weights, sizes = np.zeros((3, items), dtype)
+    sums, most = np.empty((2, items // scans.RUN + 1))
+    found, places, groups = np.empty((3, checks), np.int32)
+    return Looks(
+        products=products,
+        weights=weights,
+        sizes=sizes,
+        exact=np.empty(checks, dtype),
+        numbers=np.empty(2, dtype),
+        top=np.empty(2, dtype),
+        query=np.zeros(query_bytes(2 * c.chunk, c.size), np.int8),
+        sums=sums,
+        most=most,
+        bases=np.empty(len(g.held)),
+        where=np.empty(items // scans.RUN + 1, np.int32),
+        found=found,
+        places=places,
+        groups=groups,
+    )
 
 
 def dots(budget: int, block: int, dtype: Any) -> Held[Dots]:
@@ -239,10 +354,9 @@ def halvings(groups: int, lanes: int) -> int:
     return (groups // (_VECTORS * lanes)).bit_length()
 
 
-def _lists(g: Groups, budget: int, block: int) -> Lists:
-    runs = budget // plan.RUN + 8
+def _lists(g: Groups, runs: int, listed: int, block: int) -> Lists:
     return Lists(
-        places=np.empty((block, budget + TOGETHER * (AHEAD + 1) + 8), np.int32),
+        places=np.empty((block, listed + TOGETHER * (AHEAD + 1) + 8), np.int32),
         cells=np.empty((block, padded(len(g.held)) + 8)),
         opened=np.empty((block, len(g.start)), np.uint32),
         draw=np.empty((block, runs), np.uint32),

@@ -34,12 +34,14 @@ def _mixed(z: Any) -> Any:
 
 
 @jit
-def _state(seed: Any, stream: int) -> Any:
+def state_of(seed: Any, stream: int) -> Any:
+    """Return the state of a stream of random numbers."""
     return _mixed(seed + _GOLDEN * np.uint64(stream + 1))
 
 
 @jit
-def _uniform(state: Any, place: int) -> float:
+def uniform(state: Any, place: int) -> float:
+    """Return the number in [0, 1) at a place of a stream."""
     return float(_mixed(state + _GOLDEN * np.uint64(place + 1)) >> np.uint64(11)) * 2.0**-53
 
 
@@ -100,7 +102,7 @@ def _candidates(r: Rules, g: Groups, v: Guesses, s: Scratch, size: int, budget: 
             if bucket < own < buckets - 1:
                 _queue(s, c, own)
             c = following
-        if (left - items) // RUN < r.fewest_runs:
+        if (left - items) // r.run < r.fewest_runs:
             return listed, bucket
         s.sizes[bucket], listed, left = items, end, left - items
     return listed, buckets - 1
@@ -140,13 +142,13 @@ def _decide(r: Rules, g: Groups, v: Guesses, s: Scratch, size: int, budget: int)
     _rest(g, v, s, size, touched)
     call(r.totals, (s.far.ctypes.data, s.noise.ctypes.data, v.top.shape[1], s.numbers.ctypes.data))
     mass, noise, least = s.numbers[0], s.numbers[1], np.inf
-    chosen, runs, total, noises = 0, budget // RUN, mass, noise
+    chosen, runs, total, noises = 0, budget // r.run, mass, noise
     for j in range(last, -1, -1):
         if j < last:
             mass, noise, taken = mass + s.sums[0, j], noise + s.sums[1, j], taken - s.sizes[j]
-        left = (budget - taken) // RUN
-        if mass * noise / (RUN * left) <= least:
-            chosen, runs, total, noises, least = j, left, mass, noise, mass * noise / (RUN * left)
+        left = (budget - taken) // r.run
+        if mass * noise / (r.run * left) <= least:
+            chosen, runs, total, noises, least = j, left, mass, noise, mass * noise / (r.run * left)
     for i in range(listed):
         if s.depths[i] >= chosen:
             s.taken[g.cell[s.candidates[i]]] -= 1
@@ -155,8 +157,8 @@ def _decide(r: Rules, g: Groups, v: Guesses, s: Scratch, size: int, budget: int)
 
 
 @jit
-def _open(g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: int) -> tuple[int, int]:
-    """List opened groups and their rows; return numbers of items and groups."""
+def _open(r: Rules, g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: int) -> tuple[int, int]:
+    """List opened groups and, where they are asked for, their rows; return numbers of items and groups."""
     places, items, opened = n.places[i], 0, 0
     for c in range(len(g.held)):
         s.items[c] = g.held[c]
@@ -168,11 +170,11 @@ def _open(g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: int) -> tup
             if s.opened[group]:
                 n.opened[i, opened] = group
                 count, start = g.count[group], g.start[group]
-                for k in range(count):
+                for k in range(count if r.listed else 0):
                     places[items + k] = start + k
                 s.items[c] -= count
                 items, opened = items + count, opened + 1
-    for k in range(3):
+    for k in range(3 if r.listed else 0):
         places[items + k] = places[max(items - 1, 0)]
     return items, opened
 
@@ -249,7 +251,7 @@ def _walk(g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: int, state:
         last -= 1
     end = s.reached[c] + s.mass[group] * rate
     for k in range(first, stop):
-        at = k + _uniform(state, k)
+        at = k + uniform(state, k)
         while group < last and (s.mass[group] == 0 or end <= at):
             group += 1
             end += s.mass[group] * rate
@@ -300,14 +302,14 @@ def _choose(
         s.taken[c] = g.first[c + 1] - g.first[c] if budget >= g.items else 0
     if budget < g.items:
         runs, total, noise, touched = _decide(r, g, v, s, size, budget)
-    items, opened = _open(g, v, s, n, i, size)
+    items, opened = _open(r, g, v, s, n, i, size)
     renewed = runs > 0 and total < TINY
     if renewed:
         top, total, noise = _renew(g, v, s, size, n.cells[i])
     guessed, log_error = noise - r.floor * total, -np.inf
     if runs > 0 and guessed > 0:
-        log_error = top + (math.log(total) + math.log(guessed) - math.log(RUN * runs)) / 2
-    steady = runs > 0 and noise <= r.trusted**2 * total * (RUN * runs)
+        log_error = top + (math.log(total) + math.log(guessed) - math.log(r.run * runs)) / 2
+    steady = runs > 0 and noise <= r.trusted**2 * total * (r.run * runs)
     sizes, measures = n.sizes[i], n.measures[i]
     sizes[0], sizes[1], sizes[2], sizes[3] = items, opened, runs, int(steady)
     measures[0], measures[1], measures[2] = top, total, log_error
@@ -320,7 +322,7 @@ def _choose(
         s.opened[n.opened[i, k]] = False
     n.draw[i, runs] = _NONE
     end = (items + 3) & ~3
-    for k in range(r.ahead):
+    for k in range(r.ahead if r.listed else 0):
         n.places[i, end + k] = 0
 
 
@@ -335,14 +337,14 @@ def choose(
     queries: Any,
     budget: int,
     seed: Any,
-    first: int,
+    numbers: Any,
 ) -> int:
-    """List what the queries of a block take; the first of them has number `first`, `sizes` are places of guesses."""
+    """List what queries of a block take, `numbers` in their batch; `sizes` are places of guesses."""
     r, g, v, s = at(rules, groups, guesses, scratch)
     n = view(Lists, lists)
-    state = _state(seed, 2 * (first // r.shared) + 1)
+    state = state_of(seed, 2 * (numbers[0] // r.shared) + 1)
     call(r.offsets, (g.size.ctypes.data, len(g.size), state, s.offset.ctypes.data))
     s.most[:] = 0
     for i in range(len(queries)):
-        _choose(r, g, v, s, n, i, sizes[i], queries[i], budget - len(g.means), _state(seed, 2 * (first + i)))
+        _choose(r, g, v, s, n, i, sizes[i], queries[i], budget, state_of(seed, 2 * numbers[i]))
     return 0

@@ -106,12 +106,12 @@ def _sum_up(r: Rules, g: Groups, s: Scratch, n: Lists, d: Dots, i: int, out: Any
     if z <= 0:  # only where the error is larger than the sum itself
         top, z = _total(r, g, s, n, d, i, 0)
     out[0] = top + math.log(z)
-    out[1] = _trusted(r, s, runs, z, math.exp(2 * (n.measures[i, 2] - out[0]))) if runs > 0 else 0.0
+    out[1] = trusted(r, s, runs, z, math.exp(2 * (n.measures[i, 2] - out[0]))) if runs > 0 else 0.0
     out[2] = size + RUN * runs
 
 
 @jit
-def _trusted(r: Rules, s: Scratch, runs: int, z: float, predicted: float) -> float:
+def trusted(r: Rules, s: Scratch, runs: int, z: float, predicted: float) -> float:
     """Return the relative standard error, from what differences of runs show and from the predicted variance."""
     square, fourth, pairs = s.numbers[3], s.numbers[4], runs // 2
     seen, effective = (math.sqrt(square * runs / (2 * pairs)) / z) ** 2, float(pairs)
