@@ -20,7 +20,7 @@ from rfkernels.catalog.trust import trusted_error
 RUN = 16
 """Items of a draw: neighbours in a group, whose codes lie side by side."""
 
-CHECKED, FEWEST_CHECKS = 8, 16
+CHECKED, FEWEST_CHECKS = 12, 16
 """One dot product in so many is spent on items that are taken again, and how many these are at least."""
 
 STEEPEST = 7.0

@@ -57,6 +57,7 @@ class Rules(NamedTuple):
     sum: int
     add_runs: int
     blocks: int
+    pick: int
     shares: int
     buckets: int
     totals: int
@@ -99,7 +100,7 @@ class Looks(NamedTuple):
     """What codes of items say for one query, memory of a thread.
 
     Of items, `products` are logits, `weights` their exponentials and `sizes` what they are checked in proportion to; of
-    each RUN of them, `sums` and `most` are the sum and the largest of sizes. `where` is the item of its group that
+    each RUN of them, `sums` and `most` are the sum and the largest of sizes, and `rest` is how far in one a check lies. `where` is the item of its group that
     each run begins with, `bases` are dot products with anchors. Of items that are checked, `found` are places, `places`
     rows, `groups` groups and `exact` logits.
     """
@@ -113,6 +114,7 @@ class Looks(NamedTuple):
     query: Bytes
     sums: Floats
     most: Floats
+    rest: Floats
     bases: Floats
     where: Ints
     found: Ints
@@ -234,7 +236,7 @@ def _rules(m: Machine, table: Table, g: Groups, coded: bool) -> tuple[Held[Rules
     code, addresses = _addresses(m, bits, table.rows.shape[1], "add_long_runs" if coded else "add_runs")
     values = (
         *addresses[:7],
-        scan.addresses["blocks"] if scan else 0,
+        *((scan.addresses["blocks"], scan.addresses["pick"]) if scan else (0, 0)),
         *addresses[7:],
         halvings(g.widest, m.lanes(64)),
         table.rows.ctypes.data,
@@ -314,6 +316,7 @@ def _looks(g: Groups, c: Codes, scanned: int, checked: int, dtype: Any) -> Looks
         query=np.zeros(query_bytes(2 * c.chunk, c.size), np.int8),
         sums=sums,
         most=most,
+        rest=np.empty(checks),
         bases=np.empty(len(g.held)),
         where=np.empty(items // scans.RUN + 1, np.int32),
         found=found,

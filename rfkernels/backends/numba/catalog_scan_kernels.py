@@ -13,7 +13,7 @@ from typing import Any
 from llvmlite import binding, ir
 
 from rfkernels.backends.numba.catalog_kernels import call_function, fetch
-from rfkernels.backends.numba.emitter import POINTER, Emitter
+from rfkernels.backends.numba.emitter import INT, POINTER, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
 from rfkernels.catalog.codes import MIDDLE
 from rfkernels.catalog.scans import RUN
@@ -39,12 +39,14 @@ def scan_kernels(machine: Machine, bits: int, size: int, bytewise: bool) -> Code
 
     ``scan``: out[i] = numbers[1] + step_i numbers[0] (2 Σ code · query − shift) for `count` rows from the address of
     codes on, written in whole vectors; asks for some bytes that are needed later. ``blocks``: sum and largest of every
-    RUN numbers.
+    RUN numbers. ``pick``: for each of some places, given as a block of RUN sizes and how far in it, the size below
+    `least` that lies there.
     """
     module = ir.Module(name=f"rfkernels_catalog_scan_{bits}_{size}")
     parameters = "codes count query shift numbers out ahead ahead_size"
     _scan(Emitter(module, "scan", parameters, bits, machine.lanes(bits)), machine.width, size, bytewise)
     _blocks(Emitter(module, "blocks", "x count sums most", bits, min(machine.lanes(bits), RUN)))
+    _pick(Emitter(module, "pick", "sizes least rest count places", bits, machine.lanes(bits)))
     return compile_module(module, machine.width, keep=True)
 
 
@@ -193,6 +195,30 @@ def _blocks(e: Emitter) -> None:
         place = b.udiv(i, e.integer(RUN))
         for value, out in ((m.reduce_add(total), sums), (m.reduce_max(largest), most)):
             e.store(value if e.align == 8 else b.fpext(value, ir.DoubleType()), out, place)
+    e.finish()
+
+
+def _pick(e: Emitter) -> None:
+    """Replace numbers of blocks by places of sizes: of the first with which the sum is beyond, or the last there is."""
+    sizes, least, rest, count, places = e.arguments
+    b, numbers = e.builder, ir.VectorType(e.element, RUN)
+    none, limit = ir.Constant(numbers, [0.0] * RUN), _splat(b, e.load(least, e.integer(0)), RUN)
+    with e.loop(0, count) as i:
+        block = e.mul(b.zext(e.load(places, i, _I32), INT), RUN)
+        own = b.load(e.address(sizes, block), typ=numbers)
+        own.align = e.align
+        sums = own = b.select(b.fcmp_ordered("<", own, limit), own, none)
+        step = 1
+        while step < RUN:
+            order = [RUN + j if j < step else j - step for j in range(RUN)]
+            sums = b.fadd(sums, b.shuffle_vector(sums, none, ir.Constant(ir.VectorType(_I32, RUN), order)))
+            step *= 2
+        at = e.load(rest, i, ir.DoubleType())
+        beyond = b.fcmp_ordered(">", sums, _splat(b, at if e.align == 8 else b.fptrunc(at, e.element), RUN))
+        first, there = (b.bitcast(x, ir.IntType(RUN)) for x in (beyond, b.fcmp_ordered(">", own, none)))
+        last = b.sub(ir.IntType(RUN)(RUN - 1), b.ctlz(there, ir.IntType(1)(0)))
+        found = b.select(b.icmp_unsigned("!=", first, ir.IntType(RUN)(0)), b.cttz(first, ir.IntType(1)(0)), last)
+        e.store(b.trunc(e.add(block, b.zext(found, INT)), _I32), places, i)
     e.finish()
 
 

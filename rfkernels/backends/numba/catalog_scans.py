@@ -174,9 +174,9 @@ def _least(k: Looks, blocks: int, count: int) -> float:
 
 
 @jit
-def _choose(k: Looks, blocks: int, count: int, uniform: float) -> tuple[int, int, float]:
+def _choose(r: Rules, k: Looks, blocks: int, count: int, uniform: float) -> tuple[int, int, float]:
     """List items to be checked: large ones, then others; return how many these are, and the distance of the others."""
-    least, large, left = _least(k, blocks, count), 0, 0.0
+    least, large, left, last = _least(k, blocks, count), 0, 0.0, 0
     for b in range(blocks):
         if k.most[b] >= least:
             k.sums[b] = 0.0
@@ -187,47 +187,21 @@ def _choose(k: Looks, blocks: int, count: int, uniform: float) -> tuple[int, int
                 else:
                     k.sums[b] += k.sizes[j]
         left += k.sums[b]
+        k.most[b] = left
+        if k.sums[b] > 0:
+            last = b
     if left <= 0:
         return large, 0, 0.0
     others = max(1, round(left / least))
-    distance, done, taken, last = left / others, 0.0, 0, -1
-    for b in range(blocks):
-        if k.sums[b] > 0:
-            done += k.sums[b]
-            last = b
-            if (taken + uniform) * distance < done:
-                taken = _within(k, b, least, done - k.sums[b], large, others, taken, uniform, distance, done)
-    while taken < others:  # by rounding
-        taken = _within(k, last, least, 0.0, large, others, taken, uniform, distance, np.inf)
+    distance, b = left / others, 0
+    for j in range(others):
+        place = (j + uniform) * distance
+        while b < last and k.most[b] <= place:
+            b += 1
+        k.found[large + j], k.rest[j] = b, place - (k.most[b] - k.sums[b])
+    k.top[1] = least
+    call(r.pick, (k.sizes.ctypes.data, k.top[1:].ctypes.data, k.rest.ctypes.data, others, k.found[large:].ctypes.data))
     return large, others, distance
-
-
-@jit
-def _within(
-    k: Looks,
-    b: int,
-    least: float,
-    done: float,
-    large: int,
-    others: int,
-    taken: int,
-    uniform: float,
-    distance: float,
-    end: float,
-) -> int:
-    """List the items of a block that others fall on; return how many have fallen so far."""
-    last = -1
-    for j in range(RUN * b, RUN * b + RUN):
-        if 0 < k.sizes[j] < least:
-            last = j
-            done += k.sizes[j]
-            while taken < others and (taken + uniform) * distance < done:
-                k.found[large + taken] = j
-                taken += 1
-    while taken < others and (taken + uniform) * distance < end:
-        k.found[large + taken] = last
-        taken += 1
-    return taken
 
 
 @jit
@@ -312,7 +286,7 @@ def _sum_up(
     relative = math.exp(n.measures[i, 0] - top) if steady else 0.0
     blocks = first // RUN + runs
     call(r.blocks, (k.sizes.ctypes.data, RUN * blocks, k.sums.ctypes.data, k.most.ctypes.data))
-    chosen = _choose(k, blocks, checks, chance)
+    chosen = _choose(r, k, blocks, checks, chance)
     more, square = _check(r, g, s, n, k, i, first, chosen, top, relative, query)
     z += more
     out[0] = out[1] = np.nan
