@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels.catalog.building import encode
-from rfkernels.catalog.codes import width
+from rfkernels.catalog.codes import block_bytes, blocks_of
 from rfkernels.catalog.invariants import LAYOUT
 from rfkernels.catalog.records import Store
 
@@ -43,7 +43,11 @@ def some_store(
     taken = np.flatnonzero(ids >= 0)
     slots[ids[taken]] = taken
     shape = np.eye(dim) / dim
-    codes, anchors, scales = np.zeros((room, width(dim, rows.itemsize)), np.uint8), centres + 1, centres.sum(0) ** 2 + 1
+    codes, anchors, scales = (
+        np.zeros((blocks_of(room), block_bytes(dim, rows.itemsize)), np.uint8),
+        centres + 1,
+        centres.sum(0) ** 2 + 1,
+    )
     given = centres, shape, slots, codes, anchors, scales.astype(dtype)
     store = Store(rows, ids, start, count, capacity, cell, np.zeros(groups), sums, squares, *given, end, items)
     encode(store, np.arange(groups))

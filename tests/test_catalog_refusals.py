@@ -21,6 +21,7 @@ from stores import same, some_store
 
 from rfkernels.catalog import files
 from rfkernels.catalog import header as headers
+from rfkernels.catalog.codes import BLOCK
 from rfkernels.catalog.header import HEADER
 from rfkernels.catalog.invariants import LAYOUT, MAPPED
 from rfkernels.catalog.records import Store
@@ -343,6 +344,12 @@ def two_ids(store: Store) -> Store:
     return put(store, "ids", second, store.ids[first])
 
 
+def with_step(store: Store, bits: int) -> Store:
+    block, lane = divmod(int(store.start[1]), BLOCK)
+    place = store.codes.shape[1] - 2 * BLOCK + 2 * lane
+    return put(store, "codes", (block, [place, place + 1]), [bits & 0xFF, bits >> 8])
+
+
 CONTENTS: dict[str, tuple[Callable[[Store], Store], str]] = {
     "NaN in an item": (
         lambda s: put(s, "rows", (s.start[1], 2), np.nan),
@@ -356,11 +363,8 @@ CONTENTS: dict[str, tuple[Callable[[Store], Store], str]] = {
     "infinite sum": (lambda s: put(s, "sums", (1, 2), np.inf), r"sums\[1, 2\] is inf; expected a finite number"),
     "NaN in an anchor": (lambda s: put(s, "anchors", (1, 2), np.nan), r"anchors\[1, 2\] is nan"),
     "scale of 0": (lambda s: put(s, "scales", 2, 0), r"scales\[2\] is 0.0; expected more than 0"),
-    "infinite step": (
-        lambda s: put(s, "codes", (s.start[1], [-2, -1]), [0x80, 0x7F]),
-        r"codes\[\d+\] has no finite step",
-    ),
-    "negative step": (lambda s: put(s, "codes", (s.start[1], -1), 0x80), r"codes\[\d+\] has no finite step"),
+    "infinite step": (lambda s: with_step(s, 0x7F80), r"codes of row \d+ have step inf; expected a finite one"),
+    "negative step": (lambda s: with_step(s, 0x8080), r"codes of row \d+ have step -\d"),
     "NaN in shape": (lambda s: put(s, "shape", (1, 2), np.nan), r"shape\[1, 2\] is nan"),
     "negative square": (lambda s: put(s, "squares", 1, -1), r"squares\[1\] is -1.0; expected at least 0"),
     "negative edge": (lambda s: put(s, "edge", 1, -1), r"edge\[1\] is -1.0; expected at least 0"),
@@ -451,7 +455,7 @@ def test_forged_contents(path: Path, name: str, monkeypatch: pytest.MonkeyPatch)
         (
             lambda s: replace(s, codes=s.codes[:, :4]),
             ValueError,
-            r"codes has shape \(\d+, 4\); expected 8 bytes for each",
+            r"codes has shape \(\d+, 4\); expected \(\d+, 160\) for so many rows",
         ),
         (lambda s: replace(s, end=3.5), TypeError, "float"),
     ],

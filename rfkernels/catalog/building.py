@@ -20,7 +20,7 @@ from rfkernels.catalog.cells import (
     pack,
     shell_sizes,
 )
-from rfkernels.catalog.codes import scales_of, width
+from rfkernels.catalog.codes import block_bytes, blocks_of, scales_of
 from rfkernels.catalog.compiled import compiled
 from rfkernels.catalog.records import Store
 from rfkernels.catalog.tables import table
@@ -106,7 +106,7 @@ def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any,
     sums, squares = np.empty((len(groups["start"]), rows.shape[1])), np.empty(len(groups["start"]))
     runs = tuple(groups[name] for name in ("start", "count", "cell"))
     compiled("catalog_store").sum_groups(rows, np.arange(len(squares)), runs, centres, sums, squares)
-    codes = np.zeros((len(rows), width(rows.shape[1], rows.itemsize)), np.uint8)
+    codes = np.zeros((blocks_of(len(rows)), block_bytes(rows.shape[1], rows.itemsize)), np.uint8)
     groups.update(sums=sums, squares=squares, slots=slots, centres=centres, shape=None)
     store = Store(rows, held, end=n, built=n, codes=codes, anchors=centres, scales=centres[0], **groups)
     store.shape = _shape(store, sample)

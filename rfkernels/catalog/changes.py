@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels.catalog.cells import LARGEST, MOST, check_found, check_ids, check_items, nearest
+from rfkernels.catalog.codes import blocks_of
 from rfkernels.catalog.compiled import compiled
 from rfkernels.catalog.layout import move, needed, repack
 from rfkernels.catalog.lookup import drop, group_of, index, joined
@@ -131,9 +132,9 @@ def _begin(store: Store, ids: Any) -> None:
         if rows is None:
             repack(store, store.count)
         else:
-            more = len(rows) - len(store.ids)
-            store.rows, store.ids = rows, np.append(store.ids, np.full(more, -1, np.int32))
-            store.codes = np.concatenate([store.codes, np.zeros((more, store.codes.shape[1]), np.uint8)])
+            more = blocks_of(len(rows)) - len(store.codes), store.codes.shape[1]
+            store.codes = np.concatenate([store.codes, np.zeros(more, np.uint8)])
+            store.rows, store.ids = rows, np.append(store.ids, np.full(len(rows) - len(store.ids), -1, np.int32))
     for name, value in vars(store).items():
         if isinstance(value, np.ndarray) and not value.flags.writeable:
             setattr(store, name, np.array(value))

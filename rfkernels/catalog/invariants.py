@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels.catalog.codes import STEP_BYTES, width
+from rfkernels.catalog.codes import BLOCK as ROWS
+from rfkernels.catalog.codes import block_bytes, blocks_of, steps
 from rfkernels.catalog.records import Store
 
 _FLOAT = ("float32", "float64")
@@ -29,11 +30,9 @@ LAYOUT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "slots": (("largest id + 1",), ("int32",)),
     "anchors": (("cells", "dim"), _FLOAT),
     "scales": (("dim",), _FLOAT),
-    "codes": (("room", "bytes of a code"), ("uint8",)),
+    "codes": (("blocks of codes", "bytes of a block"), ("uint8",)),
 }
 """Axes and dtypes of each array of a `Store`, in the order in which they are written; equal names are equal sizes."""
-_INFINITE = 0x7F80
-"""The bits of an infinite bfloat16; larger ones are no numbers, or less than 0."""
 BLOCK = 1 << 20
 """Bytes of an array that are gone through at a time."""
 
@@ -72,9 +71,9 @@ def check_layout(given: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
                 raise ValueError(f"{name} has shape {shape}; expected {axis} = {known} as in {first}")
     if sizes["dim"][0] < 1:
         raise ValueError("rows have dim 0; expected at least 1")
-    bytes_of_code = width(sizes["dim"][0], np.dtype(given["rows"][1]).itemsize)
-    if sizes["bytes of a code"][0] != bytes_of_code:
-        raise ValueError(f"codes has shape {given['codes'][0]}; expected {bytes_of_code} bytes for each row")
+    whole = blocks_of(sizes["room"][0]), block_bytes(sizes["dim"][0], np.dtype(given["rows"][1]).itemsize)
+    if given["codes"][0] != whole:
+        raise ValueError(f"codes has shape {given['codes'][0]}; expected {whole} for so many rows")
     for axis in ("room", "groups", "cells", "largest id + 1"):
         if sizes[axis][0] > np.iinfo(np.int32).max:
             raise ValueError(f"{sizes[axis][1]} has {axis} = {sizes[axis][0]}; expected less than 2³¹")
@@ -128,7 +127,8 @@ def _check_ids(store: Store, room: int) -> None:
 
 
 def check_rows(first: int, block: Any, ids: Any) -> None:
-    """Require finite items; `block` are the rows from `first` on and `ids` theirs. Free rows may hold anything."""
+    """Require finite items; `block` are the rows from `first` on, `ids` those of all. Free rows may hold anything."""
+    ids = ids[first : first + len(block)]
     finite = np.isfinite(block)
     if finite.all():
         return
@@ -141,10 +141,10 @@ def check_codes(first: int, block: Any, ids: Any) -> None:
     """Require finite steps of codes, as `check_rows` has it."""
     if not block.shape[1]:
         return
-    step = np.ascontiguousarray(block[:, -STEP_BYTES:]).view("<u2")[:, 0]
-    bad = np.flatnonzero((step >= _INFINITE) & (ids >= 0))
+    own, ids = steps(block).ravel(), ids[ROWS * first : ROWS * (first + len(block))]
+    bad = np.flatnonzero(~((own[: len(ids)] >= 0) & np.isfinite(own[: len(ids)])) & (ids >= 0))
     if len(bad):
-        raise ValueError(f"codes[{first + bad[0]}] has no finite step of at least 0; expected one")
+        raise ValueError(f"codes of row {ROWS * first + bad[0]} have step {own[bad[0]]}; expected a finite one")
 
 
 def _require(name: str, values: Any, right: Any, expected: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from rfkernels.catalog.building import encode
 from rfkernels.catalog.cells import LARGEST, MOST, SHELLS, room_for, shell_sizes
+from rfkernels.catalog.codes import blocks_of
 from rfkernels.catalog.lookup import append, forget, relocate
 from rfkernels.catalog.records import Store
 
@@ -85,15 +86,15 @@ def repack(store: Store, total: Any) -> None:
     size = end + end // 4 + needed(total[~fits])
     if size > MOST:
         raise ValueError(f"a catalog holds at most {MOST} rows, got {size}")
-    rows, codes = (np.empty((size, x.shape[1]), x.dtype) for x in (store.rows, store.codes))
-    ids, own = np.full(size, -1, np.int32), (store.rows, store.codes, store.ids)
+    rows, ids = np.empty((size, store.rows.shape[1]), store.rows.dtype), np.full(size, -1, np.int32)
+    codes = np.zeros((blocks_of(size), store.codes.shape[1]), np.uint8)
     for old, new, count in zip(store.start.tolist(), start.tolist(), store.count.tolist(), strict=True):
-        for x, out in zip(own, (rows, codes, ids), strict=True):
-            out[new : new + count] = x[old : old + count]
+        rows[new : new + count], ids[new : new + count] = (x[old : old + count] for x in (store.rows, store.ids))
     used = np.flatnonzero(ids >= 0)
     if not store.slots.flags.writeable:
         store.slots = np.array(store.slots)
     store.slots[ids[used]] = used
     store.rows, store.codes, store.ids = rows, codes, ids
     store.start, store.capacity, store.end = start, capacity, end
+    encode(store, np.arange(len(start)))
     forget(store)

@@ -31,7 +31,7 @@ class Table(NamedTuple):
         The mean of all items of each cell; 0 for a cell without any.
     shape : array, shape (dim, dim)
         Covariance of items about the means of their cells, of trace 1; for proposals only.
-    codes : array of uint8, shape (room, bytes), optional
+    codes : array of uint8, shape (⌈room / 16⌉, bytes), optional
         Four bits for each number of each row, as `rfkernels.catalog.codes` has it.
     anchors : array, shape (cells, dim), optional
         The points that codes count from, near the means of cells.
@@ -151,7 +151,7 @@ class Store:
         The points that items are assigned to cells by; they stay where they are until the catalog is grouped anew.
     slots : array of int32, shape (largest id + 1,)
         The row of each id, −1 for none.
-    codes : array of uint8, shape (room, bytes)
+    codes : array of uint8, shape (⌈room / 16⌉, bytes)
     anchors : array, shape (cells, dim)
     scales : array, shape (dim,)
         As in `Table`; anchors and scales stay the same until the catalog is grouped anew, codes go with their rows.

@@ -11,14 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels.catalog.codes import cost, moved, residuals, rounded
+from rfkernels.catalog.codes import BLOCK, cost, moved, residuals, rounded
 from rfkernels.catalog.plan import FEWEST_RUNS, Plan, draw_runs, guess, plan, rows_of, sizes, uniforms
 from rfkernels.catalog.plan import rounded as rounded_sizes
 from rfkernels.catalog.records import Table
 from rfkernels.catalog.trust import trusted_error
-
-RUN = 16
-"""Items of a draw: neighbours in a group, whose codes lie side by side."""
 
 CHECKED, FEWEST_CHECKS = 12, 16
 """One dot product in so many is spent on items that are taken again, and how many these are at least."""
@@ -46,7 +43,7 @@ def shares(table: Table, budget: int, away: int) -> Shares | None:
     scanned = int((rest - checked) / price)
     if scanned >= items:
         return Shares(items, min(items, rest - int(np.ceil(price * items))))
-    return Shares(scanned, checked) if scanned >= FEWEST_RUNS * RUN else None
+    return Shares(scanned, checked) if scanned >= FEWEST_RUNS * BLOCK else None
 
 
 def steepest(table: Table) -> float:
@@ -88,29 +85,41 @@ def choose(given: Any, count: int, at: float) -> Checks:
 
 
 class Scanned(NamedTuple):
-    """Items whose codes were read: rows, cells, what codes say of logits, and logs of weights; runs come last."""
+    """Items whose codes were read: rows, cells, what codes say of logits, and logs of weights; runs come last.
+
+    `begins` are the places where runs begin among all of them.
+    """
 
     rows: Any
     cells: Any
     logits: Any
     log_weights: Any
-    runs: int
+    begins: Any
 
 
 def scan(table: Table, query: Any, seed: int, place: int, chosen: Plan, cell_logits: Any) -> Scanned:
-    """Read the codes of what was chosen."""
+    """Read the codes of what was chosen.
+
+    A run is what a group has in a block of codes, that of the item where a run of items would begin: an item is in
+    it with the share of the group's items that the block has.
+    """
     rows, counts = rows_of(table, chosen.opened), table.count[chosen.opened]
-    cells, log_weights = np.repeat(table.cell[chosen.opened], counts), np.zeros(len(rows))
+    cells, log_weights, begins = np.repeat(table.cell[chosen.opened], counts), np.zeros(len(rows)), np.arange(0)
     if len(chosen.far):
-        runs = draw_runs(table, chosen, seed, place, RUN)
-        rows = np.concatenate([rows, runs.rows.ravel()])
-        cells = np.concatenate([cells, np.repeat(table.cell[runs.group], RUN)])
-        log_weights = np.concatenate([log_weights, np.repeat(-runs.log_expected, RUN)])
+        runs = draw_runs(table, chosen, seed, place, BLOCK)
+        first, last = table.start[runs.group], table.start[runs.group] + table.count[runs.group]
+        begin = runs.rows[:, 0] // BLOCK * BLOCK
+        low, high = np.maximum(begin, first), np.minimum(begin + BLOCK, last)
+        size = high - low
+        begins = len(rows) + np.cumsum(size) - size
+        rows = np.concatenate([rows, np.repeat(high - np.cumsum(size), size) + np.arange(size.sum())])
+        cells = np.concatenate([cells, np.repeat(table.cell[runs.group], size)])
+        expected = runs.log_expected + np.log(size / BLOCK)
+        log_weights = np.concatenate([log_weights, np.repeat(-expected, size)])
     own = cell_logits.copy()
     changed = moved(table)
     own[changed] = table.anchors[changed] @ query
-    logits = own[cells] + residuals(table, rows, rounded(query, table.scales))
-    return Scanned(rows, cells, logits, log_weights, chosen.runs if len(chosen.far) else 0)
+    return Scanned(rows, cells, own[cells] + residuals(table, rows, rounded(query, table.scales)), log_weights, begins)
 
 
 def estimate_one(table: Table, query: Any, spent: Shares, seed: int, place: int) -> tuple[float, float, int]:
@@ -121,9 +130,9 @@ def estimate_one(table: Table, query: Any, spent: Shares, seed: int, place: int)
     to w (h + s): large ones once, with their own weight, others at equal distances.
     """
     guessed = guess(table, query)
-    chosen = plan(table, guessed, spent.scanned + sum(table.means.shape), RUN)
+    chosen = plan(table, guessed, spent.scanned + sum(table.means.shape), BLOCK)
     seen = scan(table, query, seed, place, chosen, guessed.cell_logits)
-    at = float(uniforms(seed, 2 * place, seen.runs + 1)[-1])
+    at = float(uniforms(seed, 2 * place, len(seen.begins) + 1)[-1])
     log, error, checked = _summed(table, query, chosen, guessed.cell_logits, seen, chosen.slopes, spent.checked, at)
     if not np.isfinite(log) and chosen.slopes.any():  # only where the error is larger than the sum itself
         none = np.zeros_like(chosen.slopes)
@@ -153,8 +162,9 @@ def _summed(
         log = float(top + np.log(total))
     if not np.isfinite(log):
         return np.nan, np.nan, len(taken)
-    drawn = parts[len(parts) - RUN * seen.runs :].reshape(-1, RUN).sum(1)
-    own = trusted_error(drawn / total, log, chosen) if seen.runs else 0.0
+    own = 0.0
+    if len(seen.begins):
+        own = trusted_error(np.add.reduceat(parts, seen.begins) / total, log, chosen)
     pairs = others[: len(others) // 2 * 2].reshape(-1, 2)
     square = ((pairs[:, 0] - pairs[:, 1]) ** 2).sum() * len(others) / max(pairs.size, 1)
     return log, float(np.hypot(own, np.sqrt(square) / total)), len(taken)

@@ -10,6 +10,7 @@ import numpy as np
 from rfkernels.catalog.building import build, build_chosen, encode, place
 from rfkernels.catalog.cells import MOST, default_cells
 from rfkernels.catalog.changes import add, remove, update
+from rfkernels.catalog.codes import blocks_of
 from rfkernels.catalog.invariants import LAYOUT
 from rfkernels.catalog.lookup import GROUPS
 from rfkernels.catalog.records import Store
@@ -79,8 +80,9 @@ def _side_by_side(a: Store, b: Store) -> Store:
     slots[: len(a.slots)] = a.slots
     held = np.flatnonzero(b.slots >= 0)
     slots[held] = b.slots[held] + a.end
-    pairs = (a.rows, b.rows), (a.ids, b.ids), (a.codes, b.codes)
-    rows, ids, codes = (np.concatenate([x[: a.end], y[: b.end]]) for x, y in pairs)
+    rows, ids = (np.concatenate([x[: a.end], y[: b.end]]) for x, y in ((a.rows, b.rows), (a.ids, b.ids)))
+    codes, own = np.zeros((blocks_of(len(rows)), a.codes.shape[1]), np.uint8), blocks_of(a.end)
+    codes[:own] = a.codes[:own]
     given = {"slots": slots, "shape": _pooled(a, b), "codes": codes, "scales": a.scales.copy()}
     store = Store(rows, ids, end=a.end + b.end, built=a.built + b.built, **given, **joined)
     encode(store, np.arange(len(a.start), len(store.start)))

@@ -67,7 +67,7 @@ def _scan(call: _Call, spent: Shares, numbers: Any, queries: Any, wide: Any, siz
     table, known = call.table, call.known
     g, r, c = known.groups, rules(table, known, True), codes(table, known)
     s, n = scratch(g.record), lists(g.record, spent.scanned, len(queries), True)
-    k = looks(g.record, c.record, spent.scanned, spent.checked, table.rows.dtype)
+    k = looks(g.record, spent.scanned, spent.checked, table.rows.dtype)
     v, places = known.guesses.at(sized)
     out = np.empty((len(queries), 3))
     at = r.address, g.address

@@ -13,7 +13,6 @@ from llvmlite import ir
 
 from rfkernels.backends.numba.emitter import INT, POINTER, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
-from rfkernels.catalog import scans
 from rfkernels.catalog.plan import RUN, SHARED
 
 TOGETHER = 4
@@ -57,7 +56,7 @@ def dot_kernel(machine: Machine, bits: int, dim: int) -> Code:
 
 @cache
 def weight_kernels(machine: Machine, bits: int = 64) -> Code:
-    """Compile ``largest``, ``exponentials``, ``sum``, ``add_runs`` and ``add_long_runs`` of arrays in whole vectors."""
+    """Compile ``largest``, ``exponentials``, ``sum`` and ``add_runs``, of arrays padded to whole vectors."""
     module = ir.Module(name=f"rfkernels_catalog_weights_{bits}")
 
     def emitter(name: str, parameters: str) -> Emitter:
@@ -66,10 +65,16 @@ def weight_kernels(machine: Machine, bits: int = 64) -> Code:
     _largest(emitter("largest", "x count out"))
     _exponentials(emitter("exponentials", "x count top out"))
     _sum(emitter("sum", "x count top out"))
-    parameters, kind = "x products draw odds cell slopes cells count numbers", ir.FloatType() if bits == 32 else None
-    for name, run in (("add_runs", RUN), ("add_long_runs", scans.RUN)):
-        _add_runs(Emitter(module, name, parameters, 64, machine.lanes(64)), kind, run)
+    parameters = "x products draw odds cell slopes cells count numbers"
+    _add_runs(Emitter(module, "add_runs", parameters, 64, machine.lanes(64)), ir.FloatType() if bits == 32 else None)
     return compile_module(module, machine.width, keep=True)
+
+
+def splat(b: Any, value: Any, lanes: int) -> Any:
+    """Return a value in so many lanes."""
+    kind = ir.VectorType(value.type, lanes)
+    single = b.insert_element(ir.Constant(kind, ir.Undefined), value, _I32(0))
+    return b.shuffle_vector(single, single, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
 
 
 def call_function(e: Emitter, name: str, result: Any, given: tuple[Any, ...]) -> Any:
@@ -291,10 +296,10 @@ def _sum(e: Emitter) -> None:
     e.finish()
 
 
-def _sums_of_runs(e: Emitter, x: Any, index: Any, kind: Any, run: int) -> Any:
-    """Return sums of so many numbers, side by side, one for each lane."""
+def _sums_of_runs(e: Emitter, x: Any, index: Any, kind: Any) -> Any:
+    """Return sums of RUN numbers, side by side, one for each lane."""
     b, lane = e.builder, ir.VectorType(_I32, e.lanes)
-    vectors = [e.load_vector(x, e.add(index, r * e.lanes), kind) for r in range(run)]
+    vectors = [e.load_vector(x, e.add(index, r * e.lanes), kind) for r in range(RUN)]
     while len(vectors) > 1:
         halves = zip(vectors[::2], vectors[1::2], strict=True)
         even, odd = (ir.Constant(lane, [2 * j + k for j in range(e.lanes)]) for k in range(2))
@@ -302,8 +307,8 @@ def _sums_of_runs(e: Emitter, x: Any, index: Any, kind: Any, run: int) -> Any:
     return vectors[0] if kind is None else b.fpext(vectors[0], e.math.vector)
 
 
-def _add_runs(e: Emitter, kind: Any, run: int) -> None:
-    """Add up runs of so many items, less control variates, each divided by the number of times that it is expected.
+def _add_runs(e: Emitter, kind: Any) -> None:
+    """Add up runs, less control variates, each divided by the number of times that it is expected.
 
     `numbers` are what slopes and weights of groups are multiplied by and then, written, the sum and those of second and
     fourth powers of differences of successive runs.
@@ -321,9 +326,9 @@ def _add_runs(e: Emitter, kind: Any, run: int) -> None:
             own = b.zext(e.load(cell, group, _I32), INT)
             slope = b.insert_element(slope, e.load(slopes, own), _I32(lane))
             logit = b.insert_element(logit, e.load(cells, own), _I32(lane))
-        first = e.mul(i, run)
-        moved = m.sub(_sums_of_runs(e, products, first, kind, run), m.mul(m.constant(float(run)), logit))
-        own = m.sub(_sums_of_runs(e, x, first, kind, run), m.mul(m.mul(relative, slope), moved))
+        first = e.mul(i, RUN)
+        moved = m.sub(_sums_of_runs(e, products, first, kind), m.mul(m.constant(float(RUN)), logit))
+        own = m.sub(_sums_of_runs(e, x, first, kind), m.mul(m.mul(relative, slope), moved))
         places = b.add(e.splat_number(i), e.lane_numbers())
         there, paired = (b.icmp_signed("<", places, end) for end in ends)
         own = m.where(there, m.mul(own, m.div(factor, e.load_vector(odds, i))), zero)

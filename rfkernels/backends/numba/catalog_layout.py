@@ -13,7 +13,7 @@ from rfkernels.backends.numba.catalog_groups import Groups, padded
 from rfkernels.backends.numba.catalog_guesses import Guesses, Prepared
 from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER, dot_kernel, weight_kernels
 from rfkernels.backends.numba.catalog_plan_kernels import plan_kernels
-from rfkernels.backends.numba.catalog_scan_kernels import multiplies_bytes, query_bytes, scan_kernels
+from rfkernels.backends.numba.catalog_scan_kernels import multiplies_bytes, scan_kernels
 from rfkernels.backends.numba.compiling import jit
 from rfkernels.backends.numba.jit import Machine, machine
 from rfkernels.backends.numba.records import (
@@ -32,8 +32,9 @@ from rfkernels.backends.numba.records import (
     R,
     view,
 )
-from rfkernels.catalog import plan, scans, trust
-from rfkernels.catalog.codes import SHARPEST, STEP_BYTES, cost
+from rfkernels.catalog import plan, trust
+from rfkernels.catalog.codes import BLOCK, cost
+from rfkernels.catalog.codes import TOGETHER as EIGHT
 from rfkernels.catalog.records import Table
 
 _KEPT = 1 << 24
@@ -56,8 +57,6 @@ class Rules(NamedTuple):
     exponentials: int
     sum: int
     add_runs: int
-    blocks: int
-    pick: int
     shares: int
     buckets: int
     totals: int
@@ -74,52 +73,59 @@ class Rules(NamedTuple):
     trusted: float
     floor: float
     few: float
-    cost: float
     run: int
     listed: int
 
 
 class Codes(NamedTuple):
-    """Codes of a table: the address of the kernel that reads them and their own, the bytes of a row and of a vector.
+    """Codes of a table: addresses of kernels and their own, what one costs, and what they count from.
 
-    `moved` are the cells whose means are no longer where their anchors are.
+    `moved` are the cells whose means are no longer where their anchors are, which `anchors` are those of.
     """
 
     scan: int
+    sum_blocks: int
+    pick: int
     codes: int
-    size: int
-    chunk: int
-    step_bytes: int
-    sharpest: float
+    cost: float
     scales: Floats
     moved: Ints
     anchors: FloatRows
 
 
 class Looks(NamedTuple):
-    """What codes of items say for one query, memory of a thread.
+    """What codes say for one query, memory of a thread.
 
-    Of items, `products` are logits, `weights` their exponentials and `sizes` what they are checked in proportion to; of
-    each RUN of them, `sums` and `most` are the sum and the largest of sizes, and `rest` is how far in one a check lies. `where` is the item of its group that
-    each run begins with, `bases` are dot products with anchors. Of items that are checked, `found` are places, `places`
-    rows, `groups` groups and `exact` logits.
+    Of blocks, `blocks` are numbers, `owners` the groups whose items are looked at, `masks` which these are, `sizes` how
+    many, and `bases` the logits that codes count from, which are `anchored` for each cell; `plain`, `linear` and
+    `largest` are sums of weights and of logits, and the largest weight. Items count `factors` times, less `slopes`
+    times their logits: `parts` are sums of that, `sums` and `most` sum and largest of what items are checked in
+    proportion to, and `rest` how far in its block a check lies. Of items, `logits` are what codes say and `weights`
+    their exponentials; of those that are checked, `found` are places, `places` rows and `exact` logits.
     """
 
-    products: Elements
+    logits: Elements
     weights: Elements
-    sizes: Elements
+    bases: Elements
+    plain: Elements
+    linear: Elements
+    largest: Elements
+    factors: Elements
+    slopes: Elements
     exact: Elements
     numbers: Elements
-    top: Elements
     query: Bytes
+    anchored: Floats
+    parts: Floats
     sums: Floats
     most: Floats
     rest: Floats
-    bases: Floats
-    where: Ints
+    blocks: Ints
+    owners: Ints
+    masks: Ints
+    sizes: Ints
     found: Ints
     places: Ints
-    groups: Ints
 
 
 class Scratch(NamedTuple):
@@ -213,15 +219,11 @@ def codes(table: Table, own: Prepared) -> Held[Codes]:
 
 
 def _codes(m: Machine, table: Table, moved: Any) -> tuple[Held[Codes], Any]:
-    size = table.codes.shape[1]
-    code = scan_kernels(m, 8 * table.rows.dtype.itemsize, size, multiplies_bytes())
+    code = scan_kernels(m, 8 * table.rows.dtype.itemsize, table.rows.shape[1], multiplies_bytes())
     made = Codes(
-        code.addresses["scan"],
+        *(code.addresses[name] for name in ("scan", "sum_blocks", "pick")),
         table.codes.ctypes.data,
-        size,
-        m.width // 2,
-        STEP_BYTES,
-        float(SHARPEST),
+        cost(table),
         table.scales.astype(np.float64),
         moved.astype(np.int32),
         table.anchors[moved].astype(np.float64),
@@ -231,13 +233,9 @@ def _codes(m: Machine, table: Table, moved: Any) -> tuple[Held[Codes], Any]:
 
 def _rules(m: Machine, table: Table, g: Groups, coded: bool) -> tuple[Held[Rules], Any]:
     """Return rules, and the code that they know by address."""
-    bits = 8 * table.rows.dtype.itemsize
-    scan = scan_kernels(m, bits, table.codes.shape[1], multiplies_bytes()) if coded else None
-    code, addresses = _addresses(m, bits, table.rows.shape[1], "add_long_runs" if coded else "add_runs")
+    code, addresses = _addresses(m, 8 * table.rows.dtype.itemsize, table.rows.shape[1])
     values = (
-        *addresses[:7],
-        *((scan.addresses["blocks"], scan.addresses["pick"]) if scan else (0, 0)),
-        *addresses[7:],
+        *addresses,
         halvings(g.widest, m.lanes(64)),
         table.rows.ctypes.data,
         table.rows.strides[0],
@@ -248,20 +246,19 @@ def _rules(m: Machine, table: Table, g: Groups, coded: bool) -> tuple[Held[Rules
         plan.TRUSTED,
         plan.FLOOR,
         trust.FEW,
-        cost(table) if coded else 1.0,
-        scans.RUN if coded else plan.RUN,
+        BLOCK if coded else plan.RUN,
         int(not coded),
     )
-    return Held(Rules._make(values)), (code, scan)
+    return Held(Rules._make(values)), code
 
 
 @cache
-def _addresses(m: Machine, bits: int, dim: int, add_runs: str) -> tuple[Any, Any]:
+def _addresses(m: Machine, bits: int, dim: int) -> tuple[Any, Any]:
     code = dot_kernel(m, bits, dim), dot_kernel(m, 64, dim), weight_kernels(m, bits), plan_kernels(m)
     names = (
         ("dots", "pass_runs"),
         ("near_dots",),
-        ("largest", "exponentials", "sum", add_runs),
+        ("largest", "exponentials", "sum", "add_runs"),
         ("shares", "buckets", "totals", "offsets", "draw", "find"),
     )
     return code, tuple(part.addresses[name] for part, own in zip(code, names, strict=True) for name in own)
@@ -291,37 +288,35 @@ def scratch(g: Groups) -> Held[Scratch]:
 def lists(g: Groups, budget: int, block: int, coded: bool = False) -> Held[Lists]:
     """Return memory for what a block of queries takes; without rows where codes are read."""
     key = len(g.start), len(g.held), len(g.means), budget, block
-    run, listed = (scans.RUN, 0) if coded else (plan.RUN, budget)
+    run, listed = (BLOCK, 0) if coded else (plan.RUN, budget)
     return kept("coded" if coded else "lists", key, lambda: Held(_lists(g, budget // run + 8, listed, block)))
 
 
-def looks(g: Groups, c: Codes, scanned: int, checked: int, dtype: Any) -> Held[Looks]:
+def looks(g: Groups, scanned: int, checked: int, dtype: Any) -> Held[Looks]:
     """Return memory for what codes say for one query, of so many items, of which so many are checked."""
-    key = len(g.held), c.size, c.chunk, scanned, checked, dtype
-    return kept("looks", key, lambda: Held(_looks(g, c, scanned, checked, dtype), dtype))
+    key = len(g.start), len(g.means), scanned, checked, dtype
+    return kept("looks", key, lambda: Held(_looks(g, scanned, checked, dtype), dtype))
 
 
-def _looks(g: Groups, c: Codes, scanned: int, checked: int, dtype: Any) -> Looks:
-    items, checks = scanned + 10 * scans.RUN, checked + TOGETHER * (AHEAD + 1) + 8
-    products, weights, sizes = np.zeros((3, items), dtype)
-    sums, most = np.empty((2, items // scans.RUN + 1))
-    found, places, groups = np.empty((3, checks), np.int32)
+def _looks(g: Groups, scanned: int, checked: int, dtype: Any) -> Looks:
+    # What a group has in blocks begins and ends within one.
+    blocks = scanned // BLOCK + 2 * min(len(g.start), scanned) + 2 * BLOCK
+    checks = checked + TOGETHER * (AHEAD + 1) + BLOCK
+    logits, weights = np.zeros((2, BLOCK * blocks), dtype)
+    found, places = np.zeros((2, checks), np.int32)
     return Looks(
-        products=products,
-        weights=weights,
-        sizes=sizes,
-        exact=np.empty(checks, dtype),
-        numbers=np.empty(2, dtype),
-        top=np.empty(2, dtype),
-        query=np.zeros(query_bytes(2 * c.chunk, c.size), np.int8),
-        sums=sums,
-        most=most,
-        rest=np.empty(checks),
-        bases=np.empty(len(g.held)),
-        where=np.empty(items // scans.RUN + 1, np.int32),
+        logits,
+        weights,
+        *np.zeros((6, blocks), dtype),
+        exact=np.zeros(checks, dtype),
+        numbers=np.zeros(4, dtype),
+        query=np.zeros(len(g.means) - len(g.held) + EIGHT, np.int8),
+        anchored=np.zeros(len(g.held)),
+        **dict(zip(("parts", "sums", "most"), np.zeros((3, blocks)), strict=True)),
+        rest=np.zeros(checks),
+        **dict(zip(("blocks", "owners", "masks", "sizes"), np.zeros((4, blocks), np.int32), strict=True)),
         found=found,
         places=places,
-        groups=groups,
     )
 
 

@@ -1,7 +1,7 @@
-"""Kernels that read the codes of items, as `rfkernels.catalog.codes` has them; called by address, as all kernels.
+"""Kernels that read the codes of blocks of items, as `rfkernels.catalog.codes` has them; called by address.
 
-A vector holds the numbers of half as many bytes of a row: those in the low halves of the bytes, then those in the high
-ones; the query lies in the same order. Bytes that are no numbers meet zeros of the query.
+A block fills a vector, or a few where vectors are short: four bytes for each row, whose products with the same four of a
+query add up to one number.
 """
 
 from __future__ import annotations
@@ -12,20 +12,25 @@ from typing import Any
 
 from llvmlite import binding, ir
 
-from rfkernels.backends.numba.catalog_kernels import call_function, fetch
+from rfkernels.backends.numba.catalog_kernels import call_function, fetch, splat
 from rfkernels.backends.numba.emitter import INT, POINTER, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
-from rfkernels.catalog.codes import MIDDLE
-from rfkernels.catalog.scans import RUN
+from rfkernels.catalog.codes import BLOCK, LARGEST, LEVELS, TOGETHER
+
+AHEAD = 8
+"""How many blocks are fetched before they are needed: lists of blocks end in so many more that there are."""
 
 _BYTE, _I16, _I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 
-_UNROLLED = 8
-"""Vectors of a row that are multiplied one after the other; more of them in a loop."""
+_HELD, _UNROLLED = 10, 40
+"""Eights of numbers of a query that registers hold; and that are multiplied one after the other, more in a loop."""
+
+_SAFE = 32767 // (2 * TOGETHER // 4 * (LEVELS - 1) * LARGEST)
+"""Eights whose products add up to numbers of 16 bits."""
 
 _PAIRS = {64: "avx512.pmaddubs.w.512", 32: "avx2.pmadd.ub.sw", 16: "ssse3.pmadd.ub.sw.128"}
 _FOURS = {64: "avx512.pmaddw.d.512", 32: "avx2.pmadd.wd", 16: "sse2.pmadd.wd"}
-"""Instructions of x86 that multiply bytes and add two products, and four, to one number."""
+"""Instructions of x86 that multiply bytes and add two products, and then two sums."""
 
 
 def multiplies_bytes() -> bool:
@@ -34,192 +39,210 @@ def multiplies_bytes() -> bool:
 
 
 @cache
-def scan_kernels(machine: Machine, bits: int, size: int, bytewise: bool) -> Code:
-    """Compile ``scan`` for rows of `size` bytes and logits of `bits` bits, and ``blocks``.
+def scan_kernels(machine: Machine, bits: int, dim: int, bytewise: bool) -> Code:
+    """Compile ``scan``, ``sum_blocks`` and ``pick`` for logits of `bits` bits.
 
-    ``scan``: out[i] = numbers[1] + step_i numbers[0] (2 Σ code · query − shift) for `count` rows from the address of
-    codes on, written in whole vectors; asks for some bytes that are needed later. ``blocks``: sum and largest of every
-    RUN numbers. ``pick``: for each of some places, given as a block of RUN sizes and how far in it, the size below
-    `least` that lies there.
+    ``scan``: for each of some blocks, out = base + step numbers[0] (2 Σ code · query − shift) for the rows in its mask,
+    −inf for others; numbers[1] gets the largest. ``sum_blocks``: of each block, sums of weights and of logits, and the
+    largest weight. ``pick``: replaces the number of a block, and how far in it a place lies, by the place of an item:
+    they are as long as factor · (weight + slope), and large ones are left out.
     """
-    module = ir.Module(name=f"rfkernels_catalog_scan_{bits}_{size}")
-    parameters = "codes count query shift numbers out ahead ahead_size"
-    _scan(Emitter(module, "scan", parameters, bits, machine.lanes(bits)), machine.width, size, bytewise)
-    _blocks(Emitter(module, "blocks", "x count sums most", bits, min(machine.lanes(bits), RUN)))
-    _pick(Emitter(module, "pick", "sizes least rest count places", bits, machine.lanes(bits)))
+    module = ir.Module(name=f"rfkernels_catalog_scan_{bits}_{dim}")
+    lanes = machine.lanes(bits)
+    parameters = "codes blocks masks bases count query shift numbers out"
+    _Scan(Emitter(module, "scan", parameters, bits, lanes), machine.width, dim, bytewise).emit()
+    _sum_blocks(Emitter(module, "sum_blocks", "weights logits count sums linear most", bits, min(lanes, BLOCK)))
+    _pick(Emitter(module, "pick", "weights masks factors slopes least rest count places", bits, lanes))
     return compile_module(module, machine.width, keep=True)
 
 
-def query_bytes(width: int, size: int) -> int:
-    """Return the length of a query in the order of codes, for vectors of `width` bytes."""
-    return -(-size // (width // 2)) * width
+class _Scan:
+    """Logits of blocks of rows."""
 
+    def __init__(self, e: Emitter, width: int, dim: int, bytewise: bool) -> None:
+        self.e, self.width, self.lanes, self.bytewise = e, width, width // 4, bytewise
+        self.eights = -(-dim // TOGETHER)
+        self.size = BLOCK * (self.eights * TOGETHER // 2 + 2)
 
-def _scan(e: Emitter, width: int, size: int, bytewise: bool) -> None:
-    codes, count, query, shift, numbers, out, ahead, ahead_size = e.arguments
-    b, together = e.builder, width // 4
-    fetch(e, ahead, ahead_size)
-    rows = _Rows(e, width, size, query, bytewise)
-    factor, base = (_splat(b, e.load(numbers, e.integer(i)), together) for i in range(2))
-    less = _splat(b, b.trunc(shift, _I32), together)
+    def emit(self) -> None:
+        """Emit the function."""
+        e, b = self.e, self.e.builder
+        codes, blocks, masks, bases, count, query, shift, numbers, out = e.arguments
+        kind = ir.VectorType(e.element, self.lanes)
+        none = ir.Constant(kind, [float("-inf")] * self.lanes)
+        factor, less = splat(b, e.load(numbers, e.integer(0)), self.lanes), splat(b, b.trunc(shift, _I32), self.lanes)
+        held = self.width == 64 and self.eights <= _HELD
+        given = [self._query(query, e.integer(k)) for k in range(self.eights)] if held else None
+        most = e.variable(none)
+        with e.loop(0, count) as i:
+            later = b.zext(e.load(blocks, e.add(i, AHEAD), _I32), INT)
+            fetch(e, e.add(codes, e.mul(later, self.size)), self.size)
+            block = e.add(codes, e.mul(b.zext(e.load(blocks, i, _I32), INT), self.size))
+            base, mask = splat(b, e.load(bases, i), self.lanes), e.load(masks, i, _I32)
+            for first in range(0, BLOCK, self.lanes):
+                total = b.sub(b.shl(self._products(block, first, query, given), _ones(less.type)), less)
+                steps = self._steps(block, first)
+                scaled = b.fmul(b.fmul(b.sitofp(total, kind), factor), steps if e.align == 4 else b.fpext(steps, kind))
+                there = b.bitcast(b.trunc(b.lshr(mask, _I32(first)), ir.IntType(self.lanes)), _flags(self.lanes))
+                logits = b.select(there, b.fadd(scaled, base), none)
+                e.store_vector(logits, out, e.add(e.mul(i, BLOCK), first))
+                most.set(b.select(b.fcmp_ordered(">", logits, most.get()), logits, most.get()))
+        largest, half = most.get(), self.lanes
+        while half > 1:
+            half //= 2
+            order = ir.Constant(ir.VectorType(_I32, self.lanes), [(j + half) % self.lanes for j in range(self.lanes)])
+            other = b.shuffle_vector(largest, largest, order)
+            largest = b.select(b.fcmp_ordered(">", other, largest), other, largest)
+        e.store(b.extract_element(largest, _I32(0)), numbers, e.integer(1))
+        e.finish()
 
-    def take(i: Any, own: list[Any]) -> None:
-        totals = b.sub(b.shl(rows.products(own), ir.Constant(less.type, [1] * together)), less)
-        kind = ir.VectorType(e.element, together)
-        steps = rows.steps(own)
-        scaled = b.fmul(b.fmul(b.sitofp(totals, kind), factor), steps if e.align == 4 else b.fpext(steps, kind))
-        e.store_vector(b.fadd(scaled, base), out, i)
+    def _query(self, query: Any, k: Any) -> tuple[Any, ...]:
+        """Load eight numbers of the query: four for low halves of bytes and four for high ones, in all lanes."""
+        e, kind = self.e, ir.VectorType(_BYTE, self.width)
+        place = e.mul(k, 2)
+        halves = (e.load(query, e.add(place, j), _I32) for j in range(2))
+        return tuple(e.builder.bitcast(splat(e.builder, x, self.lanes), kind) for x in halves)
 
-    whole = b.and_(count, e.integer(-together))
-    with e.loop(0, whole, together) as i:
-        first = e.add(codes, e.mul(i, size))
-        take(i, [e.add(first, r * size) for r in range(together)])
-    with b.if_then(e.less(whole, count)):
-        last = b.sub(count, e.integer(1))
-        places = [e.add(whole, r) for r in range(together)]
-        take(whole, [e.add(codes, e.mul(b.select(e.less(p, last), p, last), size)) for p in places])
-    e.finish()
-
-
-def _splat(b: Any, value: Any, lanes: int) -> Any:
-    kind = ir.VectorType(value.type, lanes)
-    single = b.insert_element(ir.Constant(kind, ir.Undefined), value, _I32(0))
-    return b.shuffle_vector(single, single, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
-
-
-class _Rows:
-    """Products of a query with rows of codes, as many as a vector has numbers of 32 bits."""
-
-    def __init__(self, e: Emitter, width: int, size: int, query: Any, bytewise: bool) -> None:
-        self.e, self.width, self.size, self.query, self.bytewise = e, width, size, query, bytewise
-        self.chunk = width // 2
-        self.chunks = -(-size // self.chunk)
-
-    def steps(self, rows: list[Any]) -> Any:
-        """Return the steps of rows: bfloat16 in their last two bytes, the upper half of a float."""
-        e, kind = self.e, ir.VectorType(_I32, len(rows))
-        found: Any = ir.Constant(kind, ir.Undefined)
-        for r, row in enumerate(rows):
-            bits = e.load(e.add(row, self.size - 4), e.integer(0), _I32)
-            found = e.builder.insert_element(found, bits, _I32(r))
-        high = e.builder.and_(found, ir.Constant(kind, [0xFFFF0000] * len(rows)))
-        return e.builder.bitcast(high, ir.VectorType(ir.FloatType(), len(rows)))
-
-    def products(self, rows: list[Any]) -> Any:
-        """Return sums of codes times numbers of the query, one for each row."""
-        e = self.e
-        if self.chunks <= _UNROLLED:
-            sums = [self._sum(row, range(self.chunks)) for row in rows]
-        else:
-            whole = self.size // self.chunk
-            totals = [e.variable(self._sum(row, range(whole, self.chunks))) for row in rows]
-            with e.loop(0, whole) as c:
-                at, query = e.mul(c, self.chunk), self._vector(e.add(self.query, e.mul(c, self.width)))
-                for row, total in zip(rows, totals, strict=True):
-                    total.set(e.builder.add(total.get(), self._four(self._numbers(e.add(row, at), self.chunk), query)))
-            sums = [total.get() for total in totals]
-        while len(sums) > 1:
-            sums = [self._paired(x, y) for x, y in zip(sums[::2], sums[1::2], strict=True)]
-        return sums[0]
-
-    def _sum(self, row: Any, chunks: range) -> Any:
-        """Return sums over some vectors of a row."""
-        e, total = self.e, ir.Constant(ir.VectorType(_I32, self.width // 4), None)
-        for c in chunks:
-            there = min(self.chunk, self.size - c * self.chunk)
-            own = self._numbers(e.add(row, c * self.chunk), there)
-            total = e.builder.add(total, self._four(own, self._vector(e.add(self.query, c * self.width))))
-        return total
-
-    def _vector(self, at: Any) -> Any:
-        value = self.e.builder.load(self.e.builder.inttoptr(at, POINTER), typ=ir.VectorType(_BYTE, self.width))
+    def _steps(self, block: Any, first: int) -> Any:
+        """Load steps of rows: bfloat16 numbers are the upper halves of floats."""
+        e, b, kind = self.e, self.e.builder, ir.VectorType(_I32, self.lanes)
+        at = e.add(block, self.size - 2 * BLOCK + 2 * first)
+        value = b.load(b.inttoptr(at, POINTER), typ=ir.VectorType(_I16, self.lanes))
         value.align = 1
-        return value
+        bits = b.shl(b.zext(value, kind), ir.Constant(kind, [16] * self.lanes))
+        return b.bitcast(bits, ir.VectorType(ir.FloatType(), self.lanes))
 
-    def _numbers(self, at: Any, there: int) -> Any:
-        """Load so many bytes, a multiple of 4, and return the numbers in their low halves, then those in the high."""
-        b, lanes = self.e.builder, self.chunk // 4
-        kind, mask = ir.VectorType(_I32, lanes), ir.VectorType(ir.IntType(1), lanes)
-        pointer = b.inttoptr(at, POINTER)
-        if there == self.chunk:
-            loaded = b.load(pointer, typ=kind)
-            loaded.align = 1
+    def _products(self, block: Any, first: int, query: Any, given: list[Any] | None) -> Any:
+        """Return sums of codes times numbers of the query, for as many rows as a vector has lanes."""
+        e, b = self.e, self.e.builder
+        total = e.variable(ir.Constant(ir.VectorType(_I32, self.lanes), None))
+
+        def take(places: list[Any]) -> None:
+            pairs = None
+            for k in places:
+                own = self._eight(block, first, k, given[k] if given else self._query(query, _number(e, k)))
+                pairs = own if pairs is None else b.add(pairs, own)
+            total.set(b.add(total.get(), self._fours(pairs)))
+
+        whole = self.eights // _SAFE * _SAFE
+        if self.eights <= _UNROLLED:
+            for k in range(0, self.eights, _SAFE):
+                take(list(range(k, min(k + _SAFE, self.eights))))
         else:
-            held = ir.Constant(mask, [4 * lane < there for lane in range(lanes)])
-            given = pointer, _I32(1), held, ir.Constant(kind, [0] * lanes)
-            loaded = call_function(self.e, f"llvm.masked.load.v{lanes}i32.p0", kind, given)
-        pairs = b.bitcast(loaded, ir.VectorType(_I16, self.chunk // 2))
-        high = b.lshr(pairs, ir.Constant(pairs.type, [4] * (self.chunk // 2)))
-        kind = ir.VectorType(_BYTE, self.chunk)
-        order = ir.Constant(ir.VectorType(_I32, self.width), list(range(self.width)))
-        both = b.shuffle_vector(b.bitcast(pairs, kind), b.bitcast(high, kind), order)
-        return b.and_(both, ir.Constant(both.type, [15] * self.width))
+            with e.loop(0, whole, _SAFE) as k:
+                take([e.add(k, j) for j in range(_SAFE)])
+            if whole < self.eights:
+                take(list(range(whole, self.eights)))
+        return total.get()
 
-    def _four(self, numbers: Any, query: Any) -> Any:
-        """Return sums of four products each."""
+    def _eight(self, block: Any, first: int, k: Any, query: tuple[Any, ...]) -> Any:
+        """Return sums of products of eight numbers, those of a row still in two parts."""
+        e, b = self.e, self.e.builder
+        at = e.add(block, e.mul(_number(e, k), BLOCK * TOGETHER // 2), first * TOGETHER // 2)
+        pairs = b.load(b.inttoptr(at, POINTER), typ=ir.VectorType(_I16, self.width // 2))
+        pairs.align = 1
+        high = b.lshr(pairs, ir.Constant(pairs.type, [4] * (self.width // 2)))
+        kind = ir.VectorType(_BYTE, self.width)
+        low = ir.Constant(kind, [LEVELS - 1] * self.width)
+        parts = [self._pairs(b.and_(b.bitcast(x, kind), low), q) for x, q in zip((pairs, high), query, strict=True)]
+        return b.add(*parts)
+
+    def _pairs(self, numbers: Any, query: Any) -> Any:
+        """Return sums of products of neighbours, as numbers of 16 bits."""
         b, half = self.e.builder, self.width // 2
         if self.bytewise:
             kind = ir.VectorType(_I16, half)
-            pairs = call_function(self.e, f"llvm.x86.{_PAIRS[self.width]}", kind, (numbers, query))
-            ones = ir.Constant(kind, [1] * half)
-            return call_function(
-                self.e, f"llvm.x86.{_FOURS[self.width]}", ir.VectorType(_I32, half // 2), (pairs, ones)
-            )
+            return call_function(self.e, f"llvm.x86.{_PAIRS[self.width]}", kind, (numbers, query))
         wide = ir.VectorType(_I16, self.width)
-        products = b.mul(b.zext(numbers, wide), b.sext(query, wide))
-        parts = [
-            b.sext(
-                b.shuffle_vector(products, products, ir.Constant(ir.VectorType(_I32, half // 2), order)),
-                ir.VectorType(_I32, half // 2),
-            )
-            for order in ([4 * j + k for j in range(half // 2)] for k in range(4))
-        ]
-        return b.add(b.add(parts[0], parts[1]), b.add(parts[2], parts[3]))
+        return _neighbours(b, b.mul(b.zext(numbers, wide), b.sext(query, wide)))
 
-    def _paired(self, x: Any, y: Any) -> Any:
-        """Return sums of neighbours: those of x, then those of y."""
-        b, lanes = self.e.builder, self.width // 4
-        even, odd = (ir.Constant(ir.VectorType(_I32, lanes), [2 * j + k for j in range(lanes)]) for k in range(2))
-        return b.add(b.shuffle_vector(x, y, even), b.shuffle_vector(x, y, odd))
+    def _fours(self, pairs: Any) -> Any:
+        """Return sums of neighbours, as numbers of 32 bits."""
+        b, kind = self.e.builder, ir.VectorType(_I32, self.lanes)
+        if self.bytewise:
+            return call_function(self.e, f"llvm.x86.{_FOURS[self.width]}", kind, (pairs, _ones(pairs.type)))
+        return _neighbours(b, b.sext(pairs, ir.VectorType(_I32, 2 * self.lanes)))
 
 
-def _blocks(e: Emitter) -> None:
-    """Write sum and largest of every RUN numbers, as float64."""
-    x, count, sums, most = e.arguments
-    m, b = e.math, e.builder
-    with e.loop(0, count, RUN) as i:
-        vectors = [e.load_vector(x, e.add(i, k)) for k in range(0, RUN, e.lanes)]
-        total = largest = vectors[0]
-        for own in vectors[1:]:
-            total, largest = m.add(total, own), m.maximum(largest, own)
-        place = b.udiv(i, e.integer(RUN))
-        for value, out in ((m.reduce_add(total), sums), (m.reduce_max(largest), most)):
-            e.store(value if e.align == 8 else b.fpext(value, ir.DoubleType()), out, place)
+def _number(e: Emitter, k: Any) -> Any:
+    return e.integer(k) if isinstance(k, int) else k
+
+
+def _ones(kind: Any) -> Any:
+    return ir.Constant(kind, [1] * kind.count)
+
+
+def _flags(lanes: int) -> Any:
+    return ir.VectorType(ir.IntType(1), lanes)
+
+
+def _neighbours(b: Any, x: Any) -> Any:
+    """Return sums of neighbouring lanes."""
+    half = x.type.count // 2
+    even, odd = (ir.Constant(ir.VectorType(_I32, half), [2 * j + k for j in range(half)]) for k in range(2))
+    return b.add(b.shuffle_vector(x, x, even), b.shuffle_vector(x, x, odd))
+
+
+def _sum_blocks(e: Emitter) -> None:
+    """Sum up blocks, as many together as a vector has lanes."""
+    weights, logits, count, sums, linear, most = e.arguments
+    m, b, zero, nothing = e.math, e.builder, e.math.constant(0.0), e.math.constant(float("-inf"))
+
+    def there(x: Any) -> Any:
+        return m.where(m.gt(x, nothing), x, zero)
+
+    with e.loop(0, count, e.lanes) as i:
+        for x, own, operation, out in (
+            (weights, _same, m.add, sums),
+            (logits, there, m.add, linear),
+            (weights, _same, m.maximum, most),
+        ):
+            vectors = []
+            for block in range(e.lanes):
+                at = e.mul(e.add(i, block), BLOCK)
+                parts = [own(e.load_vector(x, e.add(at, k))) for k in range(0, BLOCK, e.lanes)]
+                while len(parts) > 1:
+                    parts = [operation(*two) for two in zip(parts[::2], parts[1::2], strict=True)]
+                vectors += parts
+            while len(vectors) > 1:
+                pairs = zip(vectors[::2], vectors[1::2], strict=True)
+                vectors = [operation(*_split(b, x, y, e.lanes)) for x, y in pairs]
+            e.store_vector(vectors[0], out, i)
     e.finish()
+
+
+def _same(x: Any) -> Any:
+    return x
+
+
+def _split(b: Any, x: Any, y: Any, lanes: int) -> tuple[Any, ...]:
+    """Return the even lanes of two vectors, and the odd ones."""
+    orders = (ir.Constant(ir.VectorType(_I32, lanes), [2 * j + k for j in range(lanes)]) for k in range(2))
+    return tuple(b.shuffle_vector(x, y, order) for order in orders)
 
 
 def _pick(e: Emitter) -> None:
-    """Replace numbers of blocks by places of sizes: of the first with which the sum is beyond, or the last there is."""
-    sizes, least, rest, count, places = e.arguments
-    b, numbers = e.builder, ir.VectorType(e.element, RUN)
-    none, limit = ir.Constant(numbers, [0.0] * RUN), _splat(b, e.load(least, e.integer(0)), RUN)
+    """Find the first item with which the sum of sizes is beyond a place, or the last there is."""
+    weights, masks, factors, slopes, least, rest, count, places = e.arguments
+    b, numbers, bits = e.builder, ir.VectorType(e.element, BLOCK), ir.IntType(BLOCK)
+    none, limit = ir.Constant(numbers, [0.0] * BLOCK), splat(b, e.load(least, e.integer(0)), BLOCK)
     with e.loop(0, count) as i:
-        block = e.mul(b.zext(e.load(places, i, _I32), INT), RUN)
-        own = b.load(e.address(sizes, block), typ=numbers)
+        block = b.zext(e.load(places, i, _I32), INT)
+        own = b.load(e.address(weights, e.mul(block, BLOCK)), typ=numbers)
         own.align = e.align
-        sums = own = b.select(b.fcmp_ordered("<", own, limit), own, none)
+        factor, slope = (splat(b, e.load(x, block), BLOCK) for x in (factors, slopes))
+        own = b.fmul(factor, b.fadd(own, slope))
+        there = b.bitcast(b.trunc(e.load(masks, block, _I32), bits), _flags(BLOCK))
+        sums = own = b.select(b.and_(there, b.fcmp_ordered("<", own, limit)), own, none)
         step = 1
-        while step < RUN:
-            order = [RUN + j if j < step else j - step for j in range(RUN)]
-            sums = b.fadd(sums, b.shuffle_vector(sums, none, ir.Constant(ir.VectorType(_I32, RUN), order)))
+        while step < BLOCK:
+            order = [BLOCK + j if j < step else j - step for j in range(BLOCK)]
+            sums = b.fadd(sums, b.shuffle_vector(sums, none, ir.Constant(ir.VectorType(_I32, BLOCK), order)))
             step *= 2
         at = e.load(rest, i, ir.DoubleType())
-        beyond = b.fcmp_ordered(">", sums, _splat(b, at if e.align == 8 else b.fptrunc(at, e.element), RUN))
-        first, there = (b.bitcast(x, ir.IntType(RUN)) for x in (beyond, b.fcmp_ordered(">", own, none)))
-        last = b.sub(ir.IntType(RUN)(RUN - 1), b.ctlz(there, ir.IntType(1)(0)))
-        found = b.select(b.icmp_unsigned("!=", first, ir.IntType(RUN)(0)), b.cttz(first, ir.IntType(1)(0)), last)
-        e.store(b.trunc(e.add(block, b.zext(found, INT)), _I32), places, i)
+        beyond = b.fcmp_ordered(">", sums, splat(b, at if e.align == 8 else b.fptrunc(at, e.element), BLOCK))
+        first, some = (b.bitcast(x, bits) for x in (beyond, b.fcmp_ordered(">", own, none)))
+        last = b.sub(bits(BLOCK - 1), b.ctlz(some, ir.IntType(1)(0)))
+        found = b.select(b.icmp_unsigned("!=", first, bits(0)), b.cttz(first, ir.IntType(1)(0)), last)
+        e.store(b.trunc(e.add(e.mul(block, BLOCK), b.zext(found, INT)), _I32), places, i)
     e.finish()
-
-
-assert MIDDLE == 7.5  # twice it is a whole number: what `shift` of ``scan`` is a multiple of

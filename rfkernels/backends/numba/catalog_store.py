@@ -10,7 +10,7 @@ import numpy as np
 
 from rfkernels.backends.numba import threads
 from rfkernels.backends.numba.compiling import jit_with
-from rfkernels.catalog.codes import MIDDLE, STEP, STEP_BYTES
+from rfkernels.catalog.codes import BLOCK, LEVELS, MIDDLE, STEP, TOGETHER
 
 _jit = jit_with("contract", entry=True, allocates=True)
 """With products and sums contracted."""
@@ -61,33 +61,32 @@ def _on_threads(step: Any, groups: Any, place: tuple[Any, Any, Any], given: tupl
 def _encode_groups(
     rows: Any, groups: Any, start: Any, count: Any, cell: Any, anchors: Any, scales: Any, codes: Any
 ) -> int:
-    apart, inverse, numbers, bits = _room(scales, codes)
+    apart, inverse, numbers, bits = _room(scales)
     for g in groups:
         for i in range(start[g], start[g] + count[g]):
-            _encode(rows[i], anchors[cell[g]], inverse, codes[i], apart, numbers, bits)
+            _encode(rows[i], anchors[cell[g]], inverse, i, codes, apart, numbers, bits)
     return 0
 
 
 @_jit
 def encode(rows: Any, chosen: Any, cells: Any, anchors: Any, scales: Any, codes: Any) -> int:
     """Write the codes of some rows of cells."""
-    apart, inverse, numbers, bits = _room(scales, codes)
+    apart, inverse, numbers, bits = _room(scales)
     for i in range(len(chosen)):
-        _encode(rows[chosen[i]], anchors[cells[i]], inverse, codes[chosen[i]], apart, numbers, bits)
+        _encode(rows[chosen[i]], anchors[cells[i]], inverse, chosen[i], codes, apart, numbers, bits)
     return 0
 
 
 @_jit
-def _room(scales: Any, codes: Any) -> Any:
+def _room(scales: Any) -> Any:
     """Return room for an item, one over the scales, room for codes, and for the bits of a step."""
-    numbers = np.zeros(2 * max(codes.shape[1] - STEP_BYTES, 0), np.uint8)
-    return np.empty_like(scales), 1 / scales, numbers, np.empty(1, np.float32)
+    return np.empty_like(scales), 1 / scales, np.zeros(len(scales) + TOGETHER, np.uint8), np.empty(1, np.float32)
 
 
 @_fast
-def _encode(row: Any, anchor: Any, inverse: Any, code: Any, apart: Any, numbers: Any, bits: Any) -> None:
+def _encode(row: Any, anchor: Any, inverse: Any, place: int, codes: Any, apart: Any, numbers: Any, bits: Any) -> None:
     """Write the code of an item: the step is that of normal numbers or, where some lie far out, the best of a few."""
-    dim, half = len(row), len(code) - STEP_BYTES
+    dim, block, lane = len(row), place // BLOCK, place % BLOCK
     square = largest = row[0] * 0
     for k in range(dim):
         own = (row[k] - anchor[k]) * inverse[k]
@@ -95,19 +94,34 @@ def _encode(row: Any, anchor: Any, inverse: Any, code: Any, apart: Any, numbers:
         square += own * own
         largest = max(largest, abs(own))
     step = np.sqrt(square / dim)
-    if not 0 < step < np.inf:
-        code[:] = 0
-        return
-    best = step * type(step)(STEP)
-    if largest > _TAILS * step:
-        best = _least(apart, best, largest)
-    scale = _quantised(apart, best, numbers)
+    scale = type(step)(0)
+    if 0 < step < np.inf:
+        best = step * type(step)(STEP)
+        if largest > _TAILS * step:
+            best = _least(apart, best, largest)
+        scale = _quantised(apart, best, numbers)
     bits[0] = min(scale, np.finfo(np.float32).max / 2)
     found = bits.view(np.uint32)[0]
     found = (found + 0x7FFF + ((found >> 16) & 1)) >> 16
-    code[half], code[half + 1] = found & 0xFF, found >> 8
-    for k in range(half):
-        code[k] = numbers[k] | numbers[half + k] << 4
+    half = TOGETHER // 2
+    at = half * lane
+    for k in range(0, dim, TOGETHER):
+        for j in range(half):
+            codes[block, at + j] = numbers[k + j] | numbers[k + half + j] << 4
+        at += half * BLOCK
+    at += 2 * lane - half * lane
+    codes[block, at], codes[block, at + 1] = found & 0xFF, found >> 8
+
+
+@_fast
+def _copy(codes: Any, to: int, given: int) -> None:
+    """Copy the code of a row to that of another."""
+    half, end = TOGETHER // 2, codes.shape[1] - 2 * BLOCK
+    for k in range(0, end, half * BLOCK):
+        for j in range(half):
+            codes[to // BLOCK, k + half * (to % BLOCK) + j] = codes[given // BLOCK, k + half * (given % BLOCK) + j]
+    for j in range(2 if codes.shape[1] else 0):
+        codes[to // BLOCK, end + 2 * (to % BLOCK) + j] = codes[given // BLOCK, end + 2 * (given % BLOCK) + j]
 
 
 @_fast
@@ -116,7 +130,7 @@ def _quantised(apart: Any, step: Any, numbers: Any) -> Any:
     inverse, product = 1 / step, step * 0
     square = product
     for k in range(len(apart)):
-        own = min(max(np.rint(apart[k] * inverse + type(step)(MIDDLE)), type(step)(0)), type(step)(15))
+        own = min(max(np.rint(apart[k] * inverse + type(step)(MIDDLE)), type(step)(0)), type(step)(LEVELS - 1))
         numbers[k] = np.uint8(own)
         own -= type(step)(MIDDLE)
         product += own * apart[k]
@@ -131,7 +145,7 @@ def _least(apart: Any, step: Any, largest: Any) -> Any:
     while True:
         error, inverse = step * 0, 1 / step
         for k in range(len(apart)):
-            own = min(max(np.rint(apart[k] * inverse + type(step)(MIDDLE)), type(step)(0)), type(step)(15))
+            own = min(max(np.rint(apart[k] * inverse + type(step)(MIDDLE)), type(step)(0)), type(step)(LEVELS - 1))
             own = (own - type(step)(MIDDLE)) * step - apart[k]
             error += own * own
         if error < least:
@@ -217,7 +231,8 @@ def take(rows: Any, codes: Any, ids: Any, slots: Any, place: tuple[Any, Any], gi
         last = start[g] + count[g]
         slots[given[j]] = -1
         if row != last:
-            rows[row], codes[row], ids[row] = rows[last], codes[last], ids[last]
+            rows[row], ids[row] = rows[last], ids[last]
+            _copy(codes, row, last)
             slots[ids[row]] = row
         ids[last] = -1
 
@@ -240,16 +255,17 @@ def put(
     order that was random stays so.
     """
     (start, count, cell), (items, new, group, chance), (anchors, scales, codes) = place, given, grid
-    residual, inverse, numbers, bits = _room(scales, codes)
+    residual, inverse, numbers, bits = _room(scales)
     for j in range(len(new)):
         g = group[j]
         last, at = start[g] + count[g], start[g] + int(chance[j] * (count[g] + 1))
         if at != last:
-            rows[last], codes[last], ids[last] = rows[at], codes[at], ids[at]
+            rows[last], ids[last] = rows[at], ids[at]
+            _copy(codes, last, at)
             slots[ids[last]] = last
         rows[at], ids[at], slots[new[j]] = items[j], new[j], at
         if codes.shape[1]:
-            _encode(rows[at], anchors[cell[g]], inverse, codes[at], residual, numbers, bits)
+            _encode(rows[at], anchors[cell[g]], inverse, at, codes, residual, numbers, bits)
         count[g] += 1
         square, centre = 0.0, centres[cell[g]]
         for k in range(len(centre)):
