@@ -68,20 +68,22 @@ class Checks(NamedTuple):
 
 def choose(given: Any, count: int, at: float) -> Checks:
     """Choose at most so many of items of given sizes, (items,), with `at` in [0, 1) as the place of the first."""
-    least = given.sum() / count
+    least = float(given.sum()) / count
     for _ in range(ROUNDS):
         large = given >= least
-        left, number = float(given[~large].sum()), count - np.count_nonzero(large)
+        left, number = float(given[~large].sum()), count - int(np.count_nonzero(large))
         if left <= 0 or number <= 0:
             break
         least = left / number
     large = given >= least
     ends = np.cumsum(np.where(large, 0, given))
-    number = max(1, round(ends[-1] / least)) if ends[-1] > 0 else 0
-    places = np.searchsorted(ends, (np.arange(number) + at) / max(number, 1) * ends[-1], side="right")
+    total = float(ends[-1])
+    number = max(1, round(total / least)) if total > 0 else 0
+    distance = total / max(number, 1)
+    places = np.searchsorted(ends, (np.arange(number) + at) * distance, side="right")
     if number:
         places = np.minimum(places, np.flatnonzero(~large & (given > 0))[-1])
-    return Checks(np.flatnonzero(large), places, ends[-1] / max(number, 1))
+    return Checks(np.flatnonzero(large), places, distance)
 
 
 class Scanned(NamedTuple):

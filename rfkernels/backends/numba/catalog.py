@@ -11,9 +11,10 @@ import numpy as np
 from rfkernels.backends.numba import catalog_scans, catalog_sums, threads
 from rfkernels.backends.numba.catalog_exact import exact
 from rfkernels.backends.numba.catalog_guesses import Prepared, prepared, sizes
-from rfkernels.backends.numba.catalog_layout import codes, dots, lists, looks, plain, rules, scratch
+from rfkernels.backends.numba.catalog_layout import dots, lists, plain, rules, scratch
+from rfkernels.backends.numba.catalog_looks import codes, looks
 from rfkernels.backends.numba.catalog_plans import choose
-from rfkernels.catalog.plan import SHARED, STEPS
+from rfkernels.catalog.plan import SHARED
 from rfkernels.catalog.records import Estimate, Evaluated, Table
 from rfkernels.catalog.scans import Shares, shares
 
@@ -25,6 +26,10 @@ _CODED_BLOCK = 64
 
 _HALVED = 1.1
 """What a query of half a block may cost relative to one of a whole block, which reads more rows from a cache."""
+
+
+_Given = tuple[Any, ...]
+"""Numbers of queries in their batch, these of the dtype of rows and in float64, and their sizes."""
 
 
 class _Call(NamedTuple):
@@ -49,27 +54,33 @@ def estimate(table: Table, queries: Any, budget: int, seed: int) -> Estimate:
 
 def _estimate(call: _Call, numbers: Any, queries: Any, wide: Any, sized: Any, out: Any) -> None:
     """Estimate from codes what these are of use for, and from rows what is left."""
-    left = np.arange(len(queries))
-    if call.spent is not None:
-        fits = 2.0 ** (sized / STEPS) <= call.known.steepest
-        if fits.any():
-            own = np.flatnonzero(fits)
-            out[own] = _scan(call, call.spent, *(x[own] for x in (numbers, queries, wide, sized)))
-            left = np.flatnonzero(~(fits & np.isfinite(out[:, 0])))
-    if len(left):
-        found = np.empty((len(left), 3))
-        _sum(catalog_sums.estimate, call, *(x[left] for x in (numbers, queries, wide, sized)), found)
+    given = numbers, queries, wide, sized
+    if call.spent is None:
+        _sum(catalog_sums.estimate, call, given, out)
+        return
+    fits = sized <= call.known.steepest
+    if fits.all():
+        _scan(call, call.spent, given, out)
+    else:
+        out[:] = np.nan
+        out[fits] = _scan(call, call.spent, tuple(x[fits] for x in given), np.empty((np.count_nonzero(fits), 3)))
+    left = ~np.isfinite(out[:, 0])
+    if left.any():
+        found = np.empty((np.count_nonzero(left), 3))
+        _sum(catalog_sums.estimate, call, tuple(x[left] for x in given), found)
         out[left] = found
 
 
-def _scan(call: _Call, spent: Shares, numbers: Any, queries: Any, wide: Any, sized: Any) -> Any:
-    """Choose what queries take, and estimate from its codes."""
+def _scan(call: _Call, spent: Shares, given: _Given, out: Any) -> Any:
+    """Choose what queries take, and estimate from its codes; return the estimates."""
+    numbers, queries, wide, sized = given
+    if not len(queries):
+        return out
     table, known = call.table, call.known
     g, r, c = known.groups, rules(table, known, True), codes(table, known)
     s, n = scratch(g.record), lists(g.record, spent.scanned, len(queries), True)
     k = looks(g.record, spent.scanned, spent.checked, table.rows.dtype)
     v, places = known.guesses.at(sized)
-    out = np.empty((len(queries), 3))
     at = r.address, g.address
     choose(*at, v.address, s.address, n.address, places, wide, spent.scanned, call.seed, numbers)
     own = c.address, s.address, n.address, k.address
@@ -85,7 +96,7 @@ def evaluate(table: Table, queries: Any, budget: int, seed: int) -> Evaluated:
     call = _Call(table, prepared(table), budget, np.uint64(seed), None)
 
     def step(numbers: Any, own: Any, wide: Any, sized: Any, *out: Any) -> None:
-        _sum(catalog_sums.evaluate, call, numbers, own, wide, sized, out)
+        _sum(catalog_sums.evaluate, call, (numbers, own, wide, sized), out)
 
     block = min(_BLOCK, max(1, _BLOCK_ITEMS // budget))
     _run(step, call, queries, block, lambda own: (rows[own], logits[own], log_weights[own]))
@@ -118,8 +129,9 @@ def _run(step: Callable[..., None], call: _Call, queries: Any, most: int, out: C
     threads.run([partial(task, first) for first in range(0, len(own), block)], count)
 
 
-def _sum(step: Callable[..., int], call: _Call, numbers: Any, queries: Any, wide: Any, sized: Any, out: Any) -> None:
+def _sum(step: Callable[..., int], call: _Call, given: _Given, out: Any) -> None:
     """Choose what queries take, and run a step on its rows."""
+    numbers, queries, wide, sized = given
     table, known, budget = call.table, call.known, call.budget
     g, r = known.groups, rules(table, known)
     s, n, d = scratch(g.record), lists(g.record, budget, len(queries)), dots(budget, len(queries), table.rows.dtype)

@@ -176,14 +176,18 @@ def _guess(g: Groups, made: Guesses, i: int) -> None:
 
 
 class Prepared(NamedTuple):
-    """What is known of a table: its groups, guesses, and what else is computed once for each machine."""
+    """What is known of a table: its groups, guesses, and what else is computed once for each machine.
+
+    `moved` are the cells that are no longer where their anchors are, and `steepest` is the size of the largest queries
+    that codes are of use for, as `sizes` has it.
+    """
 
     groups: Held[Groups]
     guesses: Known
     rules: dict[tuple[Machine, bool], Any]
     codes: dict[Machine, Any]
     moved: Any
-    steepest: float
+    steepest: int
 
 
 _prepared: dict[int, tuple[tuple[Any, ...], Prepared]] = {}
@@ -196,7 +200,10 @@ def prepared(table: Table) -> Prepared:
     if found is not None and all(part() is own for part, own in zip(found[0], table, strict=True)):
         return found[1]
     g = groups_of(table)
-    away, most = (moved(table), steepest(table)) if table.codes is not None else (np.arange(0), 0.0)
+    away, most = np.arange(0), _NOTHING
+    if table.codes is not None:
+        away, limit = moved(table), steepest(table)
+        most = math.floor(STEPS * math.log2(limit)) if 0 < limit < np.inf else -_NOTHING - 1
     made = Prepared(g, Known(g, table.rows.nbytes), {}, {}, away, most)
     _prepared[key] = tuple(_reference(x, key if x is table.means else None) for x in table), made
     return made

@@ -13,11 +13,9 @@ from rfkernels.backends.numba.catalog_groups import Groups, padded
 from rfkernels.backends.numba.catalog_guesses import Guesses, Prepared
 from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER, dot_kernel, weight_kernels
 from rfkernels.backends.numba.catalog_plan_kernels import plan_kernels
-from rfkernels.backends.numba.catalog_scan_kernels import multiplies_bytes, scan_kernels
 from rfkernels.backends.numba.compiling import jit
 from rfkernels.backends.numba.jit import Machine, machine
 from rfkernels.backends.numba.records import (
-    Bytes,
     ElementRows,
     Elements,
     Flags,
@@ -33,8 +31,7 @@ from rfkernels.backends.numba.records import (
     view,
 )
 from rfkernels.catalog import plan, trust
-from rfkernels.catalog.codes import BLOCK, cost
-from rfkernels.catalog.codes import TOGETHER as EIGHT
+from rfkernels.catalog.codes import BLOCK
 from rfkernels.catalog.records import Table
 
 _KEPT = 1 << 24
@@ -75,57 +72,6 @@ class Rules(NamedTuple):
     few: float
     run: int
     listed: int
-
-
-class Codes(NamedTuple):
-    """Codes of a table: addresses of kernels and their own, what one costs, and what they count from.
-
-    `moved` are the cells whose means are no longer where their anchors are, which `anchors` are those of.
-    """
-
-    scan: int
-    sum_blocks: int
-    pick: int
-    codes: int
-    cost: float
-    scales: Floats
-    moved: Ints
-    anchors: FloatRows
-
-
-class Looks(NamedTuple):
-    """What codes say for one query, memory of a thread.
-
-    Of blocks, `blocks` are numbers, `owners` the groups whose items are looked at, `masks` which these are, `sizes` how
-    many, and `bases` the logits that codes count from, which are `anchored` for each cell; `plain`, `linear` and
-    `largest` are sums of weights and of logits, and the largest weight. Items count `factors` times, less `slopes`
-    times their logits: `parts` are sums of that, `sums` and `most` sum and largest of what items are checked in
-    proportion to, and `rest` how far in its block a check lies. Of items, `logits` are what codes say and `weights`
-    their exponentials; of those that are checked, `found` are places, `places` rows and `exact` logits.
-    """
-
-    logits: Elements
-    weights: Elements
-    bases: Elements
-    plain: Elements
-    linear: Elements
-    largest: Elements
-    factors: Elements
-    slopes: Elements
-    exact: Elements
-    numbers: Elements
-    query: Bytes
-    anchored: Floats
-    parts: Floats
-    sums: Floats
-    most: Floats
-    rest: Floats
-    blocks: Ints
-    owners: Ints
-    masks: Ints
-    sizes: Ints
-    found: Ints
-    places: Ints
 
 
 class Scratch(NamedTuple):
@@ -209,28 +155,6 @@ def rules(table: Table, own: Prepared, coded: bool = False) -> Held[Rules]:
     return cast(Held[Rules], found[0])
 
 
-def codes(table: Table, own: Prepared) -> Held[Codes]:
-    """Return the codes of a table, as `rules` has it."""
-    m = machine()
-    found = own.codes.get(m)
-    if found is None:
-        found = own.codes.setdefault(m, _codes(m, table, own.moved))
-    return cast(Held[Codes], found[0])
-
-
-def _codes(m: Machine, table: Table, moved: Any) -> tuple[Held[Codes], Any]:
-    code = scan_kernels(m, 8 * table.rows.dtype.itemsize, table.rows.shape[1], multiplies_bytes())
-    made = Codes(
-        *(code.addresses[name] for name in ("scan", "sum_blocks", "pick")),
-        table.codes.ctypes.data,
-        cost(table),
-        table.scales.astype(np.float64),
-        moved.astype(np.int32),
-        table.anchors[moved].astype(np.float64),
-    )
-    return Held(made), code
-
-
 def _rules(m: Machine, table: Table, g: Groups, coded: bool) -> tuple[Held[Rules], Any]:
     """Return rules, and the code that they know by address."""
     code, addresses = _addresses(m, 8 * table.rows.dtype.itemsize, table.rows.shape[1])
@@ -290,34 +214,6 @@ def lists(g: Groups, budget: int, block: int, coded: bool = False) -> Held[Lists
     key = len(g.start), len(g.held), len(g.means), budget, block
     run, listed = (BLOCK, 0) if coded else (plan.RUN, budget)
     return kept("coded" if coded else "lists", key, lambda: Held(_lists(g, budget // run + 8, listed, block)))
-
-
-def looks(g: Groups, scanned: int, checked: int, dtype: Any) -> Held[Looks]:
-    """Return memory for what codes say for one query, of so many items, of which so many are checked."""
-    key = len(g.start), len(g.means), scanned, checked, dtype
-    return kept("looks", key, lambda: Held(_looks(g, scanned, checked, dtype), dtype))
-
-
-def _looks(g: Groups, scanned: int, checked: int, dtype: Any) -> Looks:
-    # What a group has in blocks begins and ends within one.
-    blocks = scanned // BLOCK + 2 * min(len(g.start), scanned) + 2 * BLOCK
-    checks = checked + TOGETHER * (AHEAD + 1) + BLOCK
-    logits, weights = np.zeros((2, BLOCK * blocks), dtype)
-    found, places = np.zeros((2, checks), np.int32)
-    return Looks(
-        logits,
-        weights,
-        *np.zeros((6, blocks), dtype),
-        exact=np.zeros(checks, dtype),
-        numbers=np.zeros(4, dtype),
-        query=np.zeros(len(g.means) - len(g.held) + EIGHT, np.int8),
-        anchored=np.zeros(len(g.held)),
-        **dict(zip(("parts", "sums", "most"), np.zeros((3, blocks)), strict=True)),
-        rest=np.zeros(checks),
-        **dict(zip(("blocks", "owners", "masks", "sizes"), np.zeros((4, blocks), np.int32), strict=True)),
-        found=found,
-        places=places,
-    )
 
 
 def dots(budget: int, block: int, dtype: Any) -> Held[Dots]:

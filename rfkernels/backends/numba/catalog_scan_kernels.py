@@ -1,7 +1,7 @@
 """Kernels that read the codes of blocks of items, as `rfkernels.catalog.codes` has them; called by address.
 
-A block fills a vector, or a few where vectors are short: four bytes for each row, whose products with the same four of a
-query add up to one number.
+A block fills a vector, or a few where vectors are short: four bytes for each row, whose products with the same four of
+a query add up to one number.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from rfkernels.backends.numba.catalog_groups import Groups
-from rfkernels.backends.numba.catalog_layout import Codes, Lists, Looks, Rules, Scratch
+from rfkernels.backends.numba.catalog_layout import Lists, Rules, Scratch
+from rfkernels.backends.numba.catalog_looks import Codes, Looks
 from rfkernels.backends.numba.catalog_plans import state_of, uniform
 from rfkernels.backends.numba.catalog_scan_kernels import AHEAD
 from rfkernels.backends.numba.catalog_sums import trusted
@@ -191,9 +192,7 @@ def _choose(c: Codes, k: Looks, blocks: int, count: int, uniform: float) -> tupl
 
 
 @jit
-def _check(
-    r: Rules, g: Groups, k: Looks, chosen: tuple[int, int, float], top: float, query: Any
-) -> tuple[float, float]:
+def _check(r: Rules, k: Looks, chosen: tuple[int, int, float], top: float, query: Any) -> tuple[float, float]:
     """Return what dot products with items add to the sum, and the square of its standard error."""
     large, others, distance = chosen
     end = large + others
@@ -238,7 +237,7 @@ def _sum_up(
     runs = n.sizes[i, 2]
     top, z = _weigh(r, g, s, n, c, k, i, first, steady)
     chosen = _choose(c, k, first + runs, checks, chance)
-    more, square = _check(r, g, k, chosen, top, query)
+    more, square = _check(r, k, chosen, top, query)
     z += more
     items = 0
     for m in range(first + runs):
