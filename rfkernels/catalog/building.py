@@ -20,7 +20,7 @@ from rfkernels.catalog.cells import (
     pack,
     shell_sizes,
 )
-from rfkernels.catalog.codes import block_bytes, blocks_of, scales_of
+from rfkernels.catalog.codes import BLOCK, block_bytes, blocks_of, scales_of
 from rfkernels.catalog.compiled import compiled
 from rfkernels.catalog.records import Store
 from rfkernels.catalog.tables import table
@@ -96,8 +96,8 @@ def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any,
     if n:
         centres, label = centres[used], (np.cumsum(used, dtype=np.int32) - 1)[label]
     order, groups = _shells(label, square, len(centres), rng)
-    where = np.empty(n, np.int32)
-    where[order] = np.arange(n, dtype=np.int32)
+    where, count = np.empty(n, np.int32), groups["count"]
+    where[order] = np.arange(n) + np.repeat(groups["start"] - np.cumsum(count, dtype=np.int64) + count, count)
     del order, label, square
     for part in chunks(n):
         rows[where[part]] = _read(items, chosen, part, rows.dtype)
@@ -145,7 +145,7 @@ def _assign(items: Any, chosen: Any, n: int, centres: Any) -> tuple[Any, Any]:
 
 
 def _shells(label: Any, square: Any, cells: int, rng: np.random.Generator) -> tuple[Any, dict[str, Any]]:
-    """Return items in the order of their rows, and the groups' arrays."""
+    """Return items in the order of groups, and the groups' arrays."""
     order = np.argsort(label, kind="stable")
     ends = np.cumsum(np.bincount(label, minlength=cells))
     count: list[int] = []
@@ -161,7 +161,9 @@ def _shells(label: Any, square: Any, cells: int, rng: np.random.Generator) -> tu
         for part in np.split(mine, last[:-1]):
             rng.shuffle(part)
     counts = np.asarray(count, np.int32)
-    start = np.cumsum(counts, dtype=np.int64) - counts
+    # Groups of whole blocks come first: they begin and end with blocks of codes.
+    place, start = np.argsort(counts % BLOCK != 0, kind="stable"), np.empty(len(counts), np.int64)
+    start[place] = np.cumsum(counts[place], dtype=np.int64) - counts[place]
     cells_of, edges = np.asarray(cell, np.int32), np.asarray(edge, square.dtype)
     return order, {"start": start, "count": counts, "capacity": counts.copy(), "cell": cells_of, "edge": edges}
 

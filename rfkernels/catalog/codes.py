@@ -2,7 +2,8 @@
 
 An item is about anchor + step · (code − 7.5) · scales, where the anchor is a point of its cell that stays where it is.
 The codes of BLOCK rows lie together: four numbers of each row in the low halves of four bytes and the next four in the
-high ones, row after row, then the same for the next eight numbers, and so on; last come the steps, bfloat16 numbers.
+high ones, row after row, then the same for the next eight numbers, and so on. Last come the steps, bfloat16 numbers;
+where at most four numbers are left, each after two bytes with two of these in low halves and two in high ones.
 """
 
 from __future__ import annotations
@@ -52,8 +53,18 @@ class Rounded(NamedTuple):
 
 def block_bytes(dim: int, itemsize: int) -> int:
     """Return the bytes of the codes of a block of rows; 0 where codes would cost too much to be of use."""
-    size = -(-dim // TOGETHER) * (TOGETHER // 2) + 2
+    size = eights(dim) * (TOGETHER // 2) + (4 if shared(dim) else 2)
     return BLOCK * size if size <= DEAREST * dim * itemsize else 0
+
+
+def shared(dim: int) -> bool:
+    """Whether the last numbers of a row lie beside its step."""
+    return 1 <= dim % TOGETHER <= TOGETHER // 2
+
+
+def eights(dim: int) -> int:
+    """Return how many eights of numbers a row has, but for those beside its step."""
+    return dim // TOGETHER if shared(dim) else -(-dim // TOGETHER)
 
 
 def blocks_of(rows: int) -> int:
@@ -81,15 +92,21 @@ def rounded(query: Any, scales: Any) -> Rounded:
 def residuals(table: Table, rows: Any, given: Rounded) -> Any:
     """Return what codes say of q·(y − anchor), (rows,)."""
     dim, block, lane = table.rows.shape[1], rows // BLOCK, rows % BLOCK
-    packed = table.codes[:, : -2 * BLOCK].reshape(len(table.codes), -1, BLOCK, TOGETHER // 2)[block, :, lane]
-    numbers = np.concatenate([packed & 15, packed >> 4], -1).reshape(len(rows), -1)[:, :dim]
-    return steps(table.codes)[block, lane] * given.unit * (numbers @ given.numbers - MIDDLE * given.numbers.sum())
+    whole, half = eights(dim) * BLOCK * TOGETHER // 2, TOGETHER // 2
+    packed = table.codes[:, :whole].reshape(len(table.codes), -1, BLOCK, half)[block, :, lane]
+    numbers = np.concatenate([packed & 15, packed >> 4], -1).reshape(len(rows), -1)
+    if shared(dim):
+        last = table.codes[:, whole:].reshape(-1, BLOCK, 4)[block, lane, :2]
+        numbers = np.concatenate([numbers, last & 15, last >> 4], -1)
+    step = steps(table.codes, dim)[block, lane]
+    return step * given.unit * (numbers[:, :dim] @ given.numbers - MIDDLE * given.numbers.sum())
 
 
-def steps(codes: Any) -> Any:
+def steps(codes: Any, dim: int) -> Any:
     """Return the steps of rows in float64, (blocks, BLOCK)."""
-    bits = np.ascontiguousarray(codes[:, -2 * BLOCK :]).view("<u2").astype(np.uint32) << 16
-    return bits.view(np.float32).astype(np.float64)
+    words = np.ascontiguousarray(codes[:, eights(dim) * BLOCK * TOGETHER // 2 :]).view("<u2")
+    bits = words[:, 1::2] if shared(dim) else words
+    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
 def moved(table: Table) -> Any:

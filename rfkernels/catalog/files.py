@@ -175,7 +175,7 @@ def _write(file: BinaryIO, store: Store, info: Mapping[str, str], rows_are_there
         crc = 0
         for first, block in _blocks(getattr(store, name)):
             if name in MAPPED:
-                _CHECKS[name](first, block, store.ids)
+                _CHECKS[name](first, block, store.ids, store.rows.shape[1])
             if name != "rows" or not rows_are_there:
                 file.write(block)
             crc = zlib.crc32(block, crc)
@@ -223,7 +223,7 @@ def _read(file: BinaryIO, header: Header, mapped: bool, verify: bool) -> Store:
     if not mapped or verify:
         for name in MAPPED:
             for first, block in _blocks(getattr(store, name)):
-                _CHECKS[name](first, block, store.ids)
+                _CHECKS[name](first, block, store.ids, store.rows.shape[1])
     return store
 
 

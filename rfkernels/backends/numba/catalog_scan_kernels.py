@@ -15,7 +15,7 @@ from llvmlite import binding, ir
 from rfkernels.backends.numba.catalog_kernels import call_function, fetch, splat
 from rfkernels.backends.numba.emitter import INT, POINTER, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
-from rfkernels.catalog.codes import BLOCK, LARGEST, LEVELS, TOGETHER
+from rfkernels.catalog.codes import BLOCK, LARGEST, LEVELS, TOGETHER, eights, shared
 
 AHEAD = 8
 """How many blocks are fetched before they are needed: lists of blocks end in so many more that there are."""
@@ -61,8 +61,9 @@ class _Scan:
 
     def __init__(self, e: Emitter, width: int, dim: int, bytewise: bool) -> None:
         self.e, self.width, self.lanes, self.bytewise = e, width, width // 4, bytewise
-        self.eights = -(-dim // TOGETHER)
-        self.size = BLOCK * (self.eights * TOGETHER // 2 + 2)
+        self.whole, self.shared = eights(dim), shared(dim)
+        self.eights = self.whole + self.shared
+        self.size = BLOCK * (self.whole * TOGETHER // 2 + (4 if self.shared else 2))
 
     def emit(self) -> None:
         """Emit the function."""
@@ -106,6 +107,11 @@ class _Scan:
     def _steps(self, block: Any, first: int) -> Any:
         """Load steps of rows: bfloat16 numbers are the upper halves of floats."""
         e, b, kind = self.e, self.e.builder, ir.VectorType(_I32, self.lanes)
+        if self.shared:
+            value = b.load(b.inttoptr(e.add(block, self.size - 4 * BLOCK + 4 * first), POINTER), typ=kind)
+            value.align = 1
+            bits = b.and_(value, ir.Constant(kind, [0xFFFF0000] * self.lanes))
+            return b.bitcast(bits, ir.VectorType(ir.FloatType(), self.lanes))
         at = e.add(block, self.size - 2 * BLOCK + 2 * first)
         value = b.load(b.inttoptr(at, POINTER), typ=ir.VectorType(_I16, self.lanes))
         value.align = 1

@@ -22,13 +22,15 @@ from rfkernels.catalog.scans import ROUNDS
 @jit
 def _round(c: Codes, k: Looks, query: Any) -> int:
     """Write a query in whole numbers, in the order of codes, and half their unit; return 2 MIDDLE times their sum."""
-    largest, total = 0.0, 0
-    for j in range(len(query)):
+    largest, total, dim = 0.0, 0, len(query)
+    last = dim // TOGETHER * TOGETHER
+    beside = 1 <= dim - last <= TOGETHER // 2
+    for j in range(dim):
         largest = max(largest, abs(query[j] * c.scales[j]))
     unit = largest / LARGEST
-    for j in range(len(query)):
+    for j in range(dim):
         number = int(np.rint(query[j] * c.scales[j] / unit)) if unit > 0 else 0
-        k.query[j] = number
+        k.query[j + 2 if beside and j >= last + 2 else j] = number
         total += number
     k.numbers[0] = unit / 2
     return int(2 * MIDDLE) * total
@@ -281,6 +283,3 @@ def estimate(
         if steady and not out[i, 0] < np.inf:  # only where the error is larger than the sum itself
             _sum_up(r, g, s, n, c, k, i, first, (checks, chance, 0), queries[i], out[i])
     return 0
-
-
-assert TOGETHER == 8  # a query lies in the order of codes as it is: four numbers for low halves, four for high ones

@@ -103,25 +103,27 @@ def _encode(row: Any, anchor: Any, inverse: Any, place: int, codes: Any, apart: 
     bits[0] = min(scale, np.finfo(np.float32).max / 2)
     found = bits.view(np.uint32)[0]
     found = (found + 0x7FFF + ((found >> 16) & 1)) >> 16
-    half = TOGETHER // 2
-    at = half * lane
-    for k in range(0, dim, TOGETHER):
+    half, beside = TOGETHER // 2, 1 <= dim % TOGETHER <= TOGETHER // 2
+    at, last = half * lane, dim // TOGETHER * TOGETHER
+    for k in range(0, last if beside else dim, TOGETHER):
         for j in range(half):
             codes[block, at + j] = numbers[k + j] | numbers[k + half + j] << 4
         at += half * BLOCK
-    at += 2 * lane - half * lane
+    at += (4 if beside else 2) * lane - half * lane
+    for j in range(2 if beside else 0):
+        codes[block, at] = numbers[last + j] | numbers[last + 2 + j] << 4
+        at += 1
     codes[block, at], codes[block, at + 1] = found & 0xFF, found >> 8
 
 
 @_fast
 def _copy(codes: Any, to: int, given: int) -> None:
     """Copy the code of a row to that of another."""
-    half, end = TOGETHER // 2, codes.shape[1] - 2 * BLOCK
-    for k in range(0, end, half * BLOCK):
-        for j in range(half):
-            codes[to // BLOCK, k + half * (to % BLOCK) + j] = codes[given // BLOCK, k + half * (given % BLOCK) + j]
-    for j in range(2 if codes.shape[1] else 0):
-        codes[to // BLOCK, end + 2 * (to % BLOCK) + j] = codes[given // BLOCK, end + 2 * (given % BLOCK) + j]
+    half = TOGETHER // 2
+    for k in range(0, codes.shape[1], half * BLOCK):
+        many = min(half, (codes.shape[1] - k) // BLOCK)  # steps alone are two bytes
+        for j in range(many):
+            codes[to // BLOCK, k + many * (to % BLOCK) + j] = codes[given // BLOCK, k + many * (given % BLOCK) + j]
 
 
 @_fast
