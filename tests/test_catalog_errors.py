@@ -10,7 +10,7 @@ import pytest
 from scipy.special import logsumexp
 
 import rfkernels as rfk
-from rfkernels.catalog import pilots
+from rfkernels.catalog import engines, pilots
 from rfkernels.catalog.reductions import Expectation
 
 ITEMS, DIM, BUDGET = 6_000, 6, 500
@@ -73,8 +73,8 @@ def test_normalizers_judge_values_that_show_nothing() -> None:
     """Of a class that a sample has not met, its values say that nothing varies; its normalizer knows better."""
     items, queries, _ = data()
     values = np.zeros((ITEMS, 1))
-    plain = catalog().log_normalizer(queries, budget=BUDGET, error=0.02, full=True)
-    loose = catalog().log_normalizer(queries, budget=BUDGET, full=True)
+    given = catalog().table, queries, BUDGET
+    plain, loose = (engines.estimated(*given, error, 0, "numba", coded=False) for error in (0.02, None))
     assert (plain.dots > 2 * loose.dots).mean() > 0.5
     whole = (items @ queries.T).argmax(0)
     values[whole] = 1.0

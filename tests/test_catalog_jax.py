@@ -104,7 +104,7 @@ def test_unbiased_and_as_uncertain_as_the_specification(catalog: Catalog, held: 
     assert ratio.min() > 0.75
     assert ratio.max() < 2, "more than the share of a prediction"
     host = np.asarray(queries)
-    spec = [estimates.estimate(catalog.table, host, budget, seed) for seed in range(100)]
+    spec = [estimates.estimate(catalog.table, host, budget, seed, False) for seed in range(100)]
     logs = np.stack([each.log_normalizer for each in spec])
     # There the runs of a group go around it and repeat no item, here they are independent.
     less = np.std(np.exp(logs - logs.mean(0)), 0)[trusted] / spread[trusted]

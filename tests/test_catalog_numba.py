@@ -204,7 +204,7 @@ def test_rules_that_another_thread_found_first_stay(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(catalog_layout, "_rules", later)
     assert catalog_layout.rules(t, own) is first[0]
-    assert own.rules[machine()][0] is first[0]
+    assert own.rules[machine(), False][0] is first[0]
 
 
 def test_guesses_for_more_sizes_of_queries_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

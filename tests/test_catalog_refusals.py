@@ -346,7 +346,7 @@ def two_ids(store: Store) -> Store:
 
 def with_step(store: Store, bits: int) -> Store:
     block, lane = divmod(int(store.start[1]), BLOCK)
-    place = store.codes.shape[1] - 2 * BLOCK + 2 * lane
+    place = store.codes.shape[1] - 4 * BLOCK + 4 * lane + 2  # 9 numbers: the last lies beside the step
     return put(store, "codes", (block, [place, place + 1]), [bits & 0xFF, bits >> 8])
 
 
@@ -455,7 +455,7 @@ def test_forged_contents(path: Path, name: str, monkeypatch: pytest.MonkeyPatch)
         (
             lambda s: replace(s, codes=s.codes[:, :4]),
             ValueError,
-            r"codes has shape \(\d+, 4\); expected \(\d+, 160\) for so many rows",
+            r"codes has shape \(\d+, 4\); expected \(\d+, 128\) for so many rows",
         ),
         (lambda s: replace(s, end=3.5), TypeError, "float"),
     ],

@@ -34,23 +34,28 @@ def choose(backend: str) -> Engine:
     raise ValueError(f"backend must be one of numba, numpy, got {backend!r}")
 
 
-def estimated(table: Table, queries: Any, budget: int, error: float | None, seed: int, backend: str) -> Estimate:
-    """Estimate log-normalizers, with as many dot products as the relative error asks for if one is given."""
-    found = _estimated(table, queries, budget, seed, backend)
+def estimated(
+    table: Table, queries: Any, budget: int, error: float | None, seed: int, backend: str, *, coded: bool = True
+) -> Estimate:
+    """Estimate log-normalizers, with as many dot products as the relative error asks for if one is given.
+
+    Codes of items are read where that is of use, unless `coded` forbids it.
+    """
+    found = _estimated(table, queries, budget, seed, backend, coded)
     if error is None:
         return found
 
     def again(same: Any, own: int) -> Estimate:
-        better = _estimated(table, queries[same], own, pilots.seed_of(seed, -1), backend)
+        better = _estimated(table, queries[same], own, pilots.seed_of(seed, -1), backend, coded)
         return better._replace(dots=found.dots[same] + better.dots)
 
     return pilots.aimed(found, found.standard_error / error, budget, int(table.count.sum()), again)
 
 
-def _estimated(table: Table, queries: Any, budget: int, seed: int, backend: str) -> Estimate:
+def _estimated(table: Table, queries: Any, budget: int, seed: int, backend: str, coded: bool) -> Estimate:
     engine, items = choose(backend), int(table.count.sum())
     if not items:
         return Estimate(np.full(len(queries), -np.inf), np.zeros(len(queries)), np.zeros(len(queries), np.int64))
-    found = engine.exact(table, queries) if budget >= items else engine.estimate(table, queries, budget, seed)
+    found = engine.exact(table, queries) if budget >= items else engine.estimate(table, queries, budget, seed, coded)
     check_fit(found.log_normalizer, table)
     return found

@@ -15,15 +15,15 @@ from rfkernels.catalog.trust import trusted_error
 _BLOCK = 1 << 14
 
 
-def estimate(table: Table, queries: Any, budget: int, seed: int) -> Estimate:
+def estimate(table: Table, queries: Any, budget: int, seed: int, coded: bool = True) -> Estimate:
     """Estimate log Σ exp(q·y) for queries (queries, dim), at no more than `budget` dot products each.
 
     The sum over opened groups is exact; Σ over the others is the mean of draws of (exp(q·y) − s q·(y − mean)) / p,
     where p is the expected number of draws of y and s the slope of its cell: over a whole cell the subtracted part sums
-    to zero, so what of it fell to opened items is known. Unbiased for the sum. Where codes are of use, these are read
-    instead of items, as `scans.estimate_one` has it.
+    to zero, so what of it fell to opened items is known. Unbiased for the sum. Where codes are of use, and
+    `coded`, these are read instead of items, as `scans.estimate_one` has it.
     """
-    spent = shares(table, budget, len(moved(table))) if table.codes is not None else None
+    spent = shares(table, budget, len(moved(table))) if coded and table.codes is not None else None
     fits = suited(table, queries.astype(np.float64)) & (spent is not None)
     found = []
     for i, query in enumerate(queries.astype(np.float64)):

@@ -21,13 +21,13 @@ def expected(
     """Return softmax-weighted means of values by id.
 
     The error asked for is the largest standard error of a column, in standard deviations of its values under the
-    softmax. What a sample does not show of heavy tails its normalizers are judged by, as `estimates` does: their
-    relative standard error is that of a mean of like values.
+    softmax. What a sample does not show of heavy tails its normalizers are judged by, as `estimates` does without
+    codes: their relative standard error is that of a mean of like values.
     """
     found, excess = _expected(table, queries, values, budget, seed, backend, judged=error is not None)
     if error is None:
         return found
-    sums = engines.estimated(table, queries, budget, None, seed, backend)
+    sums = engines.estimated(table, queries, budget, None, seed, backend, coded=False)
 
     def again(same: Any, own: int) -> Expectation:
         return _expected(table, queries[same], values, own, pilots.seed_of(seed, -1), backend, judged=False)[0]

@@ -17,7 +17,7 @@ from rfkernels.catalog.plan import rounded as rounded_sizes
 from rfkernels.catalog.records import Table
 from rfkernels.catalog.trust import trusted_error
 
-CHECKED, FEWEST_CHECKS = 12, 16
+CHECKED, FEWEST_CHECKS = 12, 32
 """One dot product in so many is spent on items that are taken again, and how many these are at least."""
 
 STEEPEST = 7.0
@@ -59,15 +59,15 @@ def suited(table: Table, queries: Any) -> Any:
 
 
 class Checks(NamedTuple):
-    """Places of items that are taken again: large ones for sure, others at equal distances along the sum of sizes."""
+    """Places of items that are taken again: large ones for sure, and others from each of equal parts of the sizes."""
 
     large: Any
     others: Any
     distance: float
 
 
-def choose(given: Any, count: int, at: float) -> Checks:
-    """Choose at most so many of items of given sizes, (items,), with `at` in [0, 1) as the place of the first."""
+def choose(given: Any, count: int, at: Any) -> Checks:
+    """Choose at most so many of items of given sizes, (items,); `at` in [0, 1) are places in equal parts, (count,)."""
     least = float(given.sum()) / count
     for _ in range(ROUNDS):
         large = given >= least
@@ -80,7 +80,7 @@ def choose(given: Any, count: int, at: float) -> Checks:
     total = float(ends[-1])
     number = max(1, round(total / least)) if total > 0 else 0
     distance = total / max(number, 1)
-    places = np.searchsorted(ends, (np.arange(number) + at) * distance, side="right")
+    places = np.searchsorted(ends, (np.arange(number) + at[:number]) * distance, side="right")
     if number:
         places = np.minimum(places, np.flatnonzero(~large & (given > 0))[-1])
     return Checks(np.flatnonzero(large), places, distance)
@@ -129,12 +129,12 @@ def estimate_one(table: Table, query: Any, spent: Shares, seed: int, place: int)
 
     With h = exp of what codes say, f = exp(q·y), w the weights of items and s the slopes of the control variate,
     Σ w (h − s l̃) is the sum as codes have it. What Σ w (f − h − s (l − l̃)) adds is estimated from items in proportion
-    to w (h + s): large ones once, with their own weight, others at equal distances.
+    to w (h + s): large ones once, with their own weight, others from equal parts of the sum.
     """
     guessed = guess(table, query)
     chosen = plan(table, guessed, spent.scanned + sum(table.means.shape), BLOCK)
     seen = scan(table, query, seed, place, chosen, guessed.cell_logits)
-    at = float(uniforms(seed, 2 * place, len(seen.begins) + 1)[-1])
+    at = uniforms(seed, 2 * place, len(seen.begins) + spent.checked)[len(seen.begins) :]
     log, error, checked = _summed(table, query, chosen, guessed.cell_logits, seen, chosen.slopes, spent.checked, at)
     if not np.isfinite(log) and chosen.slopes.any():  # only where the error is larger than the sum itself
         none = np.zeros_like(chosen.slopes)
@@ -144,7 +144,7 @@ def estimate_one(table: Table, query: Any, spent: Shares, seed: int, place: int)
 
 
 def _summed(
-    table: Table, query: Any, chosen: Plan, cell_logits: Any, seen: Scanned, slopes: Any, count: int, at: float
+    table: Table, query: Any, chosen: Plan, cell_logits: Any, seen: Scanned, slopes: Any, count: int, at: Any
 ) -> tuple[float, float, int]:
     top, weight = float(seen.logits.max()), np.exp(seen.log_weights)
     if slopes.any():

@@ -42,10 +42,10 @@ class _Call(NamedTuple):
     spent: Shares | None
 
 
-def estimate(table: Table, queries: Any, budget: int, seed: int) -> Estimate:
+def estimate(table: Table, queries: Any, budget: int, seed: int, coded: bool = True) -> Estimate:
     """Estimate log Σ exp(q·y) for queries (queries, dim), as `rfkernels.catalog.estimates.estimate` specifies."""
     known = prepared(table)
-    call = _Call(table, known, budget, np.uint64(seed), shares(table, budget, len(known.moved)))
+    call = _Call(table, known, budget, np.uint64(seed), shares(table, budget, len(known.moved)) if coded else None)
     out = np.empty((len(queries), 3))
     most = _BLOCK if call.spent is None else _CODED_BLOCK
     _run(partial(_estimate, call), call, queries, min(most, max(1, _BLOCK_ITEMS // budget)), lambda own: (out[own],))

@@ -42,7 +42,7 @@ def multiplies_bytes() -> bool:
 def scan_kernels(machine: Machine, bits: int, dim: int, bytewise: bool) -> Code:
     """Compile ``scan``, ``sum_blocks`` and ``pick`` for logits of `bits` bits.
 
-    ``scan``: for each of some blocks, out = base + step numbers[0] (2 Σ code · query − shift) for the rows in its mask,
+    ``scan``: for each of some blocks, out = base + step numbers[0] (Σ code · query − shift) for the rows in its mask,
     −inf for others; numbers[1] gets the largest. ``sum_blocks``: of each block, sums of weights and of logits, and the
     largest weight. ``pick``: replaces the number of a block, and how far in it a place lies, by the place of an item:
     they are as long as factor · (weight + slope), and large ones are left out.
@@ -81,7 +81,7 @@ class _Scan:
             block = e.add(codes, e.mul(b.zext(e.load(blocks, i, _I32), INT), self.size))
             base, mask = splat(b, e.load(bases, i), self.lanes), e.load(masks, i, _I32)
             for first in range(0, BLOCK, self.lanes):
-                total = b.sub(b.shl(self._products(block, first, query, given), _ones(less.type)), less)
+                total = b.sub(self._products(block, first, query, given), less)
                 steps = self._steps(block, first)
                 scaled = b.fmul(b.fmul(b.sitofp(total, kind), factor), steps if e.align == 4 else b.fpext(steps, kind))
                 there = b.bitcast(b.trunc(b.lshr(mask, _I32(first)), ir.IntType(self.lanes)), _flags(self.lanes))

@@ -21,7 +21,7 @@ from rfkernels.catalog.scans import ROUNDS
 
 @jit
 def _round(c: Codes, k: Looks, query: Any) -> int:
-    """Write a query in whole numbers, in the order of codes, and half their unit; return 2 MIDDLE times their sum."""
+    """Write a query in whole numbers, in the order of codes, and their unit; return MIDDLE times their sum."""
     largest, total, dim = 0.0, 0, len(query)
     last = dim // TOGETHER * TOGETHER
     beside = 1 <= dim - last <= TOGETHER // 2
@@ -32,8 +32,8 @@ def _round(c: Codes, k: Looks, query: Any) -> int:
         number = int(np.rint(query[j] * c.scales[j] / unit)) if unit > 0 else 0
         k.query[j + 2 if beside and j >= last + 2 else j] = number
         total += number
-    k.numbers[0] = unit / 2
-    return int(2 * MIDDLE) * total
+    k.numbers[0] = unit
+    return MIDDLE * total
 
 
 @jit
@@ -167,8 +167,8 @@ def _least(k: Looks, blocks: int, count: int) -> float:
 
 
 @jit
-def _choose(c: Codes, k: Looks, blocks: int, count: int, uniform: float) -> tuple[int, int, float]:
-    """List items to be checked: large ones, then others; return how many these are, and the distance of the others."""
+def _choose(c: Codes, k: Looks, blocks: int, count: int, state: Any, runs: int) -> tuple[int, int, float]:
+    """List items to be checked: large ones, then others; return how many these are, and the sum that one stands for."""
     least, large, left, last = _least(k, blocks, count), 0, 0.0, 0
     for m in range(blocks):
         if k.most[m] >= least:
@@ -183,7 +183,7 @@ def _choose(c: Codes, k: Looks, blocks: int, count: int, uniform: float) -> tupl
     others = max(1, round(left / least))
     distance, m = left / others, 0
     for j in range(others):
-        place = (j + uniform) * distance
+        place = (j + uniform(state, runs + j)) * distance
         while m < last and k.most[m] <= place:
             m += 1
         k.found[large + j], k.rest[j] = m, place - (k.most[m] - k.sums[m])
@@ -231,14 +231,14 @@ def _sum_up(
     k: Looks,
     i: int,
     first: int,
-    given: tuple[int, float, int],
+    given: tuple[int, Any, int],
     query: Any,
     out: Any,
 ) -> None:
-    checks, chance, steady = given
+    checks, state, steady = given
     runs = n.sizes[i, 2]
     top, z = _weigh(r, g, s, n, c, k, i, first, steady)
-    chosen = _choose(c, k, first + runs, checks, chance)
+    chosen = _choose(c, k, first + runs, checks, state, runs)
     more, square = _check(r, k, chosen, top, query)
     z += more
     items = 0
@@ -278,8 +278,8 @@ def estimate(
         _anchored(g, c, k, n.cells[i], wide[i])
         first, runs, steady = _list_all(g, s, k, n, i), n.sizes[i, 2], n.sizes[i, 3]
         _read(c, k, first + runs, shift)
-        chance = uniform(state_of(seed, 2 * numbers[i]), runs)
-        _sum_up(r, g, s, n, c, k, i, first, (checks, chance, steady), queries[i], out[i])
+        state = state_of(seed, 2 * numbers[i])
+        _sum_up(r, g, s, n, c, k, i, first, (checks, state, steady), queries[i], out[i])
         if steady and not out[i, 0] < np.inf:  # only where the error is larger than the sum itself
-            _sum_up(r, g, s, n, c, k, i, first, (checks, chance, 0), queries[i], out[i])
+            _sum_up(r, g, s, n, c, k, i, first, (checks, state, 0), queries[i], out[i])
     return 0

@@ -15,10 +15,10 @@ from rfkernels.catalog.codes import BLOCK, LEVELS, MIDDLE, STEP, TOGETHER
 _jit = jit_with("contract", entry=True, allocates=True)
 """With products and sums contracted."""
 
-_fast = jit_with("contract", "reassoc", "nsz", allocates=True)
+_fast = jit_with("contract", "reassoc", "nsz", "nnan", allocates=True)
 """With sums in any order."""
 
-_WIDER, _TAILS = 1.5, 4.0
+_WIDER, _TAILS = 1.5, 3.0
 """Steps are tried that are so many times larger, one after the other, where a number is this many deviations out."""
 
 
@@ -152,9 +152,10 @@ def _least(apart: Any, step: Any, largest: Any) -> Any:
             error += own * own
         if error < least:
             best, least = step, error
-        if step * type(step)(MIDDLE) >= largest:
+        widest = largest / type(step)(LEVELS - 1 - MIDDLE)
+        if step >= widest:
             return best
-        step *= type(step)(_WIDER)
+        step = min(step * type(step)(_WIDER), widest)
 
 
 @_jit
