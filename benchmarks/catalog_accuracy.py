@@ -10,6 +10,8 @@ import rfkernels as rfk
 from benchmarks.catalog_rivals import RIVALS
 from benchmarks.glove import Array, Setting, errors, share_held
 from rfkernels.benchmark.line import Line
+from rfkernels.catalog import engines, scans
+from rfkernels.catalog.codes import cost
 
 BUDGET = 4000
 OTHERS = 1_000, 15_000
@@ -34,12 +36,21 @@ def _intervals(name: str, log: Array, error: Array, exact: Array) -> Line:
     return Line(what, round(abs(holds - 0.95), 6), "", "<= 0.03", detail)
 
 
+def _spent(catalog: rfk.Catalog) -> str:
+    """Return what the dot products of a query are, where codes are of use."""
+    table, spent = catalog.table, scans.shares(catalog.table, BUDGET, 0)
+    if spent is None:
+        return "no codes are read"
+    codes = f"codes of {spent.scanned:,} items, {cost(table):.3g} each"
+    return f"{' and '.join(map(str, table.means.shape))} for cells and spread, {codes}, and {spent.checked} items"
+
+
 def _one(setting: Setting, catalog: rfk.Catalog) -> Iterator[Line]:
     found = catalog.log_normalizer(setting.queries, budget=BUDGET, full=True, rng=0)
     log, error = (np.asarray(x, np.float64) for x in (found.log_normalizer, found.standard_error))
     ours, exact, name = errors(log, setting.exact), setting.exact, setting.name
     queries = f"{len(ours):,} held-out queries, {len(setting.items):,} items"
-    dots = f"dots a query: median {np.median(found.dots):.0f}"
+    dots = f"dots a query: median {np.median(found.dots):.0f}; {_spent(catalog)}"
     median, high = float(np.median(ours)), float(np.quantile(ours, 0.95))
     yield Line(f"{name}: most dots a query", float(np.max(found.dots)), "", f"<= {BUDGET}", dots)
     yield Line(f"{name}: error of Z, median", median, "", MEDIAN, queries)
@@ -48,6 +59,10 @@ def _one(setting: Setting, catalog: rfk.Catalog) -> Iterator[Line]:
     for budget in OTHERS:
         other = catalog.log_normalizer(setting.queries, budget=budget, full=True, rng=0)
         yield _intervals(f"{name}, {budget:,} dots", other.log_normalizer, other.standard_error, exact)
+    alone = engines.estimated(catalog.table, setting.queries, BUDGET, None, 0, "numba", coded=False)
+    for what, q in (("median", 0.5), ("95th percentile", 0.95)):
+        value = float(np.quantile(errors(alone.log_normalizer, exact), q))
+        yield Line(f"{name}, no codes: error of Z, {what}", value, "", "", "every dot product one of single precision")
     bias = np.expm1(np.minimum(log - exact, 700))
     mean = f"standard error {np.std(bias) / len(bias) ** 0.5:.2g}"
     yield Line(f"{name}: mean of Ẑ/Z − 1", float(np.mean(bias)), "", "", mean)
