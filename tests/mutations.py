@@ -42,6 +42,7 @@ RECORDS = "tests/test_records.py"
 CATALOG_JAX = "tests/test_catalog_jax.py"
 STORE = "tests/test_catalog_store.py"
 CATALOG_ERRORS = "tests/test_catalog_errors.py"
+CODES = "tests/test_codes.py"
 JAX_DRAWS = "tests/test_catalog_jax_draws.py"
 JAX_CATALOG = "tests/test_catalog_jax.py"
 FAULTS = "tests/test_catalog_faults.py"
@@ -352,6 +353,24 @@ MUTANTS = [
     Mutant("heads whose output is zero", "integrations/optax.py", "error / jnp.where(nothing, 1, size))", "error / size)", (CALIBRATION, "-k", "zeros")),
     Mutant("gain on the sample it was fitted to", "fitting/gains.py", "asked = samples if on is None else _checked(*on)", "asked = samples", ("tests/test_gain.py",)),
     # Catalogs
+    Mutant("codes: cells that moved, as specified", "catalog/scans.py", "own[changed] = table.anchors[changed] @ query", "pass", (CODES, "-k", "moved_away")),
+    Mutant("codes: cells that moved, compiled", "backends/numba/catalog_scans.py", "k.anchored[c.moved[j]] = total", "pass", (CODES, "-k", "moved_away")),
+    Mutant("codes: parts of blocks count as whole ones", "catalog/scans.py", "expected = runs.log_expected + np.log(size / BLOCK)", "expected = runs.log_expected", (CATALOG, "-k", "unbiased")),
+    Mutant("codes: parts of blocks count as whole ones, compiled", "backends/numba/catalog_scans.py", "(n.odds[i, m - first] * runs * size)", "(n.odds[i, m - first] * runs * BLOCK)", (CODES, "-k", "as_specified")),
+    Mutant("codes: what rounding did stays", "catalog/scans.py", "others = checks.distance * others /", "others = 0 * others /", (CATALOG, "-k", "unbiased or agree")),
+    Mutant("codes: large items are not put right", "catalog/scans.py", "weight[checks.large] @ large", "0 * weight[checks.large] @ large", (CATALOG, "-k", "unbiased or agree")),
+    Mutant("codes: errors of runs alone", "catalog/scans.py", "float(np.hypot(own, np.sqrt(square) / total))", "float(own)", (CATALOG, "-k", "standard or cover")),
+    Mutant("codes: sharp queries read them too", "catalog/scans.py", "<= steepest(table)", "<= np.inf", (CODES, "-k", "sharp")),
+    Mutant("codes: large numbers are cut off", "backends/numba/catalog_store.py", "if largest > _TAILS * step:", "if False:", (CODES, "-k", "cut_off")),
+    Mutant("codes: items that fill a gap keep those that were there", "backends/numba/catalog_store.py", "            _copy(codes, row, last)\n", "", (CODES, "-k", "follow")),
+    Mutant("codes: items that make room leave theirs", "backends/numba/catalog_store.py", "            _copy(codes, last, at)\n", "", (CODES, "-k", "follow")),
+    Mutant("codes: of items that were replaced", "catalog/changes.py", "    if store.codes.shape[1]:\n", "    if False:\n", (CODES, "-k", "follow")),
+    Mutant("codes: of groups that moved", "catalog/layout.py", "    encode(store, moved_or_born)\n", "", (CODES, "-k", "follow")),
+    Mutant("codes: of groups laid out anew", "catalog/layout.py", "    encode(store, np.arange(len(start)))\n", "", (CODES, "-k", "follow")),
+    Mutant("codes: of another catalog", "catalog/store.py", "    encode(store, np.arange(len(a.start), len(store.start)))\n", "", (CODES, "-k", "follow")),
+    Mutant("codes: steps with the numbers beside them", "backends/numba/catalog_scan_kernels.py", "bits = b.and_(value, ir.Constant(kind, [0xFFFF0000] * self.lanes))", "bits = value", (CODES, "-k", "as_specified")),
+    Mutant("codes: rows of other groups", "backends/numba/catalog_scans.py", "k.masks[m] = (1 << high) - (1 << low)", "k.masks[m] = (1 << BLOCK) - 1", (CODES, "-k", "as_specified")),
+    Mutant("codes: expectations are judged by them", "catalog/expectations.py", "coded=False", "coded=True", (CATALOG_ERRORS, "-k", "those_of_rows")),
     Mutant("catalog: no control variate is subtracted", "catalog/estimates.py", "scale * moved).sum(-1)", "0 * moved).sum(-1)", (CATALOG, "-k", "unbiased or control")),
     Mutant("catalog: what fell to opened items is forgotten", "catalog/estimates.py", "parts.sum() - scale * known", "parts.sum()", (CATALOG, "-k", "unbiased")),
     Mutant("catalog: draws count as if groups were equal", "catalog/plan.py", "planned.weights[place] / ends[-1] / count)", "planned.weights[place] / ends[-1] / count.mean())", (CATALOG, "-k", "unbiased")),

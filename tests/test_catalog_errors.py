@@ -84,6 +84,20 @@ def test_normalizers_judge_values_that_show_nothing() -> None:
     assert np.abs(found - exact).max() < 0.06
 
 
+def test_normalizers_that_judge_are_those_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codes say more of a sum than the items that an expectation takes."""
+    seen, aimed, queries = [], pilots.aimed, data()[1]
+
+    def spied(pilot: Any, excess: Any, *given: Any) -> Any:
+        seen.append(excess)
+        return aimed(pilot, excess, *given)
+
+    monkeypatch.setattr(pilots, "aimed", spied)
+    catalog().expectation(queries, np.zeros((ITEMS, 1)), budget=BUDGET, error=0.02)
+    rows = engines.estimated(catalog().table, queries, BUDGET, None, 0, "numba", coded=False)
+    np.testing.assert_array_equal(seen[0], rows.standard_error / 0.02)
+
+
 def log_kernel(scale: float) -> Any:
     items, queries, _ = data()
     return logsumexp(-scale * ((queries[:, None] - items) ** 2).sum(-1) / 2, axis=1)

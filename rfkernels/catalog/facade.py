@@ -37,8 +37,9 @@ class Catalog:
 
     Any number of threads may read a catalog at once; a change must not run beside reads or other changes.
 
-    Items are grouped by k-means. A query takes the groups that matter most exactly and draws from the others, by a
-    proposal close to exp(q·y): what is returned is unbiased for the sum and comes with its standard error.
+    Items are grouped by k-means. A query looks at all of the groups that matter most and draws from the others, by a
+    proposal close to exp(q·y): what is returned is unbiased for the sum and comes with its standard error. Sums look at
+    codes of four bits for each number and take few items themselves, to put right what rounding did.
 
     Parameters
     ----------
@@ -130,8 +131,9 @@ class Catalog:
         queries : array, shape (queries, dim) or (dim,)
             The queries; scale them to sharpen or flatten the softmax.
         budget : int, optional
-            Dot products that each query may take; 4096 by default, or twice the least if that is more. From the number
-            of items on the result is exact.
+            What each query may take, in dot products; 4096 by default, or twice the least if that is more. The code of
+            an item counts for what part of the item's bytes it has: about a seventh of a dot product in float32. From
+            the number of items on the result is exact.
         error : float, optional
             A relative standard error to aim at: `budget` is spent on a pilot, which says how many dot products each
             query needs, up to exactness, and is thrown away, lest estimates be chosen by their value.

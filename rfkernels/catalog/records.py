@@ -64,7 +64,7 @@ class Estimate(NamedTuple):
         large, at most, where nearly all items of the groups that are drawn from are drawn: no item is drawn twice
         before the others of its group, which the error does not know.
     dots : array of int, shape (queries,)
-        Dot products that each query took.
+        Dot products that each query took, codes among them as far as their bytes go.
     """
 
     log_normalizer: Any

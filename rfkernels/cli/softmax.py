@@ -54,7 +54,13 @@ class Results(NamedTuple):
 @click.argument("items", type=_FILE)
 @click.argument("queries", type=_FILE)
 @click.option("-o", "--out", type=_FILE, help="The file to write: .csv, .json or .npz.")
-@click.option("--budget", type=_POSITIVE, default=4096, show_default=True, help="Dot products a query.")
+@click.option(
+    "--budget",
+    type=_POSITIVE,
+    default=4096,
+    show_default=True,
+    help="Dot products a query; codes count by their bytes.",
+)
 @click.option("--error", type=float, help="A relative standard error to aim at, from a pilot of --budget.")
 @click.option("--kernel", default=SOFTMAX, show_default=True, help="What is summed; or gaussian, or another map's.")
 @click.option("--scale", type=float, default=1.0, show_default=True, help="Multiplies q·y, |q|² and |y|².")
