@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -240,3 +241,88 @@ def test_few_items_are_all_checked() -> None:
     found = scans.choose(np.ones(5), 9, np.zeros(9))
     np.testing.assert_array_equal(found.large, np.arange(5))
     assert not len(found.others)
+
+
+# What a review found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("above", [30.0, 150.0, 600.0])
+def test_items_far_above_all_others(above: float, dtype: str) -> None:
+    """In single precision nothing is left of the others to be picked from."""
+    items = 0.3 * np.random.default_rng(0).normal(size=(4_000, 16))
+    items[:5, 0] += above
+    held, query = Catalog(items.astype(dtype), cells=20), np.eye(16)[0].astype(dtype)
+    found = held.log_normalizer(query, budget=250)
+    np.testing.assert_allclose(found, logsumexp(items @ query), rtol=1e-6)
+
+
+def test_as_many_like_items_as_are_checked() -> None:
+    """All of them are exactly as large as the least that is checked for sure."""
+    near = np.zeros((32, 16))
+    near[:, 0] = 30
+    items = np.concatenate([0.3 * np.random.default_rng(0).normal(size=(4_000, 16)), near]).astype(np.float32)
+    held, query = Catalog(items, cells=20), np.eye(16, dtype=np.float32)[0]
+    found = [held.log_normalizer(query, budget=250, backend=backend) for backend in ("numba", "numpy")]
+    np.testing.assert_allclose(found, logsumexp(items @ query), rtol=1e-6)
+
+
+def test_memory_is_that_of_catalogs_of_the_same_cells_and_dim() -> None:
+    def looked(cells: int, dim: int) -> Any:
+        groups = SimpleNamespace(start=np.zeros(160), held=np.zeros(cells), means=np.zeros((cells + dim, dim)))
+        return catalog_looks.looks(groups, 1_152, 32, np.dtype(np.float64)).record  # type: ignore[arg-type]
+
+    for cells, dim in ((96, 16), (64, 48), (96, 16)):
+        made = looked(cells, dim)
+        assert len(made.anchored) == cells
+        assert len(made.query) >= dim + 2
+
+
+def test_codes_of_a_hostile_file_that_nobody_verified(tmp_path: Path) -> None:
+    held, path = catalog(13, "float32"), tmp_path / "items.safetensors"
+    held.save(path)
+    with path.open("r+b") as file:
+        file.seek(-held.store.codes.nbytes, 2)
+        file.write(b"\xff" * held.store.codes.nbytes)
+    with pytest.raises(ValueError, match="is damaged"):
+        Catalog.load(path)
+    mapped = Catalog.load(path, mapped=True)
+    found, expected = (mapped.log_normalizer(queries(), budget=500, backend=x) for x in ("numba", "numpy"))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(found, exact(held, queries()), atol=1)
+
+
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_codes_of_outliers_are_not_believed(backend: str) -> None:
+    """Steps of an item far out are wide: its code may say far too little, and it is checked for that."""
+    rng = np.random.default_rng(0)
+    items = rng.normal(size=(4_000, 16)).astype(np.float32)
+    for _ in range(220):
+        outlier, query = rng.normal(size=16) * rng.choice([8, 15, 25, 40]), 0.8 * rng.normal(size=16)
+    items[0] = outlier
+    query = query.astype(np.float32)
+    held = Catalog(items, cells=20, rng=219)
+    assert items[0] @ query > logsumexp(items[1:] @ query) + 1
+    table = held.table
+    row = held.store.slots[:1]
+    said = table.anchors[table.cell[(table.start <= row) & (table.start + table.count > row)]] @ query
+    said += codes.residuals(table, row, codes.rounded(query, table.scales))
+    assert said < items[0] @ query - 10
+    given = {"budget": 500, "backend": backend}
+    ratio = np.exp([held.log_normalizer(query, rng=s, **given) - logsumexp(items @ query) for s in range(60)])
+    assert 0.9 < ratio.mean() < 1.1
+
+
+def test_codes_that_say_too_much_leave_no_rounding() -> None:
+    """What a code says of a large item is not added and taken away again."""
+    items = np.random.default_rng(0).normal(size=(4_000, 16)).astype(np.float32)
+    items[0] = 0
+    items[0, 0] = 12
+    held, query = Catalog(items, cells=1), 1.3 * np.eye(16, dtype=np.float32)[0]
+    place = int(held.store.slots[0])
+    begin = codes.BLOCK * 8 + 2 * (place % codes.BLOCK)  # of its step, behind two eights of numbers
+    step = held.store.codes[place // codes.BLOCK, begin : begin + 2].view("<u2")
+    step[:] = ((step.astype(np.uint32) << 16).view(np.float32) * 2.5).view(np.uint32) >> 16
+    found = held.log_normalizer(query, budget=600, full=True)
+    np.testing.assert_allclose(found.log_normalizer, logsumexp(items @ query), atol=5 * found.standard_error + 1e-5)
+    assert found.standard_error < 0.05

@@ -102,6 +102,17 @@ def residuals(table: Table, rows: Any, given: Rounded) -> Any:
     return step * given.unit * (numbers[:, :dim] @ given.numbers - MIDDLE * given.numbers.sum())
 
 
+def variances(table: Table, rows: Any, given: Rounded) -> Any:
+    """Return how much rounding lets what codes say vary: steps are equally likely to be missed by any part of one."""
+    step = steps(table.codes, table.rows.shape[1])[rows // BLOCK, rows % BLOCK]
+    return step**2 * spread(given)
+
+
+def spread(given: Rounded) -> float:
+    """Return how much rounding lets the logit of an item vary whose step is 1."""
+    return float(given.unit**2 * (given.numbers @ given.numbers) / 12)
+
+
 def steps(codes: Any, dim: int) -> Any:
     """Return the steps of rows in float64, (blocks, BLOCK)."""
     words = np.ascontiguousarray(codes[:, eights(dim) * BLOCK * TOGETHER // 2 :]).view("<u2")

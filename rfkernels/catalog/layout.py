@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,7 +95,7 @@ def repack(store: Store, total: Any) -> None:
     if not store.slots.flags.writeable:
         store.slots = np.array(store.slots)
     store.slots[ids[used]] = used
+    encode(replace(store, rows=rows, codes=codes, start=start), np.arange(len(start)))
     store.rows, store.codes, store.ids = rows, codes, ids
     store.start, store.capacity, store.end = start, capacity, end
-    encode(store, np.arange(len(start)))
     forget(store)

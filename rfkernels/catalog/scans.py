@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels.catalog.codes import BLOCK, cost, moved, residuals, rounded
+from rfkernels.catalog.codes import BLOCK, cost, moved, residuals, rounded, variances
 from rfkernels.catalog.plan import FEWEST_RUNS, Plan, draw_runs, guess, plan, rows_of, sizes, uniforms
 from rfkernels.catalog.plan import rounded as rounded_sizes
 from rfkernels.catalog.records import Table
@@ -22,6 +22,9 @@ CHECKED, FEWEST_CHECKS = 12, 32
 
 STEEPEST = 7.0
 """The deviation of logits within cells up to which codes are of use: at ten times this they are off by as much."""
+
+MOST = 60.0
+"""The largest variance of a logit by rounding that counts: exponentials of more would not fit single precision."""
 
 ROUNDS = 3
 """How often it is seen anew which items are large enough to be taken again for sure."""
@@ -89,7 +92,8 @@ def choose(given: Any, count: int, at: Any) -> Checks:
 class Scanned(NamedTuple):
     """Items whose codes were read: rows, cells, what codes say of logits, and logs of weights; runs come last.
 
-    `begins` are the places where runs begin among all of them.
+    `begins` are the places where runs begin among all of them, and `boosts` what sizes of items grow by, as codes of
+    the block may be off.
     """
 
     rows: Any
@@ -97,6 +101,7 @@ class Scanned(NamedTuple):
     logits: Any
     log_weights: Any
     begins: Any
+    boosts: Any
 
 
 def scan(table: Table, query: Any, seed: int, place: int, chosen: Plan, cell_logits: Any) -> Scanned:
@@ -107,6 +112,8 @@ def scan(table: Table, query: Any, seed: int, place: int, chosen: Plan, cell_log
     """
     rows, counts = rows_of(table, chosen.opened), table.count[chosen.opened]
     cells, log_weights, begins = np.repeat(table.cell[chosen.opened], counts), np.zeros(len(rows)), np.arange(0)
+    parts = np.repeat(chosen.opened, counts) * len(table.codes) + rows // BLOCK
+    own = np.flatnonzero(np.diff(parts, prepend=-1))
     if len(chosen.far):
         runs = draw_runs(table, chosen, seed, place, BLOCK)
         first, last = table.start[runs.group], table.start[runs.group] + table.count[runs.group]
@@ -118,10 +125,13 @@ def scan(table: Table, query: Any, seed: int, place: int, chosen: Plan, cell_log
         cells = np.concatenate([cells, np.repeat(table.cell[runs.group], size)])
         expected = runs.log_expected + np.log(size / BLOCK)
         log_weights = np.concatenate([log_weights, np.repeat(-expected, size)])
-    own = cell_logits.copy()
-    changed = moved(table)
-    own[changed] = table.anchors[changed] @ query
-    return Scanned(rows, cells, own[cells] + residuals(table, rows, rounded(query, table.scales)), log_weights, begins)
+        own = np.append(own, begins)
+    anchored, changed, given = cell_logits.copy(), moved(table), rounded(query, table.scales)
+    anchored[changed] = table.anchors[changed] @ query
+    logits = anchored[cells] + residuals(table, rows, given)
+    most = np.maximum.reduceat(variances(table, rows, given), own)
+    boosts = np.repeat(np.exp(np.minimum(most, MOST)), np.diff(own, append=len(rows)))
+    return Scanned(rows, cells, logits, log_weights, begins, boosts)
 
 
 def estimate_one(table: Table, query: Any, spent: Shares, seed: int, place: int) -> tuple[float, float, int]:
@@ -129,7 +139,8 @@ def estimate_one(table: Table, query: Any, spent: Shares, seed: int, place: int)
 
     With h = exp of what codes say, f = exp(q·y), w the weights of items and s the slopes of the control variate,
     Σ w (h − s l̃) is the sum as codes have it. What Σ w (f − h − s (l − l̃)) adds is estimated from items in proportion
-    to w (h + s): large ones once, with their own weight, others from equal parts of the sum.
+    to w (b h + s): large ones once, with their own weight, others from equal parts of the sum. Here b = exp(v), with v
+    the largest variance that rounding may give logits of the block: f is h exp(v) in the root mean square.
     """
     guessed = guess(table, query)
     chosen = plan(table, guessed, spent.scanned + sum(table.means.shape), BLOCK)
@@ -151,15 +162,18 @@ def _summed(
         top = max(top, chosen.top)
     near = np.exp(seen.logits - top)
     slope = slopes[seen.cells] * np.exp(chosen.top - top) if slopes.any() else np.zeros(len(near))
-    parts = weight * (near - slope * (seen.logits - cell_logits[seen.cells]))
-    given = weight * (near + slope)
-    checks = choose(given, count, at)
+    size = seen.boosts * near + slope
+    checks = choose(weight * size, count, at)
     taken = np.concatenate([checks.large, checks.others])
-    exact = table.rows[seen.rows[taken]] @ query
-    off = np.exp(exact - top) - near[taken] - slope[taken] * (exact - seen.logits[taken])
-    large, others = np.split(off, [len(checks.large)])
-    others = checks.distance * others / (near + slope)[checks.others]
-    total = parts.sum() + weight[checks.large] @ large + others.sum()
+    exact, large = table.rows[seen.rows[taken]] @ query, len(checks.large)
+    with np.errstate(over="ignore", invalid="ignore"):
+        right = np.exp(exact - top)
+        off = (right - near[taken] - slope[taken] * (exact - seen.logits[taken]))[large:]
+    others = checks.distance * off / size[checks.others]
+    logits = seen.logits.copy()
+    near[checks.large], logits[checks.large] = right[:large], exact[:large]
+    parts = weight * (near - slope * (logits - cell_logits[seen.cells]))
+    total = parts.sum() + others.sum()
     with np.errstate(invalid="ignore", divide="ignore"):
         log = float(top + np.log(total))
     if not np.isfinite(log):
@@ -169,4 +183,6 @@ def _summed(
         own = trusted_error(np.add.reduceat(parts, seen.begins) / total, log, chosen)
     pairs = others[: len(others) // 2 * 2].reshape(-1, 2)
     square = ((pairs[:, 0] - pairs[:, 1]) ** 2).sum() * len(others) / max(pairs.size, 1)
+    if len(others) == 1:  # nothing to compare it with
+        square = others[0] ** 2
     return log, float(np.hypot(own, np.sqrt(square) / total)), len(taken)

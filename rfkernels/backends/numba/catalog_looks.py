@@ -40,9 +40,10 @@ class Looks(NamedTuple):
     Of blocks, `blocks` are numbers, `owners` the groups whose items are looked at, `masks` which these are, `sizes` how
     many, and `bases` the logits that codes count from, which are `anchored` for each cell; `plain`, `linear` and
     `largest` are sums of weights and of logits, and the largest weight. Items count `factors` times, less `slopes`
-    times their logits: `parts` are sums of that, `sums` and `most` sum and largest of what items are checked in
-    proportion to, and `rest` how far in its block a check lies. Of items, `logits` are what codes say and `weights`
-    their exponentials; of those that are checked, `found` are places, `places` rows and `exact` logits.
+    times their logits: `parts` are sums of that. Items are checked in proportion to weights, `boosts` times larger as
+    the `widest` step may hide more, and slopes: `sums` and `most` are sum and largest of that, and `rest` how far in
+    its block a check lies. Of items, `logits` are what codes say and `weights` their exponentials; of those that are
+    checked, `found` are places, `places` rows and `exact` logits.
     """
 
     logits: Elements
@@ -51,6 +52,8 @@ class Looks(NamedTuple):
     plain: Elements
     linear: Elements
     largest: Elements
+    widest: Elements
+    boosts: Elements
     factors: Elements
     slopes: Elements
     exact: Elements
@@ -95,7 +98,7 @@ def _codes(m: Machine, table: Table, moved: Any) -> tuple[Held[Codes], Any]:
 
 def looks(g: Groups, scanned: int, checked: int, dtype: Any) -> Held[Looks]:
     """Return memory for what codes say for one query, of so many items, of which so many are checked."""
-    key = len(g.start), len(g.means), scanned, checked, dtype
+    key = len(g.start), len(g.held), len(g.means), scanned, checked, dtype
     return kept("looks", key, lambda: Held(_looks(g, scanned, checked, dtype), dtype))
 
 
@@ -106,7 +109,7 @@ def _looks(g: Groups, scanned: int, checked: int, dtype: Any) -> Looks:
     items, cells = np.zeros((2, BLOCK * blocks), dtype), len(g.held)
     made = [
         *items,
-        *np.zeros((6, blocks), dtype),
+        *np.zeros((8, blocks), dtype),
         np.zeros(checks, dtype),
         np.zeros(4, dtype),
         np.zeros(len(g.means) - cells + EIGHT, np.int8),

@@ -43,16 +43,16 @@ def scan_kernels(machine: Machine, bits: int, dim: int, bytewise: bool) -> Code:
     """Compile ``scan``, ``sum_blocks`` and ``pick`` for logits of `bits` bits.
 
     ``scan``: for each of some blocks, out = base + step numbers[0] (Σ code · query − shift) for the rows in its mask,
-    −inf for others; numbers[1] gets the largest. ``sum_blocks``: of each block, sums of weights and of logits, and the
-    largest weight. ``pick``: replaces the number of a block, and how far in it a place lies, by the place of an item:
-    they are as long as factor · (weight + slope), and large ones are left out.
+    −inf for others, and the widest step; numbers[1] gets the largest. ``sum_blocks``: of each block, sums of weights
+    and of logits, and the largest weight. ``pick``: replaces the number of a block, and how far in it a place lies, by
+    the place of an item: they are as long as factor · (boost · weight + slope), and large ones are left out.
     """
     module = ir.Module(name=f"rfkernels_catalog_scan_{bits}_{dim}")
     lanes = machine.lanes(bits)
-    parameters = "codes blocks masks bases count query shift numbers out"
+    parameters = "codes blocks masks bases count query shift numbers out widest"
     _Scan(Emitter(module, "scan", parameters, bits, lanes), machine.width, dim, bytewise).emit()
     _sum_blocks(Emitter(module, "sum_blocks", "weights logits count sums linear most", bits, min(lanes, BLOCK)))
-    _pick(Emitter(module, "pick", "weights masks factors slopes least rest count places", bits, lanes))
+    _pick(Emitter(module, "pick", "weights masks factors boosts slopes least rest count places", bits, lanes))
     return compile_module(module, machine.width, keep=True)
 
 
@@ -68,7 +68,7 @@ class _Scan:
     def emit(self) -> None:
         """Emit the function."""
         e, b = self.e, self.e.builder
-        codes, blocks, masks, bases, count, query, shift, numbers, out = e.arguments
+        codes, blocks, masks, bases, count, query, shift, numbers, out, widest = e.arguments
         kind = ir.VectorType(e.element, self.lanes)
         none = ir.Constant(kind, [float("-inf")] * self.lanes)
         factor, less = splat(b, e.load(numbers, e.integer(0)), self.lanes), splat(b, b.trunc(shift, _I32), self.lanes)
@@ -80,6 +80,7 @@ class _Scan:
             fetch(e, e.add(codes, e.mul(later, self.size)), self.size)
             block = e.add(codes, e.mul(b.zext(e.load(blocks, i, _I32), INT), self.size))
             base, mask = splat(b, e.load(bases, i), self.lanes), e.load(masks, i, _I32)
+            wide = ir.Constant(ir.VectorType(ir.FloatType(), self.lanes), [0.0] * self.lanes)
             for first in range(0, BLOCK, self.lanes):
                 total = b.sub(self._products(block, first, query, given), less)
                 steps = self._steps(block, first)
@@ -88,14 +89,21 @@ class _Scan:
                 logits = b.select(there, b.fadd(scaled, base), none)
                 e.store_vector(logits, out, e.add(e.mul(i, BLOCK), first))
                 most.set(b.select(b.fcmp_ordered(">", logits, most.get()), logits, most.get()))
-        largest, half = most.get(), self.lanes
+                wide = b.select(b.and_(there, b.fcmp_ordered(">", steps, wide)), steps, wide)
+            step = self._largest(wide)
+            e.store(step if e.align == 4 else b.fpext(step, e.element), widest, i)
+        e.store(self._largest(most.get()), numbers, e.integer(1))
+        e.finish()
+
+    def _largest(self, x: Any) -> Any:
+        """Return the largest lane."""
+        b, half = self.e.builder, self.lanes
         while half > 1:
             half //= 2
             order = ir.Constant(ir.VectorType(_I32, self.lanes), [(j + half) % self.lanes for j in range(self.lanes)])
-            other = b.shuffle_vector(largest, largest, order)
-            largest = b.select(b.fcmp_ordered(">", other, largest), other, largest)
-        e.store(b.extract_element(largest, _I32(0)), numbers, e.integer(1))
-        e.finish()
+            other = b.shuffle_vector(x, x, order)
+            x = b.select(b.fcmp_ordered(">", other, x), other, x)
+        return b.extract_element(x, _I32(0))
 
     def _query(self, query: Any, k: Any) -> tuple[Any, ...]:
         """Load eight numbers of the query: four for low halves of bytes and four for high ones, in all lanes."""
@@ -229,16 +237,17 @@ def _split(b: Any, x: Any, y: Any, lanes: int) -> tuple[Any, ...]:
 
 def _pick(e: Emitter) -> None:
     """Find the first item with which the sum of sizes is beyond a place, or the last there is."""
-    weights, masks, factors, slopes, least, rest, count, places = e.arguments
+    weights, masks, factors, boosts, slopes, least, rest, count, places = e.arguments
     b, numbers, bits = e.builder, ir.VectorType(e.element, BLOCK), ir.IntType(BLOCK)
     none, limit = ir.Constant(numbers, [0.0] * BLOCK), splat(b, e.load(least, e.integer(0)), BLOCK)
     with e.loop(0, count) as i:
         block = b.zext(e.load(places, i, _I32), INT)
         own = b.load(e.address(weights, e.mul(block, BLOCK)), typ=numbers)
         own.align = e.align
-        factor, slope = (splat(b, e.load(x, block), BLOCK) for x in (factors, slopes))
-        own = b.fmul(factor, b.fadd(own, slope))
-        there = b.bitcast(b.trunc(e.load(masks, block, _I32), bits), _flags(BLOCK))
+        factor, boost, slope = (splat(b, e.load(x, block), BLOCK) for x in (factors, boosts, slopes))
+        own = b.fmul(factor, b.fadd(b.fmul(boost, own), slope))
+        mask = b.trunc(e.load(masks, block, _I32), bits)
+        there = b.bitcast(mask, _flags(BLOCK))
         sums = own = b.select(b.and_(there, b.fcmp_ordered("<", own, limit)), own, none)
         step = 1
         while step < BLOCK:
@@ -248,6 +257,7 @@ def _pick(e: Emitter) -> None:
         at = e.load(rest, i, ir.DoubleType())
         beyond = b.fcmp_ordered(">", sums, splat(b, at if e.align == 8 else b.fptrunc(at, e.element), BLOCK))
         first, some = (b.bitcast(x, bits) for x in (beyond, b.fcmp_ordered(">", own, none)))
+        some = b.select(b.icmp_unsigned("!=", some, bits(0)), some, mask)  # all may be less than the smallest number
         last = b.sub(bits(BLOCK - 1), b.ctlz(some, ir.IntType(1)(0)))
         found = b.select(b.icmp_unsigned("!=", first, bits(0)), b.cttz(first, ir.IntType(1)(0)), last)
         e.store(b.trunc(e.add(e.mul(block, BLOCK), b.zext(found, INT)), _I32), places, i)

@@ -16,13 +16,16 @@ from rfkernels.backends.numba.catalog_sums import trusted
 from rfkernels.backends.numba.compiling import call, entry, jit
 from rfkernels.backends.numba.records import view, view_like
 from rfkernels.catalog.codes import BLOCK, LARGEST, MIDDLE, TOGETHER
-from rfkernels.catalog.scans import ROUNDS
+from rfkernels.catalog.scans import MOST, ROUNDS
 
 
 @jit
-def _round(c: Codes, k: Looks, query: Any) -> int:
-    """Write a query in whole numbers, in the order of codes, and their unit; return MIDDLE times their sum."""
-    largest, total, dim = 0.0, 0, len(query)
+def _round(c: Codes, k: Looks, query: Any) -> tuple[int, float]:
+    """Write a query in whole numbers, in the order of codes, and their unit.
+
+    Returns MIDDLE times their sum, and how much rounding lets the logit of an item vary whose step is 1.
+    """
+    square, largest, total, dim = 0.0, 0.0, 0, len(query)
     last = dim // TOGETHER * TOGETHER
     beside = 1 <= dim - last <= TOGETHER // 2
     for j in range(dim):
@@ -32,8 +35,9 @@ def _round(c: Codes, k: Looks, query: Any) -> int:
         number = int(np.rint(query[j] * c.scales[j] / unit)) if unit > 0 else 0
         k.query[j + 2 if beside and j >= last + 2 else j] = number
         total += number
+        square += number * number
     k.numbers[0] = unit
-    return MIDDLE * total
+    return MIDDLE * total, unit**2 * square / 12
 
 
 @jit
@@ -85,13 +89,15 @@ def _list_all(g: Groups, s: Scratch, k: Looks, n: Lists, i: int) -> int:
 def _read(c: Codes, k: Looks, count: int, shift: int) -> None:
     """Write what codes of all blocks say of logits; there are none in those up to a whole number of vectors."""
     given = c.codes, k.blocks.ctypes.data, k.masks.ctypes.data, k.bases.ctypes.data, count, k.query.ctypes.data
-    call(c.scan, (*given, shift, k.numbers.ctypes.data, k.logits.ctypes.data))
+    call(c.scan, (*given, shift, k.numbers.ctypes.data, k.logits.ctypes.data, k.widest.ctypes.data))
     k.logits[BLOCK * count : BLOCK * (count + BLOCK)] = -np.inf
 
 
 @jit
-def _weigh(r: Rules, g: Groups, s: Scratch, n: Lists, c: Codes, k: Looks, i: int, first: int, steady: int) -> Any:
-    """Write weights of items, and sums of blocks; return what weights are relative to, and the sum of all."""
+def _weigh(
+    r: Rules, g: Groups, n: Lists, c: Codes, k: Looks, i: int, first: int, spread: float, steady: int
+) -> tuple[float, float]:
+    """Write weights and what items are checked in proportion to; return what they and slopes are relative to."""
     runs = n.sizes[i, 2]
     guessed, total, _ = n.measures[i]
     count = first + runs
@@ -101,21 +107,46 @@ def _weigh(r: Rules, g: Groups, s: Scratch, n: Lists, c: Codes, k: Looks, i: int
     call(r.exponentials, (k.logits.ctypes.data, BLOCK * whole, *given))
     out = k.plain.ctypes.data, k.linear.ctypes.data, k.largest.ctypes.data
     call(c.sum_blocks, (k.weights.ctypes.data, k.logits.ctypes.data, whole, *out))
-    top, z = float(k.numbers[2]), 0.0
+    top = float(k.numbers[2])
     relative = math.exp(guessed - top) if steady else 0.0
     for m in range(count):
+        size = k.sizes[m]
+        k.factors[m] = 1.0 if m < first else total / (n.odds[i, m - first] * runs * size)
+        k.slopes[m] = relative * n.slopes[i, g.cell[k.owners[m]]] if steady else 0.0
+        k.boosts[m] = math.exp(min(float(k.widest[m]) ** 2 * spread, MOST))
+        factor, boost, slope = float(k.factors[m]), float(k.boosts[m]), float(k.slopes[m])
+        k.sums[m] = factor * (boost * k.plain[m] + slope * size)
+        k.most[m] = k.factors[m] * (k.boosts[m] * k.largest[m] + k.slopes[m])
+    return top, relative
+
+
+@jit
+def _add_up(
+    g: Groups, s: Scratch, n: Lists, k: Looks, i: int, first: int, given: tuple[int, float, float, int]
+) -> float:
+    """Return the sum of all parts of blocks, where large items count as they are; and compare runs."""
+    large, top, relative, steady = given
+    runs, total, z, j = n.sizes[i, 2], n.measures[i, 1], 0.0, 0
+    for m in range(first + runs):
         cell, size, factor = g.cell[k.owners[m]], k.sizes[m], 1.0
-        slope = relative * n.slopes[i, cell] if steady else 0.0
+        slope, plain, linear = 0.0, float(k.plain[m]), float(k.linear[m])
+        if steady:
+            slope = relative * n.slopes[i, cell]
         if m >= first:
             factor = total / (n.odds[i, m - first] * runs * size)
-        own = k.plain[m] - slope * (k.linear[m] - size * n.cells[i, cell])
-        k.parts[m] = factor * own
-        k.sums[m] = factor * (k.plain[m] + slope * size)
-        k.most[m] = factor * (k.largest[m] + slope)
-        k.factors[m], k.slopes[m] = factor, slope
+        if j < large and k.found[j] // BLOCK == m:
+            plain = linear = 0.0
+            for lane in range(BLOCK):
+                place = BLOCK * m + lane
+                if j < large and k.found[j] == place:
+                    plain, linear = plain + math.exp(k.exact[j] - top), linear + k.exact[j]
+                    j += 1
+                elif k.masks[m] >> lane & 1:
+                    plain, linear = plain + k.weights[place], linear + k.logits[place]
+        k.parts[m] = factor * (plain - slope * (linear - size * n.cells[i, cell]))
         z += k.parts[m]
-    _differ(s, k.parts[first:count])
-    return top, z
+    _differ(s, k.parts[first : first + runs])
+    return z
 
 
 @jit
@@ -136,7 +167,7 @@ def _large(k: Looks, m: int, least: float, at: int) -> tuple[int, float]:
     many, left = 0, 0.0
     for lane in range(BLOCK):
         if k.masks[m] >> lane & 1:
-            size = k.factors[m] * (float(k.weights[BLOCK * m + lane]) + k.slopes[m])
+            size = k.factors[m] * (k.boosts[m] * k.weights[BLOCK * m + lane] + k.slopes[m])
             if size >= least:
                 k.found[at + many] = BLOCK * m + lane
                 many += 1
@@ -163,7 +194,8 @@ def _least(k: Looks, blocks: int, count: int) -> float:
         if left <= 0 or count <= many:
             break
         least = left / (count - many)
-    return least
+    k.numbers[3] = least
+    return float(k.numbers[3])
 
 
 @jit
@@ -180,22 +212,31 @@ def _choose(c: Codes, k: Looks, blocks: int, count: int, state: Any, runs: int) 
             last = m
     if left <= 0:
         return large, 0, 0.0
-    others = max(1, round(left / least))
+    others = max(1, min(round(left / least), count - large))
     distance, m = left / others, 0
     for j in range(others):
         place = (j + uniform(state, runs + j)) * distance
         while m < last and k.most[m] <= place:
             m += 1
         k.found[large + j], k.rest[j] = m, place - (k.most[m] - k.sums[m])
-    k.numbers[3] = least
-    given = k.weights.ctypes.data, k.masks.ctypes.data, k.factors.ctypes.data, k.slopes.ctypes.data
-    call(c.pick, (*given, k.numbers[3:].ctypes.data, k.rest.ctypes.data, others, k.found[large:].ctypes.data))
+    given = k.weights.ctypes.data, k.masks.ctypes.data, k.factors.ctypes.data, k.boosts.ctypes.data
+    call(
+        c.pick,
+        (
+            *given,
+            k.slopes.ctypes.data,
+            k.numbers[3:].ctypes.data,
+            k.rest.ctypes.data,
+            others,
+            k.found[large:].ctypes.data,
+        ),
+    )
     return large, others, distance
 
 
 @jit
 def _check(r: Rules, k: Looks, chosen: tuple[int, int, float], top: float, query: Any) -> tuple[float, float]:
-    """Return what dot products with items add to the sum, and the square of its standard error."""
+    """Write dot products with items; return what others than large ones add to the sum, and its squared error."""
     large, others, distance = chosen
     end = large + others
     for j in range(end):
@@ -205,20 +246,18 @@ def _check(r: Rules, k: Looks, chosen: tuple[int, int, float], top: float, query
     given = r.rows, r.row_stride, k.places.ctypes.data, end
     call(r.dots, (*given, query.ctypes.data, k.exact.ctypes.data))
     more, square, before = 0.0, 0.0, 0.0
-    for j in range(end):
+    for j in range(large, end):
         place = k.found[j]
         m, near, logit = place // BLOCK, float(k.weights[place]), float(k.exact[j])
         off = math.exp(logit - top) - near - k.slopes[m] * (logit - k.logits[place])
-        if j < large:
-            more += k.factors[m] * off
-        else:
-            own = distance * off / (near + k.slopes[m])
-            more += own
-            if (j - large) % 2 == 1:
-                square += (own - before) ** 2
-            before = own
+        size = float(k.boosts[m]) * near + k.slopes[m]
+        own = distance * off / size if size > 0 else 0.0
+        more += own
+        if (j - large) % 2 == 1:
+            square += (own - before) ** 2
+        before = own
     pairs = others // 2
-    return more, square * others / (2 * pairs) if pairs > 0 else 0.0
+    return more, square * others / (2 * pairs) if pairs > 0 else before**2
 
 
 @jit
@@ -231,20 +270,23 @@ def _sum_up(
     k: Looks,
     i: int,
     first: int,
-    given: tuple[int, Any, int],
+    given: tuple[int, Any, float, int],
     query: Any,
     out: Any,
 ) -> None:
-    checks, state, steady = given
+    checks, state, spread, steady = given
     runs = n.sizes[i, 2]
-    top, z = _weigh(r, g, s, n, c, k, i, first, steady)
-    chosen = _choose(c, k, first + runs, checks, state, runs)
-    more, square = _check(r, k, chosen, top, query)
-    z += more
-    items = 0
+    top, relative = _weigh(r, g, n, c, k, i, first, spread, steady)
+    items, all_of_them = 0, 0.0
     for m in range(first + runs):
         items += k.sizes[m]
+        all_of_them += k.sums[m]
     out[0] = out[1] = np.nan
+    if not 0 < all_of_them < np.inf:
+        return
+    chosen = _choose(c, k, first + runs, checks, state, runs)
+    more, square = _check(r, k, chosen, top, query)
+    z = more + _add_up(g, s, n, k, i, first, (chosen[0], top, relative, steady))
     out[2] = chosen[0] + chosen[1] + math.ceil(c.cost * items)
     if 0 < z < np.inf:
         out[0] = top + math.log(z)
@@ -274,12 +316,12 @@ def estimate(
     r, g, s, n = view(Rules, rules), view(Groups, groups), view(Scratch, scratch), view(Lists, lists)
     c, k = view(Codes, codes), view_like(Looks, looks, queries)
     for i in range(len(queries)):
-        shift = _round(c, k, wide[i])
+        shift, spread = _round(c, k, wide[i])
         _anchored(g, c, k, n.cells[i], wide[i])
         first, runs, steady = _list_all(g, s, k, n, i), n.sizes[i, 2], n.sizes[i, 3]
         _read(c, k, first + runs, shift)
         state = state_of(seed, 2 * numbers[i])
-        _sum_up(r, g, s, n, c, k, i, first, (checks, state, steady), queries[i], out[i])
+        _sum_up(r, g, s, n, c, k, i, first, (checks, state, spread, steady), queries[i], out[i])
         if steady and not out[i, 0] < np.inf:  # only where the error is larger than the sum itself
-            _sum_up(r, g, s, n, c, k, i, first, (checks, state, 0), queries[i], out[i])
+            _sum_up(r, g, s, n, c, k, i, first, (checks, state, spread, 0), queries[i], out[i])
     return 0
