@@ -353,7 +353,7 @@ MUTANTS = [
     Mutant("heads whose output is zero", "integrations/optax.py", "error / jnp.where(nothing, 1, size))", "error / size)", (CALIBRATION, "-k", "zeros")),
     Mutant("gain on the sample it was fitted to", "fitting/gains.py", "asked = samples if on is None else _checked(*on)", "asked = samples", ("tests/test_gain.py",)),
     # Catalogs
-    Mutant("codes: cells that moved, as specified", "catalog/scans.py", "own[changed] = table.anchors[changed] @ query", "pass", (CODES, "-k", "moved_away")),
+    Mutant("codes: cells that moved, as specified", "catalog/scans.py", "anchored[changed] = table.anchors[changed] @ query", "pass", (CODES, "-k", "moved_away")),
     Mutant("codes: cells that moved, compiled", "backends/numba/catalog_scans.py", "k.anchored[c.moved[j]] = total", "pass", (CODES, "-k", "moved_away")),
     Mutant("codes: parts of blocks count as whole ones", "catalog/scans.py", "expected = runs.log_expected + np.log(size / BLOCK)", "expected = runs.log_expected", (CATALOG, "-k", "unbiased")),
     Mutant("codes: parts of blocks count as whole ones, compiled", "backends/numba/catalog_scans.py", "factor = total / (n.odds[i, m - first] * runs * size)", "factor = total / (n.odds[i, m - first] * runs * BLOCK)", (CODES, "-k", "as_specified")),
@@ -362,7 +362,7 @@ MUTANTS = [
     Mutant("codes: errors of runs alone", "catalog/scans.py", "float(np.hypot(own, np.sqrt(square) / total))", "float(own)", (CATALOG, "-k", "standard or cover")),
     Mutant("codes: all are believed alike", "catalog/scans.py", "size = seen.boosts * near + slope", "size = near + slope", (CODES, "-k", "not_believed")),
     Mutant("codes: what a code says too much is taken away again", "catalog/scans.py", "near[checks.large], logits[checks.large] = right[:large], exact[:large]", "others = np.append(others, weight[checks.large] * (right[:large] - near[checks.large]))", (CODES, "-k", "as_specified")),
-    Mutant("codes: the last of no items", "backends/numba/catalog_scan_kernels.py", "some = b.select(b.icmp_unsigned(\"!=\", some, bits(0)), some, mask)", "pass", (CODES, "-k", "far_above")),
+    Mutant("codes: the last of no items", "backends/numba/catalog_scan_kernels.py", "some = b.select(b.icmp_unsigned(\"!=\", some, bits(0)), some, mask)", "pass", (CODES, "-k", "places_in")),
     Mutant("codes: memory of catalogs of other cells", "backends/numba/catalog_looks.py", "key = len(g.start), len(g.held), len(g.means),", "key = len(g.start), len(g.means),", (CODES, "-k", "memory_is")),
     Mutant("codes: sharp queries read them too", "catalog/scans.py", "<= steepest(table)", "<= np.inf", (CODES, "-k", "sharp")),
     Mutant("codes: large numbers are cut off", "backends/numba/catalog_store.py", "if largest > _TAILS * step:", "if False:", (CODES, "-k", "cut_off")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -326,3 +327,16 @@ def test_codes_that_say_too_much_leave_no_rounding() -> None:
     found = held.log_normalizer(query, budget=600, full=True)
     np.testing.assert_allclose(found.log_normalizer, logsumexp(items @ query), atol=5 * found.standard_error + 1e-5)
     assert found.standard_error < 0.05
+
+
+@pytest.mark.parametrize(("rest", "lane"), [(0.5, 0), (1.5, 2), (99.0, 9)])
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_places_in_blocks(rest: float, lane: int, weight: float) -> None:
+    """Three items of the second block; of those that weigh nothing the last is taken."""
+    made = catalog_scan_kernels.scan_kernels(catalog_looks.machine(), 64, 13, catalog_scan_kernels.multiplies_bytes())
+    pick = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 9)(made.addresses["pick"])
+    masks, places = np.array([0, 1 | 1 << 2 | 1 << 9], np.int32), np.array([1], np.int32)
+    ones = np.ones(2)
+    given = np.full(32, weight), masks, ones, ones, np.zeros(2), np.array([5.0]), np.array([rest])
+    pick(*(x.ctypes.data for x in given), 1, places.ctypes.data)
+    assert places[0] == 16 + (lane if weight else 9)
