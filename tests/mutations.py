@@ -356,7 +356,7 @@ MUTANTS = [
     Mutant("codes: cells that moved, as specified", "catalog/scans.py", "anchored[changed] = table.anchors[changed] @ query", "pass", (CODES, "-k", "moved_away")),
     Mutant("codes: cells that moved, compiled", "backends/numba/catalog_scans.py", "k.anchored[c.moved[j]] = total", "pass", (CODES, "-k", "moved_away")),
     Mutant("codes: parts of blocks count as whole ones", "catalog/scans.py", "expected = runs.log_expected + np.log(size / BLOCK)", "expected = runs.log_expected", (CATALOG, "-k", "unbiased")),
-    Mutant("codes: parts of blocks count as whole ones, compiled", "backends/numba/catalog_scans.py", "factor = total / (n.odds[i, m - first] * runs * size)", "factor = total / (n.odds[i, m - first] * runs * BLOCK)", (CODES, "-k", "as_specified")),
+    Mutant("codes: parts of blocks count as whole ones, compiled", "backends/numba/catalog_scans.py", "total / (n.odds[i, m - first] * runs * size)", "total / (n.odds[i, m - first] * runs * BLOCK)", (CODES, "-k", "as_specified")),
     Mutant("codes: what rounding did stays", "catalog/scans.py", "others = checks.distance * off /", "others = 0 * off /", (CATALOG, "-k", "unbiased or agree")),
     Mutant("codes: large items are not put right", "catalog/scans.py", "near[checks.large], logits[checks.large] = right[:large], exact[:large]", "pass", (CATALOG, "-k", "unbiased or agree")),
     Mutant("codes: errors of runs alone", "catalog/scans.py", "float(np.hypot(own, np.sqrt(square) / total))", "float(own)", (CATALOG, "-k", "standard or cover")),

@@ -111,7 +111,7 @@ def _looks(g: Groups, scanned: int, checked: int, dtype: Any) -> Looks:
         *items,
         *np.zeros((8, blocks), dtype),
         np.zeros(checks, dtype),
-        np.zeros(4, dtype),
+        np.zeros(5, dtype),
         np.zeros(len(g.means) - cells + EIGHT, np.int8),
         np.zeros(cells),
         *np.zeros((3, blocks)),

@@ -97,7 +97,10 @@ def _read(c: Codes, k: Looks, count: int, shift: int) -> None:
 def _weigh(
     r: Rules, g: Groups, n: Lists, c: Codes, k: Looks, i: int, first: int, spread: float, steady: int
 ) -> tuple[float, float]:
-    """Write weights and what items are checked in proportion to; return what they and slopes are relative to."""
+    """Write weights and what items are checked in proportion to; return what they and slopes are relative to.
+
+    `parts` get how often blocks count.
+    """
     runs = n.sizes[i, 2]
     guessed, total, _ = n.measures[i]
     count = first + runs
@@ -110,10 +113,14 @@ def _weigh(
     top = float(k.numbers[2])
     relative = math.exp(guessed - top) if steady else 0.0
     for m in range(count):
+        k.boosts[m] = min(float(k.widest[m]) ** 2 * spread, MOST)
+    k.numbers[4] = 0.0
+    call(r.exponentials, (k.boosts.ctypes.data, whole, k.numbers[4:].ctypes.data, k.boosts.ctypes.data))
+    for m in range(count):
         size = k.sizes[m]
-        k.factors[m] = 1.0 if m < first else total / (n.odds[i, m - first] * runs * size)
+        k.parts[m] = 1.0 if m < first else total / (n.odds[i, m - first] * runs * size)
+        k.factors[m] = k.parts[m]
         k.slopes[m] = relative * n.slopes[i, g.cell[k.owners[m]]] if steady else 0.0
-        k.boosts[m] = math.exp(min(float(k.widest[m]) ** 2 * spread, MOST))
         factor, boost, slope = float(k.factors[m]), float(k.boosts[m]), float(k.slopes[m])
         k.sums[m] = factor * (boost * k.plain[m] + slope * size)
         k.most[m] = k.factors[m] * (k.boosts[m] * k.largest[m] + k.slopes[m])
@@ -126,14 +133,12 @@ def _add_up(
 ) -> float:
     """Return the sum of all parts of blocks, where large items count as they are; and compare runs."""
     large, top, relative, steady = given
-    runs, total, z, j = n.sizes[i, 2], n.measures[i, 1], 0.0, 0
+    runs, z, j = n.sizes[i, 2], 0.0, 0
     for m in range(first + runs):
-        cell, size, factor = g.cell[k.owners[m]], k.sizes[m], 1.0
+        cell, size, factor = g.cell[k.owners[m]], k.sizes[m], k.parts[m]
         slope, plain, linear = 0.0, float(k.plain[m]), float(k.linear[m])
         if steady:
             slope = relative * n.slopes[i, cell]
-        if m >= first:
-            factor = total / (n.odds[i, m - first] * runs * size)
         if j < large and k.found[j] // BLOCK == m:
             plain = linear = 0.0
             for lane in range(BLOCK):
