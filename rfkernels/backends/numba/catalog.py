@@ -21,7 +21,7 @@ from rfkernels.catalog.scans import Shares, shares
 _BLOCK, _BLOCK_ITEMS = SHARED, 1 << 20
 """Queries that pass over the groups together, a power of two and at most SHARED; fewer if their items are many."""
 
-_CODED_BLOCK = 128
+_CODED_BLOCK = 64
 """Queries that pass over codes together: what they choose stays in a cache."""
 
 _HALVED = 1.1
