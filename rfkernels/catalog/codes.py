@@ -93,8 +93,8 @@ def residuals(table: Table, rows: Any, given: Rounded) -> Any:
     """Return what codes say of q·(y − anchor), (rows,)."""
     dim, block, lane = table.rows.shape[1], rows // BLOCK, rows % BLOCK
     whole, half = eights(dim) * BLOCK * TOGETHER // 2, TOGETHER // 2
-    packed = table.codes[:, :whole].reshape(len(table.codes), -1, BLOCK, half)[block, :, lane]
-    numbers = np.concatenate([packed & 15, packed >> 4], -1).reshape(len(rows), -1)
+    packed = table.codes[:, :whole].reshape(len(table.codes), eights(dim), BLOCK, half)[block, :, lane]
+    numbers = np.concatenate([packed & 15, packed >> 4], -1).reshape(len(rows), TOGETHER * eights(dim))
     if shared(dim):
         last = table.codes[:, whole:].reshape(-1, BLOCK, 4)[block, lane, :2]
         numbers = np.concatenate([numbers, last & 15, last >> 4], -1)
@@ -105,12 +105,7 @@ def residuals(table: Table, rows: Any, given: Rounded) -> Any:
 def variances(table: Table, rows: Any, given: Rounded) -> Any:
     """Return how much rounding lets what codes say vary: steps are equally likely to be missed by any part of one."""
     step = steps(table.codes, table.rows.shape[1])[rows // BLOCK, rows % BLOCK]
-    return step**2 * spread(given)
-
-
-def spread(given: Rounded) -> float:
-    """Return how much rounding lets the logit of an item vary whose step is 1."""
-    return float(given.unit**2 * (given.numbers @ given.numbers) / 12)
+    return step**2 * (given.unit**2 * (given.numbers @ given.numbers) / 12)
 
 
 def steps(codes: Any, dim: int) -> Any:

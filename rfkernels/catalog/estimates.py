@@ -24,10 +24,9 @@ def estimate(table: Table, queries: Any, budget: int, seed: int, coded: bool = T
     `coded`, these are read instead of items, as `scans.estimate_one` has it.
     """
     spent = shares(table, budget, len(moved(table))) if coded and table.codes is not None else None
-    fits = suited(table, queries.astype(np.float64)) & (spent is not None)
     found = []
     for i, query in enumerate(queries.astype(np.float64)):
-        one = estimate_one(table, query, spent, seed, i) if spent is not None and fits[i] else None
+        one = estimate_one(table, query, spent, seed, i) if spent is not None and suited(table, query) else None
         found.append(one if one is not None and np.isfinite(one[0]) else _one(table, query, budget, seed, i))
     log, error, dots = zip(*found, strict=True) if found else ((), (), ())
     return Estimate(np.array(log, np.float64), np.array(error, np.float64), np.array(dots, np.int64))

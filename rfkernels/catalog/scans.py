@@ -21,7 +21,7 @@ CHECKED, FEWEST_CHECKS = 12, 32
 """One dot product in so many is spent on items that are taken again, and how many these are at least."""
 
 STEEPEST = 7.0
-"""The deviation of logits within cells up to which codes are of use: at ten times this they are off by as much."""
+"""The deviation of logits within cells up to which codes are of use: they are off by a tenth of it."""
 
 MOST = 60.0
 """The largest variance of a logit by rounding that counts: exponentials of more would not fit single precision."""
@@ -39,7 +39,7 @@ class Shares(NamedTuple):
 
 def shares(table: Table, budget: int, away: int) -> Shares | None:
     """Return what a budget is spent on besides cells, `away` of which have moved; None where codes are of no use."""
-    if table.codes is None or not table.codes.shape[1]:
+    if table.codes is None:
         return None
     rest, price, items = budget - sum(table.means.shape) - away, cost(table), int(table.count.sum())
     checked = max(FEWEST_CHECKS, rest // CHECKED)

@@ -127,14 +127,20 @@ def _copy(codes: Any, to: int, given: int) -> None:
 
 
 @_fast
+def _level(x: Any, inverse: Any) -> Any:
+    """Return the number from 0 to 15 that stands for x, given one over the step, less the one that stands for 0."""
+    kind = type(inverse)
+    return min(max(np.rint(x * inverse), kind(-MIDDLE)), kind(LEVELS - 1 - MIDDLE))
+
+
+@_fast
 def _quantised(apart: Any, step: Any, numbers: Any) -> Any:
     """Write numbers from 0 to 15, and return the step that suits them best."""
     inverse, product = 1 / step, step * 0
     square = product
     for k in range(len(apart)):
-        own = min(max(np.rint(apart[k] * inverse + type(step)(MIDDLE)), type(step)(0)), type(step)(LEVELS - 1))
-        numbers[k] = np.uint8(own)
-        own -= type(step)(MIDDLE)
+        own = _level(apart[k], inverse)
+        numbers[k] = np.uint8(own + type(step)(MIDDLE))
         product += own * apart[k]
         square += own * own
     return product / square
@@ -147,8 +153,7 @@ def _least(apart: Any, step: Any, largest: Any) -> Any:
     while True:
         error, inverse = step * 0, 1 / step
         for k in range(len(apart)):
-            own = min(max(np.rint(apart[k] * inverse + type(step)(MIDDLE)), type(step)(0)), type(step)(LEVELS - 1))
-            own = (own - type(step)(MIDDLE)) * step - apart[k]
+            own = _level(apart[k], inverse) * step - apart[k]
             error += own * own
         if error < least:
             best, least = step, error
