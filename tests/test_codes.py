@@ -14,9 +14,11 @@ import pytest
 from scipy.special import logsumexp
 
 from rfkernels.backends.numba import catalog as compiled
-from rfkernels.backends.numba import catalog_looks, catalog_scan_kernels
+from rfkernels.backends.numba import catalog_check_kernels, catalog_looks, catalog_scan_kernels
 from rfkernels.catalog import Catalog, codes, estimates, scans
 from rfkernels.catalog.building import encode
+from rfkernels.catalog.codes import BLOCK
+from rfkernels.catalog.plan import _GOLDEN, _mix, uniforms
 from rfkernels.catalog.records import Store, Table
 
 ITEMS, CELLS = 6_000, 30
@@ -153,12 +155,14 @@ def assert_same(table: Table, q: Any, budget: int, seed: int, rtol: float = 1e-1
 
 @pytest.mark.parametrize("width", ["16", "32", None])
 @pytest.mark.parametrize("dim", [3, 4, 5, 8, 9, 13, 50, 130, 330])
-@pytest.mark.parametrize("bytewise", [True, False])
-def test_as_specified(dim: int, width: str | None, bytewise: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("added", [4, 2, 1])
+def test_as_specified(dim: int, width: str | None, added: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if width is not None:
         monkeypatch.setenv("RFKERNELS_VECTOR_BYTES", width)
-    if not bytewise:
-        monkeypatch.setattr(catalog_looks, "multiplies_bytes", lambda: False)
+    most = catalog_scan_kernels.products_added(catalog_looks.machine().width)
+    if most < added:
+        pytest.skip(f"no instruction for such vectors adds up {added} products of bytes here")
+    monkeypatch.setattr(catalog_looks, "products_added", lambda _: added)
     held = Catalog.from_store(catalog(dim).store)  # nothing is known of it
     for budget in (CELLS + dim + 150, CELLS + dim + 500):
         assert_same(held.table, queries(dim), budget, 3)
@@ -166,7 +170,16 @@ def test_as_specified(dim: int, width: str | None, bytewise: bool, monkeypatch: 
 
 def test_other_processors_have_no_instructions_for_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog_scan_kernels.platform, "machine", lambda: "aarch64")
-    assert not catalog_scan_kernels.multiplies_bytes()
+    assert catalog_scan_kernels.products_added(64) == 1
+
+
+def test_old_processors_add_up_two_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog_scan_kernels.platform, "machine", lambda: "x86_64")
+    features = {"ssse3": True, "avx512vnni": True}
+    monkeypatch.setattr(catalog_scan_kernels.binding, "get_host_cpu_features", lambda: features)
+    assert [catalog_scan_kernels.products_added(width) for width in (16, 32, 64)] == [2, 2, 4]
+    features["avx512vnni"] = False
+    assert catalog_scan_kernels.products_added(64) == 2
 
 
 @pytest.mark.parametrize("dim", [9, 50])
@@ -332,10 +345,46 @@ def test_codes_that_say_too_much_leave_no_rounding() -> None:
 @pytest.mark.parametrize("weight", [1.0, 0.0])
 def test_places_in_blocks(rest: float, lane: int, weight: float) -> None:
     """Three items of the second block; of those that weigh nothing the last is taken."""
-    made = catalog_scan_kernels.scan_kernels(catalog_looks.machine(), 64, 13, catalog_scan_kernels.multiplies_bytes())
-    pick = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 9)(made.addresses["pick"])
-    masks, places = np.array([0, 1 | 1 << 2 | 1 << 9], np.int32), np.array([1], np.int32)
-    ones = np.ones(2)
-    given = np.full(32, weight), masks, ones, ones, np.zeros(2), np.array([5.0]), np.array([rest])
-    pick(*(x.ctypes.data for x in given), 1, places.ctypes.data)
+    state, ones = int(_mix(np.full(1, _GOLDEN))[0]), np.ones(2)  # of stream 0 of seed 0
+    begin = float(uniforms(0, 0, 1)[0]) - rest  # a check lies as far behind where its block begins as it is to
+    masks, places = np.array([0, 1 | 1 << 2 | 1 << 9], np.int32), np.zeros(BLOCK, np.int32)
+    places[0] = 1
+    items = np.full(32, weight), masks, ones, ones, np.zeros(2), np.array([5.0])
+    others = ones, np.array([0.0, begin]), places
+    kernel("pick", 11)(*map(address, items), 1, state, *map(address, others))
     assert places[0] == 16 + (lane if weight else 9)
+
+
+def test_large_items_and_what_is_left() -> None:
+    rng = np.random.default_rng(0)
+    weights, masks = rng.exponential(size=(24, BLOCK)), rng.integers(1, 1 << BLOCK, 24).astype(np.int32)
+    factors, boosts, slopes = 1 + rng.random((3, 24))
+    there = (masks[:, None] >> np.arange(BLOCK) & 1).astype(bool)
+    sizes = np.where(there, factors[:, None] * (boosts[:, None] * weights + slopes[:, None]), 0)
+    found, others, left, least = np.full(400, -1, np.int32), np.zeros(24), np.zeros(1), np.array([8.0])
+    given = weights, masks, factors, boosts, slopes, least, sizes.sum(1)
+    many = kernel("large", 11)(*map(address, given), 24, *map(address, (left, others, found)))
+    large = sizes >= least
+    assert 10 < many < 300
+    np.testing.assert_array_equal(found[: many + 1], [*np.flatnonzero(large), -1])
+    np.testing.assert_allclose(others, np.where(large, 0, sizes).sum(1), rtol=1e-12)
+    np.testing.assert_allclose(left[0], others.sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("first", "runs"), [(0, 24), (5, 13), (3, 1), (24, 0)])
+def test_sums_of_parts_and_of_differences(first: int, runs: int) -> None:
+    parts, numbers = np.zeros(40), np.zeros(5)
+    parts[: first + runs] = own = np.random.default_rng(0).normal(size=first + runs)
+    kernel("compare", 5)(address(parts), 32, first, runs, address(numbers))
+    drawn = own[first:]
+    square = (drawn[: runs // 2 * 2].reshape(-1, 2) @ [1, -1]) ** 2
+    np.testing.assert_allclose(numbers[1:], [own.sum(), drawn.sum(), square.sum(), (square**2).sum()], atol=1e-14)
+
+
+def kernel(name: str, parameters: int) -> Any:
+    code = catalog_check_kernels.check_kernels(catalog_looks.machine(), 64)
+    return ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * parameters)(code.addresses[name])
+
+
+def address(x: Any) -> int:
+    return int(x.ctypes.data)

@@ -21,8 +21,8 @@ from rfkernels.catalog.scans import Shares, shares
 _BLOCK, _BLOCK_ITEMS = SHARED, 1 << 20
 """Queries that pass over the groups together, a power of two and at most SHARED; fewer if their items are many."""
 
-_CODED_BLOCK = 64
-"""Queries that pass over codes together: what they choose stays in a cache."""
+_TOGETHER = 8
+"""Queries that choose codes to read before any are read: what they choose stays in a cache."""
 
 _HALVED = 1.1
 """What a query of half a block may cost relative to one of a whole block, which reads more rows from a cache."""
@@ -47,8 +47,7 @@ def estimate(table: Table, queries: Any, budget: int, seed: int, coded: bool = T
     known = prepared(table)
     call = _Call(table, known, budget, np.uint64(seed), shares(table, budget, len(known.moved)) if coded else None)
     out = np.empty((len(queries), 3))
-    most = _BLOCK if call.spent is None else _CODED_BLOCK
-    _run(partial(_estimate, call), call, queries, min(most, max(1, _BLOCK_ITEMS // budget)), lambda own: (out[own],))
+    _run(partial(_estimate, call), call, queries, lambda own: (out[own],))
     return Estimate(out[:, 0], out[:, 1], out[:, 2].astype(np.int64) + sum(table.means.shape))
 
 
@@ -78,14 +77,11 @@ def _scan(call: _Call, spent: Shares, given: _Given, out: Any) -> Any:
         return out
     table, known = call.table, call.known
     g, r, c = known.groups, rules(table, known, True), codes(table, known)
-    s, n = scratch(g.record), lists(g.record, spent.scanned, len(queries), True)
+    s, n = scratch(g.record), lists(g.record, spent.scanned, min(_TOGETHER, len(queries)), True)
     k = looks(g.record, spent.scanned, spent.checked, table.rows.dtype)
     v, places = known.guesses.at(sized)
-    at = r.address, g.address
-    choose(*at, v.address, s.address, n.address, places, wide, spent.scanned, call.seed, numbers)
-    own = c.address, s.address, n.address, k.address
-    catalog_scans.estimate(*at, *own, numbers, spent.checked, call.seed, wide, queries, out)
-    out[:, 2] += len(known.moved)
+    at = r.address, g.address, v.address, c.address, s.address, n.address, k.address
+    catalog_scans.estimate(*at, places, numbers, tuple(spent), call.seed, wide, queries, out)
     return out
 
 
@@ -98,9 +94,13 @@ def evaluate(table: Table, queries: Any, budget: int, seed: int) -> Evaluated:
     def step(numbers: Any, own: Any, wide: Any, sized: Any, *out: Any) -> None:
         _sum(catalog_sums.evaluate, call, (numbers, own, wide, sized), out)
 
-    block = min(_BLOCK, max(1, _BLOCK_ITEMS // budget))
-    _run(step, call, queries, block, lambda own: (rows[own], logits[own], log_weights[own]))
+    _run(step, call, queries, lambda own: (rows[own], logits[own], log_weights[own]))
     return Evaluated(rows, logits, log_weights)
+
+
+def _even(queries: int, count: int) -> int:
+    """Return how many queries make a block where blocks need not be a power of two: as many on each thread."""
+    return max(1, -(-queries // (count * max(1, -(-queries // (count * _BLOCK))))))
 
 
 def _block(queries: int, most: int, count: int) -> int:
@@ -114,11 +114,14 @@ def _block(queries: int, most: int, count: int) -> int:
     return block // 2 if block > 1 and _HALVED * longest(block // 2) < longest(block) else block
 
 
-def _run(step: Callable[..., None], call: _Call, queries: Any, most: int, out: Callable[[slice], Any]) -> None:
+def _run(step: Callable[..., None], call: _Call, queries: Any, out: Callable[[slice], Any]) -> None:
     """Do something with blocks of queries, on threads."""
     g, r, count = call.known.groups, rules(call.table, call.known), threads.thread_count()
     own, wide = plain(queries, call.table.rows.dtype), plain(queries, np.float64)
-    block = _block(len(own), most, count)
+    if call.spent is None:
+        block = _block(len(own), min(_BLOCK, max(1, _BLOCK_ITEMS // call.budget)), count)
+    else:
+        block = _even(len(own), count)
 
     def task(first: int) -> int:
         part = slice(first, first + block)

@@ -15,7 +15,8 @@ from rfkernels.catalog.records import Table
 class Groups(NamedTuple):
     """The groups of a table, and its cells: what they hold, and means and then the shape in rows of float64.
 
-    The groups of cell c are those from first[c] to first[c + 1], at most `widest`. `size` is padded to whole vectors.
+    The groups of cell c are those from first[c] to first[c + 1], at most `widest`. `size` is padded to whole vectors,
+    and a vector more; `start` and `cell` have room for whole ones.
     """
 
     start: Longs
@@ -39,9 +40,9 @@ def groups_of(table: Table) -> Held[Groups]:
         raise ValueError("table must have groups in the order of their cells")
     first = np.searchsorted(table.cell, np.arange(cells + 1)).astype(np.int64)
     groups = Groups(
-        np.ascontiguousarray(table.start, np.int64),
+        _with_room(table.start, np.int64),
         np.ascontiguousarray(table.count, np.int32),
-        np.ascontiguousarray(table.cell, np.uint32),
+        _with_room(table.cell, np.uint32),
         np.sqrt(table.spread, dtype=np.float64),
         _padded(table.count),
         first,
@@ -60,7 +61,13 @@ def padded(count: int) -> int:
     return (count + 7) // 8 * 8
 
 
+def _with_room(x: Any, dtype: Any) -> Any:
+    out = np.zeros(padded(len(x)), dtype)
+    out[: len(x)] = x
+    return out[: len(x)]
+
+
 def _padded(x: Any) -> Any:
-    out = np.zeros(padded(len(x)))
+    out = np.zeros(padded(len(x)) + padded(1))
     out[: len(x)] = x
     return out

@@ -147,6 +147,7 @@ def guess(g: Groups, sizes: list[int]) -> Guesses:
     """Return guesses for queries of these sizes, NaN where they are infinite."""
     groups, cells = len(g.start), padded(len(g.held))
     wide = np.zeros((4, len(sizes), groups + 8))
+    wide[2] = -np.inf
     order = np.empty((len(sizes), groups), np.int32)
     parts = np.zeros((2, len(sizes), groups + 1))
     whole = np.zeros((4, len(sizes), cells))

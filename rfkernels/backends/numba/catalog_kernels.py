@@ -11,6 +11,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from rfkernels.backends.numba.catalog_lanes import Differences, gathered
 from rfkernels.backends.numba.emitter import INT, POINTER, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
 from rfkernels.catalog.plan import RUN, SHARED
@@ -39,8 +40,9 @@ _I32 = ir.IntType(32)
 def dot_kernel(machine: Machine, bits: int, dim: int) -> Code:
     """Compile kernels for rows of `dim` elements.
 
-    ``dots`` and ``near_dots``, for rows that are in a cache: out[i] = query · rows[places[i]]. ``pass_runs``: all runs
-    that up to SHARED queries take, WORD times `words` of them.
+    ``dots`` and ``near_dots``, for rows that are in a cache: out[i] = query · rows[places[i]], for so many rows.
+    ``block_dots``: the same for TOGETHER queries. ``pass_runs``: all runs that up to SHARED queries take, WORD times
+    `words` of them.
     """
     module = ir.Module(name=f"rfkernels_catalog_dots_{bits}")
 
@@ -49,6 +51,7 @@ def dot_kernel(machine: Machine, bits: int, dim: int) -> Code:
 
     _dots(emitter("dots", "rows row_stride places count query out"), dim, AHEAD)
     _dots(emitter("near_dots", "rows row_stride places count query out"), dim, 0)
+    _block_dots(emitter("block_dots", "rows row_stride places count queries query_row out out_row"), dim)
     parameters = "rows row_stride start count offset most groups queries query_row out draw next words"
     _pass_runs(emitter("pass_runs", parameters), dim)
     return compile_module(module, machine.width, keep=True)
@@ -100,10 +103,10 @@ def _steps(e: Emitter, stop: Any, step: int) -> Iterator[Any]:
             yield i
 
 
-def fetch(e: Emitter, at: Any, size: Any) -> None:
-    """Ask for the lines of `size` bytes; into the second level, as the first is too small for what is on its way."""
+def fetch(e: Emitter, at: Any, size: Any, near: bool = False) -> None:
+    """Ask for the lines of `size` bytes; into the second level, where the first is too small for what is on its way."""
     for j in _steps(e, size, _LINE):
-        given = e.builder.inttoptr(e.add(at, j), POINTER), _I32(0), _I32(2), _I32(1)
+        given = e.builder.inttoptr(e.add(at, j), POINTER), _I32(0), _I32(2 + near), _I32(1)
         call_function(e, "llvm.prefetch.p0", ir.VoidType(), given)
 
 
@@ -120,6 +123,25 @@ def _dots(e: Emitter, dim: int, ahead: int) -> None:
             fetch(e, _row(e, rows, stride, places, e.add(i, ahead * TOGETHER + r)), dim * e.align)
         own = [_row(e, rows, stride, places, e.add(i, r)) for r in range(TOGETHER)]
         _store_sums(e, _sums(e, tail, query, last, own), out, i)
+    e.finish()
+
+
+def _block_dots(e: Emitter, dim: int) -> None:
+    rows, stride, places, count, queries, query_row, out, out_row = e.arguments
+    tail, m = _Tail(e, dim), e.math
+    given = [e.add(queries, e.mul(query_row, j)) for j in range(TOGETHER)]
+    with e.loop(0, count, TOGETHER) as i:
+        own = [_row(e, rows, stride, places, e.add(i, r)) for r in range(TOGETHER)]
+        ends = [tail.load(x) for x in own]
+        totals = [[e.variable(m.mul(tail.load(q), x)) for x in ends] for q in given]
+        for k in _steps(e, tail.whole, e.lanes):
+            vectors = [e.load_vector(x, k) for x in own]
+            for q, sums in zip(given, totals, strict=True):
+                number = e.load_vector(q, k)
+                for total, x in zip(sums, vectors, strict=True):
+                    total.set(m.fma(number, x, total.get()))
+        for j, sums in enumerate(totals):
+            _store_sums(e, [total.get() for total in sums], e.add(out, e.mul(out_row, j)), i)
     e.finish()
 
 
@@ -316,28 +338,18 @@ def _add_runs(e: Emitter, kind: Any) -> None:
     x, products, draw, odds, cell, slopes, cells, count, numbers = e.arguments
     m, b, zero = e.math, e.builder, e.math.constant(0.0)
     relative, factor = (m.splat(e.load(numbers, e.integer(i))) for i in range(2))
-    total, apart, fourth = (e.variable(zero) for _ in range(3))
-    order = [j ^ 1 for j in range(e.lanes)]
-    ends = e.splat_number(count), e.splat_number(b.and_(count, e.integer(-2)))
+    total, differences = e.variable(zero), Differences(e, count)
     with e.loop(0, count, e.lanes) as i:
-        slope = logit = zero
-        for lane in range(e.lanes):
-            group = b.zext(e.load(draw, e.add(i, lane), _I32), INT)
-            own = b.zext(e.load(cell, group, _I32), INT)
-            slope = b.insert_element(slope, e.load(slopes, own), _I32(lane))
-            logit = b.insert_element(logit, e.load(cells, own), _I32(lane))
+        groups = [b.zext(e.load(draw, e.add(i, lane), _I32), INT) for lane in range(e.lanes)]
+        places = [b.zext(e.load(cell, group, _I32), INT) for group in groups]
+        slope, logit = (gathered(e, x, places) for x in (slopes, cells))
         first = e.mul(i, RUN)
         moved = m.sub(_sums_of_runs(e, products, first, kind), m.mul(m.constant(float(RUN)), logit))
         own = m.sub(_sums_of_runs(e, x, first, kind), m.mul(m.mul(relative, slope), moved))
-        places = b.add(e.splat_number(i), e.lane_numbers())
-        there, paired = (b.icmp_signed("<", places, end) for end in ends)
+        there, paired = differences.within(i)
         own = m.where(there, m.mul(own, m.div(factor, e.load_vector(odds, i))), zero)
         total.set(m.add(total.get(), own))
-        step = m.sub(own, b.shuffle_vector(own, own, ir.Constant(ir.VectorType(_I32, e.lanes), order)))
-        square = m.where(paired, m.mul(step, step), zero)
-        apart.set(m.add(apart.get(), square))
-        fourth.set(m.fma(square, square, fourth.get()))
+        differences.add(own, paired)
     e.store(m.reduce_add(total.get()), numbers, e.integer(2))
-    for place, twice in ((3, apart), (4, fourth)):
-        e.store(m.reduce_add(m.mul(twice.get(), m.constant(0.5))), numbers, e.integer(place))
+    differences.store(numbers, 3)
     e.finish()

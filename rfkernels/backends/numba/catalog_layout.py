@@ -50,6 +50,7 @@ class Rules(NamedTuple):
     dots: int
     pass_runs: int
     wide_dots: int
+    block_dots: int
     largest: int
     exponentials: int
     sum: int
@@ -60,6 +61,9 @@ class Rules(NamedTuple):
     offsets: int
     draw: int
     find: int
+    survey: int
+    before: int
+    spread: int
     halvings: int
     rows: int
     row_stride: int
@@ -85,7 +89,9 @@ class Scratch(NamedTuple):
 
     Of groups: `mass` is the guessed sum of weights, `opened` whether all items are taken, `offset` the item that runs
     begin with, `most` the most runs that a query of the block takes. `candidates` are groups that may be opened and
-    `depths` their buckets; `sizes` and `sums` are items, weights and noises of each bucket.
+    `depths` their buckets; `sizes` and `sums` are items, weights and noises of each bucket. Where plans are made group
+    by group, `depths` are buckets of all of them, `odds` weights of an item, and `stops` and `passed` what `ends` and
+    `reached` are of cells; `tallies` are sums over each bucket.
 
     `numbers` passes numbers to kernels. Of the queries of a block, `queues` are addresses that they move on
     from, and `waiting` the groups that they wait for.
@@ -113,6 +119,10 @@ class Scratch(NamedTuple):
     depths: Ints
     sizes: Longs
     sums: FloatRows
+    odds: Floats
+    stops: Ints
+    passed: Floats
+    tallies: FloatRows
     numbers: Floats
     queues: LongRows
     waiting: Ints
@@ -181,9 +191,9 @@ def _addresses(m: Machine, bits: int, dim: int) -> tuple[Any, Any]:
     code = dot_kernel(m, bits, dim), dot_kernel(m, 64, dim), weight_kernels(m, bits), plan_kernels(m)
     names = (
         ("dots", "pass_runs"),
-        ("near_dots",),
+        ("near_dots", "block_dots"),
         ("largest", "exponentials", "sum", "add_runs"),
-        ("shares", "buckets", "totals", "offsets", "draw", "find"),
+        ("shares", "buckets", "totals", "offsets", "draw", "find", "survey", "before", "spread"),
     )
     return code, tuple(part.addresses[name] for part, own in zip(code, names, strict=True) for name in own)
 
@@ -229,7 +239,7 @@ def _scratch(g: Groups) -> Scratch:
     return Scratch(
         *(share, base, far, noise, score, reached, items, bucket, ends, turn, taken, touched, following),
         first=np.empty(plan.BUCKETS, np.int32),
-        mass=np.empty(groups),
+        mass=np.zeros(groups),
         opened=np.zeros(groups, np.bool_),
         offset=offset,
         most=most,
@@ -237,6 +247,10 @@ def _scratch(g: Groups) -> Scratch:
         depths=depths,
         sizes=np.empty(plan.BUCKETS, np.int64),
         sums=np.empty((2, plan.BUCKETS)),
+        odds=np.zeros(groups),
+        stops=np.zeros(groups, np.int32),
+        passed=np.zeros(groups + 1),
+        tallies=np.zeros((plan.BUCKETS, 4)),
         numbers=np.empty(8),
         queues=np.empty((2, plan.SHARED), np.int64),
         waiting=np.empty(plan.SHARED, np.int32),

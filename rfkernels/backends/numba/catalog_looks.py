@@ -6,13 +6,15 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from rfkernels.backends.numba.catalog_check_kernels import check_kernels
 from rfkernels.backends.numba.catalog_groups import Groups
 from rfkernels.backends.numba.catalog_guesses import Prepared
 from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER
 from rfkernels.backends.numba.catalog_layout import kept
-from rfkernels.backends.numba.catalog_scan_kernels import multiplies_bytes, scan_kernels
+from rfkernels.backends.numba.catalog_list_kernels import list_kernels
+from rfkernels.backends.numba.catalog_scan_kernels import products_added, scan_kernels
 from rfkernels.backends.numba.jit import Machine, machine
-from rfkernels.backends.numba.records import Bytes, Elements, FloatRows, Floats, Held, Ints
+from rfkernels.backends.numba.records import Bytes, Elements, FloatRows, Floats, Held, Ints, Longs
 from rfkernels.catalog.codes import BLOCK, cost
 from rfkernels.catalog.codes import TOGETHER as EIGHT
 from rfkernels.catalog.records import Table
@@ -25,8 +27,11 @@ class Codes(NamedTuple):
     """
 
     scan: int
-    sum_blocks: int
+    begins: int
+    list_runs: int
+    large: int
     pick: int
+    compare: int
     codes: int
     cost: float
     scales: Floats
@@ -37,37 +42,42 @@ class Codes(NamedTuple):
 class Looks(NamedTuple):
     """What codes say for one query, memory of a thread.
 
-    Of blocks, `blocks` are numbers, `owners` the groups whose items are looked at, `masks` which these are, `sizes` how
-    many, and `bases` the logits that codes count from, which are `anchored` for each cell; `plain`, `linear` and
-    `largest` are sums of weights and of logits, and the largest weight. Items count `factors` times, less `slopes`
-    times their logits: `parts` are sums of that. Items are checked in proportion to weights, `boosts` times larger as
-    the `widest` step may hide more, and slopes: `sums` and `most` are sum and largest of that, and `rest` how far in
-    its block a check lies. Of items, `logits` are what codes say and `weights` their exponentials; of those that are
-    checked, `found` are places, `places` rows and `exact` logits.
+    Of blocks, `blocks` are numbers, `masks` which of their items are looked at, `sizes` how many, and `bases` the
+    logits that codes count from, which are `anchored` for each cell. Items count `factors` times, less `slopes`, which
+    are `steepness` in each cell, times how far their logits are from `centres`: `parts` are sums of that. Items are
+    checked in proportion to weights, `boosts` times larger as the `widest` step may hide more, and slopes: `sums` are
+    those of that, `others` sums without large items, and `ends` and `reached` how many checks
+    begin before the end of each block. `repeated` are runs of groups that those before are of, and `begins` what the
+    first run of each group looks at. Of items, `logits` are what codes say and `weights` their exponentials; of those
+    that are checked, `found` are places, `places` rows, `exact` logits and `right` their exponentials.
     """
 
     logits: Elements
     weights: Elements
     bases: Elements
-    plain: Elements
-    linear: Elements
-    largest: Elements
+    sizes: Elements
+    centres: Elements
     widest: Elements
     boosts: Elements
     factors: Elements
     slopes: Elements
     exact: Elements
+    right: Elements
     numbers: Elements
     query: Bytes
     anchored: Floats
+    steepness: Floats
     parts: Floats
     sums: Floats
-    most: Floats
-    rest: Floats
+    others: Floats
+    reached: Floats
+    totals: Floats
+    begins: Longs
+    addresses: Longs
     blocks: Ints
-    owners: Ints
     masks: Ints
-    sizes: Ints
+    ends: Ints
+    repeated: Ints
     found: Ints
     places: Ints
 
@@ -82,11 +92,19 @@ def codes(table: Table, own: Prepared) -> Held[Codes]:
 
 
 def _codes(m: Machine, table: Table, moved: Any) -> tuple[Held[Codes], Any]:
-    code = scan_kernels(m, 8 * table.rows.dtype.itemsize, table.rows.shape[1], multiplies_bytes())
+    bits = 8 * table.rows.dtype.itemsize
+    code = (
+        scan_kernels(m, bits, table.rows.shape[1], products_added(m.width)),
+        check_kernels(m, bits),
+        list_kernels(m, bits),
+    )
     made = Codes(
-        code.addresses["scan"],
-        code.addresses["sum_blocks"],
-        code.addresses["pick"],
+        code[0].addresses["scan"],
+        code[2].addresses["begins"],
+        code[2].addresses["list_runs"],
+        code[1].addresses["large"],
+        code[1].addresses["pick"],
+        code[1].addresses["compare"],
         table.codes.ctypes.data,
         cost(table),
         table.scales.astype(np.float64),
@@ -103,19 +121,21 @@ def looks(g: Groups, scanned: int, checked: int, dtype: Any) -> Held[Looks]:
 
 
 def _looks(g: Groups, scanned: int, checked: int, dtype: Any) -> Looks:
-    # What a group has in blocks begins and ends within one.
+    # What a group has in blocks begins and ends within one. Rounding may make more items large than there are checks.
     blocks = scanned // BLOCK + 2 * min(len(g.start), scanned) + 2 * BLOCK
-    checks = checked + TOGETHER * (AHEAD + 1) + BLOCK
+    checks = checked + (checked >> 14) + TOGETHER * (AHEAD + 1) + BLOCK
     items, cells = np.zeros((2, BLOCK * blocks), dtype), len(g.held)
     made = [
         *items,
-        *np.zeros((8, blocks), dtype),
-        np.zeros(checks, dtype),
-        np.zeros(5, dtype),
+        *np.zeros((7, blocks), dtype),
+        *np.zeros((2, checks), dtype),
+        np.zeros(6, dtype),
         np.zeros(len(g.means) - cells + EIGHT, np.int8),
-        np.zeros(cells),
-        *np.zeros((3, blocks)),
-        np.zeros(checks),
+        *np.zeros((2, cells)),
+        *np.zeros((4, blocks)),
+        np.zeros(2),
+        np.zeros(len(g.start) + EIGHT, np.int64),
+        np.zeros(7, np.int64),
         *np.zeros((4, blocks), np.int32),
         *np.zeros((2, checks), np.int32),
     ]

@@ -5,23 +5,32 @@ Arrays of cells are padded to whole vectors: cells that do not exist hold no ite
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from llvmlite import ir
 
+from rfkernels.backends.numba.catalog_lanes import (
+    each_lane,
+    gathered,
+    hidden,
+    integers,
+    larger,
+    places_from,
+    running,
+    splat_long,
+    uniform,
+)
 from rfkernels.backends.numba.emitter import INT, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
 from rfkernels.catalog.plan import BUCKETS, PER_NAT
 
 _I32 = ir.IntType(32)
-_GOLDEN, _FACTORS = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
 @cache
 def plan_kernels(machine: Machine) -> Code:
-    """Compile ``shares``, ``buckets``, ``totals``, ``offsets``, ``draw`` and ``find``."""
+    """Compile the kernels that `Rules` has by these names."""
     module = ir.Module(name="rfkernels_catalog_plans")
     for emit, parameters in (
         (_shares, "logits top mass noise best count numbers share base masses noises score"),
@@ -30,38 +39,12 @@ def plan_kernels(machine: Machine) -> Code:
         (_offsets, "sizes count state out"),
         (_draw, "mass count state runs rate out reached"),
         (_find, "places count state rate reached mass first halvings ends share unit odds"),
+        (_survey, "cell count share base unit size variance score best odds mass bucket tallies"),
+        (_before, "bucket count limit out"),
+        (_spread, "places count odds out"),
     ):
         emit(Emitter(module, emit.__name__[1:], parameters, 64, machine.lanes(64)))
     return compile_module(module, machine.width, keep=True)
-
-
-def _integers(e: Emitter, value: int) -> Any:
-    return ir.Constant(e.math.integer, [value] * e.lanes)
-
-
-def _splat(e: Emitter, value: Any) -> Any:
-    """Return a 64-bit integer in every lane."""
-    single = e.builder.insert_element(ir.Constant(e.math.integer, ir.Undefined), value, _I32(0))
-    return e.builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(_I32, e.lanes), [0] * e.lanes))
-
-
-def _places(e: Emitter, first: Any) -> Any:
-    """Return first, first + 1, ... as 64-bit integers."""
-    return e.builder.add(_splat(e, first), ir.Constant(e.math.integer, list(range(e.lanes))))
-
-
-def _mixed(e: Emitter, z: Any) -> Any:
-    b = e.builder
-    for shift, factor in _FACTORS:
-        z = b.mul(b.xor(z, b.lshr(z, _integers(e, shift))), _integers(e, factor))
-    return b.xor(z, b.lshr(z, _integers(e, 31)))
-
-
-def _uniform(e: Emitter, state: Any, places: Any) -> Any:
-    """Return numbers in [0, 1) of a stream: those of splitmix64."""
-    b = e.builder
-    z = _mixed(e, b.add(state, b.mul(_integers(e, _GOLDEN), b.add(places, _integers(e, 1)))))
-    return e.math.mul(b.sitofp(b.lshr(z, _integers(e, 11)), e.math.vector), e.math.constant(2.0**-53))
 
 
 def _store_numbers(e: Emitter, x: Any, base: Any, index: Any) -> None:
@@ -124,27 +107,12 @@ def _offsets(e: Emitter) -> None:
     """Write the item of each group that runs begin with."""
     sizes, count, state, out = e.arguments
     m, b = e.math, e.builder
-    given = _splat(e, state)
+    given = splat_long(e, state)
     with e.loop(0, count, e.lanes) as i:
         size = e.load_vector(sizes, i)
-        place = m.minimum(m.mul(_uniform(e, given, _places(e, i)), size), m.sub(size, m.constant(1.0)))
+        place = m.minimum(m.mul(uniform(e, given, places_from(e, i)), size), m.sub(size, m.constant(1.0)))
         _store_numbers(e, b.fptosi(place, e.math.integer), out, i)
     e.finish()
-
-
-def _running(e: Emitter, x: Any, first: Any, before: Any, operation: Callable[[Any, Any], Any]) -> Any:
-    """Return x combined with all lanes before it, and with the last lane of what came before; `first` changes none."""
-    lane, step = ir.VectorType(_I32, e.lanes), 1
-    while step < e.lanes:
-        order = [e.lanes + j if j < step else j - step for j in range(e.lanes)]
-        x = operation(x, e.builder.shuffle_vector(x, first, ir.Constant(lane, order)))
-        step *= 2
-    last = ir.Constant(lane, [e.lanes - 1] * e.lanes)
-    return operation(x, e.builder.shuffle_vector(before, before, last))
-
-
-def _larger(e: Emitter) -> Callable[[Any, Any], Any]:
-    return lambda x, y: e.builder.select(e.builder.icmp_signed(">", x, y), x, y)
 
 
 def _draw(e: Emitter) -> None:
@@ -153,22 +121,23 @@ def _draw(e: Emitter) -> None:
     `reached` are these ends themselves, after a first number for the beginning.
     """
     mass, count, state, runs, rate, out, reached = e.arguments
-    m, b, zero, none = e.math, e.builder, e.math.constant(0.0), _integers(e, 0)
-    given, most, scale = _splat(e, state), _splat(e, runs), m.splat(e.load(rate, e.integer(0)))
+    m, b, zero, none = e.math, e.builder, e.math.constant(0.0), integers(e, 0)
+    no_mass, no_runs = hidden(e, zero), hidden(e, none)
+    given, most, scale = splat_long(e, state), splat_long(e, runs), m.splat(e.load(rate, e.integer(0)))
     ends, before = e.variable(zero), e.variable(none)
     e.store(e.scalar(0.0), reached, e.integer(0))
     with e.loop(0, count, e.lanes) as i:
         own = e.load_vector(mass, i)
-        ends.set(_running(e, own, zero, ends.get(), m.add))
+        ends.set(running(e, own, no_mass, ends.get(), m.add))
         end = m.mul(ends.get(), scale)
         e.store_vector(end, reached, e.add(i, 1))
         near = b.fptosi(end, m.integer)
-        within = m.lt(_uniform(e, given, near), m.sub(end, b.sitofp(near, m.vector)))
+        within = m.lt(uniform(e, given, near), m.sub(end, b.sitofp(near, m.vector)))
         number = b.add(near, b.zext(within, m.integer))
         number = b.select(b.icmp_signed("<", number, most), number, most)
         # Rounding may have put ends out of order, or a cell of no mass beyond the one before it.
         number = b.select(m.gt(own, zero), number, none)
-        number = _running(e, number, none, before.get(), _larger(e))
+        number = running(e, number, no_runs, before.get(), larger(e))
         _store_numbers(e, number, out, i)
         before.set(number)
     e.finish()
@@ -182,18 +151,15 @@ def _find(e: Emitter) -> None:
     """
     places, count, state, rate, reached, mass, first, halvings, ends, share, unit, odds = e.arguments
     m, b, numbers = e.math, e.builder, ir.VectorType(_I32, e.lanes)
-    none, given, scale = ir.Constant(numbers, [0] * e.lanes), _splat(e, state), m.splat(e.load(rate, e.integer(0)))
-    before, local = e.variable(none), e.array(e.element, e.lanes)
+    none, given, scale = ir.Constant(numbers, [0] * e.lanes), splat_long(e, state), m.splat(e.load(rate, e.integer(0)))
+    before, local, nothing = e.variable(none), e.array(e.element, e.lanes), hidden(e, none)
     with e.loop(0, count, e.lanes) as i:
-        before.set(_running(e, e.load_vector(places, i, _I32), none, before.get(), _larger(e)))
+        before.set(running(e, e.load_vector(places, i, _I32), nothing, before.get(), larger(e)))
         e.store_vector(before.get(), places, i)
-        begin = length = m.constant(0.0)
-        for lane in range(e.lanes):
-            cell = b.zext(b.extract_element(before.get(), _I32(lane)), INT)
-            begin = b.insert_element(begin, e.load(reached, cell), _I32(lane))
-            length = b.insert_element(length, e.load(mass, cell), _I32(lane))
-        own = _places(e, i)
-        at = m.add(_uniform(e, given, own), b.sitofp(own, m.vector))
+        cells = [b.zext(b.extract_element(before.get(), _I32(lane)), INT) for lane in range(e.lanes)]
+        begin, length = (gathered(e, x, cells) for x in (reached, mass))
+        own = places_from(e, i)
+        at = m.add(uniform(e, given, own), b.sitofp(own, m.vector))
         part = m.div(m.sub(at, begin), m.mul(length, scale))
         e.store_vector(m.maximum(m.constant(0.0), m.minimum(m.constant(1.0), part)), local, e.integer(0))
         with e.loop(0, e.lanes) as lane:
@@ -224,3 +190,70 @@ def _beyond(e: Emitter, ends: Any, first: Any, cell: Any, halvings: Any, at: Any
         step = b.cttz(b.or_(mask, e.integer(1 << e.lanes)), ir.IntType(1)(1))
         found.set(e.add(found.get(), b.select(b.icmp_signed("==", found.get(), j), step, e.integer(0))))
     return found.get()
+
+
+def _survey(e: Emitter) -> None:
+    """Write of each group the weight of an item, that of all, and its bucket; and add to a row of that bucket.
+
+    Rows are of numbers of items, weights and noises, and a zero.
+    """
+    cell, count, share, base, unit, size, variance, score, best, odds, mass, bucket, tallies = e.arguments
+    m, b, last = e.math, e.builder, e.math.constant(float(BUCKETS - 1))
+    highest, rows, kind = (
+        m.splat(e.load(best, e.integer(0))),
+        e.array(e.element, 4 * e.lanes),
+        ir.VectorType(e.element, 4),
+    )
+    with e.loop(0, count, e.lanes) as j:
+        cells = [b.zext(e.load(cell, e.add(j, lane), _I32), INT) for lane in range(e.lanes)]
+        weight, level = (gathered(e, x, cells) for x in (share, base))
+        own, items = m.mul(weight, e.load_vector(unit, j)), e.load_vector(size, j)
+        whole = m.mul(own, items)
+        depth = m.mul(m.constant(float(PER_NAT)), m.sub(highest, m.add(level, e.load_vector(score, j))))
+        depth = b.fptosi(m.maximum(m.constant(0.0), m.minimum(last, depth)), m.integer)
+        _store_numbers(e, depth, bucket, j)
+        e.store_vector(own, odds, j)
+        e.store_vector(whole, mass, j)
+        sums = items, whole, m.mul(whole, e.load_vector(variance, j)), m.constant(0.0)
+        together = _alternate(b, *(_alternate(b, x, y) for x, y in (sums[::2], sums[1::2])))
+        b.store(together, e.address(rows, e.integer(0))).align = 8
+        for lane in range(e.lanes):
+            to = e.address(tallies, e.mul(b.extract_element(depth, _I32(lane)), 4))
+            total, row = (b.load(x, typ=kind) for x in (to, e.address(rows, e.integer(4 * lane))))
+            total.align = row.align = 8
+            b.store(b.fadd(total, row), to).align = 8
+    e.finish()
+
+
+def _before(e: Emitter) -> None:
+    """List the groups of buckets before one; return how many these are."""
+    bucket, count, limit, out = e.arguments
+    b, some, many = e.builder, e.splat_number(limit), e.variable(e.integer(0))
+    with e.loop(0, count, e.lanes) as j:
+        within = b.icmp_signed("<", b.add(e.splat_number(j), e.lane_numbers()), e.splat_number(count))
+        near = b.and_(within, b.icmp_signed("<", e.load_vector(bucket, j, _I32), some))
+        for place in each_lane(e, near):
+            e.store(b.trunc(e.add(j, place), _I32), out, many.get())
+            many.set(e.add(many.get(), 1))
+    e.finish(many.get())
+
+
+def _alternate(b: Any, x: Any, y: Any) -> Any:
+    """Return the lanes of two vectors in turn."""
+    lanes = x.type.count
+    order = [k for j in range(lanes) for k in (j, lanes + j)]
+    return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, 2 * lanes), order))
+
+
+def _spread(e: Emitter) -> None:
+    """Fill places: those that hold 0 get what the last before them holds; and write the odds of each."""
+    places, count, odds, out = e.arguments
+    b = e.builder
+    none = ir.Constant(ir.VectorType(_I32, e.lanes), [0] * e.lanes)
+    before, nothing = e.variable(none), hidden(e, none)
+    with e.loop(0, count, e.lanes) as i:
+        before.set(running(e, e.load_vector(places, i, _I32), nothing, before.get(), larger(e)))
+        e.store_vector(before.get(), places, i)
+        groups = [b.zext(b.extract_element(before.get(), _I32(lane)), INT) for lane in range(e.lanes)]
+        e.store_vector(gathered(e, odds, groups), out, i)
+    e.finish()

@@ -9,7 +9,9 @@ import numpy as np
 
 from rfkernels.backends.numba.catalog_groups import Groups
 from rfkernels.backends.numba.catalog_guesses import Guesses
+from rfkernels.backends.numba.catalog_kernels import TOGETHER
 from rfkernels.backends.numba.catalog_layout import Lists, Rules, Scratch, at
+from rfkernels.backends.numba.catalog_plan_groups import complete, decide, draw_groups, few_groups, open_groups, take
 from rfkernels.backends.numba.compiling import call, entry, jit
 from rfkernels.backends.numba.records import view
 from rfkernels.catalog.plan import RUN
@@ -20,7 +22,8 @@ TINY = 1e-100
 _NONE = np.uint32(0xFFFFFFFF)
 """The number of no group."""
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""What states of random numbers move on by from one to the next."""
 
 _LOOKED_AT = 8
 """One query in so many is asked how many runs it takes of each group: rows are fetched ahead for what those take."""
@@ -36,13 +39,13 @@ def _mixed(z: Any) -> Any:
 @jit
 def state_of(seed: Any, stream: int) -> Any:
     """Return the state of a stream of random numbers."""
-    return _mixed(seed + _GOLDEN * np.uint64(stream + 1))
+    return _mixed(seed + GOLDEN * np.uint64(stream + 1))
 
 
 @jit
 def uniform(state: Any, place: int) -> float:
     """Return the number in [0, 1) at a place of a stream."""
-    return float(_mixed(state + _GOLDEN * np.uint64(place + 1)) >> np.uint64(11)) * 2.0**-53
+    return float(_mixed(state + GOLDEN * np.uint64(place + 1)) >> np.uint64(11)) * 2.0**-53
 
 
 @jit
@@ -50,6 +53,18 @@ def cell_logits(r: Rules, g: Groups, query: Any, out: Any) -> None:
     """Write dot products with the means of cells."""
     rows, given = (len(g.held) + 3) & ~3, (g.means.ctypes.data, g.means.strides[0], g.every.ctypes.data)
     call(r.wide_dots, (*given, rows, query.ctypes.data, out.ctypes.data))
+
+
+@jit
+def _all_cell_logits(r: Rules, g: Groups, n: Lists, queries: Any) -> None:
+    """Write dot products of all queries with the means of cells, which are read once for some queries."""
+    rows, end = (len(g.held) + 3) & ~3, len(queries) // TOGETHER * TOGETHER
+    given = g.means.ctypes.data, g.means.strides[0], g.every.ctypes.data, rows
+    for i in range(0, end, TOGETHER):
+        own = queries[i].ctypes.data, queries.strides[0], n.cells[i].ctypes.data, n.cells.strides[0]
+        call(r.block_dots, (*given, *own))
+    for i in range(end, len(queries)):
+        cell_logits(r, g, queries[i], n.cells[i])
 
 
 @jit
@@ -159,7 +174,7 @@ def _decide(r: Rules, g: Groups, v: Guesses, s: Scratch, size: int, budget: int)
 @jit
 def _open(r: Rules, g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: int) -> tuple[int, int]:
     """List opened groups and, where they are asked for, their rows; return numbers of items and groups."""
-    places, items, opened = n.places[i], 0, 0
+    items, opened = 0, 0
     for c in range(len(g.held)):
         s.items[c] = g.held[c]
         if s.taken[c] == 0:
@@ -169,13 +184,9 @@ def _open(r: Rules, g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: i
         for group in range(g.first[c], g.first[c + 1]):
             if s.opened[group]:
                 n.opened[i, opened] = group
-                count, start = g.count[group], g.start[group]
-                for k in range(count if r.listed else 0):
-                    places[items + k] = start + k
-                s.items[c] -= count
-                items, opened = items + count, opened + 1
-    for k in range(3 if r.listed else 0):
-        places[items + k] = places[max(items - 1, 0)]
+                items = take(r, g, n, i, group, items)
+                s.items[c] -= g.count[group]
+                opened += 1
     return items, opened
 
 
@@ -190,7 +201,8 @@ def _renew(g: Groups, v: Guesses, s: Scratch, size: int, logits: Any) -> tuple[f
     for c in range(len(g.held)):
         s.far[c] = 0.0
         for group in range(g.first[c], g.first[c + 1]):
-            s.mass[group] = 0.0 if s.opened[group] else g.size[group] * math.exp(s.mass[group] - top)
+            s.odds[group] = 0.0 if s.opened[group] else math.exp(s.mass[group] - top)
+            s.mass[group] = g.size[group] * s.odds[group]
             s.far[c] += s.mass[group]
             noise += s.mass[group] * v.variance[size, group]
         total += s.far[c]
@@ -201,36 +213,30 @@ def _renew(g: Groups, v: Guesses, s: Scratch, size: int, logits: Any) -> tuple[f
 def _draw(r: Rules, g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: int, state: Any, touched: int) -> None:
     """Find the group of each run: the first that ends beyond where the run lies, and of some weight.
 
-    If so many cells are touched, others have no opened groups; if −1, masses are known group by group.
+    In cells that are not touched there are no opened groups.
     """
     runs, draw, ends, odds, cells = n.sizes[i, 2], n.draw[i], s.ends, n.odds[i], len(g.held)
     s.numbers[0] = runs / n.measures[i, 1]
     rate, far, reached = s.numbers.ctypes.data, s.far.ctypes.data, s.reached.ctypes.data
     call(r.draw, (far, v.top.shape[1], state, runs, rate, ends.ctypes.data, reached))
-    last = cells - 1
-    while last >= 0 and ends[last] < runs:  # by rounding: what is missing goes to a cell that it is small beside
-        ends[last] = runs
-        if 2 * cells * s.far[last] >= n.measures[i, 1]:
-            break
-        last -= 1
+    complete(ends, s.far[:cells], runs, n.measures[i, 1])
     for k in range(runs + 8):
         draw[k] = 0
     before = np.uint64(0)
     for c in range(cells):
         draw[before] = c  # a later cell with as many runs before it takes the place over
         before = np.uint64(ends[c])
-    if touched >= 0:
-        given = draw.ctypes.data, runs, state, rate, reached, far, g.first.ctypes.data, r.halvings
-        unit = v.ends[size].ctypes.data, s.share.ctypes.data, v.unit[size].ctypes.data
-        call(r.find, (*given, *unit, odds.ctypes.data))
-        for j in range(touched):
-            if s.taken[s.touched[j]] > 0:
-                _walk(g, v, s, n, i, size, state, s.touched[j], False)
-    else:
-        for c in range(cells):
-            _walk(g, v, s, n, i, size, state, c, True)
-    if i % _LOOKED_AT != 0:
-        return
+    given = draw.ctypes.data, runs, state, rate, reached, far, g.first.ctypes.data, r.halvings
+    unit = v.ends[size].ctypes.data, s.share.ctypes.data, v.unit[size].ctypes.data
+    call(r.find, (*given, *unit, odds.ctypes.data))
+    for j in range(touched):
+        if s.taken[s.touched[j]] > 0:
+            _walk(g, v, s, n, i, size, state, s.touched[j])
+
+
+@jit
+def _look_ahead(s: Scratch, draw: Any, runs: int) -> None:
+    """Note the most runs of each group."""
     turn = 0
     for k in range(runs):
         turn = turn + 1 if k > 0 and draw[k] == draw[k - 1] else 1
@@ -238,15 +244,14 @@ def _draw(r: Rules, g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: i
 
 
 @jit
-def _walk(g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: int, state: Any, c: int, renewed: bool) -> None:
-    """Find the groups of the runs in a cell one after the other, from masses: some may be opened."""
+def _walk(g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: int, state: Any, c: int) -> None:
+    """Find the groups of the runs in a cell one after the other: some are opened."""
     draw, odds, rate = n.draw[i], n.odds[i], s.numbers[0]
     first, stop, group, last = s.ends[c - 1] if c > 0 else 0, s.ends[c], g.first[c], g.first[c + 1] - 1
     if first == stop:
         return
     for j in range(group, last + 1):
-        if not renewed:
-            s.mass[j] = 0.0 if s.opened[j] else s.share[c] * (g.size[j] * v.unit[size, j])
+        s.mass[j] = 0.0 if s.opened[j] else s.share[c] * (g.size[j] * v.unit[size, j])
     while last > group and s.mass[last] == 0:
         last -= 1
     end = s.reached[c] + s.mass[group] * rate
@@ -291,20 +296,24 @@ def _choose(
     n: Lists,
     i: int,
     size: int,
-    query: Any,
     budget: int,
     state: Any,
 ) -> None:
-    runs, total, noise, touched = 0, 0.0, 0.0, 0
-    cell_logits(r, g, query, n.cells[i])
+    runs, total, noise, touched, closely = 0, 0.0, 0.0, 0, False
     top = shares(r, v, s, size, n.cells[i])
     for c in range(len(g.held)):
         s.taken[c] = g.first[c + 1] - g.first[c] if budget >= g.items else 0
     if budget < g.items:
-        runs, total, noise, touched = _decide(r, g, v, s, size, budget)
-    items, opened = _open(r, g, v, s, n, i, size)
-    renewed = runs > 0 and total < TINY
-    if renewed:
+        closely = few_groups(r, g, budget)
+        if closely:
+            runs, total, noise, touched = decide(r, g, v, s, size, budget)
+        else:
+            runs, total, noise, touched = _decide(r, g, v, s, size, budget)
+    items, opened = open_groups(r, g, s, n, i, touched) if closely else _open(r, g, v, s, n, i, size)
+    for k in range(3 if r.listed else 0):
+        n.places[i, items + k] = n.places[i, max(items - 1, 0)]
+    if runs > 0 and total < TINY:
+        closely = True
         top, total, noise = _renew(g, v, s, size, n.cells[i])
     guessed, log_error = noise - r.floor * total, -np.inf
     if runs > 0 and guessed > 0:
@@ -316,11 +325,16 @@ def _choose(
     if steady:
         for c in range(len(g.held)):
             n.slopes[i, c] = s.far[c] / max(s.items[c], 1.0)
-    if runs > 0:
-        _draw(r, g, v, s, n, i, size, state, -1 if renewed else touched)
+    if runs > 0 and closely:
+        draw_groups(r, g, s, n, i, state)
+    elif runs > 0:
+        _draw(r, g, v, s, n, i, size, state, touched)
+    if r.listed and i % _LOOKED_AT == 0:
+        _look_ahead(s, n.draw[i], runs)
     for k in range(opened):
         s.opened[n.opened[i, k]] = False
-    n.draw[i, runs] = _NONE
+    if r.listed:
+        n.draw[i, runs] = _NONE
     end = (items + 3) & ~3
     for k in range(r.ahead if r.listed else 0):
         n.places[i, end + k] = 0
@@ -341,10 +355,33 @@ def choose(
 ) -> int:
     """List what queries of a block take, `numbers` in their batch; `sizes` are places of guesses."""
     r, g, v, s = at(rules, groups, guesses, scratch)
-    n = view(Lists, lists)
-    state = state_of(seed, 2 * (numbers[0] // r.shared) + 1)
+    place_runs(r, g, s, seed, numbers[0])
+    choose_each(r, g, v, s, view(Lists, lists), sizes, queries, budget, seed, numbers)
+    return 0
+
+
+@jit
+def place_runs(r: Rules, g: Groups, s: Scratch, seed: Any, number: int) -> None:
+    """Write where the runs of each group begin, for all queries of a block, of which one has that number."""
+    state = state_of(seed, 2 * (number // r.shared) + 1)
     call(r.offsets, (g.size.ctypes.data, len(g.size), state, s.offset.ctypes.data))
     s.most[:] = 0
+
+
+@jit
+def choose_each(
+    r: Rules,
+    g: Groups,
+    v: Guesses,
+    s: Scratch,
+    n: Lists,
+    sizes: Any,
+    queries: Any,
+    budget: int,
+    seed: Any,
+    numbers: Any,
+) -> None:
+    """List what some queries of a block take."""
+    _all_cell_logits(r, g, n, queries)
     for i in range(len(queries)):
-        _choose(r, g, v, s, n, i, sizes[i], queries[i], budget, state_of(seed, 2 * numbers[i]))
-    return 0
+        _choose(r, g, v, s, n, i, sizes[i], budget, state_of(seed, 2 * numbers[i]))

@@ -7,6 +7,7 @@ a query add up to one number.
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -16,6 +17,7 @@ from rfkernels.backends.numba.catalog_kernels import call_function, fetch, splat
 from rfkernels.backends.numba.emitter import INT, POINTER, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
 from rfkernels.catalog.codes import BLOCK, LARGEST, LEVELS, TOGETHER, eights, shared
+from rfkernels.catalog.scans import MOST
 
 AHEAD = 8
 """How many blocks are fetched before they are needed: lists of blocks end in so many more that there are."""
@@ -32,35 +34,41 @@ _PAIRS = {64: "avx512.pmaddubs.w.512", 32: "avx2.pmadd.ub.sw", 16: "ssse3.pmadd.
 _FOURS = {64: "avx512.pmaddw.d.512", 32: "avx2.pmadd.wd", 16: "sse2.pmadd.wd"}
 """Instructions of x86 that multiply bytes and add two products, and then two sums."""
 
+_ALL_FOUR = {64: "avx512.vpdpbusd.512"}
+"""Instructions that do both."""
 
-def multiplies_bytes() -> bool:
-    """Whether the host has instructions for products of bytes."""
-    return platform.machine().lower() in ("x86_64", "amd64") and bool(binding.get_host_cpu_features().get("ssse3"))
+
+def products_added(width: int) -> int:
+    """Return how many products of bytes an instruction of the host adds up in vectors of some bytes: 4, 2, or 1."""
+    features = binding.get_host_cpu_features()
+    if platform.machine().lower() not in ("x86_64", "amd64") or not features.get("ssse3"):
+        return 1
+    return 4 if width in _ALL_FOUR and features.get("avx512vnni") else 2
 
 
 @cache
-def scan_kernels(machine: Machine, bits: int, dim: int, bytewise: bool) -> Code:
-    """Compile ``scan``, ``sum_blocks`` and ``pick`` for logits of `bits` bits.
+def scan_kernels(machine: Machine, bits: int, dim: int, added: int) -> Code:
+    """Compile ``scan`` for logits of `bits` bits.
 
-    ``scan``: for each of some blocks, out = base + step numbers[0] (Σ code · query − shift) for the rows in its mask,
-    −inf for others, and the widest step; numbers[1] gets the largest. ``sum_blocks``: of each block, sums of weights
-    and of logits, and the largest weight. ``pick``: replaces the number of a block, and how far in it a place lies, by
-    the place of an item: they are as long as factor · (boost · weight + slope), and large ones are left out.
+    For each of some blocks, as many as make whole vectors: logits = base + step numbers[0] (Σ code · query − shift) of
+    the rows in its mask, −inf of others; weights = exp(logits − numbers[2]); boosts, of the widest step and numbers[4];
+    and with these in float64: the sum of what its items are checked in proportion to, and that of weights less the
+    control variate. numbers[1] gets the largest logit, numbers[5] the first of these sums over all blocks.
     """
     module = ir.Module(name=f"rfkernels_catalog_scan_{bits}_{dim}")
-    lanes = machine.lanes(bits)
-    parameters = "codes blocks masks bases count query shift numbers out widest"
-    _Scan(Emitter(module, "scan", parameters, bits, lanes), machine.width, dim, bytewise).emit()
-    _sum_blocks(Emitter(module, "sum_blocks", "weights logits count sums linear most", bits, min(lanes, BLOCK)))
-    _pick(Emitter(module, "pick", "weights masks factors boosts slopes least rest count places", bits, lanes))
+    parameters = (
+        "codes blocks masks bases count query shift numbers logits weights widest boosts factors slopes centres sizes "
+        "sums parts"
+    )
+    _Scan(Emitter(module, "scan", parameters, bits, machine.lanes(bits)), machine.width, dim, added).emit()
     return compile_module(module, machine.width, keep=True)
 
 
 class _Scan:
     """Logits of blocks of rows."""
 
-    def __init__(self, e: Emitter, width: int, dim: int, bytewise: bool) -> None:
-        self.e, self.width, self.lanes, self.bytewise = e, width, width // 4, bytewise
+    def __init__(self, e: Emitter, width: int, dim: int, added: int) -> None:
+        self.e, self.width, self.lanes, self.added = e, width, width // 4, added
         self.whole, self.shared = eights(dim), shared(dim)
         self.eights = self.whole + self.shared
         self.size = BLOCK * (self.whole * TOGETHER // 2 + (4 if self.shared else 2))
@@ -68,32 +76,74 @@ class _Scan:
     def emit(self) -> None:
         """Emit the function."""
         e, b = self.e, self.e.builder
-        codes, blocks, masks, bases, count, query, shift, numbers, out, widest = e.arguments
-        kind = ir.VectorType(e.element, self.lanes)
-        none = ir.Constant(kind, [float("-inf")] * self.lanes)
-        factor, less = splat(b, e.load(numbers, e.integer(0)), self.lanes), splat(b, b.trunc(shift, _I32), self.lanes)
+        codes, blocks, masks, bases, count, query, shift, numbers, logits, weights, widest, *others = e.arguments
+        less = splat(b, b.trunc(shift, _I32), self.lanes)
         held = self.width == 64 and self.eights <= _HELD
         given = [self._query(query, e.integer(k)) for k in range(self.eights)] if held else None
-        most = e.variable(none)
-        with e.loop(0, count) as i:
-            later = b.zext(e.load(blocks, e.add(i, AHEAD), _I32), INT)
-            fetch(e, e.add(codes, e.mul(later, self.size)), self.size)
-            block = e.add(codes, e.mul(b.zext(e.load(blocks, i, _I32), INT), self.size))
-            base, mask = splat(b, e.load(bases, i), self.lanes), e.load(masks, i, _I32)
-            wide = ir.Constant(ir.VectorType(ir.FloatType(), self.lanes), [0.0] * self.lanes)
-            for first in range(0, BLOCK, self.lanes):
-                total = b.sub(self._products(block, first, query, given), less)
-                steps = self._steps(block, first)
-                scaled = b.fmul(b.fmul(b.sitofp(total, kind), factor), steps if e.align == 4 else b.fpext(steps, kind))
-                there = b.bitcast(b.trunc(b.lshr(mask, _I32(first)), ir.IntType(self.lanes)), _flags(self.lanes))
-                logits = b.select(there, b.fadd(scaled, base), none)
-                e.store_vector(logits, out, e.add(e.mul(i, BLOCK), first))
-                most.set(b.select(b.fcmp_ordered(">", logits, most.get()), logits, most.get()))
-                wide = b.select(b.and_(there, b.fcmp_ordered(">", steps, wide)), steps, wide)
-            step = self._largest(wide)
-            e.store(step if e.align == 4 else b.fpext(step, e.element), widest, i)
+        factor = splat(b, e.load(numbers, e.integer(0)), self.lanes)
+        most = e.variable(ir.Constant(ir.VectorType(e.element, self.lanes), [float("-inf")] * self.lanes))
+        total = e.variable(e.math.constant(0.0))
+        with e.loop(0, count, e.lanes) as first:
+            with e.loop(first, e.add(first, e.lanes)) as i:
+                later = b.zext(e.load(blocks, e.add(i, AHEAD), _I32), INT)
+                fetch(e, e.add(codes, e.mul(later, self.size)), self.size, near=True)
+                block = e.add(codes, e.mul(b.zext(e.load(blocks, i, _I32), INT), self.size))
+                base, mask = splat(b, e.load(bases, i), self.lanes), e.load(masks, i, _I32)
+                wide = self._read(
+                    block, base, mask, (query, given, less, factor), e.address(logits, e.mul(i, BLOCK)), most
+                )
+                e.store(wide if e.align == 4 else b.fpext(wide, e.element), widest, i)
+            total.set(e.math.add(total.get(), self._weigh(first, numbers, logits, weights, widest, *others)))
         e.store(self._largest(most.get()), numbers, e.integer(1))
+        e.store(e.math.reduce_add(total.get()), numbers, e.integer(5))
         e.finish()
+
+    def _read(self, block: Any, base: Any, mask: Any, given: tuple[Any, ...], out: Any, most: Any) -> Any:
+        """Store the logits of a block; return its widest step."""
+        e, b, (query, numbers, less, factor) = self.e, self.e.builder, given
+        kind = ir.VectorType(e.element, self.lanes)
+        none = ir.Constant(kind, [float("-inf")] * self.lanes)
+        wide = ir.Constant(ir.VectorType(ir.FloatType(), self.lanes), [0.0] * self.lanes)
+        for first in range(0, BLOCK, self.lanes):
+            total = b.sub(self._products(block, first, query, numbers), less)
+            steps = self._steps(block, first)
+            scaled = b.fmul(b.fmul(b.sitofp(total, kind), factor), steps if e.align == 4 else b.fpext(steps, kind))
+            there = b.bitcast(b.trunc(b.lshr(mask, _I32(first)), ir.IntType(self.lanes)), _flags(self.lanes))
+            own = b.select(there, b.fadd(scaled, base), none)
+            b.store(own, b.gep(out, [e.integer(first)], source_etype=e.element)).align = e.align
+            most.set(b.select(b.fcmp_ordered(">", own, most.get()), own, most.get()))
+            wide = b.select(b.and_(there, b.fcmp_ordered(">", steps, wide)), steps, wide)
+        return self._largest(wide)
+
+    def _weigh(self, first: Any, numbers: Any, logits: Any, weights: Any, widest: Any, *others: Any) -> Any:
+        """Store weights of as many blocks as a vector has lanes, and sums; return what items are checked by."""
+        boosts, factors, slopes, centres, sizes, *sums = others
+        e, m, zero, nothing = self.e, self.e.math, self.e.math.constant(0.0), self.e.math.constant(float("-inf"))
+        top, spread = (m.splat(e.load(numbers, e.integer(j))) for j in (2, 4))
+        near, linear = [], []
+        for block in range(e.lanes):
+            at = e.mul(e.add(first, block), BLOCK)
+            x = [e.load_vector(logits, e.add(at, k)) for k in range(0, BLOCK, e.lanes)]
+            own = [m.exp_of_exponent(m.sub(y, top)) for y in x]
+            for k, y in enumerate(own):
+                e.store_vector(y, weights, e.add(at, k * e.lanes))
+            near.append(_joined(own, m.add))
+            linear.append(_joined([m.where(m.gt(y, nothing), y, zero) for y in x], m.add))
+        plain, straight = (m.reduce_each(x, m.add) for x in (near, linear))
+        factor, slope, centre, size, wide = (e.load_vector(x, first) for x in (factors, slopes, centres, sizes, widest))
+        boost = m.exp(m.minimum(m.constant(MOST), m.mul(m.mul(wide, wide), spread)))
+        e.store_vector(boost, boosts, first)
+        total = m.mul(factor, m.add(m.mul(boost, plain), m.mul(slope, size)))
+        part = m.mul(factor, m.sub(plain, m.mul(slope, m.sub(straight, m.mul(size, centre)))))
+        for x, out in zip((total, part), sums, strict=True):
+            self._store_wide(x, out, first)
+        return total
+
+    def _store_wide(self, x: Any, out: Any, index: Any) -> None:
+        """Store numbers of float64."""
+        e, b, kind = self.e, self.e.builder, ir.DoubleType()
+        x = x if e.align == 8 else b.fpext(x, ir.VectorType(kind, e.lanes))
+        b.store(x, e.address(out, index, kind)).align = 8
 
     def _largest(self, x: Any) -> Any:
         """Return the largest lane."""
@@ -128,15 +178,21 @@ class _Scan:
 
     def _products(self, block: Any, first: int, query: Any, given: list[Any] | None) -> Any:
         """Return sums of codes times numbers of the query, for as many rows as a vector has lanes."""
-        e, b = self.e, self.e.builder
-        total = e.variable(ir.Constant(ir.VectorType(_I32, self.lanes), None))
+        e, none = self.e, ir.Constant(ir.VectorType(_I32, self.lanes), None)
+        totals = [e.variable(none) for _ in range(2)]
 
         def take(places: list[Any]) -> None:
-            pairs = None
-            for k in places:
-                own = self._eight(block, first, k, given[k] if given else self._query(query, _number(e, k)))
-                pairs = own if pairs is None else b.add(pairs, own)
-            total.set(b.add(total.get(), self._fours(pairs)))
+            eights = [
+                (self._halves(block, first, k), given[k] if given else self._query(query, _number(e, k)))
+                for k in places
+            ]
+            if self.added == 4:
+                for halves, own in eights:
+                    for total, x, q in zip(totals, halves, own, strict=True):
+                        total.set(self._added(total.get(), x, q))
+            else:
+                pairs = [self._pairs(x, q) for halves, own in eights for x, q in zip(halves, own, strict=True)]
+                totals[0].set(e.builder.add(totals[0].get(), self._fours(_joined_all(e.builder, pairs))))
 
         whole = self.eights // _SAFE * _SAFE
         if self.eights <= _UNROLLED:
@@ -147,10 +203,10 @@ class _Scan:
                 take([e.add(k, j) for j in range(_SAFE)])
             if whole < self.eights:
                 take(list(range(whole, self.eights)))
-        return total.get()
+        return e.builder.add(*(total.get() for total in totals))
 
-    def _eight(self, block: Any, first: int, k: Any, query: tuple[Any, ...]) -> Any:
-        """Return sums of products of eight numbers, those of a row still in two parts."""
+    def _halves(self, block: Any, first: int, k: Any) -> tuple[Any, Any]:
+        """Return eight numbers of each row: four from low halves of bytes and four from high ones."""
         e, b = self.e, self.e.builder
         at = e.add(block, e.mul(_number(e, k), BLOCK * TOGETHER // 2), first * TOGETHER // 2)
         pairs = b.load(b.inttoptr(at, POINTER), typ=ir.VectorType(_I16, self.width // 2))
@@ -158,13 +214,18 @@ class _Scan:
         high = b.lshr(pairs, ir.Constant(pairs.type, [4] * (self.width // 2)))
         kind = ir.VectorType(_BYTE, self.width)
         low = ir.Constant(kind, [LEVELS - 1] * self.width)
-        parts = [self._pairs(b.and_(b.bitcast(x, kind), low), q) for x, q in zip((pairs, high), query, strict=True)]
-        return b.add(*parts)
+        return b.and_(b.bitcast(pairs, kind), low), b.and_(b.bitcast(high, kind), low)
+
+    def _added(self, total: Any, numbers: Any, query: Any) -> Any:
+        """Return sums with four products more each."""
+        kind = total.type
+        given = total, *(self.e.builder.bitcast(x, kind) for x in (numbers, query))
+        return call_function(self.e, f"llvm.x86.{_ALL_FOUR[self.width]}", kind, given)
 
     def _pairs(self, numbers: Any, query: Any) -> Any:
         """Return sums of products of neighbours, as numbers of 16 bits."""
         b, half = self.e.builder, self.width // 2
-        if self.bytewise:
+        if self.added > 1:
             kind = ir.VectorType(_I16, half)
             return call_function(self.e, f"llvm.x86.{_PAIRS[self.width]}", kind, (numbers, query))
         wide = ir.VectorType(_I16, self.width)
@@ -173,9 +234,17 @@ class _Scan:
     def _fours(self, pairs: Any) -> Any:
         """Return sums of neighbours, as numbers of 32 bits."""
         b, kind = self.e.builder, ir.VectorType(_I32, self.lanes)
-        if self.bytewise:
+        if self.added > 1:
             return call_function(self.e, f"llvm.x86.{_FOURS[self.width]}", kind, (pairs, _ones(pairs.type)))
         return _neighbours(b, b.sext(pairs, ir.VectorType(_I32, 2 * self.lanes)))
+
+
+def _joined_all(b: Any, parts: list[Any]) -> Any:
+    """Add up vectors of integers."""
+    total = parts[0]
+    for x in parts[1:]:
+        total = b.add(total, x)
+    return total
 
 
 def _number(e: Emitter, k: Any) -> Any:
@@ -197,68 +266,8 @@ def _neighbours(b: Any, x: Any) -> Any:
     return b.add(b.shuffle_vector(x, x, even), b.shuffle_vector(x, x, odd))
 
 
-def _sum_blocks(e: Emitter) -> None:
-    """Sum up blocks, as many together as a vector has lanes."""
-    weights, logits, count, sums, linear, most = e.arguments
-    m, b, zero, nothing = e.math, e.builder, e.math.constant(0.0), e.math.constant(float("-inf"))
-
-    def there(x: Any) -> Any:
-        return m.where(m.gt(x, nothing), x, zero)
-
-    with e.loop(0, count, e.lanes) as i:
-        for x, own, operation, out in (
-            (weights, _same, m.add, sums),
-            (logits, there, m.add, linear),
-            (weights, _same, m.maximum, most),
-        ):
-            vectors = []
-            for block in range(e.lanes):
-                at = e.mul(e.add(i, block), BLOCK)
-                parts = [own(e.load_vector(x, e.add(at, k))) for k in range(0, BLOCK, e.lanes)]
-                while len(parts) > 1:
-                    parts = [operation(*two) for two in zip(parts[::2], parts[1::2], strict=True)]
-                vectors += parts
-            while len(vectors) > 1:
-                pairs = zip(vectors[::2], vectors[1::2], strict=True)
-                vectors = [operation(*_split(b, x, y, e.lanes)) for x, y in pairs]
-            e.store_vector(vectors[0], out, i)
-    e.finish()
-
-
-def _same(x: Any) -> Any:
-    return x
-
-
-def _split(b: Any, x: Any, y: Any, lanes: int) -> tuple[Any, ...]:
-    """Return the even lanes of two vectors, and the odd ones."""
-    orders = (ir.Constant(ir.VectorType(_I32, lanes), [2 * j + k for j in range(lanes)]) for k in range(2))
-    return tuple(b.shuffle_vector(x, y, order) for order in orders)
-
-
-def _pick(e: Emitter) -> None:
-    """Find the first item with which the sum of sizes is beyond a place, or the last there is."""
-    weights, masks, factors, boosts, slopes, least, rest, count, places = e.arguments
-    b, numbers, bits = e.builder, ir.VectorType(e.element, BLOCK), ir.IntType(BLOCK)
-    none, limit = ir.Constant(numbers, [0.0] * BLOCK), splat(b, e.load(least, e.integer(0)), BLOCK)
-    with e.loop(0, count) as i:
-        block = b.zext(e.load(places, i, _I32), INT)
-        own = b.load(e.address(weights, e.mul(block, BLOCK)), typ=numbers)
-        own.align = e.align
-        factor, boost, slope = (splat(b, e.load(x, block), BLOCK) for x in (factors, boosts, slopes))
-        own = b.fmul(factor, b.fadd(b.fmul(boost, own), slope))
-        mask = b.trunc(e.load(masks, block, _I32), bits)
-        there = b.bitcast(mask, _flags(BLOCK))
-        sums = own = b.select(b.and_(there, b.fcmp_ordered("<", own, limit)), own, none)
-        step = 1
-        while step < BLOCK:
-            order = [BLOCK + j if j < step else j - step for j in range(BLOCK)]
-            sums = b.fadd(sums, b.shuffle_vector(sums, none, ir.Constant(ir.VectorType(_I32, BLOCK), order)))
-            step *= 2
-        at = e.load(rest, i, ir.DoubleType())
-        beyond = b.fcmp_ordered(">", sums, splat(b, at if e.align == 8 else b.fptrunc(at, e.element), BLOCK))
-        first, some = (b.bitcast(x, bits) for x in (beyond, b.fcmp_ordered(">", own, none)))
-        some = b.select(b.icmp_unsigned("!=", some, bits(0)), some, mask)  # all may be less than the smallest number
-        last = b.sub(bits(BLOCK - 1), b.ctlz(some, ir.IntType(1)(0)))
-        found = b.select(b.icmp_unsigned("!=", first, bits(0)), b.cttz(first, ir.IntType(1)(0)), last)
-        e.store(b.trunc(e.add(e.mul(block, BLOCK), b.zext(found, INT)), _I32), places, i)
-    e.finish()
+def _joined(parts: list[Any], operation: Callable[[Any, Any], Any]) -> Any:
+    """Combine a power of two of vectors."""
+    while len(parts) > 1:
+        parts = [operation(*two) for two in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]

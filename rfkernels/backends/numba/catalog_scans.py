@@ -8,15 +8,21 @@ from typing import Any
 import numpy as np
 
 from rfkernels.backends.numba.catalog_groups import Groups
-from rfkernels.backends.numba.catalog_layout import Lists, Rules, Scratch
+from rfkernels.backends.numba.catalog_layout import Lists, Rules, Scratch, at
+from rfkernels.backends.numba.catalog_list_kernels import MASK_SHIFT, SIZE_SHIFT
 from rfkernels.backends.numba.catalog_looks import Codes, Looks
-from rfkernels.backends.numba.catalog_plans import state_of, uniform
+from rfkernels.backends.numba.catalog_plans import GOLDEN, choose_each, place_runs, state_of
 from rfkernels.backends.numba.catalog_scan_kernels import AHEAD
 from rfkernels.backends.numba.catalog_sums import trusted
-from rfkernels.backends.numba.compiling import call, entry, jit
+from rfkernels.backends.numba.compiling import call, entry, jit, up
 from rfkernels.backends.numba.records import view, view_like
 from rfkernels.catalog.codes import BLOCK, LARGEST, MIDDLE, TOGETHER
-from rfkernels.catalog.scans import MOST, ROUNDS
+from rfkernels.catalog.scans import ROUNDS
+
+_BELOW, _ABOVE = 40.0, 10.0
+"""How far from the guess the largest logit may lie: sums of weights relative to it then fit single precision."""
+
+_MASK = np.int32((1 << BLOCK) - 1)
 
 
 @jit
@@ -53,190 +59,145 @@ def _anchored(g: Groups, c: Codes, k: Looks, cells: Any, query: Any) -> None:
 
 
 @jit
-def _list(g: Groups, k: Looks, m: int, group: int, block: int) -> None:
-    """List what a group has in a block of rows."""
-    low = max(g.start[group] - BLOCK * block, 0)
-    high = min(g.start[group] + g.count[group] - BLOCK * block, BLOCK)
-    k.blocks[m], k.owners[m], k.sizes[m] = block, group, high - low
-    k.masks[m] = (1 << high) - (1 << low)
-    k.bases[m] = k.anchored[g.cell[group]]
+def _place_runs(r: Rules, g: Groups, s: Scratch, c: Codes, k: Looks, seed: Any, number: int) -> None:
+    """Write where the runs of each group begin, and what the first of them looks at."""
+    place_runs(r, g, s, seed, number)
+    given = g.start.ctypes.data, g.size.ctypes.data, s.offset.ctypes.data, up(len(g.start), 8)
+    call(c.begins, (*given, k.begins.ctypes.data))
 
 
 @jit
-def _list_all(g: Groups, s: Scratch, k: Looks, n: Lists, i: int) -> int:
-    """List the blocks of opened groups and then those of runs; return where the latter begin."""
-    m, turn, draw = 0, 0, n.draw[i]
+def _begin(g: Groups, group: int, block: int) -> int:
+    """Return what a group has in a block of rows: block, mask and number."""
+    low = max(g.start[group] - BLOCK * block, 0)
+    high = min(g.start[group] + g.count[group] - BLOCK * block, BLOCK)
+    return int(block | ((1 << high) - (1 << low)) << MASK_SHIFT | (high - low) << SIZE_SHIFT)
+
+
+@jit
+def _put(k: Looks, m: int, begin: int) -> int:
+    """List a block; return how many of its items are looked at."""
+    size = begin >> SIZE_SHIFT
+    k.blocks[m], k.masks[m], k.sizes[m] = np.int32(begin), np.int32(begin >> MASK_SHIFT) & _MASK, size
+    return size
+
+
+@jit
+def _list_opened(g: Groups, k: Looks, n: Lists, i: int) -> tuple[int, int]:
+    """List the blocks of opened groups; return how many these are, and their items."""
+    m = items = 0
     for j in range(n.sizes[i, 1]):
         group = n.opened[i, j]
+        cell = g.cell[group]
         for block in range(g.start[group] // BLOCK, (g.start[group] + g.count[group] - 1) // BLOCK + 1):
-            _list(g, k, m, group, block)
+            items += _put(k, m, _begin(g, group, block))
+            k.bases[m], k.centres[m], k.slopes[m] = k.anchored[cell], n.cells[i, cell], k.steepness[cell]
+            k.factors[m] = 1.0
             m += 1
-    first = m
-    for run in range(n.sizes[i, 2]):
-        group = draw[run]
-        turn = turn + 1 if run > 0 and group == draw[run - 1] else 0
-        place = s.offset[group] + BLOCK * turn
-        if place >= g.count[group]:
-            place %= g.count[group]
-        _list(g, k, m, group, (g.start[group] + place) // BLOCK)
-        m += 1
-    for j in range(m, m + AHEAD):
+    return m, items
+
+
+@jit
+def _list_runs(g: Groups, s: Scratch, c: Codes, k: Looks, n: Lists, i: int, first: int) -> int:
+    """List the blocks of runs, behind others; return how many items these are."""
+    runs, draw, out = n.sizes[i, 2], n.draw[i], k.addresses
+    k.totals[0] = n.measures[i, 1] / runs
+    out[0], out[1] = k.blocks[first:].ctypes.data, k.masks[first:].ctypes.data
+    out[2], out[3], out[4] = k.bases[first:].ctypes.data, k.centres[first:].ctypes.data, k.slopes[first:].ctypes.data
+    out[5], out[6] = k.sizes[first:].ctypes.data, k.factors[first:].ctypes.data
+    given = draw.ctypes.data, k.begins.ctypes.data, g.cell.ctypes.data, n.odds[i].ctypes.data
+    known = k.anchored.ctypes.data, n.cells[i].ctypes.data, k.steepness.ctypes.data
+    numbers = k.totals.ctypes.data, out.ctypes.data, k.repeated.ctypes.data
+    many = call(c.list_runs, (*given, *known, runs, *numbers))
+    items, turn, before = int(k.totals[1]), 0, -1
+    for j in range(many):
+        run = k.repeated[j]
+        group, m = draw[run], first + run
+        turn = turn + 1 if run == before + 1 else 1
+        place = (s.offset[group] + BLOCK * turn) % g.count[group]
+        items -= int(k.sizes[m])
+        k.factors[m] *= k.sizes[m]
+        items += _put(k, m, _begin(g, group, (g.start[group] + place) // BLOCK))
+        k.factors[m] /= k.sizes[m]
+        before = run
+    return items
+
+
+@jit
+def _list_all(g: Groups, s: Scratch, c: Codes, k: Looks, n: Lists, i: int) -> tuple[int, int]:
+    """List the blocks of opened groups and then those of runs; return where the latter begin, and how many items."""
+    first, items = _list_opened(g, k, n, i)
+    m = first + n.sizes[i, 2]
+    if m > first:
+        items += _list_runs(g, s, c, k, n, i, first)
+    end = up(m, BLOCK)
+    for j in range(m, end):
+        k.masks[j], k.sizes[j], k.bases[j], k.centres[j], k.slopes[j], k.factors[j] = 0, 0, 0, 0, 0, 0
+    for j in range(m, end + AHEAD):
         k.blocks[j] = k.blocks[m - 1]
-    return first
+    return first, items
+
+
+@jit
+def _steepness(g: Groups, n: Lists, k: Looks, i: int, relative: float) -> None:
+    """Write slopes relative to what weights are."""
+    for c in range(len(g.held)):
+        k.steepness[c] = relative * n.slopes[i, c] if relative > 0 else 0.0
 
 
 @jit
 def _read(c: Codes, k: Looks, count: int, shift: int) -> None:
-    """Write what codes of all blocks say of logits; there are none in those up to a whole number of vectors."""
-    given = c.codes, k.blocks.ctypes.data, k.masks.ctypes.data, k.bases.ctypes.data, count, k.query.ctypes.data
-    call(c.scan, (*given, shift, k.numbers.ctypes.data, k.logits.ctypes.data, k.widest.ctypes.data))
-    k.logits[BLOCK * count : BLOCK * (count + BLOCK)] = -np.inf
+    """Write what codes of all blocks say of logits and of weights, and sums of these."""
+    given = c.codes, k.blocks.ctypes.data, k.masks.ctypes.data, k.bases.ctypes.data, up(count, BLOCK)
+    out = k.logits.ctypes.data, k.weights.ctypes.data, k.widest.ctypes.data, k.boosts.ctypes.data
+    known = k.factors.ctypes.data, k.slopes.ctypes.data, k.centres.ctypes.data, k.sizes.ctypes.data
+    sums = k.sums.ctypes.data, k.parts.ctypes.data
+    call(c.scan, (*given, k.query.ctypes.data, shift, k.numbers.ctypes.data, *out, *known, *sums))
 
 
 @jit
-def _weigh(
-    r: Rules, g: Groups, n: Lists, c: Codes, k: Looks, i: int, first: int, spread: float, steady: int
-) -> tuple[float, float]:
-    """Write weights and what items are checked in proportion to; return what they and slopes are relative to.
-
-    `parts` get how often blocks count.
-    """
-    runs = n.sizes[i, 2]
-    guessed, total, _ = n.measures[i]
-    count = first + runs
-    whole = (count + BLOCK - 1) // BLOCK * BLOCK
-    k.numbers[2] = max(k.numbers[1], guessed) if steady else k.numbers[1]
-    given = k.numbers[2:].ctypes.data, k.weights.ctypes.data
-    call(r.exponentials, (k.logits.ctypes.data, BLOCK * whole, *given))
-    out = k.plain.ctypes.data, k.linear.ctypes.data, k.largest.ctypes.data
-    call(c.sum_blocks, (k.weights.ctypes.data, k.logits.ctypes.data, whole, *out))
-    top = float(k.numbers[2])
-    relative = math.exp(guessed - top) if steady else 0.0
-    for m in range(count):
-        k.boosts[m] = min(float(k.widest[m]) ** 2 * spread, MOST)
-    k.numbers[4] = 0.0
-    call(r.exponentials, (k.boosts.ctypes.data, whole, k.numbers[4:].ctypes.data, k.boosts.ctypes.data))
-    for m in range(count):
-        size = k.sizes[m]
-        k.parts[m] = 1.0 if m < first else total / (n.odds[i, m - first] * runs * size)
-        k.factors[m] = k.parts[m]
-        k.slopes[m] = relative * n.slopes[i, g.cell[k.owners[m]]] if steady else 0.0
-        factor, boost, slope = float(k.factors[m]), float(k.boosts[m]), float(k.slopes[m])
-        k.sums[m] = factor * (boost * k.plain[m] + slope * size)
-        k.most[m] = k.factors[m] * (k.boosts[m] * k.largest[m] + k.slopes[m])
-    return top, relative
+def _arrays(k: Looks) -> tuple[int, int, int, int, int, int]:
+    """Return the addresses of what says which items are checked."""
+    given = k.weights.ctypes.data, k.masks.ctypes.data, k.factors.ctypes.data, k.boosts.ctypes.data
+    return (*given, k.slopes.ctypes.data, k.numbers[3:].ctypes.data)
 
 
 @jit
-def _add_up(
-    g: Groups, s: Scratch, n: Lists, k: Looks, i: int, first: int, given: tuple[int, float, float, int]
-) -> float:
-    """Return the sum of all parts of blocks, where large items count as they are; and compare runs."""
-    large, top, relative, steady = given
-    runs, z, j = n.sizes[i, 2], 0.0, 0
-    for m in range(first + runs):
-        cell, size, factor = g.cell[k.owners[m]], k.sizes[m], k.parts[m]
-        slope, plain, linear = 0.0, float(k.plain[m]), float(k.linear[m])
-        if steady:
-            slope = relative * n.slopes[i, cell]
-        if j < large and k.found[j] // BLOCK == m:
-            plain = linear = 0.0
-            for lane in range(BLOCK):
-                place = BLOCK * m + lane
-                if j < large and k.found[j] == place:
-                    plain, linear = plain + math.exp(k.exact[j] - top), linear + k.exact[j]
-                    j += 1
-                elif k.masks[m] >> lane & 1:
-                    plain, linear = plain + k.weights[place], linear + k.logits[place]
-        k.parts[m] = factor * (plain - slope * (linear - size * n.cells[i, cell]))
-        z += k.parts[m]
-    _differ(s, k.parts[first : first + runs])
-    return z
-
-
-@jit
-def _differ(s: Scratch, parts: Any) -> None:
-    """Write the sum of runs, and of second and fourth powers of the differences of neighbours."""
-    total, square, fourth = 0.0, 0.0, 0.0
-    for j in range(0, len(parts) - 1, 2):
-        apart = (parts[j] - parts[j + 1]) ** 2
-        total += parts[j] + parts[j + 1]
-        square += apart
-        fourth += apart**2
-    s.numbers[2], s.numbers[3], s.numbers[4] = total + (parts[-1] if len(parts) % 2 else 0.0), square, fourth
-
-
-@jit
-def _large(k: Looks, m: int, least: float, at: int) -> tuple[int, float]:
-    """List the items of a block that are large, from a place on; return how many these are and the sum of others."""
-    many, left = 0, 0.0
-    for lane in range(BLOCK):
-        if k.masks[m] >> lane & 1:
-            size = k.factors[m] * (k.boosts[m] * k.weights[BLOCK * m + lane] + k.slopes[m])
-            if size >= least:
-                k.found[at + many] = BLOCK * m + lane
-                many += 1
-            else:
-                left += size
-    return many, left
-
-
-@jit
-def _least(k: Looks, blocks: int, count: int) -> float:
-    """Return the size from which on items are checked for sure."""
-    total = 0.0
-    for m in range(blocks):
-        total += k.sums[m]
-    least = total / count
-    for _ in range(ROUNDS):
-        many, left = 0, 0.0
-        for m in range(blocks):
-            if k.most[m] >= least:
-                more, rest = _large(k, m, least, 0)
-                many, left = many + more, left + rest
-            else:
-                left += k.sums[m]
-        if left <= 0 or count <= many:
+def _large(c: Codes, k: Looks, blocks: int, count: int, total: float) -> int:
+    """List items that are checked for sure; return how many these are, and write sums over the others."""
+    before, many, least = -1, 0, total / count
+    given = k.sums.ctypes.data, up(blocks, BLOCK), k.totals.ctypes.data
+    for turn in range(ROUNDS + 1):
+        k.numbers[3] = least
+        many = call(c.large, (*_arrays(k), *given, k.others.ctypes.data, k.found.ctypes.data))
+        if many == before or many >= count or k.totals[0] <= 0 or turn == ROUNDS:
             break
-        least = left / (count - many)
-    k.numbers[3] = least
-    return float(k.numbers[3])
+        before, least = many, k.totals[0] / (count - many)
+    return many
 
 
 @jit
-def _choose(c: Codes, k: Looks, blocks: int, count: int, state: Any, runs: int) -> tuple[int, int, float]:
+def _choose(r: Rules, c: Codes, k: Looks, blocks: int, given: tuple[int, Any, float]) -> tuple[int, int, float]:
     """List items to be checked: large ones, then others; return how many these are, and the sum that one stands for."""
-    least, large, left, last = _least(k, blocks, count), 0, 0.0, 0
-    for m in range(blocks):
-        if k.most[m] >= least:
-            many, k.sums[m] = _large(k, m, least, large)
-            large += many
-        left += k.sums[m]
-        k.most[m] = left
-        if k.sums[m] > 0:
-            last = m
+    count, state, total = given
+    large, end = _large(c, k, blocks, count, total), up(blocks, BLOCK)
+    left, least = k.totals[0], float(k.numbers[3])
     if left <= 0:
         return large, 0, 0.0
     others = max(1, min(round(left / least), count - large))
-    distance, m = left / others, 0
-    for j in range(others):
-        place = (j + uniform(state, runs + j)) * distance
-        while m < last and k.most[m] <= place:
-            m += 1
-        k.found[large + j], k.rest[j] = m, place - (k.most[m] - k.sums[m])
-    given = k.weights.ctypes.data, k.masks.ctypes.data, k.factors.ctypes.data, k.boosts.ctypes.data
-    call(
-        c.pick,
-        (
-            *given,
-            k.slopes.ctypes.data,
-            k.numbers[3:].ctypes.data,
-            k.rest.ctypes.data,
-            others,
-            k.found[large:].ctypes.data,
-        ),
-    )
-    return large, others, distance
+    k.totals[0] = others / left
+    out = k.ends.ctypes.data, k.reached.ctypes.data
+    call(r.draw, (k.others.ctypes.data, end, state, others, k.totals.ctypes.data, *out))
+    last, before, places = end - 1, 0, k.found[large:]
+    while k.others[last] <= 0:
+        last -= 1
+    places[: up(others, BLOCK)] = 0
+    for m in range(last + 1):
+        places[before] = m  # a later block with as many before it takes the place over
+        before = k.ends[m]
+    k.totals[0] = left / others
+    call(c.pick, (*_arrays(k), others, state, k.totals.ctypes.data, k.reached.ctypes.data, places.ctypes.data))
+    return large, others, left / others
 
 
 @jit
@@ -248,13 +209,15 @@ def _check(r: Rules, k: Looks, chosen: tuple[int, int, float], top: float, query
         k.places[j] = BLOCK * k.blocks[k.found[j] // BLOCK] + k.found[j] % BLOCK
     for j in range(r.ahead):
         k.places[end + j] = k.places[0]
-    given = r.rows, r.row_stride, k.places.ctypes.data, end
-    call(r.dots, (*given, query.ctypes.data, k.exact.ctypes.data))
+    call(r.dots, (r.rows, r.row_stride, k.places.ctypes.data, end, query.ctypes.data, k.exact.ctypes.data))
+    call(r.exponentials, (k.exact.ctypes.data, up(end, BLOCK), k.numbers[2:].ctypes.data, k.right.ctypes.data))
     more, square, before = 0.0, 0.0, 0.0
     for j in range(large, end):
         place = k.found[j]
-        m, near, logit = place // BLOCK, float(k.weights[place]), float(k.exact[j])
-        off = math.exp(logit - top) - near - k.slopes[m] * (logit - k.logits[place])
+        m, near, logit, right = place // BLOCK, float(k.weights[place]), float(k.exact[j]), float(k.right[j])
+        if not right < np.inf:  # which it may be in float64
+            right = math.exp(logit - top)
+        off = right - near - k.slopes[m] * (logit - k.logits[place])
         size = float(k.boosts[m]) * near + k.slopes[m]
         own = distance * off / size if size > 0 else 0.0
         more += own
@@ -266,32 +229,36 @@ def _check(r: Rules, k: Looks, chosen: tuple[int, int, float], top: float, query
 
 
 @jit
+def _replace(k: Looks, large: int, top: float) -> None:
+    """Sum up blocks with large items anew, where these count as they are."""
+    j = 0
+    while j < large:
+        m = k.found[j] // BLOCK
+        factor, slope, centre = float(k.factors[m]), float(k.slopes[m]), float(k.centres[m])
+        plain = linear = 0.0
+        for lane in range(BLOCK):
+            place = BLOCK * m + lane
+            if j < large and k.found[j] == place:
+                plain, linear, j = plain + math.exp(k.exact[j] - top), linear + k.exact[j] - centre, j + 1
+            elif k.masks[m] >> lane & 1:
+                plain, linear = plain + k.weights[place], linear + k.logits[place] - centre
+        k.parts[m] = factor * (plain - slope * linear)
+
+
+@jit
 def _sum_up(
-    r: Rules,
-    g: Groups,
-    s: Scratch,
-    n: Lists,
-    c: Codes,
-    k: Looks,
-    i: int,
-    first: int,
-    given: tuple[int, Any, float, int],
-    query: Any,
-    out: Any,
+    r: Rules, s: Scratch, n: Lists, c: Codes, k: Looks, i: int, given: tuple[int, int, Any, int], query: Any, out: Any
 ) -> None:
-    checks, state, spread, steady = given
-    runs = n.sizes[i, 2]
-    top, relative = _weigh(r, g, n, c, k, i, first, spread, steady)
-    items, all_of_them = 0, 0.0
-    for m in range(first + runs):
-        items += k.sizes[m]
-        all_of_them += k.sums[m]
-    out[0] = out[1] = np.nan
-    if not 0 < all_of_them < np.inf:
+    first, checks, state, items = given
+    runs, top, total = n.sizes[i, 2], float(k.numbers[2]), float(k.numbers[5])
+    blocks, out[0], out[1] = first + runs, np.nan, np.nan
+    if not 0 < total < np.inf:
         return
-    chosen = _choose(c, k, first + runs, checks, state, runs)
+    chosen = _choose(r, c, k, blocks, (checks, state, total))
     more, square = _check(r, k, chosen, top, query)
-    z = more + _add_up(g, s, n, k, i, first, (chosen[0], top, relative, steady))
+    _replace(k, chosen[0], top)
+    call(c.compare, (k.parts.ctypes.data, up(blocks, BLOCK), first, runs, s.numbers.ctypes.data))
+    z = more + s.numbers[1]
     out[2] = chosen[0] + chosen[1] + math.ceil(c.cost * items)
     if 0 < z < np.inf:
         out[0] = top + math.log(z)
@@ -299,34 +266,73 @@ def _sum_up(
         out[1] = math.sqrt(own**2 + square / z**2)
 
 
+@jit
+def _estimate(
+    r: Rules, g: Groups, s: Scratch, n: Lists, c: Codes, k: Looks, i: int, given: tuple[int, Any, Any], out: Any
+) -> None:
+    """Estimate for one query; weights are relative to what is guessed of the largest or, far from it, to what it is."""
+    checks, state, (wide, query) = given
+    shift, k.numbers[4] = _round(c, k, wide)
+    _anchored(g, c, k, n.cells[i], wide)
+    guessed, runs, steady = n.measures[i, 0], n.sizes[i, 2], n.sizes[i, 3]
+    top, out[0], out[1] = guessed, np.nan, np.nan
+    while True:
+        k.numbers[2] = top
+        _steepness(g, n, k, i, math.exp(guessed - top) if steady else 0.0)
+        first, items = _list_all(g, s, c, k, n, i)
+        _read(c, k, first + runs, shift)
+        largest = float(k.numbers[1])
+        if not -np.inf < largest < np.inf:
+            return
+        wanted = max(largest, guessed) if steady else largest
+        if wanted != top and not -_BELOW < largest - top < _ABOVE:
+            top = wanted
+            continue
+        _sum_up(r, s, n, c, k, i, (first, checks, state, items), query, out)
+        if not steady or out[0] < np.inf:  # only where the error is larger than the sum itself
+            return
+        steady = 0
+
+
 @entry
 def estimate(
     rules: int,
     groups: int,
+    guesses: int,
     codes: int,
     scratch: int,
     lists: int,
     looks: int,
+    sizes: Any,
     numbers: Any,
-    checks: int,
-    seed: Any,
+    spent: Any,
+    seed: int,
     wide: Any,
     queries: Any,
     out: Any,
 ) -> int:
     """Estimate log-normalizers of queries, `numbers` in their batch: log, standard error and dot products of each.
 
-    `wide` are the same queries in float64. Log and error are NaN where they are no numbers.
+    `wide` are the same queries in float64, `sizes` places of guesses, and `spent` is on codes, and on checks. Log and
+    error are NaN where they are no numbers.
     """
-    r, g, s, n = view(Rules, rules), view(Groups, groups), view(Scratch, scratch), view(Lists, lists)
-    c, k = view(Codes, codes), view_like(Looks, looks, queries)
-    for i in range(len(queries)):
-        shift, spread = _round(c, k, wide[i])
-        _anchored(g, c, k, n.cells[i], wide[i])
-        first, runs, steady = _list_all(g, s, k, n, i), n.sizes[i, 2], n.sizes[i, 3]
-        _read(c, k, first + runs, shift)
-        state = state_of(seed, 2 * numbers[i])
-        _sum_up(r, g, s, n, c, k, i, first, (checks, state, spread, steady), queries[i], out[i])
-        if steady and not out[i, 0] < np.inf:  # only where the error is larger than the sum itself
-            _sum_up(r, g, s, n, c, k, i, first, (checks, state, spread, 0), queries[i], out[i])
+    r, g, v, s = at(rules, groups, guesses, scratch)
+    n, c, k = view(Lists, lists), view(Codes, codes), view_like(Looks, looks, queries)
+    scanned, checks = spent
+    first, shared = 0, -1
+    while first < len(queries):
+        if numbers[first] // r.shared != shared:
+            shared = numbers[first] // r.shared
+            _place_runs(r, g, s, c, k, seed, numbers[first])
+        end = min(first + len(n.sizes), len(queries))
+        while numbers[end - 1] // r.shared != shared:
+            end -= 1
+        part = slice(first, end)
+        choose_each(r, g, v, s, n, sizes[part], wide[part], scanned, seed, numbers[part])
+        for i in range(first, end):
+            j = i - first
+            state = state_of(seed, 2 * numbers[i]) + GOLDEN * np.uint64(n.sizes[j, 2])  # behind what runs have taken
+            _estimate(r, g, s, n, c, k, j, (checks, state, (wide[i], queries[i])), out[i])
+            out[i, 2] += len(c.moved)
+        first = end
     return 0

@@ -1,0 +1,162 @@
+"""Kernels that choose which items of blocks are checked, and add up blocks; called by address, as all kernels."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from llvmlite import ir
+
+from rfkernels.backends.numba.catalog_kernels import splat
+from rfkernels.backends.numba.catalog_lanes import (
+    Differences,
+    each_lane,
+    gathered,
+    hidden,
+    larger,
+    places_from,
+    running,
+    splat_long,
+    uniform,
+)
+from rfkernels.backends.numba.emitter import INT, Emitter
+from rfkernels.backends.numba.jit import Code, Machine, compile_module
+from rfkernels.catalog.codes import BLOCK
+
+_I1, _I16, _I32 = ir.IntType(1), ir.IntType(16), ir.IntType(32)
+
+
+@cache
+def check_kernels(machine: Machine, bits: int) -> Code:
+    """Compile ``large``, ``pick`` and ``compare``, for weights of `bits` bits.
+
+    ``large``: lists the items that are checked for sure, and writes sums over the others of each block and, in the
+    first of `numbers`, of all; returns how many it lists. ``pick``: replaces the first place in each block, zeros
+    beside, by the items of places that lie one in each of equal parts, of some length, of the sum over the others.
+    ``compare``: writes the sum of all parts, and of those from `first` on that of second and fourth powers of
+    differences of neighbours.
+    """
+    module = ir.Module(name=f"rfkernels_catalog_checks_{bits}")
+    element = ir.FloatType() if bits == 32 else ir.DoubleType()
+    items = "weights masks factors boosts slopes least"
+    for emit, parameters in (
+        (_large, f"{items} sums count numbers others found"),
+        (_pick, f"{items} count state numbers reached places"),
+    ):
+        emit(Emitter(module, emit.__name__[1:], parameters, 64, machine.lanes(64)), element)
+    _compare(Emitter(module, "compare", "parts count first runs numbers", 64, machine.lanes(64)))
+    return compile_module(module, machine.width, keep=True)
+
+
+def _items(e: Emitter, element: Any, arrays: tuple[Any, ...], block: Any) -> tuple[Any, Any, Any]:
+    """Load a block: what its items are checked in proportion to, which there are, and which are large."""
+    weights, masks, factors, boosts, slopes, least = arrays
+    b, kind = e.builder, ir.VectorType(element, BLOCK)
+    own = b.load(e.address(weights, e.mul(block, BLOCK), element), typ=kind)
+    own.align = 4
+    factor, boost, slope = (splat(b, e.load(x, block, element), BLOCK) for x in (factors, boosts, slopes))
+    there = b.bitcast(b.trunc(e.load(masks, block, _I32), _I16), ir.VectorType(_I1, BLOCK))
+    sizes = b.fmul(factor, b.fadd(b.fmul(boost, own), slope))
+    limit = splat(b, e.load(least, e.integer(0), element), BLOCK)
+    return sizes, there, b.and_(there, b.fcmp_ordered(">=", sizes, limit))
+
+
+def _shuffled(b: Any, x: Any, y: Any, order: list[int]) -> Any:
+    return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, len(order)), order))
+
+
+def _wide(e: Emitter, x: Any) -> Any:
+    """Return a number in float64."""
+    return x if isinstance(x.type, ir.DoubleType) else e.builder.fpext(x, ir.DoubleType())
+
+
+def _large(e: Emitter, element: Any) -> None:
+    *items, sums, count, numbers, others, found = e.arguments
+    m, b, zero = e.math, e.builder, e.math.constant(0.0)
+    limit = m.splat(_wide(e, e.load(items[-1], e.integer(0), element)))
+    total, rest, at = e.variable(zero), e.variable(e.scalar(0.0)), e.variable(e.integer(0))
+    with e.loop(0, count, e.lanes) as i:
+        own = e.load_vector(sums, i)
+        some = m.ge(own, limit)
+        e.store_vector(own, others, i)
+        total.set(m.add(total.get(), m.where(some, zero, own)))
+        for lane in each_lane(e, some):
+            block = e.add(i, lane)
+            _list_large(e, element, tuple(items), block, (found, others, at, rest))
+    e.store(b.fadd(m.reduce_add(total.get()), rest.get()), numbers, e.integer(0))
+    e.finish(at.get())
+
+
+def _list_large(e: Emitter, element: Any, items: tuple[Any, ...], block: Any, given: tuple[Any, ...]) -> None:
+    """List the large items of a block, and write and add the sum over the others."""
+    b, (found, others, at, rest) = e.builder, given
+    sizes, there, large = _items(e, element, items, block)
+    for lane in each_lane(e, large):
+        e.store(b.trunc(e.add(e.mul(block, BLOCK), lane), _I32), found, at.get())
+        at.set(e.add(at.get(), 1))
+    own = b.select(b.and_(there, b.not_(large)), sizes, ir.Constant(sizes.type, [0.0] * BLOCK))
+    step = BLOCK // 2
+    while step:
+        own = b.fadd(own, _shuffled(b, own, own, [(j + step) % BLOCK for j in range(BLOCK)]))
+        step //= 2
+    total = _wide(e, b.extract_element(own, _I32(0)))
+    e.store(total, others, block)
+    rest.set(b.fadd(rest.get(), total))
+
+
+def _pick(e: Emitter, element: Any) -> None:
+    *items, count, state, numbers, reached, places = e.arguments
+    m, b, kind = e.math, e.builder, ir.VectorType(_I32, e.lanes)
+    none, given = ir.Constant(kind, [0] * e.lanes), splat_long(e, state)
+    distance, before = m.splat(e.load(numbers, e.integer(0))), e.variable(none)
+    nothing, no_items = hidden(e, none), hidden(e, ir.Constant(ir.VectorType(element, BLOCK), [0.0] * BLOCK))
+    rests, blocks = e.array(e.element, e.lanes), e.array(_I32, e.lanes)
+    with e.loop(0, count, e.lanes) as i:
+        before.set(running(e, e.load_vector(places, i, _I32), nothing, before.get(), larger(e)))
+        e.store_vector(before.get(), blocks, e.integer(0))
+        own = [b.zext(b.extract_element(before.get(), _I32(lane)), INT) for lane in range(e.lanes)]
+        begin = gathered(e, reached, own)
+        own = places_from(e, i)
+        at = m.add(uniform(e, given, own), b.sitofp(own, m.vector))
+        e.store_vector(m.mul(m.sub(at, begin), distance), rests, e.integer(0))
+        with e.loop(0, e.lanes) as lane:
+            block = b.zext(e.load(blocks, lane, _I32), INT)
+            found = _beyond(e, element, tuple(items), block, e.load(rests, lane), no_items)
+            e.store(b.trunc(e.add(e.mul(block, BLOCK), found), _I32), places, e.add(i, lane))
+    e.finish()
+
+
+def _beyond(e: Emitter, element: Any, items: tuple[Any, ...], block: Any, rest: Any, nothing: Any) -> Any:
+    """Return the first item that the sum of sizes is beyond a place with, or the last there is; large ones are none."""
+    b, bits = e.builder, _I16
+    own, there, large = _items(e, element, items, block)
+    none = ir.Constant(own.type, [0.0] * BLOCK)
+    sums = own = b.select(b.and_(there, b.not_(large)), own, none)
+    step = 1
+    while step < BLOCK:
+        sums = b.fadd(sums, _shuffled(b, sums, nothing, [BLOCK + j if j < step else j - step for j in range(BLOCK)]))
+        step *= 2
+    at = rest if isinstance(element, ir.DoubleType) else b.fptrunc(rest, element)
+    first, some = (
+        b.bitcast(x, bits) for x in (b.fcmp_ordered(">", sums, splat(b, at, BLOCK)), b.fcmp_ordered(">", own, none))
+    )
+    mask = b.bitcast(there, bits)
+    some = b.select(b.icmp_unsigned("!=", some, bits(0)), some, mask)  # all may be less than the smallest number
+    last = b.sub(bits(BLOCK - 1), b.ctlz(some, _I1(0)))
+    return b.zext(b.select(b.icmp_unsigned("!=", first, bits(0)), b.cttz(first, _I1(0)), last), INT)
+
+
+def _compare(e: Emitter) -> None:
+    parts, count, first, runs, numbers = e.arguments
+    m, zero, differences = e.math, e.math.constant(0.0), Differences(e, runs)
+    total, drawn = (e.variable(zero) for _ in range(2))
+    with e.loop(0, count, e.lanes) as i:
+        total.set(m.add(total.get(), e.load_vector(parts, i)))
+    with e.loop(0, runs, e.lanes) as i:
+        own, (there, paired) = e.load_vector(parts, e.add(first, i)), differences.within(i)
+        drawn.set(m.add(drawn.get(), m.where(there, own, zero)))
+        differences.add(own, paired)
+    for place, x in enumerate((total, drawn), 1):
+        e.store(m.reduce_add(x.get()), numbers, e.integer(place))
+    differences.store(numbers, 3)
+    e.finish()

@@ -1,0 +1,121 @@
+"""What kernels of catalogs do with the lanes of vectors: random numbers, running sums, differences of neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from llvmlite import ir
+
+from rfkernels.backends.numba.emitter import INT, Emitter
+
+_I32 = ir.IntType(32)
+_GOLDEN, _FACTORS = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+
+
+def integers(e: Emitter, value: int) -> Any:
+    """Return a 64-bit integer that is known in every lane."""
+    return ir.Constant(e.math.integer, [value] * e.lanes)
+
+
+def splat_long(e: Emitter, value: Any) -> Any:
+    """Return a 64-bit integer in every lane."""
+    single = e.builder.insert_element(ir.Constant(e.math.integer, ir.Undefined), value, _I32(0))
+    return e.builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(_I32, e.lanes), [0] * e.lanes))
+
+
+def places_from(e: Emitter, first: Any) -> Any:
+    """Return first, first + 1, ... as 64-bit integers."""
+    return e.builder.add(splat_long(e, first), ir.Constant(e.math.integer, list(range(e.lanes))))
+
+
+def _mixed(e: Emitter, z: Any) -> Any:
+    b = e.builder
+    for shift, factor in _FACTORS:
+        z = b.mul(b.xor(z, b.lshr(z, integers(e, shift))), integers(e, factor))
+    return b.xor(z, b.lshr(z, integers(e, 31)))
+
+
+def uniform(e: Emitter, state: Any, places: Any) -> Any:
+    """Return numbers in [0, 1) of a stream: those of splitmix64."""
+    b = e.builder
+    z = _mixed(e, b.add(state, b.mul(integers(e, _GOLDEN), b.add(places, integers(e, 1)))))
+    return e.math.mul(b.sitofp(b.lshr(z, integers(e, 11)), e.math.vector), e.math.constant(2.0**-53))
+
+
+def hidden(e: Emitter, value: Any) -> Any:
+    """Return a constant vector as if it were not known, to be shifted in before other lanes.
+
+    Of zeros that it knows LLVM makes instructions that expand vectors, which some processors take far longer for.
+    """
+    name = f"hidden_{len(e.builder.module.global_values)}"
+    held = ir.GlobalVariable(e.builder.module, value.type, name)
+    held.initializer = value
+    loaded = e.builder.load(held, typ=value.type)
+    loaded.align = e.align
+    return loaded
+
+
+def running(e: Emitter, x: Any, first: Any, before: Any, operation: Callable[[Any, Any], Any]) -> Any:
+    """Return x combined with all lanes before it, and with the last lane of what came before.
+
+    `first` is a hidden vector that changes none.
+    """
+    lane, step = ir.VectorType(_I32, e.lanes), 1
+    while step < e.lanes:
+        order = [e.lanes + j if j < step else j - step for j in range(e.lanes)]
+        x = operation(x, e.builder.shuffle_vector(x, first, ir.Constant(lane, order)))
+        step *= 2
+    last = ir.Constant(lane, [e.lanes - 1] * e.lanes)
+    return operation(x, e.builder.shuffle_vector(before, before, last))
+
+
+def larger(e: Emitter) -> Callable[[Any, Any], Any]:
+    """Return what takes the larger of two signed integers."""
+    return lambda x, y: e.builder.select(e.builder.icmp_signed(">", x, y), x, y)
+
+
+def gathered(e: Emitter, base: Any, places: list[Any], kind: Any = None) -> Any:
+    """Return elements at some places side by side, one by one: instructions that gather them are no faster."""
+    kind = kind or e.element
+    found = ir.Constant(ir.VectorType(kind, e.lanes), ir.Undefined)
+    for lane, place in enumerate(places):
+        found = e.builder.insert_element(found, e.load(base, place, kind), _I32(lane))
+    return found
+
+
+def each_lane(e: Emitter, mask: Any) -> Iterator[Any]:
+    """Run over the numbers of lanes that a mask has."""
+    b, left = e.builder, e.variable(e.builder.zext(e.builder.bitcast(mask, ir.IntType(mask.type.count)), INT))
+    with e.repeat(lambda: b.icmp_unsigned("!=", left.get(), e.integer(0))):
+        yield b.cttz(left.get(), ir.IntType(1)(1))
+        left.set(b.and_(left.get(), b.sub(left.get(), e.integer(1))))
+
+
+class Differences:
+    """Sums of second and fourth powers of differences of successive numbers, of which each pair counts once."""
+
+    def __init__(self, e: Emitter, count: Any) -> None:
+        self._emitter, self._ends = e, (e.splat_number(count), e.splat_number(e.builder.and_(count, e.integer(-2))))
+        self._square, self._fourth = (e.variable(e.math.constant(0.0)) for _ in range(2))
+
+    def within(self, index: Any) -> tuple[Any, Any]:
+        """Return which numbers from an index on there are, and which are one of a pair."""
+        e = self._emitter
+        places = e.builder.add(e.splat_number(index), e.lane_numbers())
+        return tuple(e.builder.icmp_signed("<", places, end) for end in self._ends)
+
+    def add(self, x: Any, paired: Any) -> None:
+        """Add those of the numbers of a vector."""
+        e, m = self._emitter, self._emitter.math
+        order = ir.Constant(ir.VectorType(_I32, e.lanes), [j ^ 1 for j in range(e.lanes)])
+        step = m.sub(x, e.builder.shuffle_vector(x, x, order))
+        square = m.where(paired, m.mul(step, step), m.constant(0.0))
+        self._square.set(m.add(self._square.get(), square))
+        self._fourth.set(m.fma(square, square, self._fourth.get()))
+
+    def store(self, numbers: Any, place: int) -> None:
+        """Store both."""
+        e, m = self._emitter, self._emitter.math
+        for j, twice in enumerate((self._square, self._fourth)):
+            e.store(m.reduce_add(m.mul(twice.get(), m.constant(0.5))), numbers, e.integer(place + j))
