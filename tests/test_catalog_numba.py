@@ -76,10 +76,18 @@ BUDGET = 12 + 6 + 600
 
 
 def assert_same(t: Table, q: Any, budget: int, seed: int, rtol: float = 1e-10) -> Any:
-    found, expected = (engine.estimate(t, q, budget, seed) for engine in (catalog, estimates))
-    np.testing.assert_array_equal(found.dots, expected.dots)
-    np.testing.assert_allclose(found.log_normalizer, expected.log_normalizer, rtol=rtol, atol=rtol)
-    np.testing.assert_allclose(found.standard_error, expected.standard_error, rtol=1e3 * rtol, atol=rtol)
+    """Whether plans are made cell by cell or group by group."""
+    expected = estimates.estimate(t, q, budget, seed)
+    for groups_a_run in (0, len(t.start), None):
+        with pytest.MonkeyPatch.context() as patch:
+            if groups_a_run is not None:
+                patch.setattr(catalog_layout, "GROUPS_A_RUN", groups_a_run)
+            # Of another array of means nothing is known yet.
+            own = t if groups_a_run is None else t._replace(means=t.means.copy())
+            found = catalog.estimate(own, q, budget, seed)
+        np.testing.assert_array_equal(found.dots, expected.dots)
+        np.testing.assert_allclose(found.log_normalizer, expected.log_normalizer, rtol=rtol, atol=rtol)
+        np.testing.assert_allclose(found.standard_error, expected.standard_error, rtol=1e3 * rtol, atol=rtol)
     return found
 
 
@@ -191,6 +199,22 @@ def test_blocks_are_large_and_leave_no_thread_idle(queries: int, threads: int, b
     assert catalog._block(queries, 7, threads) <= 4
 
 
+@pytest.mark.parametrize(
+    ("queries", "threads", "block"), [(0, 2, 1), (1, 2, 1), (250, 2, 125), (600, 2, 150), (7, 3, 3)]
+)
+def test_blocks_that_read_codes_are_as_long_on_all_threads(queries: int, threads: int, block: int) -> None:
+    assert catalog._even(queries, threads) == block
+
+
+def test_no_plan_has_fewer_runs_than_any_may_have() -> None:
+    """Opening one group more would leave 31."""
+    t = drawn("float64", 6, 60)._replace(count=np.full(60, 20, np.int32))
+    rows = np.random.default_rng(0).normal(size=(1_200, 6))
+    t = t._replace(rows=rows, ids=np.zeros(1_200, np.int32), start=20 * np.arange(60))
+    sharp = np.full((1, 6), 3.0)
+    assert_same(t, sharp, CELLS + 6 + plan.FEWEST_RUNS * plan.RUN + 3 * 20 - 1, 0)
+
+
 def test_rules_that_another_thread_found_first_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their code would be freed with them, under a call that is on its way."""
     t = drawn("float64", 6, 130)
@@ -216,7 +240,8 @@ def test_guesses_for_more_sizes_of_queries_than_are_kept(monkeypatch: pytest.Mon
     kept = []
     for _ in range(2):
         for own in (*np.split(q, 10), q):
-            assert_same(t, own, BUDGET, 1)
+            again, exact = catalog.estimate(t, own, BUDGET, 1), assert_same(t, own, BUDGET, 1)
+            np.testing.assert_allclose(again.log_normalizer, exact.log_normalizer, rtol=1e-10)
             kept.append(sum(x.nbytes for x in known._held[1].record))  # type: ignore[index]
     assert len(set(kept)) > 2
     assert max(kept) <= 40_000

@@ -14,7 +14,7 @@ import pytest
 from scipy.special import logsumexp
 
 from rfkernels.backends.numba import catalog as compiled
-from rfkernels.backends.numba import catalog_check_kernels, catalog_looks, catalog_scan_kernels
+from rfkernels.backends.numba import catalog_check_kernels, catalog_layout, catalog_looks, catalog_scan_kernels
 from rfkernels.catalog import Catalog, codes, estimates, scans
 from rfkernels.catalog.building import encode
 from rfkernels.catalog.codes import BLOCK
@@ -145,10 +145,18 @@ def test_codes_stay_in_a_mapped_file(tmp_path: Path) -> None:
 
 def assert_same(table: Table, q: Any, budget: int, seed: int, rtol: float = 1e-10) -> None:
     assert scans.shares(table, budget, len(codes.moved(table))) is not None
-    found, expected = (engine.estimate(table, q, budget, seed) for engine in (compiled, estimates))
-    np.testing.assert_array_equal(found.dots, expected.dots)
-    np.testing.assert_allclose(found.log_normalizer, expected.log_normalizer, rtol=rtol, atol=rtol)
-    np.testing.assert_allclose(found.standard_error, expected.standard_error, rtol=1e3 * rtol, atol=rtol)
+    """Whether plans are made cell by cell or group by group."""
+    expected = estimates.estimate(table, q, budget, seed)
+    for groups_a_run in (0, len(table.start), None):
+        with pytest.MonkeyPatch.context() as patch:
+            if groups_a_run is not None:
+                patch.setattr(catalog_layout, "GROUPS_A_RUN", groups_a_run)
+            # Of another array of means nothing is known yet.
+            own = table if groups_a_run is None else table._replace(means=table.means.copy())
+            found = compiled.estimate(own, q, budget, seed)
+        np.testing.assert_array_equal(found.dots, expected.dots)
+        np.testing.assert_allclose(found.log_normalizer, expected.log_normalizer, rtol=rtol, atol=rtol)
+        np.testing.assert_allclose(found.standard_error, expected.standard_error, rtol=1e3 * rtol, atol=rtol)
     assert (found.dots <= budget).all()
     assert (found.dots > 0.9 * budget - 20).all()
 
@@ -190,6 +198,12 @@ def test_in_single_precision(dim: int) -> None:
     off = np.abs(found.log_normalizer - expected.log_normalizer)
     assert np.median(off) < 1e-5
     assert (off < 0.3 * expected.standard_error + 1e-5).all()
+
+
+def test_queries_of_two_shares_of_places() -> None:
+    """256 of them begin runs at the same places, wherever a block of them ends."""
+    table, q = catalog().table, queries(count=12).repeat(25, axis=0)
+    assert_same(table, q, CELLS + 13 + 150, 3)
 
 
 def test_all_codes_are_read_where_the_budget_allows() -> None:

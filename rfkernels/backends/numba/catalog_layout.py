@@ -37,6 +37,9 @@ from rfkernels.catalog.records import Table
 _KEPT = 1 << 24
 """Bytes of working memory that a thread keeps between calls, at most."""
 
+GROUPS_A_RUN = 6
+"""Groups for each run that could be drawn, up to which plans are made group by group."""
+
 _VECTORS = 4
 """Vectors of a cell's groups that are looked through one after the other."""
 
@@ -65,6 +68,7 @@ class Rules(NamedTuple):
     before: int
     spread: int
     halvings: int
+    groups_a_run: int
     rows: int
     row_stride: int
     ahead: int
@@ -171,6 +175,7 @@ def _rules(m: Machine, table: Table, g: Groups, coded: bool) -> tuple[Held[Rules
     values = (
         *addresses,
         halvings(g.widest, m.lanes(64)),
+        GROUPS_A_RUN,
         table.rows.ctypes.data,
         table.rows.strides[0],
         TOGETHER * (AHEAD + 1),

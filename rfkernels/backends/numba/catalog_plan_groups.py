@@ -14,14 +14,11 @@ from rfkernels.backends.numba.catalog_guesses import Guesses
 from rfkernels.backends.numba.catalog_layout import Lists, Rules, Scratch
 from rfkernels.backends.numba.compiling import call, jit
 
-_GROUPS_A_RUN = 6
-"""Groups for each run that could be drawn, up to which plans are made group by group."""
-
 
 @jit
 def few_groups(r: Rules, g: Groups, budget: int) -> bool:
     """Return whether a plan takes less time for all groups than for cells and what is drawn from them."""
-    return len(g.start) <= _GROUPS_A_RUN * (budget // r.run)
+    return len(g.start) <= r.groups_a_run * (budget // r.run)
 
 
 @jit

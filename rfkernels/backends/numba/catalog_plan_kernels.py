@@ -195,7 +195,7 @@ def _beyond(e: Emitter, ends: Any, first: Any, cell: Any, halvings: Any, at: Any
 def _survey(e: Emitter) -> None:
     """Write of each group the weight of an item, that of all, and its bucket; and add to a row of that bucket.
 
-    Rows are of numbers of items, weights and noises, and a zero.
+    Rows are of numbers of items, weights, noises, and items again, which fill a vector.
     """
     cell, count, share, base, unit, size, variance, score, best, odds, mass, bucket, tallies = e.arguments
     m, b, last = e.math, e.builder, e.math.constant(float(BUCKETS - 1))
@@ -214,7 +214,7 @@ def _survey(e: Emitter) -> None:
         _store_numbers(e, depth, bucket, j)
         e.store_vector(own, odds, j)
         e.store_vector(whole, mass, j)
-        sums = items, whole, m.mul(whole, e.load_vector(variance, j)), m.constant(0.0)
+        sums = items, whole, m.mul(whole, e.load_vector(variance, j)), items
         together = _alternate(b, *(_alternate(b, x, y) for x, y in (sums[::2], sums[1::2])))
         b.store(together, e.address(rows, e.integer(0))).align = 8
         for lane in range(e.lanes):
