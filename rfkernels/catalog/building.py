@@ -118,7 +118,7 @@ def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any,
 def encode(store: Store, groups: Any) -> None:
     """Write the codes of the items of some groups."""
     place, grid = (store.start, store.count, store.cell), (store.anchors, store.scales)
-    compiled("catalog_store").encode_groups(store.rows, groups, place, grid, store.codes)
+    compiled("catalog_encoding").encode_groups(store.rows, groups, place, grid, store.codes)
 
 
 def _read(items: Any, chosen: Any, part: Any, dtype: Any) -> Any:

@@ -112,7 +112,7 @@ def _replace(store: Store, rows: Any, items: Any, cells: Any) -> None:
     store.rows[rows] = items
     if store.codes.shape[1]:
         given = np.asarray(store.rows), rows, cells, store.anchors, store.scales, store.codes
-        compiled("catalog_store").encode(*given)
+        compiled("catalog_encoding").encode(*given)
 
 
 def _held(store: Store, ids: Any) -> Any:

@@ -1,12 +1,15 @@
-"""The groups of a catalog's table as compiled code reads them."""
+"""The groups of a catalog's table as compiled code reads them, and work on many of them."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from rfkernels.backends.numba import threads
 from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER
 from rfkernels.backends.numba.records import FloatRows, Floats, Held, Ints, Longs, Numbers
 from rfkernels.catalog.records import Table
@@ -71,3 +74,14 @@ def _padded(x: Any) -> Any:
     out = np.zeros(padded(len(x)) + padded(1))
     out[: len(x)] = x
     return out
+
+
+def on_threads(step: Any, groups: Any, place: tuple[Any, Any, Any], given: tuple[Any, ...], dim: int) -> None:
+    """Do something with groups, whose `place` are start, count and cell of all: at once where they hold few items."""
+    ends = np.cumsum(place[1][groups])
+    if (int(ends[-1]) * dim if len(ends) else 0) < threads.LIGHT_WORK:
+        step(groups, *place, *given)
+        return
+    count = threads.thread_count()
+    cuts = [0, *np.searchsorted(ends, np.linspace(0, ends[-1], 4 * count + 1)[1:-1]).tolist(), len(groups)]
+    threads.run([partial(step, groups[a:b], *place, *given) for a, b in pairwise(cuts)], count)

@@ -1,0 +1,135 @@
+"""Codes of items, compiled: `rfkernels.catalog.codes` says what they are."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from rfkernels.backends.numba.catalog_groups import on_threads
+from rfkernels.backends.numba.compiling import jit_with
+from rfkernels.catalog.codes import BLOCK, LEVELS, MIDDLE, STEP, TOGETHER
+
+_jit = jit_with("contract", entry=True, allocates=True)
+"""With products and sums contracted."""
+
+_fast = jit_with("contract", "reassoc", "nsz", "nnan", allocates=True)
+"""With sums in any order."""
+
+_WIDER, _TAILS = 1.5, 3.0
+"""Steps are tried that are so many times larger, one after the other, where a number is this many deviations out."""
+
+
+def encode_groups(rows: Any, groups: Any, place: tuple[Any, Any, Any], grid: tuple[Any, Any], codes: Any) -> None:
+    """Write the codes of the items of some groups; `grid` are anchors and scales, the rest is as in `sum_groups`."""
+    if codes.shape[1]:
+        on_threads(partial(_encode_groups, np.asarray(rows)), groups, place, (*grid, codes), rows.shape[1])
+
+
+@_jit
+def _encode_groups(
+    rows: Any, groups: Any, start: Any, count: Any, cell: Any, anchors: Any, scales: Any, codes: Any
+) -> int:
+    apart, inverse, numbers, bits = room_of(scales)
+    for g in groups:
+        for i in range(start[g], start[g] + count[g]):
+            encode_row(rows[i], anchors[cell[g]], inverse, i, codes, apart, numbers, bits)
+    return 0
+
+
+@_jit
+def encode(rows: Any, chosen: Any, cells: Any, anchors: Any, scales: Any, codes: Any) -> int:
+    """Write the codes of some rows of cells."""
+    apart, inverse, numbers, bits = room_of(scales)
+    for i in range(len(chosen)):
+        encode_row(rows[chosen[i]], anchors[cells[i]], inverse, chosen[i], codes, apart, numbers, bits)
+    return 0
+
+
+@_jit
+def room_of(scales: Any) -> Any:
+    """Return room for an item, one over the scales, room for codes, and for the bits of a step."""
+    return np.empty_like(scales), 1 / scales, np.zeros(len(scales) + TOGETHER, np.uint8), np.empty(1, np.float32)
+
+
+@_fast
+def encode_row(
+    row: Any, anchor: Any, inverse: Any, place: int, codes: Any, apart: Any, numbers: Any, bits: Any
+) -> None:
+    """Write the code of an item: the step is that of normal numbers or, where some lie far out, the best of a few."""
+    dim, block, lane = len(row), place // BLOCK, place % BLOCK
+    square = largest = row[0] * 0
+    for k in range(dim):
+        own = (row[k] - anchor[k]) * inverse[k]
+        apart[k] = own
+        square += own * own
+        largest = max(largest, abs(own))
+    step = np.sqrt(square / dim)
+    scale = type(step)(0)
+    if 0 < step < np.inf:
+        best = step * type(step)(STEP)
+        if largest > _TAILS * step:
+            best = _least(apart, best, largest)
+        scale = _quantised(apart, best, numbers)
+    bits[0] = min(scale, np.finfo(np.float32).max / 2)
+    found = bits.view(np.uint32)[0]
+    found = (found + 0x7FFF + ((found >> 16) & 1)) >> 16
+    half, beside = TOGETHER // 2, 1 <= dim % TOGETHER <= TOGETHER // 2
+    at, last = half * lane, dim // TOGETHER * TOGETHER
+    for k in range(0, last if beside else dim, TOGETHER):
+        for j in range(half):
+            codes[block, at + j] = numbers[k + j] | numbers[k + half + j] << 4
+        at += half * BLOCK
+    at += (4 if beside else 2) * lane - half * lane
+    for j in range(2 if beside else 0):
+        codes[block, at] = numbers[last + j] | numbers[last + 2 + j] << 4
+        at += 1
+    codes[block, at], codes[block, at + 1] = found & 0xFF, found >> 8
+
+
+@_fast
+def copy_code(codes: Any, to: int, given: int) -> None:
+    """Copy the code of a row to that of another."""
+    half = TOGETHER // 2
+    for k in range(0, codes.shape[1], half * BLOCK):
+        many = min(half, (codes.shape[1] - k) // BLOCK)  # steps alone are two bytes
+        for j in range(many):
+            codes[to // BLOCK, k + many * (to % BLOCK) + j] = codes[given // BLOCK, k + many * (given % BLOCK) + j]
+
+
+@_fast
+def _level(x: Any, inverse: Any) -> Any:
+    """Return the number from 0 to 15 that stands for x, given one over the step, less the one that stands for 0."""
+    kind = type(inverse)
+    return min(max(np.rint(x * inverse), kind(-MIDDLE)), kind(LEVELS - 1 - MIDDLE))
+
+
+@_fast
+def _quantised(apart: Any, step: Any, numbers: Any) -> Any:
+    """Write numbers from 0 to 15, and return the step that suits them best."""
+    inverse, product = 1 / step, step * 0
+    square = product
+    for k in range(len(apart)):
+        own = _level(apart[k], inverse)
+        numbers[k] = np.uint8(own + type(step)(MIDDLE))
+        product += own * apart[k]
+        square += own * own
+    return product / square
+
+
+@_fast
+def _least(apart: Any, step: Any, largest: Any) -> Any:
+    """Return the step of the least squared error, of this one and wider ones, up to where none is cut off."""
+    best, least = step, step * 0 + np.inf
+    while True:
+        error, inverse = step * 0, 1 / step
+        for k in range(len(apart)):
+            own = _level(apart[k], inverse) * step - apart[k]
+            error += own * own
+        if error < least:
+            best, least = step, error
+        widest = largest / type(step)(LEVELS - 1 - MIDDLE)
+        if step >= widest:
+            return best
+        step = min(step * type(step)(_WIDER), widest)
