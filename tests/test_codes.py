@@ -161,9 +161,12 @@ def assert_same(table: Table, q: Any, budget: int, seed: int, rtol: float = 1e-1
     assert (found.dots > 0.9 * budget - 20).all()
 
 
-@pytest.mark.parametrize("width", ["16", "32", None])
+WAYS = [("16", 2), ("16", 1), ("32", 2), ("32", 1), (None, 4), (None, 2), (None, 1)]
+"""Bytes of vectors, and how many products of bytes are added up at once."""
+
+
+@pytest.mark.parametrize(("width", "added"), WAYS)
 @pytest.mark.parametrize("dim", [3, 4, 5, 8, 9, 13, 50, 130, 330])
-@pytest.mark.parametrize("added", [4, 2, 1])
 def test_as_specified(dim: int, width: str | None, added: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if width is not None:
         monkeypatch.setenv("RFKERNELS_VECTOR_BYTES", width)
