@@ -14,7 +14,13 @@ import pytest
 from scipy.special import logsumexp
 
 from rfkernels.backends.numba import catalog as compiled
-from rfkernels.backends.numba import catalog_check_kernels, catalog_layout, catalog_looks, catalog_scan_kernels
+from rfkernels.backends.numba import (
+    catalog_check_kernels,
+    catalog_groups,
+    catalog_layout,
+    catalog_looks,
+    catalog_scan_kernels,
+)
 from rfkernels.catalog import Catalog, codes, estimates, scans
 from rfkernels.catalog.building import encode
 from rfkernels.catalog.codes import BLOCK
@@ -144,8 +150,8 @@ def test_codes_stay_in_a_mapped_file(tmp_path: Path) -> None:
 
 
 def assert_same(table: Table, q: Any, budget: int, seed: int, rtol: float = 1e-10) -> None:
-    assert scans.shares(table, budget, len(codes.moved(table))) is not None
     """Whether plans are made cell by cell or group by group."""
+    assert scans.shares(table, budget, len(codes.moved(table))) is not None
     expected = estimates.estimate(table, q, budget, seed)
     for groups_a_run in (0, len(table.start), None):
         with pytest.MonkeyPatch.context() as patch:
@@ -203,10 +209,58 @@ def test_in_single_precision(dim: int) -> None:
     assert (off < 0.3 * expected.standard_error + 1e-5).all()
 
 
-def test_queries_of_two_shares_of_places() -> None:
-    """256 of them begin runs at the same places, wherever a block of them ends."""
-    table, q = catalog().table, queries(count=12).repeat(25, axis=0)
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_queries_of_two_shares_of_places(scale: float) -> None:
+    """256 of them begin runs at the same places, wherever a block of them ends; sharp ones among them read rows."""
+    table, q = catalog().table, queries(count=12, scale=scale).repeat(25, axis=0)
     assert_same(table, q, CELLS + 13 + 150, 3)
+
+
+def test_sharp_queries_read_rows_a_few_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as leave memory, and none of two shares."""
+    monkeypatch.setattr(compiled, "_BLOCK_ITEMS", 1_000)
+    numbers, places = np.arange(250, 270), np.array([0, 1, 2, 3, 4, 7, 8, 19])
+    pieces = compiled._pieces(SimpleNamespace(budget=300), numbers, places)  # type: ignore[arg-type]
+    assert [part.tolist() for part in pieces] == [[0, 1, 2], [3, 4], [7, 8, 19]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_logits_far_above_what_is_guessed(dtype: str) -> None:
+    """In a direction in which items did not vary when they were grouped."""
+    items = 0.3 * np.random.default_rng(0).normal(size=(4_005, 16))
+    items[:4_000, 0], items[4_000:, 0] = 0, 300
+    held = Catalog(items[:4_000].astype(dtype), cells=20)
+    held.add(items[4_000:].astype(dtype))
+    query = np.eye(16, dtype=dtype)[:1]
+    assert scans.suited(held.table, query).all()
+    found, expected = (engine.estimate(held.table, query, 300, 0) for engine in (compiled, estimates))
+    assert found.log_normalizer > 300
+    np.testing.assert_allclose(found.log_normalizer, expected.log_normalizer, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_logits_far_below_what_is_guessed(dtype: str) -> None:
+    """Those of the farthest items vary far less in the direction of the query than all others do."""
+    rng = np.random.default_rng(0)
+    items = 0.3 * rng.normal(size=(4_000, 16))
+    items[:32, 0], items[:32, 1:] = 0, np.sqrt(200 / 15) * rng.choice([-1, 1], (32, 15))
+    held, query = Catalog(items.astype(dtype), cells=1), np.eye(16, dtype=dtype)[:1] * 24
+    assert scans.suited(held.table, query).all()
+    assert_same(held.table, query, 500, 0, 1e-10 if dtype == "float64" else 1e-5)
+
+
+@pytest.mark.parametrize("groups", [7, 8, 9])
+def test_a_vector_of_groups_more(groups: int) -> None:
+    """Behind the last: the lanes of what a query does not draw may stand for it."""
+    made = catalog_groups.groups_of(
+        catalog().table._replace(
+            **{name: getattr(catalog().table, name)[:groups] for name in ("start", "count", "cell", "spread")}
+        )
+    ).record
+    for x in (made.start, made.cell):
+        assert len(x) == groups
+        assert x.base.size >= -(-groups // 8) * 8 + 8
+        assert not x.base[groups:].any()
 
 
 def test_all_codes_are_read_where_the_budget_allows() -> None:
@@ -372,6 +426,27 @@ def test_places_in_blocks(rest: float, lane: int, weight: float) -> None:
     assert places[0] == 16 + (lane if weight else 9)
 
 
+def test_sums_that_rise_where_nothing_is() -> None:
+    """By rounding, as sums are taken in a tree: no item is found where there is none."""
+    rng, rises, state = np.random.default_rng(0), 0, int(_mix(np.full(1, _GOLDEN))[0])
+    ones, none = np.ones(1, np.float32), np.zeros(1, np.float32)
+    for _ in range(100):
+        many = int(rng.integers(3, 15))
+        weights = np.zeros(BLOCK, np.float32)
+        weights[:many] = rng.exponential(size=many)
+        sums, step = weights, 1
+        while step < BLOCK:
+            sums, step = sums + np.append(np.zeros(step, np.float32), sums[:-step]), 2 * step
+        rest = float(sums[:many].max())
+        rises += sums.max() > rest
+        masks, places = np.array([(1 << many) - 1], np.int32), np.zeros(BLOCK, np.int32)
+        items = weights, masks, ones, ones, none, np.full(1, np.inf, np.float32)
+        others = np.ones(1), np.array([float(uniforms(0, 0, 1)[0]) - rest]), places
+        kernel("pick", 11, 32)(*map(address, items), 1, state, *map(address, others))
+        assert places[0] < many
+    assert rises > 20
+
+
 def test_large_items_and_what_is_left() -> None:
     rng = np.random.default_rng(0)
     weights, masks = rng.exponential(size=(24, BLOCK)), rng.integers(1, 1 << BLOCK, 24).astype(np.int32)
@@ -398,8 +473,8 @@ def test_sums_of_parts_and_of_differences(first: int, runs: int) -> None:
     np.testing.assert_allclose(numbers[1:], [own.sum(), drawn.sum(), square.sum(), (square**2).sum()], atol=1e-14)
 
 
-def kernel(name: str, parameters: int) -> Any:
-    code = catalog_check_kernels.check_kernels(catalog_looks.machine(), 64)
+def kernel(name: str, parameters: int, bits: int = 64) -> Any:
+    code = catalog_check_kernels.check_kernels(catalog_looks.machine(), bits)
     return ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * parameters)(code.addresses[name])
 
 

@@ -63,11 +63,17 @@ def _estimate(call: _Call, numbers: Any, queries: Any, wide: Any, sized: Any, ou
     else:
         out[:] = np.nan
         out[fits] = _scan(call, call.spent, tuple(x[fits] for x in given), np.empty((np.count_nonzero(fits), 3)))
-    left = ~np.isfinite(out[:, 0])
-    if left.any():
-        found = np.empty((np.count_nonzero(left), 3))
-        _sum(catalog_sums.estimate, call, tuple(x[left] for x in given), found)
-        out[left] = found
+    for part in _pieces(call, numbers, np.flatnonzero(~np.isfinite(out[:, 0]))):
+        found = np.empty((len(part), 3))
+        _sum(catalog_sums.estimate, call, tuple(x[part] for x in given), found)
+        out[part] = found
+
+
+def _pieces(call: _Call, numbers: Any, places: Any) -> list[Any]:
+    """Cut places of queries where blocks that read rows would end."""
+    cuts = np.flatnonzero(np.diff(numbers[places] // SHARED)) + 1
+    most = max(1, _BLOCK_ITEMS // call.budget)
+    return [part[i : i + most] for part in np.split(places, cuts) for i in range(0, len(part), most)]
 
 
 def _scan(call: _Call, spent: Shares, given: _Given, out: Any) -> Any:

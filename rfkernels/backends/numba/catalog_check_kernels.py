@@ -140,6 +140,7 @@ def _beyond(e: Emitter, element: Any, items: tuple[Any, ...], block: Any, rest: 
     first, some = (
         b.bitcast(x, bits) for x in (b.fcmp_ordered(">", sums, splat(b, at, BLOCK)), b.fcmp_ordered(">", own, none))
     )
+    first = b.and_(first, some)  # sums may rise by rounding where nothing is
     mask = b.bitcast(there, bits)
     some = b.select(b.icmp_unsigned("!=", some, bits(0)), some, mask)  # all may be less than the smallest number
     last = b.sub(bits(BLOCK - 1), b.ctlz(some, _I1(0)))

@@ -19,7 +19,7 @@ class Groups(NamedTuple):
     """The groups of a table, and its cells: what they hold, and means and then the shape in rows of float64.
 
     The groups of cell c are those from first[c] to first[c + 1], at most `widest`. `size` is padded to whole vectors,
-    and a vector more; `start` and `cell` have room for whole ones.
+    and a vector more; `start` and `cell` have room for as much: lanes that stand for no run may name no group.
     """
 
     start: Longs
@@ -65,7 +65,7 @@ def padded(count: int) -> int:
 
 
 def _with_room(x: Any, dtype: Any) -> Any:
-    out = np.zeros(padded(len(x)), dtype)
+    out = np.zeros(padded(len(x)) + padded(1), dtype)
     out[: len(x)] = x
     return out[: len(x)]
 

@@ -136,7 +136,8 @@ class Lists(NamedTuple):
     """What the queries of a block take: arrays whose first axis is the query.
 
     `places` are rows: those of opened groups, up to a multiple of 4, then those of runs, then zeros. `slopes` are of
-    cells, `draw` has the group of each run, and then a number that is no group's, and `odds` the weight of its items.
+    cells, `draw` has the group of each run and then, where rows are read, a number that is no group's, and `odds` the
+    weight of its items.
     """
 
     places: IntRows

@@ -50,6 +50,10 @@ class Looks(NamedTuple):
     begin before the end of each block. `repeated` are runs of groups that those before are of, and `begins` what the
     first run of each group looks at. Of items, `logits` are what codes say and `weights` their exponentials; of those
     that are checked, `found` are places, `places` rows, `exact` logits and `right` their exponentials.
+
+    `query` is the query in whole numbers. `numbers` are its unit, the largest logit, what weights are relative to, the
+    size from which on items are checked for sure, and how much rounding lets logits vary where steps are 1; `totals`
+    and `addresses` pass numbers and arrays to kernels.
     """
 
     logits: Elements
@@ -129,7 +133,7 @@ def _looks(g: Groups, scanned: int, checked: int, dtype: Any) -> Looks:
         *items,
         *np.zeros((7, blocks), dtype),
         *np.zeros((2, checks), dtype),
-        np.zeros(6, dtype),
+        np.zeros(5, dtype),
         np.zeros(len(g.means) - cells + EIGHT, np.int8),
         *np.zeros((2, cells)),
         *np.zeros((4, blocks)),

@@ -53,7 +53,7 @@ def scan_kernels(machine: Machine, bits: int, dim: int, added: int) -> Code:
     For each of some blocks, as many as make whole vectors: logits = base + step numbers[0] (Σ code · query − shift) of
     the rows in its mask, −inf of others; weights = exp(logits − numbers[2]); boosts, of the widest step and numbers[4];
     and with these in float64: the sum of what its items are checked in proportion to, and that of weights less the
-    control variate. numbers[1] gets the largest logit, numbers[5] the first of these sums over all blocks.
+    control variate. numbers[1] gets the largest logit.
     """
     module = ir.Module(name=f"rfkernels_catalog_scan_{bits}_{dim}")
     parameters = (
@@ -82,7 +82,6 @@ class _Scan:
         given = [self._query(query, e.integer(k)) for k in range(self.eights)] if held else None
         factor = splat(b, e.load(numbers, e.integer(0)), self.lanes)
         most = e.variable(ir.Constant(ir.VectorType(e.element, self.lanes), [float("-inf")] * self.lanes))
-        total = e.variable(e.math.constant(0.0))
         with e.loop(0, count, e.lanes) as first:
             with e.loop(first, e.add(first, e.lanes)) as i:
                 later = b.zext(e.load(blocks, e.add(i, AHEAD), _I32), INT)
@@ -93,9 +92,8 @@ class _Scan:
                     block, base, mask, (query, given, less, factor), e.address(logits, e.mul(i, BLOCK)), most
                 )
                 e.store(wide if e.align == 4 else b.fpext(wide, e.element), widest, i)
-            total.set(e.math.add(total.get(), self._weigh(first, numbers, logits, weights, widest, *others)))
+            self._weigh(first, numbers, logits, weights, widest, *others)
         e.store(self._largest(most.get()), numbers, e.integer(1))
-        e.store(e.math.reduce_add(total.get()), numbers, e.integer(5))
         e.finish()
 
     def _read(self, block: Any, base: Any, mask: Any, given: tuple[Any, ...], out: Any, most: Any) -> Any:
@@ -115,8 +113,8 @@ class _Scan:
             wide = b.select(b.and_(there, b.fcmp_ordered(">", steps, wide)), steps, wide)
         return self._largest(wide)
 
-    def _weigh(self, first: Any, numbers: Any, logits: Any, weights: Any, widest: Any, *others: Any) -> Any:
-        """Store weights of as many blocks as a vector has lanes, and sums; return what items are checked by."""
+    def _weigh(self, first: Any, numbers: Any, logits: Any, weights: Any, widest: Any, *others: Any) -> None:
+        """Store weights of as many blocks as a vector has lanes, and sums."""
         boosts, factors, slopes, centres, sizes, *sums = others
         e, m, zero, nothing = self.e, self.e.math, self.e.math.constant(0.0), self.e.math.constant(float("-inf"))
         top, spread = (m.splat(e.load(numbers, e.integer(j))) for j in (2, 4))
@@ -137,7 +135,6 @@ class _Scan:
         part = m.mul(factor, m.sub(plain, m.mul(slope, m.sub(straight, m.mul(size, centre)))))
         for x, out in zip((total, part), sums, strict=True):
             self._store_wide(x, out, first)
-        return total
 
     def _store_wide(self, x: Any, out: Any, index: Any) -> None:
         """Store numbers of float64."""

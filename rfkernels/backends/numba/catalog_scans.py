@@ -201,7 +201,7 @@ def _choose(r: Rules, c: Codes, k: Looks, blocks: int, given: tuple[int, Any, fl
 
 
 @jit
-def _check(r: Rules, k: Looks, chosen: tuple[int, int, float], top: float, query: Any) -> tuple[float, float]:
+def _check(r: Rules, k: Looks, chosen: tuple[int, int, float], query: Any) -> tuple[float, float]:
     """Write dot products with items; return what others than large ones add to the sum, and its squared error."""
     large, others, distance = chosen
     end = large + others
@@ -215,8 +215,6 @@ def _check(r: Rules, k: Looks, chosen: tuple[int, int, float], top: float, query
     for j in range(large, end):
         place = k.found[j]
         m, near, logit, right = place // BLOCK, float(k.weights[place]), float(k.exact[j]), float(k.right[j])
-        if not right < np.inf:  # which it may be in float64
-            right = math.exp(logit - top)
         off = right - near - k.slopes[m] * (logit - k.logits[place])
         size = float(k.boosts[m]) * near + k.slopes[m]
         own = distance * off / size if size > 0 else 0.0
@@ -250,12 +248,14 @@ def _sum_up(
     r: Rules, s: Scratch, n: Lists, c: Codes, k: Looks, i: int, given: tuple[int, int, Any, int], query: Any, out: Any
 ) -> None:
     first, checks, state, items = given
-    runs, top, total = n.sizes[i, 2], float(k.numbers[2]), float(k.numbers[5])
+    runs, top = n.sizes[i, 2], float(k.numbers[2])
     blocks, out[0], out[1] = first + runs, np.nan, np.nan
+    call(r.totals, (k.sums.ctypes.data, k.parts.ctypes.data, up(blocks, BLOCK), k.totals.ctypes.data))
+    total = k.totals[0]
     if not 0 < total < np.inf:
         return
     chosen = _choose(r, c, k, blocks, (checks, state, total))
-    more, square = _check(r, k, chosen, top, query)
+    more, square = _check(r, k, chosen, query)
     _replace(k, chosen[0], top)
     call(c.compare, (k.parts.ctypes.data, up(blocks, BLOCK), first, runs, s.numbers.ctypes.data))
     z = more + s.numbers[1]

@@ -221,7 +221,7 @@ class VectorMath:
         return self._float(i)
 
     def exp_of_exponent(self, x: ir.Value) -> ir.Value:
-        """Exponential of an exponent that a shift was taken from, so at most rounding above zero.
+        """Exponential of an exponent that a shift was taken from, so not far above zero.
 
         As `exp`, with ln2 in one term and no overflow: the error that adds, of 3e-9 |x| in float32, is far below the
         rounding of x.
