@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from both_plans import assert_as_specified
 from scipy.special import logsumexp
 
 from rfkernels.backends.numba import (
@@ -75,25 +76,9 @@ def items(t: Table) -> Any:
 BUDGET = 12 + 6 + 600
 
 
-def assert_same(t: Table, q: Any, budget: int, seed: int, rtol: float = 1e-10) -> Any:
-    """Whether plans are made cell by cell or group by group."""
-    expected = estimates.estimate(t, q, budget, seed)
-    for groups_a_run in (0, len(t.start), None):
-        with pytest.MonkeyPatch.context() as patch:
-            if groups_a_run is not None:
-                patch.setattr(catalog_layout, "GROUPS_A_RUN", groups_a_run)
-            # Of another array of means nothing is known yet.
-            own = t if groups_a_run is None else t._replace(means=t.means.copy())
-            found = catalog.estimate(own, q, budget, seed)
-        np.testing.assert_array_equal(found.dots, expected.dots)
-        np.testing.assert_allclose(found.log_normalizer, expected.log_normalizer, rtol=rtol, atol=rtol)
-        np.testing.assert_allclose(found.standard_error, expected.standard_error, rtol=1e3 * rtol, atol=rtol)
-    return found
-
-
 @pytest.mark.parametrize("seed", [0, 1, 2**63 + 5])
 def test_as_specified(seed: int) -> None:
-    found = assert_same(table(), queries(), BUDGET, seed)
+    found = assert_as_specified(table(), queries(), BUDGET, seed)
     exact = logsumexp(queries() @ items(table()).T, axis=1)
     assert (np.abs(found.log_normalizer - exact) <= 6 * found.standard_error + 1e-9).all()
     assert (found.standard_error > 0).any()
@@ -104,19 +89,19 @@ def test_as_specified(seed: int) -> None:
 def test_any_width_of_rows(dtype: str, dim: int) -> None:
     t = table(dtype, dim)
     rtol = 1e-10 if dtype == "float64" else 2e-5
-    assert_same(t, queries(dim, scale=dim**-0.5).astype(dtype), CELLS + dim + 400, 3, rtol)
+    assert_as_specified(t, queries(dim, scale=dim**-0.5).astype(dtype), CELLS + dim + 400, 3, rtol)
 
 
 @pytest.mark.parametrize("width", ["16", "32"])
 def test_narrower_machines(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RFKERNELS_VECTOR_BYTES", width)
-    assert_same(table(), queries(), BUDGET, 4)
+    assert_as_specified(table(), queries(), BUDGET, 4)
     np.testing.assert_allclose(catalog.exact(table(), queries())[0], logsumexp(queries() @ items(table()).T, axis=1))
 
 
 @pytest.mark.parametrize("scale", [30.0, 1e4, 1e100])
 def test_large_logits(scale: float) -> None:
-    found = assert_same(table(), queries(scale=scale), BUDGET, 5)
+    found = assert_as_specified(table(), queries(scale=scale), BUDGET, 5)
     assert np.isfinite(found.log_normalizer).all()
 
 
@@ -153,7 +138,7 @@ def test_weights_of_far_groups_below_the_smallest_number() -> None:
 
 def test_a_few_groups_and_fewer_runs_than_items() -> None:
     t = drawn("float64", 6, 5)
-    assert_same(t, queries(), plan.fewest_dots(t) + 1, 0)
+    assert_as_specified(t, queries(), plan.fewest_dots(t) + 1, 0)
 
 
 @pytest.mark.parametrize("width", ["16", ""])
@@ -168,7 +153,7 @@ def test_all_groups_in_a_cell(width: str, monkeypatch: pytest.MonkeyPatch) -> No
         means[cell] = mean
         held = t._replace(cell=np.full_like(t.cell, cell), means=means)
         for budget in (BUDGET, 5 * BUDGET):
-            assert_same(held, queries(), budget, 1)
+            assert_as_specified(held, queries(), budget, 1)
 
 
 def test_groups_in_no_order_are_refused() -> None:
@@ -212,7 +197,7 @@ def test_no_plan_has_fewer_runs_than_any_may_have() -> None:
     rows = np.random.default_rng(0).normal(size=(1_200, 6))
     t = t._replace(rows=rows, ids=np.zeros(1_200, np.int32), start=20 * np.arange(60))
     sharp = np.full((1, 6), 3.0)
-    assert_same(t, sharp, CELLS + 6 + plan.FEWEST_RUNS * plan.RUN + 3 * 20 - 1, 0)
+    assert_as_specified(t, sharp, CELLS + 6 + plan.FEWEST_RUNS * plan.RUN + 3 * 20 - 1, 0)
 
 
 def test_rules_that_another_thread_found_first_stay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +225,7 @@ def test_guesses_for_more_sizes_of_queries_than_are_kept(monkeypatch: pytest.Mon
     kept = []
     for _ in range(2):
         for own in (*np.split(q, 10), q):
-            again, exact = catalog.estimate(t, own, BUDGET, 1), assert_same(t, own, BUDGET, 1)
+            again, exact = catalog.estimate(t, own, BUDGET, 1), assert_as_specified(t, own, BUDGET, 1)
             np.testing.assert_allclose(again.log_normalizer, exact.log_normalizer, rtol=1e-10)
             kept.append(sum(x.nbytes for x in known._held[1].record))  # type: ignore[index]
     assert len(set(kept)) > 2
@@ -251,7 +236,7 @@ def test_guesses_for_more_sizes_of_queries_than_are_kept(monkeypatch: pytest.Mon
 
 def test_a_budget_for_every_item() -> None:
     t = table()
-    found = assert_same(t, queries(), len(items(t)) + CELLS + 6, 0)
+    found = assert_as_specified(t, queries(), len(items(t)) + CELLS + 6, 0)
     assert not found.standard_error.any()
     np.testing.assert_allclose(found.log_normalizer, logsumexp(queries() @ items(t).T, axis=1))
 
@@ -286,7 +271,7 @@ def test_blocks_of_queries_are_as_specified(dtype: str, width: str, monkeypatch:
     if width:
         monkeypatch.setenv("RFKERNELS_VECTOR_BYTES", width)
     q = queries(count=plan.SHARED + 6)[np.random.default_rng(2).permutation(plan.SHARED + 6)].astype(dtype)
-    assert_same(table(dtype), q, BUDGET, 3, 1e-10 if dtype == "float64" else 2e-5)
+    assert_as_specified(table(dtype), q, BUDGET, 3, 1e-10 if dtype == "float64" else 2e-5)
 
 
 def test_threads_have_memory_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,8 +286,8 @@ def test_threads_have_memory_of_their_own(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_parts_of_a_table_may_be_replaced() -> None:
     """What is known of a table by its means is not taken for another that shares them."""
-    assert_same(table(), queries(), BUDGET, 1)
-    assert_same(table()._replace(spread=2 * table().spread), queries(), BUDGET, 1)
+    assert_as_specified(table(), queries(), BUDGET, 1)
+    assert_as_specified(table()._replace(spread=2 * table().spread), queries(), BUDGET, 1)
 
 
 def drawn_by_both(t: Table, q: Any, draws: int) -> Any:

@@ -43,11 +43,11 @@ def groups_of(table: Table) -> Held[Groups]:
         raise ValueError("table must have groups in the order of their cells")
     first = np.searchsorted(table.cell, np.arange(cells + 1)).astype(np.int64)
     groups = Groups(
-        _with_room(table.start, np.int64),
+        _with_room(table.start, np.int64)[: len(table.start)],
         np.ascontiguousarray(table.count, np.int32),
-        _with_room(table.cell, np.uint32),
+        _with_room(table.cell, np.uint32)[: len(table.cell)],
         np.sqrt(table.spread, dtype=np.float64),
-        _padded(table.count),
+        _with_room(table.count, np.float64),
         first,
         np.bincount(table.cell, table.count, cells),
         np.concatenate([table.means, table.shape], dtype=np.float64),
@@ -65,13 +65,8 @@ def padded(count: int) -> int:
 
 
 def _with_room(x: Any, dtype: Any) -> Any:
+    """Return numbers and zeros behind them, up to a whole vector and a vector more."""
     out = np.zeros(padded(len(x)) + padded(1), dtype)
-    out[: len(x)] = x
-    return out[: len(x)]
-
-
-def _padded(x: Any) -> Any:
-    out = np.zeros(padded(len(x)) + padded(1))
     out[: len(x)] = x
     return out
 

@@ -104,7 +104,7 @@ def _steps(e: Emitter, stop: Any, step: int) -> Iterator[Any]:
 
 
 def fetch(e: Emitter, at: Any, size: Any, near: bool = False) -> None:
-    """Ask for the lines of `size` bytes; into the second level, where the first is too small for what is on its way."""
+    """Ask for the lines of `size` bytes; if not `near`, into the second level, as the first would be too small."""
     for j in _steps(e, size, _LINE):
         given = e.builder.inttoptr(e.add(at, j), POINTER), _I32(0), _I32(2 + near), _I32(1)
         call_function(e, "llvm.prefetch.p0", ir.VoidType(), given)

@@ -26,7 +26,7 @@ def list_kernels(machine: Machine, bits: int) -> Code:
         (_begins, "start sizes offset count out"),
         (_list_runs, "draw begins cell odds bases centres slopes runs numbers out repeated"),
     ):
-        emit(Emitter(module, emit.__name__[1:], parameters, 64, machine.lanes(64)), 32 if bits == 32 else 64)
+        emit(Emitter(module, emit.__name__[1:], parameters, 64, machine.lanes(64)), bits)
     return compile_module(module, machine.width, keep=True)
 
 
