@@ -102,6 +102,13 @@ def residuals(table: Table, rows: Any, given: Rounded) -> Any:
     return step * given.unit * (numbers[:, :dim] @ given.numbers - MIDDLE * given.numbers.sum())
 
 
+def logits_of(table: Table, query: Any, rows: Any, cells: Any, cell_logits: Any) -> Any:
+    """Return what codes say of q·y, (rows,), where products with the means of all cells are known."""
+    anchored, changed = cell_logits.copy(), moved(table)
+    anchored[changed] = table.anchors[changed] @ query
+    return anchored[cells] + residuals(table, rows, rounded(query, table.scales))
+
+
 def variances(table: Table, rows: Any, given: Rounded) -> Any:
     """Return how much rounding lets what codes say vary: steps are equally likely to be missed by any part of one."""
     step = steps(table.codes, table.rows.shape[1])[rows // BLOCK, rows % BLOCK]

@@ -8,29 +8,32 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels.catalog import estimates, pilots, sampling
+from rfkernels.catalog import estimates, pilots, sampling, tops
 from rfkernels.catalog.arguments import check_fit
 from rfkernels.catalog.compiled import compiled
-from rfkernels.catalog.records import Draws, Estimate, Evaluated, Table
+from rfkernels.catalog.records import Draws, Estimate, Evaluated, Table, Top
 
 
 class Engine(NamedTuple):
-    """The functions of `rfkernels.catalog.estimates` and `sampling`, or others that return the same to rounding."""
+    """The functions of `estimates`, `sampling` and `tops`, or others that return the same to rounding."""
 
     estimate: Callable[..., Estimate]
     evaluate: Callable[..., Evaluated]
     exact: Callable[..., Estimate]
     sample: Callable[..., Draws]
+    top: Callable[..., Top]
 
 
 @cache
 def choose(backend: str) -> Engine:
     """Return an engine by name."""
     if backend == "numpy":
-        return Engine(estimates.estimate, estimates.evaluate, estimates.exact, sampling.sample)
+        return Engine(estimates.estimate, estimates.evaluate, estimates.exact, sampling.sample, tops.top)
     if backend == "numba":
         fast = compiled("catalog")
-        return Engine(fast.estimate, fast.evaluate, fast.exact, compiled("catalog_sampling").sample)
+        return Engine(
+            fast.estimate, fast.evaluate, fast.exact, compiled("catalog_sampling").sample, compiled("catalog_tops").top
+        )
     raise ValueError(f"backend must be one of numba, numpy, got {backend!r}")
 
 

@@ -24,8 +24,8 @@ from rfkernels.catalog.arguments import (
 )
 from rfkernels.catalog.kernel_sums import Scaled
 from rfkernels.catalog.locks import lock_of
-from rfkernels.catalog.records import Draws, Estimate, Store, Table
-from rfkernels.catalog.reductions import Expectation, Top
+from rfkernels.catalog.records import Draws, Estimate, Store, Table, Top
+from rfkernels.catalog.reductions import Expectation
 from rfkernels.kernels import Kernel
 from rfkernels.maps import lookup
 
@@ -245,8 +245,11 @@ class Catalog:
         found = Expectation(*(part.reshape(*queries.shape[:-1], values.shape[1]) for part in found))
         return found if full else found.mean
 
-    def top(self, queries: Any, k: int, *, budget: int | None = None) -> Top:
+    def top(self, queries: Any, k: int, *, budget: int | None = None, backend: str = "numba") -> Top:
         """Return the k items of largest q·y among those that a query finds, largest first.
+
+        Groups are looked through in the order of the largest logits that are expected of them, by the codes of their
+        items; dot products are taken with the 3 k + 10 items whose codes say most.
 
         Parameters
         ----------
@@ -255,7 +258,10 @@ class Catalog:
         k : int
             How many.
         budget : int, optional
-            As in `log_normalizer`: it decides how many of the true largest are found.
+            As in `log_normalizer`: it decides how many of the true largest are found. From the number of items on all
+            are, but for those that rounding takes for smaller than 2 k + 16 others.
+        backend : {"numba", "numpy"}, default "numba"
+            Compiled, or as specified.
 
         Returns
         -------
@@ -269,7 +275,7 @@ class Catalog:
         """
         given = check_queries(queries, self.table)
         check_count("k", k, 1, len(self))
-        found = reductions.top(self.table, given, int(k), check_budget(self.table, budget))
+        found = engines.choose(backend).top(self.table, given, int(k), check_budget(self.table, budget))
         check_fit(found.logits, self.table)
         return Top(*(part.reshape(*queries.shape[:-1], k) for part in found))
 

@@ -90,6 +90,21 @@ class Evaluated(NamedTuple):
     log_weights: Any
 
 
+class Top(NamedTuple):
+    """The items of largest q·y among those taken, largest first.
+
+    Parameters
+    ----------
+    ids : array of int, shape (queries, count)
+        The items.
+    logits : array, shape (queries, count)
+        q·y of each.
+    """
+
+    ids: Any
+    logits: Any
+
+
 class Draws(NamedTuple):
     """Items drawn for each query.
 

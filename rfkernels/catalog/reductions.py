@@ -1,4 +1,4 @@
-"""What is made of the items that a query takes: expectations and the largest."""
+"""What is made of the items that a query takes: expectations, and probabilities of items that it names."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels.catalog.plan import RUN, deviations, rows_of
-from rfkernels.catalog.records import Evaluated, Table
+from rfkernels.catalog.plan import RUN
+from rfkernels.catalog.records import Evaluated
 
 
 class Expectation(NamedTuple):
@@ -24,21 +24,6 @@ class Expectation(NamedTuple):
 
     mean: Any
     standard_error: Any
-
-
-class Top(NamedTuple):
-    """The items of largest q·y among those taken, largest first.
-
-    Parameters
-    ----------
-    ids : array of int, shape (queries, count)
-        The items.
-    logits : array, shape (queries, count)
-        q·y of each.
-    """
-
-    ids: Any
-    logits: Any
 
 
 def expectation(taken: Evaluated, values: Any) -> Expectation:
@@ -85,23 +70,3 @@ def probabilities(rows: Any, queries: Any, items: Any, log_normalizer: Any) -> A
     items = np.broadcast_to(items, (len(queries), items.shape[-1]))
     each = zip(items, queries.astype(np.float64), log_normalizer, strict=True)
     return np.reshape([np.exp(rows[own].astype(np.float64) @ query - z) for own, query, z in each], items.shape)
-
-
-def top(table: Table, queries: Any, count: int, budget: int) -> Top:
-    """Return the largest items of the groups that promise most, as many as `budget` allows but at least `count` items.
-
-    What a group promises is the largest of n normal numbers of its mean and deviation s: about mean + s √(2 log n).
-    """
-    rows, logits = np.empty((len(queries), count), np.int64), np.empty((len(queries), count))
-    left = budget if budget >= table.count.sum() else budget - sum(table.means.shape)
-    for i, query in enumerate(queries.astype(np.float64)):
-        reach = np.sqrt(2 * np.log(np.maximum(table.count, 2)))
-        promise = (table.means @ query)[table.cell] + deviations(table, query) * reach
-        order = np.argsort(-promise, kind="stable")
-        reached = np.cumsum(table.count[order])
-        groups = max(int(np.searchsorted(reached, left, side="right")), int(np.searchsorted(reached, count)) + 1)
-        taken = rows_of(table, order[:groups])
-        own = table.rows[taken] @ query
-        best = np.argsort(-own, kind="stable")[:count]
-        rows[i], logits[i] = taken[best], own[best]
-    return Top(table.ids[rows], logits)

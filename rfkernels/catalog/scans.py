@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels.catalog.codes import BLOCK, cost, moved, residuals, rounded, variances
+from rfkernels.catalog.codes import BLOCK, cost, logits_of, moved, rounded, variances
 from rfkernels.catalog.plan import FEWEST_RUNS, Plan, draw_runs, guess, plan, rows_of, sizes, uniforms
 from rfkernels.catalog.plan import rounded as rounded_sizes
 from rfkernels.catalog.records import Table
@@ -126,10 +126,8 @@ def scan(table: Table, query: Any, seed: int, place: int, chosen: Plan, cell_log
         expected = runs.log_expected + np.log(size / BLOCK)
         log_weights = np.concatenate([log_weights, np.repeat(-expected, size)])
         own = np.append(own, begins)
-    anchored, changed, given = cell_logits.copy(), moved(table), rounded(query, table.scales)
-    anchored[changed] = table.anchors[changed] @ query
-    logits = anchored[cells] + residuals(table, rows, given)
-    most = np.maximum.reduceat(variances(table, rows, given), own)
+    logits = logits_of(table, query, rows, cells, cell_logits)
+    most = np.maximum.reduceat(variances(table, rows, rounded(query, table.scales)), own)
     boosts = np.repeat(np.exp(np.minimum(most, MOST)), np.diff(own, append=len(rows)))
     return Scanned(rows, cells, logits, log_weights, begins, boosts)
 

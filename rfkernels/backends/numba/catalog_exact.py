@@ -1,8 +1,12 @@
-"""Sums over all items of a catalog, compiled: `rfkernels.catalog.estimates.exact` specifies them."""
+"""Sums over all items of a catalog, and the largest of all, compiled.
+
+`rfkernels.catalog.estimates.exact` and `rfkernels.catalog.tops` specify them.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -25,25 +29,46 @@ _FEW = 4
 
 def exact(table: Table, queries: Any) -> Estimate:
     """Return log Σ exp(q·y) over all items; threads share queries, or rows where queries are few."""
+    state = _over_all(_add, table, queries, lambda shape: np.full((*shape, 2), [-np.inf, 0.0]))
+    with np.errstate(divide="ignore"):
+        log = np.logaddexp.reduce(state[..., 0] + np.log(state[..., 1]), axis=0)
+    items = int(table.count.sum(dtype=np.int64))
+    return Estimate(log, np.zeros(len(log)), np.full(len(log), items))
+
+
+def largest(table: Table, queries: Any, count: int) -> Any:
+    """Return rows of so many items of the largest logits of each query, or more, by row; −1 stands for none."""
+    kind = np.dtype([("logit", np.float64), ("row", np.int64)])
+    empty = np.array((-np.inf, -1), kind)
+    state = _over_all(_keep, table, queries, lambda shape: np.full((*shape, count), empty))
+    return np.concatenate(state["row"], axis=1)
+
+
+def _over_all(step: Any, table: Table, queries: Any, make: Callable[[tuple[int, int]], Any]) -> Any:
+    """Return states of each part of the rows and query, (parts, queries), after all items of the part."""
     own, count = np.asarray(queries, table.rows.dtype), threads.thread_count()
     used = np.flatnonzero(table.ids >= 0)
     end = int(used[-1]) + 1 if len(used) else 0
     parts = count if len(own) < count * _QUERIES else 1
     span = up(max(-(-end // parts), 1), _ROWS)
-    state = np.full((parts, len(own), 2), [-np.inf, 0.0])
+    state = make((parts, len(own)))
     kernels, code = _kernels(table.rows, len(own))
     work = [
         partial(
-            _block, kernels, table, own[i : i + _QUERIES], (part * span, min(part * span + span, end)), state[part, i:]
+            _block,
+            step,
+            kernels,
+            table,
+            own[i : i + _QUERIES],
+            (part * span, min(part * span + span, end)),
+            state[part, i:],
         )
         for i in range(0, len(own), _QUERIES)
         for part in range(parts)
     ]
     threads.run(work, count)
     del code
-    with np.errstate(divide="ignore"):
-        log = np.logaddexp.reduce(state[..., 0] + np.log(state[..., 1]), axis=0)
-    return Estimate(log, np.zeros(len(own)), np.full(len(own), len(used)))
+    return state
 
 
 def _kernels(rows: Any, queries: int) -> tuple[tuple[int, ...], Any]:
@@ -55,8 +80,8 @@ def _kernels(rows: Any, queries: int) -> tuple[tuple[int, ...], Any]:
     return (first, *middle, weights.addresses["largest"], weights.addresses["sum"]), code
 
 
-def _block(kernels: tuple[int, ...], table: Table, queries: Any, span: tuple[int, int], state: Any) -> int:
-    """Add the items of a span of rows to the largest logit of each query and the sum relative to it."""
+def _block(step: Any, kernels: tuple[int, ...], table: Table, queries: Any, span: tuple[int, int], state: Any) -> int:
+    """Add the items of a span of rows to what is known for each query."""
     rows, m = table.rows, machine()
     lanes, dim = m.lanes(8 * rows.itemsize), rows.shape[1]
     padded, pad = np.zeros((up(len(queries), m.rows), dim), rows.dtype), up(dim, 2 * lanes)
@@ -66,7 +91,9 @@ def _block(kernels: tuple[int, ...], table: Table, queries: Any, span: tuple[int
     places = np.empty(_ROWS + TOGETHER * (AHEAD + 1), np.int32)
     given = rows.ctypes.data, rows.strides[0], rows.itemsize
     other = np.zeros((2, pad), rows.dtype)
-    return _add(kernels, given, table.ids, span, padded, (packed, turned, logits), places, other, state[: len(queries)])
+    return int(
+        step(kernels, given, table.ids, span, padded, (packed, turned, logits), places, other, state[: len(queries)])
+    )
 
 
 @entry
@@ -81,26 +108,105 @@ def _add(
     other: Any,
     state: Any,
 ) -> int:
-    """`given` is the address of rows, their stride and the size of an element, `other` zeros and room for numbers."""
+    """Add to the largest logit, and to the sum of exponentials relative to it.
+
+    `given` is the address of rows, their stride and the size of an element, `other` zeros and room for numbers.
+    """
     packed, _, logits = scratch
-    size = len(packed)
-    for first in range(span[0], span[1], size):
-        count, start = min(size, span[1] - first), given[0] + first * given[1]
-        if kernels[0] != 0:
-            for j in range(len(places)):
-                places[j] = min(j, count - 1)
-            for i in range(len(state)):
-                query, out = queries[i].ctypes.data, logits[i].ctypes.data
-                call(kernels[0], (start, given[1], places.ctypes.data, size, query, out))
-        else:
-            source = (start, given[1], given[2], 0, count, size, queries.shape[1], other.ctypes.data)
-            _multiply(kernels, source, queries, scratch)
-        for j in range(size):
-            if j >= count or ids[first + j] < 0:
-                logits[:, j] = -np.inf
+    for first in range(span[0], span[1], len(packed)):
+        _fill(kernels, given, ids, (first, span[1]), (queries, len(state)), scratch, places, other)
         for i in range(len(state)):
-            _absorb(kernels[4], kernels[5], size, logits[i], other[1], state[i])
+            _absorb(kernels[4], kernels[5], len(packed), logits[i], other[1], state[i])
     return 0
+
+
+@entry
+def _keep(
+    kernels: Any,
+    given: Any,
+    ids: Any,
+    span: Any,
+    queries: Any,
+    scratch: tuple[Any, Any, Any],
+    places: Any,
+    other: Any,
+    state: Any,
+) -> int:
+    """Keep the largest logits and their rows: heaps whose least is the first."""
+    packed, _, logits = scratch
+    for first in range(span[0], span[1], len(packed)):
+        _fill(kernels, given, ids, (first, span[1]), (queries, len(state)), scratch, places, other)
+        for i in range(len(state)):
+            call(kernels[4], (logits[i].ctypes.data, len(packed), other[1].ctypes.data))
+            if not other[1, 0] <= state[i, 0].logit:
+                _insert(state[i], logits[i], first, len(packed))
+    return 0
+
+
+@jit
+def _insert(heap: Any, logits: Any, first: int, count: int) -> None:
+    for j in range(count):
+        if not logits[j] <= heap[0].logit:
+            heap[0].logit, heap[0].row = logits[j], first + j
+            _sink(heap)
+
+
+@jit
+def _sink(heap: Any) -> None:
+    """Move the first entry of a heap down until none below it comes later."""
+    place, end = 0, len(heap)
+    while 2 * place + 1 < end:
+        below = 2 * place + 1
+        if below + 1 < end and earlier(heap, below, below + 1):
+            below += 1
+        if not earlier(heap, place, below):
+            return
+        swap(heap, place, below)
+        place = below
+
+
+@jit
+def earlier(entries: Any, i: int, j: int) -> bool:
+    """Return whether an entry comes before another: the larger logit first, of equal ones the first row."""
+    x, y = entries[i], entries[j]
+    return bool(x.logit > y.logit or (x.logit == y.logit and x.row < y.row))
+
+
+@jit
+def swap(entries: Any, i: int, j: int) -> None:
+    """Exchange two entries."""
+    logit, row = entries[i].logit, entries[i].row
+    entries[i].logit, entries[i].row = entries[j].logit, entries[j].row
+    entries[j].logit, entries[j].row = logit, row
+
+
+@jit
+def _fill(
+    kernels: Any,
+    given: Any,
+    ids: Any,
+    span: tuple[int, int],
+    own: tuple[Any, int],
+    scratch: tuple[Any, Any, Any],
+    places: Any,
+    other: Any,
+) -> None:
+    """Write the logits of the next rows up to the end of a span, −inf for those that no item is in."""
+    (packed, _, logits), (first, end), (queries, number) = scratch, span, own
+    size = len(packed)
+    count, start = min(size, end - first), given[0] + first * given[1]
+    if kernels[0] != 0:
+        for j in range(len(places)):
+            places[j] = min(j, count - 1)
+        for i in range(number):
+            query, out = queries[i].ctypes.data, logits[i].ctypes.data
+            call(kernels[0], (start, given[1], places.ctypes.data, size, query, out))
+    else:
+        source = (start, given[1], given[2], 0, count, size, queries.shape[1], other.ctypes.data)
+        _multiply(kernels, source, queries, scratch)
+    for j in range(size):
+        if j >= count or ids[first + j] < 0:
+            logits[:, j] = -np.inf
 
 
 @jit

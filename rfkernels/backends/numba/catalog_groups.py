@@ -13,13 +13,16 @@ from rfkernels.backends.numba import threads
 from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER
 from rfkernels.backends.numba.records import FloatRows, Floats, Held, Ints, Longs, Numbers
 from rfkernels.catalog.records import Table
+from rfkernels.catalog.tops import stretch
 
 
 class Groups(NamedTuple):
     """The groups of a table, and its cells: what they hold, and means and then the shape in rows of float64.
 
-    The groups of cell c are those from first[c] to first[c + 1], at most `widest`. `size` is padded to whole vectors,
-    and a vector more; `start` and `cell` have room for as much: lanes that stand for no run may name no group.
+    The groups of cell c are those from first[c] to first[c + 1], at most `widest`, and hold at most `most` items.
+    `stretch` is how many units of a query's size the largest logit is expected beyond that of the cell. It and `size`
+    are padded to whole vectors, and a vector more; `start` and `cell` have room for as much: lanes that stand for no
+    run may name no group.
     """
 
     start: Longs
@@ -27,11 +30,13 @@ class Groups(NamedTuple):
     cell: Numbers
     deviation: Floats
     size: Floats
+    stretch: Floats
     first: Longs
     held: Floats
     means: FloatRows
     every: Ints
     items: int
+    most: int
     widest: int
     edge: float
 
@@ -48,11 +53,13 @@ def groups_of(table: Table) -> Held[Groups]:
         _with_room(table.cell, np.uint32)[: len(table.cell)],
         np.sqrt(table.spread, dtype=np.float64),
         _with_room(table.count, np.float64),
+        _with_room(stretch(table), np.float64),
         first,
         np.bincount(table.cell, table.count, cells),
         np.concatenate([table.means, table.shape], dtype=np.float64),
         np.arange(cells + dim + TOGETHER * (AHEAD + 2), dtype=np.int32) % (cells + dim),
         items,
+        int(table.count.max(initial=0)),
         int(np.diff(first).max(initial=0)),
         math.sqrt(2 * math.log(max(items, 1))),
     )

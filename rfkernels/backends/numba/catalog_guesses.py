@@ -187,6 +187,7 @@ class Prepared(NamedTuple):
     guesses: Known
     rules: dict[tuple[Machine, bool], Any]
     codes: dict[Machine, Any]
+    finders: dict[Machine, Any]
     moved: Any
     steepest: int
 
@@ -205,7 +206,7 @@ def prepared(table: Table) -> Prepared:
     if table.codes is not None:
         away, limit = moved(table), steepest(table)
         most = math.floor(STEPS * math.log2(limit)) if 0 < limit < np.inf else -_NOTHING - 1
-    made = Prepared(g, Known(g, table.rows.nbytes), {}, {}, away, most)
+    made = Prepared(g, Known(g, table.rows.nbytes), {}, {}, {}, away, most)
     _prepared[key] = tuple(_reference(x, key if x is table.means else None) for x in table), made
     return made
 

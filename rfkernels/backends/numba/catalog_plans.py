@@ -56,7 +56,7 @@ def cell_logits(r: Rules, g: Groups, query: Any, out: Any) -> None:
 
 
 @jit
-def _all_cell_logits(r: Rules, g: Groups, n: Lists, queries: Any) -> None:
+def all_cell_logits(r: Rules, g: Groups, n: Lists, queries: Any) -> None:
     """Write dot products of all queries with the means of cells, which are read once for some queries."""
     rows, end = (len(g.held) + 3) & ~3, len(queries) // TOGETHER * TOGETHER
     given = g.means.ctypes.data, g.means.strides[0], g.every.ctypes.data, rows
@@ -382,6 +382,6 @@ def choose_each(
     numbers: Any,
 ) -> None:
     """List what some queries of a block take."""
-    _all_cell_logits(r, g, n, queries)
+    all_cell_logits(r, g, n, queries)
     for i in range(len(queries)):
         _choose(r, g, v, s, n, i, sizes[i], budget, state_of(seed, 2 * numbers[i]))

@@ -64,6 +64,15 @@ def scan_kernels(machine: Machine, bits: int, dim: int, added: int) -> Code:
     return compile_module(module, machine.width, keep=True)
 
 
+@cache
+def level_kernels(machine: Machine, bits: int, dim: int, added: int) -> Code:
+    """Compile ``levels``: logits as those of `scan_kernels`, the largest of each block, and the largest of all."""
+    module = ir.Module(name=f"rfkernels_catalog_levels_{bits}_{dim}")
+    parameters = "codes blocks masks bases count query shift numbers logits largest"
+    _Scan(Emitter(module, "levels", parameters, bits, machine.lanes(bits)), machine.width, dim, added).emit_levels()
+    return compile_module(module, machine.width, keep=True)
+
+
 class _Scan:
     """Logits of blocks of rows."""
 
@@ -74,33 +83,54 @@ class _Scan:
         self.size = BLOCK * (self.whole * TOGETHER // 2 + (4 if self.shared else 2))
 
     def emit(self) -> None:
-        """Emit the function."""
-        e, b = self.e, self.e.builder
-        codes, blocks, masks, bases, count, query, shift, numbers, logits, weights, widest, *others = e.arguments
-        less = splat(b, b.trunc(shift, _I32), self.lanes)
-        held = self.width == 64 and self.eights <= _HELD
-        given = [self._query(query, e.integer(k)) for k in range(self.eights)] if held else None
-        factor = splat(b, e.load(numbers, e.integer(0)), self.lanes)
-        most = e.variable(ir.Constant(ir.VectorType(e.element, self.lanes), [float("-inf")] * self.lanes))
+        """Emit what weighs."""
+        e = self.e
+        codes, blocks, masks, bases, count, query, shift, numbers, logits, *others = e.arguments
+        place, widest = (codes, blocks, masks, bases), others[1]
+        given, most = self._given(query, shift, numbers), e.variable(self._nothing())
         with e.loop(0, count, e.lanes) as first:
             with e.loop(first, e.add(first, e.lanes)) as i:
-                later = b.zext(e.load(blocks, e.add(i, AHEAD), _I32), INT)
-                fetch(e, e.add(codes, e.mul(later, self.size)), self.size, near=True)
-                block = e.add(codes, e.mul(b.zext(e.load(blocks, i, _I32), INT), self.size))
-                base, mask = splat(b, e.load(bases, i), self.lanes), e.load(masks, i, _I32)
-                wide = self._read(
-                    block, base, mask, (query, given, less, factor), e.address(logits, e.mul(i, BLOCK)), most
-                )
-                e.store(wide if e.align == 4 else b.fpext(wide, e.element), widest, i)
-            self._weigh(first, numbers, logits, weights, widest, *others)
+                wide = self._largest(self._read(place, i, given, logits, most)[0])
+                e.store(wide if e.align == 4 else e.builder.fpext(wide, e.element), widest, i)
+            self._weigh(first, numbers, logits, *others)
         e.store(self._largest(most.get()), numbers, e.integer(1))
         e.finish()
 
-    def _read(self, block: Any, base: Any, mask: Any, given: tuple[Any, ...], out: Any, most: Any) -> Any:
-        """Store the logits of a block; return its widest step."""
-        e, b, (query, numbers, less, factor) = self.e, self.e.builder, given
+    def emit_levels(self) -> None:
+        """Emit what does not."""
+        e = self.e
+        codes, blocks, masks, bases, count, query, shift, numbers, logits, largest = e.arguments
+        place = codes, blocks, masks, bases
+        given, most = self._given(query, shift, numbers), e.variable(self._nothing())
+        with e.loop(0, count) as i:
+            e.store(self._largest(self._read(place, i, given, logits, most)[1]), largest, i)
+        e.store(self._largest(most.get()), numbers, e.integer(1))
+        e.finish()
+
+    def _nothing(self) -> Any:
+        return ir.Constant(ir.VectorType(self.e.element, self.lanes), [float("-inf")] * self.lanes)
+
+    def _given(self, query: Any, shift: Any, numbers: Any) -> tuple[Any, ...]:
+        """Return the address of the query, itself if registers hold it, what products are less, and what units are."""
+        e, b = self.e, self.e.builder
+        less = splat(b, b.trunc(shift, _I32), self.lanes)
+        held = self.width == 64 and self.eights <= _HELD
+        own = [self._query(query, e.integer(k)) for k in range(self.eights)] if held else None
+        return query, own, less, splat(b, e.load(numbers, e.integer(0)), self.lanes)
+
+    def _read(self, place: tuple[Any, ...], i: Any, given: tuple[Any, ...], logits: Any, most: Any) -> tuple[Any, Any]:
+        """Store the logits of a block; return vectors of its widest step and its largest logit."""
+        e, b, (query, numbers, less, factor), (codes, blocks, masks, bases) = self.e, self.e.builder, given, place
+        later = b.zext(e.load(blocks, e.add(i, AHEAD), _I32), INT)
+        fetch(e, e.add(codes, e.mul(later, self.size)), self.size, near=True)
+        block = e.add(codes, e.mul(b.zext(e.load(blocks, i, _I32), INT), self.size))
+        base, mask, out = (
+            splat(b, e.load(bases, i), self.lanes),
+            e.load(masks, i, _I32),
+            e.address(logits, e.mul(i, BLOCK)),
+        )
         kind = ir.VectorType(e.element, self.lanes)
-        none = ir.Constant(kind, [float("-inf")] * self.lanes)
+        none = largest = self._nothing()
         wide = ir.Constant(ir.VectorType(ir.FloatType(), self.lanes), [0.0] * self.lanes)
         for first in range(0, BLOCK, self.lanes):
             total = b.sub(self._products(block, first, query, numbers), less)
@@ -109,9 +139,10 @@ class _Scan:
             there = b.bitcast(b.trunc(b.lshr(mask, _I32(first)), ir.IntType(self.lanes)), _flags(self.lanes))
             own = b.select(there, b.fadd(scaled, base), none)
             b.store(own, b.gep(out, [e.integer(first)], source_etype=e.element)).align = e.align
-            most.set(b.select(b.fcmp_ordered(">", own, most.get()), own, most.get()))
+            largest = b.select(b.fcmp_ordered(">", own, largest), own, largest)
             wide = b.select(b.and_(there, b.fcmp_ordered(">", steps, wide)), steps, wide)
-        return self._largest(wide)
+        most.set(b.select(b.fcmp_ordered(">", largest, most.get()), largest, most.get()))
+        return wide, largest
 
     def _weigh(self, first: Any, numbers: Any, logits: Any, weights: Any, widest: Any, *others: Any) -> None:
         """Store weights of as many blocks as a vector has lanes, and sums."""

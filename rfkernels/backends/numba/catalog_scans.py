@@ -26,7 +26,7 @@ _MASK = np.int32((1 << BLOCK) - 1)
 
 
 @jit
-def _round(c: Codes, k: Looks, query: Any) -> tuple[int, float]:
+def rounded(c: Codes, k: Looks, query: Any) -> tuple[int, float]:
     """Write a query in whole numbers, in the order of codes, and their unit.
 
     Returns MIDDLE times their sum, and how much rounding lets the logit of an item vary whose step is 1.
@@ -47,7 +47,7 @@ def _round(c: Codes, k: Looks, query: Any) -> tuple[int, float]:
 
 
 @jit
-def _anchored(g: Groups, c: Codes, k: Looks, cells: Any, query: Any) -> None:
+def anchored(g: Groups, c: Codes, k: Looks, cells: Any, query: Any) -> None:
     """Write dot products with the points that codes of each cell count from: its mean, unless that has moved."""
     for i in range(len(g.held)):
         k.anchored[i] = cells[i]
@@ -67,7 +67,7 @@ def _place_runs(r: Rules, g: Groups, s: Scratch, c: Codes, k: Looks, seed: Any, 
 
 
 @jit
-def _begin(g: Groups, group: int, block: int) -> int:
+def begin_of(g: Groups, group: int, block: int) -> int:
     """Return what a group has in a block of rows: block, mask and number."""
     low = max(g.start[group] - BLOCK * block, 0)
     high = min(g.start[group] + g.count[group] - BLOCK * block, BLOCK)
@@ -90,7 +90,7 @@ def _list_opened(g: Groups, k: Looks, n: Lists, i: int) -> tuple[int, int]:
         group = n.opened[i, j]
         cell = g.cell[group]
         for block in range(g.start[group] // BLOCK, (g.start[group] + g.count[group] - 1) // BLOCK + 1):
-            items += _put(k, m, _begin(g, group, block))
+            items += _put(k, m, begin_of(g, group, block))
             k.bases[m], k.centres[m], k.slopes[m] = k.anchored[cell], n.cells[i, cell], k.steepness[cell]
             k.factors[m] = 1.0
             m += 1
@@ -117,7 +117,7 @@ def _list_runs(g: Groups, s: Scratch, c: Codes, k: Looks, n: Lists, i: int, firs
         place = (s.offset[group] + BLOCK * turn) % g.count[group]
         items -= int(k.sizes[m])
         k.factors[m] *= k.sizes[m]
-        items += _put(k, m, _begin(g, group, (g.start[group] + place) // BLOCK))
+        items += _put(k, m, begin_of(g, group, (g.start[group] + place) // BLOCK))
         k.factors[m] /= k.sizes[m]
         before = run
     return items
@@ -272,8 +272,8 @@ def _estimate(
 ) -> None:
     """Estimate for one query; weights are relative to what is guessed of the largest or, far from it, to what it is."""
     checks, state, (wide, query) = given
-    shift, k.numbers[4] = _round(c, k, wide)
-    _anchored(g, c, k, n.cells[i], wide)
+    shift, k.numbers[4] = rounded(c, k, wide)
+    anchored(g, c, k, n.cells[i], wide)
     guessed, runs, steady = n.measures[i, 0], n.sizes[i, 2], n.sizes[i, 3]
     top, out[0], out[1] = guessed, np.nan, np.nan
     while True:
