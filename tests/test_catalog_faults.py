@@ -198,7 +198,8 @@ def test_dot_products_that_do_not_fit(backend: str) -> None:
         "exact": lambda: catalog.log_normalizer(huge, budget=4_000, backend=backend),
         "expectation": lambda: catalog.expectation(huge, values, budget=400, backend=backend),
         "sample": lambda: catalog.sample(huge, 3, backend=backend),
-        "top": lambda: catalog.top(huge, 3),
+        "top": lambda: catalog.top(huge, 3, budget=400, backend=backend),
+        "top of all": lambda: catalog.top(huge, 3, budget=4_000, backend=backend),
     }
     for name, call in calls.items():
         fits = pytest.raises(ValueError, match="queries must have dot products with items that fit float64")

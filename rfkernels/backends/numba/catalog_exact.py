@@ -37,7 +37,10 @@ def exact(table: Table, queries: Any) -> Estimate:
 
 
 def largest(table: Table, queries: Any, count: int) -> Any:
-    """Return rows of so many items of the largest logits of each query, or more, by row; −1 stands for none."""
+    """Return rows of so many items of the largest logits of each query, or more; −1 stands for none.
+
+    There are none where a logit was met that does not fit the dtype.
+    """
     kind = np.dtype([("logit", np.float64), ("row", np.int64)])
     empty = np.array((-np.inf, -1), kind)
     state = _over_all(_keep, table, queries, lambda shape: np.full((*shape, count), empty))
@@ -146,9 +149,13 @@ def _keep(
 @jit
 def _insert(heap: Any, logits: Any, first: int, count: int) -> None:
     for j in range(count):
-        if not logits[j] <= heap[0].logit:
-            heap[0].logit, heap[0].row = logits[j], first + j
-            _sink(heap)
+        if logits[j] <= heap[0].logit:
+            continue
+        if not logits[j] < np.inf:
+            heap.logit[:], heap.row[:] = np.inf, -1  # which no other enters
+            return
+        heap[0].logit, heap[0].row = logits[j], first + j
+        _sink(heap)
 
 
 @jit

@@ -98,23 +98,24 @@ def top(table: Table, queries: Any, count: int, budget: int) -> Top:
     number = threads.thread_count()
     block = min(_BLOCK, max(1, -(-len(wide) // number)))
 
-    def task(first: int) -> int:
-        part = slice(first, first + block)
-        rows = _search(table, known, given, (wide[part], own[part]), count)
-        lost = np.flatnonzero(rows[:, 0] < 0)
-        ids[part], logits[part] = tops.settled(table, wide[part], rows, count)
-        if len(lost):  # codes say what is no number
-            lost += first
-            ids[lost], logits[lost] = tops.top(table, wide[lost], count, budget)
+    def settle(part: slice, rows: Any) -> int:
+        with np.errstate(over="ignore", invalid="ignore"):  # who asked refuses what is no number
+            found = tops.settled(table, wide[part], rows, count)
+            lost = np.flatnonzero((rows < 0).all(1))
+            if len(lost):  # that do not fit the dtype of rows
+                found.ids[lost], found.logits[lost] = tops.top(table, wide[part][lost], count, budget)
+        ids[part], logits[part] = found
         return 0
 
+    def task(part: slice) -> int:
+        return settle(part, _search(table, known, given, (wide[part], own[part]), count))
+
+    parts = [slice(first, first + block) for first in range(0, len(wide), block)]
     if given.ranked:
-        threads.run([partial(task, first) for first in range(0, len(wide), block)], number)
+        threads.run([partial(task, part) for part in parts], number)
     else:
         rows = largest(table, queries, min(MARGIN[0] * count + MARGIN[1], items))
-        for first in range(0, len(wide), _BLOCK):
-            part = slice(first, first + _BLOCK)
-            ids[part], logits[part] = tops.settled(table, wide[part], rows[part], count)
+        threads.run([partial(settle, part, rows[part]) for part in parts], number)
     return Top(ids, logits)
 
 
@@ -124,7 +125,8 @@ def _search(table: Table, known: Prepared, given: tops.Scope, queries: tuple[Any
     rows = np.full((len(wide), count), -1, np.int64)
     g, r, c, f = known.groups, rules(table, known, True), codes(table, known), _finders(table, known)
     k = _finds(g.record, given, table.rows.dtype)
-    scales = np.exp2(sizes(r.record.wide_dots, g, wide) / STEPS)
+    with np.errstate(over="ignore"):
+        scales = np.exp2(sizes(r.record.wide_dots, g, wide) / STEPS)
     heap, at = np.empty(len(k.record.found), _ENTRY), (r.address, g.address, c.address, f[0].address, k.address)
     _search_all(*at, scales, tuple(given), wide, own, heap, rows)
     return rows

@@ -1,0 +1,205 @@
+"""The items of largest q·y: what is looked at, how many of them are found, and compiled code against the specification."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rfkernels as rfk
+from rfkernels.backends.numba import catalog_looks, catalog_scan_kernels, catalog_tops
+from rfkernels.catalog import codes, tops
+from rfkernels.catalog.records import Table
+
+ITEMS, CELLS, COUNT = 6_000, 30, 10
+
+
+@cache
+def data(dim: int = 24, dtype: str = "float32") -> tuple[rfk.Catalog, Any, Any]:
+    """A catalog, queries, and the rows of a table that would say the same."""
+    rng = np.random.default_rng(dim)
+    centres = rng.normal(size=(CELLS, dim))
+    items = (centres[rng.integers(CELLS, size=ITEMS)] + rng.normal(size=(ITEMS, dim))).astype(dtype)
+    return rfk.Catalog(items, cells=CELLS), rng.normal(size=(19, dim)).astype(dtype), items
+
+
+def largest(items: Any, queries: Any, count: int) -> Any:
+    return np.argsort(-(queries.astype(np.float64) @ items.T.astype(np.float64)), axis=1, kind="stable")[:, :count]
+
+
+def recall(found: Any, expected: Any) -> float:
+    return float(np.mean([np.isin(own, best).mean() for own, best in zip(found, expected, strict=True)]))
+
+
+def assert_same(catalog: rfk.Catalog, queries: Any, count: int, budget: int) -> Any:
+    """Compiled code finds what the specification finds; return it."""
+    found, expected = (catalog.top(queries, count, budget=budget, backend=backend) for backend in ("numba", "numpy"))
+    np.testing.assert_array_equal(found.ids, expected.ids)
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-12, atol=1e-12)
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dim", [3, 4, 8, 9, 24, 130])
+def test_as_specified(dim: int, dtype: str) -> None:
+    catalog, queries, _ = data(dim, dtype)
+    for count in (1, COUNT, 150):
+        for budget in (CELLS + dim + 128, 900, ITEMS - 1, ITEMS):
+            assert_same(catalog, queries, count, budget)
+
+
+@pytest.mark.parametrize("count", [1, 700, ITEMS - 1, ITEMS])
+def test_as_many_as_are_asked_for(count: int) -> None:
+    catalog, queries, items = data()
+    found = assert_same(catalog, queries[:3], count, CELLS + 24 + 128)
+    assert (np.diff(found.logits) <= 0).all()
+    assert all(len(set(own)) == count for own in found.ids.tolist())
+    if count == ITEMS:
+        np.testing.assert_array_equal(found.ids, largest(items, queries[:3], ITEMS))
+
+
+WAYS = [("16", 2), ("16", 1), ("32", 2), (None, 4), (None, 2)]
+"""Bytes of vectors, and how many products of bytes are added up at once."""
+
+
+@pytest.mark.parametrize(("width", "added"), WAYS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_on_other_processors(monkeypatch: pytest.MonkeyPatch, width: str | None, added: int, dtype: str) -> None:
+    if width is not None:
+        monkeypatch.setenv("RFKERNELS_VECTOR_BYTES", width)
+    if catalog_scan_kernels.products_added(catalog_looks.machine().width) < added:
+        pytest.skip(f"no instruction for such vectors adds up {added} products of bytes here")
+    monkeypatch.setattr(catalog_tops, "products_added", lambda _: added)
+    held, queries, _ = data(24, dtype)
+    catalog = rfk.Catalog.from_store(held.store)  # nothing is known of it
+    for budget in (CELLS + 24 + 128, 900, ITEMS):
+        assert_same(catalog, queries, COUNT, budget)
+
+
+def test_codes_show_more_items_than_dot_products_would() -> None:
+    """As many as their price allows, and almost none of the largest among these is lost."""
+    catalog, queries, items = data()
+    without = catalog.table._replace(codes=None)
+    expected = largest(items, queries, COUNT)
+    rows, coded = (recall(tops.top(table, queries, COUNT, 300).ids, expected) for table in (without, catalog.table))
+    assert rows < 0.7 < 0.95 < coded
+    given = tops.scope(catalog.table, 300, COUNT, 0)
+    promised = [tops.promising(catalog.table, query, given.seen, COUNT) for query in queries.astype(np.float64)]
+    seen = [np.isin(own, rows_of(catalog.table, groups)).mean() for own, groups in zip(expected, promised, strict=True)]
+    assert coded >= np.mean(seen) - 0.01
+
+
+def rows_of(table: Table, groups: Any) -> Any:
+    return np.concatenate([table.ids[table.start[g] : table.start[g] + table.count[g]] for g in groups])
+
+
+def test_all_codes_find_all() -> None:
+    catalog, queries, items = data()
+    budget = int(0.2 * ITEMS) + 200
+    assert tops.scope(catalog.table, budget, COUNT, 0) == (ITEMS, 3 * COUNT + 10)
+    assert recall(catalog.top(queries, COUNT, budget=budget).ids, largest(items, queries, COUNT)) > 0.99
+
+
+def test_what_a_budget_is_spent_on() -> None:
+    table = data()[0].table
+    price, beside = codes.cost(table), CELLS + 24
+    assert tops.scope(table, ITEMS, COUNT, 0) == (ITEMS, 0)
+    assert tops.scope(table, beside + 340, COUNT, 0) == (int(300 / price), 40)
+    assert tops.scope(table, beside + 343, COUNT, 3) == (int(300 / price), 40)
+    assert tops.scope(table, beside + 60, COUNT, 0) == (int(30 / price), 30)
+    assert tops.scope(table, beside + 60, 500, 0) == (500, 500)
+    assert tops.scope(table, beside + 1_500, 900, 0) == (int(600 / price), 900)
+    assert tops.scope(table, beside + 2_000, 600, 0) == (ITEMS, 2_000 - int(np.ceil(price * ITEMS)))
+    assert tops.scope(table._replace(codes=None), beside + 60, COUNT, 0) == (60, 0)
+    assert tops.scope(table._replace(codes=None), beside + 5, COUNT, 0) == (COUNT, 0)
+
+
+def test_groups_that_promise_most() -> None:
+    """The largest of normal numbers is expected √(2 log n) deviations out."""
+    catalog, queries, _ = data()
+    table = catalog.table
+    for query in queries[:4].astype(np.float64):
+        apart = np.sqrt(query @ table.shape @ query)
+        apart = 2 ** (np.round(4 * np.log2(apart)) / 4)
+        promise = (table.means @ query)[table.cell] + apart * np.sqrt(table.spread * 2 * np.log(table.count))
+        order = np.argsort(-promise)
+        ends = np.cumsum(table.count[order])
+        for number in (1, 7, len(order)):
+            for most in (ends[number - 1], ends[number - 1] + 1):
+                np.testing.assert_array_equal(tops.promising(table, query, most, 1), np.sort(order[:number]))
+        np.testing.assert_array_equal(tops.promising(table, query, 0, ends[4]), np.sort(order[:5]))
+        np.testing.assert_array_equal(tops.promising(table, query, 0, ends[4] + 1), np.sort(order[:6]))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 63, 64, 65, 130])
+def test_batches(count: int) -> None:
+    catalog, queries, _ = data()
+    many = np.resize(queries, (count, 24))
+    for budget in (600, ITEMS):
+        found = catalog.top(many, COUNT, budget=budget)
+        assert found.ids.shape == found.logits.shape == (count, COUNT)
+        alone = catalog.top(queries, COUNT, budget=budget)
+        np.testing.assert_array_equal(found.ids, np.resize(alone.ids, (count, COUNT)))
+
+
+def test_after_changes(tmp_path: Path) -> None:
+    """Rows that are free are not found, groups begin anywhere, and some cells are empty or away from their anchors."""
+    rng = np.random.default_rng(3)
+    _, queries, items = data()
+    catalog = rfk.Catalog(items, cells=CELLS)
+    catalog.save(tmp_path / "items")
+    mapped = rfk.Catalog.load(tmp_path / "items", mapped=True)
+    for held in (catalog, mapped):
+        held.remove(np.flatnonzero(items @ items[0] > 30))
+        for _ in range(20):
+            held.add(rng.normal(size=(37, 24)).astype(np.float32) + items[7])
+            held.remove(rng.choice(held.ids, 60, replace=False))
+            held.update(rng.choice(held.ids, 30, replace=False), rng.normal(size=(30, 24)).astype(np.float32))
+        ids = held.ids
+        for budget in (CELLS + 24 + 140, 700, 2_000, ITEMS + 1_000):
+            found = assert_same(held, queries, COUNT, budget)
+            assert np.isin(found.ids, ids).all()
+        np.testing.assert_array_equal(found.ids, ids[largest(held.items(ids), queries, COUNT)])
+
+
+@pytest.mark.parametrize("budget", [200, 1_000])
+def test_equal_items(budget: int) -> None:
+    """Those of the first rows are taken, and each once."""
+    items = np.repeat(np.random.default_rng(0).normal(size=(2, 24)), 450, axis=0).astype(np.float32)
+    catalog, queries = rfk.Catalog(items, cells=4), np.concatenate([items[:1], 0 * items[:1]])
+    found = assert_same(catalog, queries, 30, budget)
+    assert all(len(set(own)) == 30 for own in found.ids.tolist())
+    assert (found.ids[0] < 450).all()
+    if budget > 900:
+        np.testing.assert_array_equal(np.sort(catalog.store.slots[:450])[:30], catalog.store.slots[found.ids[0]])
+
+
+@pytest.mark.parametrize("budget", [200, 1_000])
+@pytest.mark.parametrize("size", [1e-15, 1e15])
+def test_items_of_any_size(budget: int, size: float) -> None:
+    items = (size * np.random.default_rng(0).normal(size=(900, 24))).astype(np.float32)
+    queries = np.random.default_rng(1).normal(size=(5, 24)).astype(np.float32)
+    found = rfk.Catalog(items, cells=4).top(queries, COUNT, budget=budget)
+    assert recall(found.ids, largest(items, queries, COUNT)) > (0.99 if budget > 900 else 0.7)
+
+
+@pytest.mark.parametrize("budget", [200, 1_000])
+def test_logits_that_do_not_fit_single_precision(budget: int) -> None:
+    """Codes of no number: such queries are answered as specified, in float64."""
+    items = (1e10 * np.random.default_rng(0).normal(size=(900, 24))).astype(np.float32)
+    queries = np.random.default_rng(1).normal(size=(5, 24)).astype(np.float32)
+    queries[2] *= np.float32(1e30)
+    found = rfk.Catalog(items, cells=4).top(queries, COUNT, budget=budget)
+    expected = rfk.Catalog(items, cells=4).top(queries, COUNT, budget=budget, backend="numpy")
+    assert found.logits[2].min() > 1e38
+    np.testing.assert_array_equal(found.ids, expected.ids)
+
+
+def test_memory_is_that_of_what_is_looked_at() -> None:
+    catalog, _, _ = data()
+    given, g = tops.scope(catalog.table, 400, COUNT, 0), catalog_tops.prepared(catalog.table).groups.record
+    made = catalog_tops._made(g, given, np.dtype(np.float32))
+    assert sum(x.nbytes for x in made) < 12 * (given.seen + g.most + 32 * len(g.start)) + 100 * CELLS + 20_000
