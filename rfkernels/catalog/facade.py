@@ -248,8 +248,7 @@ class Catalog:
     def top(self, queries: Any, k: int, *, budget: int | None = None, backend: str = "numba") -> Top:
         """Return the k items of largest q·y among those that a query finds, largest first.
 
-        Groups are looked through in the order of the largest logits that are expected of them, by the codes of their
-        items; dot products are taken with the 3 k + 10 items whose codes say most.
+        Groups that promise most are looked through by their codes, and then the 3 k + 10 items that these say most of.
 
         Parameters
         ----------
@@ -258,10 +257,9 @@ class Catalog:
         k : int
             How many.
         budget : int, optional
-            As in `log_normalizer`: it decides how many of the true largest are found. From the number of items on all
-            are, but for those that rounding takes for smaller than 2 k + 16 others.
+            As in `log_normalizer`: it decides how many of the true largest are found; from the number of items on, all.
         backend : {"numba", "numpy"}, default "numba"
-            Compiled, or as specified.
+            As in `log_normalizer`.
 
         Returns
         -------

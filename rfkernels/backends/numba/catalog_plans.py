@@ -56,7 +56,7 @@ def cell_logits(r: Rules, g: Groups, query: Any, out: Any) -> None:
 
 
 @jit
-def all_cell_logits(r: Rules, g: Groups, n: Lists, queries: Any) -> None:
+def all_cell_logits(r: Rules, g: Groups, n: Any, queries: Any) -> None:
     """Write dot products of all queries with the means of cells, which are read once for some queries."""
     rows, end = (len(g.held) + 3) & ~3, len(queries) // TOGETHER * TOGETHER
     given = g.means.ctypes.data, g.means.strides[0], g.every.ctypes.data, rows

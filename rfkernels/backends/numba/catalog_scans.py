@@ -26,7 +26,7 @@ _MASK = np.int32((1 << BLOCK) - 1)
 
 
 @jit
-def rounded(c: Codes, k: Looks, query: Any) -> tuple[int, float]:
+def rounded(c: Codes, k: Any, query: Any) -> tuple[int, float]:
     """Write a query in whole numbers, in the order of codes, and their unit.
 
     Returns MIDDLE times their sum, and how much rounding lets the logit of an item vary whose step is 1.
@@ -47,7 +47,7 @@ def rounded(c: Codes, k: Looks, query: Any) -> tuple[int, float]:
 
 
 @jit
-def anchored(g: Groups, c: Codes, k: Looks, cells: Any, query: Any) -> None:
+def anchored(g: Groups, c: Codes, k: Any, cells: Any, query: Any) -> None:
     """Write dot products with the points that codes of each cell count from: its mean, unless that has moved."""
     for i in range(len(g.held)):
         k.anchored[i] = cells[i]

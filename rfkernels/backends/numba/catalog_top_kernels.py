@@ -27,7 +27,7 @@ def top_kernels(machine: Machine, bits: int) -> Code:
         (_weigh, "values weights count numbers", 64),
         (_listed, "values count numbers out", 64),
         (_span, "values count numbers", bits),
-        (_count, "values count numbers", bits),
+        (_counted, "values count numbers", bits),
         (_collect, "values largest count numbers out", bits),
     ):
         emit(Emitter(module, emit.__name__[1:], parameters, own, machine.lanes(own)))
@@ -97,7 +97,7 @@ def _span(e: Emitter) -> None:
     _store_span(e, low, high, numbers)
 
 
-def _count(e: Emitter) -> None:
+def _counted(e: Emitter) -> None:
     """Return how many values are not below numbers[0]."""
     values, count, numbers = e.arguments
     b, m, limit = e.builder, e.math, e.math.splat(e.load(numbers, e.integer(0)))

@@ -54,7 +54,7 @@ class Finders(NamedTuple):
     weigh: int
     listed: int
     span: int
-    count: int
+    counted: int
     collect: int
 
 
@@ -143,7 +143,7 @@ def _finders(table: Table, own: Prepared) -> tuple[Held[Finders], Any]:
 
 def _compiled(m: Machine, bits: int, dim: int) -> tuple[Held[Finders], Any]:
     levels, others = level_kernels(m, bits, dim, products_added(m.width)), top_kernels(m, bits)
-    names = ("promise", "weigh", "listed", "span", "count", "collect")
+    names = ("promise", "weigh", "listed", "span", "counted", "collect")
     return Held(Finders(levels.addresses["levels"], *(others.addresses[x] for x in names))), (levels, others)
 
 
@@ -156,7 +156,7 @@ def _made(g: Groups, given: tops.Scope, dtype: Any) -> Finds:
     # A group more than there is room for is looked through if there are not enough items without it.
     items, cells, groups = min(given.seen + g.most, g.items), len(g.held), len(g.size)
     blocks = items // BLOCK + 2 * min(len(g.start), items) + 2 * BLOCK + AHEAD
-    return Finds(
+    made = [
         np.empty(BLOCK * blocks, dtype),
         *np.empty((2, blocks), dtype),
         np.empty(given.ranked + 2 * BLOCK, dtype),
@@ -170,7 +170,8 @@ def _made(g: Groups, given: tops.Scope, dtype: Any) -> Finds:
         *np.empty((2, groups), np.int32),
         np.empty(BLOCK * blocks, np.int32),
         np.empty(given.ranked + ROWS_TOGETHER * (ROWS_AHEAD + 1), np.int32),
-    )
+    ]
+    return Finds._make(made)
 
 
 @entry
@@ -311,7 +312,7 @@ def _limit(f: Finders, k: Finds, blocks: int, wanted: int) -> None:
         middle = k.numbers[0]
         if not low < middle < high:
             break
-        many = call(f.count, given)
+        many = call(f.counted, given)
         if many < wanted:
             high = middle
             continue
