@@ -36,9 +36,10 @@ def _intervals(name: str, log: Array, error: Array, exact: Array) -> Line:
     return Line(what, round(abs(holds - 0.95), 6), "", "<= 0.03", detail)
 
 
-def _spent(catalog: rfk.Catalog) -> str:
-    """Return what the dot products of a query are, where codes are of use."""
-    table, spent = catalog.table, scans.shares(catalog.table, BUDGET, 0)
+def _spent(catalog: rfk.Catalog, queries: Array) -> str:
+    """Return what the dot products of most queries are."""
+    table, kind = catalog.table, int(np.median(scans.kinds(catalog.table, queries)))
+    spent = (*scans.shares(table, BUDGET, 0), None)[kind]
     if spent is None:
         return "no codes are read"
     codes = f"codes of {spent.scanned:,} items, {cost(table):.3g} each"
@@ -50,7 +51,7 @@ def _one(setting: Setting, catalog: rfk.Catalog) -> Iterator[Line]:
     log, error = (np.asarray(x, np.float64) for x in (found.log_normalizer, found.standard_error))
     ours, exact, name = errors(log, setting.exact), setting.exact, setting.name
     queries = f"{len(ours):,} held-out queries, {len(setting.items):,} items"
-    dots = f"dots a query: median {np.median(found.dots):.0f}; {_spent(catalog)}"
+    dots = f"dots a query: median {np.median(found.dots):.0f}; {_spent(catalog, setting.queries)}"
     median, high = float(np.median(ours)), float(np.quantile(ours, 0.95))
     yield Line(f"{name}: most dots a query", float(np.max(found.dots)), "", f"<= {BUDGET}", dots)
     yield Line(f"{name}: error of Z, median", median, "", MEDIAN, queries)

@@ -18,6 +18,7 @@ from benchmarks.glove import Array, Setting, errors
 from rfkernels.benchmark.line import Line, Ratio, meets, ratio_line, show_seconds
 from rfkernels.benchmark.plan import allowed_threads, thread_count
 from rfkernels.benchmark.timing import Timings, interleave, timed
+from rfkernels.catalog.plan import fewest_dots
 
 CHUNKS = (1 << 10, 1 << 12, 1 << 14, 1 << 16)
 ROUNDS, SECONDS = 7, {time.perf_counter: 0.5, time.process_time: 0.1}
@@ -27,6 +28,10 @@ pause on one processor for the first 30 ms."""
 BATCH = 250
 BUDGETS = 1_000, 2_000, BUDGET
 """Dot products a query."""
+
+STEP = 250
+"""What budgets that are looked for are multiples of."""
+
 Exact = Callable[[Array], Array]
 Clock = Callable[[], float]
 Call = Callable[[], Any]
@@ -81,14 +86,15 @@ def speed(settings: list[Setting]) -> Iterator[Line]:
 
 
 def _enough(setting: Setting, catalog: rfk.Catalog) -> int:
-    """Return the least budget at which errors are what they are to be, or the largest."""
-    for budget in BUDGETS:
+    """Return the least multiple of STEP at which errors are what they are to be, or the largest."""
+    least = -(-fewest_dots(catalog.table) // STEP) * STEP
+    for budget in range(least, BUDGET + 1, STEP):
         found = catalog.log_normalizer(setting.queries, budget=budget, rng=0)
         reached = np.quantile(errors(found, setting.exact), (0.5, 0.95)).tolist()
         targets = MEDIAN, HIGH.get(setting.name, OTHERWISE)
         if all(meets(Line("", value, "", target, "")) for value, target in zip(reached, targets, strict=True)):
             return budget
-    return BUDGETS[-1]
+    return BUDGET
 
 
 def _compared(

@@ -364,7 +364,7 @@ MUTANTS = [
     Mutant("codes: what a code says too much is taken away again", "catalog/scans.py", "near[checks.large], logits[checks.large] = right[:large], exact[:large]", "others = np.append(others, weight[checks.large] * (right[:large] - near[checks.large]))", (CODES, "-k", "as_specified")),
     Mutant("codes: the last of no items", "backends/numba/catalog_check_kernels.py", "some = b.select(b.icmp_unsigned(\"!=\", some, bits(0)), some, mask)", "pass", (CODES, "-k", "places_in")),
     Mutant("codes: memory of catalogs of other cells", "backends/numba/catalog_looks.py", "key = len(g.start), len(g.held), len(g.means),", "key = len(g.start), len(g.means),", (CODES, "-k", "memory_is")),
-    Mutant("codes: sharp queries read them too", "catalog/scans.py", "<= steepest(table)", "<= np.inf", (CODES, "-k", "sharp")),
+    Mutant("codes: sharp queries read them too", "catalog/scans.py", "np.searchsorted(limits(table), rounded", "np.searchsorted(limits(table)[:1], rounded", (CODES, "-k", "sharp")),
     Mutant("codes: large numbers are cut off", "backends/numba/catalog_encoding.py", "if largest > _TAILS * step:", "if False:", (CODES, "-k", "cut_off")),
     Mutant("codes: items that fill a gap keep those that were there", "backends/numba/catalog_store.py", "            copy_code(codes, row, last)\n", "", (CODES, "-k", "follow")),
     Mutant("codes: items that make room leave theirs", "backends/numba/catalog_store.py", "            copy_code(codes, last, at)\n", "", (CODES, "-k", "follow")),

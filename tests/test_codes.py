@@ -150,7 +150,7 @@ def test_codes_stay_in_a_mapped_file(tmp_path: Path) -> None:
 
 
 def assert_same(table: Table, q: Any, budget: int, seed: int, rtol: float = 1e-10) -> None:
-    assert scans.shares(table, budget, len(codes.moved(table))) is not None
+    assert any(scans.shares(table, budget, len(codes.moved(table))))
     found = assert_as_specified(table, q, budget, seed, rtol)
     assert (found.dots <= budget).all()
     assert (found.dots > 0.9 * budget - 20).all()
@@ -221,7 +221,7 @@ def test_logits_far_above_what_is_guessed(dtype: str) -> None:
     held = Catalog(items[:4_000].astype(dtype), cells=20)
     held.add(items[4_000:].astype(dtype))
     query = np.eye(16, dtype=dtype)[:1]
-    assert scans.suited(held.table, query).all()
+    assert (scans.kinds(held.table, query) < 2).all()
     found, expected = (engine.estimate(held.table, query, 300, 0) for engine in (compiled, estimates))
     assert found.log_normalizer > 300
     np.testing.assert_allclose(found.log_normalizer, expected.log_normalizer, rtol=1e-6)
@@ -234,7 +234,7 @@ def test_logits_far_below_what_is_guessed(dtype: str) -> None:
     items = 0.3 * rng.normal(size=(4_000, 16))
     items[:32, 0], items[:32, 1:] = 0, np.sqrt(200 / 15) * rng.choice([-1, 1], (32, 15))
     held, query = Catalog(items.astype(dtype), cells=1), np.eye(16, dtype=dtype)[:1] * 24
-    assert scans.suited(held.table, query).all()
+    assert (scans.kinds(held.table, query) < 2).all()
     assert_same(held.table, query, 500, 0, 1e-10 if dtype == "float64" else 1e-5)
 
 
@@ -255,15 +255,36 @@ def test_a_vector_of_groups_more(groups: int) -> None:
 def test_all_codes_are_read_where_the_budget_allows() -> None:
     table, q = catalog().table, queries()
     budget = int(codes.cost(table) * ITEMS) + CELLS + 13 + 200
-    assert scans.shares(table, budget, 0) == (ITEMS, budget - CELLS - 13 - int(np.ceil(codes.cost(table) * ITEMS)))
+    every = ITEMS, budget - CELLS - 13 - int(np.ceil(codes.cost(table) * ITEMS))
+    assert scans.shares(table, budget, 0) == (every, every)
     assert_same(table, q, budget, 0)
     found = compiled.estimate(table, q, budget, 0)
     assert (np.abs(found.log_normalizer - exact(catalog(), q)) < 5 * found.standard_error + 1e-9).all()
 
 
+def test_kinds_of_queries() -> None:
+    """By how much logits deviate within cells; sizes of queries are rounded by up to a tenth."""
+    table, met = catalog().table, set()
+    for query in queries(count=60, scale=10.0):
+        deviation, kind = np.std(approximate(table, query)[1]), int(scans.kinds(table, query))
+        met.add(kind)
+        assert kind in {int(np.searchsorted(scans.DEVIATIONS, x * deviation)) for x in (0.85, 1, 1.15)}
+    assert met == {0, 1, 2}
+
+
+def test_what_a_budget_is_spent_on() -> None:
+    table = catalog().table
+    even, steep = scans.shares(table, CELLS + 13 + 5 + 480, 5)
+    price = codes.cost(table)
+    assert even == (int(400 / price), 80)
+    assert steep == (int(440 / price), 40)
+    few = scans.shares(table, CELLS + 13 + 150, 0)
+    assert few == ((int(118 / price), 32),) * 2
+
+
 def test_sharp_queries_are_answered_from_rows() -> None:
     table, q = catalog().table, queries(scale=30.0)
-    fits = scans.suited(table, q)
+    fits = scans.kinds(table, q) < 2
     assert fits.any()
     assert not fits.all()
     plain, found = (compiled.estimate(table, q, 500, 2, coded) for coded in (False, True))
@@ -290,9 +311,9 @@ def test_a_query_of_zeros() -> None:
 
 def test_budgets_too_small_for_codes_read_rows() -> None:
     table = catalog().table
-    assert scans.shares(table, CELLS + 13 + 60, 0) is None
-    assert scans.shares(table._replace(codes=None), 1_000, 0) is None
-    assert scans.shares(table, 300, 0).scanned > scans.shares(table, 300, CELLS).scanned  # type: ignore[union-attr]
+    assert scans.shares(table, CELLS + 13 + 60, 0) == (None, None)
+    assert scans.shares(table._replace(codes=None), 1_000, 0) == (None, None)
+    assert scans.shares(table, 300, 0)[0].scanned > scans.shares(table, 300, CELLS)[0].scanned  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("count", [10, 40, 200])

@@ -9,7 +9,7 @@ import numpy as np
 from rfkernels.catalog.codes import moved
 from rfkernels.catalog.plan import RUN, Guess, Plan, Runs, draw_runs, guess, plan, rows_of
 from rfkernels.catalog.records import Estimate, Evaluated, Table
-from rfkernels.catalog.scans import estimate_one, shares, suited
+from rfkernels.catalog.scans import Shares, estimate_one, kinds, shares
 from rfkernels.catalog.trust import trusted_error
 
 _BLOCK = 1 << 14
@@ -23,10 +23,13 @@ def estimate(table: Table, queries: Any, budget: int, seed: int, coded: bool = T
     to zero, so what of it fell to opened items is known. Unbiased for the sum. Where codes are of use, and
     `coded`, these are read instead of items, as `scans.estimate_one` has it.
     """
-    spent = shares(table, budget, len(moved(table))) if coded and table.codes is not None else None
+    spent: tuple[Shares | None, ...] = (None,)
+    if coded and table.codes is not None:
+        spent = *shares(table, budget, len(moved(table))), None
     found = []
     for i, query in enumerate(queries.astype(np.float64)):
-        one = estimate_one(table, query, spent, seed, i) if spent is not None and suited(table, query) else None
+        own = spent[min(int(kinds(table, query)), len(spent) - 1)]
+        one = estimate_one(table, query, own, seed, i) if own is not None else None
         found.append(one if one is not None and np.isfinite(one[0]) else _one(table, query, budget, seed, i))
     log, error, dots = zip(*found, strict=True) if found else ((), (), ())
     return Estimate(np.array(log, np.float64), np.array(error, np.float64), np.array(dots, np.int64))

@@ -17,11 +17,17 @@ from rfkernels.catalog.plan import rounded as rounded_sizes
 from rfkernels.catalog.records import Table
 from rfkernels.catalog.trust import trusted_error
 
-CHECKED, FEWEST_CHECKS = 12, 32
-"""One dot product in so many is spent on items that are taken again, and how many these are at least."""
+DEVIATIONS = 1.5, 7.0
+"""Of logits within cells: from the first on few items make up most of a sum, and above all they must be met.
 
-STEEPEST = 7.0
-"""The deviation of logits within cells up to which codes are of use: they are off by a tenth of it."""
+Up to the second codes are of use, which are off by a tenth of it.
+"""
+
+CHECKED, FEWEST_CHECKS = (6, 12), 32
+"""Up to each of these, one dot product in so many is spent on items that are taken again; and on how many at least.
+
+With more of them, estimates err less by rounding, and more by what is not looked at.
+"""
 
 MOST = 60.0
 """The largest variance of a logit by rounding that counts: exponentials of more would not fit single precision."""
@@ -37,28 +43,35 @@ class Shares(NamedTuple):
     checked: int
 
 
-def shares(table: Table, budget: int, away: int) -> Shares | None:
-    """Return what a budget is spent on besides cells, `away` of which have moved; None where codes are of no use."""
+def shares(table: Table, budget: int, away: int) -> tuple[Shares | None, ...]:
+    """Return what a budget is spent on besides cells, `away` of which have moved; None where codes are of no use.
+
+    The first is for queries that let logits deviate by less within cells, and so on: see `kinds`.
+    """
+    return tuple(_shares(table, budget - sum(table.means.shape) - away, part) for part in CHECKED)
+
+
+def _shares(table: Table, rest: int, part: int) -> Shares | None:
     if table.codes is None:
         return None
-    rest, price, items = budget - sum(table.means.shape) - away, cost(table), int(table.count.sum())
-    checked = max(FEWEST_CHECKS, rest // CHECKED)
+    price, items = cost(table), int(table.count.sum())
+    checked = max(FEWEST_CHECKS, rest // part)
     scanned = int((rest - checked) / price)
     if scanned >= items:
         return Shares(items, min(items, rest - int(np.ceil(price * items))))
     return Shares(scanned, checked) if scanned >= FEWEST_RUNS * BLOCK else None
 
 
-def steepest(table: Table) -> float:
-    """Return the size of queries up to which codes are of use: beyond, logits vary too much within cells."""
+def limits(table: Table) -> Any:
+    """Return the sizes of queries up to which logits deviate by no more than each of DEVIATIONS within cells."""
     spread = (table.spread.astype(np.float64) @ table.count) / max(table.count.sum(), 1)
     with np.errstate(divide="ignore"):
-        return float(STEEPEST / np.sqrt(spread))
+        return np.array(DEVIATIONS) / np.sqrt(spread)
 
 
-def suited(table: Table, queries: Any) -> Any:
-    """Return which queries codes are of use for, (queries,)."""
-    return rounded_sizes(sizes(table, queries)) <= steepest(table)
+def kinds(table: Table, queries: Any) -> Any:
+    """Return which of `shares` queries take, (queries,); there is none for those that codes are of no use for."""
+    return np.searchsorted(limits(table), rounded_sizes(sizes(table, queries)))
 
 
 class Checks(NamedTuple):

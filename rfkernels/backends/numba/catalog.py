@@ -39,13 +39,13 @@ class _Call(NamedTuple):
     known: Prepared
     budget: int
     seed: Any
-    spent: Shares | None
+    spent: tuple[Shares | None, ...]
 
 
 def estimate(table: Table, queries: Any, budget: int, seed: int, coded: bool = True) -> Estimate:
     """Estimate log Σ exp(q·y) for queries (queries, dim), as `rfkernels.catalog.estimates.estimate` specifies."""
     known = prepared(table)
-    call = _Call(table, known, budget, np.uint64(seed), shares(table, budget, len(known.moved)) if coded else None)
+    call = _Call(table, known, budget, np.uint64(seed), shares(table, budget, len(known.moved)) if coded else ())
     out = np.empty((len(queries), 3))
     _run(partial(_estimate, call), call, queries, lambda own: (out[own],))
     return Estimate(out[:, 0], out[:, 1], out[:, 2].astype(np.int64) + sum(table.means.shape))
@@ -54,15 +54,18 @@ def estimate(table: Table, queries: Any, budget: int, seed: int, coded: bool = T
 def _estimate(call: _Call, numbers: Any, queries: Any, wide: Any, sized: Any, out: Any) -> None:
     """Estimate from codes what these are of use for, and from rows what is left."""
     given = numbers, queries, wide, sized
-    if call.spent is None:
+    if not any(call.spent):
         _sum(catalog_sums.estimate, call, given, out)
         return
-    fits = sized <= call.known.steepest
-    if fits.all():
-        _scan(call, call.spent, given, out)
-    else:
-        out[:] = np.nan
-        out[fits] = _scan(call, call.spent, tuple(x[fits] for x in given), np.empty((np.count_nonzero(fits), 3)))
+    out[:], kinds = np.nan, np.searchsorted(call.known.limits, sized)
+    for kind, spent in enumerate(call.spent):
+        own = kinds == kind
+        if spent is None or not own.any():
+            continue
+        if own.all():
+            _scan(call, spent, given, out)
+        else:
+            out[own] = _scan(call, spent, tuple(x[own] for x in given), np.empty((np.count_nonzero(own), 3)))
     for part in _pieces(call, numbers, np.flatnonzero(~np.isfinite(out[:, 0]))):
         found = np.empty((len(part), 3))
         _sum(catalog_sums.estimate, call, tuple(x[part] for x in given), found)
@@ -79,8 +82,6 @@ def _pieces(call: _Call, numbers: Any, places: Any) -> list[Any]:
 def _scan(call: _Call, spent: Shares, given: _Given, out: Any) -> Any:
     """Choose what queries take, and estimate from its codes; return the estimates."""
     numbers, queries, wide, sized = given
-    if not len(queries):
-        return out
     table, known = call.table, call.known
     g, r, c = known.groups, rules(table, known, True), codes(table, known)
     s, n = scratch(g.record), lists(g.record, spent.scanned, min(_TOGETHER, len(queries)), True)
@@ -95,7 +96,7 @@ def evaluate(table: Table, queries: Any, budget: int, seed: int) -> Evaluated:
     """Return the items that `estimate` takes without codes, as `rfkernels.catalog.estimates.evaluate` specifies."""
     rows = np.empty((len(queries), budget), np.int32)
     logits, log_weights = np.empty((2, *rows.shape))
-    call = _Call(table, prepared(table), budget, np.uint64(seed), None)
+    call = _Call(table, prepared(table), budget, np.uint64(seed), ())
 
     def step(numbers: Any, own: Any, wide: Any, sized: Any, *out: Any) -> None:
         _sum(catalog_sums.evaluate, call, (numbers, own, wide, sized), out)
@@ -124,7 +125,7 @@ def _run(step: Callable[..., None], call: _Call, queries: Any, out: Callable[[sl
     """Do something with blocks of queries, on threads."""
     g, r, count = call.known.groups, rules(call.table, call.known), threads.thread_count()
     own, wide = plain(queries, call.table.rows.dtype), plain(queries, np.float64)
-    if call.spent is None:
+    if not any(call.spent):
         block = _block(len(own), min(_BLOCK, max(1, _BLOCK_ITEMS // call.budget)), count)
     else:
         block = _even(len(own), count)

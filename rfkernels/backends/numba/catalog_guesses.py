@@ -20,7 +20,7 @@ from rfkernels.backends.numba.records import FloatRows, Floats, Held, IntRows, v
 from rfkernels.catalog.codes import moved
 from rfkernels.catalog.plan import STEPS, moments
 from rfkernels.catalog.records import Table
-from rfkernels.catalog.scans import steepest
+from rfkernels.catalog.scans import limits
 
 _KEPT, _SHARE = (1 << 23, 1 << 31), 16
 """Bytes that are kept between calls: this part of what items take, but at least the first and at most the second."""
@@ -179,7 +179,7 @@ def _guess(g: Groups, made: Guesses, i: int) -> None:
 class Prepared(NamedTuple):
     """What is known of a table: its groups, guesses, and what else is computed once for each machine.
 
-    `moved` are the cells that are no longer where their anchors are, and `steepest` is the size of the largest queries
+    `moved` are the cells that are no longer where their anchors are, and `limits` are the sizes of the largest queries
     that codes are of use for, as `sizes` has it.
     """
 
@@ -189,7 +189,7 @@ class Prepared(NamedTuple):
     codes: dict[Machine, Any]
     finders: dict[Machine, Any]
     moved: Any
-    steepest: int
+    limits: Any
 
 
 _prepared: dict[int, tuple[tuple[Any, ...], Prepared]] = {}
@@ -202,13 +202,15 @@ def prepared(table: Table) -> Prepared:
     if found is not None and all(part() is own for part, own in zip(found[0], table, strict=True)):
         return found[1]
     g = groups_of(table)
-    away, most = np.arange(0), _NOTHING
-    if table.codes is not None:
-        away, limit = moved(table), steepest(table)
-        most = math.floor(STEPS * math.log2(limit)) if 0 < limit < np.inf else -_NOTHING - 1
-    made = Prepared(g, Known(g, table.rows.nbytes), {}, {}, {}, away, most)
+    away = np.arange(0) if table.codes is None else moved(table)
+    made = Prepared(g, Known(g, table.rows.nbytes), {}, {}, {}, away, [_steps(x) for x in limits(table)])
     _prepared[key] = tuple(_reference(x, key if x is table.means else None) for x in table), made
     return made
+
+
+def _steps(size: float) -> int:
+    """Return the largest whole number of steps that a size is not below."""
+    return math.floor(STEPS * math.log2(size)) if 0 < size < np.inf else -_NOTHING - 1
 
 
 def _reference(x: Any, key: int | None) -> Callable[[], Any]:
