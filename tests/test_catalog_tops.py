@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import rfkernels as rfk
-from rfkernels.backends.numba import catalog_looks, catalog_scan_kernels, catalog_tops
+from rfkernels.backends.numba import catalog_looks, catalog_scan_kernels, catalog_search
+from rfkernels.backends.numba.catalog_guesses import prepared
 from rfkernels.catalog import codes, tops
 from rfkernels.catalog.records import Table
 
@@ -72,7 +73,7 @@ def test_on_other_processors(monkeypatch: pytest.MonkeyPatch, width: str | None,
         monkeypatch.setenv("RFKERNELS_VECTOR_BYTES", width)
     if catalog_scan_kernels.products_added(catalog_looks.machine().width) < added:
         pytest.skip(f"no instruction for such vectors adds up {added} products of bytes here")
-    monkeypatch.setattr(catalog_tops, "products_added", lambda _: added)
+    monkeypatch.setattr(catalog_search, "products_added", lambda _: added)
     held, queries, _ = data(24, dtype)
     catalog = rfk.Catalog.from_store(held.store)  # nothing is known of it
     for budget in (CELLS + 24 + 128, 900, ITEMS):
@@ -200,6 +201,6 @@ def test_logits_that_do_not_fit_single_precision(budget: int) -> None:
 
 def test_memory_is_that_of_what_is_looked_at() -> None:
     catalog, _, _ = data()
-    given, g = tops.scope(catalog.table, 400, COUNT, 0), catalog_tops.prepared(catalog.table).groups.record
-    made = catalog_tops._made(g, given, np.dtype(np.float32))
+    given, g = tops.scope(catalog.table, 400, COUNT, 0), prepared(catalog.table).groups.record
+    made = catalog_search._finds(g, given.seen, np.dtype(np.float32))
     assert sum(x.nbytes for x in made) < 12 * (given.seen + g.most + 32 * len(g.start)) + 100 * CELLS + 20_000
