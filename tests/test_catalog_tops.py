@@ -88,7 +88,9 @@ def test_codes_show_more_items_than_dot_products_would() -> None:
     rows, coded = (recall(tops.top(table, queries, COUNT, 300).ids, expected) for table in (without, catalog.table))
     assert rows < 0.7 < 0.95 < coded
     given = tops.scope(catalog.table, 300, COUNT, 0)
-    promised = [tops.promising(catalog.table, query, given.seen, COUNT) for query in queries.astype(np.float64)]
+    table = catalog.table
+    each = [tops.promise(table, query) for query in queries.astype(np.float64)]
+    promised = [tops.promising(table.count, own, given.seen, COUNT) for own in each]
     seen = [np.isin(own, rows_of(catalog.table, groups)).mean() for own, groups in zip(expected, promised, strict=True)]
     assert coded >= np.mean(seen) - 0.01
 
@@ -130,9 +132,12 @@ def test_groups_that_promise_most() -> None:
         ends = np.cumsum(table.count[order])
         for number in (1, 7, len(order)):
             for most in (ends[number - 1], ends[number - 1] + 1):
-                np.testing.assert_array_equal(tops.promising(table, query, most, 1), np.sort(order[:number]))
-        np.testing.assert_array_equal(tops.promising(table, query, 0, ends[4]), np.sort(order[:5]))
-        np.testing.assert_array_equal(tops.promising(table, query, 0, ends[4] + 1), np.sort(order[:6]))
+                np.testing.assert_array_equal(
+                    tops.promising(table.count, tops.promise(table, query), most, 1), np.sort(order[:number])
+                )
+        for least, number in ((0, 0), (1, 1), (ends[4], 5), (ends[4] + 1, 6)):
+            found = tops.promising(table.count, tops.promise(table, query), 0, least)
+            np.testing.assert_array_equal(found, np.sort(order[:number]))
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 63, 64, 65, 130])
@@ -187,16 +192,92 @@ def test_items_of_any_size(budget: int, size: float) -> None:
     assert recall(found.ids, largest(items, queries, COUNT)) > (0.99 if budget > 900 else 0.7)
 
 
-@pytest.mark.parametrize("budget", [200, 1_000])
+@pytest.mark.parametrize("budget", [200, 900])
 def test_logits_that_do_not_fit_single_precision(budget: int) -> None:
-    """Codes of no number: such queries are answered as specified, in float64."""
-    items = (1e10 * np.random.default_rng(0).normal(size=(900, 24))).astype(np.float32)
-    queries = np.random.default_rng(1).normal(size=(5, 24)).astype(np.float32)
-    queries[2] *= np.float32(1e30)
-    found = rfk.Catalog(items, cells=4).top(queries, COUNT, budget=budget)
-    expected = rfk.Catalog(items, cells=4).top(queries, COUNT, budget=budget, backend="numpy")
-    assert found.logits[2].min() > 1e38
-    np.testing.assert_array_equal(found.ids, expected.ids)
+    """As specified, in float64: whole, in parts that cancel, and only of some items."""
+    rng = np.random.default_rng(0)
+    items = (100 + rng.normal(size=(900, 24))).astype(np.float32)
+    queries = np.repeat([[1.0, -1.0], [1.0, 0.0], [1e-4, 0.0]], 12, axis=1) * 3e37
+    queries[1:, 1:] = 0
+    catalog = rfk.Catalog(items, cells=4)
+    queries = np.concatenate([queries, rng.normal(size=(2, 24))]).astype(np.float32)
+    found = assert_same(catalog, queries, COUNT, budget)
+    assert found.logits[1].min() > np.finfo(np.float32).max
+    np.testing.assert_array_equal(assert_same(catalog, queries[3:], COUNT, budget).ids, found.ids[3:])
+    if budget == 900:
+        np.testing.assert_array_equal(found.ids, largest(items, queries, COUNT))
+
+
+def test_items_too_large_for_what_is_known_of_them() -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        items = (2e18 * np.random.default_rng(0).normal(size=(900, 24))).astype(np.float32)
+        catalog = rfk.Catalog(items, cells=4)
+    query = np.ones(24, np.float32)
+    for backend in ("numba", "numpy"):
+        with pytest.raises(ValueError, match="queries must have dot products with items that fit float32"):
+            catalog.top(query, COUNT, budget=160, backend=backend)
+    np.testing.assert_array_equal(catalog.top(query, COUNT, budget=900).ids, largest(items, query[None], COUNT)[0])
+
+
+def test_fewer_items_than_would_be_looked_at_again() -> None:
+    """The next group would be too many."""
+    items = np.random.default_rng(0).normal(size=(600, 3)).astype(np.float32)
+    catalog = rfk.Catalog(items, cells=1)
+    table = catalog.table
+    assert table.count.tolist() == [32, 64, 128, 376]
+    catalog.remove(rows_of(table, [1, 2]))
+    given = tops.scope(catalog.table, 132, COUNT, 0)
+    assert 32 < given.ranked < given.seen < 408
+    assert_same(catalog, items[:5], COUNT, 132)
+
+
+def test_single_precision_does_not_decide() -> None:
+    """Items that lie far from zero, whose logits differ by less than float32 shows."""
+    rng = np.random.default_rng(0)
+    items, queries = (1e4 + rng.normal(size=(3_000, 16))).astype(np.float32), rng.normal(size=(20, 16))
+    queries = queries.astype(np.float32)
+    catalog = rfk.Catalog(items)
+    for budget in (900, 3_000):
+        assert_same(catalog, queries, 20, budget)
+
+
+def test_one_item_far_from_all_others() -> None:
+    """Limits are halved until few groups lie between them."""
+    items = np.random.default_rng(0).normal(size=(6_000, 8)).astype(np.float32)
+    items[0] = 1e6
+    catalog = rfk.Catalog(items)
+    assert_same(catalog, items[1:9], COUNT, 900)
+
+
+def test_memory_is_that_of_this_catalog() -> None:
+    """Of as many groups, but more items: those that are looked at are more than before by a group."""
+
+    def shell(rng: Any, count: int, size: float) -> Any:
+        x = rng.normal(size=(count, 16))
+        return (size * x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+    def made(inner: int) -> rfk.Catalog:
+        rng = np.random.default_rng(0)
+        first = [shell(rng, count, size) for count, size in ((32, 10), (64, 5), (128, 0.01))]
+        catalog = rfk.Catalog(np.concatenate(first), cells=1)
+        catalog.remove(np.arange(29))
+        catalog.add(shell(rng, 448, 6), np.arange(1000, 1448))
+        catalog.add(shell(rng, 384, 0.01), np.arange(2000, 2384))
+        held = catalog.store
+        group = int(np.argmin(held.edge))
+        ids = held.ids[held.start[group] : held.start[group] + held.count[group]]
+        if inner < len(ids):
+            catalog.remove(ids[inner:].copy())
+        return catalog
+
+    few, many = made(2), made(512)
+    assert len(few.table.count) == len(many.table.count)
+    query = np.random.default_rng(1).normal(size=(1, 16)).astype(np.float32)
+    few.top(query, 516, budget=145)
+    assert_same(many, query, 516, 145)
+    kinds = [prepared(x.table).groups.record for x in (few, many)]
+    sizes = [len(catalog_search.finds(g, 516, np.dtype(np.float32)).record.blocks) for g in kinds]
+    assert sizes[0] < sizes[1]
 
 
 def test_memory_is_that_of_what_is_looked_at() -> None:

@@ -248,7 +248,7 @@ class Catalog:
     def top(self, queries: Any, k: int, *, budget: int | None = None, backend: str = "numba") -> Top:
         """Return the k items of largest q·y among those that a query finds, largest first.
 
-        Groups that promise most are looked through by their codes, and then the 3 k + 10 items that these say most of.
+        Groups that promise most are looked through by their codes, then items that these say most of: 3 k + 10 at most.
 
         Parameters
         ----------

@@ -7,11 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from rfkernels.catalog.codes import cost, logits_of
 from rfkernels.catalog.plan import guess, rows_of
 from rfkernels.catalog.records import Draws, Table
+from rfkernels.catalog.tops import promising
 
 HEAD, HEAD_GROUPS = 2048, 64
-"""How many items, and groups at most, are taken before the first draw."""
+"""Dot products that are taken before the first draw, and groups that they are taken with at most."""
+
+AGAIN = 512
+"""How many of these are with items whose codes were read: these take what is left."""
 
 _BLOCK = 1 << 16
 
@@ -19,8 +24,9 @@ _BLOCK = 1 << 16
 def sample(table: Table, queries: Any, draws: int, rng: Any) -> Draws:
     """Draw items, independently and with replacement, for queries (queries, dim); ids are those of the table.
 
-    A group is drawn in proportion to the sum ω_g of its weights exp(q·y), exact for the groups that promise most and
-    guessed for others; then all its items are taken, and one is drawn in proportion to exp(q·y). So
+    A group is drawn in proportion to the sum ω_g of its weights exp(q·y), exact for the groups that promise most, from
+    codes for more that may matter, and guessed for others; then all its items are taken, and one is drawn in proportion
+    to exp(q·y). So
 
         log p(y) = log ω_g − log Σ_h ω_h + q·y − log Σ_{z in g} exp(q·z).
     """
@@ -37,23 +43,37 @@ Sums = Callable[[Table, Any], tuple[Any, dict[int, Any]]]
 
 
 def _promising(table: Table, query: Any) -> tuple[Any, dict[int, Any]]:
-    log_sums = np.log(table.count) + guess(table, query).log_mean
-    logits = {int(g): table.rows[rows_of(table, np.array([g]))] @ query for g in head(log_sums, table.count)}
+    guessed = guess(table, query)
+    log_sums, groups, most = np.log(table.count) + guessed.log_mean, np.arange(len(table.count)), HEAD
+    seen = coded(table)
+    if seen:
+        groups, most = promising(table.count, guessed.log_mean + np.log(guessed.variance) / 2, seen, 1), AGAIN
+        rows, cells = rows_of(table, groups), np.repeat(table.cell[groups], table.count[groups])
+        log_sums[groups] = sums_of(logits_of(table, query, rows, cells, guessed.cell_logits), table.count[groups])
+    chosen = groups[head(log_sums[groups], table.count[groups], most)]
+    logits = {int(g): table.rows[rows_of(table, np.array([g]))] @ query for g in chosen}
     for g, own in logits.items():
         log_sums[g] = log_sum(own)
     return log_sums, logits
 
 
-def head(log_sums: Any, count: Any) -> Any:
-    """Return the groups that promise most, largest first: at most so many, of at most so many items."""
-    most = min(HEAD_GROUPS, len(count))
-    order = np.argpartition(-log_sums, most - 1)[:most]
+def coded(table: Table) -> int:
+    """Return how many items' codes are read before the first draw."""
+    if table.codes is None:
+        return 0
+    return min(int((HEAD - AGAIN) / cost(table)), int(table.count.sum()))
+
+
+def head(log_sums: Any, count: Any, most: int) -> Any:
+    """Return the groups that sum to most, largest first: at most so many, of at most so many items."""
+    groups = min(HEAD_GROUPS, len(count))
+    order = np.argpartition(-log_sums, groups - 1)[:groups] if groups else np.arange(0)
     order = order[np.lexsort((order, -log_sums[order]))]
-    return order[np.cumsum(count[order]) <= HEAD]
+    return order[np.cumsum(count[order]) <= most]
 
 
 def _every(table: Table, query: Any) -> tuple[Any, dict[int, Any]]:
-    return np.concatenate([log_sums(own, count) for own, count in all_logits(table, query)]), {}
+    return np.concatenate([sums_of(own, count) for own, count in all_logits(table, query)]), {}
 
 
 def all_logits(table: Table, query: Any) -> Iterator[tuple[Any, Any]]:
@@ -66,7 +86,7 @@ def all_logits(table: Table, query: Any) -> Iterator[tuple[Any, Any]]:
         first = last
 
 
-def log_sums(logits: Any, count: Any) -> Any:
+def sums_of(logits: Any, count: Any) -> Any:
     """Return log Σ exp(logit) over parts of so many items, side by side."""
     first = np.cumsum(count, dtype=np.int64) - count
     top = np.maximum.reduceat(logits, first)

@@ -18,6 +18,10 @@ is lost so (`benchmarks/catalog.py top`).
 """
 
 
+ROOM = 16
+"""How many times smaller numbers must be than those that might not fit."""
+
+
 class Scope(NamedTuple):
     """What a budget is spent on: how many items are looked at and, if by their codes, how many are looked at again."""
 
@@ -47,24 +51,44 @@ def top(table: Table, queries: Any, count: int, budget: int) -> Top:
     """
     away = 0 if table.codes is None else len(moved(table))
     given, found = scope(table, budget, count, away), [Top(np.empty((0, count), np.int32), np.empty((0, count)))]
+    every = np.arange(len(table.count))
     for query in queries.astype(np.float64):
-        groups = promising(table, query, given.seen, count)
+        some = given.seen < table.count.sum()
+        groups = promising(table.count, promise(table, query), given.seen, count) if some else every
         rows = _largest(table, query, groups, given.ranked, count)
         found.append(settled(table, query[None], rows[None], count))
     return Top(*map(np.concatenate, zip(*found, strict=True)))
 
 
-def promising(table: Table, query: Any, most: int, least: int) -> Any:
-    """Return the groups that promise most: of at most `most` items, and of at least `least`.
+def promise(table: Table, query: Any) -> Any:
+    """Return what groups promise: the largest of n normal numbers of their mean and deviation s.
 
-    What a group promises is the largest of n normal numbers of its mean and deviation s: about mean + s √(2 log n). The
-    size of the query, which s is in proportion to, is rounded as for estimates.
+    That is about mean + s √(2 log n). The size of the query, which s is in proportion to, is rounded as for estimates.
     """
-    promise = (table.means @ query)[table.cell] + rounded(sizes(table, query)) * stretch(table)
-    order = np.argsort(-promise, kind="stable")
-    items = np.cumsum(table.count[order])
-    number = max(int(np.searchsorted(items, most, side="right")), int(np.searchsorted(items, least)) + 1)
+    found = (table.means @ query)[table.cell] + rounded(sizes(table, query)) * stretch(table)
+    if not np.isfinite(found).all():
+        raise ValueError(f"queries must have dot products with items that fit {table.rows.dtype}")
+    return found
+
+
+def promising(count: Any, promised: Any, most: int, least: int) -> Any:
+    """Return the groups that promise most, in ascending order: of at most `most` items, and of at least `least`."""
+    order = np.argsort(-promised, kind="stable")
+    items = np.cumsum(count[order])
+    number = max(int(np.searchsorted(items, most, side="right")), int(np.searchsorted(items, least)) + (least > 0))
     return np.sort(order[:number])
+
+
+def bounded(table: Table, queries: Any) -> Any:
+    """Return for which queries no dot product, nor part of one, can be too large for the items' dtype.
+
+    Squared distances of items from centres fit it, and codes are whole numbers of steps, which add up to no more than
+    eight times the root of their number.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        size = np.abs(queries.astype(np.float64)).sum(1) * np.sqrt(queries.shape[1])
+        small = size <= np.sqrt(float(np.finfo(table.rows.dtype).max)) / ROOM
+        return small & np.isfinite(sizes(table, queries.astype(np.float64)))
 
 
 def stretch(table: Table) -> Any:
@@ -85,7 +109,7 @@ def _largest(table: Table, query: Any, groups: Any, ranked: int, count: int) -> 
 def settled(table: Table, queries: Any, rows: Any, count: int) -> Top:
     """Return the largest of some items of each query, (queries, items) by row, in their order; −1 stands for none."""
     rows = np.sort(rows, axis=1)
-    logits = np.matmul(table.rows[rows].astype(np.float64), queries[..., None])[..., 0]
-    logits[rows < 0] = -np.inf
+    some = table.rows[np.where(rows < 0, rows[:, -1:], rows)].astype(np.float64)
+    logits = np.where(rows < 0, -np.inf, np.matmul(some, queries[..., None])[..., 0])
     order = np.argsort(-logits, axis=1, kind="stable")[:, :count]
     return Top(table.ids[np.take_along_axis(rows, order, 1)], np.take_along_axis(logits, order, 1))

@@ -23,6 +23,9 @@ from rfkernels.catalog.records import Estimate, Table
 _QUERIES, _ROWS = 64, 512
 """Of a product of matrices: its result fits the second level of cache."""
 
+_AT_ONCE = 1024
+"""Queries whose largest are kept together."""
+
 _FEW = 4
 """Queries from which on rows are worth being packed."""
 
@@ -37,14 +40,15 @@ def exact(table: Table, queries: Any) -> Estimate:
 
 
 def largest(table: Table, queries: Any, count: int) -> Any:
-    """Return rows of so many items of the largest logits of each query, or more; −1 stands for none.
-
-    There are none where a logit was met that does not fit the dtype.
-    """
+    """Return the rows of so many items of the largest logits of each query; these must fit the dtype of rows."""
     kind = np.dtype([("logit", np.float64), ("row", np.int64)])
-    empty = np.array((-np.inf, -1), kind)
-    state = _over_all(_keep, table, queries, lambda shape: np.full((*shape, count), empty))
-    return np.concatenate(state["row"], axis=1)
+    empty, rows = np.array((-np.inf, -1), kind), np.empty((len(queries), count), np.int64)
+    for first in range(0, len(queries), _AT_ONCE):
+        own = queries[first : first + _AT_ONCE]
+        state = np.concatenate(_over_all(_keep, table, own, lambda shape: np.full((*shape, count), empty)), axis=1)
+        best = np.argpartition(-state["logit"], count - 1, axis=1)[:, :count]
+        rows[first : first + _AT_ONCE] = np.take_along_axis(state["row"], best, 1)
+    return rows
 
 
 def _over_all(step: Any, table: Table, queries: Any, make: Callable[[tuple[int, int]], Any]) -> Any:
@@ -141,7 +145,7 @@ def _keep(
         _fill(kernels, given, ids, (first, span[1]), (queries, len(state)), scratch, places, other)
         for i in range(len(state)):
             call(kernels[4], (logits[i].ctypes.data, len(packed), other[1].ctypes.data))
-            if not other[1, 0] <= state[i, 0].logit:
+            if other[1, 0] > state[i, 0].logit:
                 _insert(state[i], logits[i], first, len(packed))
     return 0
 
@@ -149,13 +153,9 @@ def _keep(
 @jit
 def _insert(heap: Any, logits: Any, first: int, count: int) -> None:
     for j in range(count):
-        if logits[j] <= heap[0].logit:
-            continue
-        if not logits[j] < np.inf:
-            heap.logit[:], heap.row[:] = np.inf, -1  # which no other enters
-            return
-        heap[0].logit, heap[0].row = logits[j], first + j
-        _sink(heap)
+        if logits[j] > heap[0].logit:
+            heap[0].logit, heap[0].row = logits[j], first + j
+            _sink(heap)
 
 
 @jit

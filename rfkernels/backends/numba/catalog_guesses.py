@@ -31,17 +31,18 @@ class Guesses(NamedTuple):
 
     `unit` is the mean weight of a group's items relative to that of its cell's largest group, and `top` the log of the
     latter over the weight of the cell's mean. `mass` and `noise` are sums over cells of guessed sums of weights, and of
-    these times `variance`; `score` is the log of a group's second moment and `best` the largest in a cell. `ends` is
-    what part of its cell's mass lies in a group and those before it, infinite from the last with any on. `order` has
-    the groups of each cell by falling score, and `mass_from` and `noise_from` are sums from a place in it on. `unit`,
-    `variance`, `score` and `ends` have room for a vector behind the last group, arrays of cells are padded to whole
-    ones.
+    these times `variance`; `score` is the log of a group's second moment and `best` the largest in a cell; `second` is
+    half of that log, over the weight of the cell's mean. `ends` is what part of its cell's mass lies in a group and
+    those before it, infinite from the last with any on. `order` has the groups of each cell by falling score, and
+    `mass_from` and `noise_from` are sums from a place in it on. `unit`, `variance`, `score`, `second` and `ends` have
+    room for a vector behind the last group, arrays of cells are padded to whole ones.
     """
 
     size: Floats
     unit: FloatRows
     variance: FloatRows
     score: FloatRows
+    second: FloatRows
     ends: FloatRows
     order: IntRows
     mass_from: FloatRows
@@ -146,7 +147,7 @@ def _sum_cells(first: Any, order: Any, sums: Any, noises: Any, ends: Any, mass_f
 def guess(g: Groups, sizes: list[int]) -> Guesses:
     """Return guesses for queries of these sizes, NaN where they are infinite."""
     groups, cells = len(g.start), padded(len(g.held))
-    wide = np.zeros((4, len(sizes), groups + 8))
+    wide = np.zeros((5, len(sizes), groups + 8))
     wide[2] = -np.inf
     order = np.empty((len(sizes), groups), np.int32)
     parts = np.zeros((2, len(sizes), groups + 1))
@@ -168,7 +169,8 @@ def _guess(g: Groups, made: Guesses, i: int) -> None:
     unit, score = np.exp(relative), 2 * relative + np.log(variance)
     sums = unit * g.size[:groups]
     noises = sums * variance
-    for out, x in ((made.unit, unit), (made.variance, variance), (made.score, score)):
+    second = log_mean + np.log(variance) / 2
+    for out, x in ((made.unit, unit), (made.variance, variance), (made.score, score), (made.second, second)):
         out[i, :groups] = x
     made.order[i] = np.lexsort((-score, cell))
     made.mass[i, filled], made.noise[i, filled] = np.add.reduceat(sums, begin), np.add.reduceat(noises, begin)

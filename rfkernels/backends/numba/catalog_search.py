@@ -1,4 +1,4 @@
-"""Groups that promise most, and what codes say of their items, compiled: `catalog_tops` and `catalog_sampling` share it."""
+"""Groups that promise most, and what codes say of their items, compiled: for `catalog_tops` and `catalog_sampling`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ from rfkernels.catalog.codes import BLOCK
 from rfkernels.catalog.codes import TOGETHER as EIGHT
 from rfkernels.catalog.records import Table
 
-HALVINGS = 16
+HALVINGS = 64
 """How often a limit is halved at most: what then is still between two is sorted."""
+
+_BETWEEN = 2
+"""Largest groups whose items may lie between two limits: then there is no more halving."""
 
 _MASK = (1 << BLOCK) - 1
 
@@ -45,8 +48,7 @@ class Finds(NamedTuple):
     Of cells, `anchored` are the logits that codes count from; of groups, `promise` is that, `opened` lists those that
     are looked through and `near` those about the limit. Of blocks, `blocks` are numbers, `masks` which of their items
     are looked at, `bases` the logits that codes count from, and `largest` what codes say is the largest; of items,
-    `logits` are what codes say. `query` is the query in whole numbers; `numbers` and `ends` pass numbers to kernels,
-    their unit first.
+    `logits` are what codes say. `query` is the query in whole numbers; `numbers` and `ends` pass numbers to kernels.
     """
 
     logits: Elements
@@ -80,7 +82,7 @@ def _compiled(m: Machine, bits: int, dim: int) -> tuple[Held[Finders], Any]:
 
 def finds(g: Groups, seen: int, dtype: Any) -> Held[Finds]:
     """Return memory for what is found among so many items, and a group more."""
-    key = len(g.start), len(g.held), len(g.means), g.most, seen, dtype
+    key = len(g.start), len(g.held), len(g.means), g.most, g.items, seen, dtype
     return kept("finds", key, lambda: Held(_finds(g, seen, dtype), dtype))
 
 
@@ -119,16 +121,17 @@ def open_groups(g: Groups, f: Finders, k: Finds, cells: Any, given: tuple[int, f
         for group in range(groups):
             k.opened[group] = group
         return groups
+    below, above = float(g.items), 0.0
     for _ in range(HALVINGS):
-        middle = low + (high - low) / 2
-        if not low < middle < high:
+        middle = low / 2 + high / 2
+        if below - above <= _BETWEEN * g.most or not low < middle < high:
             break
         k.ends[0] = middle
         call(f.weigh, (k.promise.ctypes.data, g.size.ctypes.data, end, k.ends.ctypes.data))
         if k.ends[1] > limit:
-            low = middle
+            low, below = middle, k.ends[1]
         else:
-            high = middle
+            high, above = middle, k.ends[1]
     k.ends[0] = low
     listed = call(f.listed, (k.promise.ctypes.data, groups, k.ends.ctypes.data, k.opened.ctypes.data))
     return _cut(g, k, listed, high, most, least)

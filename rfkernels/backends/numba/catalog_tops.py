@@ -27,11 +27,14 @@ from rfkernels.catalog.records import Table, Top
 _BLOCK = 64
 """Queries that are settled together."""
 
+_NUMBERS = 1 << 19
+"""Numbers of items that are settled together."""
+
 _TOGETHER = 8
 """Queries whose products with cells are taken together."""
 
 MARGIN = 2, 16
-"""Items whose logits are taken again in float64 for each that is asked for, and besides, where all are looked at."""
+"""Items whose logits are taken again in float64 for each that is asked for, and besides."""
 
 _ENTRY = np.dtype([("logit", np.float64), ("row", np.int64)])
 
@@ -51,46 +54,51 @@ def top(table: Table, queries: Any, count: int, budget: int) -> Top:
     given, items = tops.scope(table, budget, count, len(known.moved)), known.groups.record.items
     if given.seen < items and not given.ranked:
         return tops.top(table, queries, count, budget)
-    wide, own = plain(queries, np.float64), plain(queries, table.rows.dtype)
-    ids, logits = np.empty((len(wide), count), np.int32), np.empty((len(wide), count))
-    number = threads.thread_count()
-    block = min(_BLOCK, max(1, -(-len(wide) // number)))
+    small, size = tops.bounded(table, queries), (len(queries), count)
+    if small.all():
+        return _top(table, known, given, queries, count)
+    found = Top(np.empty(size, np.int32), np.empty(size))
+    for own, answer in (
+        (small, _top(table, known, given, queries[small], count)),
+        (~small, tops.top(table, queries[~small], count, budget)),
+    ):
+        found.ids[own], found.logits[own] = answer
+    return found
 
-    def settle(part: slice, rows: Any) -> int:
-        with np.errstate(over="ignore", invalid="ignore"):  # who asked refuses what is no number
-            found = tops.settled(table, wide[part], rows, count)
-            lost = np.flatnonzero((rows < 0).all(1))
-            if len(lost):  # that do not fit the dtype of rows
-                found.ids[lost], found.logits[lost] = tops.top(table, wide[part][lost], count, budget)
-        ids[part], logits[part] = found
+
+def _top(table: Table, known: Prepared, given: tops.Scope, queries: Any, count: int) -> Top:
+    """Return the largest items that queries find, whose logits fit the dtype of rows."""
+    wide, own, number = plain(queries, np.float64), plain(queries, table.rows.dtype), threads.thread_count()
+    ids, logits = np.empty((len(wide), count), np.int32), np.empty((len(wide), count))
+    wanted = min(MARGIN[0] * count + MARGIN[1], given.ranked or given.seen)
+    rows = np.empty((len(wide), wanted), np.int64) if given.ranked else largest(table, queries, wanted)
+    block = min(_BLOCK, max(1, -(-len(wide) // number)))
+    step = max(1, _NUMBERS // (wanted * wide.shape[1]))
+
+    def task(first: int) -> int:
+        last = min(first + block, len(wide))
+        if given.ranked:
+            _search(table, known, given, (wide[first:last], own[first:last]), count, rows[first:last])
+        for begin in range(first, last, step):
+            part = slice(begin, min(begin + step, last))
+            ids[part], logits[part] = tops.settled(table, wide[part], rows[part], count)
         return 0
 
-    def task(part: slice) -> int:
-        return settle(part, _search(table, known, given, (wide[part], own[part]), count))
-
-    parts = [slice(first, first + block) for first in range(0, len(wide), block)]
-    if given.ranked:
-        threads.run([partial(task, part) for part in parts], number)
-    else:
-        rows = largest(table, queries, min(MARGIN[0] * count + MARGIN[1], items))
-        threads.run([partial(settle, part, rows[part]) for part in parts], number)
+    threads.run([partial(task, first) for first in range(0, len(wide), block)], number)
     return Top(ids, logits)
 
 
-def _search(table: Table, known: Prepared, given: tops.Scope, queries: tuple[Any, Any], count: int) -> Any:
-    """Return the rows of what queries of float64 and of the dtype of rows find, (queries, count); −1 for none."""
+def _search(table: Table, known: Prepared, given: tops.Scope, queries: tuple[Any, Any], count: int, rows: Any) -> None:
+    """Write the rows of what queries of float64 and of the dtype of rows find, (queries, wanted)."""
     wide, own = queries
-    rows = np.full((len(wide), count), -1, np.int64)
     g, r, c, f = known.groups, rules(table, known, True), codes(table, known), finders(table, known)
     dtype, cells = table.rows.dtype, len(known.groups.record.held)
     k = finds(g.record, given.seen, dtype)
     places = len(k.record.logits)
     n = kept("ranks", (cells, places, given.ranked, dtype), lambda: _ranks(g.record, places, given.ranked, dtype))
-    with np.errstate(over="ignore"):
-        scales = np.exp2(sizes(r.record.wide_dots, g, wide) / STEPS)
+    scales = np.exp2(sizes(r.record.wide_dots, g, wide) / STEPS)
     heap, at = np.empty(places, _ENTRY), (r.address, g.address, c.address, f.address, k.address, n.address)
-    _search_all(*at, scales, tuple(given), wide, own, heap, rows)
-    return rows
+    _search_all(*at, scales, (*given, count), wide, own, heap, rows)
 
 
 def _ranks(g: Groups, places: int, ranked: int, dtype: Any) -> Held[Ranks]:
@@ -125,10 +133,9 @@ def _search_all(
         all_cell_logits(r, g, n, wide[first : first + _TOGETHER])
         for i in range(first, min(first + _TOGETHER, len(queries))):
             cells, stretch = n.cells[i - first], (g.stretch.ctypes.data, scales[i])
-            opened = open_groups(g, f, k, cells, stretch, given[0], out.shape[1])
+            opened = open_groups(g, f, k, cells, stretch, given[0], given[2])
             blocks = read_codes(g, c, f, k, cells, opened, wide[i])
-            if blocks > 0:
-                _rank(r, f, k, n, blocks, given[1], queries[i], heap, out[i])
+            _rank(r, f, k, n, blocks, given[1], queries[i], heap, out[i])
     return 0
 
 
@@ -145,7 +152,7 @@ def _limit(f: Finders, k: Finds, blocks: int, wanted: int) -> None:
     call(f.span, given)
     low, high = k.numbers[0], k.numbers[1]
     for _ in range(HALVINGS):
-        k.numbers[0] = low + (high - low) / 2
+        k.numbers[0] = low / 2 + high / 2
         middle = k.numbers[0]
         if not low < middle < high:
             break
@@ -179,7 +186,7 @@ def _rank(r: Rules, f: Finders, k: Finds, n: Ranks, blocks: int, ranked: int, qu
         heap[j].logit, heap[j].row = n.exact[j], n.places[j]
     first(heap, end, len(out))
     for j in range(len(out)):
-        out[j] = heap[j].row
+        out[j] = heap[j].row if j < end else -1
 
 
 @jit
