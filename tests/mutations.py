@@ -46,6 +46,8 @@ CODES = "tests/test_codes.py"
 JAX_DRAWS = "tests/test_catalog_jax_draws.py"
 JAX_CATALOG = "tests/test_catalog_jax.py"
 FAULTS = "tests/test_catalog_faults.py"
+TOPS = "tests/test_catalog_tops.py"
+SAMPLING = "tests/test_catalog_sampling.py"
 CATALOG_MAPPING = "tests/test_catalog_mapping.py"
 FILES = ("tests/test_whole_files.py",)
 REFUSED = ("tests/test_catalog_refusals.py",)
@@ -353,7 +355,7 @@ MUTANTS = [
     Mutant("heads whose output is zero", "integrations/optax.py", "error / jnp.where(nothing, 1, size))", "error / size)", (CALIBRATION, "-k", "zeros")),
     Mutant("gain on the sample it was fitted to", "fitting/gains.py", "asked = samples if on is None else _checked(*on)", "asked = samples", ("tests/test_gain.py",)),
     # Catalogs
-    Mutant("codes: cells that moved, as specified", "catalog/scans.py", "anchored[changed] = table.anchors[changed] @ query", "pass", (CODES, "-k", "moved_away")),
+    Mutant("codes: cells that moved, as specified", "catalog/codes.py", "anchored[changed] = table.anchors[changed] @ query", "pass", (CODES, "-k", "moved_away")),
     Mutant("codes: cells that moved, compiled", "backends/numba/catalog_scans.py", "k.anchored[c.moved[j]] = total", "pass", (CODES, "-k", "moved_away")),
     Mutant("codes: parts of blocks count as whole ones", "catalog/scans.py", "expected = runs.log_expected + np.log(size / BLOCK)", "expected = runs.log_expected", (CATALOG, "-k", "unbiased")),
     Mutant("codes: parts of blocks count as whole ones, compiled", "backends/numba/catalog_list_kernels.py", "m.div(expected, m.mul(e.load_vector(odds, i), size))", "m.div(expected, m.mul(e.load_vector(odds, i), m.constant(float(BLOCK))))", (CODES, "-k", "as_specified")),
@@ -385,6 +387,28 @@ MUTANTS = [
     Mutant("codes: queries of two shares read rows together", "backends/numba/catalog.py", "np.flatnonzero(np.diff(numbers[places] // SHARED)) + 1", "[]", (CODES, "-k", "two_shares")),
     Mutant("codes: items where sums rise by rounding", "backends/numba/catalog_check_kernels.py", "    first = b.and_(first, some)", "    first = first", (CODES, "-k", "rise")),
     Mutant("codes: expectations are judged by them", "catalog/expectations.py", "coded=False", "coded=True", (CATALOG_ERRORS, "-k", "those_of_rows")),
+    Mutant("codes: as many checks whatever the query", "catalog/scans.py", "(6, 12), 32", "(12, 12), 32", (CODES, "-k", "spent")),
+    Mutant("codes: even queries are steep", "catalog/scans.py", "DEVIATIONS = 1.5, 7.0", "DEVIATIONS = 0.5, 7.0", (CODES, "-k", "kinds")),
+    Mutant("codes: steep queries as even ones too", "backends/numba/catalog.py", "own = kinds == kind", "own = kinds <= kind", (CODES, "-k", "as_specified or sharp or shares")),
+    Mutant("top: groups that would fill the budget", "catalog/tops.py", 'np.searchsorted(items, most, side="right")', 'np.searchsorted(items, most)', (TOPS, "-k", "promise")),
+    Mutant("top: as many again as are asked for", "catalog/tops.py", "RANKED, BESIDE = 3, 10", "RANKED, BESIDE = 1, 0", (TOPS, "-k", "all_codes")),
+    Mutant("top: what is left of a budget", "catalog/tops.py", "max(ranked, min(wanted, rest", "min(ranked, min(wanted, rest", (TOPS, "-k", "spent")),
+    Mutant("top: large queries in single precision", "catalog/tops.py", "return small & np.isfinite(", "return (size < np.inf) & np.isfinite(", (TOPS, "-k", "fit_single")),
+    Mutant("top: none counts as an item", "catalog/tops.py", "np.where(rows < 0, -np.inf, np.matmul(some, queries[..., None])[..., 0])", "np.matmul(some, queries[..., None])[..., 0]", (TOPS, "-k", "fewer_items")),
+    Mutant("top: no margin for rounding", "backends/numba/catalog_tops.py", "MARGIN = 2, 16", "MARGIN = 1, 0", (TOPS, "-k", "does_not_decide")),
+    Mutant("top: rows of no item", "backends/numba/catalog_tops.py", "heap[j].row if j < end else -1", "heap[j].row", (TOPS, "-k", "fewer_items")),
+    Mutant("top: the least of many", "backends/numba/catalog_tops.py", "        if wanted <= j + 1:\n            high = j", "        if wanted <= j + 1:\n            low = i", (TOPS, "-k", "as_specified")),
+    Mutant("top: groups that nothing is left for", "backends/numba/catalog_search.py", " <= most or items < least)", " <= most)", (TOPS, "-k", "as_many")),
+    Mutant("top: memory of a catalog of fewer items", "backends/numba/catalog_search.py", "g.most, g.items, seen", "g.most, seen", (TOPS, "-k", "this_catalog")),
+    Mutant("top: cells that do not hold numbers", "backends/numba/catalog_top_kernels.py", "m.mul(scale, e.load_vector(stretch, j))", "m.mul(m.constant(1.0), e.load_vector(stretch, j))", (TOPS, "-k", "as_specified")),
+    Mutant("top: of all, the first that come", "backends/numba/catalog_exact.py", "            _sink(heap)\n", "", (TOPS, "-k", "as_specified")),
+    Mutant("top: of all, by the largest of two", "backends/numba/catalog_exact.py", "if below + 1 < end and earlier(heap, below, below + 1):", "if False:", (TOPS, "-k", "as_specified")),
+    Mutant("draws: codes are read of what weighs most", "catalog/sampling.py", "guessed.log_mean + np.log(guessed.variance) / 2, seen", "guessed.log_mean, seen", (SAMPLING, "-k", "before")),
+    Mutant("draws: what codes say is not used", "catalog/sampling.py", "        log_sums[groups] = sums_of(", "        _ = sums_of(", (SAMPLING, "-k", "worth")),
+    Mutant("draws: sums of the first group's codes", "backends/numba/catalog_sampling.py", "        first += count\n", "", (SAMPLING, "-k", "as_specified")),
+    Mutant("draws: more groups are taken", "backends/numba/catalog_sampling.py", "room.head, AGAIN)", "room.head, HEAD)", (SAMPLING, "-k", "as_specified")),
+    Mutant("draws: by codes that say what is no number", "backends/numba/catalog_sampling.py", "wide) == 0:\n        return 0", "wide) == 0:\n        pass", (SAMPLING, "-k", "no_number")),
+    Mutant("draws: second moments squared", "backends/numba/catalog_guesses.py", "log_mean + np.log(variance) / 2", "log_mean + np.log(variance)", (SAMPLING, "-k", "as_specified")),
     Mutant("catalog: no control variate is subtracted", "catalog/estimates.py", "scale * moved).sum(-1)", "0 * moved).sum(-1)", (CATALOG, "-k", "unbiased or control")),
     Mutant("catalog: what fell to opened items is forgotten", "catalog/estimates.py", "parts.sum() - scale * known", "parts.sum()", (CATALOG, "-k", "unbiased")),
     Mutant("catalog: draws count as if groups were equal", "catalog/plan.py", "planned.weights[place] / ends[-1] / count)", "planned.weights[place] / ends[-1] / count.mean())", (CATALOG, "-k", "unbiased")),

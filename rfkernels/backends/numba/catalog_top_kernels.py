@@ -111,13 +111,13 @@ def _counted(e: Emitter) -> None:
 
 
 def _collect(e: Emitter) -> None:
-    """List the places of items that are not below numbers[0], nor −inf, of blocks whose `largest` are not either."""
+    """List the places of items that are not below numbers[0], of blocks whose `largest` are not either."""
     values, largest, count, numbers, out = e.arguments
     b, m, many = e.builder, e.math, e.variable(e.integer(0))
-    limit, nothing = m.splat(e.load(numbers, e.integer(0))), m.constant(float("-inf"))
+    limit = m.splat(e.load(numbers, e.integer(0)))
 
     def enough(x: Any) -> Any:
-        return b.and_(m.gt(x, nothing), b.not_(m.gt(limit, x)))
+        return b.not_(m.gt(limit, x))
 
     with e.loop(0, count, e.lanes) as i:
         for lane in each_lane(e, enough(e.load_vector(largest, i))):
