@@ -234,7 +234,7 @@ def test_fewer_items_than_would_be_looked_at_again() -> None:
 def test_single_precision_does_not_decide() -> None:
     """Items that lie far from zero, whose logits differ by less than float32 shows."""
     rng = np.random.default_rng(0)
-    items, queries = (1e4 + rng.normal(size=(3_000, 16))).astype(np.float32), rng.normal(size=(20, 16))
+    items, queries = (1e5 + rng.normal(size=(3_000, 16))).astype(np.float32), rng.normal(size=(20, 16))
     queries = queries.astype(np.float32)
     catalog = rfk.Catalog(items)
     for budget in (900, 3_000):
