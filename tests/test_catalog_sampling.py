@@ -99,7 +99,7 @@ def test_draws_after_changes() -> None:
     np.testing.assert_allclose(found.log_probability, expected.log_probability, rtol=1e-10)
 
 
-def test_small_catalogs_are_read_as_a_whole() -> None:
+def test_small_catalogs_are_taken_as_a_whole() -> None:
     items = np.random.default_rng(0).normal(size=(70, DIM))
     held = rfk.Catalog(items, cells=3)
     assert sampling.coded(held.table) == 70
@@ -108,6 +108,20 @@ def test_small_catalogs_are_read_as_a_whole() -> None:
     log = items[:3] @ items.T
     log -= np.logaddexp.reduce(log, axis=1)[:, None]
     np.testing.assert_allclose(found.log_probability, np.take_along_axis(log, found.ids, 1), rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sums_far_above_what_is_guessed(dtype: str) -> None:
+    """In a direction in which no item but one lies."""
+    items = np.random.default_rng(0).normal(size=(3_000, 64))
+    items[:, 0] = 0
+    items *= 5 / np.linalg.norm(items, axis=1, keepdims=True)
+    items[7] = 5 * np.eye(64)[0]
+    held = rfk.Catalog(items.astype(dtype))
+    for size in (300, 1_000):
+        found = held.sample((size * np.eye(64)[:1]).astype(dtype), 20, 0)
+        assert (found.ids == 7).all()
+        np.testing.assert_allclose(found.log_probability, 0, atol=1e-6)
 
 
 def test_guesses_are_drawn_by_where_codes_say_what_is_no_number() -> None:

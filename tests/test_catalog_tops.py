@@ -183,6 +183,16 @@ def test_equal_items(budget: int) -> None:
         np.testing.assert_array_equal(np.sort(catalog.store.slots[:450])[:30], catalog.store.slots[found.ids[0]])
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_many_equal_logits(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever threads find them, and whether larger ones come before or after."""
+    monkeypatch.setenv("RFKERNELS_NUM_THREADS", str(threads))
+    items = np.random.default_rng(0).integers(-2, 3, (3_000, 3)).astype(np.float64)
+    catalog, queries = rfk.Catalog(items, cells=4), np.array([[1.0, 2, 0], [0, 0, 0], [0, -1, 1]])
+    for count in (1, 5, 40, 300):
+        assert_same(catalog, queries, count, 3_000)
+
+
 @pytest.mark.parametrize("budget", [200, 1_000])
 @pytest.mark.parametrize("size", [1e-15, 1e15])
 def test_items_of_any_size(budget: int, size: float) -> None:
@@ -241,10 +251,11 @@ def test_single_precision_does_not_decide() -> None:
         assert_same(catalog, queries, 20, budget)
 
 
-def test_one_item_far_from_all_others() -> None:
-    """Limits are halved until few groups lie between them."""
-    items = np.random.default_rng(0).normal(size=(6_000, 8)).astype(np.float32)
-    items[0] = 1e6
+@pytest.mark.parametrize("size", [1e6, 1e30])
+def test_one_item_far_from_all_others(size: float) -> None:
+    """Limits are halved until few groups lie between them, and as long as that is of use."""
+    items = np.random.default_rng(0).normal(size=(6_000, 8))
+    items[0] = size
     catalog = rfk.Catalog(items)
     assert_same(catalog, items[1:9], COUNT, 900)
 
@@ -274,7 +285,7 @@ def test_memory_is_that_of_this_catalog() -> None:
     assert len(few.table.count) == len(many.table.count)
     query = np.random.default_rng(1).normal(size=(1, 16)).astype(np.float32)
     kinds = [prepared(x.table).groups.record for x in (few, many)]
-    sizes = [len(catalog_search.finds(g, 516, np.dtype(np.float32)).record.blocks) for g in kinds]
+    sizes = [len(catalog_search.finds("top", g, 516, np.dtype(np.float32)).record.blocks) for g in kinds]
     assert sizes[0] < sizes[1]
     few.top(query, 516, budget=145)
     assert_same(many, query, 516, 145)

@@ -38,8 +38,8 @@ def sample(
 
         p(y) = exp(q·y) / S  if y is in H,  else  ω_g / S · exp(q·y) / Σ_{z in g} exp(q·z),
 
-    where S = Σ_{y in H} exp(q·y) + Σ_{g not in H} ω_g, as does `Catalog.sample`; but what is stated, and drawn by, are
-    these shares rounded to parts of 2⁻²⁸ and at least one.
+    where S = Σ_{y in H} exp(q·y) + Σ_{g not in H} ω_g, as `Catalog.sample` does where items have no codes; but what is
+    stated, and drawn by, are these shares rounded to parts of 2⁻²⁸ and at least one.
 
     May be called under `jax.jit` with `n` and `head` static. Guesses may be stale, as after `with_rows`: they decide
     how much weights differ, and stated probabilities are exact all the same. They are constants to derivatives.

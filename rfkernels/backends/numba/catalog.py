@@ -84,8 +84,10 @@ def _scan(call: _Call, spent: Shares, given: _Given, out: Any) -> Any:
     numbers, queries, wide, sized = given
     table, known = call.table, call.known
     g, r, c = known.groups, rules(table, known, True), codes(table, known)
-    s, n = scratch(g.record), lists(g.record, spent.scanned, min(_TOGETHER, len(queries)), True)
-    k = looks(g.record, spent.scanned, spent.checked, table.rows.dtype)
+    # Memory is that of all kinds of queries, so that a batch of several uses what is there.
+    most = Shares(*(max(x) for x in zip(*filter(None, call.spent), strict=True)))
+    s, n = scratch(g.record), lists(g.record, most.scanned, min(_TOGETHER, len(queries)), True)
+    k = looks(g.record, *most, table.rows.dtype)
     v, places = known.guesses.at(sized)
     at = r.address, g.address, v.address, c.address, s.address, n.address, k.address
     catalog_scans.estimate(*at, places, numbers, tuple(spent), call.seed, wide, queries, out)

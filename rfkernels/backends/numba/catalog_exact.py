@@ -46,7 +46,7 @@ def largest(table: Table, queries: Any, count: int) -> Any:
     for first in range(0, len(queries), _AT_ONCE):
         own = queries[first : first + _AT_ONCE]
         state = np.concatenate(_over_all(_keep, table, own, lambda shape: np.full((*shape, count), empty)), axis=1)
-        best = np.argpartition(-state["logit"], count - 1, axis=1)[:, :count]
+        best = np.lexsort((state["row"], -state["logit"]), axis=1)[:, :count]
         rows[first : first + _AT_ONCE] = np.take_along_axis(state["row"], best, 1)
     return rows
 

@@ -80,10 +80,10 @@ def _compiled(m: Machine, bits: int, dim: int) -> tuple[Held[Finders], Any]:
     return Held(Finders(levels.addresses["levels"], *(others.addresses[x] for x in names))), (levels, others)
 
 
-def finds(g: Groups, seen: int, dtype: Any) -> Held[Finds]:
-    """Return memory for what is found among so many items, and a group more."""
+def finds(name: str, g: Groups, seen: int, dtype: Any) -> Held[Finds]:
+    """Return memory, kept under a name, for what is found among so many items and a group more."""
     key = len(g.start), len(g.held), len(g.means), g.most, g.items, seen, dtype
-    return kept("finds", key, lambda: Held(_finds(g, seen, dtype), dtype))
+    return kept(name, key, lambda: Held(_finds(g, seen, dtype), dtype))
 
 
 def _finds(g: Groups, seen: int, dtype: Any) -> Finds:
@@ -146,12 +146,9 @@ def _cut(g: Groups, k: Finds, listed: int, high: float, most: int, least: int) -
         if k.promise[group] >= high:
             items += g.count[group]
             continue
-        place = many
-        while place > 0 and k.promise[k.near[place - 1]] < k.promise[group]:
-            k.near[place] = k.near[place - 1]
-            place -= 1
-        k.near[place] = group
+        k.near[many] = group
         many += 1
+    _sort(k.near, k.promise, many)
     taken = 0
     while taken < many and (items + g.count[k.near[taken]] <= most or items < least):
         items += g.count[k.near[taken]]
@@ -161,10 +158,29 @@ def _cut(g: Groups, k: Finds, listed: int, high: float, most: int, least: int) -
     last, opened = k.near[taken], 0
     for j in range(listed):
         group = k.opened[j]
-        if k.promise[group] > k.promise[last] or (k.promise[group] == k.promise[last] and group < last):
+        if _earlier(k.promise, group, last):
             k.opened[opened] = group
             opened += 1
     return opened
+
+
+@jit
+def _earlier(promise: Any, group: int, other: int) -> bool:
+    return bool(promise[group] > promise[other] or (promise[group] == promise[other] and group < other))
+
+
+@jit
+def _sort(groups: Any, promise: Any, count: int) -> None:
+    """Sort groups by falling promise, by Shell's method: few are left to be sorted as a rule, but sometimes all."""
+    gap = count // 2
+    while gap > 0:
+        for i in range(gap, count):
+            group, place = groups[i], i
+            while place >= gap and _earlier(promise, group, groups[place - gap]):
+                groups[place] = groups[place - gap]
+                place -= gap
+            groups[place] = group
+        gap //= 2
 
 
 @jit
@@ -182,8 +198,6 @@ def read_codes(g: Groups, c: Codes, f: Finders, k: Finds, cells: Any, opened: in
             begin = begin_of(g, group, block)
             k.blocks[m], k.masks[m], k.bases[m] = np.int32(begin), np.int32(begin >> MASK_SHIFT & _MASK), base
             m += 1
-        if not -np.inf < k.bases[m - 1] < np.inf:
-            return 0
     end = up(m, BLOCK)
     for j in range(m, end):
         k.masks[j], k.bases[j] = 0, 0

@@ -93,7 +93,7 @@ def _search(table: Table, known: Prepared, given: tops.Scope, queries: tuple[Any
     wide, own = queries
     g, r, c, f = known.groups, rules(table, known, True), codes(table, known), finders(table, known)
     dtype, cells = table.rows.dtype, len(known.groups.record.held)
-    k = finds(g.record, given.seen, dtype)
+    k = finds("top", g.record, given.seen, dtype)
     places = len(k.record.logits)
     n = kept("ranks", (cells, places, given.ranked, dtype), lambda: _ranks(g.record, places, given.ranked, dtype))
     scales = np.exp2(sizes(r.record.wide_dots, g, wide) / STEPS)
