@@ -57,14 +57,16 @@ def _estimate(call: _Call, numbers: Any, queries: Any, wide: Any, sized: Any, ou
     if not any(call.spent):
         _sum(catalog_sums.estimate, call, given, out)
         return
-    out[:], kinds = np.nan, np.searchsorted(call.known.limits, sized)
+    kinds = np.searchsorted(call.known.limits, sized)
+    first, last = int(kinds.min()), int(kinds.max())
+    if first < last or first >= len(call.spent) or call.spent[first] is None:
+        out[:] = np.nan
     for kind, spent in enumerate(call.spent):
-        own = kinds == kind
-        if spent is None or not own.any():
+        if spent is None or not first <= kind <= last:
             continue
-        if own.all():
+        if first == last:
             _scan(call, spent, given, out)
-        else:
+        elif (own := kinds == kind).any():
             out[own] = _scan(call, spent, tuple(x[own] for x in given), np.empty((np.count_nonzero(own), 3)))
     for part in _pieces(call, numbers, np.flatnonzero(~np.isfinite(out[:, 0]))):
         found = np.empty((len(part), 3))
@@ -85,7 +87,7 @@ def _scan(call: _Call, spent: Shares, given: _Given, out: Any) -> Any:
     table, known = call.table, call.known
     g, r, c = known.groups, rules(table, known, True), codes(table, known)
     # Memory is that of all kinds of queries, so that a batch of several uses what is there.
-    most = Shares(*(max(x) for x in zip(*filter(None, call.spent), strict=True)))
+    most = Shares(*map(max, *(x or spent for x in call.spent)))
     s, n = scratch(g.record), lists(g.record, most.scanned, min(_TOGETHER, len(queries)), True)
     k = looks(g.record, *most, table.rows.dtype)
     v, places = known.guesses.at(sized)

@@ -205,7 +205,7 @@ def prepared(table: Table) -> Prepared:
         return found[1]
     g = groups_of(table)
     away = np.arange(0) if table.codes is None else moved(table)
-    made = Prepared(g, Known(g, table.rows.nbytes), {}, {}, {}, away, [_steps(x) for x in limits(table)])
+    made = Prepared(g, Known(g, table.rows.nbytes), {}, {}, {}, away, np.array([_steps(x) for x in limits(table)]))
     _prepared[key] = tuple(_reference(x, key if x is table.means else None) for x in table), made
     return made
 

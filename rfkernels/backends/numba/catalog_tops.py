@@ -24,8 +24,8 @@ from rfkernels.catalog.codes import BLOCK
 from rfkernels.catalog.plan import STEPS
 from rfkernels.catalog.records import Table, Top
 
-_BLOCK = 64
-"""Queries that are settled together."""
+_BLOCK = 1024
+"""Queries that a thread takes at a time, at most: fewer would have threads wait for each other more often."""
 
 _NUMBERS = 1 << 19
 """Numbers of items that are settled together."""
