@@ -48,13 +48,13 @@ def shares(table: Table, budget: int, away: int) -> tuple[Shares | None, ...]:
 
     The first is for queries that let logits deviate by less within cells, and so on: see `kinds`.
     """
-    return tuple(_shares(table, budget - sum(table.means.shape) - away, part) for part in CHECKED)
-
-
-def _shares(table: Table, rest: int, part: int) -> Shares | None:
     if table.codes is None:
-        return None
-    price, items = cost(table), int(table.count.sum())
+        return (None,) * len(CHECKED)
+    rest, items = budget - sum(table.means.shape) - away, int(table.count.sum())
+    return tuple(_shares(rest, items, cost(table), part) for part in CHECKED)
+
+
+def _shares(rest: int, items: int, price: float, part: int) -> Shares | None:
     checked = max(FEWEST_CHECKS, rest // part)
     scanned = int((rest - checked) / price)
     if scanned >= items:

@@ -68,7 +68,8 @@ def _estimate(call: _Call, numbers: Any, queries: Any, wide: Any, sized: Any, ou
             _scan(call, spent, given, out)
         elif (own := kinds == kind).any():
             out[own] = _scan(call, spent, tuple(x[own] for x in given), np.empty((np.count_nonzero(own), 3)))
-    for part in _pieces(call, numbers, np.flatnonzero(~np.isfinite(out[:, 0]))):
+    lost = np.flatnonzero(~np.isfinite(out[:, 0]))
+    for part in _pieces(call, numbers, lost) if len(lost) else ():
         found = np.empty((len(part), 3))
         _sum(catalog_sums.estimate, call, tuple(x[part] for x in given), found)
         out[part] = found
