@@ -13,10 +13,9 @@ from rfkernels.catalog.records import Table, Top
 RANKED, BESIDE = 3, 10
 """Items that dot products are taken with after their codes, for each that is asked for, and besides.
 
-Codes err by a tenth of the deviation of logits within cells: fewer than one in a hundred of the largest ten or hundred
+Codes err by a tenth of the deviation of logits within cells: where all codes are read, almost none of the ten largest
 is lost so (`benchmarks/catalog.py top`).
 """
-
 
 ROOM = 16
 """How many times smaller numbers must be than those that might not fit."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels.backends.numba import threads
+from rfkernels.backends.numba.catalog_entries import ENTRY, sink
 from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER, dot_kernel, weight_kernels
 from rfkernels.backends.numba.compiling import call, entry, jit
 from rfkernels.backends.numba.jit import machine
@@ -41,8 +42,7 @@ def exact(table: Table, queries: Any) -> Estimate:
 
 def largest(table: Table, queries: Any, count: int) -> Any:
     """Return the rows of so many items of the largest logits of each query; these must fit the dtype of rows."""
-    kind = np.dtype([("logit", np.float64), ("row", np.int64)])
-    empty, rows = np.array((-np.inf, -1), kind), np.empty((len(queries), count), np.int64)
+    empty, rows = np.array((-np.inf, -1), ENTRY), np.empty((len(queries), count), np.int64)
     for first in range(0, len(queries), _AT_ONCE):
         own = queries[first : first + _AT_ONCE]
         state = np.concatenate(_over_all(_keep, table, own, lambda shape: np.full((*shape, count), empty)), axis=1)
@@ -155,36 +155,7 @@ def _insert(heap: Any, logits: Any, first: int, count: int) -> None:
     for j in range(count):
         if logits[j] > heap[0].logit:
             heap[0].logit, heap[0].row = logits[j], first + j
-            _sink(heap)
-
-
-@jit
-def _sink(heap: Any) -> None:
-    """Move the first entry of a heap down until none below it comes later."""
-    place, end = 0, len(heap)
-    while 2 * place + 1 < end:
-        below = 2 * place + 1
-        if below + 1 < end and earlier(heap, below, below + 1):
-            below += 1
-        if not earlier(heap, place, below):
-            return
-        swap(heap, place, below)
-        place = below
-
-
-@jit
-def earlier(entries: Any, i: int, j: int) -> bool:
-    """Return whether an entry comes before another: the larger logit first, of equal ones the first row."""
-    x, y = entries[i], entries[j]
-    return bool(x.logit > y.logit or (x.logit == y.logit and x.row < y.row))
-
-
-@jit
-def swap(entries: Any, i: int, j: int) -> None:
-    """Exchange two entries."""
-    logit, row = entries[i].logit, entries[i].row
-    entries[i].logit, entries[i].row = entries[j].logit, entries[j].row
-    entries[j].logit, entries[j].row = logit, row
+            sink(heap)
 
 
 @jit

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels.backends.numba import threads
-from rfkernels.backends.numba.catalog_exact import earlier, largest, swap
+from rfkernels.backends.numba.catalog_entries import ENTRY, first
+from rfkernels.backends.numba.catalog_exact import largest
 from rfkernels.backends.numba.catalog_groups import Groups, padded
 from rfkernels.backends.numba.catalog_guesses import Prepared, prepared, sizes
 from rfkernels.backends.numba.catalog_kernels import AHEAD as ROWS_AHEAD
@@ -35,8 +36,6 @@ _TOGETHER = 8
 
 MARGIN = 2, 16
 """Items whose logits are taken again in float64 for each that is asked for, and besides."""
-
-_ENTRY = np.dtype([("logit", np.float64), ("row", np.int64)])
 
 
 class Ranks(NamedTuple):
@@ -97,7 +96,7 @@ def _search(table: Table, known: Prepared, given: tops.Scope, queries: tuple[Any
     places = len(k.record.logits)
     n = kept("ranks", (cells, places, given.ranked, dtype), lambda: _ranks(g.record, places, given.ranked, dtype))
     scales = np.exp2(sizes(r.record.wide_dots, g, wide) / STEPS)
-    heap, at = np.empty(places, _ENTRY), (r.address, g.address, c.address, f.address, k.address, n.address)
+    heap, at = np.empty(places, ENTRY), (r.address, g.address, c.address, f.address, k.address, n.address)
     _search_all(*at, scales, (*given, count), wide, own, heap, rows)
 
 
@@ -129,10 +128,10 @@ def _search_all(
     """Write the rows of what queries find."""
     r, g, c = view(Rules, rules), view(Groups, groups), view(Codes, codes)
     f, k, n = view(Finders, finders), view_like(Finds, finds, queries), view_like(Ranks, ranks, queries)
-    for first in range(0, len(queries), _TOGETHER):
-        all_cell_logits(r, g, n, wide[first : first + _TOGETHER])
-        for i in range(first, min(first + _TOGETHER, len(queries))):
-            cells, stretch = n.cells[i - first], (g.stretch.ctypes.data, scales[i])
+    for begin in range(0, len(queries), _TOGETHER):
+        all_cell_logits(r, g, n, wide[begin : begin + _TOGETHER])
+        for i in range(begin, min(begin + _TOGETHER, len(queries))):
+            cells, stretch = n.cells[i - begin], (g.stretch.ctypes.data, scales[i])
             opened = open_groups(g, f, k, cells, stretch, given[0], given[2])
             blocks = read_codes(g, c, f, k, cells, opened, wide[i])
             _rank(r, f, k, n, blocks, given[1], queries[i], heap, out[i])
@@ -187,30 +186,3 @@ def _rank(r: Rules, f: Finders, k: Finds, n: Ranks, blocks: int, ranked: int, qu
     first(heap, end, len(out))
     for j in range(len(out)):
         out[j] = heap[j].row if j < end else -1
-
-
-@jit
-def first(entries: Any, count: int, wanted: int) -> None:
-    """Move so many of some entries to the front: those of the largest logits, and of equal ones in the first rows."""
-    low, high = 0, count - 1
-    while low < high and low < wanted <= high:
-        middle = (low + high) // 2
-        for i, j in ((low, middle), (low, high), (middle, high)):
-            if earlier(entries, j, i):
-                swap(entries, i, j)
-        logit, row = entries[middle].logit, entries[middle].row
-        i, j = low, high
-        while i <= j:
-            while entries[i].logit > logit or (entries[i].logit == logit and entries[i].row < row):
-                i += 1
-            while entries[j].logit < logit or (entries[j].logit == logit and entries[j].row > row):
-                j -= 1
-            if i <= j:
-                swap(entries, i, j)
-                i, j = i + 1, j - 1
-        if wanted <= j + 1:
-            high = j
-        elif wanted >= i:
-            low = i
-        else:
-            return
