@@ -67,7 +67,7 @@ def coded(table: Table) -> int:
 def head(log_sums: Any, count: Any, most: int) -> Any:
     """Return the groups that sum to most, largest first: at most so many, of at most so many items."""
     groups = min(HEAD_GROUPS, len(count))
-    order = np.argpartition(-log_sums, groups - 1)[:groups] if groups else np.arange(0)
+    order = np.argpartition(-log_sums, groups - 1)[:groups]
     order = order[np.lexsort((order, -log_sums[order]))]
     return order[np.cumsum(count[order]) <= most]
 
