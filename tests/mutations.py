@@ -14,6 +14,7 @@ FITTING = ("tests/test_fitting.py", "-k", "not jax")
 MATERIALIZED = ("tests/test_materialized.py",)
 TESTING = ("tests/test_testing.py",)
 NUMPY = ("tests/test_conformance.py", "-k", "test_conformance and numpy or cover or exact or linear")
+HADAMARD = ("tests/test_hadamard.py", "-x")
 NUMBA = ("tests/test_conformance.py", "-k", "numba")
 JUMPS = ("tests/test_numerics.py", "-k", "numba and (jump or ratio or random or norms_from)")
 NUMPY_JUMPS = ("tests/test_numerics.py", "-k", "numpy and (jump or ratio or random or norms_from or nothing or masked)")
@@ -202,6 +203,34 @@ MUTANTS = [
     Mutant("strictly causal", "exact.py", "allowed = key <= position", "allowed = key < position", NUMPY),
     Mutant("scale on one side", "exact.py", "    q, k = q * root, k * root\n", "    q, k = q * root, k * scale\n", NUMPY),
     # The Numba backend
+    Mutant("hadamard: signs in the other order", "backends/numba/hadamard_kernels.py",
+           "            for number in reversed(range(ROUNDS)):\n                factors", "            for number in range(ROUNDS):\n                factors", HADAMARD),
+    Mutant("hadamard: rounds of columns in the other order", "backends/numba/hadamard_kernels.py",
+           "    for number in reversed(range(ROUNDS)):\n        turn", "    for number in range(ROUNDS):\n        turn", HADAMARD),
+    Mutant("hadamard: passes in one order", "backends/numba/hadamard_kernels.py", "parts[::-1]", "parts", HADAMARD),
+    Mutant("hadamard: columns without norms", "backends/numba/hadamard_kernels.py", "if i == len(passes) - 1:", "if False:", HADAMARD),
+    Mutant("hadamard: blocks of columns share signs", "backends/numba/hadamard_kernels.py",
+           "base = e.add(e.mul(first, ROUNDS), number * order)", "base = e.integer(number * order)", HADAMARD),
+    Mutant("hadamard: norms without the scale of inputs", "backends/numba/packing.py",
+           "found.norms * math.sqrt(float(features.scale)) *", "found.norms *", HADAMARD),
+    Mutant("hadamard: no look at what was found", "samplers/_structured.py",
+           "np.all(signs) and np.all(np.abs(again - rows) <= precision)", "np.all(signs)", HADAMARD),
+    Mutant("hadamard: signs at ties from one side", "samplers/_structured.py",
+           "turns.append(np.where(turn == 0, turn[:, place ^ bit], turn))", "turns.append(turn)", HADAMARD),
+    Mutant("hadamard: arrays that may change are kept", "backends/numba/structured.py",
+           "features.dim > LARGEST or not frozen(features)", "features.dim > LARGEST", HADAMARD),
+    Mutant("hadamard: a matrix is forgotten", "backends/numba/structured.py",
+           "features.query.matrix is not None or features.key.matrix is not None", "False", HADAMARD),
+    Mutant("parts: a triangle of the first part's keys", "backends/numba/schedule.py",
+           "add_triangle(p, s, r, count, values, v_row)", "add_triangle(p, s, 0, count, values, v_row)", NUMBA),
+    Mutant("parts: values of the first part", "backends/numba/schedule.py",
+           "values = v + r * v_row * p.element", "values = v", NUMBA),
+    Mutant("parts: the first part's keys twice", "backends/numba/schedule.py",
+           "add_keys(p, s, t, r, part, values,", "add_keys(p, s, t, 0, part, values,", NUMBA),
+    Mutant("parts: keys of all parts in each sum", "backends/numba/schedule.py",
+           "activate_keys(p, w, s, r, part, int(found != columns))", "activate_keys(p, w, s, r, columns - r, int(found != columns))", NUMBA),
+    Mutant("parts: masked keys count in a later part", "backends/numba/schedule_steps.py",
+           "valid = s.u + first * e, s.offsets + first * e, s.valid + first * e", "valid = s.u + first * e, s.offsets + first * e, s.valid", NUMBA),
     Mutant("guard disabled", "backends/numba/lowering.py", "JUMP_LIMIT = 40.0", "JUMP_LIMIT = 1e30", JUMPS),
     Mutant("guard too generous", "backends/numba/lowering.py", "JUMP_LIMIT = 40.0", "JUMP_LIMIT = 90.0", JUMPS),
     Mutant("guard ignores the first key", "backends/numba/lowering.py",
@@ -240,7 +269,7 @@ MUTANTS = [
     Mutant("the guard's key is seen by all", "backends/numba/schedule.py",
            "first = visible if seen == 0 or visible == 0 else -1", "first = visible", JUMPS),
     Mutant("shift not rescaled before a tile", "backends/numba/schedule.py",
-           "            seen = 1\n            rescale(p, s, t)\n", "            seen = 1\n", NUMBA),
+           "step = 1, p.part\n            rescale(p, s, t)\n", "step = 1, p.part\n", NUMBA),
     Mutant("rows that see no feature keep their scale", "backends/numba/schedule.py",
            "            if t.near != 0 or t.part_mode != 0:\n", "            if t.near < 0:\n", JUMPS),
     Mutant("a window too narrow", "backends/numba/passes.py", 'near_low=delta + 1,', 'near_low=delta + 2,', NUMBA),

@@ -44,6 +44,7 @@ SAMPLERS: dict[str, Any] = {
     "orthogonal": "orthogonal",
     "antithetic": "antithetic",
     "antithetic iid": rfk.samplers.antithetic(rfk.samplers.iid),
+    "hadamard": "hadamard",
 }
 LENGTHS = (
     *((n, n) for n in (0, 1, 2, 7, 63, 64, 65, 130, 200)),
@@ -196,7 +197,7 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "dtype": tuple(DTYPES),
     "lengths": LENGTHS,
     "dim": (1, 3, 16, 33, 64),
-    "rows": (1, 2, 6, 33, 66),
+    "rows": (1, 2, 6, 33, 64, 66),
     "width": (0, 1, 5, 64),
     "batch": tuple(BATCHES),
     "schedule": tuple(SCHEDULES),
@@ -219,6 +220,8 @@ def forbidden(first: str, one: Any, second: str, two: Any) -> bool:
     """Whether two values cannot go together; the names of their factors are in alphabetical order."""
     if (first, second) == ("map", "schedule"):
         return SCHEDULES[two].window and MAPS[one].kernel is None
+    if (first, second) == ("map", "sampler"):
+        return two == "hadamard" and MAPS[one].radii is not None
     if (first, second) == ("rows", "sampler"):
         return two.startswith("antithetic") and one % 2 == 1
     return False

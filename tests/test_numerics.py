@@ -213,6 +213,20 @@ def test_norms_jump_for_every_map_and_dtype(backend: str, name: str) -> None:
         oracle.check_result(run(backend, q, k, v, features, causal=True), expected, dtype, pattern.__name__)
 
 
+@pytest.mark.parametrize("height", [35.0, 45.0, 60.0, 75.0, 85.0, 100.0])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_jump_of_one_exponent(backend: str, height: float) -> None:
+    """The feature of a key that queries of its tile do not see yet rises by so much, others stay: none may underflow."""
+    q, k, v = arrays((130,), 4, 2, dtype=np.float64)
+    features = oracle.draw("exp", 4, 3, scale=1.0)
+    row = features.projection[0]
+    k = unit(k) / 10
+    k[81:] = row / (row @ row) * height
+    inputs = tuple(x.astype(np.float32) for x in (8 * unit(q), k, v))
+    expected = oracle.expect(*inputs, features, causal=True)
+    oracle.check_result(run(backend, *inputs, features, causal=True), expected, np.float32, str(height))
+
+
 @pytest.mark.parametrize("name", EXPONENTIAL)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_jump_behind_masked_keys(backend: str, name: str) -> None:

@@ -116,9 +116,15 @@ def inputs(plan: Plan, length: int, heads: int | None = None, dtype: Any = np.fl
     return q, k, v
 
 
-def ours(plan: Plan, arrays: Arrays, feature_map: str | FeatureMap = "positive", **options: Any) -> Call:
+def ours(
+    plan: Plan,
+    arrays: Arrays,
+    feature_map: str | FeatureMap = "positive",
+    sampler: str = "orthogonal",
+    **options: Any,
+) -> Call:
     """Return a call of `rfkernels.attention` with the plan's features and default flags."""
-    features = draw(feature_map, plan.dim, plan.count, rng=0)
+    features = draw(feature_map, plan.dim, plan.count, sampler=sampler, rng=0)
     return partial(attention, *arrays, features, backend=plan.backend, **options)
 
 

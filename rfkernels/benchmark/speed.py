@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,8 @@ from rfkernels.benchmark.timing import Call, Timings, measure
 from rfkernels.maps import FeatureMap
 
 _OURS = "rfkernels"
+_FAST = "rfkernels, hyperbolic on Hadamard rows"
+_PERFORMER = "performer-pytorch"
 _DIRECTIONS = {"bidirectional": False, "causal": True}
 
 
@@ -24,20 +26,34 @@ def bidirectional(plan: Plan) -> Iterator[Line]:
     arrays = inputs(plan, plan.length)
     builders = {
         _OURS: lambda: ours(plan, arrays),
-        "performer-pytorch": lambda: peers.performer(plan, arrays, causal=False),
+        _FAST: lambda: ours(plan, arrays, "hyperbolic", "hadamard"),
+        _PERFORMER: lambda: peers.performer(plan, arrays, causal=False),
         "jax.jit": lambda: peers.jax_plain(plan, arrays),
         "torch exact": lambda: peers.torch_exact(plan, arrays, causal=False),
     }
     timings = measure(builders, plan.rounds, plan.seconds)
     where = f"bidirectional L={plan.length:,}"
     yield time_line(where, timings, _OURS, allowed_threads())
+    yield time_line(f"{where}: hyperbolic on Hadamard rows", timings, _FAST, allowed_threads())
     same = "" if {_OURS, "jax.jit"} & timings.missing.keys() else _difference(builders[_OURS](), builders["jax.jit"]())
-    for peer, target, note in (
-        ("performer-pytorch", ">= 20", ""),
-        ("jax.jit", ">= 4", f"the plain mathematics{same}"),
-        ("torch exact", "", ""),
+    for peer, mine, target, note in (
+        (_PERFORMER, _OURS, ">= 20", ""),
+        (_PERFORMER, _FAST, ">= 20", _errors(builders, (_OURS, _FAST, _PERFORMER), timings)),
+        ("jax.jit", _OURS, ">= 4", f"the plain mathematics{same}"),
+        ("torch exact", _OURS, "", ""),
     ):
-        yield _line(timings, Ratio(f"{where}: {peer} / {_OURS}", peer, _OURS, target, note=note))
+        yield _line(timings, Ratio(f"{where}: {peer} / {mine}", peer, mine, target, note=note))
+
+
+def _errors(builders: Mapping[str, Callable[[], Call]], cases: tuple[str, ...], timings: Timings) -> str:
+    """Say how far outputs are from exact attention, relative to how far values lie from their mean."""
+    exact = "torch exact"
+    if timings.missing.keys() & {exact, *cases}:
+        return ""
+    right = np.asarray(builders[exact]()())
+    size = np.sqrt(np.mean((right - right.mean(-2, keepdims=True)) ** 2))
+    errors = {case: np.sqrt(np.mean((np.asarray(builders[case]()()) - right) ** 2)) / size for case in cases}
+    return "errors: " + ", ".join(f"{case} {error:.3g}" for case, error in errors.items())
 
 
 def _difference(mine: Call, other: Call) -> str:
@@ -57,11 +73,13 @@ def causal(plan: Plan) -> Iterator[Line]:
     short = inputs(plan, plan.slow_length)
     slow: dict[str, Any] = {
         _OURS: lambda: ours(plan, short, causal=True),
-        "performer-pytorch": lambda: peers.performer(plan, short, causal=True),
+        _FAST: lambda: ours(plan, short, "hyperbolic", "hadamard", causal=True),
+        _PERFORMER: lambda: peers.performer(plan, short, causal=True),
     }
-    name = f"causal L={plan.slow_length:,}: performer-pytorch / {_OURS}"
-    timings = measure(slow, rounds=2, seconds=0)
-    yield _line(timings, Ratio(name, "performer-pytorch", _OURS, ">= 200", note="its causal pass without CUDA code"))
+    timings = measure(slow, plan.slow_rounds, plan.seconds)
+    for mine in (_OURS, _FAST):
+        name, note = f"causal L={plan.slow_length:,}: {_PERFORMER} / {mine}", "its causal pass without CUDA code"
+        yield _line(timings, Ratio(name, _PERFORMER, mine, ">= 200", note=note))
 
 
 def crossover(plan: Plan) -> Iterator[Line]:
@@ -109,19 +127,21 @@ def _squared_leaky_relu_plus(xp: Any, u: Any, a: Any) -> Any:
 def maps(plan: Plan) -> Iterator[Line]:
     """Time other feature maps against positive features, at equal counts."""
     custom = FeatureMap((_squared_leaky_relu_plus,), nonnegative=True)
-    named: dict[str, tuple[str | FeatureMap, str]] = {
-        "relu": ("relu", "<= 1"),
-        "custom, (leaky ReLU)² + ½,": (custom, "<= 1"),
-        "hyperbolic": ("hyperbolic", ""),
-        "trigonometric": ("trigonometric", ""),
+    named: dict[str, tuple[str | FeatureMap, str, str]] = {
+        "relu": ("relu", "orthogonal", "<= 1"),
+        "custom, (leaky ReLU)² + ½,": (custom, "orthogonal", "<= 1"),
+        "hyperbolic": ("hyperbolic", "orthogonal", ""),
+        "trigonometric": ("trigonometric", "orthogonal", ""),
+        "positive on Hadamard rows": ("positive", "hadamard", ""),
+        "hyperbolic on Hadamard rows": ("hyperbolic", "hadamard", ""),
     }
     arrays = inputs(plan, plan.length)
     for direction, is_causal in _DIRECTIONS.items():
         builders = {"positive": partial(ours, plan, arrays, causal=is_causal)}
-        for name, (feature_map, _) in named.items():
-            builders[name] = partial(ours, plan, arrays, feature_map, causal=is_causal)
+        for name, (feature_map, sampler, _) in named.items():
+            builders[name] = partial(ours, plan, arrays, feature_map, sampler, causal=is_causal)
         timings = measure(builders, plan.rounds, plan.seconds)
-        for name, (_, target) in named.items():
+        for name, (_, _, target) in named.items():
             yield _line(timings, Ratio(f"{direction} L={plan.length:,}: {name} / positive", name, "positive", target))
 
 

@@ -41,7 +41,7 @@ def _layout(
     sizes, bits = dict(given), dtype.itemsize * 8
     code = kernels.shared(target, bits), blockwise(target, bits)
     found = {**code[0].addresses, **code[1].addresses}
-    step = math.lcm(target.rows, target.vectors * target.lanes(bits))
+    step = target.step(bits)
     q, k, v, out = names
     packs = {"pack_q": f"pack_{q}", "pack_k": f"pack_{k}", "pack_v": f"pack_{v}", "unpack": f"unpack_{out}"}
     dim_pad, width_pad = up(sizes["dim"], step), up(sizes["width"], step)

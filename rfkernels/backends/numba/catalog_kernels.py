@@ -12,7 +12,7 @@ from typing import Any
 from llvmlite import ir
 
 from rfkernels.backends.numba.catalog_lanes import Differences, gathered
-from rfkernels.backends.numba.emitter import INT, POINTER, Emitter
+from rfkernels.backends.numba.emitter import INT, LINE, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
 from rfkernels.catalog.plan import RUN, SHARED
 
@@ -28,7 +28,7 @@ _GROUPS_AHEAD = 16
 WORD = 64
 """Queries of a mask."""
 
-_LINE, _UNROLLED = 64, 16
+_UNROLLED = 16
 
 _HELD = 16
 """Registers that may hold rows."""
@@ -80,18 +80,11 @@ def splat(b: Any, value: Any, lanes: int) -> Any:
     return b.shuffle_vector(single, single, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
 
 
-def call_function(e: Emitter, name: str, result: Any, given: tuple[Any, ...]) -> Any:
-    """Call a function that LLVM knows by name."""
-    module = e.builder.module
-    kind = ir.FunctionType(result, [x.type for x in given])
-    return e.builder.call(module.globals.get(name) or ir.Function(module, kind, name), given)
-
-
 def _masked(e: Emitter, base: Any, index: Any, mask: Any) -> Any:
     """Load a vector of which only the lanes of the mask exist, zeros elsewhere."""
     name = f"llvm.masked.load.v{e.lanes}f{e.math.bits}.p0"
     given = e.address(base, index), _I32(e.align), mask, e.math.constant(0.0)
-    return call_function(e, name, e.math.vector, given)
+    return e.call(name, e.math.vector, given)
 
 
 def _steps(e: Emitter, stop: Any, step: int) -> Iterator[Any]:
@@ -105,9 +98,8 @@ def _steps(e: Emitter, stop: Any, step: int) -> Iterator[Any]:
 
 def fetch(e: Emitter, at: Any, size: Any, near: bool = False) -> None:
     """Ask for the lines of `size` bytes; if not `near`, into the second level, as the first would be too small."""
-    for j in _steps(e, size, _LINE):
-        given = e.builder.inttoptr(e.add(at, j), POINTER), _I32(0), _I32(2 + near), _I32(1)
-        call_function(e, "llvm.prefetch.p0", ir.VoidType(), given)
+    for j in _steps(e, size, LINE):
+        e.fetch(e.add(at, j), near)
 
 
 def _row(e: Emitter, rows: Any, stride: Any, places: Any, index: Any) -> Any:

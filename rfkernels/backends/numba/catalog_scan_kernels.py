@@ -13,7 +13,7 @@ from typing import Any
 
 from llvmlite import binding, ir
 
-from rfkernels.backends.numba.catalog_kernels import call_function, fetch, splat
+from rfkernels.backends.numba.catalog_kernels import fetch, splat
 from rfkernels.backends.numba.emitter import INT, POINTER, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
 from rfkernels.catalog.codes import BLOCK, LARGEST, LEVELS, TOGETHER, eights, shared
@@ -248,14 +248,14 @@ class _Scan:
         """Return sums with four products more each."""
         kind = total.type
         given = total, *(self.e.builder.bitcast(x, kind) for x in (numbers, query))
-        return call_function(self.e, f"llvm.x86.{_ALL_FOUR[self.width]}", kind, given)
+        return self.e.call(f"llvm.x86.{_ALL_FOUR[self.width]}", kind, given)
 
     def _pairs(self, numbers: Any, query: Any) -> Any:
         """Return sums of products of neighbours, as numbers of 16 bits."""
         b, half = self.e.builder, self.width // 2
         if self.added > 1:
             kind = ir.VectorType(_I16, half)
-            return call_function(self.e, f"llvm.x86.{_PAIRS[self.width]}", kind, (numbers, query))
+            return self.e.call(f"llvm.x86.{_PAIRS[self.width]}", kind, (numbers, query))
         wide = ir.VectorType(_I16, self.width)
         return _neighbours(b, b.mul(b.zext(numbers, wide), b.sext(query, wide)))
 
@@ -263,7 +263,7 @@ class _Scan:
         """Return sums of neighbours, as numbers of 32 bits."""
         b, kind = self.e.builder, ir.VectorType(_I32, self.lanes)
         if self.added > 1:
-            return call_function(self.e, f"llvm.x86.{_FOURS[self.width]}", kind, (pairs, _ones(pairs.type)))
+            return self.e.call(f"llvm.x86.{_FOURS[self.width]}", kind, (pairs, _ones(pairs.type)))
         return _neighbours(b, b.sext(pairs, ir.VectorType(_I32, 2 * self.lanes)))
 
 

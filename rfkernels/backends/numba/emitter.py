@@ -12,6 +12,10 @@ from rfkernels.backends.numba.vectormath import VectorMath
 
 INT = ir.IntType(64)
 POINTER = ir.PointerType()
+LINE = 64
+"""Bytes in a cache line."""
+
+_I32 = ir.IntType(32)
 
 
 class Variable:
@@ -154,6 +158,16 @@ class Emitter:
     def store_vector(self, value: Any, base: Any, index: Any) -> None:
         """Store a vector from element `index` on."""
         self.builder.store(value, self.address(base, index, value.type.element)).align = 1
+
+    def call(self, name: str, result: Any, given: tuple[Any, ...]) -> Any:
+        """Call a function that LLVM knows by name."""
+        kind, module = ir.FunctionType(result, [x.type for x in given]), self.builder.module
+        return self.builder.call(module.globals.get(name) or ir.Function(module, kind, name), given)
+
+    def fetch(self, at: Any, near: bool = False) -> None:
+        """Ask for the cache line of an address, into the second level or, if `near`, the first."""
+        given = self.builder.inttoptr(at, POINTER), _I32(0), _I32(2 + near), _I32(1)
+        self.call("llvm.prefetch.p0", ir.VoidType(), given)
 
     def lane_numbers(self) -> Any:
         """Return the vector of 32-bit integers 0, 1, 2, ..."""

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from rfkernels.backends.numba.compiling import call, entry, jit, up
 from rfkernels.backends.numba.records import view
-from rfkernels.backends.numba.schedule import (
-    add_near,
-    load_queries,
-    near_queries,
-    no_features,
-    read_state,
-    records,
-    store,
-    write_keys,
-)
+from rfkernels.backends.numba.schedule import add_near, near_queries, store
 from rfkernels.backends.numba.schedule_records import Beside, Plan, Queries, Scratch, Task, Weights
+from rfkernels.backends.numba.schedule_steps import load_queries, no_features, read_state, records, write_keys
 
 
 @jit
@@ -47,12 +39,12 @@ def _add_heavy(
 
 
 @jit
-def _far(p: Plan, w: Weights, s: Scratch, t: Task, q: int, count: int, seen: int) -> tuple[int, int, int]:
+def _far(p: Plan, w: Weights, s: Scratch, t: Task, q: int, out: int, count: int, seen: int) -> tuple[int, int, int]:
     """Let queries read the state, if anything was seen; return as `load_queries` does."""
     found = load_queries(p, w, s, t, q, count, 1)
     if found[0] != 0:
         if seen != 0:
-            read_state(p, w, s, t, count, 1)
+            read_state(p, w, s, t, count, 1, q + count * t.q_row, out)
         else:
             no_features(p, w, s, count)
     return found
@@ -91,7 +83,7 @@ def blocks(
             absorbed, seen = max(absorbed, start), seen | found
         for index in range(t.groups):
             q = g.q[head, index] + i * t.q_row
-            fine, x, x_row = _far(p, w, s, t, q, n, seen)
+            fine, x, x_row = _far(p, w, s, t, q, g.out[head, index] + i * t.out_row, n, seen)
             if fine == 0:
                 return 1
             x, x_row = near_queries(p, w, s, t, q, x, x_row, n)
@@ -124,7 +116,8 @@ def behind(
             return 1
         absorbed, seen = stop, seen | found
         for index in range(t.groups):
-            if _far(p, w, s, t, g.q[head, index] + last * -t.q_row, n, seen)[0] == 0:
+            q = g.q[head, index] + last * -t.q_row
+            if _far(p, w, s, t, q, 0, n, seen)[0] == 0:
                 return 1
             store(p, s, t, g, head, index, high - 1 - last, n, high)
         last -= n

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from dataclasses import dataclass
@@ -48,6 +49,10 @@ class Machine(NamedTuple):
     def lanes(self, bits: int) -> int:
         """Elements of `bits` bits in a vector."""
         return self.width * 8 // bits
+
+    def step(self, bits: int) -> int:
+        """What sizes are padded to: whole register tiles, either way round."""
+        return math.lcm(self.rows, self.vectors * self.lanes(bits))
 
 
 _ROWS = {64: 8, 32: 4, 16: 4}

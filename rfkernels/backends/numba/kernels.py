@@ -15,6 +15,7 @@ from llvmlite import ir
 from rfkernels.backends.numba import conversions
 from rfkernels.backends.numba.emitter import INT, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
+from rfkernels.backends.numba.products import gemm
 
 SENTINEL = {32: -3e38 / 8, 64: -1.7e308 / 8}
 """Stands for the exponent of a key that does not count: finite, so that differences are never nan."""
@@ -35,8 +36,11 @@ def shared(machine: Machine, bits: int) -> Code:
         emit(emitter)
 
     product = "a a_row a_column b b_row c c_row rows columns depth"
-    function("gemm", product, lambda e: _gemm(e, machine, accumulate=False))
-    function("gemm_add", product, lambda e: _gemm(e, machine, accumulate=True))
+    function("gemm", product, lambda e: gemm(e, machine, accumulate=False))
+    function("gemm_add", product, lambda e: gemm(e, machine, accumulate=True))
+    ahead = f"{product} one other size"
+    function("gemm_ahead", ahead, lambda e: gemm(e, machine, accumulate=False))
+    function("gemm_add_ahead", ahead, lambda e: gemm(e, machine, accumulate=True))
     for name in DTYPES if bits == 64 else (name for name in DTYPES if name != "float64"):
         function(f"pack_{name}", "source row column first last rows width centre out out_row", _packing(name, bits))
         function(f"unpack_{name}", "sums sums_row denominator rows width out out_row", _unpacking(name))
@@ -55,28 +59,6 @@ def shared(machine: Machine, bits: int) -> Code:
     function("settle", "den shift rows", _settle)
     function("join", "sums sums_row den shift other other_row other_den other_shift rows width", _join)
     return compile_module(module, machine.width, keep=True)
-
-
-def _gemm(e: Emitter, machine: Machine, accumulate: bool) -> None:
-    """C (+)= A B; A has any strides, rows and columns are multiples of the register tile."""
-    a, a_row, a_column, b, b_row, c, c_row, rows, columns, depth = e.arguments
-    tile = [(r, v) for r in range(machine.rows) for v in range(machine.vectors)]
-    with e.loop(0, columns, machine.vectors * e.lanes) as j, e.loop(0, rows, machine.rows) as i:
-        at = [e.add(e.mul(e.add(i, r), c_row), j, v * e.lanes) for r, v in tile]
-        zero = e.math.constant(0.0)
-        sums = [e.variable(e.load_vector(c, index) if accumulate else zero) for index in at]
-        starts = [e.mul(e.add(i, r), a_row) for r in range(machine.rows)]
-        with e.loop(0, depth) as k:
-            right = [e.load_vector(b, e.add(e.mul(k, b_row), j, v * e.lanes)) for v in range(machine.vectors)]
-            along = e.mul(k, a_column)
-            for r in range(machine.rows):
-                left = e.math.splat(e.load(a, e.add(starts[r], along)))
-                for v in range(machine.vectors):
-                    total = sums[r * machine.vectors + v]
-                    total.set(e.math.fma(left, right[v], total.get()))
-        for index, total in zip(at, sums, strict=True):
-            e.store_vector(total.get(), c, index)
-    e.finish()
 
 
 def _packing(name: str, bits: int) -> Emit:
@@ -117,13 +99,14 @@ def _packing(name: str, bits: int) -> Emit:
 
 
 def _finite(e: Emitter) -> None:
-    """Return whether rows of elements are all finite; the width is a multiple of lanes."""
+    """Return whether rows of elements are all finite; the width is a multiple of two vectors."""
     source, row, rows, width = e.arguments
     worst = e.variable(ir.Constant(e.math.integer, [0] * e.lanes))
     with e.loop(0, rows) as r:
         base = e.add(source, e.mul(r, row))
-        with e.loop(0, width, e.lanes) as j:
-            worst.set(conversions.largest_exponent(e, worst.get(), e.load_vector(base, j)))
+        with e.loop(0, width, 2 * e.lanes) as j:
+            for i in (0, e.lanes):
+                worst.set(conversions.largest_exponent(e, worst.get(), e.load_vector(base, e.add(j, i))))
     e.finish(conversions.all_finite(e, worst.get(), e.integer(0)))
 
 

@@ -198,27 +198,31 @@ def _query_activation(e: Emitter, programs: tuple[Program, ...], slopes: Slopes 
     m, b = e.math, e.builder
     starts = [e.mul(pad, i) for i in range(len(programs))]
     whole = b.and_(rows, e.integer(-e.lanes))
-    with e.loop(0, queries) as r:
-        row = e.mul(r, u_row)
-        offset = m.splat(e.load(offsets, r))
+    each = e.array(m.vector, e.lanes)
+    with e.loop(0, queries, e.lanes) as block:
+        last = e.add(block, e.lanes)
+        last = b.select(e.less(queries, last), queries, last)
         if slopes is not None:
-            highest = e.variable(m.constant(SENTINEL[e.align * 8]))
-            with e.loop(0, pad, e.lanes) as j:
-                projected = e.load_vector(u, e.add(row, j))
-                for start, slope in zip(starts, slopes, strict=True):
-                    exponent = m.fma(projected, m.constant(slope), e.load_vector(add, e.add(start, j)))
-                    highest.set(m.maximum(highest.get(), exponent))
-            largest = m.reduce_max(highest.get())
-            e.store(largest, top, r)
-            offset = m.splat(b.fneg(largest))
-        total = e.variable(m.constant(0.0))
-        for low, high, ragged in ((e.integer(0), whole, False), (whole, pad, True)):
-            with e.loop(low, high, e.lanes) as j:
-                exists = b.icmp_signed("<", e.lane_numbers(), e.splat_number(b.sub(rows, j))) if ragged else None
-                _query_features(
-                    e, programs, slopes, e.add(row, j), [e.add(start, j) for start in starts], offset, exists, total
-                )
-        e.store(m.reduce_add(total.get()), denominator, r)
+            with e.loop(block, last) as r:
+                highest, row = e.variable(m.constant(SENTINEL[e.align * 8])), e.mul(r, u_row)
+                with e.loop(0, pad, e.lanes) as j:
+                    projected = e.load_vector(u, e.add(row, j))
+                    for start, slope in zip(starts, slopes, strict=True):
+                        exponent = m.fma(projected, m.constant(slope), e.load_vector(add, e.add(start, j)))
+                        highest.set(m.maximum(highest.get(), exponent))
+                e.store_vector(highest.get(), each, e.mul(b.sub(r, block), e.lanes))
+            e.store_vector(_reduced(e, each, m.maximum), top, block)
+        with e.loop(block, last) as r:
+            row = e.mul(r, u_row)
+            offset = m.splat(e.load(offsets, r) if slopes is None else b.fneg(e.load(top, r)))
+            total = e.variable(m.constant(0.0))
+            for low, high, ragged in ((e.integer(0), whole, False), (whole, pad, True)):
+                with e.loop(low, high, e.lanes) as j:
+                    exists = b.icmp_signed("<", e.lane_numbers(), e.splat_number(b.sub(rows, j))) if ragged else None
+                    columns = [e.add(start, j) for start in starts]
+                    _query_features(e, programs, slopes, e.add(row, j), columns, offset, exists, total)
+            e.store_vector(total.get(), each, e.mul(b.sub(r, block), e.lanes))
+        e.store_vector(_reduced(e, each, m.add), denominator, block)
     e.finish()
 
 

@@ -11,15 +11,20 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from rfkernels.backends.numba import kernels
+from rfkernels.backends.numba.hadamard_kernels import ROUNDS, projections
 from rfkernels.backends.numba.jit import Code, Machine, machine
 from rfkernels.backends.numba.lowering import lowered
 from rfkernels.backends.numba.records import Held
 from rfkernels.backends.numba.schedule_records import Plan, Scratch, Weights
+from rfkernels.backends.numba.structured import frozen, hadamard
 from rfkernels.features import Features, Side
 from rfkernels.state import State
 
 TILE = 64
 """Positions in a tile: a multiple of every register tile."""
+
+PART = 32
+"""Of them, so many are written to the state at a time where each query sees the keys before it: a multiple likewise."""
 
 NEAR_TILE = 192
 """Keys in a tile of exact weights: with a window of 128, all that a tile of queries sees."""
@@ -46,7 +51,7 @@ class Layout(NamedTuple):
     dtype: Any
     held: Held[Plan]
     sentinel: float
-    code: tuple[Code, Code]
+    code: tuple[Code, ...]
     shape: tuple[Any, ...]
 
     @property
@@ -59,11 +64,14 @@ def layout(features: Features, bits: int, width: int, names: tuple[str, ...], ch
     """Lay out a pass over arrays of the dtypes named (q, k, v and the output)."""
     target, programs = machine(), features.map.programs()
     # Held by the layout: of threads that compile at once, all but one get code that no cache keeps.
-    code = kernels.shared(target, bits), lowered(target, bits, programs, features.map.slopes)
-    shared, own = (tuple(part.addresses.items()) for part in code)
+    code = [kernels.shared(target, bits), lowered(target, bits, programs, features.map.slopes)]
+    if hadamard(features, target.step(bits)) is not None:
+        code.append(projections(target, bits, features.dim))
+    shared, *own = (tuple(part.addresses.items()) for part in code)
     sizes = features.dim, features.rows, len(programs), width
-    held, shape = _plan(target, bits, shared, own, sizes, names, check)
-    return Layout(target, np.float32 if bits == 32 else np.float64, held, kernels.SENTINEL[bits], code, shape)
+    held, shape = _plan(target, bits, shared, sum(own, ()), sizes, names, check)
+    dtype = np.float32 if bits == 32 else np.float64
+    return Layout(target, dtype, held, kernels.SENTINEL[bits], tuple(code), shape)
 
 
 @lru_cache(_PLANS)
@@ -78,13 +86,13 @@ def _plan(
 ) -> tuple[Held[Plan], tuple[Any, ...]]:
     """Return a plan, and its sizes alone; addresses may be those of code that is gone, and be taken by other code."""
     shared, own, (dim, rows, activations, width) = dict(shared_at), dict(own_at), sizes
-    step = math.lcm(target.rows, target.vectors * target.lanes(bits))
     q, k, v, out = names
+    step = target.step(bits)
     pad = up(rows, step)
     functions = {
         **{name: address for name, address in shared.items() if name in Plan._fields},
+        **dict.fromkeys(("key_shift", "hadamard_columns", "hadamard_rows"), 0),
         **own,
-        "key_shift": own.get("key_shift", 0),
         "pack_q": shared[f"pack_{q}"],
         "pack_k": shared[f"pack_{k}"],
         "pack_v": shared[f"pack_{v}"],
@@ -94,6 +102,7 @@ def _plan(
         **functions,
         element=bits // 8,
         tile=TILE,
+        part=PART,
         band_tile=NEAR_TILE,
         row_step=target.rows,
         column_step=step,
@@ -178,19 +187,13 @@ _packed: WeakKeyDictionary[Features, dict[tuple[Any, ...], PackedWeights]] = Wea
 
 def pack_weights(given: Layout, features: Features) -> PackedWeights:
     """Return the packed arrays of features, kept for as long as features whose arrays nobody can change."""
-    if not _frozen(features):
+    if not frozen(features):
         return _pack_weights(given, features)
     known = _packed.setdefault(features, {})
     shape = given.shape
     if shape not in known:
         known[shape] = _pack_weights(given, features)
     return known[shape]
-
-
-def _frozen(features: Features) -> bool:
-    sides = (x for side in (features.query, features.key) for x in side if x is not None)
-    arrays = (features.projection, features.log_weight, features.scale, *sides)
-    return all(isinstance(x, np.ndarray) and x.flags.owndata and not x.flags.writeable for x in arrays)
 
 
 def _pack_weights(given: Layout, features: Features) -> PackedWeights:
@@ -214,12 +217,8 @@ def _pack_weights(given: Layout, features: Features) -> PackedWeights:
     log_weight[:, :, : p.rows] = flat(features.log_weight, p.rows)[:, None]
     zeros = np.zeros(max(p.total, p.dim_pad, p.width_pad, p.tile + p.column_step))
     fields: dict[str, tuple[int, int]] = {"log_weight": keep(log_weight)}
-    plain = features.query.matrix is None and features.key.matrix is None
+    fields |= _projections(given, features, keep, lambda side: _folded(p, projection, side, scale, flat))
     for name, side in (("query", features.query), ("key", features.key)):
-        if not (plain and name == "key"):
-            fields[name] = keep(_folded(p, projection, side, scale, flat))
-        else:
-            fields["key"] = fields["query"]
         fields |= {f"{name}_{part}": found for part, found in _affine(p, features, name, side, flat, keep).items()}
     kernel = features.map.kernel
     near = kernel.norm_weight if kernel is not None and kernel.norm_weight is not None else 0.0
@@ -238,6 +237,18 @@ def _pack_weights(given: Layout, features: Features) -> PackedWeights:
         own = {name: address + i * size if address else 0 for name, (address, size) in fields.items()}
         packed.append(Held(Weights(**{**own, **shared, **centres}, centred=centred)))
     return PackedWeights(packed, arrays)
+
+
+def _projections(given: Layout, features: Features, keep: Any, folded: Any) -> dict[str, tuple[int, int]]:
+    """Pack what projects queries and keys: rows, or the factors of Hadamard rows and the scale of these."""
+    found = hadamard(features, given.plan.column_step)
+    if found is not None:
+        norms = found.norms * math.sqrt(float(features.scale)) * features.dim ** (-ROUNDS / 2)
+        return {"query": (0, 0), "key": (0, 0), "signs": keep(found.signs), "norms": keep(norms)}
+    query = keep(folded(features.query))
+    plain = features.query.matrix is None and features.key.matrix is None
+    key = query if plain else keep(folded(features.key))
+    return {"query": query, "key": key, "signs": (0, 0), "norms": (0, 0)}
 
 
 def _folded(p: Plan, projection: Any, side: Side, scale: float, flat: Any) -> Any:

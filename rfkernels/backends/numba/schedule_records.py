@@ -8,10 +8,15 @@ from rfkernels.backends.numba.records import LongRows
 
 
 class Plan(NamedTuple):
-    """What is the same for every head of a pass: kernels by address, sizes in elements, flags."""
+    """What is the same for every head of a pass: kernels by address, sizes in elements, flags.
+
+    Kernels of Hadamard rows are at 0 where there are none: what they would project is multiplied.
+    """
 
     gemm: int
     gemm_add: int
+    gemm_ahead: int
+    gemm_add_ahead: int
     pack_q: int
     pack_k: int
     pack_v: int
@@ -34,8 +39,11 @@ class Plan(NamedTuple):
     key_activation_ragged: int
     key_shift: int
     query_activation: int
+    hadamard_columns: int
+    hadamard_rows: int
     element: int
     tile: int
+    part: int
     band_tile: int
     row_step: int
     column_step: int
@@ -96,6 +104,8 @@ class Weights(NamedTuple):
     zeros: int
     base: int
     lowest: int
+    signs: int
+    norms: int
     centred: int
 
 

@@ -1,0 +1,37 @@
+"""Find out whether the rows of features can be multiplied by without multiplying."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from rfkernels.features import Features
+from rfkernels.samplers._structured import Factors, factors
+
+LARGEST = 1024
+"""Width of the widest rows: a row of registers is transformed in straight-line code."""
+
+_known: WeakKeyDictionary[Features, Factors | None] = WeakKeyDictionary()
+
+
+def frozen(features: Features) -> bool:
+    """Whether nobody can change the arrays of features, so that what is derived from them can be kept."""
+    sides = (x for side in (features.query, features.key) for x in side if x is not None)
+    arrays: tuple[Any, ...] = (features.projection, features.log_weight, features.scale, *sides)
+    return all(isinstance(x, np.ndarray) and x.flags.owndata and not x.flags.writeable for x in arrays)
+
+
+def hadamard(features: Features, step: int) -> Factors | None:
+    """Return the factors of frozen features whose rows are Hadamard rows of a multiple of `step` coordinates.
+
+    None for all others, and for features that multiply inputs by a matrix first.
+    """
+    if features.dim % step or features.dim > LARGEST or not frozen(features):
+        return None
+    if features.query.matrix is not None or features.key.matrix is not None:
+        return None
+    if features not in _known:
+        _known[features] = factors(features.projection)
+    return _known[features]
