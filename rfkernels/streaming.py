@@ -87,6 +87,8 @@ def begin(
         raise TypeError(f"state must be a State (a DecodeState only goes with window=), got {type(state).__name__}")
     check_state(state, features, v.shape[-1])
     batch = broadcast_batch(state=state.kv.shape[:-2], **shapes)
+    if batch == state.kv.shape[:-2]:
+        return state
     xp = namespace(*state)
     tail = (features.count, v.shape[-1])
     return State(

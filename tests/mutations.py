@@ -226,7 +226,7 @@ MUTANTS = [
     Mutant("parts: values of the first part", "backends/numba/schedule.py",
            "values = v + r * v_row * p.element", "values = v", NUMBA),
     Mutant("parts: the first part's keys twice", "backends/numba/schedule.py",
-           "add_keys(p, s, t, r, part, values,", "add_keys(p, s, t, 0, part, values,", NUMBA),
+           "add_keys(p, s, t, r, count, values,", "add_keys(p, s, t, 0, count, values,", NUMBA),
     Mutant("parts: keys of all parts in each sum", "backends/numba/schedule.py",
            "activate_keys(p, w, s, r, part, int(found != columns))", "activate_keys(p, w, s, r, columns - r, int(found != columns))", NUMBA),
     Mutant("parts: masked keys count in a later part", "backends/numba/schedule_steps.py",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
 from rfkernels._arrays import dtype_name
-from rfkernels._checks import check_finite_arrays
+from rfkernels._checks import broadcast_batch, check_finite_arrays
 from rfkernels.backends import Backend, Pass
 from rfkernels.backends.numba import blocks, passes
 from rfkernels.backends.numba.exact_rows import few_rows
@@ -45,9 +45,13 @@ def _layout(features: Features, state: State, dtype: Any, width: int, check: boo
 
 def _empty(internal: State, given: Layout, features: Features) -> State:
     """Return the state of no keys as read-only views of single numbers; `Slots` copies them."""
-    lowest = given.sentinel if features.map.exponential else 0.0
-    values = zip(internal, (0.0, 0.0, lowest), strict=True)
-    return State(*(np.broadcast_to(np.asarray(value, given.dtype), x.shape) for x, value in values))
+    return _nothing(internal.kv.shape, np.dtype(given.dtype), given.sentinel if features.map.exponential else 0.0)
+
+
+@lru_cache(16)
+def _nothing(shape: tuple[int, ...], dtype: np.dtype[Any], lowest: float) -> State:
+    shapes = zip((shape, shape[:-1], shape[:-1]), (0.0, 0.0, lowest), strict=True)
+    return State(*(np.broadcast_to(np.asarray(value, dtype), own) for own, value in shapes))
 
 
 def _attend(
@@ -69,7 +73,7 @@ def _attend(
         )
     given = _layout(features, state, dtype, v.shape[-1], check, q=q, k=k, v=v)
     batch = state.z.shape[:-1]
-    outer = np.broadcast_shapes(q.shape[:-2], batch)
+    outer = broadcast_batch(q=q.shape[:-2], keys=batch)
     out, logs = passes.outputs(outer, q.shape[-2], v.shape[-1], dtype, given.dtype, options.full)
     weights = pack_weights(given, features)
     arrays = {"q": q, "k": k, "v": v, "out": out, "mask": mask}

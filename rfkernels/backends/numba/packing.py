@@ -307,7 +307,6 @@ def point(table: Any, arrays: dict[str, Any], at: Any = None) -> None:
 def addresses(array: Any, batch: tuple[int, ...], own: int) -> list[int]:
     """Return the address of each batch element of an array with `own` axes of its own, broadcast to `batch`."""
     sizes = array.shape[: array.ndim - own]
-    assert np.broadcast_shapes(sizes, batch) == batch
     strides = (0 if size == 1 else stride for size, stride in zip(sizes, array.strides, strict=False))
     found = [address(array)]
     for size, stride in zip(batch, (0,) * (len(batch) - len(sizes)) + tuple(strides), strict=True):

@@ -207,6 +207,6 @@ def span(plan: int, weights: int, scratch: int, task: int, queries: int, head: i
                     return 1
                 store(p, s, t, g, head, index, i + r, count, high)
             if found > 0:
-                add_keys(p, s, t, r, part, values, v_row, start + n + r)
+                add_keys(p, s, t, r, count, values, v_row, start + n + r)
         i += n
     return 0

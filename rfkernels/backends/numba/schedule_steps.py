@@ -123,16 +123,16 @@ def _lowest(at: int, row: int, first: int, count: int) -> int:
 
 
 @jit
-def add_keys(p: Plan, s: Scratch, t: Task, first: int, columns: int, v: int, v_row: int, after: int) -> None:
-    """Add the features of keys in so many columns from `first`, and values, to the state.
+def add_keys(p: Plan, s: Scratch, t: Task, first: int, count: int, v: int, v_row: int, after: int) -> None:
+    """Add the features of so many keys from column `first` on, and values, to the state.
 
     Meanwhile as many keys and values from key `after` on are fetched.
     """
     call(p.accumulate, (t.z, s.sums, p.total))
     u, u_row = s.u + first * p.element, p.tile + p.column_step
-    size = _share(p, t.k_plain & t.v_plain, columns, p.total)
-    ahead = (_lowest(t.k, t.k_row, after, columns), _lowest(t.v, t.v_row, after, columns), size)
-    call(p.gemm_add_ahead, (u, u_row, 1, v, v_row, t.kv, p.width_pad, p.total, p.width_pad, columns, *ahead))
+    size = _share(p, t.k_plain & t.v_plain, count, p.total)
+    ahead = (_lowest(t.k, t.k_row, after, count), _lowest(t.v, t.v_row, after, count), size)
+    call(p.gemm_add_ahead, (u, u_row, 1, v, v_row, t.kv, p.width_pad, p.total, p.width_pad, count, *ahead))
 
 
 @jit
@@ -149,7 +149,7 @@ def write_keys(p: Plan, w: Weights, s: Scratch, t: Task, low: int, high: int) ->
             move_shift(p, w, s, t, columns, -1)
             rescale(p, s, t)
             activate_keys(p, w, s, 0, columns, int(found != columns))
-            add_keys(p, s, t, 0, columns, v, v_row, i + n)
+            add_keys(p, s, t, 0, n, v, v_row, i + n)
         i, total = i + n, total + found
     return total
 

@@ -44,8 +44,8 @@ def run(tasks: Sequence[Callable[[], int]], threads: int) -> int:
     Tasks know arrays by address only, so however this ends (an interrupt, an exception in a task) it does not end
     before every task that was begun has returned.
     """
-    if len(tasks) == 1:
-        return tasks[0]()
+    if len(tasks) == 1 or threads == 1:
+        return sum(task() for task in tasks)
     remaining = iter(tasks)
     taking, stop = threading.Lock(), threading.Event()
 
