@@ -161,26 +161,27 @@ def _key_shift(e: Emitter, slopes: Slopes) -> None:
     sees = b.icmp_signed(">=", first, e.integer(0))
     column = b.select(sees, first, e.integer(0))
     earliest_offset = m.splat(e.load(offsets, column))
-    tops, of_first = e.array(m.vector, e.lanes), e.array(m.vector, 1)
-    for i, slope in enumerate(slopes):
-        steep = m.constant(slope)
-        with e.loop(0, pad, e.lanes) as block:
-            with e.loop(0, e.lanes) as r:
-                top, row = e.variable(lowest), e.mul(e.add(block, r), u_row)
-                with e.loop(0, columns, e.lanes) as c:
-                    exponent = e.load_vector(offsets, c)
-                    if slope != 0:
-                        exponent = m.fma(e.load_vector(u, e.add(row, c)), steep, exponent)
+    tops, of_first = [e.array(m.vector, e.lanes) for _ in slopes], e.array(m.vector, 1)
+    with e.loop(0, pad, e.lanes) as block:
+        with e.loop(0, e.lanes) as r:
+            row, highest = e.mul(e.add(block, r), u_row), [e.variable(lowest) for _ in slopes]
+            with e.loop(0, columns, e.lanes) as c:
+                projected, offset = e.load_vector(u, e.add(row, c)), e.load_vector(offsets, c)
+                for top, slope in zip(highest, slopes, strict=True):
+                    exponent = m.fma(projected, m.constant(slope), offset) if slope != 0 else offset
                     top.set(m.maximum(top.get(), exponent))
-                e.store_vector(top.get(), tops, e.mul(r, e.lanes))
-                e.store(e.load(u, e.add(row, column)), of_first, r)
+            for top, found in zip(tops, highest, strict=True):
+                e.store_vector(found.get(), top, e.mul(r, e.lanes))
+            e.store(e.load(u, e.add(row, column)), of_first, r)
+        exists = b.icmp_signed("<", e.lane_numbers(), e.splat_number(b.sub(rows, block)))
+        for i, (top, slope) in enumerate(zip(tops, slopes, strict=True)):
             index = e.add(e.mul(pad, i), block)
-            exists = b.icmp_signed("<", e.lane_numbers(), e.splat_number(b.sub(rows, block)))
             weight, old = e.load_vector(log_weight, index), e.load_vector(shift, index)
-            moved = m.where(exists, m.maximum(old, m.add(_reduced(e, tops, m.maximum), weight)), old)
+            moved = m.where(exists, m.maximum(old, m.add(_reduced(e, top, m.maximum), weight)), old)
             e.store_vector(moved, new, index)
             e.store_vector(m.where(exists, m.sub(weight, moved), zero), add, index)
-            earliest = m.add(m.fma(e.load_vector(of_first, e.integer(0)), steep, earliest_offset), weight)
+            earliest = m.fma(e.load_vector(of_first, e.integer(0)), m.constant(slope), earliest_offset)
+            earliest = m.add(earliest, weight)
             reached = m.where(b.and_(m.gt(earliest, old), e.splat_condition(sees)), earliest, old)
             worst.set(m.maximum(worst.get(), m.sub(moved, reached)))
     jump = b.fcmp_ordered(">", m.reduce_max(worst.get()), e.scalar(JUMP_LIMIT))
