@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from rfkernels.backends.numba import kernels
+from rfkernels.backends.numba.emitter import LINE
 from rfkernels.backends.numba.hadamard_kernels import ROUNDS, projections
 from rfkernels.backends.numba.jit import Code, Machine, machine
 from rfkernels.backends.numba.lowering import lowered
@@ -110,6 +111,7 @@ def _plan(
         dim_pad=up(dim, step),
         rows=rows,
         pad=pad,
+        weight_row=pad + LINE * 8 // bits,  # rows a power of two apart would share a few sets of the cache
         total=pad * activations,
         width=width,
         width_pad=up(width, step),
@@ -252,8 +254,8 @@ def _projections(given: Layout, features: Features, keep: Any, folded: Any) -> d
 
 
 def _folded(p: Plan, projection: Any, side: Side, scale: float, flat: Any) -> Any:
-    """Return Tᵀ W, (sets, dim, pad)."""
-    weights = np.zeros((len(projection), p.dim, p.pad))
+    """Return Tᵀ W, (sets, dim, weight_row)."""
+    weights = np.zeros((len(projection), p.dim, p.weight_row))
     folded = projection * math.sqrt(scale) if side.matrix is None else projection @ flat(side.matrix, p.dim, p.dim)
     weights[:, :, : p.rows] = np.swapaxes(folded, 1, 2)
     return weights

@@ -51,6 +51,7 @@ class Plan(NamedTuple):
     dim_pad: int
     rows: int
     pad: int
+    weight_row: int
     total: int
     width: int
     width_pad: int

@@ -68,7 +68,7 @@ def load_keys(p: Plan, w: Weights, s: Scratch, t: Task, start: int, count: int) 
     if p.hadamard_columns != 0:
         call(p.hadamard_columns, (s.xt, u_row, w.signs, w.norms, s.u, u_row, columns, p.rows // p.dim))
     else:
-        call(p.gemm, (w.key, 1, p.pad, s.xt, u_row, s.u, u_row, p.pad, columns, p.dim))
+        call(p.gemm, (w.key, 1, p.weight_row, s.xt, u_row, s.u, u_row, p.pad, columns, p.dim))
     y, y_rows = s.xt, p.dim
     if w.key_matrix != 0:
         y = s.y
@@ -166,7 +166,7 @@ def load_queries(p: Plan, w: Weights, s: Scratch, t: Task, q: int, count: int, l
     if p.hadamard_rows != 0:
         call(p.hadamard_rows, (x, x_row, w.signs, w.norms, s.query, q_row, rows, p.rows // p.dim))
     else:
-        call(p.gemm, (x, x_row, 1, w.query, p.pad, s.query, q_row, rows, p.pad, p.dim))
+        call(p.gemm, (x, x_row, 1, w.query, p.weight_row, s.query, q_row, rows, p.pad, p.dim))
     if p.key_shift != 0 and not logs:
         return fine, x, x_row
     y, y_row = x, x_row
