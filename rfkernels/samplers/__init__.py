@@ -72,10 +72,10 @@ hadamard = Sampler("hadamard", _structured.hadamard, law="hadamard", block=_stru
 """Rows of (H D)³, Hadamard matrices between random signs, with independent norms: nearly normal.
 
 No QR decomposition is needed: the rows of a block are drawn in n² log n operations, where n is the least power of two
-that is not below dim. The rows themselves are returned; the numba backend tells them by their values, whichever way
-they came, and projects on a block in n log n additions instead of n² multiplications. It does so where dim is a power
-of two from 32 to 1,024, rows are whole blocks of dim, arrays are read-only, as those of `draw` are, and features
-multiply inputs by no matrix.
+that is not below dim. The rows themselves are returned; the numba backend tells them by their values, and projects on
+a block in 3 n log₂ n additions instead of n² multiplications. It does so where dim is a power of two from 32 to 1,024
+(less in float64, and on processors without AVX-512), rows are whole blocks of dim, arrays are read-only and float64, as
+those of `draw` are (copies and pickles of them are not read-only), and features multiply inputs by no matrix.
 
 A block has n rows of n coordinates, exactly orthogonal and with norms chi-distributed with n degrees of freedom, of
 which the first dim coordinates are kept: what is orthogonal, and has norms chi-distributed with dim degrees, only if

@@ -13,6 +13,15 @@ from rfkernels.samplers._rotations import chi
 
 _ROUNDS = 3
 
+_FEWEST = 32
+"""Coordinates of rows that are taken apart."""
+
+_TOGETHER = 1 << 20
+"""Numbers of blocks that are taken apart at a time."""
+
+_PRECISION = 2.0**-48
+"""By how much rows of norm one may differ from what they are made of: a few times the rounding of sums of squares."""
+
 
 def walsh_hadamard(x: Any) -> Any:
     """Multiply the last axis by the orthonormal Hadamard matrix, in n log₂ n additions.
@@ -77,7 +86,7 @@ class Factors(NamedTuple):
 
 
 def factors(rows: Any) -> Factors | None:
-    """Find what rows are made of, to multiply by them in n log₂ n additions a block.
+    """Find what rows are made of, to multiply by them in some n log n additions a block.
 
     Parameters
     ----------
@@ -87,48 +96,53 @@ def factors(rows: Any) -> Factors | None:
     Returns
     -------
     Factors or None
-        None unless all rows are whole blocks of Hadamard rows, with any norms, to the rounding of their dtype. Of few
-        coordinates, below 32, signs cannot always be told: None as well.
+        None unless all rows are whole blocks of Hadamard rows, with any norms, to the rounding of float64. Of less than
+        32 coordinates signs cannot always be told, and are not looked for.
     """
     *batch, count, n = rows.shape
-    if n != order(n) or count % n or rows.size == 0:
+    if n < _FEWEST or n != order(n) or count % n or rows.size == 0:
         return None
     blocks = rows.reshape(-1, n, n)
-    norms = np.linalg.norm(blocks.astype(np.float64), axis=-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = np.linalg.norm(blocks, axis=-1)
     if not (np.all(norms > 0) and np.all(np.isfinite(norms))):
         return None
-    signs = _signs(blocks / norms[..., None], n * float(np.finfo(rows.dtype).eps))
+    matrix, together = walsh_hadamard(np.eye(n)), max(1, _TOGETHER // n**2)
+    found = []
+    for first in range(0, len(blocks), together):
+        part = slice(first, first + together)
+        signs = _signs(blocks[part] / norms[part, :, None], matrix)
+        if signs is None:
+            return None
+        found.append(signs)
     shape = (*batch, count // n)
-    return None if signs is None else Factors(norms.reshape(*shape, n), signs.reshape(*shape, _ROUNDS, n))
+    return Factors(norms.reshape(*shape, n), np.concatenate(found).reshape(*shape, _ROUNDS, n))
 
 
-def _signs(rows: Any, precision: float) -> Any:
+def _signs(rows: Any, matrix: Any) -> Any:
     """Find the signs of blocks of orthonormal rows, (blocks, rounds, n); None if there are none.
 
     H times the rows is D₀ C D₂, with C[i, j] = c[i ⊕ j] and c the transform of D₁, over √n. Signs are not unique: D₀, c
     and D₂ times any row of √n H make the same, as that only permutes D₁. So the first signs of D₂ may be taken to be
     those that make rows 0 and 2^b of D₀ alike: the two rows then tell where D₂ differs at places that differ in bit b.
+    The signs of D₀ are those of its transform in the first row, once D₂ and D₁ are undone.
     """
     n = rows.shape[-1]
     place, bits = np.arange(n), [1 << i for i in range(n.bit_length() - 1)]
-    if bits:  # most rows are not of this kind, as two rows of the transform show
-        even, odd = rows[0].sum(0), np.where(place % 2, -1, 1) @ rows[0]
-        if np.any(np.abs(np.abs(odd[place ^ 1]) - np.abs(even)) > n * precision):
-            return None
-    product = np.swapaxes(walsh_hadamard(np.swapaxes(rows, -1, -2)), -1, -2)
+    top, *others = np.moveaxis(matrix[[0, *bits]] @ rows, -2, 0)
+    if np.any(np.abs(np.abs(others[0][:, place ^ 1]) - np.abs(top)) > 4 * _PRECISION):
+        return None  # most rows are not of this kind, and end here
     last = np.ones((len(rows), n)) * (place == 0)
     turns = []
-    for bit in bits:
-        equal = product[:, 0] * product[:, bit][:, place ^ bit]
-        turn = np.sign(equal) * (np.abs(equal) > precision)
+    for bit, other in zip(bits, others, strict=True):
+        equal = top * other[:, place ^ bit]
+        turn = np.sign(equal) * (np.abs(equal) > _PRECISION)
         turns.append(np.where(turn == 0, turn[:, place ^ bit], turn))
     for _ in bits:
         for bit, turn in zip(bits, turns, strict=True):
             last = np.where(last == 0, last[:, place ^ bit] * turn, last)
-    circulant = (product[:, 0] * last)[:, place[:, None] ^ place]
-    first = np.sign(np.sum(product * last[:, None] * circulant, -1))
-    signs = np.stack([first, np.sign(walsh_hadamard(circulant[:, 0])), last], 1)
-    again = np.eye(n)
-    for i in range(_ROUNDS):
-        again = walsh_hadamard(again) * signs[:, i, None]
-    return signs if np.all(signs) and np.all(np.abs(again - rows) <= precision) else None
+    middle = np.sign((top * last) @ matrix)
+    first = np.sign(((rows[:, 0] * last) @ matrix * middle) @ matrix)
+    signs = np.stack([first, middle, last], 1)
+    again = (matrix * first[:, None] @ matrix * middle[:, None] @ matrix) * last[:, None]
+    return signs if np.all(signs) and np.all(np.abs(again - rows) <= _PRECISION) else None

@@ -1,7 +1,7 @@
-"""Projections on rows of Hadamard matrices between random signs, in n log₂ n additions for each block of n rows.
+"""Projections on rows of Hadamard matrices between random signs, in 3 n log₂ n additions for each block of n rows.
 
-Rows of a block are N H D₀ H D₁ H D₂, with H[i, j] = (−1)^(number of ones that i and j share in binary), diagonal
-matrices of signs D and N of norms, into which the scale of H goes.
+Rows of a block are N H D₀ H D₁ H D₂, with H[i, j] = (−1)^(number of ones that i and j share in binary) and diagonal
+matrices of signs D and norms N, which carry the scale of H.
 """
 
 from __future__ import annotations

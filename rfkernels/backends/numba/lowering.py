@@ -193,7 +193,7 @@ def _query_activation(e: Emitter, programs: tuple[Program, ...], slopes: Slopes 
 
     Activation i of column j is written to column i · pad + j; columns between `rows` and `pad` become zero. For an
     exponential map a query's own offset cancels: its features are taken at add_j − top, with top the largest
-    slope · u_j + add_j, which is written out.
+    slope · u_j + add_j, which is written out. Denominators and tops are written in whole vectors.
     """
     u, u_row, offsets, add, _, rows, pad, queries, denominator, top = e.arguments
     m, b = e.math, e.builder

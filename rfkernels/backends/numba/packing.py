@@ -12,13 +12,14 @@ import numpy as np
 
 from rfkernels.backends.numba import kernels
 from rfkernels.backends.numba.emitter import LINE
-from rfkernels.backends.numba.hadamard_kernels import ROUNDS, projections
+from rfkernels.backends.numba.hadamard_kernels import projections
 from rfkernels.backends.numba.jit import Code, Machine, machine
 from rfkernels.backends.numba.lowering import lowered
 from rfkernels.backends.numba.records import Held
 from rfkernels.backends.numba.schedule_records import Plan, Scratch, Weights
 from rfkernels.backends.numba.structured import frozen, hadamard
 from rfkernels.features import Features, Side
+from rfkernels.samplers._structured import Factors
 from rfkernels.state import State
 
 TILE = 64
@@ -54,6 +55,7 @@ class Layout(NamedTuple):
     sentinel: float
     code: tuple[Code, ...]
     shape: tuple[Any, ...]
+    factors: Factors | None
 
     @property
     def plan(self) -> Plan:
@@ -66,13 +68,15 @@ def layout(features: Features, bits: int, width: int, names: tuple[str, ...], ch
     target, programs = machine(), features.map.programs()
     # Held by the layout: of threads that compile at once, all but one get code that no cache keeps.
     code = [kernels.shared(target, bits), lowered(target, bits, programs, features.map.slopes)]
-    if hadamard(features, target.step(bits)) is not None:
+    factors = hadamard(features, target.step(bits))
+    if factors is not None:
         code.append(projections(target, bits, features.dim))
     shared, *own = (tuple(part.addresses.items()) for part in code)
     sizes = features.dim, features.rows, len(programs), width
     held, shape = _plan(target, bits, shared, sum(own, ()), sizes, names, check)
     dtype = np.float32 if bits == 32 else np.float64
-    return Layout(target, dtype, held, kernels.SENTINEL[bits], tuple(code), shape)
+    shape = *shape, factors is not None
+    return Layout(target, dtype, held, kernels.SENTINEL[bits], tuple(code), shape, factors)
 
 
 @lru_cache(_PLANS)
@@ -243,10 +247,11 @@ def _pack_weights(given: Layout, features: Features) -> PackedWeights:
 
 def _projections(given: Layout, features: Features, keep: Any, folded: Any) -> dict[str, tuple[int, int]]:
     """Pack what projects queries and keys: rows, or the factors of Hadamard rows and the scale of these."""
-    found = hadamard(features, given.plan.column_step)
-    if found is not None:
-        norms = found.norms * math.sqrt(float(features.scale)) * features.dim ** (-ROUNDS / 2)
-        return {"query": (0, 0), "key": (0, 0), "signs": keep(found.signs), "norms": keep(norms)}
+    if given.factors is not None:
+        # Each round takes its own part of the scale of H, lest sums between rounds outgrow the projections.
+        signs = given.factors.signs / math.sqrt(features.dim)
+        norms = given.factors.norms * math.sqrt(float(features.scale))
+        return {"query": (0, 0), "key": (0, 0), "signs": keep(signs), "norms": keep(norms)}
     query = keep(folded(features.query))
     plain = features.query.matrix is None and features.key.matrix is None
     key = query if plain else keep(folded(features.key))

@@ -158,7 +158,8 @@ def span(plan: int, weights: int, scratch: int, task: int, queries: int, head: i
     """Let queries low <= i < high of a head read a state that grows by key i + delta.
 
     Return 1 if some input is not finite. A tile whose keys raise the shift too far above what its first query sees is
-    halved until they do not: with a common shift its early queries would read zeros.
+    halved until they do not: with a common shift its early queries would read zeros. Keys are written to the state part
+    by part, so that queries meet fewer of them one by one.
     """
     (p, w, s, t), g = records(plan, weights, scratch, task), view(Queries, queries)
     seen = t.seen

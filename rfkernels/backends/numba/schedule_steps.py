@@ -188,8 +188,9 @@ def read_state(p: Plan, w: Weights, s: Scratch, t: Task, count: int, logs: int, 
     call(p.sum, (w.log_weight, t.shift, s.new, p.total))
     queries = (s.query, q_row, s.offsets, s.new, t.z, p.rows, p.pad, rows, s.denominator, s.top)
     call(p.query_activation, queries)
+    after = _lowest(after, t.q_row, 0, count)
     out = after if t.part_mode == 1 else _lowest(out, t.out_row, 0, count)
-    ahead = (_lowest(after, t.q_row, 0, count), out, _share(p, t.q_plain, count, rows))
+    ahead = (after, out, _share(p, t.q_plain, count, rows))
     call(p.gemm_ahead, (s.query, q_row, 1, t.kv, p.width_pad, s.out, p.width_pad, rows, p.width_pad, p.total, *ahead))
     if p.key_shift == 0:
         call(p.copy, (w.base, s.top, rows))

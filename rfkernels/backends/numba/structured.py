@@ -10,8 +10,8 @@ import numpy as np
 from rfkernels.features import Features
 from rfkernels.samplers._structured import Factors, factors
 
-LARGEST = 1024
-"""Width of the widest rows: a row of registers is transformed in straight-line code."""
+_WIDEST = 32
+"""Steps of the widest rows: registers are transformed in straight-line code."""
 
 _known: WeakKeyDictionary[Features, Factors | None] = WeakKeyDictionary()
 
@@ -24,11 +24,11 @@ def frozen(features: Features) -> bool:
 
 
 def hadamard(features: Features, step: int) -> Factors | None:
-    """Return the factors of frozen features whose rows are Hadamard rows of a multiple of `step` coordinates.
+    """Return the factors of frozen features whose rows are Hadamard rows of 1 to 32 times `step` coordinates.
 
     None for all others, and for features that multiply inputs by a matrix first.
     """
-    if features.dim % step or features.dim > LARGEST or not frozen(features):
+    if features.dim % step or features.dim > _WIDEST * step or not frozen(features):
         return None
     if features.query.matrix is not None or features.key.matrix is not None:
         return None
