@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -81,8 +81,8 @@ class FeatureMap:
         return self.slopes is not None
 
     def programs(self) -> tuple[Program, ...]:
-        """Trace the activations anew: what they compute now, closures and globals included."""
-        return tuple(trace(activation) for activation in self.activations)
+        """Trace the activations anew, closures and globals included: what they compute now. Some below never change."""
+        return tuple(_traced(x) if x in _FIXED else trace(x) for x in self.activations)
 
     def _check_exponents(self, slopes: tuple[float, ...]) -> None:
         if len(slopes) != len(self.activations):
@@ -111,6 +111,10 @@ def _wave(xp: Any, u: Any, a: Any) -> Any:
 
 def _turned_wave(xp: Any, u: Any, a: Any) -> Any:
     return math.sqrt(2) * xp.sin(u) * xp.exp(a)
+
+
+_FIXED = _exponential, _exponential_reflected, _wave, _turned_wave
+_traced = cache(trace)
 
 
 @dataclass(frozen=True)

@@ -276,7 +276,7 @@ MUTANTS = [
     Mutant("the guard's key is seen by all", "backends/numba/schedule.py",
            "first = visible if seen == 0 or visible == 0 else -1", "first = visible", JUMPS),
     Mutant("shift not rescaled before a tile", "backends/numba/schedule.py",
-           "step = 1, p.part\n            rescale(p, s, t)\n", "step = 1, p.part\n", NUMBA),
+           "overlap less\n            rescale(p, s, t)\n", "overlap less\n", NUMBA),
     Mutant("rows that see no feature keep their scale", "backends/numba/schedule.py",
            "            if t.near != 0 or t.part_mode != 0:\n", "            if t.near < 0:\n", JUMPS),
     Mutant("a window too narrow", "backends/numba/passes.py", 'near_low=delta + 1,', 'near_low=delta + 2,', NUMBA),

@@ -216,6 +216,21 @@ def test_exp_at_its_limits(bits: int, low: float, high: float) -> None:
     np.testing.assert_array_equal(apply(beyond), [0.0, np.inf])
 
 
+@pytest.mark.parametrize(("bits", "lanes"), SHAPES)
+def test_exp_of_an_exponent_is_as_good_as_its_argument(bits: int, lanes: int) -> None:
+    """An exponent of ln 2 in one term and, in float32, a term less of the polynomial: 1, to the bit, at zero."""
+    dtype = DTYPES[bits]
+    apply = unary("exp_of_exponent", bits, lanes)
+    x = points(-80, 10, bits)
+    wide = x.astype(np.longdouble)
+    error = np.abs(apply(x) / np.exp(wide) - 1)
+    eps, of_ln2 = np.finfo(dtype).eps, {32: 0.03, 64: 0.2}[bits]
+    assert np.all(error <= (1.5 + of_ln2 * np.abs(wide)) * eps)
+    assert apply(np.zeros(1, dtype))[0] == 1
+    below = np.array([np.nextafter(dtype(-87 if bits == 32 else -708), dtype(-np.inf))])
+    assert apply(below)[0] == 0
+
+
 ACTIVATIONS: dict[str, Callable[..., Any]] = {
     "softplus": lambda xp, u, a: xp.log1p(xp.exp(-xp.abs(u))) + xp.maximum(u, 0),
     "elu": lambda xp, u, a: xp.where(u > 0, u + 1, xp.exp(xp.minimum(u, 0))),

@@ -85,12 +85,16 @@ def heads(
         queries = Held(Queries(*query_heads(q, out, logs, batch)))
         shared = queries.record.q.shape[1] if len(tasks) else 0
     tasks["groups"] = shared
-    sets = np.arange(math.prod(features.batch)).reshape(features.batch)
     places = [x.address for x in packed.sets]
+    if len(places) == 1:
+        weights = places * len(tasks)
+    else:
+        sets = np.arange(len(places)).reshape(features.batch)
+        weights = [places[i] for i in np.broadcast_to(sets, batch).ravel().tolist()]
     return Heads(
         layout=layout,
         features=features,
-        weights=[places[i] for i in np.broadcast_to(sets, batch).ravel().tolist()],
+        weights=weights,
         tasks=tasks,
         queries=queries,
         length=0 if q is None else q.shape[-2],

@@ -183,7 +183,7 @@ def span(plan: int, weights: int, scratch: int, task: int, queries: int, head: i
             n = (n + 1) // 2
         step = n
         if found > 0:
-            seen, step = 1, p.part
+            seen, step = 1, p.part if t.near == 0 else n  # windows of whole tiles overlap less
             rescale(p, s, t)
         for r in range(0, n, step):
             count = min(step, n - r)
