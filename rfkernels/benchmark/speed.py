@@ -46,7 +46,7 @@ def bidirectional(plan: Plan) -> Iterator[Line]:
 
 
 def _errors(builders: Mapping[str, Callable[[], Call]], cases: tuple[str, ...], timings: Timings) -> str:
-    """Say how far outputs are from exact attention, relative to how far values lie from their mean."""
+    """Say how far outputs are from exact attention, relative to how far that is from its mean over positions."""
     exact = "torch exact"
     if timings.missing.keys() & {exact, *cases}:
         return ""

@@ -46,7 +46,7 @@ class Settings(NamedTuple):
 @click.option("-o", "--out", type=_FILE, required=True, help="The .npy file to write.")
 @click.option("--map", default="positive", show_default=True, help=f"One of {', '.join(rfk.names())}.")
 @click.option("--features", type=click.IntRange(min=1), default=256, show_default=True, help="Feature columns.")
-@click.option("--sampler", default="orthogonal", show_default=True, help="orthogonal, hadamard, antithetic, iid, ….")
+@click.option("--sampler", default="orthogonal", show_default=True, help=f"One of {', '.join(rfk.samplers.names())}.")
 @click.option("--causal", is_flag=True, help="Query t sees keys up to t only.")
 @click.option("--window", type=click.IntRange(min=1), help="Exact weights for keys less than this many positions away.")
 @click.option("--mask", type=_FILE, help="A .npy file of bool, (*batch, keys): True where a key may be attended.")

@@ -11,7 +11,7 @@ from rfkernels._arrays import namespace
 from rfkernels.samplers._record import Normal
 from rfkernels.samplers._rotations import chi
 
-_ROUNDS = 3
+ROUNDS = 3
 
 _FEWEST = 32
 """Coordinates of rows that are taken apart."""
@@ -61,11 +61,11 @@ def order(dim: int) -> int:
 def hadamard(normal: Normal, count: int, dim: int) -> Any:
     """Rows of H D H D H D of the next power of two, times independent norms, cut to dim coordinates."""
     n = order(dim)
-    gaussian = normal((-(-count // n), _ROUNDS, n))
+    gaussian = normal((-(-count // n), ROUNDS, n))
     xp = namespace(gaussian)
     signs = xp.where(gaussian < 0, -1.0, 1.0).astype(gaussian.dtype)
     rows = xp.eye(n, dtype=gaussian.dtype)
-    for i in range(_ROUNDS):
+    for i in range(ROUNDS):
         rows = walsh_hadamard(rows) * signs[:, i, None, :]
     return rows.reshape(-1, n)[:count, :dim] * chi(normal, count, n)
 
@@ -116,7 +116,7 @@ def factors(rows: Any) -> Factors | None:
             return None
         found.append(signs)
     shape = (*batch, count // n)
-    return Factors(norms.reshape(*shape, n), np.concatenate(found).reshape(*shape, _ROUNDS, n))
+    return Factors(norms.reshape(*shape, n), np.concatenate(found).reshape(*shape, ROUNDS, n))
 
 
 def _signs(rows: Any, matrix: Any) -> Any:

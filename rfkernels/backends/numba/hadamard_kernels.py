@@ -15,8 +15,7 @@ from llvmlite import ir
 
 from rfkernels.backends.numba.emitter import Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
-
-ROUNDS = 3
+from rfkernels.samplers._structured import ROUNDS
 
 _I32 = ir.IntType(32)
 
@@ -27,9 +26,9 @@ def projections(machine: Machine, bits: int, order: int) -> Code:
     module = ir.Module(name=f"rfkernels_hadamard_{order}_{bits}")
     lanes = machine.lanes(bits)
     parameters = "x x_row signs norms out out_row count blocks"
-    _columns(Emitter(module, "hadamard_columns", parameters, bits, lanes), order, 16 if machine.width == 64 else 8)
-    together = max(1, machine.width // 4 * lanes // order)
-    _rows(Emitter(module, "hadamard_rows", parameters, bits, lanes), order, together)
+    held = 16 if machine.width == 64 else 8  # vectors: half of the registers
+    _columns(Emitter(module, "hadamard_columns", parameters, bits, lanes), order, held)
+    _rows(Emitter(module, "hadamard_rows", parameters, bits, lanes), order, max(1, held * lanes // order))
     return compile_module(module, machine.width, keep=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rfkernels.backends.numba.compiling import call, jit, up
+from rfkernels.backends.numba.emitter import LINE
 from rfkernels.backends.numba.records import view
 from rfkernels.backends.numba.schedule_records import Plan, Scratch, Task, Weights
 
@@ -113,7 +114,7 @@ def _share(p: Plan, plain: int, count: int, rows: int) -> int:
     if plain == 0:
         return 0
     tiles = max(rows // p.row_step * (p.width_pad // p.column_step), 1)
-    return up(count * max(p.dim, p.width) * p.element // tiles, 64)
+    return up(count * max(p.dim, p.width) * p.element // tiles, LINE)
 
 
 @jit
