@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,8 +101,28 @@ def empty_state(
 def empty_sums(xp: Any, features: Features, width: int, batch: tuple[int, ...], dtype: Any) -> State:
     """Return the state of no keys as arrays of the namespace `xp`."""
     shape = (*batch, features.count)
-    shift = xp.full(shape, -np.inf if features.map.exponential else 0.0, dtype)
+    shift = xp.full(shape, _lowest(features), dtype)
     return State(xp.zeros((*shape, width), dtype), xp.zeros(shape, dtype), shift)
+
+
+def no_sums(features: Features, width: int, batch: tuple[int, ...], dtype: Any) -> State:
+    """Return the state of no keys as read-only arrays of NumPy, each a single number in memory."""
+    return _no_sums((*batch, features.count), width, dtype, _lowest(features))
+
+
+@lru_cache(64)
+def _no_sums(shape: tuple[int, ...], width: int, dtype: Any, lowest: float) -> State:
+    shapes = zip(((*shape, width), shape, shape), (0.0, 0.0, lowest), strict=True)
+    return State(*(np.broadcast_to(np.asarray(value, dtype), own) for own, value in shapes))
+
+
+def is_empty(state: State, features: Features) -> bool:
+    """Whether a state, of one number to an array, holds no keys."""
+    return bool(state.kv.size and [x.item(0) for x in state] == [0.0, 0.0, _lowest(features)])
+
+
+def _lowest(features: Features) -> float:
+    return -math.inf if features.map.exponential else 0.0
 
 
 def merge_states(first: State, second: State) -> State:

@@ -17,7 +17,7 @@ from rfkernels._checks import (
 from rfkernels.backends import Pass, choose
 from rfkernels.features import Features, check_features
 from rfkernels.grouping import BlockState
-from rfkernels.state import DecodeState, State, empty_sums
+from rfkernels.state import DecodeState, State, empty_sums, no_sums
 
 
 class Errors(NamedTuple):
@@ -82,7 +82,8 @@ def begin(
             shapes[name] = given.shape[:-1]
     if state is None:
         xp = namespace(k, v)
-        return empty_sums(xp, features, v.shape[-1], broadcast_batch(**shapes), accumulator(xp, k, v))
+        sizes = v.shape[-1], broadcast_batch(**shapes), accumulator(xp, k, v)
+        return no_sums(features, *sizes) if xp is np else empty_sums(xp, features, *sizes)
     if not isinstance(state, State):
         raise TypeError(f"state must be a State (a DecodeState only goes with window=), got {type(state).__name__}")
     check_state(state, features, v.shape[-1])

@@ -97,7 +97,9 @@ def test_heads_and_chunks_on_threads(causal: bool, window: int | None, monkeypat
     monkeypatch.setattr(threads, "SERIAL_WORK", 0)
     monkeypatch.setenv("RFKERNELS_NUM_THREADS", "3")
     used, run = [], threads.run
-    monkeypatch.setattr(threads, "run", lambda tasks, count: used.append(len(tasks)) or run(tasks, count))
+    monkeypatch.setattr(
+        threads, "run", lambda tasks, count, after=(): used.append(len(tasks)) or run(tasks, count, after)
+    )
     for heads in ((), (5,)):
         batches = dict.fromkeys("qkv", heads)
         assert_same(

@@ -91,7 +91,7 @@ def test_heads_run_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     call = call._replace(groups=6)
     expected = attend(call, backend="numpy")
     used, run = [], threads.run
-    monkeypatch.setattr(threads, "run", lambda tasks, count: used.append(count) or run(tasks, count))
+    monkeypatch.setattr(threads, "run", lambda tasks, count, after=(): used.append(count) or run(tasks, count, after))
     monkeypatch.setattr(threads, "SERIAL_WORK", 0)
     monkeypatch.setenv("RFKERNELS_NUM_THREADS", "3")
     np.testing.assert_allclose(attend(call, backend="numba"), expected, rtol=1e-9, atol=1e-10)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,14 @@ import numpy as np
 from rfkernels._arrays import dtype_name
 from rfkernels._checks import broadcast_batch, check_finite_arrays
 from rfkernels.backends import Backend, Pass
-from rfkernels.backends.numba import blocks, passes
+from rfkernels.backends.numba import blocks, heads, passes
 from rfkernels.backends.numba.exact_rows import few_rows
 from rfkernels.backends.numba.finite import check_finite
 from rfkernels.backends.numba.group_steps import STEPS
+from rfkernels.backends.numba.heads import Heads
 from rfkernels.backends.numba.jit import host_width, machine
 from rfkernels.backends.numba.packed import packed
 from rfkernels.backends.numba.packing import Layout, layout, pack_weights, to_internal, to_state
-from rfkernels.backends.numba.passes import Heads
 from rfkernels.backends.numba.spreads import spread
 from rfkernels.backends.numba.threads import thread_count
 from rfkernels.core import Options
@@ -43,17 +43,6 @@ def _layout(features: Features, state: State, dtype: Any, width: int, check: boo
     return layout(features, 64 if double else 32, width, (*names, out), check)
 
 
-def _empty(internal: State, given: Layout, features: Features) -> State:
-    """Return the state of no keys as read-only views of single numbers; `Slots` copies them."""
-    return _nothing(internal.kv.shape, np.dtype(given.dtype), given.sentinel if features.map.exponential else 0.0)
-
-
-@lru_cache(16)
-def _nothing(shape: tuple[int, ...], dtype: np.dtype[Any], lowest: float) -> State:
-    shapes = zip((shape, shape[:-1], shape[:-1]), (0.0, 0.0, lowest), strict=True)
-    return State(*(np.broadcast_to(np.asarray(value, dtype), own) for own, value in shapes))
-
-
 def _attend(
     q: Any,
     k: Any,
@@ -74,40 +63,37 @@ def _attend(
     given = _layout(features, state, dtype, v.shape[-1], check, q=q, k=k, v=v)
     batch = state.z.shape[:-1]
     outer = broadcast_batch(q=q.shape[:-2], keys=batch)
-    out, logs = passes.outputs(outer, q.shape[-2], v.shape[-1], dtype, given.dtype, options.full)
+    out, logs = heads.outputs(outer, q.shape[-2], v.shape[-1], dtype, given.dtype, options.full)
     weights = pack_weights(given, features)
     arrays = {"q": q, "k": k, "v": v, "out": out, "mask": mask}
-    h = passes.heads(given, features, weights, batch, arrays, logs)
+    h = heads.heads(given, features, weights, batch, arrays, logs)
     start = to_internal(given, features, state)
-    empty = _empty(start, given, features)
     run = partial(_run, options)
     if segments is None:
-        fine, after = run(h, start, empty)
+        fine, after = run(h, start)
     else:
-        fine, after = packed(h, segments, batch, start, empty, run)
+        fine, after = packed(h, segments, batch, start, run)
         after = after if options.causal or options.window is None else None
     if not fine or (check and q.shape[-2] == 0):
         check_finite_arrays(q=q, k=k, v=v)
-    log, sign = passes.log_normalizers(logs)
+    log, sign = heads.log_normalizers(logs)
     return Pass(out, log, sign, None if after is None or not options.full else to_state(given, features, after, batch))
 
 
-def _run(options: Options, h: Heads, start: State, empty: State) -> tuple[bool, State | None]:
+def _run(options: Options, h: Heads, start: State | None) -> tuple[bool, State | None]:
     """Run a pass over whole heads; return whether inputs were finite, and the states after it."""
     if options.causal:
-        return passes.causal(h, start, empty, options.window)
+        return passes.causal(h, start, options.window)
     if options.window is not None:
-        return passes.two_sided(h, start, empty, options.window), None
-    fine, after = passes.write(h, start, empty)
-    return fine and passes.read(h, after), after
+        return passes.two_sided(h, start, options.window), None
+    return passes.bidirectional(h, start)
 
 
 def _write(state: State, k: Any, v: Any, features: Features, mask: Any, check: bool) -> State:
     given = _layout(features, state, k.dtype, v.shape[-1], check, k=k, v=v)
     batch = state.z.shape[:-1]
-    h = passes.heads(given, features, pack_weights(given, features), batch, {"k": k, "v": v, "mask": mask}, None)
-    start = to_internal(given, features, state)
-    fine, after = passes.write(h, start, _empty(start, given, features))
+    h = heads.heads(given, features, pack_weights(given, features), batch, {"k": k, "v": v, "mask": mask}, None)
+    fine, after = passes.write(h, to_internal(given, features, state))
     if not fine:
         check_finite_arrays(k=k, v=v)
     return to_state(given, features, after, batch)
@@ -123,11 +109,11 @@ def _read(state: State, q: Any, features: Features, full: bool, check: bool, dty
         np.broadcast_to(state.shift, (*batch, state.z.shape[-1])),
     )
     outer = np.broadcast_shapes(q.shape[:-2], batch)
-    out, logs = passes.outputs(outer, q.shape[-2], width, dtype, given.dtype, full)
-    h = passes.heads(given, features, pack_weights(given, features), batch, {"q": q, "out": out}, logs)
+    out, logs = heads.outputs(outer, q.shape[-2], width, dtype, given.dtype, full)
+    h = heads.heads(given, features, pack_weights(given, features), batch, {"q": q, "out": out}, logs)
     if not passes.read(h, to_internal(given, features, wide)):
         check_finite_arrays(q=q)
-    log, sign = passes.log_normalizers(logs)
+    log, sign = heads.log_normalizers(logs)
     return Pass(out, log, sign, state)
 
 

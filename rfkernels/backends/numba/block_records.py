@@ -98,7 +98,7 @@ class BlockScratch(NamedTuple):
 
 
 class BlockTask(NamedTuple):
-    """Some queries of one head: addresses of row 0, strides in bytes, sums over the keys far from the first block.
+    """Some queries of one head: addresses of `Queries` and of row 0, strides in bytes, sums over keys far from a block.
 
     Query i stands at key i + delta. `before` holds the keys below `absorbed`, and those below `until` when the task is
     done; `after`, if not 0, those far behind the last block. `shelf` has room for sums of as many blocks as `together`
@@ -106,6 +106,7 @@ class BlockTask(NamedTuple):
     `mass` for what they received, and `within` is that of a `BlockState`.
     """
 
+    queries: int
     k: int
     k_row: int
     k_column: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rfkernels.backends.numba.block_records import LOWEST, ONE, SCALE, SQUARE, BlockPlan, BlockScratch, BlockTask
 from rfkernels.backends.numba.compiling import call, entry, jit, up
 from rfkernels.backends.numba.records import view
-from rfkernels.backends.numba.schedule_records import Queries
+from rfkernels.backends.numba.schedule_records import queries_at
 
 
 @jit
@@ -121,11 +121,11 @@ def refresh(p: BlockPlan, s: BlockScratch, t: BlockTask, after: int, listed: int
 
 
 @jit
-def load_block(p: BlockPlan, s: BlockScratch, t: BlockTask, g: Queries, head: int, first: int, count: int) -> int:
+def load_block(p: BlockPlan, s: BlockScratch, t: BlockTask, first: int, count: int) -> int:
     """Pack the queries of all heads that share the keys below each other; return how many rows that are."""
     rows, q_row = up(count, p.row_step), p.dim_pad + p.column_step
     for index in range(t.groups):
-        source = (g.q[head, index] + first * t.q_row, t.q_row, t.q_column)
+        source = (queries_at(t.queries, index).q + first * t.q_row, t.q_row, t.q_column)
         to = s.query + index * rows * q_row * p.element
         call(p.pack_q, (*source, 0, count, rows, p.dim, t.zeros, to, q_row))
     total = rows * t.groups
@@ -229,15 +229,15 @@ def add_near(
 
 
 @jit
-def store_block(p: BlockPlan, s: BlockScratch, t: BlockTask, g: Queries, head: int, first: int, count: int) -> None:
+def store_block(p: BlockPlan, s: BlockScratch, t: BlockTask, first: int, count: int) -> None:
     """Normalise and write the sums of queries from `first`."""
     e, rows = p.element, up(count, p.row_step)
     for index in range(t.groups):
-        r = index * rows
-        if g.denominator[head, index] != 0:
-            call(p.copy, (s.denominator + r * e, g.denominator[head, index] + first * e, count))
-            call(p.copy, (s.top + r * e, g.shift[head, index] + first * e, count))
-        out, sums = g.out[head, index] + first * t.out_row, s.out + r * p.width_pad * e
+        r, g = index * rows, queries_at(t.queries, index)
+        if g.denominator != 0:
+            call(p.copy, (s.denominator + r * e, g.denominator + first * e, count))
+            call(p.copy, (s.top + r * e, g.shift + first * e, count))
+        out, sums = g.out + first * t.out_row, s.out + r * p.width_pad * e
         call(p.unpack, (sums, p.width_pad, s.denominator + r * e, count, p.width, out, t.out_row))
 
 
@@ -263,9 +263,9 @@ def label(plan: int, scratch: int, task: int, low: int, high: int, sums: int) ->
 
 
 @entry
-def blocks(plan: int, scratch: int, task: int, queries: int, head: int, low: int, high: int) -> int:
+def blocks(plan: int, scratch: int, task: int, low: int, high: int) -> int:
     """Let queries low <= i < high of a head see near and heavy keys, and groups of all others."""
-    p, s, t, g = view(BlockPlan, plan), view(BlockScratch, scratch), view(BlockTask, task), view(Queries, queries)
+    p, s, t = view(BlockPlan, plan), view(BlockScratch, scratch), view(BlockTask, task)
     listed = clear(p, s, t)
     absorbed, after, i = t.absorbed, 0, low
     first, last = (low + t.delta) // p.block, (high - 1 + t.delta) // p.block
@@ -290,12 +290,12 @@ def blocks(plan: int, scratch: int, task: int, queries: int, head: int, low: int
         if listed != 0:
             refresh(p, s, t, after, listed)
             listed = 0
-        total = load_block(p, s, t, g, head, i, n)
+        total = load_block(p, s, t, i, n)
         add_groups(p, s, t, total, 0)
         add_heavy(p, s, t, total, up(n, p.row_step), i + t.delta)
         while start < stop:
             start = add_near(p, s, t, total, i, n, start, stop, 0)
-        store_block(p, s, t, g, head, i, n)
+        store_block(p, s, t, i, n)
         i += n
     gather(p, s, t, absorbed, t.until, t.before)
     return 0

@@ -15,8 +15,8 @@ from rfkernels.backends import Pass, numpy
 from rfkernels.backends.numba import block_schedule, far_features, merging, threads
 from rfkernels.backends.numba.block_inputs import After, Inputs, begin, finish, pack_groups
 from rfkernels.backends.numba.block_layout import scratch
+from rfkernels.backends.numba.heads import log_normalizers, outputs
 from rfkernels.backends.numba.packing import TILE, address, point, up
-from rfkernels.backends.numba.passes import log_normalizers, outputs
 from rfkernels.backends.numba.prepared import Prepared, from_state, prepare, to_state, worth_threads
 from rfkernels.grouping import BlockState, Far, Groups, Plan
 from rfkernels.grouping.schedule import Rows
@@ -108,9 +108,7 @@ def _run(w: Prepared) -> Any:
         shelf = np.empty((together[chunk] - (-counts[chunk] // together[chunk])) * size if ends else 0, np.uint8)
         shelf_at[chunk, head] = address(shelf)
         own = chunk_at + (chunk * heads + head) * step
-        return block_schedule.blocks(
-            w.laid.address, scratch(p, w.shared).address, own, w.queries.address, head, low, high
-        )
+        return block_schedule.blocks(w.laid.address, scratch(p, w.shared).address, own, low, high)
 
     threads.run([partial(second, head, chunk) for chunk in range(len(spans)) for head in range(heads)], count)
     return before[-1]

@@ -5,8 +5,15 @@ from __future__ import annotations
 from rfkernels.backends.numba.compiling import call, entry, jit, up
 from rfkernels.backends.numba.records import view
 from rfkernels.backends.numba.schedule import add_near, near_queries, store
-from rfkernels.backends.numba.schedule_records import Beside, Plan, Queries, Scratch, Task, Weights
-from rfkernels.backends.numba.schedule_steps import load_queries, no_features, read_state, records, write_keys
+from rfkernels.backends.numba.schedule_records import Beside, Plan, Scratch, Task, Weights, queries_at
+from rfkernels.backends.numba.schedule_steps import (
+    holds_keys,
+    load_queries,
+    no_features,
+    read_state,
+    records,
+    write_keys,
+)
 
 
 @jit
@@ -53,10 +60,8 @@ def _far(p: Plan, w: Weights, s: Scratch, t: Task, q: int, out: int, count: int,
 @entry
 def blocks(
     plan: int,
-    weights: int,
     scratch: int,
-    task: int,
-    queries: int,
+    tasks: int,
     beside: int,
     head: int,
     low: int,
@@ -68,8 +73,8 @@ def blocks(
 
     Of these the state holds `absorbed` already, and `until` when this is done. Return 1 if an input is not finite.
     """
-    (p, w, s, t), g, o = records(plan, weights, scratch, task), view(Queries, queries), view(Beside, beside)
-    seen, i = t.seen, low
+    (p, w, s, t), o = records(plan, scratch, tasks, head), view(Beside, beside)
+    seen, i = holds_keys(p, t), low
     while i < high:
         block = (i + t.delta) // o.block
         n = min((block + 1) * o.block - t.delta, high) - i
@@ -82,8 +87,9 @@ def blocks(
                 return 1
             absorbed, seen = max(absorbed, start), seen | found
         for index in range(t.groups):
-            q = g.q[head, index] + i * t.q_row
-            fine, x, x_row = _far(p, w, s, t, q, g.out[head, index] + i * t.out_row, n, seen)
+            g = queries_at(t.queries, index)
+            q = g.q + i * t.q_row
+            fine, x, x_row = _far(p, w, s, t, q, g.out + i * t.out_row, n, seen)
             if fine == 0:
                 return 1
             x, x_row = near_queries(p, w, s, t, q, x, x_row, n)
@@ -91,21 +97,19 @@ def blocks(
                 return 1
             if o.heavy > 0:
                 _add_heavy(p, w, s, o, head, (x, x_row), n, i + t.delta + o.later)
-            store(p, s, t, g, head, index, i, n, high)
+            store(p, s, t, index, i, n, high)
         i += n
     return int(write_keys(p, w, s, t, absorbed, until) < 0)
 
 
 @entry
-def behind(
-    plan: int, weights: int, scratch: int, task: int, queries: int, beside: int, head: int, low: int, high: int
-) -> int:
+def behind(plan: int, scratch: int, tasks: int, beside: int, head: int, low: int, high: int) -> int:
     """Let queries, the last of low <= i < high first, see features of keys after the near ones; all is read backwards.
 
     The state holds what is behind all of them. Return 1 if an input is not finite.
     """
-    (p, w, s, t), g, o = records(plan, weights, scratch, task), view(Queries, queries), view(Beside, beside)
-    seen, last = t.seen, high - 1
+    (p, w, s, t), o = records(plan, scratch, tasks, head), view(Beside, beside)
+    seen, last = holds_keys(p, t), high - 1
     absorbed = max(t.keys - (last // o.block + o.reach + 1) * o.block, 0)
     while last >= low:
         block = last // o.block
@@ -116,9 +120,9 @@ def behind(
             return 1
         absorbed, seen = stop, seen | found
         for index in range(t.groups):
-            q = g.q[head, index] + last * -t.q_row
+            q = queries_at(t.queries, index).q + last * -t.q_row
             if _far(p, w, s, t, q, 0, n, seen)[0] == 0:
                 return 1
-            store(p, s, t, g, head, index, high - 1 - last, n, high)
+            store(p, s, t, index, high - 1 - last, n, high)
         last -= n
     return 0

@@ -48,6 +48,7 @@ def shared(machine: Machine, bits: int) -> Code:
     function("transpose", "source source_row out out_row rows columns", _transpose)
     function("valid", "mask stride first last columns out", _valid)
     function("first_valid", "valid columns", _first_valid)
+    function("holds", "shift count", _holds)
     function("offsets_columns", "y y_row y_rows x x_row x_rows linear parameters valid out columns", _offsets_columns)
     function("offsets_rows", "y y_row y_width x x_row x_width linear parameters out rows", _offsets_rows)
     function("rescale", "shift new kv kv_row width z count", _rescale)
@@ -274,6 +275,17 @@ def _first_valid(e: Emitter) -> None:
         counts = b.fcmp_ordered(">", e.load(valid, c), e.scalar(0.0))
         found.set(b.select(b.and_(counts, e.less(c, found.get())), c, found.get()))
     e.finish(found.get())
+
+
+def _holds(e: Emitter) -> None:
+    """Return whether any of so many shifts is that of a key: above the sentinel."""
+    shift, count = e.arguments
+    lowest = SENTINEL[e.align * 8]
+    largest = e.variable(e.math.constant(lowest))
+    with e.loop(0, count, e.lanes) as i:
+        largest.set(e.math.maximum(largest.get(), e.load_vector(shift, i)))
+    above = e.builder.fcmp_ordered(">", e.math.reduce_max(largest.get()), e.scalar(lowest / 2))
+    e.finish(e.builder.zext(above, e.integer(0).type))
 
 
 def _triangle(e: Emitter) -> None:

@@ -18,7 +18,6 @@ from rfkernels.backends.numba.block_schedule import (
 )
 from rfkernels.backends.numba.compiling import call, entry, jit, up
 from rfkernels.backends.numba.records import view
-from rfkernels.backends.numba.schedule_records import Queries
 
 
 @jit
@@ -113,13 +112,11 @@ def _absorb(p: BlockPlan, s: BlockScratch, t: BlockTask, m: Merging, start: int)
 
 
 @jit
-def _attend(
-    p: BlockPlan, s: BlockScratch, t: BlockTask, m: Merging, g: Queries, head: int, block: int, low: int, high: int
-) -> None:
+def _attend(p: BlockPlan, s: BlockScratch, t: BlockTask, m: Merging, block: int, low: int, high: int) -> None:
     """Let queries low <= i < high of a block see near and heavy keys and groups; note what matters of the weights."""
     e, count, oldest = p.element, high - low, block - p.reach
     rows, start, stop = up(count, p.row_step), max(oldest, 0) * p.block, min((block + 1) * p.block, t.keys)
-    total, columns = load_block(p, s, t, g, head, low, count), up(min(p.band_tile, stop - start), p.column_step)
+    total, columns = load_block(p, s, t, low, count), up(min(p.band_tile, stop - start), p.column_step)
     add_groups(p, s, t, total, m.far)
     call(p.copy, (s.top, m.far_level, total))
     add_heavy(p, s, t, total, rows, low + t.delta)
@@ -132,13 +129,13 @@ def _attend(
     if oldest >= 0:
         own = t.mass + p.groups_pad * e
         call(m.receive, (m.near, columns + p.column_step, *per, min(columns, p.block), m.near_level, *seen, own))
-    store_block(p, s, t, g, head, low, count)
+    store_block(p, s, t, low, count)
 
 
 @entry
-def merged(plan: int, scratch: int, merging: int, task: int, queries: int, head: int, length: int, begun: int) -> int:
+def merged(plan: int, scratch: int, merging: int, task: int, length: int, begun: int) -> int:
     """Let the queries of a head, so many, see what was before them; some blocks are begun already."""
-    p, s, t, g = view(BlockPlan, plan), view(BlockScratch, scratch), view(BlockTask, task), view(Queries, queries)
+    p, s, t = view(BlockPlan, plan), view(BlockScratch, scratch), view(BlockTask, task)
     m = view(Merging, merging)
     refresh(p, s, t, 0, clear(p, s, t))
     call(m.form, (t.within, p.dim, p.dim_pad, p.width_pad, t.spread, t.cross))
@@ -149,5 +146,5 @@ def merged(plan: int, scratch: int, merging: int, task: int, queries: int, head:
             call(p.fill, (t.mass, t.zeros, p.points))
         low, high = max(block * p.block - t.delta, 0), min((block + 1) * p.block - t.delta, length)
         if low < high:
-            _attend(p, s, t, m, g, head, block, low, high)
+            _attend(p, s, t, m, block, low, high)
     return 0

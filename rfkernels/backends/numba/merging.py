@@ -34,7 +34,7 @@ def run(w: Prepared, scale: Any) -> After:
 
     def head(index: int) -> int:
         own = scratch(p, w.shared).address, _memory_of(p, w.shared, code).address, at + index * step
-        return merge_schedule.merged(w.laid.address, *own, w.queries.address, index, w.length, begun)
+        return merge_schedule.merged(w.laid.address, *own, w.length, begun)
 
     threads.run([partial(head, index) for index in range(heads)], w.threads if worth_threads(w) else 1)
     return _after(w, sums, mass, within)

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels.backends.numba import threads
-from rfkernels.backends.numba.passes import Heads, worth_threads
-from rfkernels.backends.numba.records import Held
-from rfkernels.backends.numba.schedule_records import Queries
+from rfkernels.backends.numba.heads import Heads, worth_threads
+from rfkernels.backends.numba.packing import point
+from rfkernels.backends.numba.passes import Slots
 from rfkernels.state import State
 
-Run = Callable[[Heads, State, State], tuple[bool, State | None]]
-"""A pass: heads, states to begin from and states of no keys, to whether inputs were finite and the states after it."""
+Run = Callable[[Heads, State | None], tuple[bool, State | None]]
+"""A pass: heads and states to begin from, None if they hold no keys, to whether inputs were finite and the states after
+it."""
 
 
 class Segment(NamedTuple):
@@ -30,25 +31,24 @@ class Segment(NamedTuple):
     start: int
 
 
-def packed(h: Heads, segments: Any, batch: tuple[int, ...], state: State, empty: State, run: Run) -> tuple[bool, State]:
-    """Run a pass over each segment; the first begins from `state`, and the states after the last are returned.
+def packed(h: Heads, segments: Any, batch: tuple[int, ...], start: State | None, run: Run) -> tuple[bool, State]:
+    """Run a pass over each segment, the first from `start` or no keys; return the states after the last.
 
     `segments` are those of the keys. Keys in excess of queries come before them and are of the first segment.
     """
     before = h.keys - h.length
     found = list(_segments(segments[..., before:], batch, before))
-    after = State(*(np.array(x) for x in state))
+    after = Slots(h, None if start is None else State(*(np.array(x) for x in start))).last()
     apart = len(found) >= 2 * h.threads and worth_threads(h)
     inner = h.threads if not apart else 1
 
     def one(segment: Segment) -> int:
         heads, low, high, _ = segment
-        none = State(*(x[: len(heads)] for x in empty))
-        start = State(*(x[heads] for x in state)) if low == 0 else none
-        fine, done = run(_part(h, segment, inner), start, none)
+        own = None if start is None or low > 0 else State(*(x[heads] for x in start))
+        fine, done = run(_part(h, segment, inner), own)
         if done is not None and high == h.length:
-            for whole, own in zip(after, done, strict=True):
-                whole[heads] = own
+            for whole, part in zip(after, done, strict=True):
+                whole[heads] = part
         return int(not fine)
 
     work = [partial(one, segment) for segment in found]
@@ -76,15 +76,17 @@ def _part(h: Heads, segment: Segment, inner: int) -> Heads:
     p, tasks = h.layout.plan, h.tasks[heads]
     for name in ("k", "v", "mask"):
         tasks[name] += np.where(tasks[name] == 0, 0, start * tasks[f"{name}_row"])
-    rows = int(tasks["q_row"][0]), int(tasks["out_row"][0]), p.element, p.element
-    own = (x[heads] for x in h.queries.record)
-    moved = (np.where(at == 0, 0, at + low * row) for at, row in zip(own, rows, strict=True))
+    tasks["keys"] = keys = h.keys - h.length + high - start
+    rows = {"q": h.tasks["q_row"][0], "out": h.tasks["out_row"][0], "denominator": p.element, "shift": p.element}
+    queries = h.queries[heads]
+    for name, row in rows.items():
+        queries[name] += np.where(queries[name] == 0, 0, low * row)
+    point(tasks, {"queries": queries})
     return replace(
         h,
-        weights=[h.weights[head] for head in heads],
         tasks=tasks,
-        queries=Held(Queries(*moved)),
+        queries=queries,
         length=high - low,
-        keys=h.keys - h.length + high - start,
+        keys=keys,
         threads=inner,
     )

@@ -20,7 +20,7 @@ from rfkernels.backends.numba.schedule_records import Plan, Scratch, Weights
 from rfkernels.backends.numba.structured import frozen, hadamard
 from rfkernels.features import Features, Side
 from rfkernels.samplers._structured import Factors
-from rfkernels.state import State
+from rfkernels.state import State, is_empty
 
 TILE = 64
 """Positions in a tile: a multiple of every register tile."""
@@ -33,7 +33,10 @@ NEAR_TILE = 192
 
 
 _PLANS = 64
-"""That are kept."""
+"""That are kept for each map."""
+
+SHAPES = 256
+"""Of arrays for which it is kept where their heads lie."""
 
 _ADDRESSES = Plan._fields[: Plan._fields.index("element")]
 
@@ -67,37 +70,44 @@ def layout(features: Features, bits: int, width: int, names: tuple[str, ...], ch
     """Lay out a pass over arrays of the dtypes named (q, k, v and the output)."""
     target, programs = machine(), features.map.programs()
     # Held by the layout: of threads that compile at once, all but one get code that no cache keeps.
-    code = [kernels.shared(target, bits), lowered(target, bits, programs, features.map.slopes)]
     factors = hadamard(features, target.step(bits))
-    if factors is not None:
-        code.append(projections(target, bits, features.dim))
-    shared, *own = (tuple(part.addresses.items()) for part in code)
+    code = (
+        kernels.shared(target, bits),
+        lowered(target, bits, programs, features.map.slopes),
+        *(() if factors is None else (projections(target, bits, features.dim),)),
+    )
     sizes = features.dim, features.rows, len(programs), width
-    held, shape = _plan(target, bits, shared, sum(own, ()), sizes, names, check)
+    known, key = _plans.setdefault(code[1], {}), (code[0], *code[2:], target, bits, sizes, names, check)
+    if key not in known:
+        if len(known) == _PLANS:
+            known.clear()
+        known[key] = _plan(target, bits, code, sizes, names, check)
+    held, shape = known[key]
     dtype = np.float32 if bits == 32 else np.float64
-    shape = *shape, factors is not None
-    return Layout(target, dtype, held, kernels.SENTINEL[bits], tuple(code), shape, factors)
+    return Layout(target, dtype, held, kernels.SENTINEL[bits], code, shape, factors)
 
 
-@lru_cache(_PLANS)
+_plans: WeakKeyDictionary[Code, dict[tuple[Any, ...], tuple[Held[Plan], tuple[Any, ...]]]] = WeakKeyDictionary()
+
+
 def _plan(
     target: Machine,
     bits: int,
-    shared_at: tuple[tuple[str, int], ...],
-    own_at: tuple[tuple[str, int], ...],
+    code: tuple[Code, ...],
     sizes: tuple[int, int, int, int],
     names: tuple[str, ...],
     check: bool,
 ) -> tuple[Held[Plan], tuple[Any, ...]]:
-    """Return a plan, and its sizes alone; addresses may be those of code that is gone, and be taken by other code."""
-    shared, own, (dim, rows, activations, width) = dict(shared_at), dict(own_at), sizes
+    """Return a plan, and what packed weights depend on: the sizes, and whether rows are factored."""
+    shared, *own = (part.addresses for part in code)
+    dim, rows, activations, width = sizes
     q, k, v, out = names
     step = target.step(bits)
     pad = up(rows, step)
     functions = {
         **{name: address for name, address in shared.items() if name in Plan._fields},
         **dict.fromkeys(("key_shift", "hadamard_columns", "hadamard_rows"), 0),
-        **own,
+        **{name: address for part in own for name, address in part.items()},
         "pack_q": shared[f"pack_{q}"],
         "pack_k": shared[f"pack_{k}"],
         "pack_v": shared[f"pack_{v}"],
@@ -121,7 +131,8 @@ def _plan(
         width_pad=up(width, step),
         check=int(check),
     )
-    return Held(plan), (target, bits, plan._replace(**dict.fromkeys(_ADDRESSES, 0), check=0))
+    sizes_alone = plan._replace(**dict.fromkeys(_ADDRESSES, 0), check=0)
+    return Held(plan), (target, bits, sizes_alone, plan.hadamard_rows != 0)
 
 
 _memory = threading.local()
@@ -186,6 +197,11 @@ class PackedWeights(NamedTuple):
 
     sets: list[Held[Weights]]
     arrays: list[Any]
+
+    def addresses(self, own: tuple[int, ...], batch: tuple[int, ...]) -> Any:
+        """Return where the weights of heads are, of sets whose batch axes are their own; a number if there is one."""
+        found = [x.address for x in self.sets]
+        return found[0] if len(found) == 1 else np.broadcast_to(np.array(found).reshape(own), batch).ravel()
 
 
 _packed: WeakKeyDictionary[Features, dict[tuple[Any, ...], PackedWeights]] = WeakKeyDictionary()
@@ -311,22 +327,36 @@ def point(table: Any, arrays: dict[str, Any], at: Any = None) -> None:
         table[name] = address(x) + places * x.strides[0]
 
 
-def addresses(array: Any, batch: tuple[int, ...], own: int) -> list[int]:
-    """Return the address of each batch element of an array with `own` axes of its own, broadcast to `batch`."""
-    sizes = array.shape[: array.ndim - own]
-    strides = (0 if size == 1 else stride for size, stride in zip(sizes, array.strides, strict=False))
-    found = [address(array)]
-    for size, stride in zip(batch, (0,) * (len(batch) - len(sizes)) + tuple(strides), strict=True):
-        found = [start + i * stride for start in found for i in range(size)]
-    return found
+def addresses(array: Any, batch: tuple[int, ...], own: int) -> Any:
+    """Return the address of each batch element of an array with `own` axes of its own, broadcast to `batch`, flat."""
+    outer = array.ndim - own
+    return address(array) + _places(array.shape[:outer], array.strides[:outer], batch)
 
 
-def to_internal(given: Layout, features: Features, state: State) -> State:
-    """Copy a state to padded arrays (heads, count, width) in which the sentinel stands for −inf."""
+@lru_cache(SHAPES)
+def _places(sizes: tuple[int, ...], strides: tuple[int, ...], batch: tuple[int, ...]) -> Any:
+    """Return how many bytes behind the first the elements of batch axes lie, broadcast to `batch`, flat."""
+    found = np.zeros(batch, np.int64)
+    for axis, (size, stride) in enumerate(zip(sizes, strides, strict=True), len(batch) - len(sizes)):
+        if size != 1:
+            found += np.arange(size).reshape(size, *(1,) * (len(batch) - axis - 1)) * stride
+    return found.ravel()
+
+
+def lowest(given: Layout, features: Features) -> float:
+    """Return the shift of no keys: a sentinel that stands for −inf."""
+    return given.sentinel if features.map.exponential else 0.0
+
+
+def to_internal(given: Layout, features: Features, state: State) -> State | None:
+    """Copy a state to padded arrays (heads, count, width) with a finite shift; None if it is known to hold no keys."""
+    if not any(any(x.strides) for x in state) and is_empty(state, features):
+        return None
     p, n = given.plan, math.prod(state.z.shape[:-1])
-    kv = np.zeros((n, p.total, p.width_pad), given.dtype)
+    whole = p.pad == p.rows and p.width_pad == p.width
+    kv = (np.empty if whole else np.zeros)((n, p.total, p.width_pad), given.dtype)
     z = np.zeros((n, p.total), given.dtype)
-    shift = np.full((n, p.total), given.sentinel if features.map.exponential else 0.0, given.dtype)
+    shift = np.full((n, p.total), lowest(given, features), given.dtype)
     for i in range(len(features.map.activations)):
         inside, outside = slice(i * p.pad, i * p.pad + p.rows), slice(i * p.rows, (i + 1) * p.rows)
         kv[:, inside, : p.width] = state.kv[..., outside, :].reshape(n, p.rows, p.width)

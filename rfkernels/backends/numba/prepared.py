@@ -12,10 +12,9 @@ from rfkernels.backends.numba import threads
 from rfkernels.backends.numba.block_inputs import Inputs, heavy_tiles
 from rfkernels.backends.numba.block_layout import layout, tasks
 from rfkernels.backends.numba.block_records import BlockPlan
+from rfkernels.backends.numba.heads import query_heads
 from rfkernels.backends.numba.packing import address, point
-from rfkernels.backends.numba.passes import query_heads
 from rfkernels.backends.numba.records import Held
-from rfkernels.backends.numba.schedule_records import Queries
 from rfkernels.grouping import Plan
 from rfkernels.state import State
 
@@ -39,7 +38,7 @@ class Prepared:
     laid: Held[BlockPlan]
     code: Any
     given: Inputs
-    queries: Held[Queries]
+    queries: Any
     base: Any
     kept: tuple[Any, ...]
     length: int
@@ -59,7 +58,7 @@ class Prepared:
     @property
     def shared(self) -> int:
         """How many query heads share keys."""
-        return int(self.queries.record.q.shape[1])
+        return int(self.queries.shape[1])
 
 
 def prepare(given: Inputs, size: int, plan: Plan, q: Any, out: Any, logs: Any) -> Prepared:
@@ -85,7 +84,7 @@ def prepare(given: Inputs, size: int, plan: Plan, q: Any, out: Any, logs: Any) -
     p = laid.record
     heavy = heavy_tiles(given, p.dim_pad, p.width_pad, p.heavy_pad)
     constants = np.zeros(max(p.dim_pad, p.width_pad), given.dtype), np.arange(p.groups, dtype=np.int32)
-    queries = Held(Queries(*query_heads(q, out, logs, given.batch)))
+    queries = query_heads(q, out, logs, given.batch)
     delta = keys - q.shape[-2] if plan.causal else 0
     base = tasks(
         p,
@@ -100,9 +99,10 @@ def prepare(given: Inputs, size: int, plan: Plan, q: Any, out: Any, logs: Any) -
         q_column=q.strides[-1],
         out_row=out.strides[-2],
         delta=delta,
-        groups=queries.record.q.shape[1],
+        groups=queries.shape[1],
     )
     point(base, dict(zip(("heavy_xt", "heavy_v", "heavy_term", "heavy_positions"), heavy, strict=True)))
+    point(base, {"queries": queries})
     kept = (constants, heavy, q, out, logs)
     return Prepared(laid, code, given, queries, base, kept, q.shape[-2], delta, threads.thread_count())
 

@@ -96,7 +96,12 @@ class Held(Generic[R]):
 
 def rows_of(record: type, count: int) -> Any:
     """Return so many records of integers, all zero, as a structured array (count,)."""
-    return np.zeros(count, [(name, np.int64) for name in fields(record, np.dtype(np.float64))])
+    return np.zeros(count, _row(record))
+
+
+@cache
+def _row(record: type) -> Any:
+    return np.dtype([(name, np.int64) for name in fields(record, np.dtype(np.float64))])
 
 
 class At(types.Type):

@@ -7,12 +7,12 @@ these functions are cached on disk whatever map they run.
 from __future__ import annotations
 
 from rfkernels.backends.numba.compiling import call, entry, jit, up
-from rfkernels.backends.numba.records import view
-from rfkernels.backends.numba.schedule_records import Plan, Queries, Scratch, Task, Weights
+from rfkernels.backends.numba.schedule_records import Plan, Scratch, Task, Weights, queries_at
 from rfkernels.backends.numba.schedule_steps import (
     activate_keys,
     add_keys,
     add_triangle,
+    holds_keys,
     keys_at,
     load_keys,
     load_queries,
@@ -98,16 +98,19 @@ def _near_rows(
 
 
 @entry
-def absorb(plan: int, weights: int, scratch: int, task: int, low: int, high: int) -> int:
-    """Write keys low <= s < high to the state; return 1 if some input is not finite."""
-    p, w, s, t = records(plan, weights, scratch, task)
-    return int(write_keys(p, w, s, t, low, high) < 0)
+def absorb(plan: int, scratch: int, tasks: int, first: int, last: int, low: int, high: int) -> int:
+    """Write keys low <= s < high of heads first <= h < last to their states; return 1 if some input is not finite."""
+    for head in range(first, last):
+        p, w, s, t = records(plan, scratch, tasks, head)
+        if write_keys(p, w, s, t, low, high) < 0:
+            return 1
+    return 0
 
 
 @jit
-def store(p: Plan, s: Scratch, t: Task, g: Queries, head: int, index: int, first: int, count: int, high: int) -> None:
+def store(p: Plan, s: Scratch, t: Task, index: int, first: int, count: int, high: int) -> None:
     """Normalise and write the sums of queries from `first`, or pass them on as a part."""
-    e = p.element
+    e, g = p.element, queries_at(t.queries, index)
     if t.part_mode != 0:
         sums = t.part + index * t.part_rows * (p.width_pad + 2) * e
         denominators = sums + t.part_rows * p.width_pad * e
@@ -120,49 +123,70 @@ def store(p: Plan, s: Scratch, t: Task, g: Queries, head: int, index: int, first
         last = high - 1 - first
         other = (sums + last * p.width_pad * e, p.width_pad, denominators + last * e, shifts + last * e)
         call(p.join, (s.out, p.width_pad, s.denominator, s.top, *other, count, p.width_pad))
-    if g.denominator[head, index] != 0:
-        call(p.copy, (s.denominator, g.denominator[head, index] + first * e, count))
-        call(p.copy, (s.top, g.shift[head, index] + first * e, count))
-    out = g.out[head, index] + first * t.out_row
+    if g.denominator != 0:
+        call(p.copy, (s.denominator, g.denominator + first * e, count))
+        call(p.copy, (s.top, g.shift + first * e, count))
+    out = g.out + first * t.out_row
     call(p.unpack, (s.out, p.width_pad, s.denominator, count, p.width, out, t.out_row))
 
 
 @jit
-def wants_logs(t: Task, g: Queries, head: int, index: int) -> int:
+def wants_logs(t: Task, index: int) -> int:
     """Return whether anybody reads the log scale of the sums."""
-    return int(t.near != 0 or t.part_mode != 0 or g.denominator[head, index] != 0)
+    return int(t.near != 0 or t.part_mode != 0 or queries_at(t.queries, index).denominator != 0)
 
 
 @entry
-def emit(plan: int, weights: int, scratch: int, task: int, queries: int, head: int, low: int, high: int) -> int:
-    """Let queries low <= i < high of a head read the whole state; return 1 if some input is not finite."""
-    (p, w, s, t), g = records(plan, weights, scratch, task), view(Queries, queries)
+def emit(plan: int, scratch: int, tasks: int, first: int, last: int, low: int, high: int) -> int:
+    """Let queries low <= i < high of heads first <= h < last read the whole state; return 1 if one is not finite."""
+    for head in range(first, last):
+        p, w, s, t = records(plan, scratch, tasks, head)
+        if _emit(p, w, s, t, low, high) != 0:
+            return 1
+    return 0
+
+
+@jit
+def _emit(p: Plan, w: Weights, s: Scratch, t: Task, low: int, high: int) -> int:
+    seen = holds_keys(p, t)
     for index in range(t.groups):
-        i, logs = low, wants_logs(t, g, head, index)
+        i, logs, g = low, wants_logs(t, index), queries_at(t.queries, index)
         while i < high:
             n = min(p.tile, high - i)
-            q = g.q[head, index] + t.q_start + i * t.q_row
+            q = g.q + t.q_start + i * t.q_row
             if load_queries(p, w, s, t, q, n, logs)[0] == 0:
                 return 1
-            if t.seen != 0:
-                read_state(p, w, s, t, n, logs, q + n * t.q_row, g.out[head, index] + i * t.out_row)
+            if seen != 0:
+                read_state(p, w, s, t, n, logs, q + n * t.q_row, g.out + i * t.out_row)
             else:
                 no_features(p, w, s, n)
-            store(p, s, t, g, head, index, i, n, high)
+            store(p, s, t, index, i, n, high)
             i += n
     return 0
 
 
 @entry
-def span(plan: int, weights: int, scratch: int, task: int, queries: int, head: int, low: int, high: int) -> int:
-    """Let queries low <= i < high of a head read a state that grows by key i + delta.
+def span(plan: int, scratch: int, tasks: int, first: int, last: int, low: int, high: int) -> int:
+    """Let queries low <= i < high of heads first <= h < last read a state that grows by key i + delta.
 
-    Return 1 if some input is not finite. A tile whose keys raise the shift too far above what its first query sees is
+    Return 1 if some input is not finite.
+    """
+    for head in range(first, last):
+        p, w, s, t = records(plan, scratch, tasks, head)
+        if _span(p, w, s, t, low, high) != 0:
+            return 1
+    return 0
+
+
+@jit
+def _span(p: Plan, w: Weights, s: Scratch, t: Task, low: int, high: int) -> int:
+    """Run `span` over one head.
+
+    A tile whose keys raise the shift too far above what its first query sees is
     halved until they do not: with a common shift its early queries would read zeros. Keys are written to the state part
     by part, so that queries meet fewer of them one by one.
     """
-    (p, w, s, t), g = records(plan, weights, scratch, task), view(Queries, queries)
-    seen = t.seen
+    seen = holds_keys(p, t)
     i = low
     while i < high:
         n = min(p.tile, high - i)
@@ -192,12 +216,13 @@ def span(plan: int, weights: int, scratch: int, task: int, queries: int, head: i
             if found > 0:
                 activate_keys(p, w, s, r, part, int(found != columns))
             for index in range(t.groups):
-                q, logs = g.q[head, index] + t.q_start + (i + r) * t.q_row, wants_logs(t, g, head, index)
+                g, logs = queries_at(t.queries, index), wants_logs(t, index)
+                q = g.q + t.q_start + (i + r) * t.q_row
                 fine, x, x_row = load_queries(p, w, s, t, q, count, logs)
                 if fine == 0:
                     return 1
                 if seen != 0:
-                    read_state(p, w, s, t, count, logs, q + count * t.q_row, g.out[head, index] + (i + r) * t.out_row)
+                    read_state(p, w, s, t, count, logs, q + count * t.q_row, g.out + (i + r) * t.out_row)
                 else:
                     no_features(p, w, s, count)
                 if found > 0:
@@ -206,7 +231,7 @@ def span(plan: int, weights: int, scratch: int, task: int, queries: int, head: i
                     call(p.settle, (s.denominator, s.top, count))
                 if t.near != 0 and add_window(p, w, s, t, q, x, x_row, i + r, count) == 0:
                     return 1
-                store(p, s, t, g, head, index, i + r, count, high)
+                store(p, s, t, index, i + r, count, high)
             if found > 0:
                 add_keys(p, s, t, r, count, values, v_row, start + n + r)
         i += n

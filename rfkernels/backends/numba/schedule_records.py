@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rfkernels.backends.numba.records import LongRows
+from rfkernels.backends.numba.compiling import jit
+from rfkernels.backends.numba.records import view
 
 
 class Plan(NamedTuple):
@@ -25,6 +26,7 @@ class Plan(NamedTuple):
     transpose: int
     valid: int
     first_valid: int
+    holds: int
     offsets_columns: int
     offsets_rows: int
     rescale: int
@@ -111,7 +113,7 @@ class Weights(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One run over the keys of one head: addresses of row 0, strides in bytes, what each query sees.
+    """One run over the keys of one head: addresses of its weights, queries and rows 0, strides in bytes, what is seen.
 
     Query i sees keys s <= i + delta through features and, if `near`, keys i + near_low <= s < i + near_high exactly.
     With `part_mode` 1 the sums go unnormalised to the buffer at `part`, with 2 those found there, of the same rows in
@@ -119,6 +121,8 @@ class Task(NamedTuple):
     `q_start` bytes behind row 0.
     """
 
+    weights: int
+    queries: int
     k: int
     k_row: int
     k_column: int
@@ -135,7 +139,6 @@ class Task(NamedTuple):
     kv: int
     z: int
     shift: int
-    seen: int
     delta: int
     near: int
     near_low: int
@@ -150,12 +153,22 @@ class Task(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """Where query heads are read and written: addresses of row 0, by head of keys and query head that shares them."""
+    """Where one of the query heads that share keys is read and written: addresses of row 0; 0 for what is not there."""
 
-    q: LongRows
-    out: LongRows
-    denominator: LongRows
-    shift: LongRows
+    q: int
+    out: int
+    denominator: int
+    shift: int
+
+
+_QUERIES = 8 * len(Queries._fields)
+"""Bytes of them."""
+
+
+@jit
+def queries_at(first: int, index: int) -> Queries:
+    """Return those of a query head, given where those of the first are that shares its keys."""
+    return view(Queries, first + index * _QUERIES)
 
 
 class Beside(NamedTuple):

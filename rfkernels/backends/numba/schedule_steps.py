@@ -7,11 +7,21 @@ from rfkernels.backends.numba.emitter import LINE
 from rfkernels.backends.numba.records import view
 from rfkernels.backends.numba.schedule_records import Plan, Scratch, Task, Weights
 
+_TASK = 8 * len(Task._fields)
+"""Bytes of a task."""
+
 
 @jit
-def records(plan: int, weights: int, scratch: int, task: int) -> tuple[Plan, Weights, Scratch, Task]:
-    """Return the records at some addresses."""
-    return view(Plan, plan), view(Weights, weights), view(Scratch, scratch), view(Task, task)
+def records(plan: int, scratch: int, tasks: int, head: int) -> tuple[Plan, Weights, Scratch, Task]:
+    """Return the records at some addresses, those of a head among its own."""
+    t = view(Task, tasks + head * _TASK)
+    return view(Plan, plan), view(Weights, t.weights), view(Scratch, scratch), t
+
+
+@jit
+def holds_keys(p: Plan, t: Task) -> int:
+    """Return whether the state holds any key; of maps without exponents, 1."""
+    return call(p.holds, (t.shift, p.total))
 
 
 @jit
@@ -66,7 +76,9 @@ def load_keys(p: Plan, w: Weights, s: Scratch, t: Task, start: int, count: int) 
     if found == 0:
         return 0, columns
     call(p.transpose, (x, x_row, s.xt, u_row, columns, p.dim_pad))
-    if p.hadamard_columns != 0:
+    if 2 * up(count, p.row_step) <= columns:
+        _project_few(p, w, s, x, x_row, up(count, p.row_step), columns)
+    elif p.hadamard_columns != 0:
         call(p.hadamard_columns, (s.xt, u_row, w.signs, w.norms, s.u, u_row, columns, p.rows // p.dim))
     else:
         call(p.gemm, (w.key, 1, p.weight_row, s.xt, u_row, s.u, u_row, p.pad, columns, p.dim))
@@ -77,6 +89,19 @@ def load_keys(p: Plan, w: Weights, s: Scratch, t: Task, start: int, count: int) 
     end = (w.key_linear, w.key_parameters, s.valid, s.offsets, columns)
     call(p.offsets_columns, (y, u_row, y_rows, s.xt, u_row, p.dim, *end))
     return found, columns
+
+
+@jit
+def _project_few(p: Plan, w: Weights, s: Scratch, x: int, x_row: int, rows: int, columns: int) -> None:
+    """Project keys row by row, as queries are, where whole columns would be padding for the most part."""
+    q_row = p.total + p.column_step
+    if p.hadamard_rows != 0:
+        call(p.hadamard_rows, (x, x_row, w.signs, w.norms, s.query, q_row, rows, p.rows // p.dim))
+    else:
+        call(p.gemm, (x, x_row, 1, w.key, p.weight_row, s.query, q_row, rows, p.pad, p.dim))
+    rest = s.query + rows * q_row * p.element
+    call(p.gemm, (w.zeros, 0, 0, w.zeros, 0, rest, q_row, columns - rows, p.pad, 0))
+    call(p.transpose, (s.query, q_row, s.u, p.tile + p.column_step, columns, p.pad))
 
 
 @jit

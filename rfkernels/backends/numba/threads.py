@@ -38,28 +38,61 @@ def thread_count() -> int:
     return int(given)
 
 
-def run(tasks: Sequence[Callable[[], int]], threads: int) -> int:
+class _Turns:
+    """Hands out the numbers of tasks in order, each once the task that it comes after is done."""
+
+    def __init__(self, count: int, after: Sequence[int | None]) -> None:
+        self._remaining, self._after, self._stopped = iter(range(count)), after, False
+        self._done = [False] * count
+        self._changed = threading.Condition(threading.Lock())
+
+    def take(self, done: int | None) -> int | None:
+        """Return the next number, None if there is none; `done` is what the caller took before."""
+        with self._changed:
+            if done is not None:
+                self._done[done] = True
+                self._changed.notify_all()
+            number = None if self._stopped else next(self._remaining, None)
+            before = self._after[number] if number is not None and self._after else None
+            while before is not None and not self._done[before] and not self._stopped:
+                self._changed.wait()
+            return None if self._stopped else number
+
+    def stop(self) -> None:
+        """Hand out no more."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+
+def run(tasks: Sequence[Callable[[], int]], threads: int, after: Sequence[int | None] = ()) -> int:
     """Run all tasks, the calling thread among the workers; return the sum of what they return.
 
     Tasks know arrays by address only, so however this ends (an interrupt, an exception in a task) it does not end
     before every task that was begun has returned.
+
+    Parameters
+    ----------
+    tasks : sequence of callable
+        What is run, begun in this order.
+    threads : int
+        How many threads take part.
+    after : sequence of int or None, optional
+        For each task the number of one before it, which must be done first; None for those that need not wait.
     """
     if len(tasks) == 1 or threads == 1:
         return sum(task() for task in tasks)
-    remaining = iter(tasks)
-    taking, stop = threading.Lock(), threading.Event()
+    turns = _Turns(len(tasks), after)
 
     def work() -> int:
         total = 0
         try:
-            while not stop.is_set():
-                with taking:
-                    task = next(remaining, None)
-                if task is None:
-                    break
-                total += task()
+            number = turns.take(None)
+            while number is not None:
+                total += tasks[number]()
+                number = turns.take(number)
         except BaseException:
-            stop.set()
+            turns.stop()
             raise
         return total
 
