@@ -19,6 +19,8 @@ NUMBA = ("tests/test_conformance.py", "-k", "numba")
 JUMPS = ("tests/test_numerics.py", "-k", "numba and (jump or ratio or random or norms_from)")
 NUMPY_JUMPS = ("tests/test_numerics.py", "-k", "numpy and (jump or ratio or random or norms_from or nothing or masked)")
 STATE = ("tests/test_state.py",)
+SCHEDULED = ("tests/test_schedules.py",)
+TURNS = ("tests/test_turns.py",)
 JAX_NUMERICS = ("tests/test_jax_numerics.py", "-k", "jump or later")
 SEGMENTS = ("tests/test_segments.py", "tests/test_jax_segments.py")
 MAPS = ("tests/test_maps.py",)
@@ -228,6 +230,32 @@ MUTANTS = [
            "features.dim > _WIDEST * step or not frozen(features)", "features.dim > _WIDEST * step", HADAMARD),
     Mutant("hadamard: a matrix is forgotten", "backends/numba/structured.py",
            "features.query.matrix is not None or features.key.matrix is not None", "False", HADAMARD),
+    Mutant("host: queries are read before their keys are written", "backends/numba/threads.py",
+           "while before is not None and not self._done[before] and not self._stopped:", "while False:", TURNS),
+    Mutant("host: who waits is not told of a failure", "backends/numba/threads.py",
+           "not self._done[before] and not self._stopped", "not self._done[before]", TURNS),
+    Mutant("host: the wrong keys are waited for", "backends/numba/passes.py",
+           "[i // parts if writing else None", "[i % parts if writing else None", (*SCHEDULED, "-k", "reading_begins")),
+    Mutant("host: all heads of a call are the first", "backends/numba/schedule_steps.py",
+           "view(Task, tasks + head * _TASK)", "view(Task, tasks)", NUMBA),
+    Mutant("host: all query heads are the first", "backends/numba/schedule_records.py",
+           "view(Queries, first + index * _QUERIES)", "view(Queries, first)", NUMBA),
+    Mutant("host: no state holds keys", "backends/numba/schedule_steps.py",
+           "return call(p.holds, (t.shift, p.total))", "return 0", NUMBA),
+    Mutant("host: a state is empty whatever its numbers", "state.py",
+           "[x.item(0) for x in state] == [0.0, 0.0, _lowest(features)]", "True", STATE),
+    Mutant("host: a state is empty whatever its strides", "backends/numba/packing.py",
+           "not any(any(x.strides) for x in state) and is_empty", "is_empty", STATE),
+    Mutant("host: the first state of several chunks is lost", "backends/numba/passes.py",
+           "                array[0] = own\n", "                pass\n", (*NUMBA[:1], "tests/test_state.py", "tests/test_far_features_numba.py", "tests/test_schedules.py", "-k", "chunks or numba")),
+    Mutant("host: weights of the first set of features", "backends/numba/packing.py",
+           "found[0] if len(found) == 1 else", "found[0] if found else", NUMBA),
+    Mutant("few: queries' matrix for keys", "backends/numba/schedule_steps.py",
+           "(x, x_row, 1, w.key, p.weight_row, s.query", "(x, x_row, 1, w.query, p.weight_row, s.query", (*SCHEDULED, "-k", "few_")),
+    Mutant("few: what a thread keeps is left in the columns of no key", "backends/numba/schedule_steps.py",
+           "    call(p.gemm, (w.zeros, 0, 0, w.zeros, 0, rest, q_row, columns - rows, p.pad, 0))\n", "", (*SCHEDULED, "-k", "few_")),
+    Mutant("few: the last block of Hadamard rows is left out", "backends/numba/schedule_steps.py",
+           "p.rows // p.dim))\n    else:\n        call(p.gemm, (x, x_row, 1, w.key", "p.rows // p.dim - 1))\n    else:\n        call(p.gemm, (x, x_row, 1, w.key", (*SCHEDULED, "-k", "few_")),
     Mutant("parts: a triangle of the first part's keys", "backends/numba/schedule.py",
            "add_triangle(p, s, r, count, values, v_row)", "add_triangle(p, s, 0, count, values, v_row)", NUMBA),
     Mutant("parts: values of the first part", "backends/numba/schedule.py",

@@ -44,6 +44,59 @@ def test_register_tiles_with_more_rows_than_columns(
         np.testing.assert_allclose(rfk.attention(q, k, v, features, **options), expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("options", SCHEDULES)
+@pytest.mark.parametrize("name", ["hyperbolic", "positive"])
+@pytest.mark.parametrize("sampler", ["orthogonal", "hadamard"])
+def test_few_positions_after_large_ones(sampler: str, name: str, options: dict[str, Any]) -> None:
+    """Few keys are projected row by row, into memory where a thread keeps what it computed of other features."""
+    rng = np.random.default_rng(0)
+    features = rfk.draw(name, 32, 128, sampler=sampler, rng=0)
+    assert packing.hadamard(features, 16) is None or sampler == "hadamard"
+    large, relu = np.zeros((1, 80, 32), np.float32), rfk.draw("relu", 32, 128, rng=0)
+    large[..., 0] = 3e38
+    for length in (1, 3, 8, 9, 16, 17, 31, 33, 65, 73, 81):
+        q, k, v = rng.standard_normal((3, 2, length, 32)).astype(np.float32)
+        rfk.attention(large, k[:1], v[:1], relu)
+        expected = rfk.attention(*(x.astype(np.float64) for x in (q, k, v)), features, backend="numpy", **options)
+        got = rfk.attention(q, k, v, features, **options)
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4, err_msg=f"{length} positions")
+
+
+def test_few_keys_of_fitted_features() -> None:
+    """Queries and keys have matrices of their own."""
+    rng = np.random.default_rng(0)
+    q, k, v = rng.standard_normal((3, 2, 90, 32)) / 2
+    features = rfk.fit(q, k, 64, rng=0)
+    assert features.key.matrix is not None
+    for count in (1, 8, 40):
+        some = q, k[:, :count], v[:, :count]
+        expected = rfk.attention(*some, features, backend="numpy")
+        np.testing.assert_allclose(rfk.attention(*some, features), expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("heads", [2, 3, 8])
+@pytest.mark.parametrize("length", [1, 100, 700])
+def test_reading_begins_when_the_keys_of_a_head_are_written(
+    heads: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one run over all tasks, each head's own, in which queries come after the keys of their head."""
+    monkeypatch.setenv("RFKERNELS_NUM_THREADS", "2")
+    monkeypatch.setattr("rfkernels.backends.numba.threads.SERIAL_WORK", 0)
+    runs = []
+    run = passes.threads.run
+    monkeypatch.setattr(
+        passes.threads, "run", lambda work, count, after=(): runs.append(list(after)) or run(work, count, after)
+    )
+    q, k, v = inputs(heads, length)
+    features = rfk.draw("positive", 5, 8, rng=0)
+    got = rfk.attention(q, k, v, features)
+    np.testing.assert_allclose(got, rfk.attention(q, k, v, features, backend="numpy"), rtol=1e-9, atol=1e-11)
+    spans = 2 if length > packing.TILE else 1
+    idle = heads == 3 and length == 700
+    expected = [None] * heads + [head for head in range(heads) for _ in range(spans)]
+    assert runs[-1] == ([] if idle else expected)
+
+
 @pytest.mark.parametrize("window", [200, 2**31 - 1, 2**31 + 5, 2**32 + 3, sys.maxsize, 10**20])
 @pytest.mark.parametrize("causal", [False, True])
 def test_any_window_wider_than_the_sequence_is_exact_attention(window: int, causal: bool) -> None:

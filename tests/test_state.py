@@ -191,6 +191,70 @@ def test_batch_axes_of_a_state_broadcast_against_new_keys(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["positive", "relu"])
+@pytest.mark.parametrize("numbers", [(0.0, 0.0, None), (1.0, 0.0, None), (0.0, 1.0, None), (1.0, 2.0, -0.5)])
+def test_a_state_may_be_broadcast_from_numbers(
+    backend: str, name: str, numbers: tuple[float, float, float | None]
+) -> None:
+    """Backends may know the state of no keys by its numbers, and must not take another one for it."""
+    features = features_of(name)
+    empty = rfk.empty_state(features, WIDTH, (2,), np.float64)
+    lowest = float(empty.shift.flat[0])
+    filled = [lowest if number is None else number for number in numbers]
+    if name == "relu":
+        filled[2] = 0.0
+    elif numbers[:2] != (0.0, 0.0) and numbers[2] is None:
+        filled[2] = 0.0  # sums of no keys have nothing else than zeros
+    given = rfk.State(*(np.broadcast_to(np.asarray(x), y.shape) for x, y in zip(filled, empty, strict=True)))
+    whole = rfk.State(*(np.array(x) for x in given))
+    k, v = keys_of(0, 5, 0.5, (2,))
+    for keys in (0, 5):
+        options: dict[str, Any] = {"full": True, "causal": True, "backend": backend}
+        got, expected = (
+            rfk.attention(k, k[:, :keys], v[:, :keys], features, state=state, **options) for state in (given, whole)
+        )
+        _same(got, expected)
+        assert all(x.flags.writeable for x in got.state)
+
+
+def _same(got: Any, expected: Any) -> None:
+    """Require the same output and state."""
+    np.testing.assert_allclose(got.output, expected.output, rtol=1e-12)
+    for x, y in zip(got.state, expected.state, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_state_whose_first_head_holds_nothing(backend: str) -> None:
+    """Nor its first feature, by the numbers that it begins with."""
+    features = features_of("positive")
+    k, v = keys_of(0, 5, 0.5, (2,))
+    mask = np.array([[False] * 5, [True] * 5])
+    state = rfk.write_state(rfk.empty_state(features, WIDTH, (2,), np.float64), k, v, features, mask=mask)
+    assert [x.flat[0] for x in state] == [0.0, 0.0, -np.inf]
+    got = rfk.read_state(state, k, features, backend=backend)
+    np.testing.assert_allclose(got, rfk.attention(k, k, v, features, mask=mask, backend="numpy"), rtol=1e-12)
+    again = rfk.write_state(state, k[:, :0], v[:, :0], features, backend=backend)
+    for x, y in zip(again, state, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_first_pass_returns_a_state_of_its_own(backend: str) -> None:
+    """What it begins with is one number to an array, which nobody may write to."""
+    features = features_of("positive")
+    k, v = keys_of(0, 5, 0.5, (2,))
+    for keys in (0, 5):
+        state = rfk.attention(k, k[:, :keys], v[:, :keys], features, full=True, backend=backend).state
+        expected = rfk.write_state(
+            rfk.empty_state(features, WIDTH, (2,), np.float64), k[:, :keys], v[:, :keys], features
+        )
+        for x, y in zip(state, expected, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-12)
+            x += 1.0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_states_are_not_changed(backend: str) -> None:
     features, (k, v) = features_of("positive"), keys_of(0, 5, 1.0)
     state = written("positive", k, v, backend=backend)

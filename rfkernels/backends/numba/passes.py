@@ -142,8 +142,8 @@ def _emitting(h: Heads, tasks: Tasks, slot: int) -> tuple[list[Runner], int]:
         return schedule.emit(plan, scratch(h.layout), tasks.at(slot), *heads, low, high)
 
     # Halves of heads, lest threads wait long for the last of them.
-    even = 2 if h.threads > 1 and worth_threads(h) else 1
-    spans = cut(h.length, max(chunk_count(h, h.length), even), h.layout.plan.tile)
+    tile, halves = h.layout.plan.tile, h.threads > 1 and worth_threads(h)
+    spans = cut(h.length, max(chunk_count(h, h.length), 2 if halves and h.length > tile else 1), tile)
     return [partial(emit, heads, *span) for heads in h.runs() for span in spans], len(spans)
 
 

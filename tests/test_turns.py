@@ -1,0 +1,72 @@
+"""The thread pool of the Numba backend: the order of its tasks, and how it ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+pool = pytest.importorskip("rfkernels.backends.numba.threads")
+
+
+def timeline(seconds: dict[int, float], after: tuple[int | None, ...], threads: int) -> list[tuple[str, int]]:
+    """Run tasks that take so long; return what began and ended, in order."""
+    seen: list[tuple[str, int]] = []
+
+    def task(number: int) -> Callable[[], int]:
+        def run() -> int:
+            seen.append(("begins", number))
+            time.sleep(seconds.get(number, 0.0))
+            seen.append(("ends", number))
+            return number
+
+        return run
+
+    assert pool.run([task(i) for i in range(len(after))], threads, after) == sum(range(len(after)))
+    return seen
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_tasks_wait_for_those_they_come_after(threads: int) -> None:
+    after = None, None, None, 0, 1, 2, 2
+    seen = timeline({0: 0.2, 2: 0.1}, after, threads)
+    for number, before in enumerate(after):
+        if before is not None:
+            assert seen.index(("ends", before)) < seen.index(("begins", number))
+
+
+def test_tasks_do_not_wait_for_others() -> None:
+    """The first task lasts longer than all others together, and only the last comes after it."""
+    seen = timeline({0: 0.5}, (None, None, 1, 2, 0), 2)
+    assert seen.index(("ends", 3)) < seen.index(("ends", 0)) < seen.index(("begins", 4))
+
+
+FAILING = """
+import threading
+import time
+from rfkernels.backends.numba import threads
+
+begun = threading.Event()
+
+def fails():
+    assert begun.wait(10)
+    time.sleep(0.05)  # until the other threads wait for this task
+    raise ZeroDivisionError
+
+def never():
+    print("begun though what it comes after has failed")
+
+try:
+    threads.run([fails, lambda: begun.set() or 0, never, never], 3, (None, None, 0, 0))
+except ZeroDivisionError:
+    print("ended")
+"""
+
+
+def test_a_failure_ends_those_who_wait() -> None:
+    """In a process of its own, which could not end otherwise."""
+    done = subprocess.run([sys.executable, "-c", FAILING], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "ended\n"
