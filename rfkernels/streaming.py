@@ -177,9 +177,9 @@ def extend(xp: Any, decode: DecodeState, k: Any, v: Any, mask: Any, segments: An
     wide = broadcast_batch(state=decode.mask.shape[:-1], mask=new.shape[:-1])
 
     def joined(old: Any, added: Any, leading: tuple[int, ...], tail: int) -> Any:
-        wider = result_dtype(xp, old, added)
-        both = [xp.broadcast_to(x, (*leading, *x.shape[x.ndim - tail :])).astype(wider) for x in (old, added)]
-        return xp.concatenate(both, axis=-tail)
+        shapes = ((*leading, *x.shape[x.ndim - tail :]) for x in (old, added))
+        both = [x if x.shape == own else xp.broadcast_to(x, own) for x, own in zip((old, added), shapes, strict=True)]
+        return xp.concatenate(both, axis=-tail, dtype=result_dtype(xp, old, added))
 
     values = broadcast_batch(state=decode.values.shape[:-2], v=v.shape[:-2])
     keys = joined(decode.keys, k, batch, 2)

@@ -66,7 +66,7 @@ def _attend(
     out, logs = heads.outputs(outer, q.shape[-2], v.shape[-1], dtype, given.dtype, options.full)
     weights = pack_weights(given, features)
     arrays = {"q": q, "k": k, "v": v, "out": out, "mask": mask}
-    h = heads.heads(given, features, weights, batch, arrays, logs)
+    h = heads.heads(given, features, weights, batch, arrays, logs, options.window)
     start = to_internal(given, features, state)
     run = partial(_run, options)
     if segments is None:
@@ -83,9 +83,9 @@ def _attend(
 def _run(options: Options, h: Heads, start: State | None) -> tuple[bool, State | None]:
     """Run a pass over whole heads; return whether inputs were finite, and the states after it."""
     if options.causal:
-        return passes.causal(h, start, options.window)
+        return passes.causal(h, start)
     if options.window is not None:
-        return passes.two_sided(h, start, options.window), None
+        return passes.two_sided(h, start), None
     return passes.bidirectional(h, start)
 
 

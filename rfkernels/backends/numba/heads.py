@@ -22,6 +22,8 @@ class Heads:
 
     Parameters
     ----------
+    window : int or None
+        Keys less than so far from a query are seen exactly, and through features all others.
     tasks : array of Task, shape (heads,)
         What does not depend on the state that is read or written.
     queries : array of Queries, shape (heads, shared)
@@ -32,6 +34,7 @@ class Heads:
 
     layout: Layout
     features: Features
+    window: int | None
     tasks: Any
     queries: Any
     length: int
@@ -53,8 +56,10 @@ class Heads:
 
 def worth_threads(h: Heads) -> bool:
     """Whether there is enough to do for handing work to other threads."""
-    p = h.layout.plan
-    return (h.length * h.shared + h.keys) * h.count * p.total * (p.dim + p.width) > threads.SERIAL_WORK
+    p, queries = h.layout.plan, h.length * h.shared
+    far = queries + h.keys if h.window is None else queries + max(h.keys - h.window, 0)
+    near = 0 if h.window is None else queries * min(h.window, h.keys)
+    return (far * p.total + near) * h.count * (p.dim + p.width) > threads.SERIAL_WORK
 
 
 def heads(
@@ -64,6 +69,7 @@ def heads(
     batch: tuple[int, ...],
     arrays: dict[str, Any],
     logs: tuple[Any, Any] | None,
+    window: int | None = None,
 ) -> Heads:
     """Find the address of every head; arrays are q, out, k, v and mask, any of which may be missing."""
     k, v, q, out, mask = (arrays.get(name) for name in ("k", "v", "q", "out", "mask"))
@@ -86,6 +92,7 @@ def heads(
     return Heads(
         layout=layout,
         features=features,
+        window=window,
         tasks=tasks,
         queries=queries,
         length=0 if q is None else q.shape[-2],

@@ -191,9 +191,9 @@ def bidirectional(h: Heads, start: State | None) -> tuple[bool, State]:
     return fine and _run(h, reading), slots.last()
 
 
-def causal(h: Heads, start: State | None, window: int | None) -> tuple[bool, State]:
+def causal(h: Heads, start: State | None) -> tuple[bool, State]:
     """Run a causal pass; return whether inputs were finite, and the state of all keys but those in the window."""
-    lag = window or 0
+    lag = h.window or 0
     delta = h.keys - h.length - lag
     spans = cut(h.length, _causal_chunks(h, h.length), h.layout.plan.tile)
     starts = [min(max(low + delta, 0), h.keys) for low, _ in spans]
@@ -214,7 +214,7 @@ def causal(h: Heads, start: State | None, window: int | None) -> tuple[bool, Sta
     return fine and _run(h, work), slots.last()
 
 
-def two_sided(h: Heads, start: State | None, window: int) -> bool:
+def two_sided(h: Heads, start: State | None) -> bool:
     """Run a bidirectional pass with a window; return whether inputs were finite.
 
     Each chunk of queries is read twice: backwards against the keys after the window, which leaves its sums in a buffer,
@@ -222,7 +222,7 @@ def two_sided(h: Heads, start: State | None, window: int) -> bool:
     """
     spans, step = two_sided_spans(h)
     some = (range(first, min(first + step, h.count)) for first in range(0, h.count, step))
-    return all(_two_sided(h, start, window, spans, heads) for heads in some)
+    return all(_two_sided(h, start, spans, heads) for heads in some)
 
 
 def two_sided_spans(h: Heads) -> tuple[list[tuple[int, int]], int]:
@@ -233,8 +233,9 @@ def two_sided_spans(h: Heads) -> tuple[list[tuple[int, int]], int]:
     return cut(h.length, chunks, p.tile), max(h.count if chunks == 1 else h.threads, 1)
 
 
-def _two_sided(h: Heads, start: State | None, window: int, spans: list[tuple[int, int]], some: range) -> bool:
-    p, last = h.layout.plan, len(spans) - 1
+def _two_sided(h: Heads, start: State | None, spans: list[tuple[int, int]], some: range) -> bool:
+    assert h.window is not None
+    window, p, last = h.window, h.layout.plan, len(spans) - 1
     before, after = (Slots(h, first, len(spans)) for first in (start, None))
     starts = [min(max(low - window, 0), h.keys) for low, _ in spans]
     ends = [min(max(h.keys - high - window, 0), h.keys) for _, high in reversed(spans)]
