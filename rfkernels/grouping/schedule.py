@@ -162,8 +162,9 @@ def widened(xp: Any, rows: Rows, far: Far, state: BlockState) -> BlockState:
     batch = np.broadcast_shapes(*shapes, state.heavy_mask.shape[:-1])
 
     def wide(x: Any, tail: int) -> Any:
-        kept = x if x.dtype == bool else x.astype(rows.k.dtype)
-        return xp.broadcast_to(kept, (*batch, *x.shape[x.ndim - tail :]))
+        kept = x if x.dtype in (bool, rows.k.dtype) else x.astype(rows.k.dtype)
+        shape = (*batch, *x.shape[x.ndim - tail :])
+        return kept if x.shape == shape else xp.broadcast_to(kept, shape)
 
     sums = State(*(wide(x, tail) for x, tail in zip(state.sums, (2, 1, 1), strict=True)))
     tails = {"keys": 2, "values": 2, "mask": 2, "heavy_keys": 2, "heavy_values": 2, "heavy_mask": 1}

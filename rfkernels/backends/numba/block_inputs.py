@@ -97,13 +97,13 @@ def begin(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: Any
 def _after(held: Any, new: Any, count: int, batch: tuple[int, ...], tail: int) -> Any:
     """Return new rows after the first `count` of those held."""
     old = held[..., :count, :] if tail == 2 else held[..., :count]
-    return np.concatenate([old, np.broadcast_to(new, (*batch, *new.shape[-tail:])).astype(old.dtype)], -tail)
+    return np.concatenate([old, np.broadcast_to(new, (*batch, *new.shape[-tail:]))], -tail, dtype=old.dtype)
 
 
 def _free(rows: Rows, first: int) -> Any:
     """Return which new keys may be attended and are not heavy; None if all."""
     keys = rows.k.shape[-2]
-    if rows.heavy.shape[-1] == 0:
+    if not ((rows.heavy >= first) & (rows.heavy < first + keys)).any():
         return None if rows.mask.all() else rows.mask
     batch = np.broadcast_shapes(rows.mask.shape[:-1], rows.heavy.shape[:-1])
     free = np.array(np.broadcast_to(rows.mask, (*batch, keys)))
@@ -125,11 +125,11 @@ def _heavy(
         seen = np.zeros((*batch, count), bool)
     else:
         k, v, seen = state.heavy_keys, state.heavy_values, state.heavy_mask
-    if keys == 0 or count == 0:
+    here = (positions >= first) & (positions < first + keys)
+    if not here.any():
         return k, v, seen, positions
     at = np.clip(positions - first, 0, keys - 1)
-    mask = np.take_along_axis(np.broadcast_to(rows.mask, (*batch, keys)), at, -1)
-    here = (positions >= first) & (positions < first + keys) & mask
+    here &= np.take_along_axis(np.broadcast_to(rows.mask, (*batch, keys)), at, -1)
 
     def put(old: Any, new: Any) -> Any:
         wide = np.broadcast_to(new, (*batch, *new.shape[-2:]))
@@ -217,17 +217,19 @@ def heavy_tiles(given: Inputs, dim_pad: int, width_pad: int, heavy_pad: int) -> 
     """Return heavy keys in ascending order of position as columns, their values, terms and positions, by head."""
     heads, count = math.prod(given.batch), given.positions.shape[-1]
     dim, width = given.heavy_keys.shape[-1], given.heavy_values.shape[-1]
+    missing = SENTINEL[np.dtype(given.dtype).itemsize * 8]
+    xt = np.zeros((heads, dim_pad, heavy_pad), given.dtype)
+    v = np.zeros((heads, heavy_pad, width_pad), given.dtype)
+    term = np.full((heads, heavy_pad), missing, given.dtype)
     positions = given.positions.reshape(heads, count)
+    if count == 0:
+        return xt, v, term, positions
     order = np.argsort(positions, -1, kind="stable")
 
     def sorted_rows(x: Any) -> Any:
         return np.take_along_axis(x.reshape(heads, count, x.shape[-1]), order[..., None], 1)
 
-    xt = np.zeros((heads, dim_pad, heavy_pad), given.dtype)
     xt[:, :dim, :count] = np.swapaxes(sorted_rows(given.heavy_keys), 1, 2)
-    v = np.zeros((heads, heavy_pad, width_pad), given.dtype)
     v[:, :count, :width] = sorted_rows(given.heavy_values)
-    missing = SENTINEL[np.dtype(given.dtype).itemsize * 8]
-    term = np.full((heads, heavy_pad), missing, given.dtype)
     term[:, :count] = np.where(sorted_rows(given.heavy_mask[..., None])[..., 0], 0, missing)
     return xt, v, term, np.take_along_axis(positions, order, -1).astype(np.int64) - given.origin

@@ -44,7 +44,8 @@ def run(given: Inputs, features: Features, far: Far, plan: Plan, q: Any, out: An
     names = tuple(dtype_name(x.dtype) for x in (q, given.k, given.v, out))
     made = layout(features, np.dtype(given.dtype).itemsize * 8, given.v.shape[-1], names, False)
     arrays = {"q": q, "k": given.k, "v": given.v, "out": out, "mask": given.mask}
-    h = heads.heads(made, features, pack_weights(made, features), given.batch, arrays, logs)
+    window = None if plan.reach is None else (plan.reach + 1) * plan.block
+    h = heads.heads(made, features, pack_weights(made, features), given.batch, arrays, logs, window)
     begun = None if given.sums is None else to_internal(made, features, given.sums)
     tiles = heavy_tiles(
         given, made.plan.dim_pad, made.plan.width_pad, up(given.positions.shape[-1], made.plan.column_step)

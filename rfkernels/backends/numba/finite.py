@@ -16,7 +16,8 @@ _BLOCK = 1 << 18
 
 def check_finite(**arrays: Any) -> None:
     """Do what `check_finite_arrays` does: that one says where, if something is not finite."""
-    blocks = [block for x in arrays.values() for block in _blocks(x)]
+    few = all(x.size <= _BLOCK for x in arrays.values())
+    blocks = [] if few else [block for x in arrays.values() for block in _blocks(x)]
     if len(blocks) <= len(arrays) or threads.run([partial(_bad, block) for block in blocks], threads.thread_count()):
         check_finite_arrays(**arrays)
 

@@ -109,9 +109,9 @@ def prepare(given: Inputs, size: int, plan: Plan, q: Any, out: Any, logs: Any) -
 
 def worth_threads(w: Prepared) -> bool:
     """Whether there is enough to do for handing work to other threads."""
-    p = w.plan
+    p, new = w.plan, w.keys - w.given.held
     columns = p.groups + p.heavy + p.band_tile
-    return (w.length * w.shared + w.keys) * len(w.base) * columns * (p.dim + p.width) > threads.SERIAL_WORK
+    return (w.length * w.shared + new) * len(w.base) * columns * (p.dim + p.width) > threads.SERIAL_WORK
 
 
 def from_state(w: Prepared) -> Any:
