@@ -32,11 +32,13 @@ def run(w: Prepared, scale: Any) -> After:
     begun = 0 if given.held == 0 else p.reach + 1
     at, step = address(w.base), w.base.itemsize
 
-    def head(index: int) -> int:
-        own = scratch(p, w.shared).address, _memory_of(p, w.shared, code).address, at + index * step
-        return merge_schedule.merged(w.laid.address, *own, w.length, begun)
+    def merge(some: range) -> int:
+        own = w.laid.address, scratch(p, w.shared).address, _memory_of(p, w.shared, code).address
+        return sum(merge_schedule.merged(*own, at + index * step, w.length, begun) for index in some)
 
-    threads.run([partial(head, index) for index in range(heads)], w.threads if worth_threads(w) else 1)
+    apart = worth_threads(w)
+    work = [range(i, i + 1) for i in range(heads)] if apart else [range(heads)]
+    threads.run([partial(merge, some) for some in work], w.threads if apart else 1)
     return _after(w, sums, mass, within)
 
 
