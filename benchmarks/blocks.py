@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import rfkernels as rfk
+from rfkernels.benchmark.peers import torch_exact
+from rfkernels.benchmark.plan import FULL
 from rfkernels.benchmark.timing import Call, Timings, interleave, timed
 from rfkernels.grouping.fitting import STEPS, Steps, checked, found, received
 
@@ -50,6 +52,8 @@ class Case(NamedTuple):
     near: dict[str, Any]
     linear: dict[str, Any]
 
+
+_TOKENS = 64
 
 EVERYTHING = Case(
     "8 heads, 8,192 positions, d = 64; 256 positive features; 128 groups, 16 heavy keys, window 128",
@@ -106,6 +110,37 @@ def fitting(rounds: int, seconds: float) -> None:
     report("finding 128 groups for 8 heads of 8,192 positions, d = 64", timings, {"Numba": "NumPy"})
 
 
+def decoding(rounds: int, seconds: float, lengths: list[int]) -> None:
+    """Time tokens of 8 heads, one after the other, after so many: from a state, and exactly over all keys before."""
+    tokens = [tuple(x[:, i : i + 1] for x in inputs(8, _TOKENS, 64)) for i in range(_TOKENS)]
+    features = rfk.draw("positive", 64, 256, rng=0)
+
+    def decode(state: Any, **options: Any) -> None:
+        for token in tokens:
+            state = rfk.attention(*token, **options, state=state).state
+
+    for length in lengths:
+        q, k, v = inputs(8, length, 64)
+        beside = {"heavy": 16, "window": 128}
+        groups = rfk.fit_groups(q[:, :512], k[:, :512], 128, v=v[:, :512])
+        ways: dict[str, dict[str, Any]] = {
+            "linear": {"features": features},
+            "linear, window": {"features": features, "window": 128},
+            "groups merged": {"groups": 128, **beside},
+            "groups given": {"groups": groups, **beside},
+            "features, heavy keys": {"features": features, **beside},
+        }
+        exact = [torch_exact(FULL, (token[0], k, v), causal=False) for token in tokens]
+        calls: dict[str, Call] = {"exact, torch": lambda exact=exact: [call() for call in exact]}
+        for name, options in ways.items():
+            options |= {"causal": True, "full": True}
+            calls[name] = partial(decode, rfk.attention(q, k, v, **options).state, **options)
+        title = (
+            f"{_TOKENS} tokens of 8 heads one by one after {length:,}; 256 positive features, 128 groups, 16 heavy keys"
+        )
+        report(f"{title}, window 128", measure(calls, rounds, seconds), dict.fromkeys(ways, "exact, torch"))
+
+
 def growth(rounds: int, lengths: list[int]) -> None:
     """Time per token of one head; each length in a process of its own, for its peak memory."""
     print("\none head, d = 64, 128 groups, 16 heavy keys, window 128; groups found in the input, given, or merged")
@@ -149,6 +184,7 @@ def main() -> None:
     for case in (EVERYTHING, SHORT):
         compare(case, rounds, seconds)
     fitting(rounds, seconds)
+    decoding(rounds, seconds, [1024, 16_384] if options.quick else [512, 1024, 2048, 4096, 16_384])
     growth(3, [8192, 65536] if options.quick else [8192, 65536, 262_144, 1_048_576])
 
 

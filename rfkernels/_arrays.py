@@ -36,6 +36,18 @@ def accumulator(xp: Any, *arrays: Any) -> Any:
     return xp.float64 if double else xp.float32
 
 
+def read_only(array: Any) -> Any:
+    """Return a copy that nobody can write to, so that what is derived from it can be kept."""
+    copy = np.array(array)
+    copy.setflags(write=False)
+    return copy
+
+
+def is_frozen(array: Any) -> bool:
+    """Whether an array is such a copy."""
+    return isinstance(array, np.ndarray) and array.flags.owndata and not array.flags.writeable
+
+
 def matmul(xp: Any, a: Any, b: Any) -> Any:
     """Multiply matrices at full precision: accelerators round float32 inputs by default, and these sit in exponents."""
     if xp is np:

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from rfkernels import maps, proposals, samplers
-from rfkernels._arrays import is_jax
+from rfkernels._arrays import is_jax, read_only
 from rfkernels._checks import broadcast_batch, check_batch
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Proposal
@@ -189,7 +189,7 @@ def draw(
         projection, log_weight = xp.zeros((0, rows, dim)), xp.zeros((0, rows))
     projection, log_weight = projection.reshape(*batch, rows, dim), log_weight.reshape(*batch, rows)
     arrays = projection, log_weight, xp.asarray(scale, projection.dtype)
-    projection, log_weight, scale = arrays if xp is not np else (_read_only(x) for x in arrays)
+    projection, log_weight, scale = arrays if xp is not np else (read_only(x) for x in arrays)
     return Features(feature_map, projection, log_weight, Side(), Side(), scale, _blocks(sampler, dim))
 
 
@@ -233,13 +233,6 @@ def _rows(
     if proposal is None:
         return drawn, xp.zeros(rows, drawn.dtype)
     return proposals.propose(xp, proposal, drawn, normal)
-
-
-def _read_only(array: Any) -> Any:
-    """Return a copy that nobody can write to, so that what is derived from it can be kept."""
-    copy = np.array(array)
-    copy.setflags(write=False)
-    return copy
 
 
 def check_features(features: Any, name: str, x: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import re
 import tracemalloc
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import rfkernels as rfk
-from rfkernels.backends.numba import block_layout, blocks, finite, group_steps
+from rfkernels.backends.numba import block_inputs, block_layout, blocks, finite, group_steps
 from rfkernels.backends.numba.group_steps import STEPS as FAST
 from rfkernels.backends.numba.jit import Machine
 from rfkernels.grouping import fitting
@@ -343,3 +344,56 @@ def test_groups_and_heavy_keys_of_the_input_itself() -> None:
     groups = rfk.fit_groups(q, k, 12, v=v)
     expected = rfk.attention(q, k, v, groups=groups, heavy=rfk.heavy_keys(q, k, 5), window=20, backend="numpy")
     np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_packed_groups_are_kept_as_long_as_the_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = []
+    pack = block_inputs._pack_groups
+    monkeypatch.setattr(block_inputs, "_pack_groups", lambda *given: packed.append(1) or pack(*given))
+    groups, arrays = fitted(), inputs(70, 70)
+    before = len(block_inputs._packed)
+    for _ in range(3):
+        assert_same(*both(*arrays, groups=groups, window=20, causal=True))
+    assert len(packed) == 1
+    for name in ("centres", "metric", "spread", "cross", "scale"):
+        changed = getattr(groups, name) * 1.5
+        changed.setflags(write=False)
+        other = groups._replace(**{name: changed})
+        assert_same(*both(*arrays, groups=other, window=20, causal=True))
+    assert len(packed) == 6
+    assert len(block_inputs._packed) > before
+    del groups, other, changed
+    gc.collect()
+    assert len(block_inputs._packed) == before
+
+
+def test_groups_that_may_change_are_packed_anew() -> None:
+    arrays, groups = inputs(70, 70), fitted()
+    assert not any(x.flags.writeable for x in groups)
+    own = groups._replace(centres=groups.centres.copy())
+    assert_same(*both(*arrays, groups=own, window=20, causal=True))
+    own.centres[...] *= 0.5
+    assert_same(*both(*arrays, groups=own, window=20, causal=True))
+
+
+@pytest.mark.parametrize("heavy", [None, 2, [[0, 71], [69, 70]], [[0, 1], [5, 80]]])
+@pytest.mark.parametrize("groups", [6, "given"])
+def test_tokens_one_by_one(groups: Any, heavy: Any) -> None:
+    """Across the ends of blocks, with heavy keys before, among and after the tokens, of which one may not be seen."""
+    arrays, start = inputs(150, 150), 60
+    given = fitted() if groups == "given" else groups
+    options: dict[str, Any] = {"groups": given, "window": 20, "causal": True, "full": True}
+    if heavy is not None:
+        options["heavy"] = heavy if isinstance(heavy, int) else np.array(heavy)
+    mask = np.arange(150) != 70
+    whole = rfk.attention(*arrays, **options, mask=mask, backend="numpy")
+    state = rfk.attention(*(x[:, :start] for x in arrays), **options, mask=mask[:start]).state
+    for t in range(start, 150):
+        held = [x for x in (*state.sums, *state[1:]) if x is not None]
+        before = [np.array(x) for x in held]
+        token = (x[:, t : t + 1] for x in arrays)
+        step = rfk.attention(*token, **options, mask=mask[t : t + 1], state=state)
+        np.testing.assert_allclose(step.output, whole.output[:, t : t + 1], rtol=1e-9, atol=1e-11, err_msg=f"{t}")
+        for x, y in zip(before, held, strict=True):
+            np.testing.assert_array_equal(x, y)
+        state = step.state

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels import features as drawing
-from rfkernels._arrays import namespace
+from rfkernels._arrays import namespace, read_only
 from rfkernels._checks import broadcast_batch
 from rfkernels.features import Features, Side, check_features
 from rfkernels.fitting.choices import check_map
@@ -61,7 +60,7 @@ def kept(start: Features, complete: Features, learned: dict[str, Any], best: Any
     def chosen(name: str, old: Any) -> Any:
         new = xp.asarray(np.asarray(learned[name]) if xp is np else learned[name], old.dtype).reshape(old.shape)
         both = xp.where(best.reshape(*best.shape, *[1] * (old.ndim - best.ndim)) > 0, new, old)
-        return drawing._read_only(both) if xp is np else both
+        return read_only(both) if xp is np else both
 
     found = {name: chosen(name, old) for name, old in _arrays(complete).items()}
     query, key = (

@@ -7,9 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from rfkernels import features as drawing
 from rfkernels import kernels, maps
-from rfkernels._arrays import matmul, namespace
+from rfkernels._arrays import matmul, namespace, read_only
 from rfkernels.features import Blocks, Features, Side
 from rfkernels.fitting.algebra import apply, balance, between, regular, rows_root, second_moment
 from rfkernels.fitting.statistics import Moments, attended, moments
@@ -167,7 +166,7 @@ def bind(
     log_weight = log_ratio / 2 + given.log_weight[..., None]
 
     def kept(array: Any) -> Any:
-        return array if array is None or xp is not np else drawing._read_only(array)
+        return array if array is None or xp is not np else read_only(array)
 
     query, key = (Side(*(kept(x) for x in side)) for side in (given.query, given.key))
     scale = kept(xp.asarray(given.scale, dtype))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, is_jax, matmul, namespace, rows_at
+from rfkernels._arrays import accumulator, is_jax, matmul, namespace, read_only, rows_at
 from rfkernels._checks import check_finite_arrays, check_kv, check_mask, check_qk
 from rfkernels.fitting import pooled, softmax
 from rfkernels.fitting.choices import check_scale
@@ -85,7 +85,8 @@ def fit_groups(
         if check_finite:
             check_finite_arrays(v=v)
     check_count(count, "count")
-    return found(q, k, v, count, scale, mask, received(q, k, scale, mask, STEPS), STEPS)
+    groups = found(q, k, v, count, scale, mask, received(q, k, scale, mask, STEPS), STEPS)
+    return Groups(*(read_only(x) if isinstance(x, np.ndarray) else x for x in groups))
 
 
 class Steps(NamedTuple):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from typing import Any, NamedTuple
+from weakref import finalize
 
 import numpy as np
 
+from rfkernels._arrays import is_frozen
 from rfkernels.backends.numba import block_schedule
 from rfkernels.backends.numba.block_records import BlockPlan
 from rfkernels.backends.numba.kernels import SENTINEL
@@ -186,7 +188,25 @@ class Packed(NamedTuple):
     numbers: Any
 
 
+_packed: dict[tuple[Any, ...], Packed] = {}
+
+
 def pack_groups(plan: Held[BlockPlan], groups: Groups, dtype: Any) -> Packed:
+    """Return packed groups, kept for as long as groups whose arrays nobody can change."""
+    arrays = [x for x in groups[:-1] if x is not None]
+    if not all(map(is_frozen, arrays)):
+        return _pack_groups(plan, groups, dtype)
+    p = plan.record
+    key = (*map(id, arrays), float(groups.scale), p.groups_pad, p.dim_pad, p.width_pad, np.dtype(dtype))
+    known = _packed.get(key)
+    if known is None:
+        known = _packed[key] = _pack_groups(plan, groups, dtype)
+        for x in arrays:
+            finalize(x, _packed.pop, key, None).atexit = False
+    return known
+
+
+def _pack_groups(plan: Held[BlockPlan], groups: Groups, dtype: Any) -> Packed:
     """Fold the metric into centres, and pad."""
     p = plan.record
     sets, dim, size, missing = math.prod(groups.batch), groups.dim, groups.size, SENTINEL[p.element * 8]

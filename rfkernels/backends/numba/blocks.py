@@ -78,7 +78,9 @@ def _run(w: Prepared) -> Any:
     p, heads = w.plan, len(w.base)
     spans = _chunks(w, w.length)
     starts, ends = _bounds(w, spans, w.delta)
-    cuts = sorted({0, w.keys, *starts, *ends, *_even_cuts(w)})
+    until = starts[-1] if p.reach < 0 or not p.causal else max((w.keys - 1) // p.block - p.reach, 0) * p.block
+    labelled = until if p.causal and p.reach >= 0 else w.keys  # others stay exact, or are labelled when they leave
+    cuts = sorted({0, labelled, *starts, *ends, *_even_cuts(w, labelled)})
     needed = len(spans) > 1 or p.reach < 0 or any(end < w.keys for end in ends)
     pieces = np.zeros((len(cuts) - 1 if needed else 0, heads, p.groups, p.sums_row), w.given.dtype)
 
@@ -92,7 +94,6 @@ def _run(w: Prepared) -> Any:
     count = w.threads if worth_threads(w) else 1
     threads.run([partial(first, head, piece) for piece in range(len(cuts) - 1) for head in range(heads)], count)
     before, after = _sums(w, cuts, starts, ends, pieces)
-    until = starts[-1] if p.reach < 0 or not p.causal else max((w.keys - 1) // p.block - p.reach, 0) * p.block
     chunks = np.repeat(w.base[None], len(spans), 0)
     size = p.groups * p.sums_row * p.element
     places = np.arange(len(spans) * heads).reshape(chunks.shape) * size
@@ -124,10 +125,10 @@ def _bounds(w: Prepared, spans: list[tuple[int, int]], delta: int) -> tuple[list
     return starts, [] if p.causal else [min((last + p.reach + 1) * p.block, w.keys) for _, last in blocks]
 
 
-def _even_cuts(w: Prepared) -> list[int]:
+def _even_cuts(w: Prepared, keys: int) -> list[int]:
     """Return where keys are cut so that all threads have some to label."""
     count = -(-2 * w.threads // max(len(w.base), 1)) if worth_threads(w) else 1
-    return [up(w.keys * i // count, TILE) for i in range(1, count) if up(w.keys * i // count, TILE) < w.keys]
+    return [up(keys * i // count, TILE) for i in range(1, count) if up(keys * i // count, TILE) < keys]
 
 
 def _sums(w: Prepared, cuts: list[int], starts: list[int], ends: list[int], pieces: Any) -> tuple[Any, Any]:

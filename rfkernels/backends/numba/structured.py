@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
-
+from rfkernels._arrays import is_frozen
 from rfkernels.features import Features
 from rfkernels.samplers._structured import Factors, factors
 
@@ -20,7 +19,7 @@ def frozen(features: Features) -> bool:
     """Whether nobody can change the arrays of features, so that what is derived from them can be kept."""
     sides = (x for side in (features.query, features.key) for x in side if x is not None)
     arrays: tuple[Any, ...] = (features.projection, features.log_weight, features.scale, *sides)
-    return all(isinstance(x, np.ndarray) and x.flags.owndata and not x.flags.writeable for x in arrays)
+    return all(map(is_frozen, arrays))
 
 
 def hadamard(features: Features, step: int) -> Factors | None:
