@@ -256,8 +256,6 @@ MUTANTS = [
            "(*map(id, arrays), float(groups.scale), p.groups_pad", "(*map(id, arrays), p.groups_pad", (BLOCKS, "-k", "packed")),
     Mutant("host: packed groups outlive the groups", "backends/numba/block_inputs.py",
            "            finalize(x, _packed.pop, key, None).atexit = False\n", "            pass\n", (BLOCKS, "-k", "packed")),
-    Mutant("host: keys that leave at the end are not labelled", "backends/numba/blocks.py",
-           "labelled = until if p.causal", "labelled = starts[-1] if p.causal", (BLOCKS, "-k", "causal or resumed or tokens")),
     Mutant("host: heavy keys among the new ones are not found", "backends/numba/block_inputs.py",
            "    if not here.any():\n", "    if True:\n", (BLOCKS, "-k", "tokens or causal")),
     Mutant("host: heavy keys are far ones as well", "backends/numba/block_inputs.py",
