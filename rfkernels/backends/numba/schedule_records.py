@@ -16,6 +16,7 @@ class Plan(NamedTuple):
 
     gemm: int
     gemm_add: int
+    gemm_row: int
     gemm_ahead: int
     gemm_add_ahead: int
     pack_q: int

@@ -77,7 +77,7 @@ def load_keys(p: Plan, w: Weights, s: Scratch, t: Task, start: int, count: int) 
         return 0, columns
     call(p.transpose, (x, x_row, s.xt, u_row, columns, p.dim_pad))
     if 2 * up(count, p.row_step) <= columns:
-        _project_few(p, w, s, x, x_row, up(count, p.row_step), columns)
+        _project_few(p, w, s, x, x_row, count, columns)
     elif p.hadamard_columns != 0:
         call(p.hadamard_columns, (s.xt, u_row, w.signs, w.norms, s.u, u_row, columns, p.rows // p.dim))
     else:
@@ -92,15 +92,21 @@ def load_keys(p: Plan, w: Weights, s: Scratch, t: Task, start: int, count: int) 
 
 
 @jit
-def _project_few(p: Plan, w: Weights, s: Scratch, x: int, x_row: int, rows: int, columns: int) -> None:
+def _rows_of(p: Plan, count: int) -> tuple[int, int]:
+    """Return what multiplies so many rows by a matrix, and how many it takes."""
+    return (p.gemm_row, 1) if count == 1 else (p.gemm, up(count, p.row_step))
+
+
+@jit
+def _project_few(p: Plan, w: Weights, s: Scratch, x: int, x_row: int, count: int, columns: int) -> None:
     """Project keys row by row, as queries are, where whole columns would be padding for the most part."""
-    q_row = p.total + p.column_step
+    rows, q_row = up(count, p.row_step), p.total + p.column_step
+    call(p.gemm, (w.zeros, 0, 0, w.zeros, 0, s.query, q_row, columns, p.pad, 0))
     if p.hadamard_rows != 0:
         call(p.hadamard_rows, (x, x_row, w.signs, w.norms, s.query, q_row, rows, p.rows // p.dim))
     else:
-        call(p.gemm, (x, x_row, 1, w.key, p.weight_row, s.query, q_row, rows, p.pad, p.dim))
-    rest = s.query + rows * q_row * p.element
-    call(p.gemm, (w.zeros, 0, 0, w.zeros, 0, rest, q_row, columns - rows, p.pad, 0))
+        gemm, own = _rows_of(p, count)
+        call(gemm, (x, x_row, 1, w.key, p.weight_row, s.query, q_row, own, p.pad, p.dim))
     call(p.transpose, (s.query, q_row, s.u, p.tile + p.column_step, columns, p.pad))
 
 
@@ -192,7 +198,8 @@ def load_queries(p: Plan, w: Weights, s: Scratch, t: Task, q: int, count: int, l
     if p.hadamard_rows != 0:
         call(p.hadamard_rows, (x, x_row, w.signs, w.norms, s.query, q_row, rows, p.rows // p.dim))
     else:
-        call(p.gemm, (x, x_row, 1, w.query, p.weight_row, s.query, q_row, rows, p.pad, p.dim))
+        gemm, own = _rows_of(p, count)
+        call(gemm, (x, x_row, 1, w.query, p.weight_row, s.query, q_row, own, p.pad, p.dim))
     if p.key_shift != 0 and not logs:
         return fine, x, x_row
     y, y_row = x, x_row
@@ -214,10 +221,14 @@ def read_state(p: Plan, w: Weights, s: Scratch, t: Task, count: int, logs: int, 
     call(p.sum, (w.log_weight, t.shift, s.new, p.total))
     queries = (s.query, q_row, s.offsets, s.new, t.z, p.rows, p.pad, rows, s.denominator, s.top)
     call(p.query_activation, queries)
-    after = _lowest(after, t.q_row, 0, count)
-    out = after if t.part_mode == 1 else _lowest(out, t.out_row, 0, count)
-    ahead = (after, out, _share(p, t.q_plain, count, rows))
-    call(p.gemm_ahead, (s.query, q_row, 1, t.kv, p.width_pad, s.out, p.width_pad, rows, p.width_pad, p.total, *ahead))
+    if count == 1:
+        call(p.gemm_row, (s.query, q_row, 1, t.kv, p.width_pad, s.out, p.width_pad, 1, p.width_pad, p.total))
+    else:
+        after = _lowest(after, t.q_row, 0, count)
+        out = after if t.part_mode == 1 else _lowest(out, t.out_row, 0, count)
+        ahead = (after, out, _share(p, t.q_plain, count, rows))
+        sums = (s.out, p.width_pad, rows, p.width_pad, p.total)
+        call(p.gemm_ahead, (s.query, q_row, 1, t.kv, p.width_pad, *sums, *ahead))
     if p.key_shift == 0:
         call(p.copy, (w.base, s.top, rows))
     elif logs:
@@ -232,7 +243,8 @@ def add_triangle(p: Plan, s: Scratch, first: int, count: int, v: int, v_row: int
     for r in range(0, rows, p.row_step):
         columns = up(min(r + p.row_step, rows), p.column_step)
         queries, scores = s.query + r * q_row * p.element, s.scores + r * u_row * p.element
-        call(p.gemm, (queries, q_row, 1, u, u_row, scores, u_row, p.row_step, columns, p.total))
+        gemm, own = (p.gemm_row, 1) if count == 1 else (p.gemm, p.row_step)
+        call(gemm, (queries, q_row, 1, u, u_row, scores, u_row, own, columns, p.total))
     call(p.triangle, (s.scores, u_row, rows, s.denominator))
     for r in range(0, rows, p.row_step):
         scores, out = s.scores + r * u_row * p.element, s.out + r * p.width_pad * p.element
