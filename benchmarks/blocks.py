@@ -111,7 +111,10 @@ def fitting(rounds: int, seconds: float) -> None:
 
 
 def decoding(rounds: int, seconds: float, lengths: list[int]) -> None:
-    """Time tokens of 8 heads, one after the other, after so many: from a state, and exactly over all keys before."""
+    """Time tokens of 8 heads, one after the other, after so many: from a state, and exactly over all keys before.
+
+    Exact attention need not put the tokens' own keys anywhere, nor return anything but the output.
+    """
     tokens = [tuple(x[:, i : i + 1] for x in inputs(8, _TOKENS, 64)) for i in range(_TOKENS)]
     features = rfk.draw("positive", 64, 256, rng=0)
 

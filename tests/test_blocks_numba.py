@@ -6,6 +6,7 @@ import gc
 import itertools
 import re
 import tracemalloc
+import weakref
 from typing import Any
 
 import ml_dtypes
@@ -351,7 +352,8 @@ def test_packed_groups_are_kept_as_long_as_the_groups(monkeypatch: pytest.Monkey
     pack = block_inputs._pack_groups
     monkeypatch.setattr(block_inputs, "_pack_groups", lambda *given: packed.append(1) or pack(*given))
     groups, arrays = fitted(), inputs(70, 70)
-    before = len(block_inputs._packed)
+    gc.collect()
+    before, finalizers = len(block_inputs._packed), len(weakref.finalize._registry)
     for _ in range(3):
         assert_same(*both(*arrays, groups=groups, window=20, causal=True))
     assert len(packed) == 1
@@ -362,9 +364,14 @@ def test_packed_groups_are_kept_as_long_as_the_groups(monkeypatch: pytest.Monkey
         assert_same(*both(*arrays, groups=other, window=20, causal=True))
     assert len(packed) == 6
     assert len(block_inputs._packed) > before
-    del groups, other, changed
+    del other, changed
+    gc.collect()
+    assert len(block_inputs._packed) == before + 2  # those of two scales, with the same arrays
+    assert len(weakref.finalize._registry) == finalizers + 8
+    del groups
     gc.collect()
     assert len(block_inputs._packed) == before
+    assert len(weakref.finalize._registry) == finalizers
 
 
 def test_groups_that_may_change_are_packed_anew() -> None:
@@ -397,3 +404,17 @@ def test_tokens_one_by_one(groups: Any, heavy: Any) -> None:
         for x, y in zip(before, held, strict=True):
             np.testing.assert_array_equal(x, y)
         state = step.state
+
+
+def test_states_hold_memory_of_their_own() -> None:
+    """Also where no new key is heavy, and after a step with more batch axes."""
+    q, k, v = inputs(90, 90, batch=())
+    options: dict[str, Any] = {"groups": 6, "window": 20, "causal": True, "full": True, "heavy": np.array([3, 500])}
+    states = [rfk.attention(q, k, v, **options).state]
+    for batch in ((), (2,)):
+        token = (np.broadcast_to(x[:1], (*batch, 1, x.shape[-1])) for x in (q, k, v))
+        states.append(rfk.attention(*token, **options, state=states[-1]).state)
+    arrays = [[*x.sums, x.keys, x.values, x.mask, x.heavy_keys, x.heavy_values, x.heavy_mask] for x in states]
+    for own, other in itertools.pairwise(arrays):
+        assert not any(np.shares_memory(x, y) for x in own for y in other)
+    assert all(x.flags.writeable for own in arrays for x in own)

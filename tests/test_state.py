@@ -217,6 +217,19 @@ def test_a_state_may_be_broadcast_from_numbers(
         assert all(x.flags.writeable for x in got.state)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_reading_the_state_of_no_keys_from_numbers(backend: str) -> None:
+    """Large enough for memory that is freed too early to be taken by the output."""
+    features = rfk.draw("positive", 8, 256, rng=0)
+    empty = rfk.empty_state(features, 32, (16,), np.float64)
+    given = rfk.State(*(np.broadcast_to(x.flat[0], x.shape) for x in empty))
+    q = np.random.default_rng(0).standard_normal((16, 70, 8))
+    for _ in range(3):
+        got = rfk.read_state(given, q, features, full=True, backend=backend)
+        np.testing.assert_array_equal(got.output, 0)
+        np.testing.assert_array_equal(got.log_normalizer, -np.inf)
+
+
 def _same(got: Any, expected: Any) -> None:
     """Require the same output and state."""
     np.testing.assert_allclose(got.output, expected.output, rtol=1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -70,3 +71,44 @@ def test_a_failure_ends_those_who_wait() -> None:
     """In a process of its own, which could not end otherwise."""
     done = subprocess.run([sys.executable, "-c", FAILING], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "ended\n"
+
+
+INTERRUPTED = """
+import os
+import signal
+import threading
+import time
+from rfkernels.backends.numba import threads
+
+stop, left, taken, begun = threads._Turns.stop, [1], [], threading.Event()
+
+def interrupted_again(self):
+    if left and threading.current_thread() is threading.main_thread():
+        left.pop()
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)
+    stop(self)
+
+def task():
+    if threading.current_thread() is threading.main_thread() and not taken:
+        taken.append(1)
+        begun.set()
+        time.sleep(0.3)  # until the other threads wait for this task
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)
+    else:
+        assert begun.wait(10)
+    return 0
+
+threads._Turns.stop = interrupted_again
+try:
+    threads.run([task] * 6, 3, (None, None, None, 0, 1, 2))
+except KeyboardInterrupt:
+    print("ended", left)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
+def test_a_second_interrupt_before_the_first_has_stopped_others() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "ended []\n"

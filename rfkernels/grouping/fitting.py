@@ -63,7 +63,8 @@ def fit_groups(
     Returns
     -------
     Groups
-        For `attention`: ``groups=``. Groups that come of a sequence must not be used on it causally.
+        For `attention`: ``groups=``. Groups that come of a sequence must not be used on it causally. Their arrays, if
+        NumPy's, are read-only.
 
     Raises
     ------

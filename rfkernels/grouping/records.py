@@ -13,6 +13,8 @@ from rfkernels.state import State
 class Groups(NamedTuple):
     """Centres that divide keys into groups: a key is of the group whose centre is nearest.
 
+    What read-only arrays are turned into is kept. Those of `fit_groups` are: make new ones to change them.
+
     Parameters
     ----------
     centres : array, shape (*batch, count, dim)

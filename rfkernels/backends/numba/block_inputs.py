@@ -168,7 +168,7 @@ def finish(given: Inputs, plan: Plan, after: After) -> BlockState:
         kept(given.v, 2, given.dtype),
         kept(mask, 1, bool).reshape(*given.batch, plan.reach + 1, plan.block),
     )
-    heavy = given.heavy_keys, given.heavy_values, given.heavy_mask
+    heavy = np.array(given.heavy_keys), np.array(given.heavy_values), np.array(given.heavy_mask)
     return BlockState(after.sums, *nearby, *heavy, given.origin + keys, after.mass, after.within)
 
 
@@ -201,8 +201,14 @@ def pack_groups(plan: Held[BlockPlan], groups: Groups, dtype: Any) -> Packed:
     known = _packed.get(key)
     if known is None:
         known = _packed[key] = _pack_groups(plan, groups, dtype)
-        for x in arrays:
-            finalize(x, _packed.pop, key, None).atexit = False
+        ends: list[finalize[[], Any]] = []
+
+        def forget() -> None:
+            _packed.pop(key, None)
+            for end in ends:
+                end.detach()
+
+        ends += [finalize(x, forget) for x in arrays]
     return known
 
 

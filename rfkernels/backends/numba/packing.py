@@ -78,11 +78,12 @@ def layout(features: Features, bits: int, width: int, names: tuple[str, ...], ch
     )
     sizes = features.dim, features.rows, len(programs), width
     known, key = _plans.setdefault(code[1], {}), (code[0], *code[2:], target, bits, sizes, names, check)
-    if key not in known:
-        if len(known) == _PLANS:
+    found = known.get(key)
+    if found is None:
+        if len(known) >= _PLANS:
             known.clear()
-        known[key] = _plan(target, bits, code, sizes, names, check)
-    held, shape = known[key]
+        found = known[key] = _plan(target, bits, code, sizes, names, check)
+    held, shape = found
     dtype = np.float32 if bits == 32 else np.float64
     return Layout(target, dtype, held, kernels.SENTINEL[bits], code, shape, factors)
 

@@ -67,6 +67,7 @@ class Tasks:
             for name in ("k_row", "v_row", "mask_row", "q_row", "out_row"):
                 made[name] *= -1
         self._made, self._start, self._size = made, address(made), made.strides[0]
+        self._alive = h, slots
 
     def set(self, **fields: Any) -> None:
         """Set fields to numbers, or to arrays that broadcast to (slots, heads)."""

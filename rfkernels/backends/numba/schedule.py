@@ -180,11 +180,11 @@ def span(plan: int, scratch: int, tasks: int, first: int, last: int, low: int, h
 
 @jit
 def _span(p: Plan, w: Weights, s: Scratch, t: Task, low: int, high: int) -> int:
-    """Run `span` over one head.
+    """Run `span` over a head, tile by tile.
 
-    A tile whose keys raise the shift too far above what its first query sees is
-    halved until they do not: with a common shift its early queries would read zeros. Keys are written to the state part
-    by part, so that queries meet fewer of them one by one.
+    A tile whose keys raise the shift too far above what its first query sees is halved until they do not: with a common
+    shift its early queries would read zeros. Keys are written to the state part by part, so that queries meet fewer of
+    them one by one.
     """
     seen = holds_keys(p, t)
     i = low

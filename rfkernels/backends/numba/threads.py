@@ -44,12 +44,13 @@ class _Turns:
     def __init__(self, count: int, after: Sequence[int | None]) -> None:
         self._remaining, self._after, self._stopped = iter(range(count)), after, False
         self._done = [False] * count
+        self.complete = False
         self._changed = threading.Condition(threading.Lock())
 
     def take(self, done: int | None) -> int | None:
         """Return the next number, None if there is none; `done` is what the caller took before."""
         with self._changed:
-            if done is not None:
+            if done is not None and self._after:
                 self._done[done] = True
                 self._changed.notify_all()
             number = None if self._stopped else next(self._remaining, None)
@@ -99,8 +100,9 @@ def run(tasks: Sequence[Callable[[], int]], threads: int, after: Sequence[int | 
     pending = _submit(work, min(threads, len(tasks)) - 1, threads)
     try:
         total = work()
+        turns.complete = True
     finally:
-        interrupted = _wait(pending)
+        interrupted = _wait(pending, turns)
     if interrupted is not None:
         raise interrupted
     return total + sum(future.result() for future in pending)
@@ -121,11 +123,16 @@ def _submit(work: Callable[[], int], helpers: int, threads: int) -> list[Future[
     return pending
 
 
-def _wait(pending: Sequence[Future[int]]) -> BaseException | None:
-    """Wait for the helpers whatever happens; return an interrupt that came meanwhile."""
+def _wait(pending: Sequence[Future[int]], turns: _Turns) -> BaseException | None:
+    """Wait for the helpers whatever happens; return an interrupt that came meanwhile.
+
+    One may have come before the turns were stopped, and helpers wait for a task that nobody does.
+    """
     interrupted: BaseException | None = None
     while True:
         try:
+            if interrupted is not None or not turns.complete:
+                turns.stop()
             wait(pending)
             return interrupted
         except KeyboardInterrupt as error:
