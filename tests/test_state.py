@@ -218,6 +218,17 @@ def test_a_state_may_be_broadcast_from_numbers(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("batch", "width"), [((0,), 2), ((2, 0), 2), ((2,), 0)])
+def test_states_without_heads_or_width(backend: str, batch: tuple[int, ...], width: int) -> None:
+    features = features_of("positive")
+    k, v = np.ones((*batch, 5, DIM)), np.ones((*batch, 5, width))
+    done = rfk.attention(k, k, v, features, full=True, backend=backend)
+    assert done.output.shape == v.shape
+    assert [x.shape for x in done.state] == [(*batch, features.count, width), *[(*batch, features.count)] * 2]
+    np.testing.assert_allclose(done.state.z, rfk.write_state(rfk.empty_state(features, width, batch), k, v, features).z)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_reading_the_state_of_no_keys_from_numbers(backend: str) -> None:
     """Large enough for memory that is freed too early to be taken by the output."""
     features = rfk.draw("positive", 8, 256, rng=0)
@@ -253,9 +264,10 @@ def test_a_state_whose_first_head_holds_nothing(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_first_pass_returns_a_state_of_its_own(backend: str) -> None:
+@pytest.mark.parametrize("name", ["positive", "relu"])
+def test_a_first_pass_returns_a_state_of_its_own(backend: str, name: str) -> None:
     """What it begins with is one number to an array, which nobody may write to."""
-    features = features_of("positive")
+    features = features_of(name)
     k, v = keys_of(0, 5, 0.5, (2,))
     for keys in (0, 5):
         state = rfk.attention(k, k[:, :keys], v[:, :keys], features, full=True, backend=backend).state

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -40,9 +43,62 @@ def test_tasks_wait_for_those_they_come_after(threads: int) -> None:
 
 
 def test_tasks_do_not_wait_for_others() -> None:
-    """The first task lasts longer than all others together, and only the last comes after it."""
-    seen = timeline({0: 0.5}, (None, None, 1, 2, 0), 2)
-    assert seen.index(("ends", 3)) < seen.index(("ends", 0)) < seen.index(("begins", 4))
+    """The first task lasts until all but the last are done, which comes after it."""
+    done, others = [], threading.Event()
+
+    def first() -> int:
+        assert others.wait(10)
+        done.append(0)
+        return 0
+
+    def task(number: int) -> int:
+        done.append(number)
+        if number == 3:
+            others.set()
+        return 0
+
+    work = [first, *(partial(task, number) for number in (1, 2, 3, 4))]
+    assert pool.run(work, 2, (None, None, 1, 2, 0)) == 0
+    assert done == [1, 2, 3, 0, 4]
+
+
+INTERRUPTS = """
+import os
+import random
+import signal
+import time
+from rfkernels.backends.numba import threads
+
+random.seed(1)
+hits = 0
+
+def interrupt(number, frame):
+    names = set()
+    while frame:
+        names.add(frame.f_code.co_qualname)
+        frame = frame.f_back
+    if "_Turns.take" in names or "_Turns.stop" in names:  # not in the pool of the standard library
+        raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, interrupt)
+after = [None] * 4 + [0, 1, 2, 3]
+end = time.monotonic() + 4
+while time.monotonic() < end:
+    signal.setitimer(signal.ITIMER_REAL, random.random() * 3e-4 + 1e-6)
+    try:
+        for _ in range(20):
+            threads.run([lambda: 0] * 8, 3, after)
+    except KeyboardInterrupt:
+        hits += 1
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(hits > 10, flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="sends itself signals by a timer of POSIX")
+def test_interrupts_while_tasks_are_handed_out() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTS], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "True\n"
 
 
 FAILING = """

@@ -13,6 +13,9 @@ _lock = threading.Lock()
 SERIAL_WORK = 1 << 24
 """Multiplications of a pass below which handing work to other threads costs more than it saves."""
 
+_LOOK = 0.05
+"""Seconds after which those who wait look whether there is anything left to wait for."""
+
 LIGHT_WORK = 1 << 19
 """The same of work that is done as fast as memory is read."""
 
@@ -45,25 +48,24 @@ class _Turns:
         self._remaining, self._after, self._stopped = iter(range(count)), after, False
         self._done = [False] * count
         self.complete = False
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
 
     def take(self, done: int | None) -> int | None:
         """Return the next number, None if there is none; `done` is what the caller took before."""
-        with self._changed:
+        with self._lock:  # not by way of the condition: an interrupt on that way would leave it locked
             if done is not None and self._after:
                 self._done[done] = True
                 self._changed.notify_all()
             number = None if self._stopped else next(self._remaining, None)
             before = self._after[number] if number is not None and self._after else None
             while before is not None and not self._done[before] and not self._stopped:
-                self._changed.wait()
+                self._changed.wait(_LOOK)
             return None if self._stopped else number
 
     def stop(self) -> None:
-        """Hand out no more."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
+        """Hand out no more. Nobody is told: whoever was interrupted may hold the lock."""
+        self._stopped = True
 
 
 def run(tasks: Sequence[Callable[[], int]], threads: int, after: Sequence[int | None] = ()) -> int:
