@@ -110,6 +110,11 @@ def fitting(rounds: int, seconds: float) -> None:
     report("finding 128 groups for 8 heads of 8,192 positions, d = 64", timings, {"Numba": "NumPy"})
 
 
+def _each(calls: list[Call]) -> None:
+    for call in calls:
+        call()
+
+
 def decoding(rounds: int, seconds: float, lengths: list[int]) -> None:
     """Time tokens of 8 heads, one after the other, after so many: from a state, and exactly over all keys before.
 
@@ -134,7 +139,7 @@ def decoding(rounds: int, seconds: float, lengths: list[int]) -> None:
             "features, heavy keys": {"features": features, **beside},
         }
         exact = [torch_exact(FULL, (token[0], k, v), causal=False) for token in tokens]
-        calls: dict[str, Call] = {"exact, torch": lambda exact=exact: [call() for call in exact]}
+        calls: dict[str, Call] = {"exact, torch": partial(_each, exact)}
         for name, options in ways.items():
             options |= {"causal": True, "full": True}
             calls[name] = partial(decode, rfk.attention(q, k, v, **options).state, **options)

@@ -156,6 +156,7 @@ def task():
         assert begun.wait(10)
     return 0
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells take from what they run beside themselves
 threads._Turns.stop = interrupted_again
 try:
     threads.run([task] * 6, 3, (None, None, None, 0, 1, 2))
