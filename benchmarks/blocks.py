@@ -120,7 +120,8 @@ def decoding(rounds: int, seconds: float, lengths: list[int]) -> None:
 
     Exact attention need not put the tokens' own keys anywhere, nor return anything but the output.
     """
-    tokens = [tuple(x[:, i : i + 1] for x in inputs(8, _TOKENS, 64)) for i in range(_TOKENS)]
+    whole = inputs(8, _TOKENS, 64)
+    tokens = [tuple(x[:, i : i + 1] for x in whole) for i in range(_TOKENS)]
     features = rfk.draw("positive", 64, 256, rng=0)
 
     def decode(state: Any, **options: Any) -> None:

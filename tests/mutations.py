@@ -243,7 +243,7 @@ MUTANTS = [
     Mutant("host: finalizers of arrays that stay", "backends/numba/block_inputs.py",
            "                end.detach()\n", "                pass\n", (BLOCKS, "-k", "packed")),
     Mutant("host: an interrupt leaves the lock", "backends/numba/threads.py",
-           "with self._lock:  # not", "with self._changed:  # not", (*TURNS, "-k", "handed_out")),
+           "threading.Lock(), False, False", "threading.Condition(threading.Lock()), False, False", (*TURNS, "-k", "handed_out")),
     Mutant("host: the size of an empty state is not looked at", "state.py", "state.kv.size and [", "[", (*STATE, "-k", "heads_or_width")),
     Mutant("host: the wrong keys are waited for", "backends/numba/passes.py",
            "[i // parts if writing else None", "[i % parts if writing else None", (*SCHEDULED, "-k", "reading_begins")),

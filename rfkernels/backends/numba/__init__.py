@@ -85,7 +85,7 @@ def _run(options: Options, h: Heads, start: State | None) -> tuple[bool, State |
     if options.causal:
         return passes.causal(h, start)
     if options.window is not None:
-        return passes.two_sided(h, start), None
+        return passes.two_sided(h), None  # no state goes with it
     return passes.bidirectional(h, start)
 
 

@@ -215,7 +215,7 @@ def causal(h: Heads, start: State | None) -> tuple[bool, State]:
     return fine and _run(h, work), slots.last()
 
 
-def two_sided(h: Heads, start: State | None) -> bool:
+def two_sided(h: Heads) -> bool:
     """Run a bidirectional pass with a window; return whether inputs were finite.
 
     Each chunk of queries is read twice: backwards against the keys after the window, which leaves its sums in a buffer,
@@ -223,7 +223,7 @@ def two_sided(h: Heads, start: State | None) -> bool:
     """
     spans, step = two_sided_spans(h)
     some = (range(first, min(first + step, h.count)) for first in range(0, h.count, step))
-    return all(_two_sided(h, start, spans, heads) for heads in some)
+    return all(_two_sided(h, spans, heads) for heads in some)
 
 
 def two_sided_spans(h: Heads) -> tuple[list[tuple[int, int]], int]:
@@ -234,10 +234,10 @@ def two_sided_spans(h: Heads) -> tuple[list[tuple[int, int]], int]:
     return cut(h.length, chunks, p.tile), max(h.count if chunks == 1 else h.threads, 1)
 
 
-def _two_sided(h: Heads, start: State | None, spans: list[tuple[int, int]], some: range) -> bool:
+def _two_sided(h: Heads, spans: list[tuple[int, int]], some: range) -> bool:
     assert h.window is not None
     window, p, last = h.window, h.layout.plan, len(spans) - 1
-    before, after = (Slots(h, first, len(spans)) for first in (start, None))
+    before, after = Slots(h, None, len(spans)), Slots(h, None, len(spans))
     starts = [min(max(low - window, 0), h.keys) for low, _ in spans]
     ends = [min(max(h.keys - high - window, 0), h.keys) for _, high in reversed(spans)]
     forward, backward = Tasks(h, before), Tasks(h, after, reverse=True)

@@ -25,6 +25,8 @@ class Prepared:
 
     Parameters
     ----------
+    queries : array of Queries, shape (heads, shared)
+        Where queries are.
     base : array of BlockTask, shape (heads,)
         The task with nothing seen, and nothing of groups.
     kept : tuple

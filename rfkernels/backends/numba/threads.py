@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
@@ -13,8 +14,8 @@ _lock = threading.Lock()
 SERIAL_WORK = 1 << 24
 """Multiplications of a pass below which handing work to other threads costs more than it saves."""
 
-_LOOK = 0.05
-"""Seconds after which those who wait look whether there is anything left to wait for."""
+_LOOK = 1e-4
+"""Seconds after which those who wait for a task look whether it is done."""
 
 LIGHT_WORK = 1 << 19
 """The same of work that is done as fast as memory is read."""
@@ -42,29 +43,29 @@ def thread_count() -> int:
 
 
 class _Turns:
-    """Hands out the numbers of tasks in order, each once the task that it comes after is done."""
+    """Hands out the numbers of tasks in order, each once the task that it comes after is done.
+
+    Threads that wait look again and again, which is rare and short: locks and conditions of the standard library can be
+    left taken by an interrupt.
+    """
 
     def __init__(self, count: int, after: Sequence[int | None]) -> None:
-        self._remaining, self._after, self._stopped = iter(range(count)), after, False
-        self._done = [False] * count
-        self.complete = False
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._remaining, self._after, self._done = iter(range(count)), after, [False] * count
+        self._taking, self._stopped, self.complete = threading.Lock(), False, False
 
     def take(self, done: int | None) -> int | None:
         """Return the next number, None if there is none; `done` is what the caller took before."""
-        with self._lock:  # not by way of the condition: an interrupt on that way would leave it locked
-            if done is not None and self._after:
-                self._done[done] = True
-                self._changed.notify_all()
-            number = None if self._stopped else next(self._remaining, None)
-            before = self._after[number] if number is not None and self._after else None
-            while before is not None and not self._done[before] and not self._stopped:
-                self._changed.wait(_LOOK)
-            return None if self._stopped else number
+        if done is not None:
+            self._done[done] = True
+        with self._taking:
+            number = next(self._remaining, None)
+        before = self._after[number] if number is not None and self._after else None
+        while before is not None and not self._done[before] and not self._stopped:
+            time.sleep(_LOOK)
+        return None if self._stopped else number
 
     def stop(self) -> None:
-        """Hand out no more. Nobody is told: whoever was interrupted may hold the lock."""
+        """Hand out no more."""
         self._stopped = True
 
 
