@@ -14,8 +14,8 @@ _lock = threading.Lock()
 SERIAL_WORK = 1 << 24
 """Multiplications of a pass below which handing work to other threads costs more than it saves."""
 
-_LOOK = 1e-4
-"""Seconds after which those who wait for a task look whether it is done."""
+_LOOK = 100
+"""Microseconds after which those who wait for a task look whether it is done."""
 
 LIGHT_WORK = 1 << 19
 """The same of work that is done as fast as memory is read."""
@@ -61,7 +61,7 @@ class _Turns:
             number = next(self._remaining, None)
         before = self._after[number] if number is not None and self._after else None
         while before is not None and not self._done[before] and not self._stopped:
-            time.sleep(_LOOK)
+            time.sleep(_LOOK / 1_000_000)
         return None if self._stopped else number
 
     def stop(self) -> None:
