@@ -163,7 +163,7 @@ def first_nonfinite(x: Any) -> tuple[int, ...] | None:
         if is_tracer(x) or _all_finite(x):
             return None
         x = np.asarray(x)
-    if x.size == 0:
+    if x.size <= _BLOCK and np.logical_and.reduce(np.isfinite(x), axis=None):
         return None
     if x.ndim == 1:
         found = _first_bad_row(x[None])

@@ -61,9 +61,14 @@ def check_budget(table: Table, budget: Any) -> int:
         return max(BUDGET, 2 * least)
     if isinstance(budget, bool) or not isinstance(budget, int | np.integer) or budget < 1:
         raise ValueError(f"budget must be a positive number of dot products per query, got {budget!r}")
-    if budget < least and budget < table.count.sum():
+    if budget < least and not takes_all(table, budget):
         raise ValueError(f"budget must be at least {least} for this catalog (cells, dim and a sample), got {budget}")
     return int(budget)
+
+
+def takes_all(table: Table, budget: int | np.integer) -> bool:
+    """Return whether so many dot products suffice for all items: each group has at least one, which often tells."""
+    return len(table.count) <= budget and bool(table.count.sum() <= budget)
 
 
 def check_seed(rng: Any) -> int:
@@ -81,9 +86,8 @@ def check_count(name: str, count: Any, least: int, most: int) -> None:
 
 def check_fit(found: Any, table: Table) -> None:
     """Require that no number of a query is NaN or ∞: then a dot product was too large for the items' dtype."""
-    fits = found < np.inf
-    if not fits.all():
-        bad = np.argwhere(~fits)[0, 0]
+    if not np.maximum.reduce(found, axis=None, initial=-np.inf) < np.inf:
+        bad = np.argwhere(~(found < np.inf))[0, 0]
         raise ValueError(f"queries must have dot products with items that fit {table.rows.dtype}; query {bad} has not")
 
 

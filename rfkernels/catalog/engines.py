@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels.catalog import estimates, pilots, sampling, tops
-from rfkernels.catalog.arguments import check_fit
+from rfkernels.catalog.arguments import check_fit, takes_all
 from rfkernels.catalog.compiled import compiled
 from rfkernels.catalog.records import Draws, Estimate, Evaluated, Table, Top
 
@@ -56,9 +56,13 @@ def estimated(
 
 
 def _estimated(table: Table, queries: Any, budget: int, seed: int, backend: str, coded: bool) -> Estimate:
-    engine, items = choose(backend), int(table.count.sum())
-    if not items:
+    engine = choose(backend)
+    if not len(table.count):
         return Estimate(np.full(len(queries), -np.inf), np.zeros(len(queries)), np.zeros(len(queries), np.int64))
-    found = engine.exact(table, queries) if budget >= items else engine.estimate(table, queries, budget, seed, coded)
+    found = (
+        engine.exact(table, queries)
+        if takes_all(table, budget)
+        else engine.estimate(table, queries, budget, seed, coded)
+    )
     check_fit(found.log_normalizer, table)
     return found

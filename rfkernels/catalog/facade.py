@@ -155,12 +155,14 @@ class Catalog:
         TypeError, ValueError
             If arguments do not fit together, queries are not finite, or `budget` is too small to draw at all.
         """
-        given, budget = check_queries(queries, self.table), check_budget(self.table, budget)
+        table = self.table
+        given, budget = check_queries(queries, table), check_budget(table, budget)
         if error is not None:
             check_real("error", error, 1)
-        found = engines.estimated(self.table, given, budget, error, check_seed(rng), backend)
-        found = Estimate(*(part.reshape(queries.shape[:-1]) for part in found))
-        return found if full else found.log_normalizer
+        found, shape = engines.estimated(table, given, budget, error, check_seed(rng), backend), queries.shape[:-1]
+        if full:
+            return Estimate(*(part.reshape(shape) for part in found))
+        return found.log_normalizer.reshape(shape)
 
     def probabilities(
         self, queries: Any, ids: Any, *, budget: int | None = None, error: float | None = None, rng: int = 0

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels.catalog import pilots
+from rfkernels.catalog.arguments import takes_all
 from rfkernels.catalog.plan import Guess, deviations, draw_runs, plan, rows_of
 from rfkernels.catalog.records import Estimate, Table
 from rfkernels.catalog.trust import trusted_error
@@ -35,7 +36,7 @@ def estimated(table: Table, queries: Any, kernel: Scaled, budget: int, error: fl
 
 
 def _estimated(table: Table, queries: Any, kernel: Scaled, budget: int, seed: int) -> Estimate:
-    if budget >= table.count.sum():
+    if takes_all(table, budget):
         return exact_kernel_sums(table, queries, kernel)
     return kernel_sums(table, queries, kernel, budget, seed)
 

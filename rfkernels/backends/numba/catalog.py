@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,9 +12,11 @@ import numpy as np
 from rfkernels.backends.numba import catalog_scans, catalog_sums, threads
 from rfkernels.backends.numba.catalog_exact import exact
 from rfkernels.backends.numba.catalog_guesses import Prepared, prepared, sizes
-from rfkernels.backends.numba.catalog_layout import dots, lists, plain, rules, scratch
-from rfkernels.backends.numba.catalog_looks import codes, looks
+from rfkernels.backends.numba.catalog_layout import Rules, dots, lists, plain, rules, scratch
+from rfkernels.backends.numba.catalog_looks import Codes, codes, looks
 from rfkernels.backends.numba.catalog_plans import choose
+from rfkernels.backends.numba.jit import machine
+from rfkernels.backends.numba.records import Held
 from rfkernels.catalog.plan import SHARED
 from rfkernels.catalog.records import Estimate, Evaluated, Table
 from rfkernels.catalog.scans import Shares, shares
@@ -24,6 +27,9 @@ _BLOCK, _BLOCK_ITEMS = SHARED, 1 << 20
 _TOGETHER = 8
 """Queries that choose codes to read before any are read: what they choose stays in a cache."""
 
+_BUDGETS = 64
+"""Budgets that a table keeps in mind what calls have in common of."""
+
 _HALVED = 1.1
 """What a query of half a block may cost relative to one of a whole block, which reads more rows from a cache."""
 
@@ -32,20 +38,48 @@ _Given = tuple[Any, ...]
 """Numbers of queries in their batch, these of the dtype of rows and in float64, and their sizes."""
 
 
+class _Common(NamedTuple):
+    """What calls of a table have in common: rules, what may be spent where codes are read, and the most of that."""
+
+    rules: Held[Rules]
+    spent: tuple[Shares | None, ...]
+    most: Shares | None
+    coded: Held[Rules] | None
+    codes: Held[Codes] | None
+
+
 class _Call(NamedTuple):
     """What queries of a call have in common."""
 
     table: Table
     known: Prepared
+    common: _Common
     budget: int
     seed: Any
-    spent: tuple[Shares | None, ...]
+
+
+def _call(table: Table, budget: int, seed: int, coded: bool) -> _Call:
+    known, key = prepared(table), (machine(), budget, coded)
+    found = known.common.get(key)
+    if found is None:
+        if len(known.common) >= _BUDGETS:
+            known.common.clear()
+        found = known.common[key] = _common(table, known, budget, coded)
+    return _Call(table, known, found, budget, np.uint64(seed))
+
+
+def _common(table: Table, known: Prepared, budget: int, coded: bool) -> _Common:
+    spent = shares(table, budget, len(known.moved)) if coded else ()
+    some = [x for x in spent if x is not None]
+    if not some:
+        return _Common(rules(table, known), (), None, None, None)
+    most = Shares(*map(max, *some, some[0]))
+    return _Common(rules(table, known), spent, most, rules(table, known, True), codes(table, known))
 
 
 def estimate(table: Table, queries: Any, budget: int, seed: int, coded: bool = True) -> Estimate:
     """Estimate log Σ exp(q·y) for queries (queries, dim), as `rfkernels.catalog.estimates.estimate` specifies."""
-    known = prepared(table)
-    call = _Call(table, known, budget, np.uint64(seed), shares(table, budget, len(known.moved)) if coded else ())
+    call = _call(table, budget, seed, coded)
     out = np.empty((len(queries), 3))
     _run(partial(_estimate, call), call, queries, lambda own: (out[own],))
     return Estimate(out[:, 0], out[:, 1], out[:, 2].astype(np.int64) + sum(table.means.shape))
@@ -53,26 +87,32 @@ def estimate(table: Table, queries: Any, budget: int, seed: int, coded: bool = T
 
 def _estimate(call: _Call, numbers: Any, queries: Any, wide: Any, sized: Any, out: Any) -> None:
     """Estimate from codes what these are of use for, and from rows what is left."""
-    given = numbers, queries, wide, sized
-    if not any(call.spent):
+    given, spent = (numbers, queries, wide, sized), call.common.spent
+    if not spent:
         _sum(catalog_sums.estimate, call, given, out)
         return
-    kinds = np.searchsorted(call.known.limits, sized)
-    first, last = int(kinds.min()), int(kinds.max())
-    if first < last or first >= len(call.spent) or call.spent[first] is None:
+    every = sized.tolist()
+    first, last = bisect_left(call.known.limits, min(every)), bisect_left(call.known.limits, max(every))
+    if first < last or first >= len(spent) or spent[first] is None:
         out[:] = np.nan
-    for kind, spent in enumerate(call.spent):
-        if spent is None or not first <= kind <= last:
-            continue
-        if first == last:
-            _scan(call, spent, given, out)
-        elif (own := kinds == kind).any():
-            out[own] = _scan(call, spent, tuple(x[own] for x in given), np.empty((np.count_nonzero(own), 3)))
-    lost = np.flatnonzero(~np.isfinite(out[:, 0]))
-    for part in _pieces(call, numbers, lost) if len(lost) else ():
+    lost = _scan(call, first, given, out) if first == last else _scan_kinds(call, given, out)
+    if not lost:
+        return
+    for part in _pieces(call, numbers, np.flatnonzero(~np.isfinite(out[:, 0]))):
         found = np.empty((len(part), 3))
         _sum(catalog_sums.estimate, call, tuple(x[part] for x in given), found)
         out[part] = found
+
+
+def _scan_kinds(call: _Call, given: _Given, out: Any) -> int:
+    """Do as `_scan` for queries of several kinds."""
+    kinds, lost = np.searchsorted(call.known.limits, given[-1]), 0
+    for kind in np.unique(kinds).tolist():
+        own = kinds == kind
+        found = out[own]
+        lost += _scan(call, kind, tuple(x[own] for x in given), found)
+        out[own] = found
+    return lost
 
 
 def _pieces(call: _Call, numbers: Any, places: Any) -> list[Any]:
@@ -82,26 +122,26 @@ def _pieces(call: _Call, numbers: Any, places: Any) -> list[Any]:
     return [part[i : i + most] for part in np.split(places, cuts) for i in range(0, len(part), most)]
 
 
-def _scan(call: _Call, spent: Shares, given: _Given, out: Any) -> Any:
-    """Choose what queries take, and estimate from its codes; return the estimates."""
+def _scan(call: _Call, kind: int, given: _Given, out: Any) -> int:
+    """Choose what queries of a kind take, and estimate from its codes; return how many there is no estimate of."""
     numbers, queries, wide, sized = given
-    table, known = call.table, call.known
-    g, r, c = known.groups, rules(table, known, True), codes(table, known)
+    g, (_, spent, most, r, c) = call.known.groups, call.common
+    own = spent[kind] if kind < len(spent) else None
+    if own is None or most is None or r is None or c is None:
+        return len(queries)
     # Memory is that of all kinds of queries, so that a batch of several uses what is there.
-    most = Shares(*map(max, *(x or spent for x in call.spent)))
     s, n = scratch(g.record), lists(g.record, most.scanned, min(_TOGETHER, len(queries)), True)
-    k = looks(g.record, *most, table.rows.dtype)
-    v, places = known.guesses.at(sized)
+    k = looks(g.record, *most, call.table.rows.dtype)
+    v, places = call.known.guesses.at(sized)
     at = r.address, g.address, v.address, c.address, s.address, n.address, k.address
-    catalog_scans.estimate(*at, places, numbers, tuple(spent), call.seed, wide, queries, out)
-    return out
+    return int(catalog_scans.estimate(*at, places, numbers, tuple(own), call.seed, wide, queries, out))
 
 
 def evaluate(table: Table, queries: Any, budget: int, seed: int) -> Evaluated:
     """Return the items that `estimate` takes without codes, as `rfkernels.catalog.estimates.evaluate` specifies."""
     rows = np.empty((len(queries), budget), np.int32)
     logits, log_weights = np.empty((2, *rows.shape))
-    call = _Call(table, prepared(table), budget, np.uint64(seed), ())
+    call = _call(table, budget, seed, False)
 
     def step(numbers: Any, own: Any, wide: Any, sized: Any, *out: Any) -> None:
         _sum(catalog_sums.evaluate, call, (numbers, own, wide, sized), out)
@@ -128,9 +168,10 @@ def _block(queries: int, most: int, count: int) -> int:
 
 def _run(step: Callable[..., None], call: _Call, queries: Any, out: Callable[[slice], Any]) -> None:
     """Do something with blocks of queries, on threads."""
-    g, r, count = call.known.groups, rules(call.table, call.known), threads.thread_count()
-    own, wide = plain(queries, call.table.rows.dtype), plain(queries, np.float64)
-    if not any(call.spent):
+    g, r, dtype = call.known.groups, call.common.rules, call.table.rows.dtype
+    own, wide = plain(queries, dtype), plain(queries, np.float64)
+    count = threads.thread_count() if len(own) > 1 else 1
+    if not call.common.spent:
         block = _block(len(own), min(_BLOCK, max(1, _BLOCK_ITEMS // call.budget)), count)
     else:
         block = _even(len(own), count)
@@ -148,7 +189,7 @@ def _sum(step: Callable[..., int], call: _Call, given: _Given, out: Any) -> None
     """Choose what queries take, and run a step on its rows."""
     numbers, queries, wide, sized = given
     table, known, budget = call.table, call.known, call.budget
-    g, r = known.groups, rules(table, known)
+    g, r = known.groups, call.common.rules
     s, n, d = scratch(g.record), lists(g.record, budget, len(queries)), dots(budget, len(queries), table.rows.dtype)
     (v, places), left = known.guesses.at(sized), budget - sum(table.means.shape)
     choose(r.address, g.address, v.address, s.address, n.address, places, wide, left, call.seed, numbers)

@@ -182,7 +182,8 @@ class Prepared(NamedTuple):
     """What is known of a table: its groups, guesses, and what else is computed once for each machine.
 
     `moved` are the cells that are no longer where their anchors are, and `limits` are the sizes of the largest queries
-    that codes are of use for, as `sizes` has it.
+    that codes are of use for, as `sizes` has it. `common` is what calls have in common, by machine, budget, and whether
+    they read codes.
     """
 
     groups: Held[Groups]
@@ -190,8 +191,9 @@ class Prepared(NamedTuple):
     rules: dict[tuple[Machine, bool], Any]
     codes: dict[Machine, Any]
     finders: dict[Machine, Any]
+    common: dict[tuple[Machine, int, bool], Any]
     moved: Any
-    limits: Any
+    limits: list[int]
 
 
 _prepared: dict[int, tuple[tuple[Any, ...], Prepared]] = {}
@@ -205,7 +207,7 @@ def prepared(table: Table) -> Prepared:
         return found[1]
     g = groups_of(table)
     away = np.arange(0) if table.codes is None else moved(table)
-    made = Prepared(g, Known(g, table.rows.nbytes), {}, {}, {}, away, np.array([_steps(x) for x in limits(table)]))
+    made = Prepared(g, Known(g, table.rows.nbytes), {}, {}, {}, {}, away, [_steps(x) for x in limits(table)])
     _prepared[key] = tuple(_reference(x, key if x is table.means else None) for x in table), made
     return made
 

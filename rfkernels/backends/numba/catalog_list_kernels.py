@@ -7,6 +7,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from rfkernels.backends.numba.catalog_kernels import splat
 from rfkernels.backends.numba.catalog_lanes import each_lane, gathered, integers
 from rfkernels.backends.numba.emitter import INT, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
@@ -20,13 +21,15 @@ MASK_SHIFT, SIZE_SHIFT = 32, 48
 
 @cache
 def list_kernels(machine: Machine, bits: int) -> Code:
-    """Compile ``begins`` and ``list_runs``, for weights of `bits` bits."""
+    """Compile ``begins``, ``list_runs`` and ``list_opened``, for weights of `bits` bits."""
     module = ir.Module(name=f"rfkernels_catalog_lists_{bits}")
     for emit, parameters in (
         (_begins, "start sizes offset count out"),
         (_list_runs, "draw begins cell odds bases centres slopes runs numbers out repeated"),
     ):
         emit(Emitter(module, emit.__name__[1:], parameters, 64, machine.lanes(64)), bits)
+    opened = "opened count start counts cell bases centres slopes out"
+    _list_opened(Emitter(module, "list_opened", opened, bits, machine.lanes(bits)))
     return compile_module(module, machine.width, keep=True)
 
 
@@ -47,6 +50,50 @@ def _begins(e: Emitter, _: int) -> None:
             block = b.or_(block, b.shl(x, integers(e, shift)))
         e.store_vector(block, out, i)
     e.finish()
+
+
+def _list_opened(e: Emitter) -> None:
+    """List the blocks of whole groups; return how many these are. `out` is as in ``list_runs``.
+
+    Vectors that are begun are written whole.
+    """
+    opened, count, start, counts, cell, bases, centres, slopes, out = e.arguments
+    b, m, kind, at = e.builder, e.math, ir.VectorType(_I32, e.lanes), e.variable(e.integer(0))
+    blocks, masks, *numbers_out = (e.load(out, e.integer(j), INT) for j in range(7))
+    none, whole, one = (ir.Constant(kind, [x] * e.lanes) for x in (0, BLOCK, 1))
+    places = ir.Constant(kind, list(range(e.lanes)))
+    with e.loop(0, count) as j:
+        group = b.zext(e.load(opened, j, _I32), INT)
+        own, first = b.zext(e.load(cell, group, _I32), INT), e.load(start, group, INT)
+        known = [splat(b, _narrow(e, e.load(x, own, ir.DoubleType())), e.lanes) for x in (bases, centres, slopes)]
+        block = b.ashr(first, e.integer(BLOCK.bit_length() - 1))
+        low = b.sub(first, e.mul(block, BLOCK))
+        high = e.add(low, b.sext(e.load(counts, group, _I32), INT))
+        many = b.ashr(e.add(high, BLOCK - 1), e.integer(BLOCK.bit_length() - 1))
+        with e.loop(0, many, e.lanes) as i:
+            index, before = e.add(at.get(), i), b.mul(b.add(_splat(e, i), places), whole)
+            ends = []
+            for x in (high, low):
+                x = b.sub(_splat(e, x), before)
+                x = b.select(b.icmp_signed(">", x, none), x, none)
+                ends.append(b.select(b.icmp_signed("<", x, whole), x, whole))
+            e.store_vector(b.add(_splat(e, e.add(block, i)), places), blocks, index)
+            e.store_vector(b.sub(*(b.shl(one, x) for x in ends)), masks, index)
+            numbers = *known, b.sitofp(b.sub(*ends), m.vector), m.constant(1.0)
+            for x, to in zip(numbers, numbers_out, strict=True):
+                e.store_vector(x, to, index)
+        at.set(e.add(at.get(), many))
+    e.finish(at.get())
+
+
+def _splat(e: Emitter, x: Any) -> Any:
+    """Return an integer as one of 32 bits in every lane."""
+    return splat(e.builder, e.builder.trunc(x, _I32), e.lanes)
+
+
+def _narrow(e: Emitter, x: Any) -> Any:
+    """Return a number of float64 in the type of elements."""
+    return x if e.align == 8 else e.builder.fptrunc(x, e.element)
 
 
 def _list_runs(e: Emitter, bits: int) -> None:

@@ -29,6 +29,7 @@ class Codes(NamedTuple):
     scan: int
     begins: int
     list_runs: int
+    list_opened: int
     large: int
     pick: int
     compare: int
@@ -45,7 +46,7 @@ class Looks(NamedTuple):
     Of blocks, `blocks` are numbers, `masks` which of their items are looked at, `sizes` how many, and `bases` the
     logits that codes count from, which are `anchored` for each cell. Items count `factors` times, less `slopes`, which
     are `steepness` in each cell, times how far their logits are from `centres`: `parts` are sums of that. Items are
-    checked in proportion to weights, `boosts` times larger as the `widest` step may hide more, and slopes: `sums` are
+    checked in proportion to weights, `boosts` times larger as the widest step may hide more, and slopes: `sums` are
     those of that, `others` sums without large items, and `ends` and `reached` how many checks
     begin before the end of each block. `repeated` are runs of groups that those before are of, and `begins` what the
     first run of each group looks at. Of items, `logits` are what codes say and `weights` their exponentials; of those
@@ -61,7 +62,6 @@ class Looks(NamedTuple):
     bases: Elements
     sizes: Elements
     centres: Elements
-    widest: Elements
     boosts: Elements
     factors: Elements
     slopes: Elements
@@ -106,6 +106,7 @@ def _codes(m: Machine, table: Table, moved: Any) -> tuple[Held[Codes], Any]:
         code[0].addresses["scan"],
         code[2].addresses["begins"],
         code[2].addresses["list_runs"],
+        code[2].addresses["list_opened"],
         code[1].addresses["large"],
         code[1].addresses["pick"],
         code[1].addresses["compare"],
@@ -131,7 +132,7 @@ def _looks(g: Groups, scanned: int, checked: int, dtype: Any) -> Looks:
     items, cells = np.zeros((2, BLOCK * blocks), dtype), len(g.held)
     made = [
         *items,
-        *np.zeros((7, blocks), dtype),
+        *np.zeros((6, blocks), dtype),
         *np.zeros((2, checks), dtype),
         np.zeros(5, dtype),
         np.zeros(len(g.means) - cells + EIGHT, np.int8),

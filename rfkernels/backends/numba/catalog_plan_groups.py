@@ -49,25 +49,30 @@ def decide(r: Rules, g: Groups, v: Guesses, s: Scratch, size: int, budget: int) 
 
 @jit
 def open_groups(r: Rules, g: Groups, s: Scratch, n: Lists, i: int, chosen: int) -> tuple[int, int]:
-    """List groups of buckets before one, and sums over the others of each cell; return numbers of items and groups."""
+    """List groups of buckets before one, whose masses become 0; return numbers of items and groups."""
     items, out = 0, n.opened[i].ctypes.data
     opened = call(r.before, (s.depths.ctypes.data, len(g.start), chosen, out)) if chosen > 0 else 0
+    for j in range(opened):
+        group = n.opened[i, j]
+        items = take(r, g, n, i, group, items)
+        s.mass[group], s.opened[group] = 0.0, True
+    return items, opened
+
+
+@jit
+def sum_others(g: Groups, s: Scratch, n: Lists, i: int, opened: int) -> None:
+    """Write how many items of each cell are not in opened groups, and where these are the mass of all others."""
     for c in range(len(g.held)):
         s.items[c] = g.held[c]
-    for j in range(opened):
-        items = take(r, g, n, i, n.opened[i, j], items)
     for j in range(opened):
         group = n.opened[i, j]
         cell = g.cell[group]
         s.items[cell] -= g.count[group]
-        s.mass[group], s.opened[group], s.far[cell] = 0.0, True, 0.0
-    for j in range(opened):
-        cell = g.cell[n.opened[i, j]]
         if j > 0 and g.cell[n.opened[i, j - 1]] == cell:
             continue
-        for group in range(g.first[cell], g.first[cell + 1]):
-            s.far[cell] += s.mass[group]
-    return items, opened
+        s.far[cell] = 0.0
+        for other in range(g.first[cell], g.first[cell + 1]):
+            s.far[cell] += s.mass[other]
 
 
 @jit

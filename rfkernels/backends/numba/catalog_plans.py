@@ -11,7 +11,15 @@ from rfkernels.backends.numba.catalog_groups import Groups
 from rfkernels.backends.numba.catalog_guesses import Guesses
 from rfkernels.backends.numba.catalog_kernels import TOGETHER
 from rfkernels.backends.numba.catalog_layout import Lists, Rules, Scratch, at
-from rfkernels.backends.numba.catalog_plan_groups import complete, decide, draw_groups, few_groups, open_groups, take
+from rfkernels.backends.numba.catalog_plan_groups import (
+    complete,
+    decide,
+    draw_groups,
+    few_groups,
+    open_groups,
+    sum_others,
+    take,
+)
 from rfkernels.backends.numba.compiling import call, entry, jit
 from rfkernels.backends.numba.records import view
 from rfkernels.catalog.plan import RUN
@@ -309,7 +317,8 @@ def _choose(
             runs, total, noise, touched = decide(r, g, v, s, size, budget)
         else:
             runs, total, noise, touched = _decide(r, g, v, s, size, budget)
-    items, opened = open_groups(r, g, s, n, i, touched) if closely else _open(r, g, v, s, n, i, size)
+    listed = closely
+    items, opened = open_groups(r, g, s, n, i, touched) if listed else _open(r, g, v, s, n, i, size)
     for k in range(3 if r.listed else 0):
         n.places[i, items + k] = n.places[i, max(items - 1, 0)]
     if runs > 0 and total < TINY:
@@ -323,6 +332,8 @@ def _choose(
     sizes[0], sizes[1], sizes[2], sizes[3] = items, opened, runs, int(steady)
     measures[0], measures[1], measures[2] = top, total, log_error
     if steady:
+        if listed:
+            sum_others(g, s, n, i, opened)
         for c in range(len(g.held)):
             n.slopes[i, c] = s.far[c] / max(s.items[c], 1.0)
     if runs > 0 and closely:

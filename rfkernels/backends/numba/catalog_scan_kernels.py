@@ -57,8 +57,7 @@ def scan_kernels(machine: Machine, bits: int, dim: int, added: int) -> Code:
     """
     module = ir.Module(name=f"rfkernels_catalog_scan_{bits}_{dim}")
     parameters = (
-        "codes blocks masks bases count query shift numbers logits weights widest boosts factors slopes centres sizes "
-        "sums parts"
+        "codes blocks masks bases count query shift numbers logits weights boosts factors slopes centres sizes sums parts"
     )
     _Scan(Emitter(module, "scan", parameters, bits, machine.lanes(bits)), machine.width, dim, added).emit()
     return compile_module(module, machine.width, keep=True)
@@ -86,13 +85,13 @@ class _Scan:
         """Emit what weighs."""
         e = self.e
         codes, blocks, masks, bases, count, query, shift, numbers, logits, *others = e.arguments
-        place, widest = (codes, blocks, masks, bases), others[1]
+        place, steps = (codes, blocks, masks, bases), e.array(e.math.vector, e.lanes)
         given, most = self._given(query, shift, numbers), e.variable(self._nothing())
         with e.loop(0, count, e.lanes) as first:
-            with e.loop(first, e.add(first, e.lanes)) as i:
-                wide = self._largest(self._read(place, i, given, logits, most)[0])
-                e.store(wide if e.align == 4 else e.builder.fpext(wide, e.element), widest, i)
-            self._weigh(first, numbers, logits, *others)
+            with e.loop(0, e.lanes) as i:
+                wide = self._read(place, e.add(first, i), given, logits, most)[0]
+                e.store_vector(self._narrowed(wide), steps, e.mul(i, e.lanes))
+            self._weigh(first, numbers, steps, logits, *others)
         e.store(self._largest(most.get()), numbers, e.integer(1))
         e.finish()
 
@@ -144,7 +143,17 @@ class _Scan:
         most.set(b.select(b.fcmp_ordered(">", largest, most.get()), largest, most.get()))
         return wide, largest
 
-    def _weigh(self, first: Any, numbers: Any, logits: Any, weights: Any, widest: Any, *others: Any) -> None:
+    def _narrowed(self, wide: Any) -> Any:
+        """Return a vector of elements, whose largest is that of steps."""
+        e, b = self.e, self.e.builder
+        while wide.type.count > e.lanes:
+            half = wide.type.count // 2
+            low, high = (ir.Constant(ir.VectorType(_I32, half), list(range(j, j + half))) for j in (0, half))
+            one, two = b.shuffle_vector(wide, wide, low), b.shuffle_vector(wide, wide, high)
+            wide = b.select(b.fcmp_ordered(">", one, two), one, two)
+        return wide if e.align == 4 else b.fpext(wide, e.math.vector)
+
+    def _weigh(self, first: Any, numbers: Any, steps: Any, logits: Any, weights: Any, *others: Any) -> None:
         """Store weights of as many blocks as a vector has lanes, and sums."""
         boosts, factors, slopes, centres, sizes, *sums = others
         e, m, zero, nothing = self.e, self.e.math, self.e.math.constant(0.0), self.e.math.constant(float("-inf"))
@@ -159,7 +168,8 @@ class _Scan:
             near.append(_joined(own, m.add))
             linear.append(_joined([m.where(m.gt(y, nothing), y, zero) for y in x], m.add))
         plain, straight = (m.reduce_each(x, m.add) for x in (near, linear))
-        factor, slope, centre, size, wide = (e.load_vector(x, first) for x in (factors, slopes, centres, sizes, widest))
+        factor, slope, centre, size = (e.load_vector(x, first) for x in (factors, slopes, centres, sizes))
+        wide = m.reduce_each([e.load_vector(steps, e.integer(j * e.lanes)) for j in range(e.lanes)], m.maximum)
         boost = m.exp(m.minimum(m.constant(MOST), m.mul(m.mul(wide, wide), spread)))
         e.store_vector(boost, boosts, first)
         total = m.mul(factor, m.add(m.mul(boost, plain), m.mul(slope, size)))

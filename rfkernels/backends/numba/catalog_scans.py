@@ -83,31 +83,31 @@ def _put(k: Looks, m: int, begin: int) -> int:
 
 
 @jit
-def _list_opened(g: Groups, k: Looks, n: Lists, i: int) -> tuple[int, int]:
-    """List the blocks of opened groups; return how many these are, and their items."""
-    m = items = 0
-    for j in range(n.sizes[i, 1]):
-        group = n.opened[i, j]
-        cell = g.cell[group]
-        for block in range(g.start[group] // BLOCK, (g.start[group] + g.count[group] - 1) // BLOCK + 1):
-            items += _put(k, m, begin_of(g, group, block))
-            k.bases[m], k.centres[m], k.slopes[m] = k.anchored[cell], n.cells[i, cell], k.steepness[cell]
-            k.factors[m] = 1.0
-            m += 1
-    return m, items
+def _places(k: Looks, first: int) -> int:
+    """Return the address of those of what is listed of blocks, from one on."""
+    out = k.addresses
+    out[0], out[1] = k.blocks[first:].ctypes.data, k.masks[first:].ctypes.data
+    out[2], out[3], out[4] = k.bases[first:].ctypes.data, k.centres[first:].ctypes.data, k.slopes[first:].ctypes.data
+    out[5], out[6] = k.sizes[first:].ctypes.data, k.factors[first:].ctypes.data
+    return int(out.ctypes.data)
+
+
+@jit
+def _list_opened(g: Groups, c: Codes, k: Looks, n: Lists, i: int) -> int:
+    """List the blocks of opened groups; return how many these are."""
+    given = n.opened[i].ctypes.data, n.sizes[i, 1], g.start.ctypes.data, g.count.ctypes.data, g.cell.ctypes.data
+    known = k.anchored.ctypes.data, n.cells[i].ctypes.data, k.steepness.ctypes.data
+    return int(call(c.list_opened, (*given, *known, _places(k, 0))))
 
 
 @jit
 def _list_runs(g: Groups, s: Scratch, c: Codes, k: Looks, n: Lists, i: int, first: int) -> int:
     """List the blocks of runs, behind others; return how many items these are."""
-    runs, draw, out = n.sizes[i, 2], n.draw[i], k.addresses
+    runs, draw = n.sizes[i, 2], n.draw[i]
     k.totals[0] = n.measures[i, 1] / runs
-    out[0], out[1] = k.blocks[first:].ctypes.data, k.masks[first:].ctypes.data
-    out[2], out[3], out[4] = k.bases[first:].ctypes.data, k.centres[first:].ctypes.data, k.slopes[first:].ctypes.data
-    out[5], out[6] = k.sizes[first:].ctypes.data, k.factors[first:].ctypes.data
     given = draw.ctypes.data, k.begins.ctypes.data, g.cell.ctypes.data, n.odds[i].ctypes.data
     known = k.anchored.ctypes.data, n.cells[i].ctypes.data, k.steepness.ctypes.data
-    numbers = k.totals.ctypes.data, out.ctypes.data, k.repeated.ctypes.data
+    numbers = k.totals.ctypes.data, _places(k, first), k.repeated.ctypes.data
     many = call(c.list_runs, (*given, *known, runs, *numbers))
     items, turn, before = int(k.totals[1]), 0, -1
     for j in range(many):
@@ -126,7 +126,7 @@ def _list_runs(g: Groups, s: Scratch, c: Codes, k: Looks, n: Lists, i: int, firs
 @jit
 def _list_all(g: Groups, s: Scratch, c: Codes, k: Looks, n: Lists, i: int) -> tuple[int, int]:
     """List the blocks of opened groups and then those of runs; return where the latter begin, and how many items."""
-    first, items = _list_opened(g, k, n, i)
+    first, items = _list_opened(g, c, k, n, i), n.sizes[i, 0]
     m = first + n.sizes[i, 2]
     if m > first:
         items += _list_runs(g, s, c, k, n, i, first)
@@ -149,7 +149,7 @@ def _steepness(g: Groups, n: Lists, k: Looks, i: int, relative: float) -> None:
 def _read(c: Codes, k: Looks, count: int, shift: int) -> None:
     """Write what codes of all blocks say of logits and of weights, and sums of these."""
     given = c.codes, k.blocks.ctypes.data, k.masks.ctypes.data, k.bases.ctypes.data, up(count, BLOCK)
-    out = k.logits.ctypes.data, k.weights.ctypes.data, k.widest.ctypes.data, k.boosts.ctypes.data
+    out = k.logits.ctypes.data, k.weights.ctypes.data, k.boosts.ctypes.data
     known = k.factors.ctypes.data, k.slopes.ctypes.data, k.centres.ctypes.data, k.sizes.ctypes.data
     sums = k.sums.ctypes.data, k.parts.ctypes.data
     call(c.scan, (*given, k.query.ctypes.data, shift, k.numbers.ctypes.data, *out, *known, *sums))
@@ -227,7 +227,7 @@ def _check(r: Rules, k: Looks, chosen: tuple[int, int, float], query: Any) -> tu
 
 
 @jit
-def _replace(k: Looks, large: int, top: float) -> None:
+def _replace(k: Looks, large: int) -> None:
     """Sum up blocks with large items anew, where these count as they are."""
     j = 0
     while j < large:
@@ -237,7 +237,7 @@ def _replace(k: Looks, large: int, top: float) -> None:
         for lane in range(BLOCK):
             place = BLOCK * m + lane
             if j < large and k.found[j] == place:
-                plain, linear, j = plain + math.exp(k.exact[j] - top), linear + k.exact[j] - centre, j + 1
+                plain, linear, j = plain + k.right[j], linear + k.exact[j] - centre, j + 1
             elif k.masks[m] >> lane & 1:
                 plain, linear = plain + k.weights[place], linear + k.logits[place] - centre
         k.parts[m] = factor * (plain - slope * linear)
@@ -256,7 +256,7 @@ def _sum_up(
         return
     chosen = _choose(r, c, k, blocks, (checks, state, total))
     more, square = _check(r, k, chosen, query)
-    _replace(k, chosen[0], top)
+    _replace(k, chosen[0])
     call(c.compare, (k.parts.ctypes.data, up(blocks, BLOCK), first, runs, s.numbers.ctypes.data))
     z = more + s.numbers[1]
     out[2] = chosen[0] + chosen[1] + math.ceil(c.cost * items)
@@ -314,12 +314,12 @@ def estimate(
     """Estimate log-normalizers of queries, `numbers` in their batch: log, standard error and dot products of each.
 
     `wide` are the same queries in float64, `sizes` places of guesses, and `spent` is on codes, and on checks. Log and
-    error are NaN where they are no numbers.
+    error are NaN where they are no numbers: of how many is returned.
     """
     r, g, v, s = at(rules, groups, guesses, scratch)
     n, c, k = view(Lists, lists), view(Codes, codes), view_like(Looks, looks, queries)
     scanned, checks = spent
-    first, shared = 0, -1
+    first, shared, lost = 0, -1, 0
     while first < len(queries):
         if numbers[first] // r.shared != shared:
             shared = numbers[first] // r.shared
@@ -334,5 +334,6 @@ def estimate(
             state = state_of(seed, 2 * numbers[i]) + GOLDEN * np.uint64(n.sizes[j, 2])  # behind what runs have taken
             _estimate(r, g, s, n, c, k, j, (checks, state, (wide[i], queries[i])), out[i])
             out[i, 2] += len(c.moved)
+            lost += int(not -np.inf < out[i, 0] < np.inf)
         first = end
-    return 0
+    return lost
