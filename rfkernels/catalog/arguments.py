@@ -36,16 +36,23 @@ def check_queries(queries: Any, table: Table) -> Any:
 
 
 def check_values(values: Any, store: Store) -> None:
-    """Require finite values (ids, width) for all ids."""
+    """Require values (ids, width) for all ids."""
     if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.ndim != 2:
         found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
         raise TypeError(f"values must be a numpy.ndarray of floats, (largest id + 1, width), got {found}")
     if len(values) < len(store.slots):
         raise ValueError(f"values must have shape ({len(store.slots)}, width), got {values.shape}")
-    held = store.slots >= 0
-    index = first_nonfinite(values[: len(held)][held])
+
+
+def check_means(mean: Any, values: Any, store: Store) -> None:
+    """Require that means of values are numbers: it would take long to look at all values beforehand."""
+    if np.isfinite(mean).all():
+        return
+    held = np.flatnonzero(store.slots >= 0)
+    index = first_nonfinite(values[held])
     if index is not None:
-        raise ValueError(f"values must be finite, but that of the id {np.flatnonzero(held)[index[0]]} is not")
+        raise ValueError(f"values must be finite, but that of the id {held[index[0]]} is not")
+    raise ValueError("values must have means that fit float64")
 
 
 def check_real(name: str, x: Any, below: float = np.inf) -> None:
@@ -68,7 +75,7 @@ def check_budget(table: Table, budget: Any) -> int:
 
 def takes_all(table: Table, budget: int | np.integer) -> bool:
     """Return whether so many dot products suffice for all items: each group has at least one, which often tells."""
-    return len(table.count) <= budget and bool(table.count.sum() <= budget)
+    return bool(len(table.count) <= budget and table.count.sum() <= budget)
 
 
 def check_seed(rng: Any) -> int:

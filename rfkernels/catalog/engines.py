@@ -8,17 +8,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels.catalog import estimates, pilots, sampling, tops
+from rfkernels.catalog import estimates, means, pilots, sampling, tops
 from rfkernels.catalog.arguments import check_fit, takes_all
 from rfkernels.catalog.compiled import compiled
-from rfkernels.catalog.records import Draws, Estimate, Evaluated, Table, Top
+from rfkernels.catalog.means import Weighed
+from rfkernels.catalog.records import Draws, Estimate, Table, Top
 
 
 class Engine(NamedTuple):
-    """The functions of `estimates`, `sampling` and `tops`, or others that return the same to rounding."""
+    """The functions of `estimates`, `means`, `sampling` and `tops`, or others that return the same to rounding."""
 
     estimate: Callable[..., Estimate]
-    evaluate: Callable[..., Evaluated]
+    expect: Callable[..., Weighed]
     exact: Callable[..., Estimate]
     sample: Callable[..., Draws]
     top: Callable[..., Top]
@@ -28,12 +29,10 @@ class Engine(NamedTuple):
 def choose(backend: str) -> Engine:
     """Return an engine by name."""
     if backend == "numpy":
-        return Engine(estimates.estimate, estimates.evaluate, estimates.exact, sampling.sample, tops.top)
+        return Engine(estimates.estimate, means.expect, estimates.exact, sampling.sample, tops.top)
     if backend == "numba":
-        fast = compiled("catalog")
-        return Engine(
-            fast.estimate, fast.evaluate, fast.exact, compiled("catalog_sampling").sample, compiled("catalog_tops").top
-        )
+        parts = ("", "estimate"), ("_means", "expect"), ("_exact", "exact"), ("_sampling", "sample"), ("_tops", "top")
+        return Engine(*(getattr(compiled(f"catalog{module}"), name) for module, name in parts))
     raise ValueError(f"backend must be one of numba, numpy, got {backend!r}")
 
 

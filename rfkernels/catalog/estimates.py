@@ -79,17 +79,22 @@ def evaluate(table: Table, queries: Any, budget: int, seed: int) -> Evaluated:
     rows = np.full((len(queries), budget), -1, np.int32)
     logits, log_weights = (np.full((len(queries), budget), -np.inf) for _ in range(2))
     for i, query in enumerate(queries.astype(np.float64)):
-        chosen = plan(table, guess(table, query), budget)
-        opened = rows_of(table, chosen.opened)
-        runs = draw_runs(table, chosen, seed, i) if len(chosen.far) else None
-        drawn = opened[:0] if runs is None else runs.rows.ravel()
-        end = len(opened) + len(drawn)
-        rows[i, :end] = np.concatenate([opened, drawn])
-        logits[i, :end] = table.rows[rows[i, :end]] @ query
-        log_weights[i, : len(opened)] = 0
+        own, sure, runs = take(table, plan(table, guess(table, query), budget), seed, i)
+        end = len(own)
+        rows[i, :end], logits[i, :end] = own, table.rows[own] @ query
+        log_weights[i, :sure] = 0
         if runs is not None:
-            log_weights[i, len(opened) : end] = np.repeat(-runs.log_expected, RUN)
+            log_weights[i, sure:end] = np.repeat(-runs.log_expected, RUN)
     return Evaluated(rows, logits, log_weights)
+
+
+def take(table: Table, chosen: Plan, seed: int, place: int) -> tuple[Any, int, Runs | None]:
+    """Return the rows that a query takes, how many of them for sure, which come first, and the runs of the others."""
+    opened = rows_of(table, chosen.opened)
+    if not len(chosen.far):
+        return opened, len(opened), None
+    runs = draw_runs(table, chosen, seed, place)
+    return np.concatenate([opened, runs.rows.ravel()]), len(opened), runs
 
 
 def exact(table: Table, queries: Any) -> Estimate:

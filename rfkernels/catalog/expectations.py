@@ -1,4 +1,4 @@
-"""Expectations of many queries, a few at a time, and at the budget that an error asks for."""
+"""Expectations of many queries, and at the budget that an error asks for."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels.catalog import engines, pilots, reductions
-from rfkernels.catalog.arguments import check_fit, ids_of_rows
+from rfkernels.catalog import engines, pilots
+from rfkernels.catalog.arguments import takes_all
+from rfkernels.catalog.means import Weighed, exact
 from rfkernels.catalog.records import Table
 from rfkernels.catalog.reductions import Expectation
-
-_NUMBERS = 1 << 21
-"""Dot products of queries that are held together."""
 
 
 def expected(
@@ -21,35 +19,30 @@ def expected(
     """Return softmax-weighted means of values by id.
 
     The error asked for is the largest standard error of a column, in standard deviations of its values under the
-    softmax. What a sample does not show of heavy tails its normalizers are judged by, as `estimates` does without
-    codes: their relative standard error is that of a mean of like values.
+    softmax. What a sample does not show of heavy tails its sums of weights are judged by: their relative standard error
+    is that of a mean of like values.
     """
-    found, excess = _expected(table, queries, values, budget, seed, backend, judged=error is not None)
+    found = _expected(table, queries, values, budget, seed, backend)
     if error is None:
-        return found
-    sums = engines.estimated(table, queries, budget, None, seed, backend, coded=False)
+        return Expectation(*found[:2])
 
-    def again(same: Any, own: int) -> Expectation:
-        return _expected(table, queries[same], values, own, pilots.seed_of(seed, -1), backend, judged=False)[0]
+    def again(same: Any, own: int) -> Weighed:
+        return _expected(table, queries[same], values, own, pilots.seed_of(seed, -1), backend)
 
-    excess = np.maximum(excess, sums.standard_error) / error
-    return pilots.aimed(found, excess, budget, int(table.count.sum()), again)
+    items, excess = int(table.count.sum()), np.maximum(largest_error(found), found.relative) / error
+    return Expectation(*pilots.aimed(found, excess, budget, items, again)[:2])
 
 
-def _expected(
-    table: Table, queries: Any, values: Any, budget: int, seed: int, backend: str, *, judged: bool
-) -> tuple[Expectation, Any]:
-    """Return expectations and, if they are to be judged, their relative errors."""
-    items = int(table.count.sum())
-    budget = items + sum(table.means.shape) if budget >= items else budget
-    step, shape = max(1, _NUMBERS // budget), (0, values.shape[1])
-    parts, excess = [Expectation(np.empty(shape), np.empty(shape))], [np.empty(0)]
-    for first in range(0, len(queries), step):
-        own = queries[first : first + step]
-        taken = engines.choose(backend).evaluate(table, own, budget, pilots.seed_of(seed, first))
-        check_fit(np.where(taken.rows < 0, 0, taken.logits), table)
-        taken = taken._replace(rows=ids_of_rows(table, taken.rows))
-        parts.append(reductions.expectation(taken, values))
-        if judged:
-            excess.append(reductions.relative_error(taken, values, parts[-1]))
-    return Expectation(*map(np.concatenate, zip(*parts, strict=True))), np.concatenate(excess)
+def largest_error(found: Weighed) -> Any:
+    """Return the largest standard error of a column in deviations of its values; of those that do not vary, none."""
+    varies = found.deviation > 4096 * np.finfo(np.float64).eps * np.abs(found.mean)
+    return (found.standard_error / np.where(varies, found.deviation, np.inf)).max(1, initial=0)
+
+
+def _expected(table: Table, queries: Any, values: Any, budget: int, seed: int, backend: str) -> Weighed:
+    engine = engines.choose(backend)
+    if takes_all(table, budget):
+        found = exact(table, queries, values, engine.exact(table, queries).log_normalizer)
+    else:
+        found = engine.expect(table, queries, values, budget, seed)
+    return found

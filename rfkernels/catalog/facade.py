@@ -16,6 +16,7 @@ from rfkernels.catalog.arguments import (
     check_count,
     check_filled,
     check_fit,
+    check_means,
     check_queries,
     check_real,
     check_seed,
@@ -244,6 +245,7 @@ class Catalog:
         if error is not None:
             check_real("error", error, 1)
         found = expectations.expected(self.table, given, values, budget, error, check_seed(rng), backend)
+        check_means(found.mean, values, self._store)
         found = Expectation(*(part.reshape(*queries.shape[:-1], values.shape[1]) for part in found))
         return found if full else found.mean
 

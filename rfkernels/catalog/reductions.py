@@ -1,13 +1,10 @@
-"""What is made of the items that a query takes: expectations, and probabilities of items that it names."""
+"""What is returned of expectations, and probabilities of items that a query names."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from rfkernels.catalog.plan import RUN
-from rfkernels.catalog.records import Evaluated
 
 
 class Expectation(NamedTuple):
@@ -24,45 +21,6 @@ class Expectation(NamedTuple):
 
     mean: Any
     standard_error: Any
-
-
-def expectation(taken: Evaluated, values: Any) -> Expectation:
-    """Return softmax-weighted means of values (…, width), which the rows of `taken` are places in."""
-    found = [_mean(*one, values) for one in zip(*taken, strict=True)]
-    mean, error = zip(*found, strict=True) if found else ((), ())
-    shape = len(found), values.shape[1]
-    return Expectation(np.reshape(mean, shape), np.reshape(error, shape))
-
-
-def _mean(rows: Any, logits: Any, log_weights: Any, values: Any) -> tuple[Any, Any]:
-    used, weight = _weights(rows, logits, log_weights)
-    rows, drawn = rows[used], log_weights[used] != 0
-    mean = weight @ values[rows]
-    parts = weight[drawn, None] * (values[rows[drawn]] - mean)
-    pairs = len(parts) // (2 * RUN)
-    parts = parts[: pairs * 2 * RUN].reshape(pairs, 2, RUN, values.shape[1]).sum(2)
-    return mean, np.sqrt(((parts[:, 0] - parts[:, 1]) ** 2).sum(0))
-
-
-def _weights(rows: Any, logits: Any, log_weights: Any) -> tuple[Any, Any]:
-    used = rows >= 0
-    log = logits[used] + log_weights[used]
-    weight = np.exp(log - log.max())
-    return used, weight / weight.sum()
-
-
-def relative_error(taken: Evaluated, values: Any, found: Expectation) -> Any:
-    """Return the largest standard error of a column in standard deviations of its values under the softmax.
-
-    (queries,); a column of values that do not vary, but for rounding, has none.
-    """
-    out, rounding = np.zeros(len(found.mean)), 4096 * np.finfo(np.float64).eps * np.abs(values).max(0, initial=0)
-    for i, (rows, *logs) in enumerate(zip(*taken, strict=True)):
-        used, weight = _weights(rows, *logs)
-        deviation = np.sqrt(weight @ (values[rows[used]] - found.mean[i]) ** 2)
-        ratio = found.standard_error[i] / np.where(deviation > rounding, deviation, np.inf)
-        out[i] = ratio.max(initial=0)
-    return out
 
 
 def probabilities(rows: Any, queries: Any, items: Any, log_normalizer: Any) -> Any:

@@ -50,8 +50,13 @@ def shares(table: Table, budget: int, away: int) -> tuple[Shares | None, ...]:
     """
     if table.codes is None:
         return (None,) * len(CHECKED)
+    return shares_in(table, budget, away, CHECKED)
+
+
+def shares_in(table: Table, budget: int, away: int, parts: tuple[int, ...]) -> tuple[Shares | None, ...]:
+    """Return what a budget is spent on where one dot product in so many is on items, for each of `parts`."""
     rest, items = budget - sum(table.means.shape) - away, int(table.count.sum())
-    return tuple(_shares(rest, items, cost(table), part) for part in CHECKED)
+    return tuple(_shares(rest, items, cost(table), part) for part in parts)
 
 
 def _shares(rest: int, items: int, price: float, part: int) -> Shares | None:
@@ -62,11 +67,11 @@ def _shares(rest: int, items: int, price: float, part: int) -> Shares | None:
     return Shares(scanned, checked) if scanned >= FEWEST_RUNS * BLOCK else None
 
 
-def limits(table: Table) -> Any:
-    """Return the sizes of queries up to which logits deviate by no more than each of DEVIATIONS within cells."""
+def limits(table: Table, deviations: tuple[float, ...] = DEVIATIONS) -> Any:
+    """Return the sizes of queries up to which logits deviate by no more than each of some numbers within cells."""
     spread = (table.spread.astype(np.float64) @ table.count) / max(table.count.sum(), 1)
     with np.errstate(divide="ignore"):
-        return np.array(DEVIATIONS) / np.sqrt(spread)
+        return np.array(deviations) / np.sqrt(spread)
 
 
 def kinds(table: Table, queries: Any) -> Any:

@@ -19,6 +19,12 @@ def trusted_error(parts: Any, log: float, chosen: Plan) -> float:
     effect: all of them if they are the same, and none if nothing was drawn that weighs anything. Few large draws do not
     show the tail that they have missed: of what was predicted beyond, a share of FEW² / (n² + FEW²) counts.
     """
+    seen, beyond = variances(parts, log, chosen)
+    return float(np.sqrt(seen + beyond))
+
+
+def variances(parts: Any, log: float, chosen: Plan) -> tuple[float, float]:
+    """Return the squared relative error that differences show, and what counts of the prediction beyond it."""
     pairs = parts[: len(parts) // 2 * 2].reshape(-1, 2)
     square = (pairs[:, 0] - pairs[:, 1]) ** 2
     largest = square.max(initial=0)
@@ -28,4 +34,4 @@ def trusted_error(parts: Any, log: float, chosen: Plan) -> float:
         predicted = np.exp(2 * (chosen.log_error - log))
     seen = square.sum() * len(parts) / pairs.size
     share = FEW**2 / (effective**2 + FEW**2)
-    return float(np.sqrt(seen + share * max(predicted - seen, 0)))
+    return float(seen), float(share * max(predicted - seen, 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
+from enum import Enum, auto
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,15 +12,16 @@ import numpy as np
 
 from rfkernels.backends.numba import catalog_scans, catalog_sums, threads
 from rfkernels.backends.numba.catalog_exact import exact
-from rfkernels.backends.numba.catalog_guesses import Prepared, prepared, sizes
+from rfkernels.backends.numba.catalog_guesses import Prepared, prepared, sizes, steps
 from rfkernels.backends.numba.catalog_layout import Rules, dots, lists, plain, rules, scratch
 from rfkernels.backends.numba.catalog_looks import Codes, codes, looks
 from rfkernels.backends.numba.catalog_plans import choose
 from rfkernels.backends.numba.jit import machine
 from rfkernels.backends.numba.records import Held
+from rfkernels.catalog.means import MILD, meant
 from rfkernels.catalog.plan import SHARED
-from rfkernels.catalog.records import Estimate, Evaluated, Table
-from rfkernels.catalog.scans import Shares, shares
+from rfkernels.catalog.records import Estimate, Table
+from rfkernels.catalog.scans import Shares, limits, shares
 
 _BLOCK, _BLOCK_ITEMS = SHARED, 1 << 20
 """Queries that pass over the groups together, a power of two and at most SHARED; fewer if their items are many."""
@@ -38,17 +40,29 @@ _Given = tuple[Any, ...]
 """Numbers of queries in their batch, these of the dtype of rows and in float64, and their sizes."""
 
 
+class Use(Enum):
+    """What a call is for: sums, from codes or from rows, or means of values."""
+
+    SUMS = auto()
+    SUMS_OF_ROWS = auto()
+    MEANS = auto()
+
+
 class _Common(NamedTuple):
-    """What calls of a table have in common: rules, what may be spent where codes are read, and the most of that."""
+    """What calls of a table have in common: rules, what may be spent where codes are read, and the most of that.
+
+    `limits` are the sizes of the largest queries that each of `spent` is for, as `sizes` has it.
+    """
 
     rules: Held[Rules]
+    limits: list[int]
     spent: tuple[Shares | None, ...]
     most: Shares | None
     coded: Held[Rules] | None
     codes: Held[Codes] | None
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     """What queries of a call have in common."""
 
     table: Table
@@ -58,74 +72,92 @@ class _Call(NamedTuple):
     seed: Any
 
 
-def _call(table: Table, budget: int, seed: int, coded: bool) -> _Call:
-    known, key = prepared(table), (machine(), budget, coded)
+def call_of(table: Table, budget: int, seed: int, use: Use) -> Call:
+    """Return what queries of a call have in common."""
+    known, key = prepared(table), (machine(), budget, use)
     found = known.common.get(key)
     if found is None:
         if len(known.common) >= _BUDGETS:
             known.common.clear()
-        found = known.common[key] = _common(table, known, budget, coded)
-    return _Call(table, known, found, budget, np.uint64(seed))
+        found = known.common[key] = _common(table, known, budget, use)
+    return Call(table, known, found, budget, np.uint64(seed))
 
 
-def _common(table: Table, known: Prepared, budget: int, coded: bool) -> _Common:
-    spent = shares(table, budget, len(known.moved)) if coded else ()
+def _common(table: Table, known: Prepared, budget: int, use: Use) -> _Common:
+    spent: tuple[Shares | None, ...] = ()
+    if use is not Use.SUMS_OF_ROWS:
+        spent = (shares if use is Use.SUMS else meant)(table, budget, len(known.moved))
     some = [x for x in spent if x is not None]
     if not some:
-        return _Common(rules(table, known), (), None, None, None)
+        return _Common(rules(table, known), [], (), None, None, None)
     most = Shares(*map(max, *some, some[0]))
-    return _Common(rules(table, known), spent, most, rules(table, known, True), codes(table, known))
+    ends = [steps(x) for x in (limits(table) if use is Use.SUMS else limits(table, MILD))]
+    return _Common(rules(table, known), ends, spent, most, rules(table, known, True), codes(table, known))
 
 
 def estimate(table: Table, queries: Any, budget: int, seed: int, coded: bool = True) -> Estimate:
     """Estimate log Σ exp(q·y) for queries (queries, dim), as `rfkernels.catalog.estimates.estimate` specifies."""
-    call = _call(table, budget, seed, coded)
+    given = call_of(table, budget, seed, Use.SUMS if coded else Use.SUMS_OF_ROWS)
     out = np.empty((len(queries), 3))
-    _run(partial(_estimate, call), call, queries, lambda own: (out[own],))
+    run(partial(_estimate, given), given, queries, lambda own: (out[own],))
     return Estimate(out[:, 0], out[:, 1], out[:, 2].astype(np.int64) + sum(table.means.shape))
 
 
-def _estimate(call: _Call, numbers: Any, queries: Any, wide: Any, sized: Any, out: Any) -> None:
-    """Estimate from codes what these are of use for, and from rows what is left."""
-    given, spent = (numbers, queries, wide, sized), call.common.spent
-    if not spent:
-        _sum(catalog_sums.estimate, call, given, out)
-        return
-    every = sized.tolist()
-    first, last = bisect_left(call.known.limits, min(every)), bisect_left(call.known.limits, max(every))
-    if first < last or first >= len(spent) or spent[first] is None:
-        out[:] = np.nan
-    lost = _scan(call, first, given, out) if first == last else _scan_kinds(call, given, out)
-    if not lost:
-        return
-    for part in _pieces(call, numbers, np.flatnonzero(~np.isfinite(out[:, 0]))):
-        found = np.empty((len(part), 3))
-        _sum(catalog_sums.estimate, call, tuple(x[part] for x in given), found)
-        out[part] = found
+def _estimate(call: Call, numbers: Any, queries: Any, wide: Any, sized: Any, out: Any) -> None:
+    step(_from_codes, _from_rows, call, (numbers, queries, wide, sized), (out,), out[:, 0])
 
 
-def _scan_kinds(call: _Call, given: _Given, out: Any) -> int:
-    """Do as `_scan` for queries of several kinds."""
-    kinds, lost = np.searchsorted(call.known.limits, given[-1]), 0
+def _from_codes(at: tuple[int, ...], spent: Shares, *given: Any) -> int:
+    return int(catalog_scans.estimate(*at, *given))
+
+
+def _from_rows(at: tuple[int, ...], *given: Any) -> None:
+    catalog_sums.estimate(*at, *given)
+
+
+def step(
+    by_codes: Callable[..., int],
+    by_rows: Callable[..., None],
+    call: Call,
+    given: _Given,
+    out: tuple[Any, ...],
+    found: Any,
+) -> None:
+    """Estimate from codes what these are of use for, and from rows what is left, where what is `found` is no number.
+
+    Functions are called with addresses of records, what both know of queries, and where results are written.
+    """
+    lost = _scan_kinds(by_codes, call, given, out, found)
+    for part in () if lost == 0 else _pieces(call, given[0], np.flatnonzero(~np.isfinite(found))):
+        own, results = tuple(x[part] for x in given), tuple(x[part] for x in out)
+        by_rows(_chosen(call, own), own[1], *results)
+        for x, result in zip(out, results, strict=True):
+            x[part] = result
+
+
+def _scan_kinds(by_codes: Callable[..., int], call: Call, given: _Given, out: tuple[Any, ...], found: Any) -> int:
+    """Estimate from codes for queries of all kinds; return of how many nothing was found."""
+    spent, ends, every = call.common.spent, call.common.limits, given[-1].tolist()
+    first, last = bisect_left(ends, min(every)), bisect_left(ends, max(every))
+    if first == last and first < len(spent) and spent[first] is not None:
+        return _scan(by_codes, call, first, given, out)
+    found[:] = np.nan
+    if first == last:
+        return len(every)
+    kinds, lost = np.searchsorted(ends, every), 0
     for kind in np.unique(kinds).tolist():
         own = kinds == kind
-        found = out[own]
-        lost += _scan(call, kind, tuple(x[own] for x in given), found)
-        out[own] = found
+        results = tuple(x[own] for x in out)
+        lost += _scan(by_codes, call, kind, tuple(x[own] for x in given), results)
+        for x, result in zip(out, results, strict=True):
+            x[own] = result
     return lost
 
 
-def _pieces(call: _Call, numbers: Any, places: Any) -> list[Any]:
-    """Cut places of queries where blocks that read rows would end."""
-    cuts = np.flatnonzero(np.diff(numbers[places] // SHARED)) + 1
-    most = max(1, _BLOCK_ITEMS // call.budget)
-    return [part[i : i + most] for part in np.split(places, cuts) for i in range(0, len(part), most)]
-
-
-def _scan(call: _Call, kind: int, given: _Given, out: Any) -> int:
-    """Choose what queries of a kind take, and estimate from its codes; return how many there is no estimate of."""
+def _scan(by_codes: Callable[..., int], call: Call, kind: int, given: _Given, out: tuple[Any, ...]) -> int:
+    """Do something with what codes say for queries of a kind; return of how many they say nothing."""
     numbers, queries, wide, sized = given
-    g, (_, spent, most, r, c) = call.known.groups, call.common
+    g, (_, _, spent, most, r, c) = call.known.groups, call.common
     own = spent[kind] if kind < len(spent) else None
     if own is None or most is None or r is None or c is None:
         return len(queries)
@@ -134,20 +166,25 @@ def _scan(call: _Call, kind: int, given: _Given, out: Any) -> int:
     k = looks(g.record, *most, call.table.rows.dtype)
     v, places = call.known.guesses.at(sized)
     at = r.address, g.address, v.address, c.address, s.address, n.address, k.address
-    return int(catalog_scans.estimate(*at, places, numbers, tuple(own), call.seed, wide, queries, out))
+    return by_codes(at, own, places, numbers, tuple(own), call.seed, wide, queries, *out)
 
 
-def evaluate(table: Table, queries: Any, budget: int, seed: int) -> Evaluated:
-    """Return the items that `estimate` takes without codes, as `rfkernels.catalog.estimates.evaluate` specifies."""
-    rows = np.empty((len(queries), budget), np.int32)
-    logits, log_weights = np.empty((2, *rows.shape))
-    call = _call(table, budget, seed, False)
+def _chosen(call: Call, given: _Given) -> tuple[int, ...]:
+    """Choose what queries take from rows; return addresses of what is known then."""
+    numbers, queries, wide, sized = given
+    table, known, budget = call.table, call.known, call.budget
+    g, r = known.groups, call.common.rules
+    s, n, d = scratch(g.record), lists(g.record, budget, len(queries)), dots(budget, len(queries), table.rows.dtype)
+    (v, places), left = known.guesses.at(sized), budget - sum(table.means.shape)
+    choose(r.address, g.address, v.address, s.address, n.address, places, wide, left, call.seed, numbers)
+    return r.address, g.address, s.address, n.address, d.address
 
-    def step(numbers: Any, own: Any, wide: Any, sized: Any, *out: Any) -> None:
-        _sum(catalog_sums.evaluate, call, (numbers, own, wide, sized), out)
 
-    _run(step, call, queries, lambda own: (rows[own], logits[own], log_weights[own]))
-    return Evaluated(rows, logits, log_weights)
+def _pieces(call: Call, numbers: Any, places: Any) -> list[Any]:
+    """Cut places of queries where blocks that read rows would end."""
+    cuts = np.flatnonzero(np.diff(numbers[places] // SHARED)) + 1
+    most = max(1, _BLOCK_ITEMS // call.budget)
+    return [part[i : i + most] for part in np.split(places, cuts) for i in range(0, len(part), most)]
 
 
 def _even(queries: int, count: int) -> int:
@@ -166,7 +203,7 @@ def _block(queries: int, most: int, count: int) -> int:
     return block // 2 if block > 1 and _HALVED * longest(block // 2) < longest(block) else block
 
 
-def _run(step: Callable[..., None], call: _Call, queries: Any, out: Callable[[slice], Any]) -> None:
+def run(work: Callable[..., None], call: Call, queries: Any, out: Callable[[slice], Any]) -> None:
     """Do something with blocks of queries, on threads."""
     g, r, dtype = call.known.groups, call.common.rules, call.table.rows.dtype
     own, wide = plain(queries, dtype), plain(queries, np.float64)
@@ -179,21 +216,10 @@ def _run(step: Callable[..., None], call: _Call, queries: Any, out: Callable[[sl
     def task(first: int) -> int:
         part = slice(first, first + block)
         numbers = np.arange(first, min(first + block, len(own)))
-        step(numbers, own[part], wide[part], sizes(r.record.wide_dots, g, wide[part]), *out(part))
+        work(numbers, own[part], wide[part], sizes(r.record.wide_dots, g, wide[part]), *out(part))
         return 0
 
     threads.run([partial(task, first) for first in range(0, len(own), block)], count)
 
 
-def _sum(step: Callable[..., int], call: _Call, given: _Given, out: Any) -> None:
-    """Choose what queries take, and run a step on its rows."""
-    numbers, queries, wide, sized = given
-    table, known, budget = call.table, call.known, call.budget
-    g, r = known.groups, call.common.rules
-    s, n, d = scratch(g.record), lists(g.record, budget, len(queries)), dots(budget, len(queries), table.rows.dtype)
-    (v, places), left = known.guesses.at(sized), budget - sum(table.means.shape)
-    choose(r.address, g.address, v.address, s.address, n.address, places, wide, left, call.seed, numbers)
-    step(r.address, g.address, s.address, n.address, d.address, queries, out)
-
-
-__all__ = ["estimate", "evaluate", "exact"]
+__all__ = ["Call", "Use", "call_of", "estimate", "exact", "run", "step"]

@@ -20,7 +20,6 @@ from rfkernels.backends.numba.records import FloatRows, Floats, Held, IntRows, v
 from rfkernels.catalog.codes import moved
 from rfkernels.catalog.plan import STEPS, moments
 from rfkernels.catalog.records import Table
-from rfkernels.catalog.scans import limits
 
 _KEPT, _SHARE = (1 << 23, 1 << 31), 16
 """Bytes that are kept between calls: this part of what items take, but at least the first and at most the second."""
@@ -181,9 +180,8 @@ def _guess(g: Groups, made: Guesses, i: int) -> None:
 class Prepared(NamedTuple):
     """What is known of a table: its groups, guesses, and what else is computed once for each machine.
 
-    `moved` are the cells that are no longer where their anchors are, and `limits` are the sizes of the largest queries
-    that codes are of use for, as `sizes` has it. `common` is what calls have in common, by machine, budget, and whether
-    they read codes.
+    `moved` are the cells that are no longer where their anchors are, and `common` is what calls have in common, by
+    machine, budget, and use.
     """
 
     groups: Held[Groups]
@@ -191,9 +189,8 @@ class Prepared(NamedTuple):
     rules: dict[tuple[Machine, bool], Any]
     codes: dict[Machine, Any]
     finders: dict[Machine, Any]
-    common: dict[tuple[Machine, int, bool], Any]
+    common: dict[tuple[Machine, int, Any], Any]
     moved: Any
-    limits: list[int]
 
 
 _prepared: dict[int, tuple[tuple[Any, ...], Prepared]] = {}
@@ -207,12 +204,12 @@ def prepared(table: Table) -> Prepared:
         return found[1]
     g = groups_of(table)
     away = np.arange(0) if table.codes is None else moved(table)
-    made = Prepared(g, Known(g, table.rows.nbytes), {}, {}, {}, {}, away, [_steps(x) for x in limits(table)])
+    made = Prepared(g, Known(g, table.rows.nbytes), {}, {}, {}, {}, away)
     _prepared[key] = tuple(_reference(x, key if x is table.means else None) for x in table), made
     return made
 
 
-def _steps(size: float) -> int:
+def steps(size: float) -> int:
     """Return the largest whole number of steps that a size is not below."""
     return math.floor(STEPS * math.log2(size)) if 0 < size < np.inf else -_NOTHING - 1
 

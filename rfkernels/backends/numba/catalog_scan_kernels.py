@@ -56,9 +56,8 @@ def scan_kernels(machine: Machine, bits: int, dim: int, added: int) -> Code:
     control variate. numbers[1] gets the largest logit.
     """
     module = ir.Module(name=f"rfkernels_catalog_scan_{bits}_{dim}")
-    parameters = (
-        "codes blocks masks bases count query shift numbers logits weights boosts factors slopes centres sizes sums parts"
-    )
+    known = "codes blocks masks bases count query shift numbers"
+    parameters = f"{known} logits weights boosts factors slopes centres sizes sums parts"
     _Scan(Emitter(module, "scan", parameters, bits, machine.lanes(bits)), machine.width, dim, added).emit()
     return compile_module(module, machine.width, keep=True)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels.backends.numba.catalog_groups import Groups
+from rfkernels.backends.numba.catalog_guesses import Guesses
 from rfkernels.backends.numba.catalog_layout import Lists, Rules, Scratch, at
 from rfkernels.backends.numba.catalog_list_kernels import MASK_SHIFT, SIZE_SHIFT
 from rfkernels.backends.numba.catalog_looks import Codes, Looks
@@ -177,7 +178,7 @@ def _large(c: Codes, k: Looks, blocks: int, count: int, total: float) -> int:
 
 
 @jit
-def _choose(r: Rules, c: Codes, k: Looks, blocks: int, given: tuple[int, Any, float]) -> tuple[int, int, float]:
+def choose_checks(r: Rules, c: Codes, k: Looks, blocks: int, given: tuple[int, Any, float]) -> tuple[int, int, float]:
     """List items to be checked: large ones, then others; return how many these are, and the sum that one stands for."""
     count, state, total = given
     large, end = _large(c, k, blocks, count, total), up(blocks, BLOCK)
@@ -201,16 +202,22 @@ def _choose(r: Rules, c: Codes, k: Looks, blocks: int, given: tuple[int, Any, fl
 
 
 @jit
-def _check(r: Rules, k: Looks, chosen: tuple[int, int, float], query: Any) -> tuple[float, float]:
-    """Write dot products with items; return what others than large ones add to the sum, and its squared error."""
-    large, others, distance = chosen
-    end = large + others
+def check_dots(r: Rules, k: Looks, end: int, query: Any) -> None:
+    """Write rows of so many items, dot products with these, and their exponentials."""
     for j in range(end):
         k.places[j] = BLOCK * k.blocks[k.found[j] // BLOCK] + k.found[j] % BLOCK
     for j in range(r.ahead):
         k.places[end + j] = k.places[0]
     call(r.dots, (r.rows, r.row_stride, k.places.ctypes.data, end, query.ctypes.data, k.exact.ctypes.data))
     call(r.exponentials, (k.exact.ctypes.data, up(end, BLOCK), k.numbers[2:].ctypes.data, k.right.ctypes.data))
+
+
+@jit
+def _check(r: Rules, k: Looks, chosen: tuple[int, int, float], query: Any) -> tuple[float, float]:
+    """Look at items; return what others than large ones add to the sum, and its squared error."""
+    large, others, distance = chosen
+    end = large + others
+    check_dots(r, k, end, query)
     more, square, before = 0.0, 0.0, 0.0
     for j in range(large, end):
         place = k.found[j]
@@ -254,7 +261,7 @@ def _sum_up(
     total = k.totals[0]
     if not 0 < total < np.inf:
         return
-    chosen = _choose(r, c, k, blocks, (checks, state, total))
+    chosen = choose_checks(r, c, k, blocks, (checks, state, total))
     more, square = _check(r, k, chosen, query)
     _replace(k, chosen[0])
     call(c.compare, (k.parts.ctypes.data, up(blocks, BLOCK), first, runs, s.numbers.ctypes.data))
@@ -267,15 +274,17 @@ def _sum_up(
 
 
 @jit
-def _estimate(
-    r: Rules, g: Groups, s: Scratch, n: Lists, c: Codes, k: Looks, i: int, given: tuple[int, Any, Any], out: Any
-) -> None:
-    """Estimate for one query; weights are relative to what is guessed of the largest or, far from it, to what it is."""
-    checks, state, (wide, query) = given
-    shift, k.numbers[4] = rounded(c, k, wide)
-    anchored(g, c, k, n.cells[i], wide)
-    guessed, runs, steady = n.measures[i, 0], n.sizes[i, 2], n.sizes[i, 3]
-    top, out[0], out[1] = guessed, np.nan, np.nan
+def look(
+    r: Rules, g: Groups, s: Scratch, n: Lists, c: Codes, k: Looks, i: int, query: Any, steady: int
+) -> tuple[int, int]:
+    """Read the codes of what a query takes; return where runs begin, −1 where a logit is no number, and how many items.
+
+    Weights are relative to what is guessed of the largest or, far from it, to what it is.
+    """
+    shift, k.numbers[4] = rounded(c, k, query)
+    anchored(g, c, k, n.cells[i], query)
+    guessed, runs = n.measures[i, 0], n.sizes[i, 2]
+    top = guessed
     while True:
         k.numbers[2] = top
         _steepness(g, n, k, i, math.exp(guessed - top) if steady else 0.0)
@@ -283,15 +292,64 @@ def _estimate(
         _read(c, k, first + runs, shift)
         largest = float(k.numbers[1])
         if not -np.inf < largest < np.inf:
-            return
+            return -1, 0
         wanted = max(largest, guessed) if steady else largest
-        if wanted != top and not -_BELOW < largest - top < _ABOVE:
-            top = wanted
-            continue
+        if wanted == top or -_BELOW < largest - top < _ABOVE:
+            return first, items
+        top = wanted
+
+
+@jit
+def _estimate(
+    r: Rules, g: Groups, s: Scratch, n: Lists, c: Codes, k: Looks, i: int, given: tuple[int, Any, Any], out: Any
+) -> None:
+    """Estimate for one query."""
+    checks, state, (wide, query) = given
+    steady, out[0], out[1] = n.sizes[i, 3], np.nan, np.nan
+    while True:
+        first, items = look(r, g, s, n, c, k, i, wide, steady)
+        if first < 0:
+            return
         _sum_up(r, s, n, c, k, i, (first, checks, state, items), query, out)
         if not steady or out[0] < np.inf:  # only where the error is larger than the sum itself
             return
         steady = 0
+
+
+@jit
+def choose_some(
+    r: Rules,
+    g: Groups,
+    v: Guesses,
+    s: Scratch,
+    n: Lists,
+    c: Codes,
+    k: Looks,
+    span: tuple[int, int],
+    given: tuple[Any, Any, int, Any],
+    wide: Any,
+) -> tuple[int, int]:
+    """List what queries take from one on, as many as there is memory for; return where they end.
+
+    `span` is that query, and which of them share where runs begin, as is returned; `given` are places of guesses,
+    numbers in the batch, how many items are read, and the seed.
+    """
+    (first, shared), (sizes, numbers, scanned, seed) = span, given
+    if numbers[first] // r.shared != shared:
+        shared = numbers[first] // r.shared
+        _place_runs(r, g, s, c, k, seed, numbers[first])
+    end = min(first + len(n.sizes), len(wide))
+    while numbers[end - 1] // r.shared != shared:
+        end -= 1
+    part = slice(first, end)
+    choose_each(r, g, v, s, n, sizes[part], wide[part], scanned, seed, numbers[part])
+    return end, shared
+
+
+@jit
+def state_of_checks(n: Lists, i: int, seed: Any, number: int) -> Any:
+    """Return the state of random numbers behind those that the runs of a query have taken."""
+    return state_of(seed, 2 * number) + GOLDEN * np.uint64(n.sizes[i, 2])
 
 
 @entry
@@ -321,18 +379,13 @@ def estimate(
     scanned, checks = spent
     first, shared, lost = 0, -1, 0
     while first < len(queries):
-        if numbers[first] // r.shared != shared:
-            shared = numbers[first] // r.shared
-            _place_runs(r, g, s, c, k, seed, numbers[first])
-        end = min(first + len(n.sizes), len(queries))
-        while numbers[end - 1] // r.shared != shared:
-            end -= 1
-        part = slice(first, end)
-        choose_each(r, g, v, s, n, sizes[part], wide[part], scanned, seed, numbers[part])
+        given = sizes, numbers, scanned, seed
+        end, shared = choose_some(r, g, v, s, n, c, k, (first, shared), given, wide)
         for i in range(first, end):
             j = i - first
-            state = state_of(seed, 2 * numbers[i]) + GOLDEN * np.uint64(n.sizes[j, 2])  # behind what runs have taken
-            _estimate(r, g, s, n, c, k, j, (checks, state, (wide[i], queries[i])), out[i])
+            _estimate(
+                r, g, s, n, c, k, j, (checks, state_of_checks(n, j, seed, numbers[i]), (wide[i], queries[i])), out[i]
+            )
             out[i, 2] += len(c.moved)
             lost += int(not -np.inf < out[i, 0] < np.inf)
         first = end

@@ -20,7 +20,7 @@ _TOGETHER = 4
 
 
 @jit
-def _multiply(r: Rules, n: Lists, d: Dots, i: int, end: int, query: Any) -> None:
+def _multiply_one(r: Rules, n: Lists, d: Dots, i: int, end: int, query: Any) -> None:
     """Write dot products of a query with the rows of its list."""
     if end > 0:
         row = query.ctypes.data
@@ -32,7 +32,7 @@ def _alone(r: Rules, g: Groups, s: Scratch, n: Lists, d: Dots, queries: Any) -> 
     """Write dot products of queries with what they take, one query after the other."""
     for i in range(len(queries)):
         list_rows(r, g, s, n, i)
-        _multiply(r, n, d, i, ((n.sizes[i, 0] + 3) & ~3) + RUN * n.sizes[i, 2], queries[i])
+        _multiply_one(r, n, d, i, ((n.sizes[i, 0] + 3) & ~3) + RUN * n.sizes[i, 2], queries[i])
 
 
 @jit
@@ -42,7 +42,7 @@ def _together(r: Rules, g: Groups, s: Scratch, n: Lists, d: Dots, queries: Any) 
     waiting[:] = -1
     for i in range(len(queries)):
         end = (n.sizes[i, 0] + 3) & ~3
-        _multiply(r, n, d, i, end, queries[i])
+        _multiply_one(r, n, d, i, end, queries[i])
         out[i], draw[i], waiting[i] = d.products[i, end:].ctypes.data, n.draw[i].ctypes.data, np.int32(n.draw[i, 0])
     parts = g.start.ctypes.data, g.count.ctypes.data, s.offset.ctypes.data, s.most.ctypes.data, len(g.start)
     words = (len(queries) + WORD - 1) // WORD
@@ -66,7 +66,7 @@ def _known(g: Groups, n: Lists, i: int, products: Any) -> float:
 
 
 @jit
-def _exponentials(r: Rules, d: Dots, products: Any, size: int, end: int, least: float) -> float:
+def exponentials(r: Rules, d: Dots, products: Any, size: int, end: int, least: float) -> float:
     """Write exponentials relative to the largest product, or to `least` where that is more, which is returned."""
     padded = (end + 15) & ~15
     products[size : (size + 3) & ~3] = -np.inf
@@ -83,7 +83,7 @@ def _total(r: Rules, g: Groups, s: Scratch, n: Lists, d: Dots, i: int, steady: i
     size, _, runs, _ = n.sizes[i]
     guessed, total, _ = n.measures[i]
     first, x, numbers, products = (size + 3) & ~3, d.weights, s.numbers, d.products[i]
-    top = _exponentials(r, d, products, size, first + RUN * runs, guessed if steady else -np.inf)
+    top = exponentials(r, d, products, size, first + RUN * runs, guessed if steady else -np.inf)
     z = 0.0
     for j in range(0, first, 4):
         z += (x[j] + x[j + 1]) + (x[j + 2] + x[j + 3])
@@ -123,42 +123,21 @@ def trusted(r: Rules, s: Scratch, runs: int, z: float, predicted: float) -> floa
     return math.sqrt(seen + share * (predicted - seen)) if predicted > seen else math.sqrt(seen)
 
 
+@jit
+def multiply(r: Rules, g: Groups, s: Scratch, n: Lists, d: Dots, queries: Any) -> None:
+    """Write dot products of queries with what they take."""
+    if len(queries) < _TOGETHER:
+        _alone(r, g, s, n, d, queries)
+    else:
+        _together(r, g, s, n, d, queries)
+
+
 @entry
 def estimate(rules: int, groups: int, scratch: int, lists: int, dots: int, queries: Any, out: Any) -> int:
     """Estimate log-normalizers of a block of queries: log, standard error and dot products of each."""
     r, g, s, n = view(Rules, rules), view(Groups, groups), view(Scratch, scratch), view(Lists, lists)
     d = view_like(Dots, dots, queries)
-    if len(queries) < _TOGETHER:
-        _alone(r, g, s, n, d, queries)
-    else:
-        _together(r, g, s, n, d, queries)
+    multiply(r, g, s, n, d, queries)
     for i in range(len(queries)):
         _sum_up(r, g, s, n, d, i, out[i])
     return 0
-
-
-@entry
-def evaluate(rules: int, groups: int, scratch: int, lists: int, dots: int, queries: Any, out: Any) -> int:
-    """Write rows, logits and log weights of what the queries of a block take."""
-    r, g, s, n = view(Rules, rules), view(Groups, groups), view(Scratch, scratch), view(Lists, lists)
-    d = view_like(Dots, dots, queries)
-    rows, logits, log_weights = out
-    _alone(r, g, s, n, d, queries)
-    for i in range(len(queries)):
-        _copy(n, i, d.products[i], rows[i], logits[i], log_weights[i])
-    return 0
-
-
-@jit
-def _copy(n: Lists, i: int, products: Any, rows: Any, logits: Any, log_weights: Any) -> None:
-    size, _, runs, _ = n.sizes[i]
-    drawn = (size + 3) & ~3
-    for j in range(size):
-        rows[j], logits[j], log_weights[j] = n.places[i, j], products[j], 0.0
-    for j in range(RUN * runs):
-        rows[size + j], logits[size + j] = n.places[i, drawn + j], products[drawn + j]
-    for run in range(runs):
-        weight = math.log(n.measures[i, 1] / (RUN * runs * n.odds[i, run]))
-        log_weights[size + RUN * run : size + RUN * (run + 1)] = weight
-    end = size + RUN * runs
-    rows[end:], logits[end:], log_weights[end:] = -1, -np.inf, -np.inf
