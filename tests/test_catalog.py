@@ -11,7 +11,8 @@ from scipy.special import logsumexp
 from scipy.stats import chisquare
 
 import rfkernels as rfk
-from rfkernels.catalog import plan
+from rfkernels.catalog import means, plan, scans
+from rfkernels.catalog.codes import BLOCK
 from rfkernels.kernels import Kernel
 
 ITEMS, DIM, BUDGET, SEEDS = 3_000, 8, 400, 400
@@ -159,20 +160,21 @@ def test_same_seed_same_numbers_whatever_comes_with_a_query() -> None:
     assert (together != catalog().log_normalizer(queries, budget=BUDGET, rng=1)).any()
 
 
-@pytest.mark.parametrize("backend", ["numba", "numpy"])
-def test_taken_items_are_weighted_without_bias(backend: str) -> None:
+@pytest.mark.parametrize("coded", [False, True])
+def test_taken_items_are_weighted_without_bias(coded: bool) -> None:
     """With weights, the items that a query takes count as all items do: in number, and in any sum over them."""
     table, queries = catalog().table, 0.4 * data()[1]
-    value = np.cos(np.arange(len(table.rows)))
+    value, given, own = np.cos(np.arange(len(table.rows))), sum(table.means.shape), scans.Shares(900, 90)
     found = np.zeros((SEEDS, len(queries)))
-    for seed in range(SEEDS):
-        taken = rfk.catalog.engines.choose(backend).evaluate(table, queries, BUDGET, seed)
-        used = taken.rows >= 0
-        np.testing.assert_array_equal(np.isfinite(taken.log_weights), used)
-        rows, weights = np.where(used, taken.rows, 0), np.exp(taken.log_weights)
-        given = (table.rows[rows] * queries[:, None, :]).sum(-1)
-        np.testing.assert_allclose(taken.logits[used], given[used], rtol=1e-9, atol=1e-12)
-        found[seed] = (weights * np.exp(np.where(used, taken.logits, 0)) * (2 + value[rows])).sum(1)
+    for (seed, i), query in zip(np.ndindex(found.shape), np.tile(queries, (SEEDS, 1)), strict=True):
+        guessed = plan.guess(table, query)
+        if coded:
+            chosen = plan.plan(table, guessed, own.scanned + given, BLOCK)
+            taken = means.by_codes(table, query, chosen, own, seed, i)
+        else:
+            taken = means.by_rows(table, query, plan.plan(table, guessed, BUDGET), seed, i)
+        np.testing.assert_allclose(taken.logits, table.rows[taken.rows] @ query, rtol=1e-12, atol=1e-12)
+        found[seed, i] = np.exp(taken.log_weights + taken.logits) @ (2 + value[taken.rows])
     whole = (np.exp(queries @ table.rows.T) * (2 + value) * (table.ids >= 0)).sum(1)
     assert (np.abs(found.mean(0) - whole) <= 6 * found.std(0) / np.sqrt(SEEDS)).all()
 

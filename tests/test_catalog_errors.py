@@ -84,7 +84,7 @@ def test_normalizers_judge_values_that_show_nothing() -> None:
     assert np.abs(found - exact).max() < 0.06
 
 
-def test_normalizers_that_judge_are_those_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_that_judge_are_those_that_means_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Codes say more of a sum than the items that an expectation takes."""
     seen, aimed, queries = [], pilots.aimed, data()[1]
 
@@ -93,9 +93,11 @@ def test_normalizers_that_judge_are_those_of_rows(monkeypatch: pytest.MonkeyPatc
         return aimed(pilot, excess, *given)
 
     monkeypatch.setattr(pilots, "aimed", spied)
-    catalog().expectation(queries, np.zeros((ITEMS, 1)), budget=BUDGET, error=0.02)
-    rows = engines.estimated(catalog().table, queries, BUDGET, None, 0, "numba", coded=False)
-    np.testing.assert_array_equal(seen[0], rows.standard_error / 0.02)
+    values = np.zeros((ITEMS, 1))
+    catalog().expectation(queries, values, budget=BUDGET, error=0.02)
+    drawn = engines.choose("numba").expect(catalog().table, queries, values, BUDGET, 0)
+    np.testing.assert_array_equal(seen[0], drawn.relative / 0.02)
+    assert (drawn.relative > 0).all()
 
 
 def log_kernel(scale: float) -> Any:

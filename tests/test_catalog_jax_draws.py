@@ -13,11 +13,9 @@ from scipy import stats
 
 from rfkernels.backends.jax import catalog as jax_catalog
 from rfkernels.backends.jax import catalog_draws
-from rfkernels.catalog import Catalog, sampling
+from rfkernels.catalog import Catalog, means, sampling
 from rfkernels.catalog.cells import shell_sizes
-from rfkernels.catalog.estimates import evaluate
-from rfkernels.catalog.plan import rows_of
-from rfkernels.catalog.reductions import expectation
+from rfkernels.catalog.plan import guess, plan, rows_of
 from rfkernels.integrations.sampled_softmax import sampled_softmax_loss
 
 CELLS, DIM, WIDTH, HEAD = 12, eight_catalogs.DIM, 3, 300
@@ -203,9 +201,12 @@ def test_expectations_err_as_they_say_and_as_the_specification(case: Case, value
     seen = np.sqrt((found.standard_error**2).mean(0))
     np.testing.assert_allclose(seen, spread, rtol=0.25)
     host, table = np.asarray(queries), case.catalog.table
-    taken = [evaluate(table, host, BUDGET, seed) for seed in range(60)]
-    spec = [expectation(x._replace(rows=table.ids[x.rows]), values) for x in taken]
-    np.testing.assert_allclose(np.sqrt(np.mean([x.standard_error**2 for x in spec], 0)), seen, rtol=0.15)
+    square = np.zeros((60, *seen.shape))
+    for (seed, i), query in zip(np.ndindex(square.shape[:2]), np.tile(host, (60, 1)), strict=True):
+        chosen = plan(table, guess(table, query), BUDGET)
+        taken = means.by_rows(table, query, chosen, seed, i)
+        square[seed, i] = means.weigh(taken, chosen, values[table.ids[taken.rows]])[1] ** 2
+    np.testing.assert_allclose(np.sqrt(square.mean(0)), seen, rtol=0.15)
 
 
 # Items that change

@@ -18,13 +18,14 @@ from rfkernels.backends.numba import (
     catalog_exact,
     catalog_guesses,
     catalog_layout,
+    catalog_means,
     catalog_plans,
     catalog_sampling,
     catalog_sums,
 )
 from rfkernels.backends.numba.catalog_plan_kernels import plan_kernels
 from rfkernels.backends.numba.jit import machine
-from rfkernels.catalog import Catalog, estimates, plan, sampling
+from rfkernels.catalog import Catalog, means, plan, sampling
 from rfkernels.catalog.records import Table
 
 CELLS = 12
@@ -123,17 +124,20 @@ def test_errors_where_nothing_that_is_drawn_weighs_anything(dtype: str) -> None:
 def test_weights_of_far_groups_below_the_smallest_number() -> None:
     """One item of a far cell is opened, all others are some e^2000 below it, and still drawn in proportion."""
     t = table()
-    means = t.means.copy()
-    means[t.cell[0]] += 800.0
+    centres = t.means.copy()
+    centres[t.cell[0]] += 800.0
     rows = t.rows.copy()
     for group in np.flatnonzero(t.cell == t.cell[0]):
         rows[t.start[group] : t.start[group] + t.count[group]] += 800.0
-    moved = t._replace(means=means, rows=rows)
+    moved = t._replace(means=centres, rows=rows)
     q = np.full((1, 6), 0.5)
-    found, expected = (engine.evaluate(moved, q, BUDGET, 0) for engine in (catalog, estimates))
-    np.testing.assert_array_equal(found.rows, expected.rows)
-    np.testing.assert_allclose(found.log_weights, expected.log_weights)
-    assert np.isfinite(found.log_weights).sum() > 500
+    values = np.random.default_rng(3).normal(size=(len(t.rows), 2))
+    numbered = moved._replace(ids=np.arange(len(t.rows), dtype=np.int32))
+    found, expected = (engine.expect(numbered, q, values, BUDGET, 0) for engine in (catalog_means, means))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+    chosen = plan.plan(moved, plan.guess(moved, q[0]), BUDGET)
+    assert len(means.by_rows(moved, q[0], chosen, 0, 0).rows) > 500
 
 
 def test_a_few_groups_and_fewer_runs_than_items() -> None:
@@ -241,17 +245,6 @@ def test_a_budget_for_every_item() -> None:
     np.testing.assert_allclose(found.log_normalizer, logsumexp(queries() @ items(t).T, axis=1))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_what_is_taken_is_as_specified(dtype: str) -> None:
-    t, q = table(dtype), queries().astype(dtype)
-    found, expected = (engine.evaluate(t, q, BUDGET, 7) for engine in (catalog, estimates))
-    assert found.rows.dtype == expected.rows.dtype
-    np.testing.assert_array_equal(found.rows, expected.rows)
-    tolerance = 1e-12 if dtype == "float64" else 1e-5
-    np.testing.assert_allclose(found.logits, expected.logits, rtol=tolerance, atol=tolerance)
-    np.testing.assert_allclose(found.log_weights, expected.log_weights, rtol=1e-10, atol=1e-10)
-
-
 def test_same_numbers_however_queries_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     q = queries(count=37)
     monkeypatch.setenv("RFKERNELS_NUM_THREADS", "1")
@@ -328,7 +321,8 @@ def test_draws_from_logits_beyond_the_dtype() -> None:
 def test_no_queries() -> None:
     none = np.empty((0, 6))
     assert [x.shape for x in catalog.estimate(table(), none, BUDGET, 0)] == [(0,)] * 3
-    assert catalog.evaluate(table(), none, BUDGET, 0).rows.shape == (0, BUDGET)
+    found = catalog_means.expect(table(), none, np.ones((9, 2)), BUDGET, 0)
+    assert [x.shape for x in found] == [(0, 2)] * 3 + [(0,)]
     assert [x.shape for x in catalog.exact(table(), none)] == [(0,)] * 3
 
 

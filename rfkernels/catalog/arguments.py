@@ -44,11 +44,11 @@ def check_values(values: Any, store: Store) -> None:
         raise ValueError(f"values must have shape ({len(store.slots)}, width), got {values.shape}")
 
 
-def check_means(mean: Any, values: Any, store: Store) -> None:
+def check_means(mean: Any, values: Any, table: Table) -> None:
     """Require that means of values are numbers: it would take long to look at all values beforehand."""
     if np.isfinite(mean).all():
         return
-    held = np.flatnonzero(store.slots >= 0)
+    held = np.sort(table.ids[table.ids >= 0])
     index = first_nonfinite(values[held])
     if index is not None:
         raise ValueError(f"values must be finite, but that of the id {held[index[0]]} is not")

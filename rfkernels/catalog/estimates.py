@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from rfkernels.catalog.codes import moved
-from rfkernels.catalog.plan import RUN, Guess, Plan, Runs, draw_runs, guess, plan, rows_of
-from rfkernels.catalog.records import Estimate, Evaluated, Table
+from rfkernels.catalog.plan import Guess, Plan, Runs, draw_runs, guess, plan, rows_of
+from rfkernels.catalog.records import Estimate, Table
 from rfkernels.catalog.scans import Shares, estimate_one, kinds, shares
 from rfkernels.catalog.trust import trusted_error
 
@@ -72,20 +72,6 @@ def _moved(table: Table, chosen: Plan, guessed: Guess, exact: Any, drawn: Any, r
     cell = table.cell[runs.group, None]
     moved = chosen.slopes[cell] * (drawn - guessed.cell_logits[cell]) * np.exp(-runs.log_expected)[:, None]
     return moved, float(np.repeat(chosen.slopes[cells], counts) @ residuals)
-
-
-def evaluate(table: Table, queries: Any, budget: int, seed: int) -> Evaluated:
-    """Return the items that `estimate` takes, with the logs of the weights that make sums over them unbiased."""
-    rows = np.full((len(queries), budget), -1, np.int32)
-    logits, log_weights = (np.full((len(queries), budget), -np.inf) for _ in range(2))
-    for i, query in enumerate(queries.astype(np.float64)):
-        own, sure, runs = take(table, plan(table, guess(table, query), budget), seed, i)
-        end = len(own)
-        rows[i, :end], logits[i, :end] = own, table.rows[own] @ query
-        log_weights[i, :sure] = 0
-        if runs is not None:
-            log_weights[i, sure:end] = np.repeat(-runs.log_expected, RUN)
-    return Evaluated(rows, logits, log_weights)
 
 
 def take(table: Table, chosen: Plan, seed: int, place: int) -> tuple[Any, int, Runs | None]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels.catalog import engines, pilots
-from rfkernels.catalog.arguments import takes_all
+from rfkernels.catalog.arguments import check_means, takes_all
 from rfkernels.catalog.means import Weighed, exact
 from rfkernels.catalog.records import Table
 from rfkernels.catalog.reductions import Expectation
@@ -42,7 +42,9 @@ def largest_error(found: Weighed) -> Any:
 def _expected(table: Table, queries: Any, values: Any, budget: int, seed: int, backend: str) -> Weighed:
     engine = engines.choose(backend)
     if takes_all(table, budget):
-        found = exact(table, queries, values, engine.exact(table, queries).log_normalizer)
+        mean = exact(table, queries, values, engine.exact(table, queries).log_normalizer)
+        found = Weighed(mean, np.zeros_like(mean), np.zeros_like(mean), np.zeros(len(mean)))
     else:
         found = engine.expect(table, queries, values, budget, seed)
+    check_means(found.mean, values, table)
     return found

@@ -16,7 +16,6 @@ from rfkernels.catalog.arguments import (
     check_count,
     check_filled,
     check_fit,
-    check_means,
     check_queries,
     check_real,
     check_seed,
@@ -216,15 +215,15 @@ class Catalog:
         queries : array, shape (queries, dim) or (dim,)
             The queries.
         values : array, shape (largest id + 1, width)
-            The value of each id; those of ids that are not in the catalog do not matter.
+            The value of each id; those of ids that are not in the catalog, or not taken, do not matter.
         budget, rng, backend
-            As in `log_normalizer`.
+            As in `log_normalizer`. One dot product in two to six is with an item, whose values are looked at as well.
         error : float, optional
             A standard error to aim at, in standard deviations: with 0.01, the standard error of every column is to be
             at most a hundredth of the standard deviation √(Σ p_i (v_i − mean)²) that its values have under the softmax,
             as 10⁴ independent draws would have it, whatever the units of values and wherever their zero is. As in
-            `log_normalizer`, `budget` is spent on a pilot, which is thrown away; its normalizer is judged too, as the
-            values of a sample do not show a tail that it has missed.
+            `log_normalizer`, `budget` is spent on a pilot, which is thrown away; its sum of weights is judged too, as
+            the values of a sample do not show a tail that it has missed.
         full : bool, default False
             Return an `Expectation`, with standard errors.
 
@@ -236,16 +235,15 @@ class Catalog:
         Raises
         ------
         TypeError, ValueError
-            If arguments do not fit together, or the catalog is empty.
+            If arguments do not fit together, the catalog is empty, or a value that was taken is not finite.
         """
-        given = check_queries(queries, self.table)
+        table = self.table
+        given, budget = check_queries(queries, table), check_budget(table, budget)
         check_values(values, self._store)
-        check_filled(self.table)
-        budget = check_budget(self.table, budget)
+        check_filled(table)
         if error is not None:
             check_real("error", error, 1)
-        found = expectations.expected(self.table, given, values, budget, error, check_seed(rng), backend)
-        check_means(found.mean, values, self._store)
+        found = expectations.expected(table, given, values, budget, error, check_seed(rng), backend)
         found = Expectation(*(part.reshape(*queries.shape[:-1], values.shape[1]) for part in found))
         return found if full else found.mean
 

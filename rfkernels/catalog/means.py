@@ -61,19 +61,17 @@ def meant(table: Table, budget: int, away: int) -> tuple[Shares | None, ...]:
     return None, *shares_in(table, budget, away, MEANT)
 
 
-def exact(table: Table, queries: Any, values: Any, log_normalizer: Any) -> Weighed:
-    """Return Σ p v over all items, a block of rows at a time."""
+def exact(table: Table, queries: Any, values: Any, log_normalizer: Any) -> Any:
+    """Return Σ p v over all items, (queries, width), a block of rows at a time."""
     check_fit(log_normalizer, table)
-    mean = np.zeros((len(queries), values.shape[1]))
-    square, wide, held = np.zeros_like(mean), queries.astype(np.float64), np.flatnonzero(table.ids >= 0)
+    mean, wide = np.zeros((len(queries), values.shape[1])), queries.astype(np.float64)
+    held = np.flatnonzero(table.ids >= 0)
     for first in range(0, len(held), _BLOCK):
         rows = held[first : first + _BLOCK]
         p = np.exp(wide @ table.rows[rows].T.astype(np.float64) - log_normalizer[:, None])
-        own = values[table.ids[rows]].astype(np.float64)
-        mean += p @ own
-        square += p @ own**2
-    none = np.zeros_like(mean)
-    return Weighed(mean, none, np.sqrt(np.maximum(square - mean**2, 0)), none[:, :0].sum(1))
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean += p @ values[table.ids[rows]].astype(np.float64)
+    return mean
 
 
 def expect(table: Table, queries: Any, values: Any, budget: int, seed: int) -> Weighed:
@@ -90,10 +88,10 @@ def expect(table: Table, queries: Any, values: Any, budget: int, seed: int) -> W
         own, guessed = spent[min(int(kinds[i]), len(spent) - 1)], guess(table, query)
         if own is None:
             chosen = plan(table, guessed, budget)
-            given = _by_rows(table, query, chosen, seed, i)
+            given = by_rows(table, query, chosen, seed, i)
         else:
             chosen = plan(table, guessed, own.scanned + sum(table.means.shape), BLOCK)
-            given = _by_codes(table, query, chosen, own, seed, i)
+            given = by_codes(table, query, chosen, own, seed, i)
         check_fit(given.logits[None], table)
         found.append(weigh(given, chosen, values[table.ids[given.rows]]))
     shape = (0, values.shape[1])
@@ -101,7 +99,8 @@ def expect(table: Table, queries: Any, values: Any, budget: int, seed: int) -> W
     return Weighed(*map(np.array, zip(*found, strict=True))) if found else none
 
 
-def _by_rows(table: Table, query: Any, chosen: Plan, seed: int, place: int) -> Taken:
+def by_rows(table: Table, query: Any, chosen: Plan, seed: int, place: int) -> Taken:
+    """Take what `estimates.estimate` takes where it reads no codes."""
     rows, sure, runs = take(table, chosen, seed, place)
     number = 0 if runs is None else len(runs.rows)
     log_weights = np.zeros(len(rows))
@@ -111,7 +110,7 @@ def _by_rows(table: Table, query: Any, chosen: Plan, seed: int, place: int) -> T
     return Taken(rows, table.rows[rows] @ query, log_weights, draws, (0, number))
 
 
-def _by_codes(table: Table, query: Any, chosen: Plan, spent: Shares, seed: int, place: int) -> Taken:
+def by_codes(table: Table, query: Any, chosen: Plan, spent: Shares, seed: int, place: int) -> Taken:
     """Take items in proportion to w b h, as `scans.estimate_one` calls what it knows of them from codes.
 
     What is drawn are items of opened groups, one by one, and runs, with all of their items that are taken.
@@ -157,7 +156,8 @@ def weigh(given: Taken, chosen: Plan, values: Any) -> tuple[Any, Any, Any, float
         square, seen = square + own_square[:-1], seen + own_square[-1]
         if first == single and count > 1:
             beyond = variances(parts[:, -1], top + np.log(total), chosen)[1]
-    return mean, np.sqrt(square + beyond * deviation**2), deviation, float(np.sqrt(seen + beyond))
+    square[deviation > 0] += beyond * deviation[deviation > 0] ** 2
+    return mean, np.sqrt(square), deviation, float(np.sqrt(seen + beyond))
 
 
 def _differences(parts: Any) -> Any:

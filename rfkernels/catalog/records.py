@@ -72,24 +72,6 @@ class Estimate(NamedTuple):
     dots: Any
 
 
-class Evaluated(NamedTuple):
-    """Items whose logits were computed for each query, weighted so that sums over them estimate sums over all items.
-
-    Parameters
-    ----------
-    rows : array of int32, shape (queries, budget)
-        Rows of the table, −1 for unused places.
-    logits : array, shape (queries, budget)
-        q·y; −inf for unused places.
-    log_weights : array, shape (queries, budget)
-        0 for items of opened groups, the log of one over the expected number of draws for drawn items; −inf if unused.
-    """
-
-    rows: Any
-    logits: Any
-    log_weights: Any
-
-
 class Top(NamedTuple):
     """The items of largest q·y among those taken, largest first.
 

@@ -15,8 +15,9 @@ class Expectation(NamedTuple):
     mean : array, shape (queries, width)
         Σ p_i v_i, with p the softmax: the ratio of two unbiased estimates, whose bias falls as one over the budget.
     standard_error : array, shape (queries, width)
-        Its standard error to first order, as the items taken show it: too small where they miss a tail, which the
-        standard error of the log-normalizer tells; 0 where every item was taken.
+        Its standard error to first order, as differences of draws show it, and for what few draws do not show, what is
+        predicted of the sum of weights, as if values varied along; 0 where every item was taken. On devices of JAX
+        without that prediction: too small where a tail was missed.
     """
 
     mean: Any

@@ -128,7 +128,7 @@ def step(
     Functions are called with addresses of records, what both know of queries, and where results are written.
     """
     lost = _scan_kinds(by_codes, call, given, out, found)
-    for part in () if lost == 0 else _pieces(call, given[0], np.flatnonzero(~np.isfinite(found))):
+    for part in () if lost == 0 else _pieces(call, given[0], np.flatnonzero(np.isnan(found))):
         own, results = tuple(x[part] for x in given), tuple(x[part] for x in out)
         by_rows(_chosen(call, own), own[1], *results)
         for x, result in zip(out, results, strict=True):

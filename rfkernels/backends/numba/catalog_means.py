@@ -31,6 +31,10 @@ _WHOLE, _SQUARES, _OWN, _BEFORE, _UPON, _ACROSS, _CENTRE, _NONE = range(8)
 times those of weights; where values are counted from; and zeros."""
 
 
+_AHEAD = 8
+"""How many rows of values are fetched before they are added."""
+
+
 class Values(NamedTuple):
     """Where values lie: an address, strides in bytes and a width, the kernel that adds them, and the id of each row."""
 
@@ -91,7 +95,7 @@ def _add_draws(v: Values, x: Room, begin: int, end: int, count: int, runs: bool)
             sums[_OWN, k] = 0.0
         while j < end and x.draws[j] == draw:
             mass += x.weights[j]
-            _add(v, x, j, min(j + 1, end - 1), x.weights[j:].ctypes.data, _CENTRE, _OWN)
+            _add(v, x, j, min(j + _AHEAD, end - 1), x.weights[j:].ctypes.data, _CENTRE, _OWN)
             j += 1
         x.numbers[0] += mass
         x.numbers[2] += mass if runs else 0.0
@@ -129,7 +133,7 @@ def _weigh(v: Values, x: Room, ends: tuple[int, int, int], counts: tuple[int, in
     sure, single, end = ends
     for j in range(sure):
         x.numbers[0] += x.weights[j]
-        _add(v, x, j, min(j + 1, end - 1), x.weights[j:].ctypes.data, _CENTRE, _WHOLE)
+        _add(v, x, j, min(j + _AHEAD, end - 1), x.weights[j:].ctypes.data, _CENTRE, _WHOLE)
     _add_draws(v, x, sure, single, counts[0], False)
     _add_draws(v, x, single, end, counts[1], True)
 
@@ -151,7 +155,7 @@ def _finish(r: Rules, s: Scratch, v: Values, x: Room, runs: int, predicted: floa
         deviation = max(sums[_SQUARES, k] / total - mean**2, 0.0)
         square = (sums[_UPON, k] - 2 * mean * sums[_ACROSS, k] + mean**2 * x.numbers[1]) / total**2
         out[0, k] = sums[_CENTRE, k] + mean
-        out[1, k] = math.sqrt(max(square, 0.0) + beyond * deviation)
+        out[1, k] = math.sqrt(max(square, 0.0) + (beyond * deviation if deviation > 0 else 0.0))
         out[2, k] = math.sqrt(deviation)
     return math.sqrt(x.numbers[1] / total**2 + beyond)
 
@@ -224,7 +228,7 @@ def _by_codes(
         for i in range(first, end):
             own = checks, state_of_checks(n, i - first, seed, numbers[i]), (wide[i], queries[i])
             relative[i] = _mean_by_codes(r, g, s, n, c, k, y, x, i - first, own, out[i])
-            lost += int(not relative[i] < np.inf)
+            lost += int(np.isnan(relative[i]))
         first = end
     return lost
 
@@ -300,7 +304,7 @@ def expect(table: Table, queries: Any, values: Any, budget: int, seed: int) -> W
     width = values.shape[1]
     out, relative, where = np.empty((len(queries), 3, width)), np.empty(len(queries)), _values(table, values)
     run(partial(_expect, given, where), given, queries, lambda own: (out[own], relative[own]))
-    check_fit(relative, table)
+    check_fit(np.where(np.isnan(relative), np.inf, 0.0), table)
     return Weighed(out[:, 0], out[:, 1], out[:, 2], relative)
 
 

@@ -1,0 +1,209 @@
+"""Means of values under the softmax: compiled as specified, in whatever way values lie, and as wrong as they say."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+
+import rfkernels as rfk
+from rfkernels.backends.numba import catalog_layout, catalog_means
+from rfkernels.backends.numba.catalog import Use, call_of
+from rfkernels.catalog import means, scans
+from rfkernels.catalog.plan import guess, plan, rounded, sizes
+
+ITEMS, DIM, CELLS, BUDGET = 6_000, 13, 30, 900
+
+
+@cache
+def catalog(dtype: str = "float64", seed: int = 0) -> rfk.Catalog:
+    rng = np.random.default_rng(seed)
+    spread = rng.gamma(4, 0.2, (ITEMS, 1)) * rng.gamma(3, 0.3, DIM)
+    items = rng.normal(size=(CELLS, DIM))[rng.integers(CELLS, size=ITEMS)] + spread * rng.normal(size=(ITEMS, DIM))
+    return rfk.Catalog(items.astype(dtype), cells=CELLS)
+
+
+def queries(count: int = 16, least: float = 0.05, most: float = 12.0) -> Any:
+    """Queries of all kinds, from those that hardly tell items apart to those that codes are too coarse for."""
+    made = np.random.default_rng(1).normal(size=(count, DIM)) / DIM**0.5
+    return made * np.geomspace(least, most, count)[:, None]
+
+
+def values(width: int = 3, dtype: str = "float64") -> Any:
+    return (np.random.default_rng(2).normal(size=(ITEMS, width)) + 5).astype(dtype)
+
+
+def softmax(held: rfk.Catalog, q: Any, given: Any) -> tuple[Any, Any]:
+    """Means of values and standard deviations."""
+    logits = q.astype(np.float64) @ held.items(held.ids).T.astype(np.float64)
+    p, own = np.exp(logits - logsumexp(logits, 1)[:, None]), given[held.ids].astype(np.float64)
+    return p @ own, np.sqrt(np.maximum(p @ own**2 - (p @ own) ** 2, 0))
+
+
+def assert_as_specified(table: Any, q: Any, given: Any, budget: int = BUDGET, rtol: float = 1e-9) -> Any:
+    expected = means.expect(table, q, given, budget, 3)
+    for groups_a_run in (0, len(table.start)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(catalog_layout, "GROUPS_A_RUN", groups_a_run)
+            own = table._replace(means=table.means.copy())
+            found = catalog_means.expect(own, q, given, budget, 3)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol)
+    return found
+
+
+def kinds(table: Any, q: Any) -> list[int]:
+    size = rounded(sizes(table, q.astype(np.float64)))
+    return np.searchsorted(scans.limits(table, means.MILD), size).tolist()
+
+
+@pytest.mark.parametrize("width", ["", "16", "32"])
+def test_as_specified(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if width:
+        monkeypatch.setenv("RFKERNELS_VECTOR_BYTES", width)
+    table, q = catalog().table, queries()
+    assert set(kinds(table, q)) == {0, 1, 2, 3}
+    found = assert_as_specified(table, q, values(19))
+    assert (found.relative > 0).all()
+
+
+@pytest.mark.parametrize("budget", [300, 420, 611, 1_400, 3_000, 5_500])
+def test_any_number_of_draws(budget: int) -> None:
+    """Of odd numbers the last draw has no other to be compared with."""
+    assert_as_specified(catalog().table, queries(9), values(), budget)
+
+
+def test_single_precision() -> None:
+    held, q = catalog("float32"), queries(most=2.0).astype(np.float32)
+    assert_as_specified(held.table, q, values(5, "float32"), rtol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_values_however_they_lie(dtype: str) -> None:
+    table, q, wide = catalog().table, queries(6), values(18, dtype)
+    for own in (wide, wide[:, ::2], wide[:, ::-1], wide[::-1], np.asfortranarray(wide), wide[:, :1], wide[:, :0]):
+        assert_as_specified(table, q, own)
+    read_only = wide.copy()
+    read_only.flags.writeable = False
+    assert_as_specified(table, q, read_only)
+
+
+def test_mixed_kinds_and_many_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RFKERNELS_NUM_THREADS", "3")
+    q = np.tile(queries(), (20, 1))[np.random.default_rng(0).permutation(320)]
+    assert_as_specified(catalog().table, q, values())
+
+
+def test_tables_without_codes() -> None:
+    table = catalog().table._replace(codes=None)
+    assert_as_specified(table, queries(), values())
+    assert call_of(table, BUDGET, 0, Use.MEANS).common.spent == ()
+
+
+def test_items_that_were_removed_and_moved() -> None:
+    held = rfk.Catalog(catalog().items(np.arange(ITEMS)), cells=CELLS)
+    held.remove(np.arange(0, ITEMS, 3))
+    held.update(np.array([1, 2]), 3 + held.items(np.array([1, 2])))
+    assert_as_specified(held.table, queries(), values())
+    whole = held.expectation(queries(), values(), budget=2 * ITEMS, full=True)
+    mean, _ = softmax(held, queries(), values())
+    np.testing.assert_allclose(whole.mean, mean, rtol=1e-9)
+    assert not whole.standard_error.any()
+
+
+@pytest.mark.parametrize("size", [0.3, 1.5, 4.0])
+def test_errors_are_as_large_as_is_said(size: float) -> None:
+    """Queries that rows, many checks and few checks are for."""
+    held, given = catalog(), values()
+    q = size * queries(24, 1.0, 1.0)
+    assert {0.3: 0, 1.5: 1, 4.0: 2}[size] in kinds(held.table, q)
+    (mean, _), seen = softmax(held, q, given), []
+    for seed in range(60):
+        found = held.expectation(q, given, budget=BUDGET, full=True, rng=seed)
+        seen.append(((found.mean - mean), found.standard_error))
+    off, error = (np.stack(x) for x in zip(*seen, strict=True))
+    assert 0.92 < (np.abs(off) <= 1.96 * error).mean() < 0.99
+    ratio = np.sqrt((error**2).mean((0, 1)) / (off**2).mean((0, 1)))
+    assert 0.8 < ratio.min() < ratio.max() < 1.6
+    assert np.abs(off.mean(0) / (off.std(0) / np.sqrt(60))).max() < 5
+
+
+def test_codes_find_more_of_a_steep_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    held, given, q = catalog(), values(), 4 * queries(24, 1.0, 1.0)
+    (mean, deviation), off = softmax(held, q, given), []
+    for table in (held.table, held.table._replace(codes=None)):
+        found = np.stack([catalog_means.expect(table, q, given, BUDGET, seed).mean for seed in range(8)])
+        off.append(np.median(np.abs(found - mean) / deviation))
+    assert off[0] < 0.6 * off[1]
+
+
+def test_what_was_predicted_of_a_missed_tail_counts() -> None:
+    """Values that a sample has seen nothing vary of are as wrong as its sums of weights are said to be."""
+    held, q = catalog(), 4 * queries(8, 1.0, 1.0)
+    table = held.table
+    for i, query in enumerate(q):
+        spent = means.meant(table, BUDGET, 0)[kinds(table, query[None])[0]]
+        if spent is None:
+            continue
+        chosen = plan(table, guess(table, query), spent.scanned + sum(table.means.shape), scans.BLOCK)
+        taken = means.by_codes(table, query, chosen, spent, 0, i)
+        given = values()[table.ids[taken.rows]]
+        sure = chosen._replace(log_error=-np.inf)
+        lower, higher = (means.weigh(taken, one, given) for one in (sure, chosen))
+        beyond = higher[3] ** 2 - lower[3] ** 2
+        np.testing.assert_allclose(higher[1] ** 2 - lower[1] ** 2, beyond * higher[2] ** 2, rtol=1e-6, atol=1e-15)
+        assert beyond >= 0
+
+
+@pytest.mark.parametrize("size", [0.3, 3.0])
+def test_values_that_are_not_taken_are_not_read(size: float) -> None:
+    """Which is what makes a query take no time that grows with the catalog."""
+    held, given = catalog(), values()
+    q = size * queries(4, 1.0, 1.0)
+    before = held.expectation(q, given, budget=BUDGET)
+    untouched = np.ones(ITEMS, bool)
+    for i, query in enumerate(q):
+        kind = kinds(held.table, query[None])[0]
+        own = (*means.meant(held.table, BUDGET, 0), None)[kind]
+        guessed = guess(held.table, query)
+        if own is None:
+            taken = means.by_rows(held.table, query, plan(held.table, guessed, BUDGET), 0, i)
+        else:
+            chosen = plan(held.table, guessed, own.scanned + sum(held.table.means.shape), scans.BLOCK)
+            taken = means.by_codes(held.table, query, chosen, own, 0, i)
+        untouched[held.table.ids[taken.rows]] = False
+    assert untouched.sum() > ITEMS // 3
+    given[untouched] = np.nan
+    np.testing.assert_array_equal(held.expectation(q, given, budget=BUDGET), before)
+
+
+def test_values_that_are_no_numbers_are_named() -> None:
+    held, given, q = catalog(), values(), queries(4)
+    given[4_321, 1] = np.inf
+    with pytest.raises(ValueError, match="values must be finite, but that of the id 4321 is not"):
+        held.expectation(q, given, budget=2 * ITEMS)
+    given[:] = np.nan
+    with pytest.raises(ValueError, match="values must be finite, but that of the id 0 is not"):
+        held.expectation(q, given, budget=BUDGET)
+
+
+def test_values_too_large_for_means() -> None:
+    held = catalog()
+    given = np.where(np.arange(ITEMS)[:, None] % 2, 1.7e308, -1.7e308)
+    with np.errstate(over="ignore", invalid="ignore"), pytest.raises(ValueError, match="means that fit float64"):
+        held.expectation(queries(4), given, budget=BUDGET)
+
+
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_logits_far_above_what_is_guessed(backend: str) -> None:
+    """Items that lie where no group says so."""
+    held = rfk.Catalog(catalog().items(np.arange(ITEMS)), cells=CELLS)
+    q = queries(3, 2.0, 3.0)
+    far = held.items(np.arange(3))
+    held.update(np.arange(3), 200 * far)
+    mean, _ = softmax(held, q, values())
+    found = held.expectation(q, values(), budget=BUDGET, full=True, backend=backend)
+    np.testing.assert_array_less(np.abs(found.mean - mean), 6 * found.standard_error + 1e-6)
