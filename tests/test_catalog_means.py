@@ -15,7 +15,7 @@ from rfkernels.backends.numba.catalog import Use, call_of
 from rfkernels.catalog import means, scans
 from rfkernels.catalog.plan import guess, plan, rounded, sizes
 
-ITEMS, DIM, CELLS, BUDGET = 6_000, 13, 30, 900
+ITEMS, DIM, CELLS, BUDGET = 6_000, 13, 30, 500
 
 
 @cache
@@ -97,6 +97,17 @@ def test_mixed_kinds_and_many_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_as_specified(catalog().table, q, values())
 
 
+def test_sums_and_means_of_a_budget_share_nothing() -> None:
+    """They spend dot products in other ways."""
+    table, q = catalog().table._replace(means=catalog().table.means.copy()), queries(6)
+    before = call_of(table, BUDGET, 0, Use.SUMS).common
+    assert call_of(table, BUDGET, 0, Use.SUMS).common is before
+    assert_as_specified(table, q, values())
+    found = call_of(table, BUDGET, 0, Use.MEANS).common
+    assert found.spent == means.meant(table, BUDGET, 0) != before.spent
+    assert call_of(table, BUDGET, 0, Use.SUMS_OF_ROWS).common.spent == ()
+
+
 def test_tables_without_codes() -> None:
     table = catalog().table._replace(codes=None)
     assert_as_specified(table, queries(), values())
@@ -141,21 +152,20 @@ def test_codes_find_more_of_a_steep_softmax(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_was_predicted_of_a_missed_tail_counts() -> None:
-    """Values that a sample has seen nothing vary of are as wrong as its sums of weights are said to be."""
-    held, q = catalog(), 4 * queries(8, 1.0, 1.0)
-    table = held.table
-    for i, query in enumerate(q):
+    """As if values varied along with weights, as much as they do under the softmax."""
+    table, seen = catalog().table, []
+    for i, query in enumerate(4 * queries(8, 1.0, 1.0)):
         spent = means.meant(table, BUDGET, 0)[kinds(table, query[None])[0]]
-        if spent is None:
-            continue
+        assert spent is not None
         chosen = plan(table, guess(table, query), spent.scanned + sum(table.means.shape), scans.BLOCK)
         taken = means.by_codes(table, query, chosen, spent, 0, i)
-        given = values()[table.ids[taken.rows]]
-        sure = chosen._replace(log_error=-np.inf)
-        lower, higher = (means.weigh(taken, one, given) for one in (sure, chosen))
+        given, log = values()[table.ids[taken.rows]], logsumexp(taken.logits + taken.log_weights)
+        lower, higher = (means.weigh(taken, chosen._replace(log_error=x), given) for x in (-np.inf, log))
         beyond = higher[3] ** 2 - lower[3] ** 2
-        np.testing.assert_allclose(higher[1] ** 2 - lower[1] ** 2, beyond * higher[2] ** 2, rtol=1e-6, atol=1e-15)
-        assert beyond >= 0
+        np.testing.assert_allclose(higher[1] ** 2 - lower[1] ** 2, beyond * higher[2] ** 2, rtol=1e-6)
+        np.testing.assert_array_equal(higher[0], lower[0])
+        seen.append(beyond)
+    assert min(seen) > 0
 
 
 @pytest.mark.parametrize("size", [0.3, 3.0])

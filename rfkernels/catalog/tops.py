@@ -78,16 +78,22 @@ def promising(count: Any, promised: Any, most: int, least: int) -> Any:
     return np.sort(order[:number])
 
 
-def bounded(table: Table, queries: Any) -> Any:
+def reach(table: Table) -> float:
+    """Return the largest size of queries, as `bounded` has it: 0 where squared distances of items do not fit."""
+    if not np.isfinite(table.shape).all():
+        return 0.0
+    return float(np.sqrt(float(np.finfo(table.rows.dtype).max)) / (ROOM * np.sqrt(table.rows.shape[1])))
+
+
+def bounded(reached: float, queries: Any) -> Any:
     """Return for which queries no dot product, nor part of one, can be too large for the items' dtype.
 
     Squared distances of items from centres fit it, and codes are whole numbers of steps, which add up to no more than
     eight times the root of their number.
     """
-    with np.errstate(over="ignore"):
-        size = np.abs(queries.astype(np.float64)).sum(1) * np.sqrt(queries.shape[1])
     # No product of matrices: BLAS keeps its threads busy after one, on processors that others could use.
-    return (size <= np.sqrt(float(np.finfo(table.rows.dtype).max)) / ROOM) & np.isfinite(table.shape).all()
+    with np.errstate(over="ignore"):
+        return np.add.reduce(np.abs(queries), axis=1, dtype=np.float64) <= reached
 
 
 def stretch(table: Table) -> Any:
@@ -108,7 +114,8 @@ def _largest(table: Table, query: Any, groups: Any, ranked: int, count: int) -> 
 def settled(table: Table, queries: Any, rows: Any, count: int) -> Top:
     """Return the largest of some items of each query, (queries, items) by row, in their order; −1 stands for none."""
     rows = np.sort(rows, axis=1)
-    some = table.rows[np.where(rows < 0, rows[:, -1:], rows)].astype(np.float64)
-    logits = np.where(rows < 0, -np.inf, np.matmul(some, queries[..., None])[..., 0])
-    order = np.argsort(-logits, axis=1, kind="stable")[:, :count]
-    return Top(table.ids[np.take_along_axis(rows, order, 1)], np.take_along_axis(logits, order, 1))
+    none = rows < 0
+    some = table.rows[np.where(none, rows[:, -1:], rows)].astype(np.float64)
+    logits = np.where(none, -np.inf, np.matmul(some, queries[..., None])[..., 0])
+    order, each = np.argsort(-logits, axis=1, kind="stable")[:, :count], np.arange(len(rows))[:, None]
+    return Top(table.ids[rows[each, order]], logits[each, order])

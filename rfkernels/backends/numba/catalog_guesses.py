@@ -20,6 +20,7 @@ from rfkernels.backends.numba.records import FloatRows, Floats, Held, IntRows, v
 from rfkernels.catalog.codes import moved
 from rfkernels.catalog.plan import STEPS, moments
 from rfkernels.catalog.records import Table
+from rfkernels.catalog.tops import reach
 
 _KEPT, _SHARE = (1 << 23, 1 << 31), 16
 """Bytes that are kept between calls: this part of what items take, but at least the first and at most the second."""
@@ -181,7 +182,7 @@ class Prepared(NamedTuple):
     """What is known of a table: its groups, guesses, and what else is computed once for each machine.
 
     `moved` are the cells that are no longer where their anchors are, and `common` is what calls have in common, by
-    machine, budget, and use.
+    machine, budget, and use. `reach` is as in `tops.bounded`.
     """
 
     groups: Held[Groups]
@@ -191,6 +192,7 @@ class Prepared(NamedTuple):
     finders: dict[Machine, Any]
     common: dict[tuple[Machine, int, Any], Any]
     moved: Any
+    reach: float
 
 
 _prepared: dict[int, tuple[tuple[Any, ...], Prepared]] = {}
@@ -204,7 +206,7 @@ def prepared(table: Table) -> Prepared:
         return found[1]
     g = groups_of(table)
     away = np.arange(0) if table.codes is None else moved(table)
-    made = Prepared(g, Known(g, table.rows.nbytes), {}, {}, {}, {}, away)
+    made = Prepared(g, Known(g, table.rows.nbytes), {}, {}, {}, {}, away, reach(table))
     _prepared[key] = tuple(_reference(x, key if x is table.means else None) for x in table), made
     return made
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from rfkernels.backends.numba.catalog_looks import Codes, codes
 from rfkernels.backends.numba.catalog_plans import all_cell_logits
 from rfkernels.backends.numba.catalog_search import HALVINGS, Finders, Finds, finders, finds, open_groups, read_codes
 from rfkernels.backends.numba.compiling import call, entry, jit, up
+from rfkernels.backends.numba.jit import machine
 from rfkernels.backends.numba.records import Elements, FloatRows, Held, Ints, view, view_like
 from rfkernels.catalog import tops
 from rfkernels.catalog.codes import BLOCK
@@ -53,7 +54,7 @@ def top(table: Table, queries: Any, count: int, budget: int) -> Top:
     given, items = tops.scope(table, budget, count, len(known.moved)), known.groups.record.items
     if given.seen < items and not given.ranked:
         return tops.top(table, queries, count, budget)
-    small, size = tops.bounded(table, queries), (len(queries), count)
+    small, size = tops.bounded(known.reach, queries), (len(queries), count)
     if small.all():
         return _top(table, known, given, queries, count)
     found = Top(np.empty(size, np.int32), np.empty(size))
@@ -90,7 +91,7 @@ def _top(table: Table, known: Prepared, given: tops.Scope, queries: Any, count: 
 def _search(table: Table, known: Prepared, given: tops.Scope, queries: tuple[Any, Any], count: int, rows: Any) -> None:
     """Write the rows of what queries of float64 and of the dtype of rows find, (queries, wanted)."""
     wide, own = queries
-    g, r, c, f = known.groups, rules(table, known, True), codes(table, known), finders(table, known)
+    g, (r, c, f) = known.groups, _tools(table, known)
     dtype, cells = table.rows.dtype, len(known.groups.record.held)
     k = finds("top", g.record, given.seen, dtype)
     places = len(k.record.logits)
@@ -98,6 +99,15 @@ def _search(table: Table, known: Prepared, given: tops.Scope, queries: tuple[Any
     scales = np.exp2(sizes(r.record.wide_dots, g, wide) / STEPS)
     heap, at = np.empty(places, ENTRY), (r.address, g.address, c.address, f.address, k.address, n.address)
     _search_all(*at, scales, (*given, count), wide, own, heap, rows)
+
+
+def _tools(table: Table, known: Prepared) -> tuple[Held[Rules], Held[Codes], Held[Finders]]:
+    """Return what all searches of a table have in common, which is kept."""
+    key = machine(), 0, _tools
+    found = known.common.get(key)
+    if found is None:
+        found = known.common[key] = rules(table, known, True), codes(table, known), finders(table, known)
+    return cast(tuple[Held[Rules], Held[Codes], Held[Finders]], found)
 
 
 def _ranks(g: Groups, places: int, ranked: int, dtype: Any) -> Held[Ranks]:
