@@ -97,7 +97,7 @@ def test_mixed_kinds_and_many_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_as_specified(catalog().table, q, values())
 
 
-def test_sums_and_means_of_a_budget_share_nothing() -> None:
+def test_sums_and_means_and_budgets_share_nothing() -> None:
     """They spend dot products in other ways."""
     table, q = catalog().table._replace(means=catalog().table.means.copy()), queries(6)
     before = call_of(table, BUDGET, 0, Use.SUMS).common
@@ -106,6 +106,7 @@ def test_sums_and_means_of_a_budget_share_nothing() -> None:
     found = call_of(table, BUDGET, 0, Use.MEANS).common
     assert found.spent == means.meant(table, BUDGET, 0) != before.spent
     assert call_of(table, BUDGET, 0, Use.SUMS_OF_ROWS).common.spent == ()
+    assert call_of(table, BUDGET + 100, 0, Use.MEANS).common.spent == means.meant(table, BUDGET + 100, 0) != found.spent
 
 
 def test_tables_without_codes() -> None:
