@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import cache
 from typing import Any
 
@@ -10,7 +11,15 @@ import pytest
 from scipy.special import logsumexp
 
 import rfkernels as rfk
-from rfkernels.backends.numba import catalog_layout, catalog_means
+from rfkernels.backends.numba import (
+    catalog_layout,
+    catalog_means,
+    catalog_sampling,
+    catalog_scans,
+    catalog_sums,
+    catalog_tops,
+    records,
+)
 from rfkernels.backends.numba.catalog import Use, call_of
 from rfkernels.catalog import means, scans
 from rfkernels.catalog.plan import guess, plan, rounded, sizes
@@ -143,7 +152,7 @@ def test_errors_are_as_large_as_is_said(size: float) -> None:
     assert np.abs(off.mean(0) / (off.std(0) / np.sqrt(60))).max() < 5
 
 
-def test_codes_find_more_of_a_steep_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codes_find_more_of_a_steep_softmax() -> None:
     held, given, q = catalog(), values(), 4 * queries(24, 1.0, 1.0)
     (mean, deviation), off = softmax(held, q, given), []
     for table in (held.table, held.table._replace(codes=None)):
@@ -194,10 +203,10 @@ def test_values_that_are_not_taken_are_not_read(size: float) -> None:
 def test_values_that_are_no_numbers_are_named() -> None:
     held, given, q = catalog(), values(), queries(4)
     given[4_321, 1] = np.inf
-    with pytest.raises(ValueError, match="values must be finite, but that of the id 4321 is not"):
+    with pytest.raises(ValueError, match=r"where items are taken, but values\[4321, 1\] is inf"):
         held.expectation(q, given, budget=2 * ITEMS)
     given[:] = np.nan
-    with pytest.raises(ValueError, match="values must be finite, but that of the id 0 is not"):
+    with pytest.raises(ValueError, match=r"but values\[0, 0\] is nan"):
         held.expectation(q, given, budget=BUDGET)
 
 
@@ -218,3 +227,69 @@ def test_logits_far_above_what_is_guessed(backend: str) -> None:
     mean, _ = softmax(held, q, values())
     found = held.expectation(q, values(), budget=BUDGET, full=True, backend=backend)
     np.testing.assert_array_less(np.abs(found.mean - mean), 6 * found.standard_error + 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", "longdouble", "int64"])
+def test_values_of_other_dtypes_are_refused(dtype: str) -> None:
+    with pytest.raises(TypeError, match="of float16, float32 or float64 in this machine"):
+        catalog().expectation(queries(2), np.ones((ITEMS, 2), dtype), budget=BUDGET)
+
+
+def test_exact_weights_add_up_to_one() -> None:
+    held, q = catalog("float32"), 300 * queries(70, 1.0, 1.0).astype(np.float32)
+    found = held.expectation(q, np.ones((ITEMS, 1)), budget=2 * ITEMS)
+    np.testing.assert_allclose(found, 1, rtol=1e-12)
+
+
+def test_errors_beside_an_item_that_weighs_most() -> None:
+    """Deviations about another item would be rounding."""
+    table, q = catalog().table, queries(24, 40.0, 100.0)
+    given = values() + 1e3 * np.arange(ITEMS)[:, None]
+    for budget in (200, 400):
+        expected, found = (engine.expect(table, q, given, budget, 3) for engine in (means, catalog_means))
+        np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-9)
+        some = expected.standard_error > 1e-9 * np.abs(expected.mean)
+        assert some.mean() > 0.2
+        np.testing.assert_allclose(found.standard_error[some], expected.standard_error[some], rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [0.3, 4.0, 40.0])
+def test_memory_is_there_as_long_as_it_is_used(size: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records that are too large are not kept between calls; compiled code knows them by address alone."""
+    made: list[Any] = []
+    init = records.Held.__init__
+
+    def noted(self: Any, *given: Any) -> None:
+        init(self, *given)
+        made.append(weakref.ref(self))
+
+    def watched(module: Any, name: str) -> None:
+        function = getattr(module, name)
+
+        def watch(*given: Any) -> Any:
+            assert [x for x in made if x() is None] == []
+            return function(*given)
+
+        monkeypatch.setattr(module, name, watch)
+
+    monkeypatch.setenv("RFKERNELS_NUM_THREADS", "1")
+    monkeypatch.setattr(catalog_layout, "_KEPT", 0)
+    for module, name in (
+        (catalog_means, "_by_codes"),
+        (catalog_means, "_by_rows"),
+        (catalog_scans, "estimate"),
+        (catalog_sums, "estimate"),
+        (catalog_sampling, "_sample"),
+        (catalog_tops, "_search_all"),
+    ):
+        watched(module, name)
+    monkeypatch.setattr(records.Held, "__init__", noted)
+    held, q = catalog(), size * queries(1, 1.0, 1.0)
+    for call in (
+        lambda: held.expectation(q, values(), budget=BUDGET),
+        lambda: held.log_normalizer(q, budget=BUDGET),
+        lambda: held.sample(q, 3),
+        lambda: held.top(q, 3, budget=BUDGET),
+    ):
+        made.clear()
+        call()

@@ -16,6 +16,12 @@ BUDGET = 4096
 SEEDS = 1 << 64
 """Seeds are less than this."""
 
+_VALUES = tuple(np.dtype(x) for x in (np.float16, np.float32, np.float64))
+"""What values may be, in the byte order of this machine."""
+
+_BLOCK = 1 << 16
+"""Rows of values that are looked at together."""
+
 
 def check_queries(queries: Any, table: Table) -> Any:
     """Require finite queries (queries, dim) or (dim,); return them as NumPy's, (queries, dim)."""
@@ -37,9 +43,10 @@ def check_queries(queries: Any, table: Table) -> Any:
 
 def check_values(values: Any, store: Store) -> None:
     """Require values (ids, width) for all ids."""
-    if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.ndim != 2:
+    if not isinstance(values, np.ndarray) or values.dtype not in _VALUES or values.ndim != 2:
         found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
-        raise TypeError(f"values must be a numpy.ndarray of floats, (largest id + 1, width), got {found}")
+        expected = "of float16, float32 or float64 in this machine's byte order, (largest id + 1, width)"
+        raise TypeError(f"values must be a numpy.ndarray {expected}, got {found}")
     if len(values) < len(store.slots):
         raise ValueError(f"values must have shape ({len(store.slots)}, width), got {values.shape}")
 
@@ -49,9 +56,13 @@ def check_means(mean: Any, values: Any, table: Table) -> None:
     if np.isfinite(mean).all():
         return
     held = np.sort(table.ids[table.ids >= 0])
-    index = first_nonfinite(values[held])
-    if index is not None:
-        raise ValueError(f"values must be finite, but that of the id {held[index[0]]} is not")
+    for first in range(0, len(held), _BLOCK):
+        own = values[held[first : first + _BLOCK]]
+        index = first_nonfinite(own)
+        if index is not None:
+            row, column = index
+            where = f"values[{held[first + row]}, {column}]"
+            raise ValueError(f"values must be finite where items are taken, but {where} is {float(own[index])}")
     raise ValueError("values must have means that fit float64")
 
 
@@ -116,8 +127,3 @@ def rows_of_ids(store: Store, ids: Any) -> Any:
     if (rows < 0).any():
         raise KeyError(f"no item has the id {int(ids[rows < 0].flat[0])}")
     return rows
-
-
-def ids_of_rows(table: Table, rows: Any) -> Any:
-    """Return the id of each row, −1 for −1."""
-    return np.where(rows >= 0, table.ids[rows], -1)

@@ -30,6 +30,7 @@ def expected(
         return _expected(table, queries[same], values, own, pilots.seed_of(seed, -1), backend)
 
     items, excess = int(table.count.sum()), np.maximum(largest_error(found), found.relative) / error
+    excess = np.where(np.isnan(excess), np.inf, excess)  # squares of values may be too large
     return Expectation(*pilots.aimed(found, excess, budget, items, again)[:2])
 
 

@@ -25,7 +25,8 @@ are off by too much.
 MEANT = 2, 6
 """Between these, one dot product in so many is with items, whose values are averaged; more codes see more of a tail."""
 
-_BLOCK = 1 << 14
+_BLOCK, _TOGETHER = 1 << 14, 64
+"""Rows, and queries, that are taken at a time."""
 
 
 class Weighed(NamedTuple):
@@ -62,15 +63,22 @@ def meant(table: Table, budget: int, away: int) -> tuple[Shares | None, ...]:
 
 
 def exact(table: Table, queries: Any, values: Any, log_normalizer: Any) -> Any:
-    """Return Σ p v over all items, (queries, width), a block of rows at a time."""
+    """Return Σ p v over all items, (queries, width), a block of queries and of rows at a time.
+
+    Weights are divided by their own sum: normalizers are taken of products in the dtype of rows.
+    """
     check_fit(log_normalizer, table)
-    mean, wide = np.zeros((len(queries), values.shape[1])), queries.astype(np.float64)
-    held = np.flatnonzero(table.ids >= 0)
-    for first in range(0, len(held), _BLOCK):
-        rows = held[first : first + _BLOCK]
-        p = np.exp(wide @ table.rows[rows].T.astype(np.float64) - log_normalizer[:, None])
-        with np.errstate(over="ignore", invalid="ignore"):
-            mean += p @ values[table.ids[rows]].astype(np.float64)
+    mean, held = np.zeros((len(queries), values.shape[1])), np.flatnonzero(table.ids >= 0)
+    for start in range(0, len(queries), _TOGETHER):
+        own = slice(start, start + _TOGETHER)
+        wide, total = queries[own].astype(np.float64), np.zeros((len(queries[own]), 1))
+        for first in range(0, len(held), _BLOCK):
+            rows = held[first : first + _BLOCK]
+            p = np.exp(wide @ table.rows[rows].T.astype(np.float64) - log_normalizer[own, None])
+            total += p.sum(1, keepdims=True)
+            with np.errstate(over="ignore", invalid="ignore"):
+                mean[own] += p @ values[table.ids[rows]].astype(np.float64)
+        mean[own] /= total
     return mean
 
 
@@ -137,7 +145,7 @@ def weigh(given: Taken, chosen: Plan, values: Any) -> tuple[Any, Any, Any, float
     """Return the weighted mean of values (items, width), its standard error, deviations, and the relative error.
 
     Differences of neighbouring draws show how much sums vary. What is predicted of the sum of weights beyond that, as
-    `trust.variances` has it, is counted as if values varied along with it as they do under the softmax.
+    `trust.variances` has it, is counted as if values varied along with it as they do under the softmax, once at most.
     """
     log = given.logits + given.log_weights
     top = float(log.max())
@@ -156,7 +164,7 @@ def weigh(given: Taken, chosen: Plan, values: Any) -> tuple[Any, Any, Any, float
         square, seen = square + own_square[:-1], seen + own_square[-1]
         if first == single and count > 1:
             beyond = variances(parts[:, -1], top + np.log(total), chosen)[1]
-    square[deviation > 0] += beyond * deviation[deviation > 0] ** 2
+    square += min(beyond, 1.0) * deviation**2
     return mean, np.sqrt(square), deviation, float(np.sqrt(seen + beyond))
 
 

@@ -130,7 +130,7 @@ def step(
     lost = _scan_kinds(by_codes, call, given, out, found)
     for part in () if lost == 0 else _pieces(call, given[0], np.flatnonzero(np.isnan(found))):
         own, results = tuple(x[part] for x in given), tuple(x[part] for x in out)
-        by_rows(_chosen(call, own), own[1], *results)
+        _read_rows(by_rows, call, own, results)
         for x, result in zip(out, results, strict=True):
             x[part] = result
 
@@ -169,15 +169,15 @@ def _scan(by_codes: Callable[..., int], call: Call, kind: int, given: _Given, ou
     return by_codes(at, own, places, numbers, tuple(own), call.seed, wide, queries, *out)
 
 
-def _chosen(call: Call, given: _Given) -> tuple[int, ...]:
-    """Choose what queries take from rows; return addresses of what is known then."""
+def _read_rows(by_rows: Callable[..., None], call: Call, given: _Given, out: tuple[Any, ...]) -> None:
+    """Choose what queries take from rows, and do something with it; records are there as long as this runs."""
     numbers, queries, wide, sized = given
     table, known, budget = call.table, call.known, call.budget
     g, r = known.groups, call.common.rules
     s, n, d = scratch(g.record), lists(g.record, budget, len(queries)), dots(budget, len(queries), table.rows.dtype)
     (v, places), left = known.guesses.at(sized), budget - sum(table.means.shape)
     choose(r.address, g.address, v.address, s.address, n.address, places, wide, left, call.seed, numbers)
-    return r.address, g.address, s.address, n.address, d.address
+    by_rows((r.address, g.address, s.address, n.address, d.address), queries, *out)
 
 
 def _pieces(call: Call, numbers: Any, places: Any) -> list[Any]:

@@ -121,13 +121,16 @@ def _add_draws(v: Values, x: Room, begin: int, end: int, count: int, runs: bool)
 @jit
 def _weigh(v: Values, x: Room, ends: tuple[int, int, int], counts: tuple[int, int]) -> None:
     """Add up what is listed: items that are taken for sure, draws of single items, and runs, up to these ends."""
-    sums = x.sums
+    sums, heaviest = x.sums, 0
+    for j in range(ends[2]):
+        if x.weights[j] > x.weights[heaviest]:
+            heaviest = j
     for i in range(8):
         for k in range(v.width):
             sums[i, k] = 0.0
     x.numbers[:] = 0.0
     x.one[0] = 1.0
-    _add(v, x, 0, 0, x.one.ctypes.data, _NONE, _CENTRE)
+    _add(v, x, heaviest, 0, x.one.ctypes.data, _NONE, _CENTRE)  # next to which others may be as nothing
     for k in range(v.width):
         sums[_SQUARES, k] = 0.0
     sure, single, end = ends
@@ -155,7 +158,7 @@ def _finish(r: Rules, s: Scratch, v: Values, x: Room, runs: int, predicted: floa
         deviation = max(sums[_SQUARES, k] / total - mean**2, 0.0)
         square = (sums[_UPON, k] - 2 * mean * sums[_ACROSS, k] + mean**2 * x.numbers[1]) / total**2
         out[0, k] = sums[_CENTRE, k] + mean
-        out[1, k] = math.sqrt(max(square, 0.0) + (beyond * deviation if deviation > 0 else 0.0))
+        out[1, k] = math.sqrt(max(square, 0.0) + min(beyond, 1.0) * deviation)
         out[2, k] = math.sqrt(deviation)
     return math.sqrt(x.numbers[1] / total**2 + beyond)
 
@@ -315,13 +318,13 @@ def _values(table: Table, values: Any) -> Held[Values]:
 
 def _expect(call: Call, values: Held[Values], numbers: Any, queries: Any, wide: Any, sized: Any, *out: Any) -> None:
     """Estimate from codes what these are of use for, and from rows what is left."""
-    width = values.record.width
+    room = _room(call.budget, values.record.width)  # there as long as this runs, whether or not it is kept
 
     def by_codes(at: tuple[int, ...], spent: Shares, *given: Any) -> int:
-        return int(_by_codes(*(*at, values.address, _room(spent.checked, width).address, *given)))
+        return int(_by_codes(*(*at, values.address, room.address, *given)))
 
     def by_rows(at: tuple[int, ...], *given: Any) -> None:
-        _by_rows(*(*at, values.address, _room(call.budget, width).address, *given))
+        _by_rows(*(*at, values.address, room.address, *given))
 
     step(by_codes, by_rows, call, (numbers, queries, wide, sized), out, out[-1])
 

@@ -65,8 +65,8 @@ def sample(table: Table, queries: Any, draws: int, rng: Any) -> Draws:
         room, s = _memory(g.record, most, draws, dtype), scratch(g.record)
         drawn = rows[part], log[part], logits[part]
         v, places = known.guesses.at(sizes(r.record.wide_dots, g, wide[part]))
-        k = finds("sample", g.record, seen, dtype).address if seen else 0
-        own_at = r.address, g.address, v.address, s.address, room.address, c, f, k
+        k = finds("sample", g.record, seen, dtype) if seen else None
+        own_at = r.address, g.address, v.address, s.address, room.address, c, f, k.address if k is not None else 0
         return _sample(*own_at, seen, places, wide[part], own[part], u[part], order[part], drawn)
 
     threads.run([partial(share, first) for first in range(0, len(u), _SHARE)], threads.thread_count())
