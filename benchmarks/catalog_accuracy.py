@@ -8,7 +8,7 @@ import numpy as np
 
 import rfkernels as rfk
 from benchmarks.catalog_rivals import RIVALS
-from benchmarks.glove import Array, Setting, errors, share_held
+from benchmarks.glove import Array, Setting, errors, share_held, with_catalogs
 from rfkernels.benchmark.line import Line
 from rfkernels.catalog import engines, scans
 from rfkernels.catalog.codes import cost
@@ -21,12 +21,8 @@ MEDIAN, HIGH, OTHERWISE = "<= 0.01", {"raw τ=1": "<= 0.3"}, "<= 0.1"
 
 
 def accuracy(settings: list[Setting]) -> Iterator[Line]:
-    catalogs: dict[int, rfk.Catalog] = {}
-    for setting in settings:
-        key = id(setting.held)
-        if key not in catalogs:
-            catalogs = {key: rfk.Catalog(setting.items, rng=0)}
-        yield from _one(setting, catalogs[key])
+    for setting, catalog in with_catalogs(settings):
+        yield from _one(setting, catalog)
 
 
 def _intervals(name: str, log: Array, error: Array, exact: Array) -> Line:

@@ -11,36 +11,30 @@ import numpy as np
 
 import rfkernels as rfk
 from benchmarks.catalog_speed import BATCH, CHUNKS, ROUNDS, SECONDS
-from benchmarks.glove import NORMAL, Array, Setting
+from benchmarks.glove import BLOCK, NORMAL, Array, Setting, with_catalogs
 from rfkernels.benchmark.line import Line, Ratio, ratio_line
 from rfkernels.benchmark.plan import allowed_threads
 from rfkernels.benchmark.timing import Timings, interleave, timed
 
 BUDGETS = 1_000, 4_000
 
-_BLOCK = 1 << 14
-
 
 def means(settings: list[Setting]) -> Iterator[Line]:
     """Compare at some budgets; values are the items themselves, errors in standard deviations under the softmax."""
-    catalogs: dict[int, rfk.Catalog] = {}
-    for setting in settings:
-        key = id(setting.held)
-        if key not in catalogs:
-            catalogs = {key: rfk.Catalog(setting.items, rng=0)}
+    for setting, catalog in with_catalogs(settings):
         mean, deviation = _moments(setting, setting.queries[:BATCH])
         for budget in BUDGETS:
-            yield from _errors(setting, catalogs[key], budget, mean, deviation)
+            yield from _errors(setting, catalog, budget, mean, deviation)
         for count in (min(BATCH, len(setting.queries)), 1):
-            yield from _times(setting, catalogs[key], count)
+            yield from _times(setting, catalog, count)
 
 
 def _moments(setting: Setting, queries: Array) -> tuple[Array, Array]:
     """Return exact means and standard deviations: float32 products, all else in float64."""
     items, log = setting.items, setting.exact[: len(queries), None]
     mean, square = (np.zeros((len(queries), items.shape[1])) for _ in range(2))
-    for first in range(0, len(items), _BLOCK):
-        own = items[first : first + _BLOCK]
+    for first in range(0, len(items), BLOCK):
+        own = items[first : first + BLOCK]
         p = np.exp(queries @ own.T - log)
         mean += p @ own
         square += p @ own.astype(np.float64) ** 2

@@ -13,7 +13,7 @@ from scipy import stats
 
 import rfkernels as rfk
 from benchmarks.catalog_speed import ROUNDS, SECONDS, fastest_exact
-from benchmarks.glove import Array, Setting
+from benchmarks.glove import Array, Setting, with_catalogs
 from rfkernels.benchmark.line import Line, Ratio, ratio_line
 from rfkernels.benchmark.plan import allowed_threads
 from rfkernels.benchmark.timing import Timings, interleave, timed
@@ -27,11 +27,8 @@ TAIL = 50  # parts of equal expectation that the tail of the softmax is cut into
 
 
 def sampling(settings: list[Setting]) -> Iterator[Line]:
-    catalog, held, halves = None, None, 0
-    for setting in settings:
-        if setting.held is not held:
-            held, catalog = setting.held, rfk.Catalog(setting.items, rng=0)
-        assert catalog is not None
+    halves = 0
+    for setting, catalog in with_catalogs(settings):
         yield _stated(setting, catalog)
         yield _softmax(setting, catalog)
         share = _effective(setting, catalog)

@@ -7,12 +7,14 @@ The package holds the vectors of GloVe 6B (Pennington, Socher, Manning 2014; PDD
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+import rfkernels as rfk
 from benchmarks.packaged import check_digest, folder
 
 Array = np.ndarray[Any, Any]
@@ -76,6 +78,15 @@ class Setting(NamedTuple):
     @property
     def exact(self) -> Array:
         return self.held.exact[self.tau]
+
+
+def with_catalogs(settings: list[Setting]) -> Iterator[tuple[Setting, rfk.Catalog]]:
+    """Return each setting and a catalog of its items, which neighbours share if these are the same."""
+    held, catalog = None, None
+    for setting in settings:
+        if catalog is None or setting.held is not held:
+            held, catalog = setting.held, rfk.Catalog(setting.items, rng=0)
+        yield setting, catalog
 
 
 def settings(path: Path | None, queries: int, seed: int = 2026, count: int | None = None) -> list[Setting]:

@@ -482,6 +482,7 @@ MUTANTS = [
     Mutant("means: what was predicted beyond differences is left out, as specified", "catalog/means.py", "square += min(beyond, 1.0) * deviation**2", "pass", (MEANS, "-k", "missed_tail")),
     Mutant("means: draws without a partner count for nothing", "backends/numba/catalog_means.py", "            _difference(v, x, 1.0, 0.0, mass_before, scale, runs)\n            before = -1\n", "            before = -1\n", (MEANS, "-k", "as_specified or draws")),
     Mutant("means: the last draw has no partner either", "backends/numba/catalog_means.py", "elif draw < paired:", "elif draw <= paired:", (MEANS, "-k", "as_specified or draws")),
+    Mutant("means: a single draw has no error", "backends/numba/catalog_means.py", "if draw % 2 == 1 or count == 1:", "if draw % 2 == 1:", (MEANS, "-k", "no_other")),
     Mutant("means: pairs stand for all draws", "backends/numba/catalog_means.py", "scale = count / paired if paired > 0 else 1.0", "scale = 1.0", (MEANS, "-k", "as_specified or draws")),
     Mutant("means: values are counted from zero", "backends/numba/catalog_means.py", "out[0, k] = sums[_CENTRE, k] + mean", "out[0, k] = mean", (MEANS, "-k", "as_specified")),
     Mutant("means: large items of runs count once", "backends/numba/catalog_means.py", "k.factors[block] * k.right[j]", "k.right[j]", (MEANS, "-k", "as_specified or draws")),

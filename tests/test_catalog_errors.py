@@ -11,7 +11,7 @@ from scipy.special import logsumexp
 
 import rfkernels as rfk
 from rfkernels.catalog import engines, pilots
-from rfkernels.catalog.reductions import Expectation
+from rfkernels.catalog.records import Expectation
 
 ITEMS, DIM, BUDGET = 6_000, 6, 500
 

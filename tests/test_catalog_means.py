@@ -85,6 +85,18 @@ def test_any_number_of_draws(budget: int) -> None:
     assert_as_specified(catalog().table, queries(9), values(), budget)
 
 
+def test_a_single_item_has_no_other_to_be_compared_with() -> None:
+    table, q, budget, single = catalog().table, 6 * queries(60, 1.0, 1.0), 380, 0
+    for i, query in enumerate(q):
+        spent = (*means.meant(table, budget, 0), None)[kinds(table, query[None])[0]]
+        if spent is None:
+            continue
+        chosen = plan(table, guess(table, query), spent.scanned + sum(table.means.shape), scans.BLOCK)
+        single += means.by_codes(table, query, chosen, spent, 3, i).counts[0] == 1
+    assert single > 0
+    assert_as_specified(table, q, values(), budget)
+
+
 def test_single_precision() -> None:
     held, q = catalog("float32"), queries(most=2.0).astype(np.float32)
     assert_as_specified(held.table, q, values(5, "float32"), rtol=2e-3)

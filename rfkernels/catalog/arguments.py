@@ -16,7 +16,7 @@ BUDGET = 4096
 SEEDS = 1 << 64
 """Seeds are less than this."""
 
-_VALUES = tuple(np.dtype(x) for x in (np.float16, np.float32, np.float64))
+VALUES = tuple(np.dtype(x) for x in (np.float16, np.float32, np.float64))
 """What values may be, in the byte order of this machine."""
 
 _BLOCK = 1 << 16
@@ -43,7 +43,7 @@ def check_queries(queries: Any, table: Table) -> Any:
 
 def check_values(values: Any, store: Store) -> None:
     """Require values (ids, width) for all ids."""
-    if not isinstance(values, np.ndarray) or values.dtype not in _VALUES or values.ndim != 2:
+    if not isinstance(values, np.ndarray) or values.dtype not in VALUES or values.ndim != 2:
         found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
         expected = "of float16, float32 or float64 in this machine's byte order, (largest id + 1, width)"
         raise TypeError(f"values must be a numpy.ndarray {expected}, got {found}")

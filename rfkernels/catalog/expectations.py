@@ -9,8 +9,7 @@ import numpy as np
 from rfkernels.catalog import engines, pilots
 from rfkernels.catalog.arguments import check_means, takes_all
 from rfkernels.catalog.means import Weighed, exact
-from rfkernels.catalog.records import Table
-from rfkernels.catalog.reductions import Expectation
+from rfkernels.catalog.records import Expectation, Table
 
 
 def expected(

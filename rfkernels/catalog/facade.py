@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels._checks import check_array
-from rfkernels.catalog import engines, expectations, files, kernel_sums, reductions, sampling, store
+from rfkernels.catalog import engines, expectations, files, kernel_sums, probabilities, sampling, store
 from rfkernels.catalog.arguments import (
     check_budget,
     check_count,
@@ -24,8 +24,7 @@ from rfkernels.catalog.arguments import (
 )
 from rfkernels.catalog.kernel_sums import Scaled
 from rfkernels.catalog.locks import lock_of
-from rfkernels.catalog.records import Draws, Estimate, Store, Table, Top
-from rfkernels.catalog.reductions import Expectation
+from rfkernels.catalog.records import Draws, Estimate, Expectation, Store, Table, Top
 from rfkernels.kernels import Kernel
 from rfkernels.maps import lookup
 
@@ -194,7 +193,7 @@ class Catalog:
         if slots.ndim not in (1, 2) or (slots.ndim == 2 and len(slots) != len(given)):
             raise ValueError(f"ids must have shape (items,) or ({len(given)}, items), got {slots.shape}")
         log = np.atleast_1d(self.log_normalizer(queries, budget=budget, error=error, rng=rng))
-        found = reductions.probabilities(self._store.rows, given, slots, log)
+        found = probabilities.of_items(self._store.rows, given, slots, log)
         return found.reshape(*queries.shape[:-1], slots.shape[-1])
 
     def expectation(
@@ -217,7 +216,7 @@ class Catalog:
         values : array, shape (largest id + 1, width)
             The value of each id; those of ids that are not in the catalog, or not taken, do not matter.
         budget, rng, backend
-            As in `log_normalizer`. One dot product in two to six is with an item, whose values are looked at as well.
+            As in `log_normalizer`. From all to one in six dot products are with items, whose values are looked at too.
         error : float, optional
             A standard error to aim at, in standard deviations: with 0.01, the standard error of every column is to be
             at most a hundredth of the standard deviation √(Σ p_i (v_i − mean)²) that its values have under the softmax,

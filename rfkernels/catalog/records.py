@@ -72,6 +72,23 @@ class Estimate(NamedTuple):
     dots: Any
 
 
+class Expectation(NamedTuple):
+    """Softmax-weighted means of values.
+
+    Parameters
+    ----------
+    mean : array, shape (queries, width)
+        Σ p_i v_i, with p the softmax: the ratio of two unbiased estimates, whose bias falls as one over the budget.
+    standard_error : array, shape (queries, width)
+        Its standard error to first order, as differences of draws show it, and for what few draws do not show, what is
+        predicted of the sum of weights, as if values varied along; 0 where every item was taken, and for a column in
+        which those taken do not differ. On devices of JAX without that prediction: too small where a tail was missed.
+    """
+
+    mean: Any
+    standard_error: Any
+
+
 class Top(NamedTuple):
     """The items of largest q·y among those taken, largest first.
 

@@ -16,7 +16,7 @@ from rfkernels.backends.jax.catalog_plan import finite, placed, planned
 from rfkernels.backends.jax.catalog_proposal import rows_at
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
 from rfkernels.catalog.plan import RUN
-from rfkernels.catalog.reductions import Expectation
+from rfkernels.catalog.records import Expectation
 
 
 def expectation(table: DeviceTable | Sharded, queries: Any, values: Any, budget: int, key: Any) -> Expectation:

@@ -9,8 +9,7 @@ from llvmlite import ir
 from rfkernels.backends.numba import conversions
 from rfkernels.backends.numba.emitter import LINE, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
-
-DTYPES = ("float16", "float32", "float64")
+from rfkernels.catalog.arguments import VALUES
 
 
 @cache
@@ -20,7 +19,7 @@ def mean_kernels(machine: Machine) -> Code:
     Meanwhile the row at `later` is fetched.
     """
     module = ir.Module(name="rfkernels_catalog_means")
-    for name in DTYPES:
+    for name in (dtype.name for dtype in VALUES):
         parameters = "row column width centre weight sums squares later"
         _add(Emitter(module, f"add_{name}", parameters, 64, machine.lanes(64)), name)
     return compile_module(module, machine.width, keep=True)
