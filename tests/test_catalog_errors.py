@@ -110,11 +110,11 @@ def summed(scale: float, **given: Any) -> Any:
 
 
 def test_kernel_sums_reach_their_error() -> None:
-    loose, tight = summed(0.5), summed(0.5, error=0.03)
-    assert np.median(loose.standard_error) > 0.04
-    assert 0.002 < np.median(tight.standard_error) <= 0.03
+    loose, tight = summed(0.5), summed(0.5, error=0.02)
+    assert np.median(loose.standard_error) > 0.03
+    assert 0.002 < np.median(tight.standard_error) <= 0.02
     off = np.expm1(tight.log_normalizer - log_kernel(0.5))
-    assert 0.002 < np.sqrt((off**2).mean()) < 0.03
+    assert 0.002 < np.sqrt((off**2).mean()) < 0.02
     assert np.median(tight.dots) > 2 * np.median(loose.dots)
 
 
@@ -125,12 +125,15 @@ def test_kernel_sums_are_not_chosen_by_value() -> None:
     assert abs(ratio.mean() - 1) <= 5 * ratio.std() / np.sqrt(ratio.size)
 
 
-@pytest.mark.parametrize("scale", [16.0, 64.0, 1e6])
-def test_kernels_so_narrow_that_samples_miss_them_are_summed_exactly(scale: float) -> None:
+@pytest.mark.parametrize(("scale", "hopeless"), [(16.0, 0.0), (64.0, 0.1), (1e6, 0.7)])
+def test_kernels_so_narrow_that_samples_miss_them_are_summed_exactly(scale: float, hopeless: float) -> None:
     found, loose = summed(scale, error=0.05), summed(scale)
-    assert (loose.standard_error > 0.1).mean() > 0.7
-    assert (np.abs(found.log_normalizer - log_kernel(scale)) <= 0.05).mean() > 0.9
-    assert (found.dots >= ITEMS).mean() > 0.7
+    missed = loose.standard_error > 2
+    assert missed.mean() >= hopeless
+    assert (found.dots[missed] >= ITEMS).mean() > 0.7
+    assert (np.abs(found.log_normalizer - log_kernel(scale)) <= 0.05).mean() > 0.85
+    known = ~missed & (np.abs(loose.log_normalizer - log_kernel(scale)) > 2 * loose.standard_error)
+    assert known.mean() < 0.15
 
 
 def test_budgets_of_a_pilot() -> None:

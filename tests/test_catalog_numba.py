@@ -192,7 +192,7 @@ def test_blocks_are_large_and_leave_no_thread_idle(queries: int, threads: int, b
     ("queries", "threads", "block"), [(0, 2, 1), (1, 2, 1), (250, 2, 125), (600, 2, 150), (7, 3, 3)]
 )
 def test_blocks_that_read_codes_are_as_long_on_all_threads(queries: int, threads: int, block: int) -> None:
-    assert catalog._even(queries, threads) == block
+    assert catalog.even(queries, threads) == block
 
 
 def test_no_plan_has_fewer_runs_than_any_may_have() -> None:

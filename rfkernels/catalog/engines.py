@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels.catalog import estimates, means, pilots, sampling, tops
+from rfkernels.catalog import estimates, means, pilots, radial, sampling, tops
 from rfkernels.catalog.arguments import check_fit, takes_all
 from rfkernels.catalog.compiled import compiled
 from rfkernels.catalog.means import Weighed
@@ -16,10 +16,11 @@ from rfkernels.catalog.records import Draws, Estimate, Table, Top
 
 
 class Engine(NamedTuple):
-    """The functions of `estimates`, `means`, `sampling` and `tops`, or others that return the same to rounding."""
+    """The functions of modules of these names and `estimates`, or others that return the same to rounding."""
 
     estimate: Callable[..., Estimate]
     expect: Callable[..., Weighed]
+    radial: Callable[..., Estimate]
     exact: Callable[..., Estimate]
     sample: Callable[..., Draws]
     top: Callable[..., Top]
@@ -29,10 +30,12 @@ class Engine(NamedTuple):
 def choose(backend: str) -> Engine:
     """Return an engine by name."""
     if backend == "numpy":
-        return Engine(estimates.estimate, means.expect, estimates.exact, sampling.sample, tops.top)
+        functions = estimates.estimate, means.expect, radial.radial_sums, estimates.exact, sampling.sample, tops.top
+        return Engine(*functions)
     if backend == "numba":
-        parts = ("", "estimate"), ("_means", "expect"), ("_exact", "exact"), ("_sampling", "sample"), ("_tops", "top")
-        return Engine(*(getattr(compiled(f"catalog{module}"), name) for module, name in parts))
+        modules = "", "_means", "_radial", "_exact", "_sampling", "_tops"
+        names = "estimate", "expect", "radial_sums", "exact", "sample", "top"
+        return Engine(*(getattr(compiled(f"catalog{x}"), name) for x, name in zip(modules, names, strict=True)))
     raise ValueError(f"backend must be one of numba, numpy, got {backend!r}")
 
 

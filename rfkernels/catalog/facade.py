@@ -325,6 +325,7 @@ class Catalog:
         error: float | None = None,
         full: bool = False,
         rng: int = 0,
+        backend: str = "numba",
     ) -> Any:
         """Estimate log Σ_i k(√scale q, √scale y_i) for another kernel than exp(q·y).
 
@@ -337,7 +338,7 @@ class Catalog:
             exp(−scale |q − y|²/2), so a bandwidth h is scale=1/h².
         scale : float, default 1
             Multiplies q·y, |q|² and |y|².
-        budget, error, full, rng
+        budget, error, full, rng, backend
             As in `log_normalizer`; a query whose pilot met no kernel but zeros is computed exactly.
 
         Returns
@@ -360,7 +361,8 @@ class Catalog:
         budget = check_budget(self.table, budget)
         if error is not None:
             check_real("error", error, 1)
-        found = kernel_sums.estimated(self.table, given, Scaled(chosen, scale), budget, error, check_seed(rng))
+        seed = check_seed(rng)
+        found = kernel_sums.estimated(self.table, given, Scaled(chosen, scale), budget, error, seed, backend)
         found = Estimate(*(part.reshape(queries.shape[:-1]) for part in found))
         return found if full else found.log_normalizer
 

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels.catalog import pilots
-from rfkernels.catalog.arguments import takes_all
+from rfkernels.catalog import engines, pilots
+from rfkernels.catalog.arguments import check_fit, takes_all
 from rfkernels.catalog.plan import Guess, deviations, draw_runs, plan, rows_of
+from rfkernels.catalog.radial import SHARE, points_of
 from rfkernels.catalog.records import Estimate, Table
 from rfkernels.catalog.trust import trusted_error
 from rfkernels.kernels import Kernel
@@ -18,27 +19,34 @@ _NODES = np.array([-2.3344142183389773, -0.7419637843027258, 0.7419637843027258,
 _WEIGHTS = np.array([0.0458758547680685, 0.4541241452319315, 0.4541241452319315, 0.0458758547680685])
 """Four points that stand for a normal number: Gauss-Hermite quadrature. Two show nothing of tails."""
 
-_SHARE = 0.1
-"""How much of the mean guess every item gets besides its own: no item is left out because a guess was bad."""
 
-
-def estimated(table: Table, queries: Any, kernel: Scaled, budget: int, error: float | None, seed: int) -> Estimate:
+def estimated(
+    table: Table, queries: Any, kernel: Scaled, budget: int, error: float | None, seed: int, backend: str
+) -> Estimate:
     """Estimate log Σ k(q, y) over the items, with as many dot products as a relative error asks for."""
-    found = _estimated(table, queries, kernel, budget, seed)
+    found = _estimated(table, queries, kernel, budget, seed, backend)
     if error is None:
         return found
 
     def again(same: Any, own: int) -> Estimate:
-        better = _estimated(table, queries[same], kernel, own, pilots.seed_of(seed, -1))
+        better = _estimated(table, queries[same], kernel, own, pilots.seed_of(seed, -1), backend)
         return better._replace(dots=found.dots[same] + better.dots)
 
     return pilots.aimed(found, found.standard_error / error, budget, int(table.count.sum()), again)
 
 
-def _estimated(table: Table, queries: Any, kernel: Scaled, budget: int, seed: int) -> Estimate:
+def _estimated(table: Table, queries: Any, kernel: Scaled, budget: int, seed: int, backend: str) -> Estimate:
+    engine, norm_weight = engines.choose(backend), kernel.kernel.norm_weight
     if takes_all(table, budget):
         return exact_kernel_sums(table, queries, kernel)
-    return kernel_sums(table, queries, kernel, budget, seed)
+    if norm_weight is None:
+        return kernel_sums(table, queries, kernel, budget, seed)
+    if norm_weight == 0:
+        found = engine.estimate(table, queries.astype(np.float64) * kernel.scale, budget, seed)
+    else:
+        found = engine.radial(table, points_of(queries, norm_weight, kernel.scale), budget, seed)
+    check_fit(found.log_normalizer, table)
+    return found
 
 
 def kernel_sums(table: Table, queries: Any, kernel: Scaled, budget: int, seed: int) -> Estimate:
@@ -88,8 +96,8 @@ def _guess(table: Table, query: Any, kernel: Scaled) -> Guess:
         top = max(float(each.max()), -1e300)
         values = np.exp(each - top)
         own, square = _WEIGHTS @ values, _WEIGHTS @ values**2
-        mean = own + _SHARE * max(float(table.count @ own / table.count.sum()), np.finfo(float).tiny)
-        variance = np.maximum(square - own**2, 0) / mean**2 + _SHARE
+        mean = own + SHARE * max(float(table.count @ own / table.count.sum()), np.finfo(float).tiny)
+        variance = np.maximum(square - own**2, 0) / mean**2 + SHARE
     return Guess(top + np.log(mean), variance, logits, floor=0.0)
 
 

@@ -7,6 +7,8 @@ by how much all are off, without bias.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -122,16 +124,28 @@ class Scanned(NamedTuple):
     boosts: Any
 
 
-def scan(table: Table, query: Any, seed: int, place: int, chosen: Plan, cell_logits: Any) -> Scanned:
-    """Read the codes of what was chosen.
+class Listed(NamedTuple):
+    """Items whose codes are to be read: rows, the group of each, and logs of weights; runs come last.
+
+    `begins` are the places where runs begin among all of them, and `blocks` where new blocks do.
+    """
+
+    rows: Any
+    groups: Any
+    log_weights: Any
+    begins: Any
+    blocks: Any
+
+
+def listed(table: Table, seed: int, place: int, chosen: Plan) -> Listed:
+    """Return what was chosen.
 
     A run is what a group has in a block of codes, that of the item where a run of items would begin: an item is in
     it with the share of the group's items that the block has.
     """
     rows, counts = rows_of(table, chosen.opened), table.count[chosen.opened]
-    cells, log_weights, begins = np.repeat(table.cell[chosen.opened], counts), np.zeros(len(rows)), np.arange(0)
-    parts = np.repeat(chosen.opened, counts) * len(table.codes) + rows // BLOCK
-    own = np.flatnonzero(np.diff(parts, prepend=-1))
+    groups, log_weights, begins = np.repeat(chosen.opened, counts), np.zeros(len(rows)), np.arange(0)
+    own = np.flatnonzero(np.diff(groups * len(table.codes) + rows // BLOCK, prepend=-1))
     if len(chosen.far):
         runs = draw_runs(table, chosen, seed, place, BLOCK)
         first, last = table.start[runs.group], table.start[runs.group] + table.count[runs.group]
@@ -140,14 +154,26 @@ def scan(table: Table, query: Any, seed: int, place: int, chosen: Plan, cell_log
         size = high - low
         begins = len(rows) + np.cumsum(size) - size
         rows = np.concatenate([rows, np.repeat(high - np.cumsum(size), size) + np.arange(size.sum())])
-        cells = np.concatenate([cells, np.repeat(table.cell[runs.group], size)])
+        groups = np.concatenate([groups, np.repeat(runs.group, size)])
         expected = runs.log_expected + np.log(size / BLOCK)
         log_weights = np.concatenate([log_weights, np.repeat(-expected, size)])
         own = np.append(own, begins)
-    logits = logits_of(table, query, rows, cells, cell_logits)
-    most = np.maximum.reduceat(variances(table, rows, rounded(query, table.scales)), own)
-    boosts = np.repeat(np.exp(np.minimum(most, MOST)), np.diff(own, append=len(rows)))
-    return Scanned(rows, cells, logits, log_weights, begins, boosts)
+    return Listed(rows, groups, log_weights, begins, own)
+
+
+def scan(table: Table, query: Any, seed: int, place: int, chosen: Plan, cell_logits: Any) -> Scanned:
+    """Read the codes of what was chosen."""
+    given = listed(table, seed, place, chosen)
+    cells = table.cell[given.groups]
+    logits = logits_of(table, query, given.rows, cells, cell_logits)
+    return scanned(given, cells, logits, variances(table, given.rows, rounded(query, table.scales)))
+
+
+def scanned(given: Listed, cells: Any, logits: Any, variance: Any) -> Scanned:
+    """Return what codes say, where rounding lets logits vary so much."""
+    most = np.maximum.reduceat(variance, given.blocks)
+    boosts = np.repeat(np.exp(np.minimum(most, MOST)), np.diff(given.blocks, append=len(given.rows)))
+    return Scanned(given.rows, cells, logits, given.log_weights, given.begins, boosts)
 
 
 def estimate_one(table: Table, query: Any, spent: Shares, seed: int, place: int) -> tuple[float, float, int]:
@@ -162,17 +188,32 @@ def estimate_one(table: Table, query: Any, spent: Shares, seed: int, place: int)
     chosen = plan(table, guessed, spent.scanned + sum(table.means.shape), BLOCK)
     seen = scan(table, query, seed, place, chosen, guessed.cell_logits)
     at = uniforms(seed, 2 * place, len(seen.begins) + spent.checked)[len(seen.begins) :]
-    log, error, checked = _summed(table, query, chosen, guessed.cell_logits, seen, chosen.slopes, spent.checked, at)
+    exact = partial(_products, table, query)
+    log, error, checked = summed(exact, chosen, guessed.cell_logits, seen, chosen.slopes, spent.checked, at)
     if not np.isfinite(log) and chosen.slopes.any():  # only where the error is larger than the sum itself
         none = np.zeros_like(chosen.slopes)
-        log, error, checked = _summed(table, query, chosen, guessed.cell_logits, seen, none, spent.checked, at)
+        log, error, checked = summed(exact, chosen, guessed.cell_logits, seen, none, spent.checked, at)
     dots = sum(table.means.shape) + len(moved(table)) + checked + int(np.ceil(cost(table) * len(seen.rows)))
     return log, error, dots
 
 
-def _summed(
-    table: Table, query: Any, chosen: Plan, cell_logits: Any, seen: Scanned, slopes: Any, count: int, at: Any
+def _products(table: Table, query: Any, rows: Any) -> Any:
+    return table.rows[rows] @ query
+
+
+def summed(
+    products: Callable[[Any], Any],
+    chosen: Plan,
+    cell_logits: Any,
+    seen: Scanned,
+    slopes: Any,
+    count: int,
+    at: Any,
 ) -> tuple[float, float, int]:
+    """Return the log of a sum, its relative standard error, and how many items were taken again.
+
+    `products` returns the logits of rows, and `at` are places in [0, 1) of what is taken again.
+    """
     top, weight = float(seen.logits.max()), np.exp(seen.log_weights)
     if slopes.any():
         top = max(top, chosen.top)
@@ -181,7 +222,7 @@ def _summed(
     size = seen.boosts * near + slope
     checks = choose(weight * size, count, at)
     taken = np.concatenate([checks.large, checks.others])
-    exact, large = table.rows[seen.rows[taken]] @ query, len(checks.large)
+    exact, large = products(seen.rows[taken]), len(checks.large)
     with np.errstate(over="ignore", invalid="ignore"):
         right = np.exp(exact - top)
         off = (right - near[taken] - slope[taken] * (exact - seen.logits[taken]))[large:]

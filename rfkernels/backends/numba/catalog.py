@@ -77,10 +77,16 @@ def call_of(table: Table, budget: int, seed: int, use: Use) -> Call:
     known, key = prepared(table), (machine(), budget, use)
     found = known.common.get(key)
     if found is None:
-        if len(known.common) >= _BUDGETS:
-            known.common.clear()
-        found = known.common[key] = _common(table, known, budget, use)
+        found = remember(known, key, _common(table, known, budget, use))
     return Call(table, known, found, budget, np.uint64(seed))
+
+
+def remember(known: Prepared, key: tuple[Any, int, Any], found: Any) -> Any:
+    """Keep what calls of a budget have in common, and return it."""
+    if len(known.common) >= _BUDGETS:
+        known.common.clear()
+    known.common[key] = found
+    return found
 
 
 def _common(table: Table, known: Prepared, budget: int, use: Use) -> _Common:
@@ -187,7 +193,7 @@ def _pieces(call: Call, numbers: Any, places: Any) -> list[Any]:
     return [part[i : i + most] for part in np.split(places, cuts) for i in range(0, len(part), most)]
 
 
-def _even(queries: int, count: int) -> int:
+def even(queries: int, count: int) -> int:
     """Return how many queries make a block where blocks need not be a power of two: as many on each thread."""
     return max(1, -(-queries // (count * max(1, -(-queries // (count * _BLOCK))))))
 
@@ -211,7 +217,7 @@ def run(work: Callable[..., None], call: Call, queries: Any, out: Callable[[slic
     if not call.common.spent:
         block = _block(len(own), min(_BLOCK, max(1, _BLOCK_ITEMS // call.budget)), count)
     else:
-        block = _even(len(own), count)
+        block = even(len(own), count)
 
     def task(first: int) -> int:
         part = slice(first, first + block)
@@ -222,4 +228,4 @@ def run(work: Callable[..., None], call: Call, queries: Any, out: Callable[[slic
     threads.run([partial(task, first) for first in range(0, len(own), block)], count)
 
 
-__all__ = ["Call", "Use", "call_of", "estimate", "exact", "run", "step"]
+__all__ = ["Call", "Use", "call_of", "estimate", "even", "exact", "remember", "run", "step"]

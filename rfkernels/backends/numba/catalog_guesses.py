@@ -190,6 +190,7 @@ class Prepared(NamedTuple):
     rules: dict[tuple[Machine, bool], Any]
     codes: dict[Machine, Any]
     finders: dict[Machine, Any]
+    radial: dict[Machine, Any]
     common: dict[tuple[Machine, int, Any], Any]
     moved: Any
     reach: float
@@ -206,7 +207,7 @@ def prepared(table: Table) -> Prepared:
         return found[1]
     g = groups_of(table)
     away = np.arange(0) if table.codes is None else moved(table)
-    made = Prepared(g, Known(g, table.rows.nbytes), {}, {}, {}, {}, away, reach(table))
+    made = Prepared(g, Known(g, table.rows.nbytes), {}, {}, {}, {}, {}, away, reach(table))
     _prepared[key] = tuple(_reference(x, key if x is table.means else None) for x in table), made
     return made
 

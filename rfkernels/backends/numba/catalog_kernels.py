@@ -58,6 +58,19 @@ def dot_kernel(machine: Machine, bits: int, dim: int) -> Code:
 
 
 @cache
+def distance_kernel(machine: Machine, bits: int, dim: int) -> Code:
+    """Compile ``distances`` and ``near_distances``: as ``dots``, but out[i] = factor |rows[places[i]] − point|².
+
+    The factor lies behind the point.
+    """
+    module = ir.Module(name=f"rfkernels_catalog_distances_{bits}")
+    for name, ahead in (("distances", AHEAD), ("near_distances", 0)):
+        emitter = Emitter(module, name, "rows row_stride places count query out", bits, machine.lanes(bits))
+        _dots(emitter, dim, ahead, squared=True)
+    return compile_module(module, machine.width, keep=True)
+
+
+@cache
 def weight_kernels(machine: Machine, bits: int = 64) -> Code:
     """Compile ``largest``, ``exponentials``, ``sum`` and ``add_runs``, of arrays padded to whole vectors."""
     module = ir.Module(name=f"rfkernels_catalog_weights_{bits}")
@@ -106,15 +119,20 @@ def _row(e: Emitter, rows: Any, stride: Any, places: Any, index: Any) -> Any:
     return e.add(rows, e.mul(e.builder.sext(e.load(places, index, _I32), INT), stride))
 
 
-def _dots(e: Emitter, dim: int, ahead: int) -> None:
+def _dots(e: Emitter, dim: int, ahead: int, squared: bool = False) -> None:
     rows, stride, places, count, query, out = e.arguments
     tail = _Tail(e, dim)
     last = tail.load(query)
+    factor = e.math.splat(e.load(query, e.integer(dim))) if squared else None
     with e.loop(0, count, TOGETHER) as i:
         for r in range(TOGETHER if ahead else 0):
             fetch(e, _row(e, rows, stride, places, e.add(i, ahead * TOGETHER + r)), dim * e.align)
         own = [_row(e, rows, stride, places, e.add(i, r)) for r in range(TOGETHER)]
-        _store_sums(e, _sums(e, tail, query, last, own), out, i)
+        if factor is None:
+            _store_sums(e, _sums(e, tail, query, last, own), out, i)
+        else:
+            squares = _squares(e, tail, query, last, own)
+            _store_sums(e, [e.math.mul(factor, x) for x in squares], out, i)
     e.finish()
 
 
@@ -249,6 +267,18 @@ def _sums(e: Emitter, tail: _Tail, query: Any, last: Any, own: list[Any], held: 
         q = e.load_vector(query, k)
         for total, x in zip(totals, own, strict=True):
             total.set(m.fma(q, e.load_vector(x, k), total.get()))
+    return [total.get() for total in totals]
+
+
+def _squares(e: Emitter, tail: _Tail, point: Any, last: Any, own: list[Any]) -> list[Any]:
+    """Return vectors whose elements sum to the squared distances of rows from a point."""
+    m = e.math
+    totals = [e.variable(m.square(m.sub(tail.load(x), last))) for x in own]
+    for k in _steps(e, tail.whole, e.lanes):
+        p = e.load_vector(point, k)
+        for total, x in zip(totals, own, strict=True):
+            off = m.sub(e.load_vector(x, k), p)
+            total.set(m.fma(off, off, total.get()))
     return [total.get() for total in totals]
 
 

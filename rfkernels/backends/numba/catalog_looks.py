@@ -27,6 +27,7 @@ class Codes(NamedTuple):
     """
 
     scan: int
+    scan_each: int
     begins: int
     list_runs: int
     list_opened: int
@@ -104,6 +105,7 @@ def _codes(m: Machine, table: Table, moved: Any) -> tuple[Held[Codes], Any]:
     )
     made = Codes(
         code[0].addresses["scan"],
+        code[0].addresses["scan_each"],
         code[2].addresses["begins"],
         code[2].addresses["list_runs"],
         code[2].addresses["list_opened"],

@@ -13,9 +13,9 @@ from rfkernels.backends.numba.catalog_groups import Groups
 from rfkernels.backends.numba.catalog_layout import Dots, Lists, Rules, Scratch, at, kept
 from rfkernels.backends.numba.catalog_looks import Codes, Looks
 from rfkernels.backends.numba.catalog_mean_kernels import mean_kernels
-from rfkernels.backends.numba.catalog_plans import list_rows
 from rfkernels.backends.numba.catalog_scans import check_dots, choose_checks, choose_some, look, state_of_checks
 from rfkernels.backends.numba.catalog_sums import exponentials, multiply, trusted
+from rfkernels.backends.numba.catalog_taken import list_rows
 from rfkernels.backends.numba.compiling import call, entry, jit, up
 from rfkernels.backends.numba.jit import machine
 from rfkernels.backends.numba.records import FloatRows, Floats, Held, Ints, view, view_like

@@ -20,15 +20,12 @@ from rfkernels.backends.numba.catalog_plan_groups import (
     sum_others,
     take,
 )
+from rfkernels.backends.numba.catalog_taken import end_lists, note
 from rfkernels.backends.numba.compiling import call, entry, jit
 from rfkernels.backends.numba.records import view
-from rfkernels.catalog.plan import RUN
 
 TINY = 1e-100
 """Weights relative to the largest are looked at anew where they are less: some may be 0 that are not."""
-
-_NONE = np.uint32(0xFFFFFFFF)
-"""The number of no group."""
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """What states of random numbers move on by from one to the next."""
@@ -272,30 +269,6 @@ def _walk(g: Groups, v: Guesses, s: Scratch, n: Lists, i: int, size: int, state:
 
 
 @jit
-def place(g: Groups, s: Scratch, group: int, turn: int, places: Any) -> None:
-    """Write the rows of a run of a group; its runs follow each other around it."""
-    count, start = g.count[group], g.start[group]
-    offset = s.offset[group] + RUN * turn
-    if offset >= count:
-        offset %= count
-    for k in range(RUN):
-        places[k] = start + offset
-        offset = offset + 1 if offset + 1 < count else 0
-
-
-@jit
-def list_rows(r: Rules, g: Groups, s: Scratch, n: Lists, i: int) -> None:
-    """List the rows of the runs of a query."""
-    first, runs, turn, draw = (n.sizes[i, 0] + 3) & ~3, n.sizes[i, 2], 0, n.draw[i]
-    for run in range(runs):
-        turn = turn + 1 if run > 0 and draw[run] == draw[run - 1] else 0
-        place(g, s, draw[run], turn, n.places[i, first + RUN * run :])
-    end = first + RUN * runs
-    for k in range(r.ahead):
-        n.places[i, end + k] = 0
-
-
-@jit
 def _choose(
     r: Rules,
     g: Groups,
@@ -319,19 +292,10 @@ def _choose(
             runs, total, noise, touched = _decide(r, g, v, s, size, budget)
     listed = closely
     items, opened = open_groups(r, g, s, n, i, touched) if listed else _open(r, g, v, s, n, i, size)
-    for k in range(3 if r.listed else 0):
-        n.places[i, items + k] = n.places[i, max(items - 1, 0)]
     if runs > 0 and total < TINY:
         closely = True
         top, total, noise = _renew(g, v, s, size, n.cells[i])
-    guessed, log_error = noise - r.floor * total, -np.inf
-    if runs > 0 and guessed > 0:
-        log_error = top + (math.log(total) + math.log(guessed) - math.log(r.run * runs)) / 2
-    steady = runs > 0 and noise <= r.trusted**2 * total * (r.run * runs)
-    sizes, measures = n.sizes[i], n.measures[i]
-    sizes[0], sizes[1], sizes[2], sizes[3] = items, opened, runs, int(steady)
-    measures[0], measures[1], measures[2] = top, total, log_error
-    if steady:
+    if note(r, n, i, (items, opened, runs), (top, total, noise)):
         if listed:
             sum_others(g, s, n, i, opened)
         for c in range(len(g.held)):
@@ -342,13 +306,7 @@ def _choose(
         _draw(r, g, v, s, n, i, size, state, touched)
     if r.listed and i % _LOOKED_AT == 0:
         _look_ahead(s, n.draw[i], runs)
-    for k in range(opened):
-        s.opened[n.opened[i, k]] = False
-    if r.listed:
-        n.draw[i, runs] = _NONE
-    end = (items + 3) & ~3
-    for k in range(r.ahead if r.listed else 0):
-        n.places[i, end + k] = 0
+    end_lists(r, s, n, i)
 
 
 @entry

@@ -17,6 +17,7 @@ from rfkernels.backends.numba.catalog_kernels import fetch, splat
 from rfkernels.backends.numba.emitter import INT, POINTER, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
 from rfkernels.catalog.codes import BLOCK, LARGEST, LEVELS, TOGETHER, eights, shared
+from rfkernels.catalog.radial import TEMPERED, UNSURE
 from rfkernels.catalog.scans import MOST
 
 AHEAD = 8
@@ -54,11 +55,17 @@ def scan_kernels(machine: Machine, bits: int, dim: int, added: int) -> Code:
     the rows in its mask, −inf of others; weights = exp(logits − numbers[2]); boosts, of the widest step and numbers[4];
     and with these in float64: the sum of what its items are checked in proportion to, and that of weights less the
     control variate. numbers[1] gets the largest logit.
+
+    ``scan_each`` does so with another query for each block, tempered, without control variates: `query` are the
+    addresses of the queries, and of the unit, the shift, and the deviation at step 1 of each, and then the bytes from
+    one query to the next; `centres` are the numbers of queries of blocks.
     """
     module = ir.Module(name=f"rfkernels_catalog_scan_{bits}_{dim}")
     known = "codes blocks masks bases count query shift numbers"
     parameters = f"{known} logits weights boosts factors slopes centres sizes sums parts"
-    _Scan(Emitter(module, "scan", parameters, bits, machine.lanes(bits)), machine.width, dim, added).emit()
+    for name, each in (("scan", False), ("scan_each", True)):
+        emitter = Emitter(module, name, parameters, bits, machine.lanes(bits))
+        _Scan(emitter, machine.width, dim, added, each).emit()
     return compile_module(module, machine.width, keep=True)
 
 
@@ -74,8 +81,8 @@ def level_kernels(machine: Machine, bits: int, dim: int, added: int) -> Code:
 class _Scan:
     """Logits of blocks of rows."""
 
-    def __init__(self, e: Emitter, width: int, dim: int, added: int) -> None:
-        self.e, self.width, self.lanes, self.added = e, width, width // 4, added
+    def __init__(self, e: Emitter, width: int, dim: int, added: int, each: bool = False) -> None:
+        self.e, self.width, self.lanes, self.added, self.each = e, width, width // 4, added, each
         self.whole, self.shared = eights(dim), shared(dim)
         self.eights = self.whole + self.shared
         self.size = BLOCK * (self.whole * TOGETHER // 2 + (4 if self.shared else 2))
@@ -85,11 +92,14 @@ class _Scan:
         e = self.e
         codes, blocks, masks, bases, count, query, shift, numbers, logits, *others = e.arguments
         place, steps = (codes, blocks, masks, bases), e.array(e.math.vector, e.lanes)
-        given, most = self._given(query, shift, numbers), e.variable(self._nothing())
+        known, most = None if self.each else self._given(query, shift, numbers), e.variable(self._nothing())
         with e.loop(0, count, e.lanes) as first:
             with e.loop(0, e.lanes) as i:
-                wide = self._read(place, e.add(first, i), given, logits, most)[0]
-                e.store_vector(self._narrowed(wide), steps, e.mul(i, e.lanes))
+                block = e.add(first, i)
+                given = known or self._given_each(query, others[4], block)
+                wide = self._narrowed(self._read(place, block, given, logits, most)[0])
+                wide = e.math.mul(wide, e.math.splat(given[-1])) if self.each else wide
+                e.store_vector(wide, steps, e.mul(i, e.lanes))
             self._weigh(first, numbers, steps, logits, *others)
         e.store(self._largest(most.get()), numbers, e.integer(1))
         e.finish()
@@ -116,9 +126,18 @@ class _Scan:
         own = [self._query(query, e.integer(k)) for k in range(self.eights)] if held else None
         return query, own, less, splat(b, e.load(numbers, e.integer(0)), self.lanes)
 
+    def _given_each(self, known: Any, owners: Any, block: Any) -> tuple[Any, ...]:
+        """Return the same of the query of a block, and how much rounding lets logits deviate where steps are 1."""
+        e, b = self.e, self.e.builder
+        queries, units, shifts, deviations, row = (e.load(known, e.integer(j), INT) for j in range(5))
+        owner = b.fptosi(e.load(owners, block), INT)
+        less = splat(b, e.load(shifts, owner, _I32), self.lanes)
+        unit = splat(b, e.load(units, owner), self.lanes)
+        return e.add(queries, e.mul(row, owner)), None, less, unit, e.load(deviations, owner)
+
     def _read(self, place: tuple[Any, ...], i: Any, given: tuple[Any, ...], logits: Any, most: Any) -> tuple[Any, Any]:
         """Store the logits of a block; return vectors of its widest step and its largest logit."""
-        e, b, (query, numbers, less, factor), (codes, blocks, masks, bases) = self.e, self.e.builder, given, place
+        e, b, (query, numbers, less, factor), (codes, blocks, masks, bases) = self.e, self.e.builder, given[:4], place
         later = b.zext(e.load(blocks, e.add(i, AHEAD), _I32), INT)
         fetch(e, e.add(codes, e.mul(later, self.size)), self.size, near=True)
         block = e.add(codes, e.mul(b.zext(e.load(blocks, i, _I32), INT), self.size))
@@ -133,7 +152,9 @@ class _Scan:
         for first in range(0, BLOCK, self.lanes):
             total = b.sub(self._products(block, first, query, numbers), less)
             steps = self._steps(block, first)
-            scaled = b.fmul(b.fmul(b.sitofp(total, kind), factor), steps if e.align == 4 else b.fpext(steps, kind))
+            own_steps = steps if e.align == 4 else b.fpext(steps, kind)
+            scaled = b.fmul(b.fmul(b.sitofp(total, kind), factor), own_steps)
+            scaled = b.fsub(scaled, self._tempered(own_steps, given[-1])) if self.each else scaled
             there = b.bitcast(b.trunc(b.lshr(mask, _I32(first)), ir.IntType(self.lanes)), _flags(self.lanes))
             own = b.select(there, b.fadd(scaled, base), none)
             b.store(own, b.gep(out, [e.integer(first)], source_etype=e.element)).align = e.align
@@ -141,6 +162,14 @@ class _Scan:
             wide = b.select(b.and_(there, b.fcmp_ordered(">", steps, wide)), steps, wide)
         most.set(b.select(b.fcmp_ordered(">", largest, most.get()), largest, most.get()))
         return wide, largest
+
+    def _tempered(self, steps: Any, deviation: Any) -> Any:
+        """Return what logits are less, as `catalog.radial` has it, where steps of 1 let them deviate so much."""
+        b, kind = self.e.builder, steps.type
+        off = b.fmul(steps, splat(b, deviation, self.lanes))
+        square, most = b.fmul(off, off), ir.Constant(kind, [UNSURE] * self.lanes)
+        square = b.select(b.fcmp_ordered("<", square, most), square, most)
+        return b.fmul(square, ir.Constant(kind, [TEMPERED] * self.lanes))
 
     def _narrowed(self, wide: Any) -> Any:
         """Return a vector of elements, whose largest is that of steps."""
@@ -169,7 +198,8 @@ class _Scan:
         plain, straight = (m.reduce_each(x, m.add) for x in (near, linear))
         factor, slope, centre, size = (e.load_vector(x, first) for x in (factors, slopes, centres, sizes))
         wide = m.reduce_each([e.load_vector(steps, e.integer(j * e.lanes)) for j in range(e.lanes)], m.maximum)
-        boost = m.exp(m.minimum(m.constant(MOST), m.mul(m.mul(wide, wide), spread)))
+        most = (1 + TEMPERED) * UNSURE if self.each else MOST
+        boost = m.exp(m.minimum(m.constant(most), m.mul(m.mul(wide, wide), spread)))
         e.store_vector(boost, boosts, first)
         total = m.mul(factor, m.add(m.mul(boost, plain), m.mul(slope, size)))
         part = m.mul(factor, m.sub(plain, m.mul(slope, m.sub(straight, m.mul(size, centre)))))

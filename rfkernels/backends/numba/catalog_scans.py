@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from rfkernels.backends.numba.catalog_block_lists import Known, list_blocks, place_block_runs
 from rfkernels.backends.numba.catalog_groups import Groups
 from rfkernels.backends.numba.catalog_guesses import Guesses
 from rfkernels.backends.numba.catalog_layout import Lists, Rules, Scratch, at
-from rfkernels.backends.numba.catalog_list_kernels import MASK_SHIFT, SIZE_SHIFT
 from rfkernels.backends.numba.catalog_looks import Codes, Looks
-from rfkernels.backends.numba.catalog_plans import GOLDEN, choose_each, place_runs, state_of
-from rfkernels.backends.numba.catalog_scan_kernels import AHEAD
+from rfkernels.backends.numba.catalog_plans import GOLDEN, choose_each, state_of
 from rfkernels.backends.numba.catalog_sums import trusted
 from rfkernels.backends.numba.compiling import call, entry, jit, up
 from rfkernels.backends.numba.records import view, view_like
@@ -23,7 +22,8 @@ from rfkernels.catalog.scans import ROUNDS
 _BELOW, _ABOVE = 40.0, 10.0
 """How far from the guess the largest logit may lie: sums of weights relative to it then fit single precision."""
 
-_MASK = np.int32((1 << BLOCK) - 1)
+Scan = tuple[int, int, int]
+"""Addresses of a kernel that reads codes, and of what it knows of queries, and a number."""
 
 
 @jit
@@ -60,86 +60,6 @@ def anchored(g: Groups, c: Codes, k: Any, cells: Any, query: Any) -> None:
 
 
 @jit
-def _place_runs(r: Rules, g: Groups, s: Scratch, c: Codes, k: Looks, seed: Any, number: int) -> None:
-    """Write where the runs of each group begin, and what the first of them looks at."""
-    place_runs(r, g, s, seed, number)
-    given = g.start.ctypes.data, g.size.ctypes.data, s.offset.ctypes.data, up(len(g.start), 8)
-    call(c.begins, (*given, k.begins.ctypes.data))
-
-
-@jit
-def begin_of(g: Groups, group: int, block: int) -> int:
-    """Return what a group has in a block of rows: block, mask and number."""
-    low = max(g.start[group] - BLOCK * block, 0)
-    high = min(g.start[group] + g.count[group] - BLOCK * block, BLOCK)
-    return int(block | ((1 << high) - (1 << low)) << MASK_SHIFT | (high - low) << SIZE_SHIFT)
-
-
-@jit
-def _put(k: Looks, m: int, begin: int) -> int:
-    """List a block; return how many of its items are looked at."""
-    size = begin >> SIZE_SHIFT
-    k.blocks[m], k.masks[m], k.sizes[m] = np.int32(begin), np.int32(begin >> MASK_SHIFT) & _MASK, size
-    return size
-
-
-@jit
-def _places(k: Looks, first: int) -> int:
-    """Return the address of those of what is listed of blocks, from one on."""
-    out = k.addresses
-    out[0], out[1] = k.blocks[first:].ctypes.data, k.masks[first:].ctypes.data
-    out[2], out[3], out[4] = k.bases[first:].ctypes.data, k.centres[first:].ctypes.data, k.slopes[first:].ctypes.data
-    out[5], out[6] = k.sizes[first:].ctypes.data, k.factors[first:].ctypes.data
-    return int(out.ctypes.data)
-
-
-@jit
-def _list_opened(g: Groups, c: Codes, k: Looks, n: Lists, i: int) -> int:
-    """List the blocks of opened groups; return how many these are."""
-    given = n.opened[i].ctypes.data, n.sizes[i, 1], g.start.ctypes.data, g.count.ctypes.data, g.cell.ctypes.data
-    known = k.anchored.ctypes.data, n.cells[i].ctypes.data, k.steepness.ctypes.data
-    return int(call(c.list_opened, (*given, *known, _places(k, 0))))
-
-
-@jit
-def _list_runs(g: Groups, s: Scratch, c: Codes, k: Looks, n: Lists, i: int, first: int) -> int:
-    """List the blocks of runs, behind others; return how many items these are."""
-    runs, draw = n.sizes[i, 2], n.draw[i]
-    k.totals[0] = n.measures[i, 1] / runs
-    given = draw.ctypes.data, k.begins.ctypes.data, g.cell.ctypes.data, n.odds[i].ctypes.data
-    known = k.anchored.ctypes.data, n.cells[i].ctypes.data, k.steepness.ctypes.data
-    numbers = k.totals.ctypes.data, _places(k, first), k.repeated.ctypes.data
-    many = call(c.list_runs, (*given, *known, runs, *numbers))
-    items, turn, before = int(k.totals[1]), 0, -1
-    for j in range(many):
-        run = k.repeated[j]
-        group, m = draw[run], first + run
-        turn = turn + 1 if run == before + 1 else 1
-        place = (s.offset[group] + BLOCK * turn) % g.count[group]
-        items -= int(k.sizes[m])
-        k.factors[m] *= k.sizes[m]
-        items += _put(k, m, begin_of(g, group, (g.start[group] + place) // BLOCK))
-        k.factors[m] /= k.sizes[m]
-        before = run
-    return items
-
-
-@jit
-def _list_all(g: Groups, s: Scratch, c: Codes, k: Looks, n: Lists, i: int) -> tuple[int, int]:
-    """List the blocks of opened groups and then those of runs; return where the latter begin, and how many items."""
-    first, items = _list_opened(g, c, k, n, i), n.sizes[i, 0]
-    m = first + n.sizes[i, 2]
-    if m > first:
-        items += _list_runs(g, s, c, k, n, i, first)
-    end = up(m, BLOCK)
-    for j in range(m, end):
-        k.masks[j], k.sizes[j], k.bases[j], k.centres[j], k.slopes[j], k.factors[j] = 0, 0, 0, 0, 0, 0
-    for j in range(m, end + AHEAD):
-        k.blocks[j] = k.blocks[m - 1]
-    return first, items
-
-
-@jit
 def _steepness(g: Groups, n: Lists, k: Looks, i: int, relative: float) -> None:
     """Write slopes relative to what weights are."""
     for c in range(len(g.held)):
@@ -147,13 +67,14 @@ def _steepness(g: Groups, n: Lists, k: Looks, i: int, relative: float) -> None:
 
 
 @jit
-def _read(c: Codes, k: Looks, count: int, shift: int) -> None:
+def _read(scan: Scan, c: Codes, k: Looks, count: int) -> None:
     """Write what codes of all blocks say of logits and of weights, and sums of these."""
     given = c.codes, k.blocks.ctypes.data, k.masks.ctypes.data, k.bases.ctypes.data, up(count, BLOCK)
     out = k.logits.ctypes.data, k.weights.ctypes.data, k.boosts.ctypes.data
     known = k.factors.ctypes.data, k.slopes.ctypes.data, k.centres.ctypes.data, k.sizes.ctypes.data
     sums = k.sums.ctypes.data, k.parts.ctypes.data
-    call(c.scan, (*given, k.query.ctypes.data, shift, k.numbers.ctypes.data, *out, *known, *sums))
+    kernel, query, shift = scan
+    call(kernel, (*given, query, shift, k.numbers.ctypes.data, *out, *known, *sums))
 
 
 @jit
@@ -251,9 +172,10 @@ def _replace(k: Looks, large: int) -> None:
 
 
 @jit
-def _sum_up(
+def sum_up(
     r: Rules, s: Scratch, n: Lists, c: Codes, k: Looks, i: int, given: tuple[int, int, Any, int], query: Any, out: Any
 ) -> None:
+    """Write the log of a sum, its standard error and dot products; NaN where it is no number."""
     first, checks, state, items = given
     runs, top = n.sizes[i, 2], float(k.numbers[2])
     blocks, out[0], out[1] = first + runs, np.nan, np.nan
@@ -277,19 +199,28 @@ def _sum_up(
 def look(
     r: Rules, g: Groups, s: Scratch, n: Lists, c: Codes, k: Looks, i: int, query: Any, steady: int
 ) -> tuple[int, int]:
-    """Read the codes of what a query takes; return where runs begin, −1 where a logit is no number, and how many items.
+    """Read the codes of what a query takes; return as `look_at` does."""
+    shift, k.numbers[4] = rounded(c, k, query)
+    anchored(g, c, k, n.cells[i], query)
+    known = g.cell.ctypes.data, k.anchored.ctypes.data, n.cells[i].ctypes.data, k.steepness.ctypes.data
+    return look_at((c.scan, k.query.ctypes.data, shift), g, s, n, c, k, i, known, steady)
+
+
+@jit
+def look_at(
+    scan: Scan, g: Groups, s: Scratch, n: Lists, c: Codes, k: Looks, i: int, known: Known, steady: int
+) -> tuple[int, int]:
+    """Read codes; return where runs begin, −1 where a logit is no number, and how many items there are.
 
     Weights are relative to what is guessed of the largest or, far from it, to what it is.
     """
-    shift, k.numbers[4] = rounded(c, k, query)
-    anchored(g, c, k, n.cells[i], query)
     guessed, runs = n.measures[i, 0], n.sizes[i, 2]
     top = guessed
     while True:
         k.numbers[2] = top
         _steepness(g, n, k, i, math.exp(guessed - top) if steady else 0.0)
-        first, items = _list_all(g, s, c, k, n, i)
-        _read(c, k, first + runs, shift)
+        first, items = list_blocks(g, s, c, k, n, i, known)
+        _read(scan, c, k, first + runs)
         largest = float(k.numbers[1])
         if not -np.inf < largest < np.inf:
             return -1, 0
@@ -310,7 +241,7 @@ def _estimate(
         first, items = look(r, g, s, n, c, k, i, wide, steady)
         if first < 0:
             return
-        _sum_up(r, s, n, c, k, i, (first, checks, state, items), query, out)
+        sum_up(r, s, n, c, k, i, (first, checks, state, items), query, out)
         if not steady or out[0] < np.inf:  # only where the error is larger than the sum itself
             return
         steady = 0
@@ -337,7 +268,7 @@ def choose_some(
     (first, shared), (sizes, numbers, scanned, seed) = span, given
     if numbers[first] // r.shared != shared:
         shared = numbers[first] // r.shared
-        _place_runs(r, g, s, c, k, seed, numbers[first])
+        place_block_runs(r, g, s, c, k, seed, numbers[first])
     end = min(first + len(n.sizes), len(wide))
     while numbers[end - 1] // r.shared != shared:
         end -= 1

@@ -6,13 +6,14 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from rfkernels.backends.numba.catalog_block_lists import begin_of
 from rfkernels.backends.numba.catalog_groups import Groups
 from rfkernels.backends.numba.catalog_guesses import Prepared
 from rfkernels.backends.numba.catalog_layout import kept
 from rfkernels.backends.numba.catalog_list_kernels import MASK_SHIFT
 from rfkernels.backends.numba.catalog_looks import Codes
 from rfkernels.backends.numba.catalog_scan_kernels import AHEAD, level_kernels, products_added
-from rfkernels.backends.numba.catalog_scans import anchored, begin_of, rounded
+from rfkernels.backends.numba.catalog_scans import anchored, rounded
 from rfkernels.backends.numba.catalog_top_kernels import top_kernels
 from rfkernels.backends.numba.compiling import call, jit, up
 from rfkernels.backends.numba.jit import Machine, machine

@@ -10,7 +10,7 @@ import numpy as np
 from rfkernels.backends.numba.catalog_groups import Groups
 from rfkernels.backends.numba.catalog_kernels import WORD
 from rfkernels.backends.numba.catalog_layout import Dots, Lists, Rules, Scratch
-from rfkernels.backends.numba.catalog_plans import list_rows
+from rfkernels.backends.numba.catalog_taken import list_rows
 from rfkernels.backends.numba.compiling import call, entry, jit
 from rfkernels.backends.numba.records import view, view_like
 from rfkernels.catalog.plan import RUN
@@ -28,7 +28,7 @@ def _multiply_one(r: Rules, n: Lists, d: Dots, i: int, end: int, query: Any) -> 
 
 
 @jit
-def _alone(r: Rules, g: Groups, s: Scratch, n: Lists, d: Dots, queries: Any) -> None:
+def alone(r: Rules, g: Groups, s: Scratch, n: Lists, d: Dots, queries: Any) -> None:
     """Write dot products of queries with what they take, one query after the other."""
     for i in range(len(queries)):
         list_rows(r, g, s, n, i)
@@ -100,7 +100,8 @@ def _total(r: Rules, g: Groups, s: Scratch, n: Lists, d: Dots, i: int, steady: i
 
 
 @jit
-def _sum_up(r: Rules, g: Groups, s: Scratch, n: Lists, d: Dots, i: int, out: Any) -> None:
+def sum_up(r: Rules, g: Groups, s: Scratch, n: Lists, d: Dots, i: int, out: Any) -> None:
+    """Write the log of a sum over what a query takes, its standard error and how many items these are."""
     size, _, runs, steady = n.sizes[i]
     top, z = _total(r, g, s, n, d, i, steady)
     if z <= 0:  # only where the error is larger than the sum itself
@@ -127,7 +128,7 @@ def trusted(r: Rules, s: Scratch, runs: int, z: float, predicted: float) -> floa
 def multiply(r: Rules, g: Groups, s: Scratch, n: Lists, d: Dots, queries: Any) -> None:
     """Write dot products of queries with what they take."""
     if len(queries) < _TOGETHER:
-        _alone(r, g, s, n, d, queries)
+        alone(r, g, s, n, d, queries)
     else:
         _together(r, g, s, n, d, queries)
 
@@ -139,5 +140,5 @@ def estimate(rules: int, groups: int, scratch: int, lists: int, dots: int, queri
     d = view_like(Dots, dots, queries)
     multiply(r, g, s, n, d, queries)
     for i in range(len(queries)):
-        _sum_up(r, g, s, n, d, i, out[i])
+        sum_up(r, g, s, n, d, i, out[i])
     return 0

@@ -1,0 +1,160 @@
+"""What compiled sums of functions of distances know of a table, and write to."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from rfkernels.backends.numba.catalog_groups import Groups, padded
+from rfkernels.backends.numba.catalog_guesses import Guesses, Prepared
+from rfkernels.backends.numba.catalog_kernels import distance_kernel
+from rfkernels.backends.numba.catalog_layout import Rules, kept, rules
+from rfkernels.backends.numba.catalog_looks import Codes, codes
+from rfkernels.backends.numba.catalog_radial_kernels import radial_kernels
+from rfkernels.backends.numba.jit import Machine, machine
+from rfkernels.backends.numba.records import Bytes, ElementRows, Elements, Floats, Held, Ints, Longs, Numbers
+from rfkernels.catalog.codes import TOGETHER, eights, shared
+from rfkernels.catalog.radial import dimension, edge_of
+from rfkernels.catalog.records import Table
+
+_PAD = 64
+"""What rows of numbers in the order of codes are a multiple of."""
+
+
+class Radial(NamedTuple):
+    """What is known of a table: addresses of kernels, and the numbers of the specification.
+
+    Of groups, with room for whole vectors and one more: `spread`, their own numbers in `group`, and those of their
+    cells in `owner`. `anchors` are what codes of each cell count from, and `scales` what steps are multiplied by, both
+    in the order of codes, whose place for each dimension is in `order`; they are empty where there are no codes.
+    """
+
+    near_distances: int
+    guess: int
+    aim: int
+    spread: Floats
+    group: Numbers
+    owner: Floats
+    order: Longs
+    anchors: ElementRows
+    scales: Elements
+    dim: float
+    edge: float
+
+
+class Aims(NamedTuple):
+    """What is known of one point, memory of a thread.
+
+    `numbers` are those of the guess; `log` and `uneven` are what it needs of groups. Of cells whose codes are read,
+    `cells`, `queries` are what these are multiplied by, with `units`, `shifts` and `deviations`, and `seen` is whether
+    they are listed; `known` tells kernels where all that is. `bases` are what logits of groups count from, and `slopes`
+    zeros. `point`, `weights` and `scaled` are in the order of codes.
+    """
+
+    numbers: Floats
+    log: Floats
+    uneven: Floats
+    bases: Floats
+    slopes: Floats
+    point: Elements
+    weights: Elements
+    scaled: Elements
+    units: Elements
+    deviations: Elements
+    queries: Bytes
+    shifts: Ints
+    cells: Ints
+    seen: Ints
+    known: Longs
+
+
+class Known(NamedTuple):
+    """What is known of a table on a machine: rules where rows are read, and codes; their code is there as long."""
+
+    by_rows: Held[Rules]
+    by_codes: Held[Rules]
+    radial: Held[Radial]
+    codes: Held[Codes] | None
+    code: Any
+
+
+def known_of(table: Table, own: Prepared) -> Known:
+    """Return what is known of a table, as `catalog_layout.rules` has it."""
+    m = machine()
+    found = own.radial.get(m)
+    return cast(Known, own.radial.setdefault(m, _found(m, table, own)) if found is None else found)
+
+
+def _found(m: Machine, table: Table, own: Prepared) -> Known:
+    bits, dim = 8 * table.rows.dtype.itemsize, table.rows.shape[1]
+    distances, wide, kernels = distance_kernel(m, bits, dim), distance_kernel(m, 64, dim), radial_kernels(m, bits)
+    given = rules(table, own), rules(table, own, True)
+    # There is no control variate, whose slopes guesses that are never trusted leave out.
+    by_rows, by_codes = (
+        Held(x.record._replace(dots=distances.addresses["distances"], trusted=0.0, floor=0.0)) for x in given
+    )
+    groups = len(table.start)
+    spread, owner = np.zeros((2, padded(groups) + padded(1)))
+    spread[:groups], owner[:groups] = table.spread, table.cell
+    order, anchors, scales = _in_order(table)
+    made = Radial(
+        wide.addresses["near_distances"],
+        kernels.addresses["guess"],
+        kernels.addresses["aim"],
+        spread,
+        np.arange(len(spread), dtype=np.uint32),
+        owner,
+        order,
+        anchors,
+        scales,
+        dimension(table),
+        edge_of(dimension(table), float(own.groups.record.items)),
+    )
+    held = None if table.codes is None else codes(table, own)
+    return Known(by_rows, by_codes, Held(made, table.rows.dtype), held, (distances, wide, kernels, given))
+
+
+def _in_order(table: Table) -> tuple[Any, Any, Any]:
+    """Return where each dimension lies in the order of codes, and anchors and scales in that order."""
+    dim, dtype = table.rows.shape[1], table.rows.dtype
+    order = np.arange(dim)
+    if shared(dim):
+        order[dim // TOGETHER * TOGETHER + 2 :] += 2
+    if table.codes is None:
+        return order, np.zeros((0, _PAD), dtype), np.zeros(_PAD, dtype)
+    pad = -(-(TOGETHER * (eights(dim) + shared(dim))) // _PAD) * _PAD
+    anchors, scales = np.zeros((len(table.anchors), pad), dtype), np.zeros(pad, dtype)
+    anchors[:, order], scales[order] = table.anchors, table.scales
+    return order, anchors, scales
+
+
+def aims(g: Groups, d: Radial, dtype: Any) -> Held[Aims]:
+    """Return memory for a point."""
+    groups, cells, pad = len(d.spread), len(d.anchors), len(d.scales)
+    return kept("aims", (groups, cells, pad, dtype), lambda: Held(_new_aims(groups, cells, pad, dtype), dtype))
+
+
+def _new_aims(groups: int, cells: int, pad: int, dtype: Any) -> Aims:
+    made = [
+        np.zeros(7),
+        *np.zeros((4, groups)),
+        *np.zeros((3, pad), dtype),
+        *np.zeros((2, cells), dtype),
+        np.zeros(cells * pad, np.int8),
+        *np.zeros((3, cells), np.int32),
+        np.zeros(5, np.int64),
+    ]
+    return Aims._make(made)
+
+
+def guesses(g: Groups) -> Held[Guesses]:
+    """Return memory for what is guessed of groups: as for one size of queries, of which no more is used."""
+    return kept("radial", (len(g.start), len(g.held)), lambda: Held(_new_guesses(len(g.size) + 8, padded(len(g.held)))))
+
+
+def _new_guesses(groups: int, cells: int) -> Guesses:
+    unit, variance, score = np.zeros((3, 1, groups))
+    none, order = np.zeros((1, 1)), np.zeros((1, 1), np.int32)
+    known = np.zeros(1), unit, variance, score, none, none, order, none, none
+    return Guesses(*known, np.zeros((1, cells)), none, none, none)

@@ -1,0 +1,256 @@
+"""Sums of functions of distances from points, compiled and on threads: `rfkernels.catalog.radial` specifies them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+
+from rfkernels.backends.numba import threads
+from rfkernels.backends.numba.catalog import even, remember
+from rfkernels.backends.numba.catalog_block_lists import place_block_runs
+from rfkernels.backends.numba.catalog_groups import Groups
+from rfkernels.backends.numba.catalog_guesses import Guesses, Prepared, prepared
+from rfkernels.backends.numba.catalog_layout import Dots, Lists, Rules, Scratch, at, dots, lists, plain, scratch
+from rfkernels.backends.numba.catalog_looks import Codes, Looks, looks
+from rfkernels.backends.numba.catalog_plan_groups import decide, draw_groups, open_groups
+from rfkernels.backends.numba.catalog_plans import place_runs, state_of
+from rfkernels.backends.numba.catalog_points import Aims, Radial, aims, guesses, known_of
+from rfkernels.backends.numba.catalog_scans import look_at, state_of_checks
+from rfkernels.backends.numba.catalog_scans import sum_up as sum_up_codes
+from rfkernels.backends.numba.catalog_sums import alone, sum_up
+from rfkernels.backends.numba.catalog_taken import end_lists, note
+from rfkernels.backends.numba.compiling import call, entry, jit
+from rfkernels.backends.numba.jit import machine
+from rfkernels.backends.numba.records import view, view_like
+from rfkernels.catalog.radial import TEMPERED, Points, one_radial_sum, spent_on
+from rfkernels.catalog.records import Estimate, Table
+from rfkernels.catalog.scans import Shares
+
+
+@jit
+def _guess(r: Rules, g: Groups, d: Radial, v: Guesses, s: Scratch, a: Aims, n: Lists, i: int, point: Any) -> float:
+    """Write factor |m − p|² of cells, and what is guessed of groups; return what guesses are relative to."""
+    factor, cells = point[len(point) - 1], n.cells[i]
+    given = g.means.ctypes.data, g.means.strides[0], g.every.ctypes.data, (len(g.held) + 3) & ~3
+    call(d.near_distances, (*given, point.ctypes.data, cells.ctypes.data))
+    a.numbers[0], a.numbers[1], a.numbers[2] = factor, 4 * abs(factor) / d.dim, d.dim
+    a.numbers[3], a.numbers[4] = d.edge, float(g.items)
+    given_groups = g.cell.ctypes.data, cells.ctypes.data, d.spread.ctypes.data, g.size.ctypes.data, len(g.start)
+    out = v.unit.ctypes.data, v.variance.ctypes.data, v.score.ctypes.data
+    call(d.guess, (*given_groups, a.numbers.ctypes.data, a.log.ctypes.data, a.uneven.ctypes.data, *out))
+    s.score[v.top.shape[1]] = a.numbers[6]
+    return float(a.numbers[5])
+
+
+@jit
+def _choose(
+    r: Rules,
+    g: Groups,
+    d: Radial,
+    v: Guesses,
+    s: Scratch,
+    a: Aims,
+    n: Lists,
+    i: int,
+    given: tuple[int, Any],
+    point: Any,
+) -> bool:
+    """List what a query takes, for a budget and a state of random numbers; return whether guesses are numbers."""
+    budget, state = given
+    top = _guess(r, g, d, v, s, a, n, i, point)
+    if not -np.inf < top < np.inf:
+        return False
+    runs, total, noise, chosen = 0, 0.0, 0.0, 1
+    if budget < g.items:
+        runs, total, noise, chosen = decide(r, g, v, s, 0, budget)
+    else:
+        s.depths[:] = 0
+    items, opened = open_groups(r, g, s, n, i, chosen)
+    note(r, n, i, (items, opened, runs), (top, total, noise))
+    if runs > 0:
+        draw_groups(r, g, s, n, i, state)
+    end_lists(r, s, n, i)
+    return True
+
+
+@jit
+def _list_cell(a: Aims, c: int, count: int) -> int:
+    """List a cell if it is not listed yet; return how many there are."""
+    if a.seen[c] == 0:
+        a.seen[c], a.cells[count] = 1, c
+        return count + 1
+    return count
+
+
+@jit
+def _aim(g: Groups, d: Radial, c: Codes, k: Looks, a: Aims, n: Lists, i: int, point: Any, own: Any) -> None:
+    """Write what logits of groups count from, and what codes of each cell that is looked at are multiplied by."""
+    factor, dim = point[len(point) - 1], len(d.order)
+    for cell in range(len(g.held)):
+        k.anchored[cell] = n.cells[i, cell]
+    for j in range(len(c.moved)):
+        square = 0.0
+        for x in range(dim):
+            square += (c.anchors[j, x] - point[x]) ** 2
+        k.anchored[c.moved[j]] = factor * square
+    for group in range(len(g.start)):
+        a.bases[group] = k.anchored[g.cell[group]] + factor * d.spread[group]
+    for x in range(dim):
+        a.point[d.order[x]] = own[x]
+    for x in range(len(d.scales)):
+        a.weights[x] = 2 * factor * d.scales[x]
+    count = 0
+    for j in range(n.sizes[i, 1]):
+        count = _list_cell(a, g.cell[n.opened[i, j]], count)
+    for j in range(n.sizes[i, 2]):
+        count = _list_cell(a, g.cell[n.draw[i, j]], count)
+    for j in range(count):
+        a.seen[a.cells[j]] = 0
+    given = a.cells.ctypes.data, count, d.anchors.ctypes.data, d.anchors.strides[0], a.point.ctypes.data
+    pad, out = len(a.scaled), (a.units.ctypes.data, a.shifts.ctypes.data, a.deviations.ctypes.data)
+    call(d.aim, (*given, a.weights.ctypes.data, pad, a.scaled.ctypes.data, a.queries.ctypes.data, pad, *out))
+    known = a.known
+    known[0], known[1], known[2] = a.queries.ctypes.data, a.units.ctypes.data, a.shifts.ctypes.data
+    known[3], known[4] = a.deviations.ctypes.data, pad
+
+
+@entry
+def _by_codes(
+    rules: int,
+    groups: int,
+    guesses: int,
+    scratch: int,
+    radial: int,
+    aims: int,
+    codes: int,
+    lists: int,
+    looks: int,
+    first: int,
+    spent: Any,
+    seed: int,
+    wide: Any,
+    points: Any,
+    out: Any,
+) -> int:
+    """Estimate for queries, of which `first` is the number of the first: log, standard error and dot products of each.
+
+    `points`, and `wide` of float64, end in the factor. Log and error are NaN where they are no numbers.
+    """
+    r, g, v, s = at(rules, groups, guesses, scratch)
+    d, a = view_like(Radial, radial, points), view_like(Aims, aims, points)
+    n, c, k = view(Lists, lists), view(Codes, codes), view_like(Looks, looks, points)
+    (scanned, checks), shared = spent, -1
+    _begin(g, s, v)
+    for i in range(len(points)):
+        number = first + i
+        if number // r.shared != shared:
+            shared = number // r.shared
+            place_block_runs(r, g, s, c, k, seed, number)
+        out[i, 0], out[i, 1], out[i, 2] = np.nan, np.nan, 0.0
+        if not _choose(r, g, d, v, s, a, n, 0, (scanned, state_of(seed, 2 * number)), wide[i]):
+            continue
+        _aim(g, d, c, k, a, n, 0, wide[i], points[i])
+        k.numbers[4] = 1 + TEMPERED  # deviations are those of each query
+        known = d.group.ctypes.data, a.bases.ctypes.data, d.owner.ctypes.data, a.slopes.ctypes.data
+        begin, items = look_at((c.scan_each, a.known.ctypes.data, 0), g, s, n, c, k, 0, known, 0)
+        if begin >= 0:
+            given = begin, checks, state_of_checks(n, 0, seed, number), items
+            sum_up_codes(r, s, n, c, k, 0, given, points[i], out[i])
+            out[i, 2] += len(c.moved)
+    return 0
+
+
+@jit
+def _begin(g: Groups, s: Scratch, v: Guesses) -> None:
+    """See to it that weights of groups are what is guessed of them, as those of no cell count."""
+    for c in range(v.top.shape[1]):
+        s.share[c], s.base[c] = 1.0, 0.0
+
+
+@entry
+def _by_rows(
+    rules: int,
+    groups: int,
+    guesses: int,
+    scratch: int,
+    radial: int,
+    aims: int,
+    lists: int,
+    dots: int,
+    numbers: Any,
+    budget: int,
+    seed: int,
+    wide: Any,
+    points: Any,
+    out: Any,
+) -> int:
+    """Estimate the same from rows, for queries of some numbers."""
+    r, g, v, s = at(rules, groups, guesses, scratch)
+    d, a = view_like(Radial, radial, points), view_like(Aims, aims, points)
+    n, x, shared = view(Lists, lists), view_like(Dots, dots, points), -1
+    _begin(g, s, v)
+    for i in range(len(points)):
+        number = numbers[i]
+        if number // r.shared != shared:
+            shared = number // r.shared
+            place_runs(r, g, s, seed, number)
+        out[i, 0], out[i, 1], out[i, 2] = np.nan, np.nan, 0.0
+        if _choose(r, g, d, v, s, a, n, 0, (budget, state_of(seed, 2 * number)), wide[i]):
+            alone(r, g, s, n, x, points[i : i + 1])
+            sum_up(r, g, s, n, x, 0, out[i])
+    return 0
+
+
+def radial_sums(table: Table, given: Points, budget: int, seed: int) -> Estimate:
+    """Estimate log Σ exp(factor |y − p|² + constant), as `rfkernels.catalog.radial.radial_sums` specifies."""
+    count, known = len(given.points), prepared(table)
+    wide = np.concatenate([given.points, np.full((count, 1), given.factor)], 1)
+    with np.errstate(over="ignore"):
+        own = plain(wide, table.rows.dtype)
+    out, spent = np.empty((count, 3)), _spent(table, known, budget)
+    together = threads.thread_count() if count > 1 else 1
+    block = even(count, together)
+
+    def task(first: int) -> int:
+        part = slice(first, first + block)
+        numbers = np.arange(first, min(first + block, count))
+        _estimate(table, known, (budget, spent, np.uint64(seed)), numbers, wide[part], own[part], out[part])
+        return 0
+
+    threads.run([partial(task, first) for first in range(0, count, block)], together)
+    out[:, 0] += given.constant
+    out[:, 2] += sum(table.means.shape)
+    for i in np.flatnonzero(~np.isfinite(out[:, 0])):  # too large for the dtype of rows
+        out[i] = np.array(one_radial_sum(table, given, budget, seed, int(i)))
+    return Estimate(out[:, 0], out[:, 1], out[:, 2].astype(np.int64))
+
+
+def _spent(table: Table, own: Prepared, budget: int) -> Shares | None:
+    """Return what a budget is spent on, which is computed once."""
+    key = machine(), budget, "radial"
+    if key not in own.common:
+        remember(own, key, spent_on(table, budget, len(own.moved)))
+    return cast("Shares | None", own.common[key])
+
+
+def _estimate(
+    table: Table, own: Prepared, spent: tuple[int, Shares | None, Any], numbers: Any, wide: Any, points: Any, out: Any
+) -> None:
+    """Estimate from codes, and from rows where these say nothing."""
+    g, known, (budget, shares, seed), dtype = own.groups, known_of(table, own), spent, table.rows.dtype
+    s, a, v = scratch(g.record), aims(g.record, known.radial.record, dtype), guesses(g.record)
+    place = g.address, v.address, s.address, known.radial.address, a.address
+    out[:, 0] = np.nan
+    if shares is not None and known.codes is not None:
+        n, k = lists(g.record, shares.scanned, 1, True), looks(g.record, *shares, dtype)
+        memory = known.codes.address, n.address, k.address
+        _by_codes(known.by_codes.address, *place, *memory, int(numbers[0]), tuple(shares), seed, wide, points, out)
+    lost = np.flatnonzero(np.isnan(out[:, 0]))
+    if len(lost):
+        n, d = lists(g.record, budget, 1), dots(budget, 1, dtype)
+        found, left = np.empty((len(lost), 3)), budget - sum(table.means.shape)
+        given = numbers[lost], left, seed, wide[lost], points[lost], found
+        _by_rows(known.by_rows.address, *place, n.address, d.address, *given)
+        out[lost] = found

@@ -1,0 +1,202 @@
+"""Sums of Gaussian and like kernels over catalogs: as specified, unbiased, and told how far off."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+
+import rfkernels as rfk
+from rfkernels.catalog import Catalog, engines, radial
+from rfkernels.catalog.codes import moved
+from rfkernels.catalog.records import Estimate, Table
+from rfkernels.kernels import SHIFTED_GAUSSIAN, Kernel
+
+ITEMS, BUDGET = 4_000, 700
+
+
+@cache
+def data(dim: int, dtype: str = "float64") -> tuple[Any, Any]:
+    """Items in clusters, and queries that lie among them."""
+    rng = np.random.default_rng(dim)
+    items = 1.5 * rng.normal(size=(20, dim))[rng.integers(20, size=ITEMS)] + rng.normal(size=(ITEMS, dim))
+    return items.astype(dtype), (items[:9] + 0.3 * rng.normal(size=(9, dim))).astype(dtype)
+
+
+@cache
+def catalog(dim: int, dtype: str = "float64") -> Catalog:
+    return Catalog(data(dim, dtype)[0], cells=30)
+
+
+def norm_weighted(weight: float) -> Kernel:
+    return Kernel("own", lambda xp, dot, xx, yy: dot + weight * (xx + yy), norm_weight=weight)
+
+
+def exact(items: Any, queries: Any, scale: float, weight: float = -0.5) -> Any:
+    x, y = queries.astype(np.float64), items.astype(np.float64)
+    return logsumexp(scale * (x @ y.T + weight * ((x**2).sum(1)[:, None] + (y**2).sum(1))), axis=1)
+
+
+def assert_as_specified(t: Table, given: radial.Points, budget: int, seed: int, rtol: float) -> Estimate:
+    found, expected = (engines.choose(name).radial(t, given, budget, seed) for name in ("numba", "numpy"))
+    np.testing.assert_allclose(found.log_normalizer, expected.log_normalizer, rtol=0, atol=rtol * 10)
+    np.testing.assert_allclose(found.standard_error, expected.standard_error, rtol=max(1e-8, 100 * rtol), atol=rtol)
+    np.testing.assert_array_equal(found.dots, expected.dots)
+    assert (found.dots <= budget).all()
+    return found
+
+
+@pytest.mark.parametrize("weight", [-0.5, 0.5, -0.3])
+@pytest.mark.parametrize("dim", [1, 2, 3, 6, 8, 11, 16, 17, 50, 90])
+def test_as_specified(dim: int, weight: float) -> None:
+    t, (_, queries) = catalog(dim).table, data(dim)
+    budget = BUDGET + sum(t.means.shape)
+    for seed, scale in enumerate((0.02, 0.5, 4.0)):
+        given = radial.points_of(queries, weight, scale / dim)
+        found = assert_as_specified(t, given, budget, seed, 1e-10)
+        assert (found.standard_error > 0).any()
+
+
+@pytest.mark.parametrize(
+    ("dim", "dtype", "coded"), [(2, "float32", False), (3, "float64", False), (8, "float64", True)]
+)
+def test_where_codes_are_read_and_where_not(dim: int, dtype: str, coded: bool) -> None:
+    t = catalog(dim, dtype).table
+    assert (radial.spent_on(t, BUDGET, 0) is not None) is coded
+    assert (t.codes is not None) is (dim > 2)
+
+
+@pytest.mark.parametrize("width", ["16", "32", ""])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dim", [3, 19, 50])
+def test_any_machine(dim: int, dtype: str, width: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if width:
+        monkeypatch.setenv("RFKERNELS_VECTOR_BYTES", width)
+    t, (_, queries) = catalog(dim, dtype).table, data(dim, dtype)
+    given = radial.points_of(queries, -0.5, 0.6 / dim)
+    assert_as_specified(t, given, BUDGET + sum(t.means.shape), 2, 1e-10 if dtype == "float64" else 1e-5)
+
+
+@pytest.mark.parametrize("dim", [2, 12])
+@pytest.mark.parametrize("weight", [-0.5, 0.5, 0.0, -0.8])
+def test_unbiased(dim: int, weight: float) -> None:
+    """On the average over seeds the sums are exact, and errors are what standard errors say."""
+    items, queries = data(dim)
+    scale, seeds = 0.2 / dim if weight > 0 else 1.6 / dim, 150
+    whole = exact(items, queries, scale, weight)
+    found = [
+        catalog(dim).kernel_sum(queries, norm_weighted(weight), scale=scale, budget=BUDGET, full=True, rng=seed)
+        for seed in range(seeds)
+    ]
+    ratio = np.exp(np.stack([x.log_normalizer for x in found]) - whole)
+    assert (np.abs(ratio.mean(0) - 1) <= 6 * ratio.std(0) / np.sqrt(seeds)).all()
+    said = np.sqrt(((ratio * np.stack([x.standard_error for x in found])) ** 2).mean(0))
+    assert (said > 0.7 * ratio.std(0)).all()
+    assert np.median(ratio.std(0)) < 0.2
+
+
+def test_exponential_kernels_are_softmax_normalizers() -> None:
+    _, queries = data(12)
+    found = catalog(12).kernel_sum(queries, norm_weighted(0.0), scale=0.5, budget=BUDGET, rng=3)
+    np.testing.assert_array_equal(found, catalog(12).log_normalizer(queries * 0.5, budget=BUDGET, rng=3))
+
+
+@pytest.mark.parametrize("dim", [2, 4, 6, 12])
+def test_intervals_hold_however_narrow_kernels_are(dim: int) -> None:
+    rng = np.random.default_rng(0)
+    items = data(dim)[0]
+    queries = items[rng.choice(ITEMS, 150, replace=False)] + 0.3 * rng.normal(size=(150, dim))
+    for scale in (0.3, 1.0, 3.0, 10.0, 50.0):
+        whole = exact(items, queries, scale)
+        found = catalog(dim).kernel_sum(queries, scale=scale, budget=BUDGET, full=True)
+        assert (np.abs(found.log_normalizer - whole) <= 1.96 * found.standard_error + 1e-4).mean() > 0.85, scale
+
+
+@pytest.mark.parametrize("dim", [2, 12])
+def test_items_far_from_the_origin(dim: int) -> None:
+    """Distances keep their digits: products of such points would lose all of them in single precision."""
+    items, queries = data(dim, "float32")
+    shift = np.float32(2.0**13)
+    far = Catalog(items + shift, cells=30)
+    held = (items + shift).astype(np.float64) - 2.0**13
+    whole = exact(held, (queries + shift).astype(np.float64) - 2.0**13, 2.0 / dim)
+    found = far.kernel_sum(queries + shift, scale=2.0 / dim, budget=BUDGET, full=True)
+    assert (np.abs(found.log_normalizer - whole) <= 4 * found.standard_error + 1e-4).all()
+    assert np.median(np.abs(found.log_normalizer - whole)) < 0.1
+
+
+def test_cells_that_have_moved() -> None:
+    """Codes count from where means of cells were."""
+    items, queries = data(12)
+    changed, own = Catalog(items, cells=30), np.arange(0, ITEMS, 3)
+    new = items[own] + 0.4
+    changed.update(own, new)
+    t = changed.table
+    assert len(moved(t)) > 20
+    whole = np.array(items)
+    whole[own] = new
+    given = radial.points_of(queries, -0.5, 0.1)
+    assert_as_specified(t, given, BUDGET, 1, 1e-10)
+    ratio = [
+        np.exp(changed.kernel_sum(queries, scale=0.1, budget=BUDGET, rng=s) - exact(whole, queries, 0.1))
+        for s in range(100)
+    ]
+    assert (np.abs(np.mean(ratio, 0) - 1) <= 6 * np.std(ratio, 0) / 10).all()
+
+
+def test_points_too_large_for_the_dtype_are_summed_in_another() -> None:
+    _, queries = data(12, "float32")
+    large = queries * np.float32(1e20)
+    found = catalog(12, "float32").kernel_sum(large, scale=1e-10, budget=BUDGET)
+    expected = catalog(12, "float32").kernel_sum(large, scale=1e-10, budget=BUDGET, backend="numpy")
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_one_query_is_as_one_of_many_and_threads_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, queries = data(12)
+    whole = catalog(12).kernel_sum(queries, scale=0.2, budget=BUDGET)
+    monkeypatch.setenv("RFKERNELS_NUM_THREADS", "1")
+    np.testing.assert_array_equal(catalog(12).kernel_sum(queries, scale=0.2, budget=BUDGET), whole)
+    one = catalog(12).kernel_sum(queries[0], scale=0.2, budget=BUDGET)
+    assert one.shape == ()
+    assert one == whole[0]
+    assert catalog(12).kernel_sum(queries[:0], scale=0.2, budget=BUDGET).shape == (0,)
+
+
+def test_items_that_are_all_the_same() -> None:
+    same = Catalog(np.full((5_000, 3), 2.0), cells=4)
+    found = same.kernel_sum(np.full((1, 3), 1.0), scale=2.0, budget=300, full=True)
+    np.testing.assert_allclose(found.log_normalizer, np.log(5_000) - 3)
+    assert found.standard_error < 0.01
+
+
+def test_dimension_and_tails() -> None:
+    shape = np.diag([0.5, 0.5, 0.0])
+    t = catalog(3).table._replace(shape=shape)
+    assert radial.dimension(t) == pytest.approx(2 * radial.LOCAL)
+    assert radial.dimension(t._replace(shape=0 * shape)) == 1
+    # On a sphere of many dimensions a coordinate is normal; the mean of exp is exp(s²/2) as long as it is met.
+    np.testing.assert_allclose(radial.log_mean(np.array([0.5, 2.0]), 1e7, 5.0), [0.125, 2.0], rtol=1e-6)
+    edge = radial.edge_of(1.0, 1e12)
+    assert edge < 1
+    assert np.isfinite(radial.log_mean(1e9, 1.0, edge))
+
+
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_both_backends_and_no_other(backend: str) -> None:
+    items, queries = data(8)
+    found = catalog(8).kernel_sum(queries, rfk.lookup("gaussian").kernel, scale=0.1, budget=BUDGET, backend=backend)
+    np.testing.assert_allclose(found, exact(items, queries, 0.1), atol=0.3)
+    with pytest.raises(ValueError, match="backend must be one of numba, numpy, got 'torch'"):
+        catalog(8).kernel_sum(queries, budget=BUDGET, backend="torch")
+
+
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_logs_that_fit_no_number_are_refused(backend: str) -> None:
+    _, queries = data(8)
+    with pytest.raises(ValueError, match="queries must have dot products with items that fit"):
+        catalog(8).kernel_sum(queries * 1e160, SHIFTED_GAUSSIAN, scale=1e10, budget=BUDGET, backend=backend)
