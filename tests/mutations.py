@@ -44,6 +44,7 @@ CATALOG_NUMBA = "tests/test_catalog_numba.py"
 RECORDS = "tests/test_records.py"
 CATALOG_JAX = "tests/test_catalog_jax.py"
 STORE = "tests/test_catalog_store.py"
+RADIAL = "tests/test_catalog_radial.py"
 CATALOG_ERRORS = "tests/test_catalog_errors.py"
 CODES = "tests/test_codes.py"
 JAX_DRAWS = "tests/test_catalog_jax_draws.py"
@@ -468,8 +469,8 @@ MUTANTS = [
     Mutant("codes: of another catalog", "catalog/store.py", "    encode(store, np.arange(len(a.start), len(store.start)))\n", "", (CODES, "-k", "follow")),
     Mutant("codes: steps with the numbers beside them", "backends/numba/catalog_scan_kernels.py", "bits = b.and_(value, ir.Constant(kind, [0xFFFF0000] * self.lanes))", "bits = value", (CODES, "-k", "as_specified")),
     Mutant("codes: rows of other groups", "backends/numba/catalog_list_kernels.py", "mask = b.sub(*(b.shl(integers(e, 1), x) for x in (high, low)))", "mask = integers(e, (1 << BLOCK) - 1)", (CODES, "-k", "as_specified")),
-    Mutant("codes: runs of a group read its first block again", "backends/numba/catalog_scans.py", "turn = turn + 1 if run == before + 1 else 1", "turn = 0", (CODES, "-k", "as_specified")),
-    Mutant("codes: all runs of a group but the first read its second block", "backends/numba/catalog_scans.py", "turn = turn + 1 if run == before + 1 else 1", "turn = 1", (CODES, "-k", "as_specified")),
+    Mutant("codes: runs of a group read its first block again", "backends/numba/catalog_block_lists.py", "turn = turn + 1 if run == before + 1 else 1", "turn = 0", (CODES, "-k", "as_specified")),
+    Mutant("codes: all runs of a group but the first read its second block", "backends/numba/catalog_block_lists.py", "turn = turn + 1 if run == before + 1 else 1", "turn = 1", (CODES, "-k", "as_specified")),
     Mutant("codes: sums that hold large items stand for the others", "backends/numba/catalog_check_kernels.py", "    e.store(total, others, block)\n", "", (CODES, "-k", "large_items")),
     Mutant("codes: queries of two shares have one's places", "backends/numba/catalog_scans.py", "while numbers[end - 1] // r.shared != shared:", "while False:", (CODES, "-k", "shares")),
     Mutant("codes: no differences but of pairs", "backends/numba/catalog_lanes.py", "e.builder.and_(count, e.integer(-2))", "count", (CODES, "-k", "differences")),
@@ -535,7 +536,7 @@ MUTANTS = [
     Mutant("catalog: samples show all of their tails", "catalog/trust.py", "share = FEW**2 / (effective**2 + FEW**2)", "share = 0", (CATALOG, "-k", "cover")),
     Mutant("catalog: all differences of draws count alike", "catalog/trust.py", "relative.sum() ** 2 / max((relative**2).sum(), 1)", "len(pairs)", (CATALOG, "-k", "cover")),
     Mutant("catalog: predictions count their floor", "catalog/plan.py", "- guessed.floor * drawn.sum()", "- 0 * drawn.sum()", (CATALOG, "-k", "standard or cover")),
-    Mutant("catalog compiled: predictions count their floor", "backends/numba/catalog_plans.py", "noise - r.floor * total", "noise", (CATALOG_NUMBA, "-k", "as_specified or large")),
+    Mutant("catalog compiled: predictions count their floor", "backends/numba/catalog_taken.py", "noise - r.floor * total", "noise", (CATALOG_NUMBA, "-k", "as_specified or large")),
     Mutant("catalog compiled: all differences of draws count alike", "backends/numba/catalog_sums.py", "effective = square**2 / fourth if 0 < fourth < np.inf else 1.0", "pass", (CATALOG_NUMBA, "-k", "as_specified or large")),
     Mutant("catalog compiled: a difference is counted twice", "backends/numba/catalog_lanes.py", "m.fma(square, square, self._fourth.get())", "m.fma(square, m.add(square, square), self._fourth.get())", (CATALOG_NUMBA, "-k", "as_specified or large")),
     Mutant("catalog compiled: masks of one word", "backends/numba/catalog_sums.py", "words = (len(queries) + WORD - 1) // WORD", "words = 1", (CATALOG_NUMBA, "-k", "blocks or as_specified")),
@@ -543,9 +544,25 @@ MUTANTS = [
     Mutant("JAX catalog: predictions alone", "backends/jax/catalog.py", "share = FEW**2 / (effective**2 + FEW**2)", "share = 1", (JAX_CATALOG, "-k", "errors_are")),
     Mutant("catalog: a pilot that asks for nothing", "catalog/pilots.py", "budget * 2.0**doublings", "budget * 1.0**doublings", (CATALOG, "-k", "asked_for_is_reached")),
     Mutant("catalog: values of a sample judge themselves", "catalog/expectations.py", "np.maximum(largest_error(found), found.relative) / error", "largest_error(found) / error", (CATALOG_ERRORS, "-k", "expectations or judge")),
+    Mutant("radial: far groups are guessed without tails", "catalog/radial.py", "each = factor * (square + spread) + log", "each = factor * (square + spread)", (RADIAL, "-k", "intervals or as_specified")),
+    Mutant("radial: items as near as all dimensions tell", "catalog/radial.py", "LOCAL = 0.65", "LOCAL = 4.0", (RADIAL, "-k", "intervals")),
+    Mutant("radial: codes count from means", "catalog/radial.py", "table.anchors.astype(np.float64)", "table.means.astype(np.float64)", (RADIAL, "-k", "moved")),
+    Mutant("radial: codes are trusted whatever they know", "catalog/radial.py", "TEMPERED, UNSURE = 1.5, 4.0", "TEMPERED, UNSURE = 0.0, 60.0", (RADIAL, "-k", "as_specified or intervals or sharp")),
+    Mutant("radial: codes in few dimensions", "catalog/radial.py", "CODED = 3.5", "CODED = 1.0", (RADIAL, "-k", "where_codes")),
+    Mutant("radial: draws count as if each were expected once", "catalog/radial.py", "logits[sure:] -= np.repeat(runs.log_expected, RUN)", "pass", (RADIAL, "-k", "unbiased or as_specified")),
+    Mutant("radial: products instead of distances", "catalog/radial.py", "return factor * ((table.rows[rows].astype(np.float64) - point) ** 2).sum(-1)", "y = table.rows[rows]; p = point.astype(y.dtype); return factor * ((y * y).sum(-1) - 2 * (y @ p) + p @ p).astype(np.float64)", (RADIAL, "-k", "origin or any_machine")),
+    Mutant("radial: a constant of another norm weight", "catalog/radial.py", "scale * (norm_weight - 1 / (4 * norm_weight))", "scale * (norm_weight + 1 / (4 * norm_weight))", (RADIAL, "-k", "unbiased")),
+    Mutant("radial: queries of one cell for all", "backends/numba/catalog_scan_kernels.py", "owner = b.fptosi(e.load(owners, block), INT)", "owner = e.integer(0)", (RADIAL, "-k", "as_specified")),
+    Mutant("radial: codes are not tempered", "backends/numba/catalog_scan_kernels.py", "scaled = b.fsub(scaled, self._tempered(own_steps, given[-1])) if self.each else scaled", "", (RADIAL, "-k", "as_specified")),
+    Mutant("radial: cells of runs are not aimed at", "backends/numba/catalog_radial.py", "count = _list_cell(a, g.cell[n.draw[i, j]], count)", "pass", (RADIAL, "-k", "as_specified")),
+    Mutant("radial: moved cells count from their means", "backends/numba/catalog_radial.py", "k.anchored[c.moved[j]] = factor * square", "pass", (RADIAL, "-k", "moved")),
+    Mutant("radial: numbers in the order of dimensions", "backends/numba/catalog_points.py", "order[dim // TOGETHER * TOGETHER + 2 :] += 2", "pass", (RADIAL, "-k", "as_specified")),
+    Mutant("radial: what fits no number is left", "backends/numba/catalog_radial.py", "for i in () if finite.all() else np.flatnonzero(~finite):", "for i in ():", (RADIAL, "-k", "too_large")),
+    Mutant("radial: scales are forgotten without norms", "catalog/kernel_sums.py", "queries.astype(np.float64) * kernel.scale", "queries.astype(np.float64)", (RADIAL, "-k", "softmax or unbiased")),
+    Mutant("radial: distances without their factor", "backends/numba/catalog_kernels.py", "[e.math.mul(factor, x) for x in squares]", "squares", (RADIAL, "-k", "as_specified")),
     Mutant("catalog: kernel sums whose tails nobody sees", "catalog/kernel_sums.py", "trusted_error(parts / total, top + np.log(total), chosen)", "trusted_error(parts / total, np.inf, chosen)", (CATALOG_ERRORS, "-k", "narrow")),
     Mutant("catalog: probabilities of draws without their group", "backends/numba/catalog_sampling.py", "log[i] = math.log(s.mass[x] / total) + logits[i] - own", "log[i] = logits[i] - own", (CATALOG, "-k", "draws")),
-    Mutant("catalog compiled: runs go beyond their group", "backends/numba/catalog_plans.py", "offset = offset + 1 if offset + 1 < count else 0", "offset = offset + 1 if offset < count else 0", (CATALOG_NUMBA, "-k", "as_specified")),
+    Mutant("catalog compiled: runs go beyond their group", "backends/numba/catalog_taken.py", "offset = offset + 1 if offset + 1 < count else 0", "offset = offset + 1 if offset < count else 0", (CATALOG_NUMBA, "-k", "as_specified")),
     Mutant("catalog compiled: free rows count", "backends/numba/catalog_exact.py", "if j >= count or ids[first + j] < 0:", "if j >= count:", (CATALOG_NUMBA, "-k", "exact")),
     Mutant("catalog compiled: queries by their place in a share", "backends/numba/catalog.py", "numbers = np.arange(first, min(first + block, len(own)))", "numbers = np.arange(min(block, len(own) - first))", (CATALOG_NUMBA, "-k", "however")),
     Mutant("catalog compiled: every run of a group is its first", "backends/numba/catalog_kernels.py", "place.set(b.select(e.less(after, size), after, e.integer(0)))", "place.set(b.select(e.less(after, size), after, e.integer(0)) if r + 1 < RUN else e.integer(0))", (CATALOG_NUMBA, "-k", "blocks")),

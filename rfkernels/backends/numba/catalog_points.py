@@ -129,7 +129,7 @@ def _in_order(table: Table) -> tuple[Any, Any, Any]:
     return order, anchors, scales
 
 
-def aims(g: Groups, d: Radial, dtype: Any) -> Held[Aims]:
+def aims(d: Radial, dtype: Any) -> Held[Aims]:
     """Return memory for a point."""
     groups, cells, pad = len(d.spread), len(d.anchors), len(d.scales)
     return kept("aims", (groups, cells, pad, dtype), lambda: Held(_new_aims(groups, cells, pad, dtype), dtype))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -11,19 +11,19 @@ from rfkernels.backends.numba import threads
 from rfkernels.backends.numba.catalog import even, remember
 from rfkernels.backends.numba.catalog_block_lists import place_block_runs
 from rfkernels.backends.numba.catalog_groups import Groups
-from rfkernels.backends.numba.catalog_guesses import Guesses, Prepared, prepared
-from rfkernels.backends.numba.catalog_layout import Dots, Lists, Rules, Scratch, at, dots, lists, plain, scratch
+from rfkernels.backends.numba.catalog_guesses import Guesses, prepared
+from rfkernels.backends.numba.catalog_layout import Dots, Lists, Rules, Scratch, at, dots, lists, scratch
 from rfkernels.backends.numba.catalog_looks import Codes, Looks, looks
 from rfkernels.backends.numba.catalog_plan_groups import decide, draw_groups, open_groups
 from rfkernels.backends.numba.catalog_plans import place_runs, state_of
-from rfkernels.backends.numba.catalog_points import Aims, Radial, aims, guesses, known_of
+from rfkernels.backends.numba.catalog_points import Aims, Known, Radial, aims, guesses, known_of
 from rfkernels.backends.numba.catalog_scans import look_at, state_of_checks
 from rfkernels.backends.numba.catalog_scans import sum_up as sum_up_codes
 from rfkernels.backends.numba.catalog_sums import alone, sum_up
 from rfkernels.backends.numba.catalog_taken import end_lists, note
 from rfkernels.backends.numba.compiling import call, entry, jit
 from rfkernels.backends.numba.jit import machine
-from rfkernels.backends.numba.records import view, view_like
+from rfkernels.backends.numba.records import Held, view, view_like
 from rfkernels.catalog.radial import TEMPERED, Points, one_radial_sum, spent_on
 from rfkernels.catalog.records import Estimate, Table
 from rfkernels.catalog.scans import Shares
@@ -136,12 +136,13 @@ def _by_codes(
 ) -> int:
     """Estimate for queries, of which `first` is the number of the first: log, standard error and dot products of each.
 
-    `points`, and `wide` of float64, end in the factor. Log and error are NaN where they are no numbers.
+    `points`, and `wide` of float64, end in the factor. Log and error are NaN where they are no numbers: of how many is
+    returned.
     """
     r, g, v, s = at(rules, groups, guesses, scratch)
     d, a = view_like(Radial, radial, points), view_like(Aims, aims, points)
     n, c, k = view(Lists, lists), view(Codes, codes), view_like(Looks, looks, points)
-    (scanned, checks), shared = spent, -1
+    (scanned, checks), shared, lost = spent, -1, 0
     _begin(g, s, v)
     for i in range(len(points)):
         number = first + i
@@ -150,6 +151,7 @@ def _by_codes(
             place_block_runs(r, g, s, c, k, seed, number)
         out[i, 0], out[i, 1], out[i, 2] = np.nan, np.nan, 0.0
         if not _choose(r, g, d, v, s, a, n, 0, (scanned, state_of(seed, 2 * number)), wide[i]):
+            lost += 1
             continue
         _aim(g, d, c, k, a, n, 0, wide[i], points[i])
         k.numbers[4] = 1 + TEMPERED  # deviations are those of each query
@@ -159,7 +161,8 @@ def _by_codes(
             given = begin, checks, state_of_checks(n, 0, seed, number), items
             sum_up_codes(r, s, n, c, k, 0, given, points[i], out[i])
             out[i, 2] += len(c.moved)
-    return 0
+        lost += int(np.isnan(out[i, 0]))
+    return lost
 
 
 @jit
@@ -205,52 +208,67 @@ def _by_rows(
 
 def radial_sums(table: Table, given: Points, budget: int, seed: int) -> Estimate:
     """Estimate log Σ exp(factor |y − p|² + constant), as `rfkernels.catalog.radial.radial_sums` specifies."""
-    count, known = len(given.points), prepared(table)
-    wide = np.concatenate([given.points, np.full((count, 1), given.factor)], 1)
+    call, (count, dim) = _call_of(table, budget, seed), given.points.shape
+    wide, out = np.empty((count, dim + 1)), np.empty((count, 3))
+    wide[:, :dim], wide[:, dim] = given.points, given.factor
     with np.errstate(over="ignore"):
-        own = plain(wide, table.rows.dtype)
-    out, spent = np.empty((count, 3)), _spent(table, known, budget)
+        own = wide.astype(table.rows.dtype)
     together = threads.thread_count() if count > 1 else 1
     block = even(count, together)
 
     def task(first: int) -> int:
         part = slice(first, first + block)
-        numbers = np.arange(first, min(first + block, count))
-        _estimate(table, known, (budget, spent, np.uint64(seed)), numbers, wide[part], own[part], out[part])
+        _estimate(call, np.arange(first, min(first + block, count)), wide[part], own[part], out[part])
         return 0
 
     threads.run([partial(task, first) for first in range(0, count, block)], together)
     out[:, 0] += given.constant
     out[:, 2] += sum(table.means.shape)
-    for i in np.flatnonzero(~np.isfinite(out[:, 0])):  # too large for the dtype of rows
+    finite = np.isfinite(out[:, 0])
+    for i in () if finite.all() else np.flatnonzero(~finite):  # too large for the dtype of rows
         out[i] = np.array(one_radial_sum(table, given, budget, seed, int(i)))
     return Estimate(out[:, 0], out[:, 1], out[:, 2].astype(np.int64))
 
 
-def _spent(table: Table, own: Prepared, budget: int) -> Shares | None:
-    """Return what a budget is spent on, which is computed once."""
-    key = machine(), budget, "radial"
-    if key not in own.common:
-        remember(own, key, spent_on(table, budget, len(own.moved)))
-    return cast("Shares | None", own.common[key])
+class _Call(NamedTuple):
+    """What queries of a call have in common."""
+
+    groups: Held[Groups]
+    known: Known
+    budget: int
+    left: int
+    spent: Shares | None
+    seed: Any
+    dtype: Any
 
 
-def _estimate(
-    table: Table, own: Prepared, spent: tuple[int, Shares | None, Any], numbers: Any, wide: Any, points: Any, out: Any
-) -> None:
+def _call_of(table: Table, budget: int, seed: int) -> _Call:
+    own, key = prepared(table), (machine(), budget, "radial")
+    found = own.common.get(key)
+    if found is None:
+        spent = spent_on(table, budget, len(own.moved))
+        given = own.groups, known_of(table, own), budget, budget - sum(table.means.shape), spent
+        found = remember(own, key, _Call(*given, None, table.rows.dtype))
+    return cast(_Call, found)._replace(seed=np.uint64(seed))
+
+
+def _estimate(call: _Call, numbers: Any, wide: Any, points: Any, out: Any) -> None:
     """Estimate from codes, and from rows where these say nothing."""
-    g, known, (budget, shares, seed), dtype = own.groups, known_of(table, own), spent, table.rows.dtype
-    s, a, v = scratch(g.record), aims(g.record, known.radial.record, dtype), guesses(g.record)
+    g, known, shares, dtype = call.groups, call.known, call.spent, call.dtype
+    s, a, v = scratch(g.record), aims(known.radial.record, dtype), guesses(g.record)
     place = g.address, v.address, s.address, known.radial.address, a.address
-    out[:, 0] = np.nan
     if shares is not None and known.codes is not None:
         n, k = lists(g.record, shares.scanned, 1, True), looks(g.record, *shares, dtype)
         memory = known.codes.address, n.address, k.address
-        _by_codes(known.by_codes.address, *place, *memory, int(numbers[0]), tuple(shares), seed, wide, points, out)
-    lost = np.flatnonzero(np.isnan(out[:, 0]))
-    if len(lost):
-        n, d = lists(g.record, budget, 1), dots(budget, 1, dtype)
-        found, left = np.empty((len(lost), 3)), budget - sum(table.means.shape)
-        given = numbers[lost], left, seed, wide[lost], points[lost], found
-        _by_rows(known.by_rows.address, *place, n.address, d.address, *given)
-        out[lost] = found
+        first, spent = int(numbers[0]), tuple(shares)
+        lost = _by_codes(known.by_codes.address, *place, *memory, first, spent, call.seed, wide, points, out)
+        if lost == 0:
+            return
+        left = np.flatnonzero(np.isnan(out[:, 0]))
+    else:
+        left = np.arange(len(numbers))
+    n, d = lists(g.record, call.budget, 1), dots(call.budget, 1, dtype)
+    found = np.empty((len(left), 3))
+    given = numbers[left], call.left, call.seed, wide[left], points[left], found
+    _by_rows(known.by_rows.address, *place, n.address, d.address, *given)
+    out[left] = found
