@@ -295,6 +295,27 @@ def test_sums_of_other_kernels(kernel: Any) -> None:
     assert (error < 2.5).all(), "more than the predicted error of those where tails are heavy"
 
 
+def epanechnikov(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
+    return xp.log(xp.maximum(1 - (xx + yy - 2 * dot), 0))
+
+
+@pytest.mark.parametrize("scale", [0.1, 2.0, 1e8])
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_kernels_that_are_zero_at_a_distance(scale: float) -> None:
+    """However few groups, or none, have an item where they are not."""
+    (items, queries), kernel = data(), Kernel("epanechnikov", epanechnikov)
+    squares = np.square(queries[:, None] - items).sum(-1)
+    with np.errstate(divide="ignore"):
+        whole = np.log(np.maximum(1 - scale * squares, 0).sum(1))
+    found = catalog().kernel_sum(queries, kernel, scale=scale, budget=BUDGET, full=True)
+    assert (found.standard_error[np.isneginf(found.log_normalizer)] == np.inf).all()
+    best = catalog().kernel_sum(queries, kernel, scale=scale, budget=BUDGET, error=0.1)
+    known = np.isfinite(whole)
+    np.testing.assert_array_equal(np.isneginf(best), ~known)
+    assert (np.abs(best[known] - whole[known]) < 0.5).all()
+    assert known.any() == (scale < 1e8)
+
+
 def test_kernels_that_can_be_negative_are_refused() -> None:
     with pytest.raises(ValueError, match="kernel must not be negative"):
         catalog().kernel_sum(data()[1], Kernel("dot", cosine_bump, sign=lambda xp, dot, xx, yy: xp.sign(dot)))

@@ -21,6 +21,7 @@ class Engine(NamedTuple):
     estimate: Callable[..., Estimate]
     expect: Callable[..., Weighed]
     radial: Callable[..., Estimate]
+    exact_radial: Callable[..., Estimate]
     exact: Callable[..., Estimate]
     sample: Callable[..., Draws]
     top: Callable[..., Top]
@@ -30,11 +31,11 @@ class Engine(NamedTuple):
 def choose(backend: str) -> Engine:
     """Return an engine by name."""
     if backend == "numpy":
-        functions = estimates.estimate, means.expect, radial.radial_sums, estimates.exact, sampling.sample, tops.top
-        return Engine(*functions)
+        sums = radial.radial_sums, radial.exact_radial_sums, estimates.exact
+        return Engine(estimates.estimate, means.expect, *sums, sampling.sample, tops.top)
     if backend == "numba":
-        modules = "", "_means", "_radial", "_exact", "_sampling", "_tops"
-        names = "estimate", "expect", "radial_sums", "exact", "sample", "top"
+        modules = "", "_means", "_radial", "_radial", "_exact", "_sampling", "_tops"
+        names = "estimate", "expect", "radial_sums", "exact_radial_sums", "exact", "sample", "top"
         return Engine(*(getattr(compiled(f"catalog{x}"), name) for x, name in zip(modules, names, strict=True)))
     raise ValueError(f"backend must be one of numba, numpy, got {backend!r}")
 

@@ -36,15 +36,15 @@ def estimated(
 
 
 def _estimated(table: Table, queries: Any, kernel: Scaled, budget: int, seed: int, backend: str) -> Estimate:
-    engine, norm_weight = engines.choose(backend), kernel.kernel.norm_weight
-    if takes_all(table, budget):
-        return exact_kernel_sums(table, queries, kernel)
+    engine, norm_weight, exact = engines.choose(backend), kernel.kernel.norm_weight, takes_all(table, budget)
     if norm_weight is None:
-        return kernel_sums(table, queries, kernel, budget, seed)
+        return exact_kernel_sums(table, queries, kernel) if exact else kernel_sums(table, queries, kernel, budget, seed)
     if norm_weight == 0:
-        found = engine.estimate(table, queries.astype(np.float64) * kernel.scale, budget, seed)
+        scaled = queries.astype(np.float64) * kernel.scale
+        found = engine.exact(table, scaled) if exact else engine.estimate(table, scaled, budget, seed)
     else:
-        found = engine.radial(table, points_of(queries, norm_weight, kernel.scale), budget, seed)
+        given = points_of(queries, norm_weight, kernel.scale)
+        found = engine.exact_radial(table, given) if exact else engine.radial(table, given, budget, seed)
     check_fit(found.log_normalizer, table)
     return found
 
@@ -93,10 +93,11 @@ def _guess(table: Table, query: Any, kernel: Scaled) -> Guess:
     dots = [np.clip(logits[table.cell] + z * away, -reach, reach) for z in _NODES]
     with np.errstate(divide="ignore"):
         each = np.stack([kernel.log(dot, square, norms) for dot in dots])
-        top = max(float(each.max()), -1e300)
+        each = each if (each > -np.inf).any() else np.zeros_like(each)  # nothing tells groups apart
+        top = float(each.max())
         values = np.exp(each - top)
         own, square = _WEIGHTS @ values, _WEIGHTS @ values**2
-        mean = own + SHARE * max(float(table.count @ own / table.count.sum()), np.finfo(float).tiny)
+        mean = own + SHARE * float(table.count @ own / table.count.sum())
         variance = np.maximum(square - own**2, 0) / mean**2 + SHARE
     return Guess(top + np.log(mean), variance, logits, floor=0.0)
 

@@ -25,6 +25,7 @@ from rfkernels.backends.numba.compiling import call, entry, jit
 from rfkernels.backends.numba.jit import machine
 from rfkernels.backends.numba.records import Held, view, view_like
 from rfkernels.catalog.radial import TEMPERED, Points, one_radial_sum, spent_on
+from rfkernels.catalog.radial import exact_radial_sums as specified_exact
 from rfkernels.catalog.records import Estimate, Table
 from rfkernels.catalog.scans import Shares
 
@@ -208,7 +209,30 @@ def _by_rows(
 
 def radial_sums(table: Table, given: Points, budget: int, seed: int) -> Estimate:
     """Estimate log Σ exp(factor |y − p|² + constant), as `rfkernels.catalog.radial.radial_sums` specifies."""
-    call, (count, dim) = _call_of(table, budget, seed), given.points.shape
+    out = _run(_call_of(table, budget, seed), table, given)
+    out[:, 2] += sum(table.means.shape)
+    finite = np.isfinite(out[:, 0])
+    for i in () if finite.all() else np.flatnonzero(~finite):  # too large for the dtype of rows
+        out[i] = np.array(one_radial_sum(table, given, budget, seed, int(i)))
+    return Estimate(out[:, 0], out[:, 1], out[:, 2].astype(np.int64))
+
+
+def exact_radial_sums(table: Table, given: Points) -> Estimate:
+    """Return log Σ exp(factor |y − p|² + constant), as `rfkernels.catalog.radial.exact_radial_sums` specifies."""
+    own = prepared(table)
+    items = own.groups.record.items
+    if items == 0:
+        return specified_exact(table, given)
+    call = _Call(own.groups, known_of(table, own), items, items, None, np.uint64(0), table.rows.dtype)
+    found = _run(call, table, given)[:, 0]
+    lost = np.flatnonzero(~np.isfinite(found))
+    found[lost] = specified_exact(table, Points(given.points[lost], given.factor, given.constant[lost])).log_normalizer
+    return Estimate(found, np.zeros(len(found)), np.full(len(found), items))
+
+
+def _run(call: _Call, table: Table, given: Points) -> Any:
+    """Return log, standard error and dot products of each query, on threads."""
+    count, dim = given.points.shape
     wide, out = np.empty((count, dim + 1)), np.empty((count, 3))
     wide[:, :dim], wide[:, dim] = given.points, given.factor
     with np.errstate(over="ignore"):
@@ -223,11 +247,7 @@ def radial_sums(table: Table, given: Points, budget: int, seed: int) -> Estimate
 
     threads.run([partial(task, first) for first in range(0, count, block)], together)
     out[:, 0] += given.constant
-    out[:, 2] += sum(table.means.shape)
-    finite = np.isfinite(out[:, 0])
-    for i in () if finite.all() else np.flatnonzero(~finite):  # too large for the dtype of rows
-        out[i] = np.array(one_radial_sum(table, given, budget, seed, int(i)))
-    return Estimate(out[:, 0], out[:, 1], out[:, 2].astype(np.int64))
+    return out
 
 
 class _Call(NamedTuple):
