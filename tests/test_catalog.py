@@ -299,7 +299,7 @@ def epanechnikov(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
     return xp.log(xp.maximum(1 - (xx + yy - 2 * dot), 0))
 
 
-@pytest.mark.parametrize("scale", [0.1, 2.0, 1e8])
+@pytest.mark.parametrize("scale", [0.1, 0.5, 1e8])
 @pytest.mark.filterwarnings("ignore:divide by zero")
 def test_kernels_that_are_zero_at_a_distance(scale: float) -> None:
     """However few groups, or none, have an item where they are not."""
