@@ -151,6 +151,27 @@ def test_cells_that_have_moved() -> None:
     assert (np.abs(np.mean(ratio, 0) - 1) <= 6 * np.std(ratio, 0) / 10).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("scale", [3.0, 30.0, 1e3])
+def test_errors_where_codes_tell_nothing(scale: float, dtype: str) -> None:
+    """Of sharp kernels and queries far from items of all sizes, whatever is missed is said to be."""
+    rng = np.random.default_rng(0)
+    items = (3 * rng.gamma(0.3, size=(2_000, 1)) * rng.normal(size=(40, 16)).repeat(50, 0)).astype(dtype)
+    queries = (items[rng.integers(2_000, size=60)] + 0.2 * rng.normal(size=(60, 16))).astype(dtype)
+    queries[::2] *= 50
+    heavy = Catalog(items, cells=20)
+    found = heavy.kernel_sum(queries, scale=scale, budget=1_000, full=True)
+    whole = exact(items, queries, scale)
+    off = np.abs(found.log_normalizer - whole)
+    assert (off <= 3 * found.standard_error + 1e-4 * np.abs(whole)).mean() > 0.85
+    if dtype == "float64":
+        assert_as_specified(heavy.table, radial.points_of(queries, -0.5, scale), 1_000, 0, 1e-10 * np.abs(whole).max())
+
+
+def test_scales_next_to_nothing() -> None:
+    np.testing.assert_allclose(catalog(12).kernel_sum(data(12)[1], scale=5e-324, budget=BUDGET), np.log(ITEMS))
+
+
 def test_points_too_large_for_the_dtype_are_summed_in_another() -> None:
     _, queries = data(12, "float32")
     large = queries * np.float32(1e20)

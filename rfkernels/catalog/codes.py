@@ -23,8 +23,8 @@ LEVELS, MIDDLE = 16, 8
 TOGETHER = 8
 """Numbers of a row that lie together, in four bytes."""
 
-STEP = 0.339
-"""The size of steps that rounds normal numbers of deviation 1 with the least squared error, 0.0119."""
+STEP, ROUNDED = 0.339, 0.0119
+"""The size of steps that rounds normal numbers of deviation 1 with the least squared error, and that error."""
 
 DEAREST = 0.375
 """What a code may cost, in dot products, to be of use."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels.catalog import scans
-from rfkernels.catalog.codes import BLOCK, cost, moved, residuals, rounded, variances
+from rfkernels.catalog.codes import BLOCK, ROUNDED, cost, moved, residuals, rounded, variances
 from rfkernels.catalog.estimates import take
 from rfkernels.catalog.plan import RUN, Guess, Plan, plan, uniforms
 from rfkernels.catalog.records import Estimate, Table
@@ -45,6 +45,9 @@ With exp(−v TEMPERED) h in its place, as far as that is normal, an item is off
 that know little count for little, and what they rate too high does not make sums vary.
 """
 
+
+HOPELESS = 100.0
+"""The variance of what codes say, near a point, beyond which they are not read: they no longer tell items apart."""
 
 _BLOCK = 1 << 16
 """Rows that are taken at a time."""
@@ -122,6 +125,16 @@ def spent_on(table: Table, budget: int, away: int) -> Shares | None:
     return shares_in(table, budget, away, CHECKED[:1])[0] if coded else None
 
 
+def reach_of(table: Table, factor: float) -> float:
+    """Return the largest size of factor |m − p|², of the nearest cell, where codes are read: see `HOPELESS`.
+
+    Codes are off by ROUNDED times the variance that 2 factor (m − p)·(y − m) has.
+    """
+    spread = (table.spread.astype(np.float64) @ table.count) / max(float(table.count.sum()), 1.0)
+    with np.errstate(divide="ignore"):
+        return float(HOPELESS * table.rows.shape[1] / (4 * ROUNDED * abs(factor) * np.float64(spread)))
+
+
 def radial_sums(table: Table, given: Points, budget: int, seed: int) -> Estimate:
     """Estimate log Σ exp(factor |y − p|² + constant) over the items, at no more than `budget` dot products each."""
     found = [one_radial_sum(table, given, budget, seed, i) for i in range(len(given.points))]
@@ -145,7 +158,8 @@ def one_radial_sum(table: Table, given: Points, budget: int, seed: int, place: i
     away = 0 if table.codes is None else len(moved(table))
     spent, point = spent_on(table, budget, away), given.points[place]
     log, error, dots = np.nan, np.nan, 0
-    if spent is not None:
+    nearest = ((table.means.astype(np.float64) - point) ** 2).sum(1)[table.cell].min()
+    if spent is not None and abs(given.factor) * nearest <= reach_of(table, given.factor):
         log, error, dots = _by_codes(table, point, given.factor, spent, seed, place)
     if not np.isfinite(log):
         log, error, dots = _by_rows(table, point, given.factor, budget, seed, place)

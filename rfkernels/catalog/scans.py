@@ -34,6 +34,9 @@ With more of them, estimates err less by rounding, and more by what is not looke
 MOST = 60.0
 """The largest variance of a logit by rounding that counts: exponentials of more would not fit single precision."""
 
+RESOLVED = 2.0**-60
+"""What a sum must be at least, relative to the largest weight as codes have it: in less, single precision is lost."""
+
 ROUNDS = 3
 """How often it is seen anew which items are large enough to be taken again for sure."""
 
@@ -231,10 +234,9 @@ def summed(
     near[checks.large], logits[checks.large] = right[:large], exact[:large]
     parts = weight * (near - slope * (logits - cell_logits[seen.cells]))
     total = parts.sum() + others.sum()
-    with np.errstate(invalid="ignore", divide="ignore"):
-        log = float(top + np.log(total))
-    if not np.isfinite(log):
+    if not RESOLVED * np.exp(seen.logits.max() - top) < total < np.inf:
         return np.nan, np.nan, len(taken)
+    log = float(top + np.log(total))
     own = 0.0
     if len(seen.begins):
         own = trusted_error(np.add.reduceat(parts, seen.begins) / total, log, chosen)

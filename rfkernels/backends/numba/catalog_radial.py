@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -24,7 +25,7 @@ from rfkernels.backends.numba.catalog_taken import end_lists, note
 from rfkernels.backends.numba.compiling import call, entry, jit
 from rfkernels.backends.numba.jit import machine
 from rfkernels.backends.numba.records import Held, view, view_like
-from rfkernels.catalog.radial import TEMPERED, Points, one_radial_sum, spent_on
+from rfkernels.catalog.radial import TEMPERED, Points, one_radial_sum, reach_of, spent_on
 from rfkernels.catalog.radial import exact_radial_sums as specified_exact
 from rfkernels.catalog.records import Estimate, Table
 from rfkernels.catalog.scans import Shares
@@ -74,6 +75,16 @@ def _choose(
         draw_groups(r, g, s, n, i, state)
     end_lists(r, s, n, i)
     return True
+
+
+@jit
+def _nearest(g: Groups, n: Lists, i: int) -> float:
+    """Return the least size of factor |m − p|², of cells that hold items."""
+    nearest = np.inf
+    for c in range(len(g.held)):
+        if g.held[c] > 0:
+            nearest = min(nearest, abs(n.cells[i, c]))
+    return nearest
 
 
 @jit
@@ -131,6 +142,7 @@ def _by_codes(
     first: int,
     spent: Any,
     seed: int,
+    reach: float,
     wide: Any,
     points: Any,
     out: Any,
@@ -151,7 +163,8 @@ def _by_codes(
             shared = number // r.shared
             place_block_runs(r, g, s, c, k, seed, number)
         out[i, 0], out[i, 1], out[i, 2] = np.nan, np.nan, 0.0
-        if not _choose(r, g, d, v, s, a, n, 0, (scanned, state_of(seed, 2 * number)), wide[i]):
+        chosen = _choose(r, g, d, v, s, a, n, 0, (scanned, state_of(seed, 2 * number)), wide[i])
+        if not chosen or _nearest(g, n, 0) > reach:
             lost += 1
             continue
         _aim(g, d, c, k, a, n, 0, wide[i], points[i])
@@ -223,7 +236,7 @@ def exact_radial_sums(table: Table, given: Points) -> Estimate:
     items = own.groups.record.items
     if items == 0:
         return specified_exact(table, given)
-    call = _Call(own.groups, known_of(table, own), items, items, None, np.uint64(0), table.rows.dtype)
+    call = _Call(own.groups, known_of(table, own), items, items, None, 0.0, np.uint64(0), table.rows.dtype)
     found = _run(call, table, given)[:, 0]
     lost = np.flatnonzero(~np.isfinite(found))
     found[lost] = specified_exact(table, Points(given.points[lost], given.factor, given.constant[lost])).log_normalizer
@@ -232,7 +245,7 @@ def exact_radial_sums(table: Table, given: Points) -> Estimate:
 
 def _run(call: _Call, table: Table, given: Points) -> Any:
     """Return log, standard error and dot products of each query, on threads."""
-    count, dim = given.points.shape
+    (count, dim), reach = given.points.shape, call.reach / max(abs(given.factor), sys.float_info.min)
     wide, out = np.empty((count, dim + 1)), np.empty((count, 3))
     wide[:, :dim], wide[:, dim] = given.points, given.factor
     with np.errstate(over="ignore"):
@@ -242,7 +255,7 @@ def _run(call: _Call, table: Table, given: Points) -> Any:
 
     def task(first: int) -> int:
         part = slice(first, first + block)
-        _estimate(call, np.arange(first, min(first + block, count)), wide[part], own[part], out[part])
+        _estimate(call, reach, np.arange(first, min(first + block, count)), wide[part], own[part], out[part])
         return 0
 
     threads.run([partial(task, first) for first in range(0, count, block)], together)
@@ -258,6 +271,7 @@ class _Call(NamedTuple):
     budget: int
     left: int
     spent: Shares | None
+    reach: float
     seed: Any
     dtype: Any
 
@@ -267,12 +281,12 @@ def _call_of(table: Table, budget: int, seed: int) -> _Call:
     found = own.common.get(key)
     if found is None:
         spent = spent_on(table, budget, len(own.moved))
-        given = own.groups, known_of(table, own), budget, budget - sum(table.means.shape), spent
+        given = own.groups, known_of(table, own), budget, budget - sum(table.means.shape), spent, reach_of(table, 1.0)
         found = remember(own, key, _Call(*given, None, table.rows.dtype))
     return cast(_Call, found)._replace(seed=np.uint64(seed))
 
 
-def _estimate(call: _Call, numbers: Any, wide: Any, points: Any, out: Any) -> None:
+def _estimate(call: _Call, reach: float, numbers: Any, wide: Any, points: Any, out: Any) -> None:
     """Estimate from codes, and from rows where these say nothing."""
     g, known, shares, dtype = call.groups, call.known, call.spent, call.dtype
     s, a, v = scratch(g.record), aims(known.radial.record, dtype), guesses(g.record)
@@ -281,7 +295,7 @@ def _estimate(call: _Call, numbers: Any, wide: Any, points: Any, out: Any) -> No
         n, k = lists(g.record, shares.scanned, 1, True), looks(g.record, *shares, dtype)
         memory = known.codes.address, n.address, k.address
         first, spent = int(numbers[0]), tuple(shares)
-        lost = _by_codes(known.by_codes.address, *place, *memory, first, spent, call.seed, wide, points, out)
+        lost = _by_codes(known.by_codes.address, *place, *memory, first, spent, call.seed, reach, wide, points, out)
         if lost == 0:
             return
         left = np.flatnonzero(np.isnan(out[:, 0]))

@@ -17,7 +17,7 @@ from rfkernels.backends.numba.catalog_sums import trusted
 from rfkernels.backends.numba.compiling import call, entry, jit, up
 from rfkernels.backends.numba.records import view, view_like
 from rfkernels.catalog.codes import BLOCK, LARGEST, MIDDLE, TOGETHER
-from rfkernels.catalog.scans import ROUNDS
+from rfkernels.catalog.scans import RESOLVED, ROUNDS
 
 _BELOW, _ABOVE = 40.0, 10.0
 """How far from the guess the largest logit may lie: sums of weights relative to it then fit single precision."""
@@ -189,7 +189,7 @@ def sum_up(
     call(c.compare, (k.parts.ctypes.data, up(blocks, BLOCK), first, runs, s.numbers.ctypes.data))
     z = more + s.numbers[1]
     out[2] = chosen[0] + chosen[1] + math.ceil(c.cost * items)
-    if 0 < z < np.inf:
+    if RESOLVED * math.exp(float(k.numbers[1]) - top) < z < np.inf:
         out[0] = top + math.log(z)
         own = trusted(r, s, runs, z, math.exp(2 * (n.measures[i, 2] - out[0]))) if runs > 0 else 0.0
         out[1] = math.sqrt(own**2 + square / z**2)
