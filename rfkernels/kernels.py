@@ -26,8 +26,8 @@ class Kernel:
         ``log(xp, dot, xx, yy)``: the log of |k(x, y)| from x·y, |x|² and |y|². To be differentiated it must have a
         derivative wherever it is −inf, as that of ``xp.where`` between constants is.
     norm_weight : float, optional
-        κ when log k(x, y) = x·y + κ (|x|² + |y|²); None for any other form. The numba backend has exact parts in
-        attention (``window=``) for such kernels only, the others for all.
+        κ when log k(x, y) = x·y + κ (|x|² + |y|²), which then may stand for `log`; None for any other form. The numba
+        backend has exact parts in attention (``window=``) for such kernels only, the others for all.
     sign : callable, optional
         ``sign(xp, dot, xx, yy)``: the sign of k(x, y), one of −1, 0 and 1, for a kernel that can be negative. Where it
         is 0, exact attention takes the derivative of the weight to be 0 too.

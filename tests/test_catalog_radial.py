@@ -168,6 +168,47 @@ def test_errors_where_codes_tell_nothing(scale: float, dtype: str) -> None:
         assert_as_specified(heavy.table, radial.points_of(queries, -0.5, scale), 1_000, 0, 1e-10 * np.abs(whole).max())
 
 
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_catalogs_that_have_lost_all_items(backend: str) -> None:
+    items, queries = data(12)
+    emptied = Catalog(items[:300], cells=3)
+    emptied.remove(np.arange(300))
+    np.testing.assert_array_equal(emptied.kernel_sum(queries, backend=backend), -np.inf)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_free_rows_and_empty_cells(dtype: str) -> None:
+    items, queries = data(12, dtype)
+    fewer = Catalog(items, cells=30)
+    cell = fewer.store.cell[np.searchsorted(fewer.store.start, fewer.store.slots, side="right") - 1]
+    gone = np.union1d(np.flatnonzero(cell == cell[100]), np.arange(0, ITEMS, 5))
+    fewer.remove(gone)
+    t, given = fewer.table, radial.points_of(queries, -0.5, 0.1)
+    for budget in (FEW + sum(t.means.shape), BUDGET):
+        assert_as_specified(t, given, budget, 1, 1e-10 if dtype == "float64" else 1e-5)
+    whole = exact(np.delete(items, gone, 0), queries, 0.1)
+    np.testing.assert_allclose(fewer.kernel_sum(queries, scale=0.1, budget=ITEMS), whole, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weight", [1e-3, -1e-8, 1e-300])
+def test_norm_weights_next_to_nothing(weight: float) -> None:
+    """Their points lie too far away for distances to tell anything."""
+    items, queries = data(12, "float32")
+    given = {"scale": 0.1, "budget": ITEMS}
+    found = catalog(12, "float32").kernel_sum(queries, norm_weighted(weight), **given)
+    np.testing.assert_allclose(found, exact(items, queries, 0.1, weight), rtol=1e-6)
+
+
+def test_exact_sums_of_large_logs_in_single_precision() -> None:
+    items, queries = data(12, "float32")
+    far = 300 * queries
+    found = catalog(12, "float32").kernel_sum(far, scale=30.0, budget=ITEMS)
+    wide, at = items.astype(np.float64), far.astype(np.float64)
+    whole = logsumexp(-15.0 * ((at[:, None] - wide) ** 2).sum(-1), axis=1)
+    assert (whole < -1e6).all()
+    np.testing.assert_allclose(found, whole, rtol=0, atol=1e-3)
+
+
 def test_scales_next_to_nothing() -> None:
     np.testing.assert_allclose(catalog(12).kernel_sum(data(12)[1], scale=5e-324, budget=BUDGET), np.log(ITEMS))
 

@@ -339,7 +339,8 @@ class Catalog:
         scale : float, default 1
             Multiplies q·y, |q|² and |y|².
         budget, error, full, rng, backend
-            As in `log_normalizer`; a query whose pilot met no kernel but zeros is computed exactly.
+            As in `log_normalizer`, but NumPy sums kernels without a `Kernel.norm_weight`; a query whose pilot met no
+            kernel but zeros is computed exactly.
 
         Returns
         -------
@@ -361,9 +362,8 @@ class Catalog:
         budget = check_budget(self.table, budget)
         if error is not None:
             check_real("error", error, 1)
-        seed = check_seed(rng)
-        found = kernel_sums.estimated(self.table, given, Scaled(chosen, scale), budget, error, seed, backend)
-        found = Estimate(*(part.reshape(queries.shape[:-1]) for part in found))
+        how = Scaled(chosen, scale), budget, error, check_seed(rng), backend
+        found = Estimate(*(x.reshape(queries.shape[:-1]) for x in kernel_sums.estimated(self.table, given, *how)))
         return found if full else found.log_normalizer
 
     def add(self, items: Any, ids: Any = None) -> Any:

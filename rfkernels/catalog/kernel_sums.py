@@ -9,7 +9,7 @@ import numpy as np
 from rfkernels.catalog import engines, pilots
 from rfkernels.catalog.arguments import check_fit, takes_all
 from rfkernels.catalog.plan import Guess, deviations, draw_runs, plan, rows_of
-from rfkernels.catalog.radial import SHARE, points_of
+from rfkernels.catalog.radial import FLAT, SHARE, points_of
 from rfkernels.catalog.records import Estimate, Table
 from rfkernels.catalog.trust import trusted_error
 from rfkernels.kernels import Kernel
@@ -36,9 +36,10 @@ def estimated(
 
 
 def _estimated(table: Table, queries: Any, kernel: Scaled, budget: int, seed: int, backend: str) -> Estimate:
-    engine, norm_weight, exact = engines.choose(backend), kernel.kernel.norm_weight, takes_all(table, budget)
-    if norm_weight is None:
+    norm_weight, exact = kernel.kernel.norm_weight, takes_all(table, budget)
+    if norm_weight is None or 0 < abs(norm_weight) < FLAT:
         return exact_kernel_sums(table, queries, kernel) if exact else kernel_sums(table, queries, kernel, budget, seed)
+    engine = engines.choose(backend)
     if norm_weight == 0:
         scaled = queries.astype(np.float64) * kernel.scale
         found = engine.exact(table, scaled) if exact else engine.estimate(table, scaled, budget, seed)

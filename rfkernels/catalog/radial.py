@@ -1,7 +1,8 @@
 """Sums of kernels whose log is x·y + κ (|x|² + |y|²), as that of the Gaussian is: the specification, query by query.
 
-With κ ≠ 0 the log is κ |y − p|² + a constant, where p = −x / (2κ): the squared distance of items from a point, x itself
-for the Gaussian. Distances keep their digits where products of points far from the origin would cancel.
+With κ not 0, nor next to it, the log is κ |y − p|² + a constant, where p = −x / (2κ): the squared distance of items
+from a point, x itself for the Gaussian. Distances keep their digits where products of points far from the origin would
+cancel.
 """
 
 from __future__ import annotations
@@ -22,16 +23,20 @@ from rfkernels.catalog.trust import trusted_error
 SHARE = 0.1
 """How much of the mean guess every item gets besides its own: no item is left out because a guess was bad."""
 
+FLAT = 0.1
+"""The size of norm weights below which kernels are not seen as functions of a distance: points would lie too far away
+for distances to keep what matters.
+"""
+
 LOCAL = 0.65
 """What part of their dimensions items have where they lie near each other: nearest ones are nearer than all would tell.
 
-With all of them 95 % intervals of sharp kernels hold in 75 %, with half of them in more than 97 %
-(`python benchmarks/catalog.py densities`).
+With all of them intervals of sharp kernels hold too seldom, with half of them standard errors are too large: what share
+of intervals holds `python benchmarks/catalog.py densities` prints.
 """
 
 UNEVEN = 600.0
 """The largest log of how much the mean square of weights may exceed the square of their mean in a guess."""
-
 
 CODED = 3.5
 """Dimensions, in effect, from which on codes are read: in fewer, more items are about as near as the nearest than are
@@ -44,7 +49,6 @@ TEMPERED, UNSURE = 1.5, 4.0
 With exp(−v TEMPERED) h in its place, as far as that is normal, an item is off by the least in the mean square: codes
 that know little count for little, and what they rate too high does not make sums vary.
 """
-
 
 HOPELESS = 100.0
 """The variance of what codes say, near a point, beyond which they are not read: they no longer tell items apart."""
@@ -142,6 +146,7 @@ def radial_sums(table: Table, given: Points, budget: int, seed: int) -> Estimate
     return Estimate(np.array(log, np.float64), np.array(error, np.float64), np.array(dots, np.int64))
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def exact_radial_sums(table: Table, given: Points) -> Estimate:
     """Return log Σ exp(factor |y − p|² + constant) over all items."""
     rows, out = np.flatnonzero(table.ids >= 0), np.full(len(given.points), -np.inf)
@@ -191,6 +196,8 @@ def _by_rows(table: Table, point: Any, factor: float, budget: int, seed: int, pl
 def _total(logits: Any) -> tuple[float, Any]:
     """Return the log of a sum of exponentials, and what part of it each is."""
     top = float(logits.max())
+    if top == -np.inf:
+        return top, np.zeros_like(logits)
     weights = np.exp(logits - top)
     total = float(weights.sum())
     return top + float(np.log(total)), weights / total

@@ -30,9 +30,12 @@ from rfkernels.catalog.radial import exact_radial_sums as specified_exact
 from rfkernels.catalog.records import Estimate, Table
 from rfkernels.catalog.scans import Shares
 
+_EXACT = 2.0**-14
+"""The error that logs of exact sums may have by rounding in the dtype of rows; others are computed in float64."""
+
 
 @jit
-def _guess(r: Rules, g: Groups, d: Radial, v: Guesses, s: Scratch, a: Aims, n: Lists, i: int, point: Any) -> float:
+def _guess(g: Groups, d: Radial, v: Guesses, s: Scratch, a: Aims, n: Lists, i: int, point: Any) -> float:
     """Write factor |m − p|² of cells, and what is guessed of groups; return what guesses are relative to."""
     factor, cells = point[len(point) - 1], n.cells[i]
     given = g.means.ctypes.data, g.means.strides[0], g.every.ctypes.data, (len(g.held) + 3) & ~3
@@ -61,7 +64,7 @@ def _choose(
 ) -> bool:
     """List what a query takes, for a budget and a state of random numbers; return whether guesses are numbers."""
     budget, state = given
-    top = _guess(r, g, d, v, s, a, n, i, point)
+    top = _guess(g, d, v, s, a, n, i, point)
     if not -np.inf < top < np.inf:
         return False
     runs, total, noise, chosen = 0, 0.0, 0.0, 1
@@ -97,8 +100,11 @@ def _list_cell(a: Aims, c: int, count: int) -> int:
 
 
 @jit
-def _aim(g: Groups, d: Radial, c: Codes, k: Looks, a: Aims, n: Lists, i: int, point: Any, own: Any) -> None:
-    """Write what logits of groups count from, and what codes of each cell that is looked at are multiplied by."""
+def _aim(g: Groups, d: Radial, c: Codes, k: Looks, a: Aims, n: Lists, i: int, point: Any, own: Any) -> bool:
+    """Write what logits of groups count from, and what codes of each cell that is looked at are multiplied by.
+
+    Returns whether all of that are numbers; what is none is not left for others to come.
+    """
     factor, dim = point[len(point) - 1], len(d.order)
     for cell in range(len(g.held)):
         k.anchored[cell] = n.cells[i, cell]
@@ -126,6 +132,13 @@ def _aim(g: Groups, d: Radial, c: Codes, k: Looks, a: Aims, n: Lists, i: int, po
     known = a.known
     known[0], known[1], known[2] = a.queries.ctypes.data, a.units.ctypes.data, a.shifts.ctypes.data
     known[3], known[4] = a.deviations.ctypes.data, pad
+    finite = True
+    for j in range(count):
+        cell = a.cells[j]
+        if not (a.units[cell] < np.inf and a.deviations[cell] < np.inf):
+            a.units[cell] = a.deviations[cell] = 0
+            finite = False
+    return finite
 
 
 @entry
@@ -156,7 +169,7 @@ def _by_codes(
     d, a = view_like(Radial, radial, points), view_like(Aims, aims, points)
     n, c, k = view(Lists, lists), view(Codes, codes), view_like(Looks, looks, points)
     (scanned, checks), shared, lost = spent, -1, 0
-    _begin(g, s, v)
+    _begin(s, v)
     for i in range(len(points)):
         number = first + i
         if number // r.shared != shared:
@@ -164,10 +177,9 @@ def _by_codes(
             place_block_runs(r, g, s, c, k, seed, number)
         out[i, 0], out[i, 1], out[i, 2] = np.nan, np.nan, 0.0
         chosen = _choose(r, g, d, v, s, a, n, 0, (scanned, state_of(seed, 2 * number)), wide[i])
-        if not chosen or _nearest(g, n, 0) > reach:
+        if not chosen or _nearest(g, n, 0) > reach or not _aim(g, d, c, k, a, n, 0, wide[i], points[i]):
             lost += 1
             continue
-        _aim(g, d, c, k, a, n, 0, wide[i], points[i])
         k.numbers[4] = 1 + TEMPERED  # deviations are those of each query
         known = d.group.ctypes.data, a.bases.ctypes.data, d.owner.ctypes.data, a.slopes.ctypes.data
         begin, items = look_at((c.scan_each, a.known.ctypes.data, 0), g, s, n, c, k, 0, known, 0)
@@ -180,7 +192,7 @@ def _by_codes(
 
 
 @jit
-def _begin(g: Groups, s: Scratch, v: Guesses) -> None:
+def _begin(s: Scratch, v: Guesses) -> None:
     """See to it that weights of groups are what is guessed of them, as those of no cell count."""
     for c in range(v.top.shape[1]):
         s.share[c], s.base[c] = 1.0, 0.0
@@ -207,7 +219,7 @@ def _by_rows(
     r, g, v, s = at(rules, groups, guesses, scratch)
     d, a = view_like(Radial, radial, points), view_like(Aims, aims, points)
     n, x, shared = view(Lists, lists), view_like(Dots, dots, points), -1
-    _begin(g, s, v)
+    _begin(s, v)
     for i in range(len(points)):
         number = numbers[i]
         if number // r.shared != shared:
@@ -232,13 +244,13 @@ def radial_sums(table: Table, given: Points, budget: int, seed: int) -> Estimate
 
 def exact_radial_sums(table: Table, given: Points) -> Estimate:
     """Return log Σ exp(factor |y − p|² + constant), as `rfkernels.catalog.radial.exact_radial_sums` specifies."""
+    if not len(table.count):
+        return specified_exact(table, given)
     own = prepared(table)
     items = own.groups.record.items
-    if items == 0:
-        return specified_exact(table, given)
     call = _Call(own.groups, known_of(table, own), items, items, None, 0.0, np.uint64(0), table.rows.dtype)
     found = _run(call, table, given)[:, 0]
-    lost = np.flatnonzero(~np.isfinite(found))
+    lost = np.flatnonzero(~(np.abs(found - given.constant) * np.finfo(table.rows.dtype).eps < _EXACT))
     found[lost] = specified_exact(table, Points(given.points[lost], given.factor, given.constant[lost])).log_normalizer
     return Estimate(found, np.zeros(len(found)), np.full(len(found), items))
 
