@@ -362,7 +362,7 @@ class Catalog:
         budget = check_budget(self.table, budget)
         if error is not None:
             check_real("error", error, 1)
-        how = Scaled(chosen, scale), budget, error, check_seed(rng), backend
+        how = Scaled(chosen, float(scale)), budget, error, check_seed(rng), backend
         found = Estimate(*(x.reshape(queries.shape[:-1]) for x in kernel_sums.estimated(self.table, given, *how)))
         return found if full else found.log_normalizer
 
