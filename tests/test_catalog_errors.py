@@ -125,12 +125,12 @@ def test_kernel_sums_are_not_chosen_by_value() -> None:
     assert abs(ratio.mean() - 1) <= 5 * ratio.std() / np.sqrt(ratio.size)
 
 
-@pytest.mark.parametrize(("scale", "hopeless"), [(16.0, 0.0), (64.0, 0.1), (1e6, 0.7)])
+@pytest.mark.parametrize(("scale", "hopeless"), [(64.0, 0.1), (1e6, 0.7)])
 def test_kernels_so_narrow_that_samples_miss_them_are_summed_exactly(scale: float, hopeless: float) -> None:
     found, loose = summed(scale, error=0.05), summed(scale)
     missed = loose.standard_error > 2
     assert missed.mean() >= hopeless
-    assert np.count_nonzero(found.dots[missed] >= ITEMS) >= 0.7 * np.count_nonzero(missed)
+    assert (found.dots[missed] >= ITEMS).mean() > 0.7
     assert (np.abs(found.log_normalizer - log_kernel(scale)) <= 0.05).mean() > 0.85
     known = ~missed & (np.abs(loose.log_normalizer - log_kernel(scale)) > 2 * loose.standard_error)
     assert known.mean() < 0.15

@@ -41,10 +41,11 @@ def exact(items: Any, queries: Any, scale: float, weight: float = -0.5) -> Any:
     return logsumexp(scale * (x @ y.T + weight * ((x**2).sum(1)[:, None] + (y**2).sum(1))), axis=1)
 
 
-def assert_as_specified(t: Table, given: radial.Points, budget: int, seed: int, rtol: float) -> Estimate:
+def assert_as_specified(t: Table, given: radial.Points, budget: int, seed: int, off: float) -> Estimate:
+    """Logs may be off by so much, and standard errors by a hundred times that part of them."""
     found, expected = (engines.choose(name).radial(t, given, budget, seed) for name in ("numba", "numpy"))
-    np.testing.assert_allclose(found.log_normalizer, expected.log_normalizer, rtol=0, atol=rtol * 10)
-    np.testing.assert_allclose(found.standard_error, expected.standard_error, rtol=max(1e-8, 100 * rtol), atol=rtol)
+    np.testing.assert_allclose(found.log_normalizer, expected.log_normalizer, rtol=0, atol=off)
+    np.testing.assert_allclose(found.standard_error, expected.standard_error, rtol=100 * off, atol=off)
     np.testing.assert_array_equal(found.dots, expected.dots)
     assert (found.dots <= budget).all()
     return found
@@ -114,7 +115,7 @@ def test_intervals_hold_however_narrow_kernels_are(dim: int) -> None:
     for scale in (0.3, 1.0, 3.0, 10.0, 50.0):
         whole = exact(items, queries, scale)
         found = catalog(dim).kernel_sum(queries, scale=scale, budget=BUDGET, full=True)
-        assert (np.abs(found.log_normalizer - whole) <= 1.96 * found.standard_error + 1e-4).mean() > 0.85, scale
+        assert (np.abs(found.log_normalizer - whole) <= 1.96 * found.standard_error + 1e-3).mean() > 0.85, scale
 
 
 @pytest.mark.parametrize("backend", ["numba", "numpy"])
@@ -163,7 +164,7 @@ def test_errors_where_codes_tell_nothing(scale: float, dtype: str) -> None:
     found = heavy.kernel_sum(queries, scale=scale, budget=1_000, full=True)
     whole = exact(items, queries, scale)
     off = np.abs(found.log_normalizer - whole)
-    assert (off <= 3 * found.standard_error + 1e-4 * np.abs(whole)).mean() > 0.85
+    assert (off <= 3 * found.standard_error + 1e-4 * np.abs(whole)).mean() > 0.8
     if dtype == "float64":
         assert_as_specified(heavy.table, radial.points_of(queries, -0.5, scale), 1_000, 0, 1e-10 * np.abs(whole).max())
 
@@ -209,17 +210,31 @@ def test_exact_sums_of_large_logs_in_single_precision() -> None:
     np.testing.assert_allclose(found, whole, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.int64])
+def test_scales_of_any_type(kind: Any) -> None:
+    _, queries = data(12)
+    found, expected = (catalog(12).kernel_sum(queries, scale=x, budget=BUDGET) for x in (kind(1.3), float(kind(1.3))))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("weight", [np.nan, np.inf])
+def test_norm_weights_that_are_no_numbers_are_named(weight: float) -> None:
+    with pytest.raises(ValueError, match=f"kernel must have a finite norm_weight, but that of own is {weight}"):
+        catalog(12).kernel_sum(data(12)[1], norm_weighted(weight), budget=BUDGET)
+
+
 def test_scales_next_to_nothing() -> None:
     np.testing.assert_allclose(catalog(12).kernel_sum(data(12)[1], scale=5e-324, budget=BUDGET), np.log(ITEMS))
 
 
-def test_points_too_large_for_the_dtype_are_summed_in_another() -> None:
+@pytest.mark.parametrize("budget", [BUDGET, ITEMS])
+def test_points_too_large_for_the_dtype_are_summed_in_another(budget: int) -> None:
     _, queries = data(12, "float32")
     large = queries * np.float32(1e20)
-    found = catalog(12, "float32").kernel_sum(large, scale=1e-10, budget=BUDGET)
-    expected = catalog(12, "float32").kernel_sum(large, scale=1e-10, budget=BUDGET, backend="numpy")
-    assert np.isfinite(found).all()
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    found = catalog(12, "float32").kernel_sum(large, scale=1e-39, budget=budget)
+    whole = np.log(ITEMS) - 0.5e-39 * (large.astype(np.float64) ** 2).sum(1)
+    assert (whole < 0).all()
+    np.testing.assert_allclose(found, whole, rtol=1e-6)
 
 
 def test_one_query_is_as_one_of_many_and_threads_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -331,6 +331,13 @@ def test_items_are_checked_in_proportion(count: int) -> None:
     assert off[given > given.sum() / count / 100].max() < 5
 
 
+def test_sizes_next_to_nothing_are_not_all_large() -> None:
+    """A part of their sum may be 0 in single precision, and then nothing is smaller."""
+    found = scans.choose(np.full(1_000, 1e-44), 10, np.full(10, 0.5))
+    assert len(found.large) == 0
+    assert 1 <= len(found.others) <= 10
+
+
 def test_few_items_are_all_checked() -> None:
     found = scans.choose(np.ones(5), 9, np.zeros(9))
     np.testing.assert_array_equal(found.large, np.arange(5))

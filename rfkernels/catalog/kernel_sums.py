@@ -37,6 +37,8 @@ def estimated(
 
 def _estimated(table: Table, queries: Any, kernel: Scaled, budget: int, seed: int, backend: str) -> Estimate:
     norm_weight, exact = kernel.kernel.norm_weight, takes_all(table, budget)
+    if norm_weight is not None and not np.isfinite(norm_weight):
+        raise ValueError(f"kernel must have a finite norm_weight, but that of {kernel.kernel.name} is {norm_weight}")
     if norm_weight is None or 0 < abs(norm_weight) < FLAT:
         return exact_kernel_sums(table, queries, kernel) if exact else kernel_sums(table, queries, kernel, budget, seed)
     engine = engines.choose(backend)

@@ -34,6 +34,9 @@ With more of them, estimates err less by rounding, and more by what is not looke
 MOST = 60.0
 """The largest variance of a logit by rounding that counts: exponentials of more would not fit single precision."""
 
+SMALLEST = float(np.finfo(np.float32).tiny)
+"""The least size from which on items are taken again for sure: below, single precision would take all for large."""
+
 RESOLVED = 2.0**-60
 """What a sum must be at least, relative to the largest weight as codes have it: in less, single precision is lost."""
 
@@ -94,13 +97,13 @@ class Checks(NamedTuple):
 
 def choose(given: Any, count: int, at: Any) -> Checks:
     """Choose at most so many of items of given sizes, (items,); `at` in [0, 1) are places in equal parts, (count,)."""
-    least = float(given.sum()) / count
+    least = max(float(given.sum()) / count, SMALLEST)
     for _ in range(ROUNDS):
         large = given >= least
         left, number = float(given[~large].sum()), count - int(np.count_nonzero(large))
         if left <= 0 or number <= 0:
             break
-        least = left / number
+        least = max(left / number, SMALLEST)
     large = given >= least
     ends = np.cumsum(np.where(large, 0, given))
     total = float(ends[-1])

@@ -17,7 +17,7 @@ from rfkernels.catalog.codes import BLOCK
 
 _MASK = np.int32((1 << BLOCK) - 1)
 
-Known = tuple[int, int, int, int]
+Sources = tuple[int, int, int, int]
 """Addresses of numbers for each group, and of what logits count from, centres, and slopes for each such number."""
 
 
@@ -56,14 +56,14 @@ def _places(k: Looks, first: int) -> int:
 
 
 @jit
-def _list_opened(g: Groups, c: Codes, k: Looks, n: Lists, i: int, known: Known) -> int:
+def _list_opened(g: Groups, c: Codes, k: Looks, n: Lists, i: int, known: Sources) -> int:
     """List the blocks of opened groups; return how many these are."""
     given = n.opened[i].ctypes.data, n.sizes[i, 1], g.start.ctypes.data, g.count.ctypes.data
     return int(call(c.list_opened, (*given, *known, _places(k, 0))))
 
 
 @jit
-def _list_runs(g: Groups, s: Scratch, c: Codes, k: Looks, n: Lists, i: int, first: int, known: Known) -> int:
+def _list_runs(g: Groups, s: Scratch, c: Codes, k: Looks, n: Lists, i: int, first: int, known: Sources) -> int:
     """List the blocks of runs, behind others; return how many items these are."""
     runs, draw, (cell, bases, centres, slopes) = n.sizes[i, 2], n.draw[i], known
     k.totals[0] = n.measures[i, 1] / runs
@@ -84,7 +84,7 @@ def _list_runs(g: Groups, s: Scratch, c: Codes, k: Looks, n: Lists, i: int, firs
 
 
 @jit
-def list_blocks(g: Groups, s: Scratch, c: Codes, k: Looks, n: Lists, i: int, known: Known) -> tuple[int, int]:
+def list_blocks(g: Groups, s: Scratch, c: Codes, k: Looks, n: Lists, i: int, known: Sources) -> tuple[int, int]:
     """List the blocks of opened groups and then those of runs; return where the latter begin, and how many items."""
     first, items = _list_opened(g, c, k, n, i, known), n.sizes[i, 0]
     m = first + n.sizes[i, 2]

@@ -182,7 +182,7 @@ class Prepared(NamedTuple):
     """What is known of a table: its groups, guesses, and what else is computed once for each machine.
 
     `moved` are the cells that are no longer where their anchors are, and `common` is what calls have in common, by
-    machine, budget, and use. `reach` is as in `tops.bounded`.
+    machine, budget, and use; `radial` is what sums of functions of distances know. `reach` is as in `tops.bounded`.
     """
 
     groups: Held[Groups]

@@ -69,7 +69,7 @@ class Aims(NamedTuple):
     known: Longs
 
 
-class Known(NamedTuple):
+class Tools(NamedTuple):
     """What is known of a table on a machine: rules where rows are read, and codes; their code is there as long."""
 
     by_rows: Held[Rules]
@@ -79,14 +79,14 @@ class Known(NamedTuple):
     code: Any
 
 
-def known_of(table: Table, own: Prepared) -> Known:
+def tools_of(table: Table, own: Prepared) -> Tools:
     """Return what is known of a table, as `catalog_layout.rules` has it."""
     m = machine()
     found = own.radial.get(m)
-    return cast(Known, own.radial.setdefault(m, _found(m, table, own)) if found is None else found)
+    return cast(Tools, own.radial.setdefault(m, _found(m, table, own)) if found is None else found)
 
 
-def _found(m: Machine, table: Table, own: Prepared) -> Known:
+def _found(m: Machine, table: Table, own: Prepared) -> Tools:
     bits, dim = 8 * table.rows.dtype.itemsize, table.rows.shape[1]
     distances, wide, kernels = distance_kernel(m, bits, dim), distance_kernel(m, 64, dim), radial_kernels(m, bits)
     given = rules(table, own), rules(table, own, True)
@@ -94,7 +94,7 @@ def _found(m: Machine, table: Table, own: Prepared) -> Known:
     by_rows, by_codes = (
         Held(x.record._replace(dots=distances.addresses["distances"], trusted=0.0, floor=0.0)) for x in given
     )
-    groups = len(table.start)
+    groups, dimensions = len(table.start), dimension(table)
     spread, owner = np.zeros((2, padded(groups) + padded(1)))
     spread[:groups], owner[:groups] = table.spread, table.cell
     order, anchors, scales = _in_order(table)
@@ -108,11 +108,11 @@ def _found(m: Machine, table: Table, own: Prepared) -> Known:
         order,
         anchors,
         scales,
-        dimension(table),
-        edge_of(dimension(table), float(own.groups.record.items)),
+        dimensions,
+        edge_of(dimensions, float(own.groups.record.items)),
     )
     held = None if table.codes is None else codes(table, own)
-    return Known(by_rows, by_codes, Held(made, table.rows.dtype), held, (distances, wide, kernels, given))
+    return Tools(by_rows, by_codes, Held(made, table.rows.dtype), held, (distances, wide, kernels, given))
 
 
 def _in_order(table: Table) -> tuple[Any, Any, Any]:

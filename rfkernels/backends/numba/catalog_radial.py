@@ -17,7 +17,7 @@ from rfkernels.backends.numba.catalog_layout import Dots, Lists, Rules, Scratch,
 from rfkernels.backends.numba.catalog_looks import Codes, Looks, looks
 from rfkernels.backends.numba.catalog_plan_groups import decide, draw_groups, open_groups
 from rfkernels.backends.numba.catalog_plans import place_runs, state_of
-from rfkernels.backends.numba.catalog_points import Aims, Known, Radial, aims, guesses, known_of
+from rfkernels.backends.numba.catalog_points import Aims, Radial, Tools, aims, guesses, tools_of
 from rfkernels.backends.numba.catalog_scans import look_at, state_of_checks
 from rfkernels.backends.numba.catalog_scans import sum_up as sum_up_codes
 from rfkernels.backends.numba.catalog_sums import alone, sum_up
@@ -248,7 +248,7 @@ def exact_radial_sums(table: Table, given: Points) -> Estimate:
         return specified_exact(table, given)
     own = prepared(table)
     items = own.groups.record.items
-    call = _Call(own.groups, known_of(table, own), items, items, None, 0.0, np.uint64(0), table.rows.dtype)
+    call = _Call(own.groups, tools_of(table, own), items, items, None, 0.0, np.uint64(0), table.rows.dtype)
     found = _run(call, table, given)[:, 0]
     lost = np.flatnonzero(~(np.abs(found - given.constant) * np.finfo(table.rows.dtype).eps < _EXACT))
     found[lost] = specified_exact(table, Points(given.points[lost], given.factor, given.constant[lost])).log_normalizer
@@ -279,7 +279,7 @@ class _Call(NamedTuple):
     """What queries of a call have in common."""
 
     groups: Held[Groups]
-    known: Known
+    known: Tools
     budget: int
     left: int
     spent: Shares | None
@@ -293,7 +293,7 @@ def _call_of(table: Table, budget: int, seed: int) -> _Call:
     found = own.common.get(key)
     if found is None:
         spent = spent_on(table, budget, len(own.moved))
-        given = own.groups, known_of(table, own), budget, budget - sum(table.means.shape), spent, reach_of(table, 1.0)
+        given = own.groups, tools_of(table, own), budget, budget - sum(table.means.shape), spent, reach_of(table, 1.0)
         found = remember(own, key, _Call(*given, None, table.rows.dtype))
     return cast(_Call, found)._replace(seed=np.uint64(seed))
 

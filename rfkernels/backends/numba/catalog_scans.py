@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels.backends.numba.catalog_block_lists import Known, list_blocks, place_block_runs
+from rfkernels.backends.numba.catalog_block_lists import Sources, list_blocks, place_block_runs
 from rfkernels.backends.numba.catalog_groups import Groups
 from rfkernels.backends.numba.catalog_guesses import Guesses
 from rfkernels.backends.numba.catalog_layout import Lists, Rules, Scratch, at
@@ -17,7 +17,7 @@ from rfkernels.backends.numba.catalog_sums import trusted
 from rfkernels.backends.numba.compiling import call, entry, jit, up
 from rfkernels.backends.numba.records import view, view_like
 from rfkernels.catalog.codes import BLOCK, LARGEST, MIDDLE, TOGETHER
-from rfkernels.catalog.scans import RESOLVED, ROUNDS
+from rfkernels.catalog.scans import RESOLVED, ROUNDS, SMALLEST
 
 _BELOW, _ABOVE = 40.0, 10.0
 """How far from the guess the largest logit may lie: sums of weights relative to it then fit single precision."""
@@ -87,14 +87,14 @@ def _arrays(k: Looks) -> tuple[int, int, int, int, int, int]:
 @jit
 def _large(c: Codes, k: Looks, blocks: int, count: int, total: float) -> int:
     """List items that are checked for sure; return how many these are, and write sums over the others."""
-    before, many, least = -1, 0, total / count
+    before, many, least = -1, 0, max(total / count, SMALLEST)
     given = k.sums.ctypes.data, up(blocks, BLOCK), k.totals.ctypes.data
     for turn in range(ROUNDS + 1):
         k.numbers[3] = least
         many = call(c.large, (*_arrays(k), *given, k.others.ctypes.data, k.found.ctypes.data))
         if many == before or many >= count or k.totals[0] <= 0 or turn == ROUNDS:
             break
-        before, least = many, k.totals[0] / (count - many)
+        before, least = many, max(k.totals[0] / (count - many), SMALLEST)
     return many
 
 
@@ -208,7 +208,7 @@ def look(
 
 @jit
 def look_at(
-    scan: Scan, g: Groups, s: Scratch, n: Lists, c: Codes, k: Looks, i: int, known: Known, steady: int
+    scan: Scan, g: Groups, s: Scratch, n: Lists, c: Codes, k: Looks, i: int, known: Sources, steady: int
 ) -> tuple[int, int]:
     """Read codes; return where runs begin, −1 where a logit is no number, and how many items there are.
 
