@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
 LogKernel = Callable[[Any, Any, Any, Any], Any]
+LogProfile = Callable[[Any, Any], Any]
 
 LARGEST_ORDER = 16
 """The largest order of arc-cosine kernels: twice that of the maps, whose second moments have twice their order."""
@@ -31,12 +32,67 @@ class Kernel:
     sign : callable, optional
         ``sign(xp, dot, xx, yy)``: the sign of k(x, y), one of −1, 0 and 1, for a kernel that can be negative. Where it
         is 0, exact attention takes the derivative of the weight to be 0 too.
+    profile : callable, optional
+        ``profile(xp, squared)``: the log of k(x, y) from |x − y|², for a kernel that depends on nothing else; then
+        sums over a `Catalog` are compiled. `of_distance` makes such kernels.
     """
 
     name: str
     log: LogKernel
     norm_weight: float | None = None
     sign: LogKernel | None = None
+    profile: LogProfile | None = None
+
+    @classmethod
+    def of_distance(cls, name: str, profile: LogProfile) -> Kernel:
+        """Return the kernel exp(profile(|x − y|²)).
+
+        Parameters
+        ----------
+        name : str
+            What it is called in tables and errors.
+        profile : callable
+            ``profile(xp, squared)``: the log of the kernel from |x − y|², elementwise, −inf where the kernel is 0. With
+            arithmetic, comparisons and the functions that activations may use alone, it runs on every backend.
+
+        Returns
+        -------
+        Kernel
+            Kernels of equal names and profiles are equal.
+
+        Raises
+        ------
+        TypeError
+            If the profile cannot be called, or not be hashed.
+
+        Examples
+        --------
+        The Epanechnikov kernel, 1 − |x − y|² up to a distance of 1:
+
+        >>> import rfkernels as rfk
+        >>> def profile(xp, squared):
+        ...     inside = squared < 1
+        ...     return xp.where(inside, xp.log(xp.where(inside, 1 - squared, 1)), -float("inf"))
+        >>> kernel = rfk.Kernel.of_distance("epanechnikov", profile)
+        """
+        if not callable(profile) or not isinstance(profile, Hashable):
+            raise TypeError(f"profile must be a function profile(xp, squared) that can be hashed, got {profile!r}")
+        return cls(name, _OfDistance(profile), profile=profile)
+
+
+@dataclass(frozen=True)
+class _OfDistance:
+    """The log of a kernel from x·y, |x|² and |y|² by way of |x − y|²."""
+
+    profile: LogProfile
+
+    def __call__(self, xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
+        return self.profile(xp, squared_distance(xp, dot, xx, yy))
+
+
+def squared_distance(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
+    """Return |x − y|², at least 0: from x·y, |x|² and |y|² it is known to their rounding only."""
+    return xp.maximum(xx + yy - 2 * dot, 0)
 
 
 def log_magnitude(xp: Any, value: Any) -> Any:

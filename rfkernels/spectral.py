@@ -18,7 +18,7 @@ from functools import cache, partial
 from typing import Any
 
 from rfkernels._arrays import namespace
-from rfkernels.kernels import Kernel, LogKernel
+from rfkernels.kernels import Kernel, squared_distance
 from rfkernels.maps import FeatureMap, Radii, register
 from rfkernels.samplers import Normal
 
@@ -31,18 +31,13 @@ def _sine(xp: Any, u: Any, a: Any) -> Any:
     return math.sqrt(2) * xp.sin(u)
 
 
-def _squared_distance(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
-    """Return |x − y|², at least 0: from x·y, |x|² and |y|² it is known to their rounding only."""
-    return xp.maximum(xx + yy - 2 * dot, 0)
-
-
 def _root(xp: Any, x: Any) -> Any:
     """Return √x with the derivative 0 at 0, in place of none."""
     return xp.where(x > 0, xp.sqrt(xp.where(x > 0, x, 1)), 0)
 
 
 def _log_gaussian(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
-    return -_squared_distance(xp, dot, xx, yy) / 2
+    return -squared_distance(xp, dot, xx, yy) / 2
 
 
 def _log_matern(xp: Any, squared: Any, order: float) -> Any:
@@ -51,7 +46,7 @@ def _log_matern(xp: Any, squared: Any, order: float) -> Any:
     c = [2**i * math.comb(p, i) * math.factorial(2 * p - i) / math.factorial(2 * p) for i in range(p + 1)]
     t = _root(xp, 2 * order * squared)
     near, far = xp.where(t > 1, 1, t), xp.where(t > 1, t, 1)
-    rising, falling = xp.zeros_like(t), xp.zeros_like(t)
+    rising, falling = 0 * near, 0 * near
     for i in range(p, 0, -1):
         rising = (rising + c[i]) * near
     for i in range(p + 1):
@@ -63,19 +58,15 @@ def _log_rational(xp: Any, squared: Any, alpha: float, width: float) -> Any:
     return -alpha * xp.log1p(squared / width)
 
 
-def _log_of_distance(xp: Any, dot: Any, xx: Any, yy: Any, log: Any) -> Any:
-    return log(xp, _squared_distance(xp, dot, xx, yy))
-
-
 def _log_variance(xp: Any, dot: Any, xx: Any, yy: Any, log: Any) -> Any:
     """Return log of (1 + k(2δ))/2 − k(δ)², the variance of cos(w·δ), up to about ε/|δ|³ of it."""
-    squared = _squared_distance(xp, dot, xx, yy)
+    squared = squared_distance(xp, dot, xx, yy)
     variance = xp.expm1(log(xp, 4 * squared)) / 2 - xp.expm1(2 * log(xp, squared))
     return xp.where(variance > 0, xp.log(xp.where(variance > 0, variance, 1)), -xp.inf)
 
 
 def _log_variance_gaussian(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
-    shape = -xp.expm1(-_squared_distance(xp, dot, xx, yy))
+    shape = -xp.expm1(-squared_distance(xp, dot, xx, yy))
     return xp.where(shape > 0, 2 * xp.log(xp.where(shape > 0, shape, 1)) - math.log(2), -xp.inf)
 
 
@@ -98,10 +89,8 @@ def _gamma(normal: Normal, count: int, degrees: int, width: float) -> Any:
 
 
 def _stationary(name: str, log: Any, radii: Radii | None) -> FeatureMap:
-    kernel: LogKernel = partial(_log_of_distance, log=log)
-    return FeatureMap(
-        (_cosine, _sine), kernel=Kernel(name, kernel), log_variance=partial(_log_variance, log=log), radii=radii
-    )
+    kernel = Kernel.of_distance(name, log)
+    return FeatureMap((_cosine, _sine), kernel=kernel, log_variance=partial(_log_variance, log=log), radii=radii)
 
 
 def fourier() -> FeatureMap:

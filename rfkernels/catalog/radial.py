@@ -1,8 +1,8 @@
-"""Sums of kernels whose log is x·y + κ (|x|² + |y|²), as that of the Gaussian is: the specification, query by query.
+"""Sums of kernels that are functions of a distance from a point, as the Gaussian is: the specification, query by query.
 
-With κ not 0, nor next to it, the log is κ |y − p|² + a constant, where p = −x / (2κ): the squared distance of items
-from a point, x itself for the Gaussian. Distances keep their digits where products of points far from the origin would
-cancel.
+A log of x·y + κ (|x|² + |y|²), with κ not 0, nor next to it, is κ |y − p|² + a constant, where p = −x / (2κ): the
+squared distance of items from a point, x itself for the Gaussian. Distances keep their digits where products of points
+far from the origin would cancel. Logs of any other form are known by a `profiles.Profile`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels.catalog import scans
+from rfkernels.catalog import profiles, scans
 from rfkernels.catalog.codes import BLOCK, ROUNDED, cost, moved, residuals, rounded, variances
 from rfkernels.catalog.estimates import take
 from rfkernels.catalog.plan import RUN, Guess, Plan, plan, uniforms
+from rfkernels.catalog.profiles import Profile
 from rfkernels.catalog.records import Estimate, Table
-from rfkernels.catalog.scans import CHECKED, Scanned, Shares, shares_in
+from rfkernels.catalog.scans import CHECKED, NOTHING, Scanned, Shares, shares_in
 from rfkernels.catalog.trust import trusted_error
+from rfkernels.kernels import Kernel
 
 SHARE = 0.1
 """How much of the mean guess every item gets besides its own: no item is left out because a guess was bad."""
@@ -58,7 +60,7 @@ _BLOCK = 1 << 16
 
 
 class Points(NamedTuple):
-    """What sums of exp(factor |y − p|² + constant) are of.
+    """What sums of exp(g(factor |y − p|²) + constant) are of.
 
     Parameters
     ----------
@@ -68,11 +70,14 @@ class Points(NamedTuple):
         Of the squared distance, not 0.
     constant : array, shape (queries,)
         What belongs to queries alone.
+    profile : Profile, optional
+        g, itself by default; the factor is above 0 where there is one.
     """
 
     points: Any
     factor: float
     constant: Any
+    profile: Profile | None = None
 
 
 def points_of(queries: Any, norm_weight: float, scale: float) -> Points:
@@ -82,29 +87,43 @@ def points_of(queries: Any, norm_weight: float, scale: float) -> Points:
         return Points(-wide / (2 * norm_weight), scale * norm_weight, beside * (wide * wide).sum(-1))
 
 
+def points_from(table: Table, queries: Any, kernel: Kernel, scale: float) -> Points:
+    """Return what a kernel that has a profile is, where squared distances are multiplied by a scale."""
+    wide, dim = queries.astype(np.float64), dimension(table)
+    edge = edge_of(dim, float(table.count.sum()))
+    return Points(wide, scale, np.zeros(len(wide)), profiles.profile_of(table, kernel, scale, wide, dim, edge))
+
+
 def dimension(table: Table) -> float:
     """Return in how many dimensions, in effect, items lie near each other: a part of (tr Σ)² / tr Σ², at least 1."""
     square = float((table.shape.astype(np.float64) ** 2).sum())
     return max(LOCAL * float(np.trace(table.shape)) ** 2 / square, 1.0) if square > 0 else 1.0
 
 
-def guess(table: Table, point: Any, factor: float) -> Guess:
-    """Guess mean and variance of a group's weights exp(factor |y − p|²): items as evenly spread over a sphere.
+def guess(table: Table, point: Any, given: Points) -> Guess:
+    """Guess mean and variance of a group's weights exp(g(factor |y − p|²)): items as evenly spread over a sphere.
 
     About the mean m of the cell, |y − p|² = |m − p|² + |y − m|² + 2 (m − p)·(y − m), of which the second term is
     taken to be that of all items of the group, and the third to have the law of a coordinate on a sphere.
     """
-    square = ((table.means.astype(np.float64) - point) ** 2).sum(1)[table.cell]
-    spread, dim = table.spread.astype(np.float64), dimension(table)
-    deviation = 2 * abs(factor) * np.sqrt(square * spread / dim)
-    edge = edge_of(dim, float(table.count.sum()))
-    log, doubled = (log_mean(deviation * k, dim, edge) for k in (1, 2))
-    each = factor * (square + spread) + log
+    square, spread = ((table.means.astype(np.float64) - point) ** 2).sum(1), table.spread.astype(np.float64)
+    if given.profile is None:
+        each, uneven = _sphere(table, square[table.cell], spread, given.factor)
+    else:
+        each, uneven = profiles.guessed(given.profile, given.factor * square, table.cell, given.factor * spread)
     top = float(each.max())
     own = np.exp(each - top)
     mean = own + SHARE * float(table.count @ own) / float(table.count.sum())
-    excess = np.exp(np.minimum(doubled - 2 * log, UNEVEN)) - 1
+    excess = np.exp(np.minimum(uneven, UNEVEN)) - 1
     return Guess(top + np.log(mean), excess * (own / mean) ** 2 + SHARE, np.zeros(len(table.means)), floor=0.0)
+
+
+def _sphere(table: Table, square: Any, spread: Any, factor: float) -> tuple[Any, Any]:
+    """Return logs of mean weights, and of mean squares less twice those."""
+    dim = dimension(table)
+    deviation, edge = 2 * abs(factor) * np.sqrt(square * spread / dim), edge_of(dim, float(table.count.sum()))
+    log, doubled = (log_mean(deviation * k, dim, edge) for k in (1, 2))
+    return factor * (square + spread) + log, doubled - 2 * log
 
 
 def edge_of(dim: float, items: float) -> float:
@@ -130,9 +149,9 @@ def spent_on(table: Table, budget: int, away: int) -> Shares | None:
 
 
 def reach_of(table: Table, factor: float) -> float:
-    """Return the largest size of factor |m − p|², of the nearest cell, where codes are read: see `HOPELESS`.
+    """Return the largest size of g'² factor |m − p|², m the nearest mean of a cell, where codes are read.
 
-    Codes are off by ROUNDED times the variance that 2 factor (m − p)·(y − m) has.
+    Codes are off by ROUNDED times the variance that 2 g' factor (m − p)·(y − m) has: see `HOPELESS`.
     """
     spread = (table.spread.astype(np.float64) @ table.count) / max(float(table.count.sum()), 1.0)
     with np.errstate(divide="ignore"):
@@ -140,7 +159,7 @@ def reach_of(table: Table, factor: float) -> float:
 
 
 def radial_sums(table: Table, given: Points, budget: int, seed: int) -> Estimate:
-    """Estimate log Σ exp(factor |y − p|² + constant) over the items, at no more than `budget` dot products each."""
+    """Estimate log Σ exp(g(factor |y − p|²) + constant) over the items, at no more than `budget` dot products each."""
     found = [one_radial_sum(table, given, budget, seed, i) for i in range(len(given.points))]
     log, error, dots = zip(*found, strict=True) if found else ((), (), ())
     return Estimate(np.array(log, np.float64), np.array(error, np.float64), np.array(dots, np.int64))
@@ -148,12 +167,13 @@ def radial_sums(table: Table, given: Points, budget: int, seed: int) -> Estimate
 
 @np.errstate(over="ignore", invalid="ignore")
 def exact_radial_sums(table: Table, given: Points) -> Estimate:
-    """Return log Σ exp(factor |y − p|² + constant) over all items."""
+    """Return log Σ exp(g(factor |y − p|²) + constant) over all items."""
     rows, out = np.flatnonzero(table.ids >= 0), np.full(len(given.points), -np.inf)
     for i, point in enumerate(given.points):
         for first in range(0, len(rows), _BLOCK):
-            part = _logits(table, point, given.factor, rows[first : first + _BLOCK])
+            part = _logits(table, point, given, rows[first : first + _BLOCK])
             out[i] = np.logaddexp(out[i], _total(part)[0])
+    out = out if given.profile is None else ended(out)
     return Estimate(out + given.constant, np.zeros(len(out)), np.full(len(out), len(rows)))
 
 
@@ -163,29 +183,37 @@ def one_radial_sum(table: Table, given: Points, budget: int, seed: int, place: i
     away = 0 if table.codes is None else len(moved(table))
     spent, point = spent_on(table, budget, away), given.points[place]
     log, error, dots = np.nan, np.nan, 0
-    nearest = ((table.means.astype(np.float64) - point) ** 2).sum(1)[table.cell].min()
-    if spent is not None and abs(given.factor) * nearest <= reach_of(table, given.factor):
-        log, error, dots = _by_codes(table, point, given.factor, spent, seed, place)
+    nearest = abs(given.factor) * ((table.means.astype(np.float64) - point) ** 2).sum(1)[table.cell].min()
+    slope = 1.0 if given.profile is None else profiles.coded(given.profile, nearest)[1]
+    if spent is not None and slope**2 * nearest <= reach_of(table, given.factor):
+        log, error, dots = _by_codes(table, point, given, spent, seed, place)
     if not np.isfinite(log):
-        log, error, dots = _by_rows(table, point, given.factor, budget, seed, place)
+        log, error, dots = _by_rows(table, point, given, budget, seed, place)
+    log = log if given.profile is None else float(ended(log))
     return log + float(given.constant[place]), error, dots
 
 
-def _logits(table: Table, point: Any, factor: float, rows: Any) -> Any:
-    return factor * ((table.rows[rows].astype(np.float64) - point) ** 2).sum(-1)
+def ended(log: Any) -> Any:
+    """Return logs of sums of which nothing was seen but zeros as they are."""
+    return np.where(log < NOTHING / 2, -np.inf, log)
 
 
-def _chosen(table: Table, point: Any, factor: float, budget: int, run: int) -> Plan:
+def _logits(table: Table, point: Any, given: Points, rows: Any) -> Any:
+    squares = given.factor * ((table.rows[rows].astype(np.float64) - point) ** 2).sum(-1)
+    return squares if given.profile is None else np.maximum(given.profile.log(squares), NOTHING)
+
+
+def _chosen(table: Table, point: Any, given: Points, budget: int, run: int) -> Plan:
     """Return what is taken; there is no control variate, as items far away would make it vary more than the sum."""
-    found = plan(table, guess(table, point, factor), budget, run)
+    found = plan(table, guess(table, point, given), budget, run)
     return found._replace(slopes=np.zeros_like(found.slopes))
 
 
-def _by_rows(table: Table, point: Any, factor: float, budget: int, seed: int, place: int) -> tuple[float, float, int]:
+def _by_rows(table: Table, point: Any, given: Points, budget: int, seed: int, place: int) -> tuple[float, float, int]:
     """Return log, relative standard error, and dot products, as `estimates.estimate` where no codes are read."""
-    chosen = _chosen(table, point, factor, budget, RUN)
+    chosen = _chosen(table, point, given, budget, RUN)
     rows, sure, runs = take(table, chosen, seed, place)
-    logits, dots = _logits(table, point, factor, rows), len(rows) + sum(table.means.shape)
+    logits, dots = _logits(table, point, given, rows), len(rows) + sum(table.means.shape)
     if runs is None:
         return _total(logits)[0], 0.0, dots
     logits[sure:] -= np.repeat(runs.log_expected, RUN)
@@ -204,30 +232,34 @@ def _total(logits: Any) -> tuple[float, Any]:
 
 
 def _by_codes(
-    table: Table, point: Any, factor: float, spent: Shares, seed: int, place: int
+    table: Table, point: Any, given: Points, spent: Shares, seed: int, place: int
 ) -> tuple[float, float, int]:
     """Return the same from codes, as `scans.estimate_one` has it without a control variate."""
-    chosen = _chosen(table, point, factor, spent.scanned + sum(table.means.shape), BLOCK)
-    seen = _scan(table, point, factor, scans.listed(table, seed, place, chosen))
+    chosen = _chosen(table, point, given, spent.scanned + sum(table.means.shape), BLOCK)
+    seen = _scan(table, point, given, scans.listed(table, seed, place, chosen))
     at = uniforms(seed, 2 * place, len(seen.begins) + spent.checked)[len(seen.begins) :]
-    exact = partial(_logits, table, point, factor)
+    exact = partial(_logits, table, point, given)
     none = chosen.slopes
     log, error, checked = scans.summed(exact, chosen, none, seen, none, spent.checked, at)
     dots = sum(table.means.shape) + len(moved(table)) + checked + int(np.ceil(cost(table) * len(seen.rows)))
     return log, error, dots
 
 
-def _scan(table: Table, point: Any, factor: float, given: scans.Listed) -> Scanned:
+def _scan(table: Table, point: Any, given: Points, listed: scans.Listed) -> Scanned:
     """Say what codes say: |y − p|² = |a − p|² + 2 (a − p)·(y − a) + |y − a|², with a where codes of a cell count from.
 
     The second term is what codes know, and the third is taken to be that of all items of a group.
     """
-    cells, anchors = table.cell[given.groups], table.anchors.astype(np.float64)
-    logits = factor * (((anchors - point) ** 2).sum(1)[cells] + table.spread[given.groups].astype(np.float64))
+    cells, anchors, factor = table.cell[listed.groups], table.anchors.astype(np.float64), given.factor
+    logits = factor * (((anchors - point) ** 2).sum(1)[cells] + table.spread[listed.groups].astype(np.float64))
     variance = np.empty(len(cells))
     for cell in np.unique(cells):
         own = np.flatnonzero(cells == cell)
         query = rounded(2 * factor * (anchors[cell] - point), table.scales)
-        logits[own] += residuals(table, given.rows[own], query)
-        variance[own] = np.minimum(variances(table, given.rows[own], query), UNSURE)
-    return scans.scanned(given, cells, logits - TEMPERED * variance, (1 + TEMPERED) * variance)
+        logits[own] += residuals(table, listed.rows[own], query)
+        variance[own] = variances(table, listed.rows[own], query)
+    if given.profile is not None:
+        logits, slope = profiles.coded(given.profile, logits)
+        variance *= slope**2
+    variance = np.minimum(variance, UNSURE)
+    return scans.scanned(listed, cells, logits - TEMPERED * variance, (1 + TEMPERED) * variance)

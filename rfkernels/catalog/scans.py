@@ -40,6 +40,9 @@ SMALLEST = float(np.finfo(np.float32).tiny)
 RESOLVED = 2.0**-60
 """What a sum must be at least, relative to the largest weight as codes have it: in less, single precision is lost."""
 
+NOTHING = -(2.0**100)
+"""Stands for the log of 0, which no arithmetic is to meet."""
+
 ROUNDS = 3
 """How often it is seen anew which items are large enough to be taken again for sure."""
 
@@ -229,6 +232,8 @@ def summed(
     checks = choose(weight * size, count, at)
     taken = np.concatenate([checks.large, checks.others])
     exact, large = products(seen.rows[taken]), len(checks.large)
+    if (exact == NOTHING).all():
+        return np.nan, np.nan, len(taken)
     with np.errstate(over="ignore", invalid="ignore"):
         right = np.exp(exact - top)
         off = (right - near[taken] - slope[taken] * (exact - seen.logits[taken]))[large:]

@@ -6,15 +6,29 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from rfkernels.activations import Program
 from rfkernels.backends.numba.catalog_groups import Groups, padded
 from rfkernels.backends.numba.catalog_guesses import Guesses, Prepared
 from rfkernels.backends.numba.catalog_kernels import distance_kernel
 from rfkernels.backends.numba.catalog_layout import Rules, kept, rules
 from rfkernels.backends.numba.catalog_looks import Codes, codes
+from rfkernels.backends.numba.catalog_profiles import Tables, profile_kernel, tables_of
 from rfkernels.backends.numba.catalog_radial_kernels import radial_kernels
+from rfkernels.backends.numba.catalog_scan_kernels import products_added, profile_kernels
 from rfkernels.backends.numba.jit import Machine, machine
-from rfkernels.backends.numba.records import Bytes, ElementRows, Elements, Floats, Held, Ints, Longs, Numbers
+from rfkernels.backends.numba.records import (
+    Bytes,
+    ElementRows,
+    Elements,
+    FloatRows,
+    Floats,
+    Held,
+    Ints,
+    Longs,
+    Numbers,
+)
 from rfkernels.catalog.codes import TOGETHER, eights, shared
+from rfkernels.catalog.profiles import LEVELS, Profile
 from rfkernels.catalog.radial import dimension, edge_of
 from rfkernels.catalog.records import Table
 
@@ -32,6 +46,7 @@ class Radial(NamedTuple):
 
     near_distances: int
     guess: int
+    weigh: int
     aim: int
     spread: Floats
     group: Numbers
@@ -46,7 +61,8 @@ class Radial(NamedTuple):
 class Aims(NamedTuple):
     """What is known of one point, memory of a thread.
 
-    `numbers` are those of the guess; `log` and `uneven` are what it needs of groups. Of cells whose codes are read,
+    `numbers` are those of the guess; `log` and `uneven` are what it needs of groups, and `looked_up` what it has found
+    in tables for each cell. Of cells whose codes are read,
     `cells`, `queries` are what these are multiplied by, with `units`, `shifts` and `deviations`, and `seen` is whether
     they are listed; `known` tells kernels where all that is. `bases` are what logits of groups count from, and `slopes`
     zeros. `point`, `weights` and `scaled` are in the order of codes.
@@ -55,6 +71,7 @@ class Aims(NamedTuple):
     numbers: Floats
     log: Floats
     uneven: Floats
+    looked_up: FloatRows
     bases: Floats
     slopes: Floats
     point: Elements
@@ -70,12 +87,17 @@ class Aims(NamedTuple):
 
 
 class Tools(NamedTuple):
-    """What is known of a table on a machine: rules where rows are read, and codes; their code is there as long."""
+    """What is known of a table on a machine: rules where rows are read, and codes; their code is there as long.
+
+    `scan` is the address of what reads codes, and `tables` are those of a profile.
+    """
 
     by_rows: Held[Rules]
     by_codes: Held[Rules]
     radial: Held[Radial]
     codes: Held[Codes] | None
+    scan: int
+    tables: Held[Tables] | None
     code: Any
 
 
@@ -101,6 +123,7 @@ def _found(m: Machine, table: Table, own: Prepared) -> Tools:
     made = Radial(
         wide.addresses["near_distances"],
         kernels.addresses["guess"],
+        kernels.addresses["weigh"],
         kernels.addresses["aim"],
         spread,
         np.arange(len(spread), dtype=np.uint32),
@@ -112,7 +135,21 @@ def _found(m: Machine, table: Table, own: Prepared) -> Tools:
         edge_of(dimensions, float(own.groups.record.items)),
     )
     held = None if table.codes is None else codes(table, own)
-    return Tools(by_rows, by_codes, Held(made, table.rows.dtype), held, (distances, wide, kernels, given))
+    scan = 0 if held is None else held.record.scan_each
+    return Tools(by_rows, by_codes, Held(made, table.rows.dtype), held, scan, None, (distances, wide, kernels, given))
+
+
+def with_profile(table: Table, known: Tools, profile: Profile, factor: float, program: Program) -> Tools:
+    """Return what is known of a table where logits are looked up, and computed by a program."""
+    m, bits, dim = machine(), 8 * table.rows.dtype.itemsize, table.rows.shape[1]
+    kernel = profile_kernel(m, bits, dim, program)
+    by_rows, by_codes = (
+        Held(x.record._replace(dots=kernel[0].addresses["logits"])) for x in (known.by_rows, known.by_codes)
+    )
+    tables = tables_of(table, profile, factor, len(known.radial.record.spread))
+    scans = None if known.codes is None else profile_kernels(m, bits, dim, products_added(m.width))
+    scan = 0 if scans is None else scans.addresses["scan_profile"]
+    return Tools(by_rows, by_codes, known.radial, known.codes, scan, tables, (kernel, scans, known))
 
 
 def _in_order(table: Table) -> tuple[Any, Any, Any]:
@@ -129,21 +166,23 @@ def _in_order(table: Table) -> tuple[Any, Any, Any]:
     return order, anchors, scales
 
 
-def aims(d: Radial, dtype: Any) -> Held[Aims]:
+def aims(d: Radial, cells: int, dtype: Any) -> Held[Aims]:
     """Return memory for a point."""
-    groups, cells, pad = len(d.spread), len(d.anchors), len(d.scales)
+    groups, pad = len(d.spread), len(d.scales)
     return kept("aims", (groups, cells, pad, dtype), lambda: Held(_new_aims(groups, cells, pad, dtype), dtype))
 
 
 def _new_aims(groups: int, cells: int, pad: int, dtype: Any) -> Aims:
     made = [
-        np.zeros(7),
-        *np.zeros((4, groups)),
+        np.zeros(4),
+        *np.zeros((2, groups)),
+        np.zeros((cells, 2 * LEVELS)),
+        *np.zeros((2, groups)),
         *np.zeros((3, pad), dtype),
         *np.zeros((2, cells), dtype),
         np.zeros(cells * pad, np.int8),
         *np.zeros((3, cells), np.int32),
-        np.zeros(5, np.int64),
+        np.zeros(8, np.int64),
     ]
     return Aims._make(made)
 

@@ -17,7 +17,8 @@ from rfkernels.backends.numba.catalog_layout import Dots, Lists, Rules, Scratch,
 from rfkernels.backends.numba.catalog_looks import Codes, Looks, looks
 from rfkernels.backends.numba.catalog_plan_groups import decide, draw_groups, open_groups
 from rfkernels.backends.numba.catalog_plans import place_runs, state_of
-from rfkernels.backends.numba.catalog_points import Aims, Radial, Tools, aims, guesses, tools_of
+from rfkernels.backends.numba.catalog_points import Aims, Radial, Tools, aims, guesses, tools_of, with_profile
+from rfkernels.backends.numba.catalog_profiles import Tables, look_up, program_of, slope_at
 from rfkernels.backends.numba.catalog_scans import look_at, state_of_checks
 from rfkernels.backends.numba.catalog_scans import sum_up as sum_up_codes
 from rfkernels.backends.numba.catalog_sums import alone, sum_up
@@ -25,8 +26,9 @@ from rfkernels.backends.numba.catalog_taken import end_lists, note
 from rfkernels.backends.numba.compiling import call, entry, jit
 from rfkernels.backends.numba.jit import machine
 from rfkernels.backends.numba.records import Held, view, view_like
-from rfkernels.catalog.radial import TEMPERED, Points, one_radial_sum, reach_of, spent_on
+from rfkernels.catalog.radial import TEMPERED, Points, ended, one_radial_sum, reach_of, spent_on
 from rfkernels.catalog.radial import exact_radial_sums as specified_exact
+from rfkernels.catalog.radial import radial_sums as specified
 from rfkernels.catalog.records import Estimate, Table
 from rfkernels.catalog.scans import Shares
 
@@ -35,18 +37,23 @@ _EXACT = 2.0**-14
 
 
 @jit
-def _guess(g: Groups, d: Radial, v: Guesses, s: Scratch, a: Aims, n: Lists, i: int, point: Any) -> float:
+def _guess(g: Groups, d: Radial, v: Guesses, s: Scratch, a: Aims, n: Lists, i: int, tables: int, point: Any) -> float:
     """Write factor |m − p|² of cells, and what is guessed of groups; return what guesses are relative to."""
     factor, cells = point[len(point) - 1], n.cells[i]
     given = g.means.ctypes.data, g.means.strides[0], g.every.ctypes.data, (len(g.held) + 3) & ~3
     call(d.near_distances, (*given, point.ctypes.data, cells.ctypes.data))
-    a.numbers[0], a.numbers[1], a.numbers[2] = factor, 4 * abs(factor) / d.dim, d.dim
-    a.numbers[3], a.numbers[4] = d.edge, float(g.items)
-    given_groups = g.cell.ctypes.data, cells.ctypes.data, d.spread.ctypes.data, g.size.ctypes.data, len(g.start)
+    log, uneven, numbers, count = a.log.ctypes.data, a.uneven.ctypes.data, a.numbers, len(g.start)
+    if tables != 0:
+        look_up(g, view_like(Tables, tables, a.point), cells, a.looked_up, a.log, a.uneven)
+    else:
+        numbers[0], numbers[1], numbers[2], numbers[3] = factor, 4 * abs(factor) / d.dim, d.dim, d.edge
+        centres = g.cell.ctypes.data, cells.ctypes.data, d.spread.ctypes.data, count
+        call(d.guess, (*centres, numbers.ctypes.data, log, uneven))
+    numbers[0] = float(g.items)
     out = v.unit.ctypes.data, v.variance.ctypes.data, v.score.ctypes.data
-    call(d.guess, (*given_groups, a.numbers.ctypes.data, a.log.ctypes.data, a.uneven.ctypes.data, *out))
-    s.score[v.top.shape[1]] = a.numbers[6]
-    return float(a.numbers[5])
+    call(d.weigh, (log, uneven, g.size.ctypes.data, count, numbers.ctypes.data, *out))
+    s.score[v.top.shape[1]] = numbers[2]
+    return float(numbers[1])
 
 
 @jit
@@ -59,12 +66,12 @@ def _choose(
     a: Aims,
     n: Lists,
     i: int,
-    given: tuple[int, Any],
+    given: tuple[int, int, Any],
     point: Any,
 ) -> bool:
-    """List what a query takes, for a budget and a state of random numbers; return whether guesses are numbers."""
-    budget, state = given
-    top = _guess(g, d, v, s, a, n, i, point)
+    """List what a query takes, for tables, a budget, and a state of random numbers; return whether guesses are numbers."""
+    tables, budget, state = given
+    top = _guess(g, d, v, s, a, n, i, tables, point)
     if not -np.inf < top < np.inf:
         return False
     runs, total, noise, chosen = 0, 0.0, 0.0, 1
@@ -81,13 +88,15 @@ def _choose(
 
 
 @jit
-def _nearest(g: Groups, n: Lists, i: int) -> float:
-    """Return the least size of factor |m − p|², of cells that hold items."""
-    nearest = np.inf
+def _told(g: Groups, a: Aims, n: Lists, i: int, tables: int, reach: float) -> bool:
+    """Return whether codes tell enough at the nearest cell that holds items: see `rfkernels.catalog.radial.reach_of`."""
+    nearest, slope = np.inf, 1.0
     for c in range(len(g.held)):
         if g.held[c] > 0:
             nearest = min(nearest, abs(n.cells[i, c]))
-    return nearest
+    if tables != 0:
+        slope = slope_at(view_like(Tables, tables, a.point), nearest)
+    return slope * slope * nearest <= reach
 
 
 @jit
@@ -100,7 +109,9 @@ def _list_cell(a: Aims, c: int, count: int) -> int:
 
 
 @jit
-def _aim(g: Groups, d: Radial, c: Codes, k: Looks, a: Aims, n: Lists, i: int, point: Any, own: Any) -> bool:
+def _aim(
+    g: Groups, d: Radial, c: Codes, k: Looks, a: Aims, n: Lists, i: int, tables: int, point: Any, own: Any
+) -> bool:
     """Write what logits of groups count from, and what codes of each cell that is looked at are multiplied by.
 
     Returns whether all of that are numbers; what is none is not left for others to come.
@@ -130,6 +141,9 @@ def _aim(g: Groups, d: Radial, c: Codes, k: Looks, a: Aims, n: Lists, i: int, po
     pad, out = len(a.scaled), (a.units.ctypes.data, a.shifts.ctypes.data, a.deviations.ctypes.data)
     call(d.aim, (*given, a.weights.ctypes.data, pad, a.scaled.ctypes.data, a.queries.ctypes.data, pad, *out))
     known = a.known
+    if tables != 0:
+        t = view_like(Tables, tables, a.point)
+        known[5], known[6], known[7] = t.values[2:].ctypes.data, t.steep.ctypes.data, t.begin
     known[0], known[1], known[2] = a.queries.ctypes.data, a.units.ctypes.data, a.shifts.ctypes.data
     known[3], known[4] = a.deviations.ctypes.data, pad
     finite = True
@@ -152,6 +166,8 @@ def _by_codes(
     codes: int,
     lists: int,
     looks: int,
+    tables: int,
+    scan: int,
     first: int,
     spent: Any,
     seed: int,
@@ -176,13 +192,14 @@ def _by_codes(
             shared = number // r.shared
             place_block_runs(r, g, s, c, k, seed, number)
         out[i, 0], out[i, 1], out[i, 2] = np.nan, np.nan, 0.0
-        chosen = _choose(r, g, d, v, s, a, n, 0, (scanned, state_of(seed, 2 * number)), wide[i])
-        if not chosen or _nearest(g, n, 0) > reach or not _aim(g, d, c, k, a, n, 0, wide[i], points[i]):
+        chosen = _choose(r, g, d, v, s, a, n, 0, (tables, scanned, state_of(seed, 2 * number)), wide[i])
+        told = chosen and _told(g, a, n, 0, tables, reach)
+        if not told or not _aim(g, d, c, k, a, n, 0, tables, wide[i], points[i]):
             lost += 1
             continue
         k.numbers[4] = 1 + TEMPERED  # deviations are those of each query
         known = d.group.ctypes.data, a.bases.ctypes.data, d.owner.ctypes.data, a.slopes.ctypes.data
-        begin, items = look_at((c.scan_each, a.known.ctypes.data, 0), g, s, n, c, k, 0, known, 0)
+        begin, items = look_at((scan, a.known.ctypes.data, 0), g, s, n, c, k, 0, known, 0)
         if begin >= 0:
             given = begin, checks, state_of_checks(n, 0, seed, number), items
             sum_up_codes(r, s, n, c, k, 0, given, points[i], out[i])
@@ -208,6 +225,7 @@ def _by_rows(
     aims: int,
     lists: int,
     dots: int,
+    tables: int,
     numbers: Any,
     budget: int,
     seed: int,
@@ -226,32 +244,37 @@ def _by_rows(
             shared = number // r.shared
             place_runs(r, g, s, seed, number)
         out[i, 0], out[i, 1], out[i, 2] = np.nan, np.nan, 0.0
-        if _choose(r, g, d, v, s, a, n, 0, (budget, state_of(seed, 2 * number)), wide[i]):
+        if _choose(r, g, d, v, s, a, n, 0, (tables, budget, state_of(seed, 2 * number)), wide[i]):
             alone(r, g, s, n, x, points[i : i + 1])
             sum_up(r, g, s, n, x, 0, out[i])
     return 0
 
 
 def radial_sums(table: Table, given: Points, budget: int, seed: int) -> Estimate:
-    """Estimate log Σ exp(factor |y − p|² + constant), as `rfkernels.catalog.radial.radial_sums` specifies."""
-    out = _run(_call_of(table, budget, seed), table, given)
+    """Estimate log Σ exp(g(factor |y − p|²) + constant), as `rfkernels.catalog.radial.radial_sums` specifies."""
+    call = _call_of(table, given, budget, seed)
+    if call is None:
+        return specified(table, given, budget, seed)
+    out = _run(call, table, given)
     out[:, 2] += sum(table.means.shape)
-    finite = np.isfinite(out[:, 0])
+    finite = out[:, 0] < np.inf if given.profile is not None else np.isfinite(out[:, 0])
     for i in () if finite.all() else np.flatnonzero(~finite):  # too large for the dtype of rows
         out[i] = np.array(one_radial_sum(table, given, budget, seed, int(i)))
     return Estimate(out[:, 0], out[:, 1], out[:, 2].astype(np.int64))
 
 
 def exact_radial_sums(table: Table, given: Points) -> Estimate:
-    """Return log Σ exp(factor |y − p|² + constant), as `rfkernels.catalog.radial.exact_radial_sums` specifies."""
-    if not len(table.count):
+    """Return log Σ exp(g(factor |y − p|²) + constant), as `rfkernels.catalog.radial.exact_radial_sums` specifies."""
+    items = int(table.count.sum())
+    call = _call_of(table, given, items, 0) if len(table.count) else None
+    if call is None:
         return specified_exact(table, given)
-    own = prepared(table)
-    items = own.groups.record.items
-    call = _Call(own.groups, tools_of(table, own), items, items, None, 0.0, np.uint64(0), table.rows.dtype)
-    found = _run(call, table, given)[:, 0]
-    lost = np.flatnonzero(~(np.abs(found - given.constant) * np.finfo(table.rows.dtype).eps < _EXACT))
-    found[lost] = specified_exact(table, Points(given.points[lost], given.factor, given.constant[lost])).log_normalizer
+    found = _run(call._replace(budget=items, left=items, spent=None), table, given)[:, 0]
+    nothing = (found == -np.inf) & (given.profile is not None)
+    size = np.where(nothing, 0, np.abs(found - given.constant))
+    lost = np.flatnonzero(~(size * np.finfo(table.rows.dtype).eps < _EXACT))
+    part = given._replace(points=given.points[lost], constant=given.constant[lost])
+    found[lost] = specified_exact(table, part).log_normalizer
     return Estimate(found, np.zeros(len(found)), np.full(len(found), items))
 
 
@@ -271,6 +294,8 @@ def _run(call: _Call, table: Table, given: Points) -> Any:
         return 0
 
     threads.run([partial(task, first) for first in range(0, count, block)], together)
+    if given.profile is not None:
+        out[:, 0] = ended(out[:, 0])
     out[:, 0] += given.constant
     return out
 
@@ -288,24 +313,33 @@ class _Call(NamedTuple):
     dtype: Any
 
 
-def _call_of(table: Table, budget: int, seed: int) -> _Call:
-    own, key = prepared(table), (machine(), budget, "radial")
+def _call_of(table: Table, given: Points, budget: int, seed: int) -> _Call | None:
+    """Return what is known for a budget; None if there is a profile that cannot be compiled."""
+    own, profile = prepared(table), given.profile
+    key = machine(), budget, "radial" if profile is None else (given.factor, *profile.key)
     found = own.common.get(key)
     if found is None:
-        spent = spent_on(table, budget, len(own.moved))
-        given = own.groups, tools_of(table, own), budget, budget - sum(table.means.shape), spent, reach_of(table, 1.0)
-        found = remember(own, key, _Call(*given, None, table.rows.dtype))
+        known, spent = tools_of(table, own), spent_on(table, budget, len(own.moved))
+        if profile is not None:
+            program = program_of(profile.key[0])
+            if program is None:
+                return None
+            known = with_profile(table, known, profile, given.factor, program)
+        left = budget - sum(table.means.shape)
+        made = _Call(own.groups, known, budget, left, spent, reach_of(table, 1.0), None, table.rows.dtype)
+        found = remember(own, key, made)
     return cast(_Call, found)._replace(seed=np.uint64(seed))
 
 
 def _estimate(call: _Call, reach: float, numbers: Any, wide: Any, points: Any, out: Any) -> None:
     """Estimate from codes, and from rows where these say nothing."""
     g, known, shares, dtype = call.groups, call.known, call.spent, call.dtype
-    s, a, v = scratch(g.record), aims(known.radial.record, dtype), guesses(g.record)
+    s, a, v = scratch(g.record), aims(known.radial.record, len(g.record.held), dtype), guesses(g.record)
     place = g.address, v.address, s.address, known.radial.address, a.address
+    tables = 0 if known.tables is None else known.tables.address
     if shares is not None and known.codes is not None:
         n, k = lists(g.record, shares.scanned, 1, True), looks(g.record, *shares, dtype)
-        memory = known.codes.address, n.address, k.address
+        memory = known.codes.address, n.address, k.address, tables, known.scan
         first, spent = int(numbers[0]), tuple(shares)
         lost = _by_codes(known.by_codes.address, *place, *memory, first, spent, call.seed, reach, wide, points, out)
         if lost == 0:
@@ -316,5 +350,5 @@ def _estimate(call: _Call, reach: float, numbers: Any, wide: Any, points: Any, o
     n, d = lists(g.record, call.budget, 1), dots(call.budget, 1, dtype)
     found = np.empty((len(left), 3))
     given = numbers[left], call.left, call.seed, wide[left], points[left], found
-    _by_rows(known.by_rows.address, *place, n.address, d.address, *given)
+    _by_rows(known.by_rows.address, *place, n.address, d.address, tables, *given)
     out[left] = found

@@ -18,18 +18,21 @@ _I8, _I32 = ir.IntType(8), ir.IntType(32)
 
 @cache
 def radial_kernels(machine: Machine, bits: int) -> Code:
-    """Compile ``guess`` of float64, as `rfkernels.catalog.radial.guess` has it, and ``aim`` for rows of `bits` bits.
+    """Compile ``guess`` and ``weigh`` of float64, as `rfkernels.catalog.radial.guess` has it, and ``aim``.
 
-    ``guess``: `logits` are factor |m − p|² of cells and `numbers` the factor, four times its size over the dimension,
-    the dimension, how far the farthest item lies, and how many items there are; then, written, what weights are
+    ``guess`` writes logs of mean weights and how uneven weights are: `logits` are factor |m − p|² of cells, and
+    `numbers` the factor, four times its size over the dimension, the dimension, and how far the farthest item lies.
+
+    ``weigh`` writes what comes of these: `numbers` are how many items there are and, written, what weights are
     relative to and the largest score. `sizes` are 0 behind the last group.
 
-    ``aim``: for some cells (anchor − point) weights, in whole numbers of a unit; and that unit, MIDDLE times the sum of
+    ``aim``, of rows of `bits` bits: for some cells (anchor − point) weights, in whole numbers of a unit; and that unit, MIDDLE times the sum of
     numbers, and how much rounding lets the logit of an item deviate whose step is 1.
     """
     module = ir.Module(name=f"rfkernels_catalog_radial_{bits}")
-    parameters = "cell logits spread sizes count numbers log uneven unit variance score"
-    _guess(Emitter(module, "guess", parameters, 64, machine.lanes(64)))
+    lanes = machine.lanes(64)
+    _guess(Emitter(module, "guess", "cell logits spread count numbers log uneven", 64, lanes))
+    _weigh(Emitter(module, "weigh", "log uneven sizes count numbers unit variance score", 64, lanes))
     parameters = "cells count anchors row point weights pad scaled queries query_row units shifts deviations"
     _aim(Emitter(module, "aim", parameters, bits, machine.lanes(bits)))
     return compile_module(module, machine.width, keep=True)
@@ -48,11 +51,10 @@ def _log_mean(m: Any, square: Any, deviation: Any, given: tuple[Any, Any, Any]) 
 
 
 def _guess(e: Emitter) -> None:
-    cell, logits, spread, sizes, count, numbers, log, uneven, unit, variance, score = e.arguments
-    m, b, zero, nothing = e.math, e.builder, e.math.constant(0.0), e.math.constant(float("-inf"))
-    factor, scale, dim, edge, items = (m.splat(e.load(numbers, e.integer(j))) for j in range(5))
+    cell, logits, spread, count, numbers, log, uneven = e.arguments
+    m, b = e.math, e.builder
+    factor, scale, dim, edge = (m.splat(e.load(numbers, e.integer(j))) for j in range(4))
     given = m.mul(m.constant(0.5), dim), m.div(m.constant(1.0), dim), edge
-    top, total, best = e.variable(nothing), e.variable(zero), e.variable(nothing)
     with e.loop(0, count, e.lanes) as j:
         cells = [b.zext(e.load(cell, e.add(j, lane), _I32), INT) for lane in range(e.lanes)]
         centre, own = gathered(e, logits, cells), e.load_vector(spread, j)
@@ -60,32 +62,39 @@ def _guess(e: Emitter) -> None:
         deviation = m.sqrt(square)
         once = _log_mean(m, square, deviation, given)
         doubled = _log_mean(m, m.mul(m.constant(4.0), square), m.add(deviation, deviation), given)
-        guessed = m.add(m.fma(factor, own, centre), once)
-        there = m.gt(e.load_vector(sizes, j), zero)
-        guessed = m.where(there, guessed, nothing)
+        e.store_vector(m.add(m.fma(factor, own, centre), once), log, j)
+        e.store_vector(m.sub(doubled, m.add(once, once)), uneven, j)
+    e.finish()
+
+
+def _weigh(e: Emitter) -> None:
+    log, uneven, sizes, count, numbers, unit, variance, score = e.arguments
+    m, zero, nothing = e.math, e.math.constant(0.0), e.math.constant(float("-inf"))
+    items = m.splat(e.load(numbers, e.integer(0)))
+    top, total, best = e.variable(nothing), e.variable(zero), e.variable(nothing)
+    with e.loop(0, count, e.lanes) as j:
+        guessed = m.where(m.gt(e.load_vector(sizes, j), zero), e.load_vector(log, j), nothing)
         top.set(m.maximum(top.get(), guessed))
         e.store_vector(guessed, log, j)
-        e.store_vector(m.minimum(m.constant(UNEVEN), m.sub(doubled, m.add(once, once))), uneven, j)
-    e.store(m.reduce_max(top.get()), numbers, e.integer(5))
-    highest = m.splat(e.load(numbers, e.integer(5)))
+    e.store(m.reduce_max(top.get()), numbers, e.integer(1))
+    highest = m.splat(e.load(numbers, e.integer(1)))
     with e.loop(0, count, e.lanes) as j:
         own = m.exp(m.sub(e.load_vector(log, j), highest))
         total.set(m.fma(own, e.load_vector(sizes, j), total.get()))
         e.store_vector(own, log, j)
-    floor = m.splat(b.fmul(e.scalar(SHARE), m.reduce_add(total.get())))
-    floor = m.div(floor, items)
+    floor = m.div(m.splat(e.builder.fmul(e.scalar(SHARE), m.reduce_add(total.get()))), items)
     with e.loop(0, count, e.lanes) as j:
         own, there = e.load_vector(log, j), m.gt(e.load_vector(sizes, j), zero)
         mean = m.add(own, floor)
         part = m.div(own, mean)
-        excess = m.sub(m.exp(e.load_vector(uneven, j)), m.constant(1.0))
+        excess = m.sub(m.exp(m.minimum(m.constant(UNEVEN), e.load_vector(uneven, j))), m.constant(1.0))
         varies = m.fma(excess, m.mul(part, part), m.constant(SHARE))
         own_score = m.log(m.mul(m.mul(mean, mean), varies))
         own_score = m.where(there, own_score, nothing)
         best.set(m.maximum(best.get(), own_score))
         for x, out in ((m.where(there, mean, zero), unit), (varies, variance), (own_score, score)):
             e.store_vector(x, out, j)
-    e.store(m.reduce_max(best.get()), numbers, e.integer(6))
+    e.store(m.reduce_max(best.get()), numbers, e.integer(2))
     e.finish()
 
 

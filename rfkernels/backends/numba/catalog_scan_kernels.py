@@ -17,6 +17,7 @@ from rfkernels.backends.numba.catalog_kernels import fetch, splat
 from rfkernels.backends.numba.emitter import INT, POINTER, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
 from rfkernels.catalog.codes import BLOCK, LARGEST, LEVELS, TOGETHER, eights, shared
+from rfkernels.catalog.profiles import CODED
 from rfkernels.catalog.radial import TEMPERED, UNSURE
 from rfkernels.catalog.scans import MOST
 
@@ -60,12 +61,26 @@ def scan_kernels(machine: Machine, bits: int, dim: int, added: int) -> Code:
     addresses of the queries, and of the unit, the shift, and the deviation at step 1 of each, and then the bytes from
     one query to the next; `centres` are the numbers of queries of blocks.
     """
-    module = ir.Module(name=f"rfkernels_catalog_scan_{bits}_{dim}")
+    return _scans(machine, bits, dim, added, scan=(False, False), scan_each=(True, False))
+
+
+@cache
+def profile_kernels(machine: Machine, bits: int, dim: int, added: int) -> Code:
+    """Compile ``scan_profile``: ``scan_each`` where codes say squares, and logits are as `catalog.profiles.coded` says.
+
+    Behind the bytes from one query to the next are the addresses of values of tables, before which lie the least and
+    the largest number that these have, and of slopes, and then what the first bits of the least number are.
+    """
+    return _scans(machine, bits, dim, added, scan_profile=(True, True))
+
+
+def _scans(machine: Machine, bits: int, dim: int, added: int, **kinds: tuple[bool, bool]) -> Code:
+    module = ir.Module(name=f"rfkernels_catalog_{next(iter(kinds))}_{bits}_{dim}")
     known = "codes blocks masks bases count query shift numbers"
     parameters = f"{known} logits weights boosts factors slopes centres sizes sums parts"
-    for name, each in (("scan", False), ("scan_each", True)):
+    for name, kind in kinds.items():
         emitter = Emitter(module, name, parameters, bits, machine.lanes(bits))
-        _Scan(emitter, machine.width, dim, added, each).emit()
+        _Scan(emitter, machine.width, dim, added, *kind).emit()
     return compile_module(module, machine.width, keep=True)
 
 
@@ -81,8 +96,11 @@ def level_kernels(machine: Machine, bits: int, dim: int, added: int) -> Code:
 class _Scan:
     """Logits of blocks of rows."""
 
-    def __init__(self, e: Emitter, width: int, dim: int, added: int, each: bool = False) -> None:
-        self.e, self.width, self.lanes, self.added, self.each = e, width, width // 4, added, each
+    def __init__(
+        self, e: Emitter, width: int, dim: int, added: int, each: bool = False, looked_up: bool = False
+    ) -> None:
+        self.e, self.width, self.lanes, self.added = e, width, width // 4, added
+        self.each, self.looked_up = each, looked_up
         self.whole, self.shared = eights(dim), shared(dim)
         self.eights = self.whole + self.shared
         self.size = BLOCK * (self.whole * TOGETHER // 2 + (4 if self.shared else 2))
@@ -98,7 +116,8 @@ class _Scan:
                 block = e.add(first, i)
                 given = known or self._given_each(query, others[4], block)
                 wide = self._narrowed(self._read(place, block, given, logits, most)[0])
-                wide = e.math.mul(wide, e.math.splat(given[-1])) if self.each else wide
+                if self.each and not self.looked_up:
+                    wide = e.math.mul(wide, e.math.splat(given[4]))
                 e.store_vector(wide, steps, e.mul(i, e.lanes))
             self._weigh(first, numbers, steps, logits, *others)
         e.store(self._largest(most.get()), numbers, e.integer(1))
@@ -133,7 +152,8 @@ class _Scan:
         owner = b.fptosi(e.load(owners, block), INT)
         less = splat(b, e.load(shifts, owner, _I32), self.lanes)
         unit = splat(b, e.load(units, owner), self.lanes)
-        return e.add(queries, e.mul(row, owner)), None, less, unit, e.load(deviations, owner)
+        tables = (e.load(known, e.integer(j), INT) for j in range(5, 8 if self.looked_up else 5))
+        return e.add(queries, e.mul(row, owner)), None, less, unit, e.load(deviations, owner), *tables
 
     def _read(self, place: tuple[Any, ...], i: Any, given: tuple[Any, ...], logits: Any, most: Any) -> tuple[Any, Any]:
         """Store the logits of a block; return vectors of its widest step and its largest logit."""
@@ -148,28 +168,58 @@ class _Scan:
         )
         kind = ir.VectorType(e.element, self.lanes)
         none = largest = self._nothing()
-        wide = ir.Constant(ir.VectorType(ir.FloatType(), self.lanes), [0.0] * self.lanes)
+        step = kind if self.looked_up else ir.VectorType(ir.FloatType(), self.lanes)
+        wide = ir.Constant(step, [0.0] * self.lanes)
         for first in range(0, BLOCK, self.lanes):
             total = b.sub(self._products(block, first, query, numbers), less)
             steps = self._steps(block, first)
             own_steps = steps if e.align == 4 else b.fpext(steps, kind)
             scaled = b.fmul(b.fmul(b.sitofp(total, kind), factor), own_steps)
-            scaled = b.fsub(scaled, self._tempered(own_steps, given[-1])) if self.each else scaled
+            if self.looked_up:
+                own, slope = self._found(b.fadd(scaled, base), given[5:])
+                steps = b.fmul(b.fmul(own_steps, splat(b, given[4], self.lanes)), slope)
+                own = b.fsub(own, self._tempered(steps))
+            elif self.each:
+                off = b.fmul(own_steps, splat(b, given[4], self.lanes))
+                own = b.fadd(b.fsub(scaled, self._tempered(off)), base)
+            else:
+                own = b.fadd(scaled, base)
             there = b.bitcast(b.trunc(b.lshr(mask, _I32(first)), ir.IntType(self.lanes)), _flags(self.lanes))
-            own = b.select(there, b.fadd(scaled, base), none)
+            own = b.select(there, own, none)
             b.store(own, b.gep(out, [e.integer(first)], source_etype=e.element)).align = e.align
             largest = b.select(b.fcmp_ordered(">", own, largest), own, largest)
             wide = b.select(b.and_(there, b.fcmp_ordered(">", steps, wide)), steps, wide)
         most.set(b.select(b.fcmp_ordered(">", largest, most.get()), largest, most.get()))
         return wide, largest
 
-    def _tempered(self, steps: Any, deviation: Any) -> Any:
-        """Return what logits are less, as `catalog.radial` has it, where steps of 1 let them deviate so much."""
-        b, kind = self.e.builder, steps.type
-        off = b.fmul(steps, splat(b, deviation, self.lanes))
+    def _tempered(self, off: Any) -> Any:
+        """Return what logits are less, as `catalog.radial` has it, where rounding lets them deviate so much."""
+        b, kind = self.e.builder, off.type
         square, most = b.fmul(off, off), ir.Constant(kind, [UNSURE] * self.lanes)
         square = b.select(b.fcmp_ordered("<", square, most), square, most)
         return b.fmul(square, ir.Constant(kind, [TEMPERED] * self.lanes))
+
+    def _found(self, squares: Any, tables: tuple[Any, ...]) -> tuple[Any, Any]:
+        """Return what tables have for squares, and the size of slopes."""
+        e, b, kind = self.e, self.e.builder, squares.type
+        values, slopes, begin = tables
+        least, most = (splat(b, e.load(values, e.integer(j)), self.lanes) for j in (-2, -1))
+        x = b.select(b.fcmp_ordered(">", squares, least), squares, least)
+        x = b.select(b.fcmp_ordered("<", x, most), x, most)
+        bits = 8 * e.align
+        whole = ir.VectorType(ir.IntType(bits), self.lanes)
+        left = (23 if bits == 32 else 52) - CODED.bit_length() + 1
+        pattern = b.bitcast(x, whole)
+        shift, mask = (ir.Constant(whole, [j] * self.lanes) for j in (left, -1 << left))
+        node = b.bitcast(b.and_(pattern, mask), kind)
+        place = b.lshr(pattern, shift)
+        value, slope = (ir.Constant(kind, ir.Undefined) for _ in range(2))
+        for lane in range(self.lanes):
+            own = b.sub(_wide(b, b.extract_element(place, _I32(lane))), begin)
+            value = b.insert_element(value, e.load(values, own), _I32(lane))
+            slope = b.insert_element(slope, e.load(slopes, own), _I32(lane))
+        size = e.call(f"llvm.fabs.v{self.lanes}f{bits}", kind, (slope,))
+        return b.fadd(value, b.fmul(slope, b.fsub(x, node))), size
 
     def _narrowed(self, wide: Any) -> Any:
         """Return a vector of elements, whose largest is that of steps."""
@@ -179,7 +229,7 @@ class _Scan:
             low, high = (ir.Constant(ir.VectorType(_I32, half), list(range(j, j + half))) for j in (0, half))
             one, two = b.shuffle_vector(wide, wide, low), b.shuffle_vector(wide, wide, high)
             wide = b.select(b.fcmp_ordered(">", one, two), one, two)
-        return wide if e.align == 4 else b.fpext(wide, e.math.vector)
+        return wide if wide.type == e.math.vector else b.fpext(wide, e.math.vector)
 
     def _weigh(self, first: Any, numbers: Any, steps: Any, logits: Any, weights: Any, *others: Any) -> None:
         """Store weights of as many blocks as a vector has lanes, and sums."""
@@ -328,6 +378,10 @@ def _number(e: Emitter, k: Any) -> Any:
 
 def _ones(kind: Any) -> Any:
     return ir.Constant(kind, [1] * kind.count)
+
+
+def _wide(b: Any, x: Any) -> Any:
+    return x if x.type == INT else b.zext(x, INT)
 
 
 def _flags(lanes: int) -> Any:

@@ -17,7 +17,7 @@ from rfkernels.backends.numba.catalog_sums import trusted
 from rfkernels.backends.numba.compiling import call, entry, jit, up
 from rfkernels.backends.numba.records import view, view_like
 from rfkernels.catalog.codes import BLOCK, LARGEST, MIDDLE, TOGETHER
-from rfkernels.catalog.scans import RESOLVED, ROUNDS, SMALLEST
+from rfkernels.catalog.scans import NOTHING, RESOLVED, ROUNDS, SMALLEST
 
 _BELOW, _ABOVE = 40.0, 10.0
 """How far from the guess the largest logit may lie: sums of weights relative to it then fit single precision."""
@@ -155,6 +155,15 @@ def _check(r: Rules, k: Looks, chosen: tuple[int, int, float], query: Any) -> tu
 
 
 @jit
+def _only_zeros(k: Looks, end: int) -> bool:
+    """Return whether nothing that was looked at weighs anything."""
+    j = 0
+    while j < end and k.exact[j] == NOTHING:
+        j += 1
+    return j == end
+
+
+@jit
 def _replace(k: Looks, large: int) -> None:
     """Sum up blocks with large items anew, where these count as they are."""
     j = 0
@@ -185,6 +194,8 @@ def sum_up(
         return
     chosen = choose_checks(r, c, k, blocks, (checks, state, total))
     more, square = _check(r, k, chosen, query)
+    if _only_zeros(k, chosen[0] + chosen[1]):
+        return
     _replace(k, chosen[0])
     call(c.compare, (k.parts.ctypes.data, up(blocks, BLOCK), first, runs, s.numbers.ctypes.data))
     z = more + s.numbers[1]

@@ -1,0 +1,131 @@
+"""Kernels of a distance in any form, compiled: `rfkernels.catalog.profiles` specifies what is looked up."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+
+from rfkernels.activations import Program, trace
+from rfkernels.backends.numba.catalog_groups import Groups
+from rfkernels.backends.numba.catalog_kernels import distance_kernel
+from rfkernels.backends.numba.compiling import jit
+from rfkernels.backends.numba.emitter import INT, Emitter
+from rfkernels.backends.numba.jit import Code, Machine, compile_module
+from rfkernels.backends.numba.lowering import emit
+from rfkernels.backends.numba.records import Elements, FloatRows, Floats, Held, Ints
+from rfkernels.catalog.profiles import CODED, GUESSED, LEVELS, Profile, clipped, levels
+from rfkernels.catalog.records import Table
+from rfkernels.catalog.scans import NOTHING
+from rfkernels.kernels import Kernel
+
+
+class Tables(NamedTuple):
+    """What is looked up for a kernel, and where groups of a table lie in it.
+
+    `least` and `most` are the numbers that tables have, from 2 to the power of `first` on. Of groups, `level` is the
+    spread before that of each, and `beyond` how far from it that is. `slopes` are those of codes, which `values` and
+    `steep` are for; before the values lie `least` and `most`, and `begin` is what the first bits of `least` are.
+    """
+
+    least: float
+    most: float
+    first: int
+    begin: int
+    log_means: FloatRows
+    uneven: FloatRows
+    level: Ints
+    beyond: Floats
+    slopes: Floats
+    values: Elements
+    steep: Elements
+
+
+def tables_of(table: Table, profile: Profile, factor: float, groups: int) -> Held[Tables]:
+    """Return tables, with room for so many groups."""
+    dtype = table.rows.dtype
+    least, most = (float(clipped(x, profile)) for x in (0.0, np.inf))
+    level, beyond = levels(profile, factor * table.spread.astype(np.float64))
+    pad = groups - len(level)
+    values, slopes = profile.coded
+    bits = int(np.array(least, dtype).view(f"i{dtype.itemsize}")) >> _left(8 * dtype.itemsize)
+    made = Tables(
+        least,
+        most,
+        profile.first,
+        bits,
+        np.ascontiguousarray(profile.log_means),
+        np.ascontiguousarray(profile.uneven),
+        np.pad(level.astype(np.int32), (0, pad)),
+        np.pad(beyond, (0, pad)),
+        np.ascontiguousarray(slopes),
+        np.concatenate([[least, most], values]).astype(dtype),
+        slopes.astype(dtype),
+    )
+    return Held(made, dtype)
+
+
+def _left(bits: int) -> int:
+    """Return how many bits of a number are left out where nodes of codes are numbered."""
+    return {32: 23, 64: 52}[bits] - (CODED.bit_length() - 1)
+
+
+@jit
+def look_up(g: Groups, t: Tables, cells: Any, rows: Any, log: Any, uneven: Any) -> None:
+    """Write what is guessed of groups, as `catalog.profiles.guessed` has it; `rows` is memory for each cell."""
+    for c in range(len(g.held)):
+        x = min(max(abs(cells[c]), t.least), t.most)
+        part, exponent = math.frexp(x)
+        within = (2 * part - 1) * GUESSED
+        node = int(within)
+        place, beyond = (exponent - 1 - t.first) * GUESSED + node, within - node
+        for j in range(LEVELS):
+            low, also = t.log_means[place, j], t.uneven[place, j]
+            rows[c, j] = low + beyond * (t.log_means[place + 1, j] - low)
+            rows[c, LEVELS + j] = also + beyond * (t.uneven[place + 1, j] - also)
+    for group in range(len(g.start)):
+        c, level, beyond = g.cell[group], t.level[group], t.beyond[group]
+        low, also = rows[c, level], rows[c, LEVELS + level]
+        log[group] = low + beyond * (rows[c, level + 1] - low)
+        uneven[group] = also + beyond * (rows[c, LEVELS + level + 1] - also)
+
+
+@jit
+def slope_at(t: Tables, square: float) -> float:
+    """Return the slope of logs at a square."""
+    part, exponent = math.frexp(min(max(square, t.least), t.most))
+    return float(t.slopes[(exponent - 1 - t.first) * CODED + int((2 * part - 1) * CODED)])
+
+
+@lru_cache(maxsize=64)
+def program_of(kernel: Kernel) -> Program | None:
+    """Return what a profile computes; None if it uses what not every backend has."""
+    profile = kernel.profile
+    assert profile is not None
+    try:
+        return trace(lambda xp, u, a: profile(xp, u))
+    except ValueError:
+        return None
+
+
+@lru_cache(maxsize=64)
+def profile_kernel(machine: Machine, bits: int, dim: int, program: Program) -> tuple[Code, Code]:
+    """Compile ``logits``: logs of a kernel at what ``distances`` of `distance_kernel`, which comes behind it, writes.
+
+    It is compiled in each process, as `lowering` does it. Squares are made logs in whole vectors.
+    """
+    distances = distance_kernel(machine, bits, dim)
+    module = ir.Module(name=f"rfkernels_catalog_profile_{bits}_{dim}")
+    e = Emitter(module, "logits", "rows row_stride places count query out", bits, machine.lanes(bits))
+    m, b, (*_, count, _, out) = e.math, e.builder, e.arguments
+    kind = ir.FunctionType(INT, [INT] * len(e.arguments))
+    b.call(b.inttoptr(e.integer(distances.addresses["distances"]), kind.as_pointer()), e.arguments)
+    none = m.constant(NOTHING)
+    with e.loop(0, count, e.lanes) as i:
+        x = emit(program, m, e.load_vector(out, i), m.constant(0.0))
+        e.store_vector(m.where(m.lt(x, none), none, x), out, i)
+    e.finish()
+    return compile_module(module, machine.width), distances

@@ -1,0 +1,210 @@
+"""Kernels of a distance in any form: what guesses and codes take them to be, from tables of the log of the kernel.
+
+Tables begin at a power of 2 and have so many nodes in each octave, evenly spaced: those of a number are its first bits.
+Between nodes they are linear. All estimates stay unbiased whatever tables say, as items that count are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import betainc
+
+from rfkernels.catalog.records import Table
+from rfkernels.kernels import Kernel
+
+CODED, GUESSED = 32, 8
+"""Nodes in an octave of squared distances, for what codes say of items and for what is guessed of groups."""
+
+LEVELS = 16
+"""Spreads of groups that guesses are made for."""
+
+COORDINATES = 24
+"""Coordinates on a sphere that guesses are sums over."""
+
+SPREADS = (0.5, 0.25), (1.0, 0.5), (1.5, 0.25)
+"""Squared distances from the mean that items of a group have, in its spread, and the share of each.
+
+With one alone kernels that end at some distance miss groups that lie at its edge.
+"""
+
+LEAST_HALF = 0.05
+"""The least of half the dimension of a sphere: in one dimension there are only two ends."""
+
+DROP = 10.0
+"""What the log of a kernel where that is 0 falls by in each octave of the squared distance from where it is not: items
+that codes take to be there may be elsewhere, and must be looked at. With 30 and 4 errors were larger.
+"""
+
+BELOW, MOST = 8, 64
+"""Octaves below the least spread of groups where tables begin, and how many they have at most."""
+
+ROUNDED = 4
+"""The end of tables is a multiple of so many octaves, so that calls may share them."""
+
+
+FIRST, END = -120, 120
+"""Powers of 2 that tables lie between: numbers of them fit single precision."""
+
+_KEPT = 32
+"""Tables that are kept."""
+
+
+class Profile(NamedTuple):
+    """The log of a kernel as a function of squared distances, which are multiplied by a scale.
+
+    Parameters
+    ----------
+    key : tuple
+        What tables are made for: equal ones are the same. The kernel comes first.
+    log : callable
+        From arrays of squared distances to those of logs, in float64.
+    first : int
+        The power of 2 where tables begin.
+    coded : array, shape (2, nodes)
+        Logs at nodes, and slopes from there on.
+    log_means, uneven : array, shape (nodes, LEVELS)
+        For squared distances of the mean of a cell and for spreads of groups, what `radial.guess` makes of them.
+    level, step : float
+        The log of the least of these spreads, and that of what each is of the one before it.
+    """
+
+    key: tuple[Any, ...]
+    log: Callable[[Any], Any]
+    first: int
+    coded: Any
+    log_means: Any
+    uneven: Any
+    level: float
+    step: float
+
+
+def profile_of(table: Table, kernel: Kernel, scale: float, points: Any, dim: float, edge: float) -> Profile:
+    """Return tables for a kernel, points, and items that lie on spheres of some dimension up to an edge."""
+    low, high = _spreads(table, scale)
+    return _profile(kernel, *_span(table, scale, points, low, high), low, high, dim, edge)
+
+
+@lru_cache(maxsize=_KEPT)
+def _profile(kernel: Kernel, first: int, octaves: int, low: float, high: float, dim: float, edge: float) -> Profile:
+    log, x = partial(_log, kernel), nodes(first, octaves, CODED)
+    found = log(x)
+    if np.isnan(found).any() or (found == np.inf).any():
+        bad = int(np.flatnonzero(np.isnan(found) | (found == np.inf))[0])
+        raise ValueError(
+            f"kernel must have logs below infinity, but that of {kernel.name} is {found[bad]} "
+            f"at a squared distance of {x[bad]:.6g}, scaled"
+        )
+    found = _filled(found, CODED)
+    slopes = np.stack([found[:-1], np.diff(found) / np.diff(x)])
+    level, step = float(np.log(low)), float(np.log(high / low)) / (LEVELS - 1)
+    means = _means(log, nodes(first, octaves, GUESSED), np.exp(level + step * np.arange(LEVELS)), dim, edge)
+    return Profile((kernel, first, octaves, low, high, dim, edge), log, first, slopes, *means, level, step)
+
+
+def nodes(first: int, octaves: int, steps: int) -> Any:
+    """Return where tables have nodes, the end among them."""
+    place = np.arange(octaves * steps + 1)
+    return np.ldexp(1 + place % steps / steps, first + place // steps)
+
+
+def clipped(x: Any, profile: Profile) -> Any:
+    """Return numbers that tables have."""
+    octaves = profile.coded.shape[1] // CODED
+    return np.clip(x, np.ldexp(1.0, profile.first), np.ldexp(2.0 - 2.0**-20, profile.first + octaves - 1))
+
+
+def coded(profile: Profile, squares: Any) -> tuple[Any, Any]:
+    """Return what logs are, and their slopes."""
+    x = clipped(squares, profile)
+    place, node = _place(x, profile.first, CODED)
+    value, slope = profile.coded[:, place]
+    return value + slope * (x - node), slope
+
+
+def guessed(profile: Profile, squares: Any, cell: Any, spread: Any) -> tuple[Any, Any]:
+    """Return logs of means, and of means of squares less twice those, of groups of some cells and scaled spreads."""
+    x = clipped(squares, profile)
+    place, node = _place(x, profile.first, GUESSED)
+    part = ((x - node) / np.ldexp(1.0 / GUESSED, np.frexp(x)[1] - 1))[:, None]
+    level, beyond = levels(profile, spread)
+    found = []
+    for table in (profile.log_means, profile.uneven):
+        rows = table[place] + part * (table[place + 1] - table[place])
+        found.append(rows[cell, level] + beyond * (rows[cell, level + 1] - rows[cell, level]))
+    return found[0], found[1]
+
+
+def levels(profile: Profile, spread: Any) -> tuple[Any, Any]:
+    """Return between which of the spreads some lie, and how far from the lesser one."""
+    with np.errstate(divide="ignore"):
+        at = np.clip((np.log(spread) - profile.level) / profile.step, 0, LEVELS - 1)
+    level = np.minimum(at.astype(np.int64), LEVELS - 2)
+    return level, at - level
+
+
+def _log(kernel: Kernel, squares: Any) -> Any:
+    assert kernel.profile is not None
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        return np.asarray(kernel.profile(np, np.asarray(squares, np.float64)), np.float64)
+
+
+def _spreads(table: Table, scale: float) -> tuple[float, float]:
+    """Return the least and the largest spread, scaled, that guesses are made for."""
+    spread = table.spread[table.count > 0].astype(np.float64)
+    high = max(scale * float(spread.max(initial=0)), np.finfo(np.float32).tiny)
+    low = scale * float(spread[spread > 0].min(initial=np.inf))
+    return max(min(low, high / 2), high * 2.0**-LEVELS), high
+
+
+def _span(table: Table, scale: float, points: Any, low: float, high: float) -> tuple[int, int]:
+    """Return the power of 2 where tables begin, and how many octaves they have."""
+    origin = table.means[0].astype(np.float64)
+    away = (np.sqrt(((x.astype(np.float64) - origin) ** 2).sum(1).max(initial=0)) for x in (points, table.means))
+    farthest = max(2 * (scale * float(sum(away)) ** 2 + high), np.finfo(np.float32).tiny)
+    end = -(-int(np.ceil(np.log2(min(farthest, np.finfo(np.float64).max)))) // ROUNDED) * ROUNDED
+    first = min(max(int(np.floor(np.log2(low))) - BELOW, end - MOST, FIRST), END - ROUNDED)
+    return first, max(min(end, END) - first, ROUNDED)
+
+
+def _place(x: Any, first: int, steps: int) -> tuple[Any, Any]:
+    """Return the number of the node before each of some numbers, and that node."""
+    part, exponent = np.frexp(x)
+    within = np.floor((2 * part - 1) * steps)
+    return (exponent - 1 - first) * steps + within.astype(np.int64), np.ldexp(1 + within / steps, exponent - 1)
+
+
+def _filled(logs: Any, steps: int) -> Any:
+    """Return logs that are numbers everywhere: see `DROP`."""
+    if not (logs > -np.inf).any():
+        return np.zeros_like(logs)
+    fall = (DROP / steps * np.arange(len(logs))).reshape(-1, *(1,) * (logs.ndim - 1))
+    rising = np.maximum.accumulate(logs + fall, 0) - fall
+    falling = np.maximum.accumulate((logs - fall)[::-1], 0)[::-1] + fall
+    return np.where(logs > -np.inf, logs, np.maximum(np.maximum(rising, falling), logs[logs > -np.inf].min() - 700))
+
+
+def _means(log: Callable[[Any], Any], x: Any, spread: Any, dim: float, edge: float) -> tuple[Any, Any]:
+    """Return what groups of some spreads are guessed to be, about means at some squared distances.
+
+    About the mean m of the cell, |y − p|² = |m − p|² + |y − m|² + 2 (m − p)·(y − m). The last term has the law of a
+    coordinate on a sphere up to where one of all items is expected, and the one before it differs within a group.
+    """
+    root = np.sqrt(dim)
+    ends = np.linspace(-edge, edge, COORDINATES + 1) / root
+    half = max((dim - 1) / 2, LEAST_HALF)  # ½ + z / 2 √dim is of a beta distribution
+    weights = np.diff(betainc(half, half, (1 + ends) / 2))
+    coordinates, one, two = root * (ends[1:] + ends[:-1]) / 2, None, None
+    with np.errstate(divide="ignore"):
+        for part, share in SPREADS:
+            own = part * spread
+            wide = 2 * np.sqrt(x[:, None] * own / dim)
+            for z, weight in zip(coordinates, np.log(share * weights / weights.sum()), strict=True):
+                found = log(np.maximum(x[:, None] + own + wide * z, 0))
+                one = found + weight if one is None else np.logaddexp(one, found + weight)
+                two = 2 * found + weight if two is None else np.logaddexp(two, 2 * found + weight)
+        uneven = np.where(one > -np.inf, two - 2 * np.where(one > -np.inf, one, 0), 0)
+    return _filled(one, GUESSED), np.maximum(uneven, 0)
