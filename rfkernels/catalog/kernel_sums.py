@@ -9,7 +9,7 @@ import numpy as np
 from rfkernels.catalog import engines, pilots
 from rfkernels.catalog.arguments import check_fit, takes_all
 from rfkernels.catalog.plan import Guess, deviations, draw_runs, plan, rows_of
-from rfkernels.catalog.radial import FLAT, SHARE, points_from, points_of
+from rfkernels.catalog.radial import FLAT, SHARE, Points, points_from, points_of
 from rfkernels.catalog.records import Estimate, Table
 from rfkernels.catalog.trust import trusted_error
 from rfkernels.kernels import Kernel
@@ -39,16 +39,11 @@ def _estimated(table: Table, queries: Any, kernel: Scaled, budget: int, seed: in
     norm_weight, exact = kernel.kernel.norm_weight, takes_all(table, budget)
     if norm_weight is not None and not np.isfinite(norm_weight):
         raise ValueError(f"kernel must have a finite norm_weight, but that of {kernel.kernel.name} is {norm_weight}")
-    engine, weighted = engines.choose(backend), norm_weight is not None and abs(norm_weight) >= FLAT
+    engine, given = engines.choose(backend), _points(table, queries, kernel)
     if norm_weight == 0:
         scaled = queries.astype(np.float64) * kernel.scale
         found = engine.exact(table, scaled) if exact else engine.estimate(table, scaled, budget, seed)
-    elif weighted or (kernel.kernel.profile is not None and len(table.count)):
-        given = (
-            points_of(queries, norm_weight, kernel.scale)
-            if weighted
-            else points_from(table, queries, kernel.kernel, kernel.scale)
-        )
+    elif given is not None:
         found = engine.exact_radial(table, given) if exact else engine.radial(table, given, budget, seed)
     elif exact:
         return exact_kernel_sums(table, queries, kernel)
@@ -56,6 +51,16 @@ def _estimated(table: Table, queries: Any, kernel: Scaled, budget: int, seed: in
         return kernel_sums(table, queries, kernel, budget, seed)
     check_fit(found.log_normalizer, table)
     return found
+
+
+def _points(table: Table, queries: Any, kernel: Scaled) -> Points | None:
+    """Return what a kernel is as a function of distances; None if it is none."""
+    norm_weight = kernel.kernel.norm_weight
+    if norm_weight is not None and abs(norm_weight) >= FLAT:
+        return points_of(queries, norm_weight, kernel.scale)
+    if kernel.kernel.profile is not None and len(table.count):
+        return points_from(table, queries, kernel.kernel, kernel.scale)
+    return None
 
 
 def kernel_sums(table: Table, queries: Any, kernel: Scaled, budget: int, seed: int) -> Estimate:

@@ -6,12 +6,13 @@ Between nodes they are linear. All estimates stay unbiased whatever tables say, 
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import betainc
 
 from rfkernels.catalog.records import Table
 from rfkernels.kernels import Kernel
@@ -52,6 +53,8 @@ FIRST, END = -120, 120
 _KEPT = 32
 """Tables that are kept."""
 
+_TINY = 2.0**-126
+
 
 class Profile(NamedTuple):
     """The log of a kernel as a function of squared distances, which are multiplied by a scale.
@@ -82,10 +85,35 @@ class Profile(NamedTuple):
     step: float
 
 
-def profile_of(table: Table, kernel: Kernel, scale: float, points: Any, dim: float, edge: float) -> Profile:
-    """Return tables for a kernel, points, and items that lie on spheres of some dimension up to an edge."""
-    low, high = _spreads(table, scale)
-    return _profile(kernel, *_span(table, scale, points, low, high), low, high, dim, edge)
+class Outline(NamedTuple):
+    """Where items of a table lie: spreads of groups, means of cells within some distance of a point, dimension."""
+
+    low: float
+    high: float
+    origin: Any
+    farthest: float
+    dim: float
+    edge: float
+
+
+def outline_of(table: Table, dim: float, edge: float) -> Outline:
+    """Return where items lie; on spheres of some dimension, up to an edge."""
+    spread = table.spread[table.count > 0].astype(np.float64)
+    high, low = float(spread.max(initial=0)), float(spread[spread > 0].min(initial=np.inf))
+    means = table.means.astype(np.float64)
+    farthest = float(np.sqrt(((means - means[0]) ** 2).sum(1).max()))
+    return Outline(max(min(low, high / 2), high * 2.0**-LEVELS), high, means[0], farthest, dim, edge)
+
+
+def profile_of(kernel: Kernel, items: Outline, scale: float, points: Any) -> Profile:
+    """Return tables for a kernel of squared distances, which are multiplied by a scale, from some points."""
+    high = max(scale * items.high, _TINY)
+    low, away = max(scale * items.low, high * 2.0**-LEVELS), points - items.origin
+    reach = items.farthest + float(np.sqrt(np.einsum("ij,ij->i", away, away).max(initial=0)))
+    farthest = 2 * (scale * reach * reach + high)
+    end = -(-math.frexp(min(farthest, sys.float_info.max))[1] // ROUNDED) * ROUNDED
+    first = min(max(math.frexp(low)[1] - 1 - BELOW, end - MOST, FIRST), END - ROUNDED)
+    return _profile(kernel, first, max(min(end, END) - first, ROUNDED), low, high, items.dim, items.edge)
 
 
 @lru_cache(maxsize=_KEPT)
@@ -152,24 +180,6 @@ def _log(kernel: Kernel, squares: Any) -> Any:
         return np.asarray(kernel.profile(np, np.asarray(squares, np.float64)), np.float64)
 
 
-def _spreads(table: Table, scale: float) -> tuple[float, float]:
-    """Return the least and the largest spread, scaled, that guesses are made for."""
-    spread = table.spread[table.count > 0].astype(np.float64)
-    high = max(scale * float(spread.max(initial=0)), np.finfo(np.float32).tiny)
-    low = scale * float(spread[spread > 0].min(initial=np.inf))
-    return max(min(low, high / 2), high * 2.0**-LEVELS), high
-
-
-def _span(table: Table, scale: float, points: Any, low: float, high: float) -> tuple[int, int]:
-    """Return the power of 2 where tables begin, and how many octaves they have."""
-    origin = table.means[0].astype(np.float64)
-    away = (np.sqrt(((x.astype(np.float64) - origin) ** 2).sum(1).max(initial=0)) for x in (points, table.means))
-    farthest = max(2 * (scale * float(sum(away)) ** 2 + high), np.finfo(np.float32).tiny)
-    end = -(-int(np.ceil(np.log2(min(farthest, np.finfo(np.float64).max)))) // ROUNDED) * ROUNDED
-    first = min(max(int(np.floor(np.log2(low))) - BELOW, end - MOST, FIRST), END - ROUNDED)
-    return first, max(min(end, END) - first, ROUNDED)
-
-
 def _place(x: Any, first: int, steps: int) -> tuple[Any, Any]:
     """Return the number of the node before each of some numbers, and that node."""
     part, exponent = np.frexp(x)
@@ -193,18 +203,20 @@ def _means(log: Callable[[Any], Any], x: Any, spread: Any, dim: float, edge: flo
     About the mean m of the cell, |y − p|² = |m − p|² + |y − m|² + 2 (m − p)·(y − m). The last term has the law of a
     coordinate on a sphere up to where one of all items is expected, and the one before it differs within a group.
     """
+    from scipy.special import betainc  # which takes a while to import
+
     root = np.sqrt(dim)
     ends = np.linspace(-edge, edge, COORDINATES + 1) / root
     half = max((dim - 1) / 2, LEAST_HALF)  # ½ + z / 2 √dim is of a beta distribution
     weights = np.diff(betainc(half, half, (1 + ends) / 2))
-    coordinates, one, two = root * (ends[1:] + ends[:-1]) / 2, None, None
+    coordinates = root * (ends[1:] + ends[:-1]) / 2
+    one = two = np.full((len(x), len(spread)), -np.inf)
     with np.errstate(divide="ignore"):
         for part, share in SPREADS:
             own = part * spread
             wide = 2 * np.sqrt(x[:, None] * own / dim)
             for z, weight in zip(coordinates, np.log(share * weights / weights.sum()), strict=True):
                 found = log(np.maximum(x[:, None] + own + wide * z, 0))
-                one = found + weight if one is None else np.logaddexp(one, found + weight)
-                two = 2 * found + weight if two is None else np.logaddexp(two, 2 * found + weight)
+                one, two = np.logaddexp(one, found + weight), np.logaddexp(two, 2 * found + weight)
         uneven = np.where(one > -np.inf, two - 2 * np.where(one > -np.inf, one, 0), 0)
     return _filled(one, GUESSED), np.maximum(uneven, 0)

@@ -15,8 +15,9 @@ import numpy as np
 from rfkernels.catalog import profiles, scans
 from rfkernels.catalog.codes import BLOCK, ROUNDED, cost, moved, residuals, rounded, variances
 from rfkernels.catalog.estimates import take
+from rfkernels.catalog.known import OfTables
 from rfkernels.catalog.plan import RUN, Guess, Plan, plan, uniforms
-from rfkernels.catalog.profiles import Profile
+from rfkernels.catalog.profiles import Outline, Profile, outline_of, profile_of
 from rfkernels.catalog.records import Estimate, Table
 from rfkernels.catalog.scans import CHECKED, NOTHING, Scanned, Shares, shares_in
 from rfkernels.catalog.trust import trusted_error
@@ -89,9 +90,16 @@ def points_of(queries: Any, norm_weight: float, scale: float) -> Points:
 
 def points_from(table: Table, queries: Any, kernel: Kernel, scale: float) -> Points:
     """Return what a kernel that has a profile is, where squared distances are multiplied by a scale."""
-    wide, dim = queries.astype(np.float64), dimension(table)
-    edge = edge_of(dim, float(table.count.sum()))
-    return Points(wide, scale, np.zeros(len(wide)), profiles.profile_of(table, kernel, scale, wide, dim, edge))
+    wide = queries.astype(np.float64)
+    return Points(wide, scale, np.zeros(len(wide)), profile_of(kernel, _outline(table), scale, wide))
+
+
+def _outlined(table: Table) -> Outline:
+    dim = dimension(table)
+    return outline_of(table, dim, edge_of(dim, float(table.count.sum())))
+
+
+_outline = OfTables(_outlined)
 
 
 def dimension(table: Table) -> float:

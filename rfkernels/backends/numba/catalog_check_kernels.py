@@ -7,7 +7,6 @@ from typing import Any
 
 from llvmlite import ir
 
-from rfkernels.backends.numba.catalog_kernels import splat
 from rfkernels.backends.numba.catalog_lanes import (
     Differences,
     each_lane,
@@ -16,6 +15,7 @@ from rfkernels.backends.numba.catalog_lanes import (
     larger,
     places_from,
     running,
+    splat,
     splat_long,
     uniform,
 )

@@ -7,8 +7,6 @@ the spread of g and the size of q, which is rounded.
 from __future__ import annotations
 
 import math
-import weakref
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +16,7 @@ from rfkernels.backends.numba.compiling import call, entry, jit_with
 from rfkernels.backends.numba.jit import Machine
 from rfkernels.backends.numba.records import FloatRows, Floats, Held, IntRows, view
 from rfkernels.catalog.codes import moved
+from rfkernels.catalog.known import OfTables
 from rfkernels.catalog.plan import STEPS, moments
 from rfkernels.catalog.records import Table
 from rfkernels.catalog.tops import reach
@@ -196,29 +195,16 @@ class Prepared(NamedTuple):
     reach: float
 
 
-_prepared: dict[int, tuple[tuple[Any, ...], Prepared]] = {}
-
-
-def prepared(table: Table) -> Prepared:
-    """Return what is known of a table, which is kept as long as the means of its cells are."""
-    key = id(table.means)
-    found = _prepared.get(key)
-    if found is not None and all(part() is own for part, own in zip(found[0], table, strict=True)):
-        return found[1]
+def _prepare(table: Table) -> Prepared:
     g = groups_of(table)
     away = np.arange(0) if table.codes is None else moved(table)
-    made = Prepared(g, Known(g, table.rows.nbytes), {}, {}, {}, {}, {}, away, reach(table))
-    _prepared[key] = tuple(_reference(x, key if x is table.means else None) for x in table), made
-    return made
+    return Prepared(g, Known(g, table.rows.nbytes), {}, {}, {}, {}, {}, away, reach(table))
+
+
+prepared = OfTables(_prepare)
+"""Returns what is known of a table."""
 
 
 def steps(size: float) -> int:
     """Return the largest whole number of steps that a size is not below."""
     return math.floor(STEPS * math.log2(size)) if 0 < size < np.inf else -_NOTHING - 1
-
-
-def _reference(x: Any, key: int | None) -> Callable[[], Any]:
-    """Return what returns an array as long as it is there; with the means of cells goes what is known by that key."""
-    if x is None:
-        return lambda: None
-    return weakref.ref(x) if key is None else weakref.ref(x, lambda _: _prepared.pop(key, None))

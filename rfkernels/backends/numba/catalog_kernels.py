@@ -86,13 +86,6 @@ def weight_kernels(machine: Machine, bits: int = 64) -> Code:
     return compile_module(module, machine.width, keep=True)
 
 
-def splat(b: Any, value: Any, lanes: int) -> Any:
-    """Return a value in so many lanes."""
-    kind = ir.VectorType(value.type, lanes)
-    single = b.insert_element(ir.Constant(kind, ir.Undefined), value, _I32(0))
-    return b.shuffle_vector(single, single, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
-
-
 def _masked(e: Emitter, base: Any, index: Any, mask: Any) -> Any:
     """Load a vector of which only the lanes of the mask exist, zeros elsewhere."""
     name = f"llvm.masked.load.v{e.lanes}f{e.math.bits}.p0"

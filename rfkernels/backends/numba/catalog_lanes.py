@@ -13,6 +13,43 @@ _I32 = ir.IntType(32)
 _GOLDEN, _FACTORS = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
+def splat(b: Any, value: Any, lanes: int) -> Any:
+    """Return a value in so many lanes."""
+    kind = ir.VectorType(value.type, lanes)
+    single = b.insert_element(ir.Constant(kind, ir.Undefined), value, _I32(0))
+    return b.shuffle_vector(single, single, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
+
+
+def left_out(bits: int, steps: int) -> int:
+    """Return how many bits of numbers are behind those that number so many nodes in an octave, a power of 2."""
+    return {32: 23, 64: 52}[bits] - (steps.bit_length() - 1)
+
+
+def looked_up(e: Emitter, x: Any, tables: tuple[Any, ...], steps: int) -> tuple[Any, Any]:
+    """Return what tables of so many nodes in an octave, a power of 2, have for a vector, and sizes of slopes.
+
+    Addresses of values, before which lie the least and the largest number that there are, and of slopes, and the first
+    bits of the least number.
+    """
+    b, kind, bits, lanes = e.builder, x.type, 8 * e.align, x.type.count
+    values, slopes, begin = tables
+    least, most = (splat(b, e.load(values, e.integer(j)), lanes) for j in (-2, -1))
+    x = b.select(b.fcmp_ordered(">", x, least), x, least)
+    x = b.select(b.fcmp_ordered("<", x, most), x, most)
+    whole, left = ir.VectorType(ir.IntType(bits), lanes), left_out(bits, steps)
+    shift, mask = (ir.Constant(whole, [j] * lanes) for j in (left, -1 << left))
+    pattern = b.bitcast(x, whole)
+    node, place = b.bitcast(b.and_(pattern, mask), kind), b.lshr(pattern, shift)
+    value, slope = (ir.Constant(kind, ir.Undefined) for _ in range(2))
+    for lane in range(lanes):
+        own = b.extract_element(place, _I32(lane))
+        own = b.sub(own if bits == 64 else b.zext(own, INT), begin)
+        value = b.insert_element(value, e.load(values, own), _I32(lane))
+        slope = b.insert_element(slope, e.load(slopes, own), _I32(lane))
+    size = e.call(f"llvm.fabs.v{lanes}f{bits}", kind, (slope,))
+    return b.fadd(value, b.fmul(slope, b.fsub(x, node))), size
+
+
 def integers(e: Emitter, value: int) -> Any:
     """Return a 64-bit integer that is known in every lane."""
     return ir.Constant(e.math.integer, [value] * e.lanes)

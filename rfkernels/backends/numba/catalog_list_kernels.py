@@ -7,8 +7,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from rfkernels.backends.numba.catalog_kernels import splat
-from rfkernels.backends.numba.catalog_lanes import each_lane, gathered, integers
+from rfkernels.backends.numba.catalog_lanes import each_lane, gathered, integers, splat
 from rfkernels.backends.numba.emitter import INT, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
 from rfkernels.catalog.codes import BLOCK

@@ -12,6 +12,7 @@ from llvmlite import ir
 from rfkernels.activations import Program, trace
 from rfkernels.backends.numba.catalog_groups import Groups
 from rfkernels.backends.numba.catalog_kernels import distance_kernel
+from rfkernels.backends.numba.catalog_lanes import left_out
 from rfkernels.backends.numba.compiling import jit
 from rfkernels.backends.numba.emitter import INT, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
@@ -51,7 +52,7 @@ def tables_of(table: Table, profile: Profile, factor: float, groups: int) -> Hel
     level, beyond = levels(profile, factor * table.spread.astype(np.float64))
     pad = groups - len(level)
     values, slopes = profile.coded
-    bits = int(np.array(least, dtype).view(f"i{dtype.itemsize}")) >> _left(8 * dtype.itemsize)
+    bits = int(np.array(least, dtype).view(f"i{dtype.itemsize}")) >> left_out(8 * dtype.itemsize, CODED)
     made = Tables(
         least,
         most,
@@ -66,11 +67,6 @@ def tables_of(table: Table, profile: Profile, factor: float, groups: int) -> Hel
         slopes.astype(dtype),
     )
     return Held(made, dtype)
-
-
-def _left(bits: int) -> int:
-    """Return how many bits of a number are left out where nodes of codes are numbered."""
-    return {32: 23, 64: 52}[bits] - (CODED.bit_length() - 1)
 
 
 @jit

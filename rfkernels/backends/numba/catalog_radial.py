@@ -69,7 +69,7 @@ def _choose(
     given: tuple[int, int, Any],
     point: Any,
 ) -> bool:
-    """List what a query takes, for tables, a budget, and a state of random numbers; return whether guesses are numbers."""
+    """List what a query takes, for tables, a budget and a random state; return whether guesses are numbers."""
     tables, budget, state = given
     top = _guess(g, d, v, s, a, n, i, tables, point)
     if not -np.inf < top < np.inf:
@@ -89,7 +89,7 @@ def _choose(
 
 @jit
 def _told(g: Groups, a: Aims, n: Lists, i: int, tables: int, reach: float) -> bool:
-    """Return whether codes tell enough at the nearest cell that holds items: see `rfkernels.catalog.radial.reach_of`."""
+    """Return whether codes tell enough at the nearest cell with items: see `rfkernels.catalog.radial.reach_of`."""
     nearest, slope = np.inf, 1.0
     for c in range(len(g.held)):
         if g.held[c] > 0:

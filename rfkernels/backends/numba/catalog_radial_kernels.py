@@ -26,8 +26,8 @@ def radial_kernels(machine: Machine, bits: int) -> Code:
     ``weigh`` writes what comes of these: `numbers` are how many items there are and, written, what weights are
     relative to and the largest score. `sizes` are 0 behind the last group.
 
-    ``aim``, of rows of `bits` bits: for some cells (anchor − point) weights, in whole numbers of a unit; and that unit, MIDDLE times the sum of
-    numbers, and how much rounding lets the logit of an item deviate whose step is 1.
+    ``aim``, of rows of `bits` bits: for some cells (anchor − point) weights, in whole numbers of a unit; and that unit,
+    MIDDLE times the sum of numbers, and how much rounding lets the logit of an item deviate whose step is 1.
     """
     module = ir.Module(name=f"rfkernels_catalog_radial_{bits}")
     lanes = machine.lanes(64)

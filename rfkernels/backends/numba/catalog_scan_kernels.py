@@ -13,7 +13,8 @@ from typing import Any
 
 from llvmlite import binding, ir
 
-from rfkernels.backends.numba.catalog_kernels import fetch, splat
+from rfkernels.backends.numba.catalog_kernels import fetch
+from rfkernels.backends.numba.catalog_lanes import looked_up, splat
 from rfkernels.backends.numba.emitter import INT, POINTER, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
 from rfkernels.catalog.codes import BLOCK, LARGEST, LEVELS, TOGETHER, eights, shared
@@ -176,7 +177,7 @@ class _Scan:
             own_steps = steps if e.align == 4 else b.fpext(steps, kind)
             scaled = b.fmul(b.fmul(b.sitofp(total, kind), factor), own_steps)
             if self.looked_up:
-                own, slope = self._found(b.fadd(scaled, base), given[5:])
+                own, slope = looked_up(e, b.fadd(scaled, base), given[5:], CODED)
                 steps = b.fmul(b.fmul(own_steps, splat(b, given[4], self.lanes)), slope)
                 own = b.fsub(own, self._tempered(steps))
             elif self.each:
@@ -198,28 +199,6 @@ class _Scan:
         square, most = b.fmul(off, off), ir.Constant(kind, [UNSURE] * self.lanes)
         square = b.select(b.fcmp_ordered("<", square, most), square, most)
         return b.fmul(square, ir.Constant(kind, [TEMPERED] * self.lanes))
-
-    def _found(self, squares: Any, tables: tuple[Any, ...]) -> tuple[Any, Any]:
-        """Return what tables have for squares, and the size of slopes."""
-        e, b, kind = self.e, self.e.builder, squares.type
-        values, slopes, begin = tables
-        least, most = (splat(b, e.load(values, e.integer(j)), self.lanes) for j in (-2, -1))
-        x = b.select(b.fcmp_ordered(">", squares, least), squares, least)
-        x = b.select(b.fcmp_ordered("<", x, most), x, most)
-        bits = 8 * e.align
-        whole = ir.VectorType(ir.IntType(bits), self.lanes)
-        left = (23 if bits == 32 else 52) - CODED.bit_length() + 1
-        pattern = b.bitcast(x, whole)
-        shift, mask = (ir.Constant(whole, [j] * self.lanes) for j in (left, -1 << left))
-        node = b.bitcast(b.and_(pattern, mask), kind)
-        place = b.lshr(pattern, shift)
-        value, slope = (ir.Constant(kind, ir.Undefined) for _ in range(2))
-        for lane in range(self.lanes):
-            own = b.sub(_wide(b, b.extract_element(place, _I32(lane))), begin)
-            value = b.insert_element(value, e.load(values, own), _I32(lane))
-            slope = b.insert_element(slope, e.load(slopes, own), _I32(lane))
-        size = e.call(f"llvm.fabs.v{self.lanes}f{bits}", kind, (slope,))
-        return b.fadd(value, b.fmul(slope, b.fsub(x, node))), size
 
     def _narrowed(self, wide: Any) -> Any:
         """Return a vector of elements, whose largest is that of steps."""
@@ -378,10 +357,6 @@ def _number(e: Emitter, k: Any) -> Any:
 
 def _ones(kind: Any) -> Any:
     return ir.Constant(kind, [1] * kind.count)
-
-
-def _wide(b: Any, x: Any) -> Any:
-    return x if x.type == INT else b.zext(x, INT)
 
 
 def _flags(lanes: int) -> Any:
