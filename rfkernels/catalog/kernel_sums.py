@@ -49,6 +49,12 @@ def _estimated(table: Table, queries: Any, kernel: Scaled, budget: int, seed: in
         return exact_kernel_sums(table, queries, kernel)
     else:
         return kernel_sums(table, queries, kernel, budget, seed)
+    if given is not None and given.profile is not None and not (found.log_normalizer < np.inf).all():
+        bad = int(np.argmin(found.log_normalizer < np.inf))
+        raise ValueError(
+            f"kernel must have logs below infinity, but the sum of {kernel.kernel.name} for query {bad} has the log "
+            f"{found.log_normalizer[bad]}"
+        )
     check_fit(found.log_normalizer, table)
     return found
 

@@ -109,7 +109,8 @@ def profile_of(kernel: Kernel, items: Outline, scale: float, points: Any) -> Pro
     """Return tables for a kernel of squared distances, which are multiplied by a scale, from some points."""
     high = max(scale * items.high, _TINY)
     low, away = max(scale * items.low, high * 2.0**-LEVELS), points - items.origin
-    reach = items.farthest + float(np.sqrt(np.einsum("ij,ij->i", away, away).max(initial=0)))
+    with np.errstate(over="ignore"):
+        reach = items.farthest + float(np.sqrt((away * away).sum(1).max(initial=0)))
     farthest = 2 * (scale * reach * reach + high)
     end = -(-math.frexp(min(farthest, sys.float_info.max))[1] // ROUNDED) * ROUNDED
     first = min(max(math.frexp(low)[1] - 1 - BELOW, end - MOST, FIRST), END - ROUNDED)
@@ -177,7 +178,13 @@ def levels(profile: Profile, spread: Any) -> tuple[Any, Any]:
 def _log(kernel: Kernel, squares: Any) -> Any:
     assert kernel.profile is not None
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        return np.asarray(kernel.profile(np, np.asarray(squares, np.float64)), np.float64)
+        found = np.asarray(kernel.profile(np, np.asarray(squares, np.float64)), np.float64)
+    if found.shape not in ((), np.shape(squares)):
+        raise ValueError(
+            f"kernel must have a profile that returns a log for each squared distance, but that of {kernel.name} "
+            f"returned shape {found.shape} for {np.shape(squares)}"
+        )
+    return np.broadcast_to(found, np.shape(squares))
 
 
 def _place(x: Any, first: int, steps: int) -> tuple[Any, Any]:
