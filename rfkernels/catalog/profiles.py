@@ -26,7 +26,7 @@ LEVELS = 16
 COORDINATES = 24
 """Coordinates on a sphere that guesses are sums over."""
 
-SPREADS = (0.5, 0.25), (1.0, 0.5), (1.5, 0.25)
+SPREADS = (0.25, 0.15), (0.6, 0.2), (1.0, 0.3), (1.4, 0.2), (1.75, 0.15)
 """Squared distances from the mean that items of a group have, in its spread, and the share of each.
 
 With one alone kernels that end at some distance miss groups that lie at its edge.
@@ -216,14 +216,14 @@ def _means(log: Callable[[Any], Any], x: Any, spread: Any, dim: float, edge: flo
     ends = np.linspace(-edge, edge, COORDINATES + 1) / root
     half = max((dim - 1) / 2, LEAST_HALF)  # ½ + z / 2 √dim is of a beta distribution
     weights = np.diff(betainc(half, half, (1 + ends) / 2))
-    coordinates = root * (ends[1:] + ends[:-1]) / 2
-    one = two = np.full((len(x), len(spread)), -np.inf)
+    coordinates, parts = root * (ends[1:] + ends[:-1]) / 2, np.array(SPREADS)
+    own = parts[:, :1, None, None] * spread
+    wide = 2 * np.sqrt(x[:, None]) * np.sqrt(own / dim)
+    found = log(np.maximum(x[:, None] + own + wide * coordinates[:, None, None], 0)).reshape(-1, len(x), len(spread))
+    share = np.outer(parts[:, 1], weights / weights.sum()).ravel()
+    top = found.max(0)
+    some = top > -np.inf
+    each = np.exp(found - np.where(some, top, 0))
     with np.errstate(divide="ignore"):
-        for part, share in SPREADS:
-            own = part * spread
-            wide = 2 * np.sqrt(x[:, None] * own / dim)
-            for z, weight in zip(coordinates, np.log(share * weights / weights.sum()), strict=True):
-                found = log(np.maximum(x[:, None] + own + wide * z, 0))
-                one, two = np.logaddexp(one, found + weight), np.logaddexp(two, 2 * found + weight)
-        uneven = np.where(one > -np.inf, two - 2 * np.where(one > -np.inf, one, 0), 0)
-    return _filled(one, GUESSED), np.maximum(uneven, 0)
+        one, two = (np.log(np.tensordot(share, power, 1)) for power in (each, each * each))
+    return _filled(top + one, GUESSED), np.where(some, np.maximum(two - 2 * np.where(some, one, 0), 0), 0)

@@ -17,7 +17,7 @@ from rfkernels.catalog.codes import BLOCK, cost, logits_of, moved, rounded, vari
 from rfkernels.catalog.plan import FEWEST_RUNS, Plan, draw_runs, guess, plan, rows_of, sizes, uniforms
 from rfkernels.catalog.plan import rounded as rounded_sizes
 from rfkernels.catalog.records import Table
-from rfkernels.catalog.trust import trusted_error
+from rfkernels.catalog.trust import trusted_error, widening
 
 DEVIATIONS = 1.5, 7.0
 """Of logits within cells: from the first on few items make up most of a sum, and above all they must be met.
@@ -249,7 +249,9 @@ def summed(
     if len(seen.begins):
         own = trusted_error(np.add.reduceat(parts, seen.begins) / total, log, chosen)
     pairs = others[: len(others) // 2 * 2].reshape(-1, 2)
-    square = ((pairs[:, 0] - pairs[:, 1]) ** 2).sum() * len(others) / max(pairs.size, 1)
+    squares = (pairs[:, 0] - pairs[:, 1]) ** 2
+    apart = float(squares.sum())
+    square = apart * widening(apart, float((squares**2).sum())) * len(others) / max(pairs.size, 1)
     if len(others) == 1:  # nothing to compare it with
         square = others[0] ** 2
     return log, float(np.hypot(own, np.sqrt(square) / total)), len(taken)

@@ -18,12 +18,20 @@ from rfkernels.backends.numba.compiling import call, entry, jit, up
 from rfkernels.backends.numba.records import view, view_like
 from rfkernels.catalog.codes import BLOCK, LARGEST, MIDDLE, TOGETHER
 from rfkernels.catalog.scans import NOTHING, RESOLVED, ROUNDS, SMALLEST
+from rfkernels.catalog.trust import WIDER
 
 _BELOW, _ABOVE = 40.0, 10.0
 """How far from the guess the largest logit may lie: sums of weights relative to it then fit single precision."""
 
 Scan = tuple[int, int, int]
 """Addresses of a kernel that reads codes, and of what it knows of queries, and a number."""
+
+
+@jit
+def _widening(square: float, fourth: float) -> float:
+    """Return what a variance is multiplied by, as `rfkernels.catalog.trust.widening` has it."""
+    few = min(fourth / square**2, 1.0) if 0 < fourth < np.inf and 0 < square**2 < np.inf else 1.0
+    return (1 + few * (WIDER[0] + few * (WIDER[1] + few * WIDER[2]))) ** 2
 
 
 @jit
@@ -139,7 +147,7 @@ def _check(r: Rules, k: Looks, chosen: tuple[int, int, float], query: Any) -> tu
     large, others, distance = chosen
     end = large + others
     check_dots(r, k, end, query)
-    more, square, before = 0.0, 0.0, 0.0
+    more, square, fourth, before = 0.0, 0.0, 0.0, 0.0
     for j in range(large, end):
         place = k.found[j]
         m, near, logit, right = place // BLOCK, float(k.weights[place]), float(k.exact[j]), float(k.right[j])
@@ -148,10 +156,11 @@ def _check(r: Rules, k: Looks, chosen: tuple[int, int, float], query: Any) -> tu
         own = distance * off / size if size > 0 else 0.0
         more += own
         if (j - large) % 2 == 1:
-            square += (own - before) ** 2
+            step = (own - before) ** 2
+            square, fourth = square + step, fourth + step**2
         before = own
     pairs = others // 2
-    return more, square * others / (2 * pairs) if pairs > 0 else before**2
+    return more, square * _widening(square, fourth) * others / (2 * pairs) if pairs > 0 else before**2
 
 
 @jit
