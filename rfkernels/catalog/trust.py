@@ -16,8 +16,8 @@ WIDER = (
     (5 * _FAR**4 + 16 * _FAR**2 + 3) / 96,
     (3 * _FAR**6 + 19 * _FAR**4 + 17 * _FAR**2 - 15) / 384,
 )
-"""What 95 % of numbers of Student's distribution with n degrees of freedom lie within, relative to normal ones: about 1 +
-these over n, n² and n³ (Abramowitz and Stegun, Handbook of mathematical functions, 26.7.5).
+"""What 95 % of numbers of Student's distribution with n degrees of freedom lie within, relative to normal ones: about 1
++ these over n, n² and n³ (Abramowitz and Stegun, Handbook of mathematical functions, 26.7.5).
 """
 
 FEW = 4.0
