@@ -35,37 +35,51 @@ STEP = 250
 Exact = Callable[[Array], Array]
 Clock = Callable[[], float]
 Call = Callable[[], Any]
+Weigh = Callable[[Array], Array]
 
 
-def sums(queries: Array, items: Array) -> Array:
-    """Return Σ exp(q·y), in float32 and without a shift: less work than a computation that cannot overflow."""
-    logits = queries @ items.T
-    np.exp(logits, out=logits)
-    return np.asarray(logits.sum(1))
+def exponentials(logits: Array) -> Array:
+    """Return exp of logits, in their place."""
+    return np.asarray(np.exp(logits, out=logits))
 
 
-def exact(items: Array, chunk: int, threads: int) -> Exact:
+def sums(queries: Array, items: Array, weigh: Weigh) -> Array:
+    """Return sums of weights of q·y, in float32 and without a shift: less work than what cannot overflow."""
+    return np.asarray(weigh(queries @ items.T).sum(1))
+
+
+def exact(items: Array, chunk: int, threads: int, weigh: Weigh = exponentials) -> Exact:
     """Return exact log Z as NumPy computes it, a chunk of items at a time, with so many threads over chunks.
 
     With one, the threads of the product are those that the process allows.
     """
     chunks = [items[i : i + chunk] for i in range(0, len(items), chunk)]
     if threads == 1:
-        return lambda queries: np.asarray(np.log(sum(sums(queries, y) for y in chunks)))
+        return lambda queries: _log(sum(sums(queries, y, weigh) for y in chunks))
     pool, blas = ThreadPoolExecutor(threads), threadpoolctl.ThreadpoolController()
 
     def log_normalizer(queries: Array) -> Array:
         with blas.limit(limits=1):
-            return np.asarray(np.log(sum(pool.map(partial(sums, queries), chunks))))
+            return _log(sum(pool.map(partial(sums, queries, weigh=weigh), chunks)))
 
     return log_normalizer
 
 
-def fastest_exact(items: Array, queries: Array, threads: int, clock: Clock = time.perf_counter) -> tuple[str, Exact]:
+def _log(x: Any) -> Array:
+    """Return logs, −∞ of sums that are 0 in single precision."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(x))
+
+
+def fastest_exact(
+    items: Array, queries: Array, threads: int, clock: Clock = time.perf_counter, weigh: Weigh = exponentials
+) -> tuple[str, Exact]:
     """Return the fastest of NumPy's ways for such queries, and what it is."""
-    ways = {f"{chunk:,} items at a time": exact(items, chunk, 1) for chunk in CHUNKS}
+    ways = {f"{chunk:,} items at a time": exact(items, chunk, 1, weigh) for chunk in CHUNKS}
     if threads > 1:
-        ways |= {f"{chunk:,} items at a time, threads over these": exact(items, chunk, threads) for chunk in CHUNKS}
+        ways |= {
+            f"{chunk:,} items at a time, threads over these": exact(items, chunk, threads, weigh) for chunk in CHUNKS
+        }
     took = interleave({name: timed(partial(way, queries), 0, clock) for name, way in ways.items()}, 3)
     best = min(took, key=lambda name: min(took[name]))
     return best, ways[best]

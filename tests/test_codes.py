@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from both_plans import assert_as_specified
-from scipy.special import logsumexp
+from scipy.special import logsumexp, stdtrit
 
 from rfkernels.backends.numba import catalog as compiled
 from rfkernels.backends.numba import (
@@ -21,7 +21,7 @@ from rfkernels.backends.numba import (
     catalog_looks,
     catalog_scan_kernels,
 )
-from rfkernels.catalog import Catalog, codes, estimates, scans
+from rfkernels.catalog import Catalog, codes, estimates, scans, trust
 from rfkernels.catalog.building import encode
 from rfkernels.catalog.codes import BLOCK
 from rfkernels.catalog.plan import _GOLDEN, _mix, uniforms
@@ -499,3 +499,11 @@ def kernel(name: str, parameters: int, bits: int = 64) -> Any:
 
 def address(x: Any) -> int:
     return int(x.ctypes.data)
+
+
+def test_few_differences_are_judged_as_student_has_it() -> None:
+    for n in (2, 3, 5, 10, 50):
+        expected = (stdtrit(n, 0.975) / stdtrit(1e9, 0.975)) ** 2
+        assert trust.widening(float(n), float(n)) == pytest.approx(expected, rel=0.07)
+    assert trust.widening(0.0, 0.0) == trust.widening(1.0, 1.0) == trust.widening(1e-200, 0.0) > 20
+    assert trust.widening(4.0, 1e-30) == pytest.approx(1)

@@ -339,8 +339,8 @@ class Catalog:
         scale : float, default 1
             Multiplies q·y, |q|² and |y|².
         budget, error, full, rng, backend
-            As in `log_normalizer`, but NumPy sums kernels without a `Kernel.norm_weight`; a query whose pilot met no
-            kernel but zeros is computed exactly.
+            As in `log_normalizer`, but NumPy sums kernels with neither `Kernel.norm_weight` nor `Kernel.profile`; a
+            query whose pilot met no kernel but zeros is computed exactly.
 
         Returns
         -------
@@ -350,7 +350,7 @@ class Catalog:
         Raises
         ------
         TypeError, ValueError
-            If arguments do not fit together, or the kernel can be negative.
+            If arguments do not fit together, or the kernel can be negative, infinite, or no number.
         """
         given = check_queries(queries, self.table)
         check_real("scale", scale)
