@@ -43,6 +43,11 @@ class Kernel:
     sign: LogKernel | None = None
     profile: LogProfile | None = None
 
+    def __post_init__(self) -> None:
+        if self.profile is None or (callable(self.profile) and isinstance(self.profile, Hashable)):
+            return
+        raise TypeError(f"profile must be a function profile(xp, squared) that can be hashed, got {self.profile!r}")
+
     @classmethod
     def of_distance(cls, name: str, profile: LogProfile) -> Kernel:
         """Return the kernel exp(profile(|x − y|²)).
@@ -53,7 +58,8 @@ class Kernel:
             What it is called in tables and errors.
         profile : callable
             ``profile(xp, squared)``: the log of the kernel from |x − y|², elementwise, −inf where the kernel is 0. With
-            arithmetic, comparisons and the functions that activations may use alone, it runs on every backend.
+            arithmetic, comparisons and the functions that activations may use alone, it runs on every backend. What it
+            returns must not change: tables and code that are made of it are kept.
 
         Returns
         -------
@@ -63,7 +69,7 @@ class Kernel:
         Raises
         ------
         TypeError
-            If the profile cannot be called, or not be hashed.
+            If the profile is not a function, or cannot be hashed.
 
         Examples
         --------
@@ -75,9 +81,10 @@ class Kernel:
         ...     return xp.where(inside, xp.log(xp.where(inside, 1 - squared, 1)), -float("inf"))
         >>> kernel = rfk.Kernel.of_distance("epanechnikov", profile)
         """
-        if not callable(profile) or not isinstance(profile, Hashable):
-            raise TypeError(f"profile must be a function profile(xp, squared) that can be hashed, got {profile!r}")
-        return cls(name, _OfDistance(profile), profile=profile)
+        made = cls(name, _OfDistance(profile), profile=profile)
+        if profile is None:
+            raise TypeError("profile must be a function profile(xp, squared), got None")
+        return made
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def logits_of(table: Table, query: Any, rows: Any, cells: Any, cell_logits: Any)
 def variances(table: Table, rows: Any, given: Rounded) -> Any:
     """Return how much rounding lets what codes say vary: steps are equally likely to be missed by any part of one."""
     step = steps(table.codes, table.rows.shape[1])[rows // BLOCK, rows % BLOCK]
-    return step**2 * (given.unit**2 * (given.numbers @ given.numbers) / 12)
+    return step**2 * (given.unit * given.unit * (given.numbers @ given.numbers) / 12)
 
 
 def steps(codes: Any, dim: int) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels.catalog.records import Table
-from rfkernels.kernels import Kernel
+from rfkernels.kernels import Kernel, LogProfile
 
 CODED, GUESSED = 32, 8
 """Nodes in an octave of squared distances, for what codes say of items and for what is guessed of groups."""
@@ -35,10 +35,24 @@ With one alone kernels that end at some distance miss groups that lie at its edg
 LEAST_HALF = 0.05
 """The least of half the dimension of a sphere: in one dimension there are only two ends."""
 
+LEAST_EDGE = 2.0**-20
+"""The least number of deviations that items lie apart: where there is one alone, they do not."""
+
 DROP = 10.0
 """What the log of a kernel where that is 0 falls by in each octave of the squared distance from where it is not: items
 that codes take to be there may be elsewhere, and must be looked at. With 30 and 4 errors were larger.
 """
+
+OFF = 0.4
+"""How much squares are off as codes have them, relative to them and to 1 / √dimension: by steps of codes, and by what
+|y − m|² is within a group.
+"""
+
+FARTHEST, LESS = 4.0, 2.0
+"""Up to how many deviations items are seen to as they might be, and by how much in the log they count for less."""
+
+SMALL = 10.0
+"""What items weigh less by, in the log, that all together change nothing in single precision but its last digits."""
 
 BELOW, MOST = 8, 64
 """Octaves below the least spread of groups where tables begin, and how many they have at most."""
@@ -62,13 +76,15 @@ class Profile(NamedTuple):
     Parameters
     ----------
     key : tuple
-        What tables are made for: equal ones are the same. The kernel comes first.
+        What tables are made for, the name of the kernel and its profile first: equal ones are the same.
     log : callable
         From arrays of squared distances to those of logs, in float64.
     first : int
         The power of 2 where tables begin.
-    coded : array, shape (2, nodes)
-        Logs at nodes, and slopes from there on.
+    coded : array, shape (3, nodes)
+        Logs at nodes, slopes from there on, and sizes of slopes as far as codes are off.
+    plain : array, shape (2, nodes)
+        Logs at nodes as they are, and by how much they change there as squares do by a part of themselves.
     log_means, uneven : array, shape (nodes, LEVELS)
         For squared distances of the mean of a cell and for spreads of groups, what `radial.guess` makes of them.
     level, step : float
@@ -79,6 +95,7 @@ class Profile(NamedTuple):
     log: Callable[[Any], Any]
     first: int
     coded: Any
+    plain: Any
     log_means: Any
     uneven: Any
     level: float
@@ -114,24 +131,32 @@ def profile_of(kernel: Kernel, items: Outline, scale: float, points: Any) -> Pro
     farthest = 2 * (scale * reach * reach + high)
     end = -(-math.frexp(min(farthest, sys.float_info.max))[1] // ROUNDED) * ROUNDED
     first = min(max(math.frexp(low)[1] - 1 - BELOW, end - MOST, FIRST), END - ROUNDED)
-    return _profile(kernel, first, max(min(end, END) - first, ROUNDED), low, high, items.dim, items.edge)
+    span = first, max(min(end, END) - first, ROUNDED)
+    assert kernel.profile is not None
+    return _profile(kernel.name, kernel.profile, *span, low, high, items.dim, items.edge)
 
 
 @lru_cache(maxsize=_KEPT)
-def _profile(kernel: Kernel, first: int, octaves: int, low: float, high: float, dim: float, edge: float) -> Profile:
-    log, x = partial(_log, kernel), nodes(first, octaves, CODED)
+def _profile(
+    name: str, profile: LogProfile, first: int, octaves: int, low: float, high: float, dim: float, edge: float
+) -> Profile:
+    log, x = partial(_log, name, profile), nodes(first, octaves, CODED)
     found = log(x)
     if np.isnan(found).any() or (found == np.inf).any():
         bad = int(np.flatnonzero(np.isnan(found) | (found == np.inf))[0])
         raise ValueError(
-            f"kernel must have logs below infinity, but that of {kernel.name} is {found[bad]} "
+            f"kernel must have logs below infinity, but that of {name} is {found[bad]} "
             f"at a squared distance of {x[bad]:.6g}, scaled"
         )
-    found = _filled(found, CODED)
-    slopes = np.stack([found[:-1], np.diff(found) / np.diff(x)])
+    filled = _filled(found, CODED)
+    change = np.pad(np.abs(np.diff(filled) / np.diff(np.log(x))), 1)
+    plain = np.stack([filled, np.maximum(change[:-1], change[1:])])
+    found = _widened(filled, dim)
+    slopes = np.stack([found[:-1], np.diff(found) / np.diff(x), _steep(found, x, dim)[:-1]])
     level, step = float(np.log(low)), float(np.log(high / low)) / (LEVELS - 1)
     means = _means(log, nodes(first, octaves, GUESSED), np.exp(level + step * np.arange(LEVELS)), dim, edge)
-    return Profile((kernel, first, octaves, low, high, dim, edge), log, first, slopes, *means, level, step)
+    key = name, profile, first, octaves, low, high, dim, edge
+    return Profile(key, log, first, slopes, plain, *means, level, step)
 
 
 def nodes(first: int, octaves: int, steps: int) -> Any:
@@ -147,11 +172,11 @@ def clipped(x: Any, profile: Profile) -> Any:
 
 
 def coded(profile: Profile, squares: Any) -> tuple[Any, Any]:
-    """Return what logs are, and their slopes."""
+    """Return what logs are taken to be, and sizes of their slopes."""
     x = clipped(squares, profile)
     place, node = _place(x, profile.first, CODED)
-    value, slope = profile.coded[:, place]
-    return value + slope * (x - node), slope
+    value, slope, steep = profile.coded[:, place]
+    return value + slope * (x - node), steep
 
 
 def guessed(profile: Profile, squares: Any, cell: Any, spread: Any) -> tuple[Any, Any]:
@@ -175,16 +200,27 @@ def levels(profile: Profile, spread: Any) -> tuple[Any, Any]:
     return level, at - level
 
 
-def _log(kernel: Kernel, squares: Any) -> Any:
-    assert kernel.profile is not None
+def sensitivity(profile: Profile, sums: Any, items: int) -> Any:
+    """Return by how much logs of sums over so many items may be off, relative to how much squared distances are.
+
+    Items that weigh less than a sum divided by their number and e^SMALL have no part in it.
+    """
+    logs, change = profile.plain
+    order = np.argsort(logs)
+    most = np.maximum.accumulate(change[order][::-1])[::-1]
+    place = np.searchsorted(logs[order], np.nan_to_num(sums, nan=-np.inf) - np.log(items) - SMALL)
+    return np.where(np.isnan(sums), np.nan, np.append(most, 0.0)[place])
+
+
+def _log(name: str, profile: LogProfile, squares: Any) -> Any:
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        found = np.asarray(kernel.profile(np, np.asarray(squares, np.float64)), np.float64)
-    if found.shape not in ((), np.shape(squares)):
+        found = np.asarray(profile(np, np.asarray(squares, np.float64)))
+    if found.shape not in ((), np.shape(squares)) or found.dtype.kind not in "fiu":
         raise ValueError(
-            f"kernel must have a profile that returns a log for each squared distance, but that of {kernel.name} "
-            f"returned shape {found.shape} for {np.shape(squares)}"
+            f"kernel must have a profile that returns a real log for each squared distance, but that of {name} "
+            f"returned shape {found.shape} of {found.dtype} for {np.shape(squares)}"
         )
-    return np.broadcast_to(found, np.shape(squares))
+    return np.broadcast_to(found.astype(np.float64), np.shape(squares))
 
 
 def _place(x: Any, first: int, steps: int) -> tuple[Any, Any]:
@@ -204,6 +240,23 @@ def _filled(logs: Any, steps: int) -> Any:
     return np.where(logs > -np.inf, logs, np.maximum(np.maximum(rising, falling), logs[logs > -np.inf].min() - 700))
 
 
+def _widened(logs: Any, dim: float) -> Any:
+    """Return logs of no less than those of squares that codes may be off by, in proportion: see `OFF`."""
+    reach = int(np.ceil(FARTHEST * OFF / np.sqrt(dim) * CODED / np.log(2)))
+    padded, found = np.pad(logs, reach, constant_values=-np.inf), logs
+    for step in range(-reach, reach + 1):
+        deviations = step * np.log(2) / CODED / (OFF / np.sqrt(dim))
+        found = np.maximum(found, padded[reach + step : reach + step + len(logs)] - deviations**2 / 2 - LESS)
+    return found
+
+
+def _steep(logs: Any, x: Any, dim: float) -> Any:
+    """Return sizes of slopes between squares that codes may take for each other."""
+    place, reach = np.arange(len(logs)), max(1, round(OFF / np.sqrt(dim) * CODED / np.log(2)))
+    low, high = np.maximum(place - reach, 0), np.minimum(place + reach, len(logs) - 1)
+    return np.abs((logs[high] - logs[low]) / (x[high] - x[low]))
+
+
 def _means(log: Callable[[Any], Any], x: Any, spread: Any, dim: float, edge: float) -> tuple[Any, Any]:
     """Return what groups of some spreads are guessed to be, about means at some squared distances.
 
@@ -213,7 +266,7 @@ def _means(log: Callable[[Any], Any], x: Any, spread: Any, dim: float, edge: flo
     from scipy.special import betainc  # which takes a while to import
 
     root = np.sqrt(dim)
-    ends = np.linspace(-edge, edge, COORDINATES + 1) / root
+    ends = np.linspace(-1, 1, COORDINATES + 1) * (max(edge, LEAST_EDGE) / root)
     half = max((dim - 1) / 2, LEAST_HALF)  # ½ + z / 2 √dim is of a beta distribution
     weights = np.diff(betainc(half, half, (1 + ends) / 2))
     coordinates, parts = root * (ends[1:] + ends[:-1]) / 2, np.array(SPREADS)

@@ -195,7 +195,7 @@ def one_radial_sum(table: Table, given: Points, budget: int, seed: int, place: i
     slope = 1.0 if given.profile is None else profiles.coded(given.profile, nearest)[1]
     if spent is not None and slope**2 * nearest <= reach_of(table, given.factor):
         log, error, dots = _by_codes(table, point, given, spent, seed, place)
-    if not np.isfinite(log):
+    if np.isnan(log):
         log, error, dots = _by_rows(table, point, given, budget, seed, place)
     log = log if given.profile is None else float(ended(log))
     return log + float(given.constant[place]), error, dots

@@ -232,8 +232,8 @@ def summed(
     checks = choose(weight * size, count, at)
     taken = np.concatenate([checks.large, checks.others])
     exact, large = products(seen.rows[taken]), len(checks.large)
-    if (exact == NOTHING).all():
-        return np.nan, np.nan, len(taken)
+    if (exact == NOTHING).all():  # what codes say beside that is noise
+        return -np.inf, np.inf, len(taken)
     with np.errstate(over="ignore", invalid="ignore"):
         right = np.exp(exact - top)
         off = (right - near[taken] - slope[taken] * (exact - seen.logits[taken]))[large:]

@@ -26,13 +26,14 @@ def left_out(bits: int, steps: int) -> int:
 
 
 def looked_up(e: Emitter, x: Any, tables: tuple[Any, ...], steps: int) -> tuple[Any, Any]:
-    """Return what tables of so many nodes in an octave, a power of 2, have for a vector, and sizes of slopes.
+    """Return what tables of so many nodes in an octave, a power of 2, have for a vector: values, and sizes of slopes.
 
-    Addresses of values, before which lie the least and the largest number that there are, and of slopes, and the first
-    bits of the least number.
+    Addresses of values, before which lie the least and the largest number that there are, of slopes between nodes, and
+    of their sizes; and the first bits of the least number.
     """
     b, kind, bits, lanes = e.builder, x.type, 8 * e.align, x.type.count
-    values, slopes, begin = tables
+    *addresses, begin = tables
+    values = addresses[0]
     least, most = (splat(b, e.load(values, e.integer(j)), lanes) for j in (-2, -1))
     x = b.select(b.fcmp_ordered(">", x, least), x, least)
     x = b.select(b.fcmp_ordered("<", x, most), x, most)
@@ -40,14 +41,14 @@ def looked_up(e: Emitter, x: Any, tables: tuple[Any, ...], steps: int) -> tuple[
     shift, mask = (ir.Constant(whole, [j] * lanes) for j in (left, -1 << left))
     pattern = b.bitcast(x, whole)
     node, place = b.bitcast(b.and_(pattern, mask), kind), b.lshr(pattern, shift)
-    value, slope = (ir.Constant(kind, ir.Undefined) for _ in range(2))
+    found = [ir.Constant(kind, ir.Undefined)] * 3
     for lane in range(lanes):
         own = b.extract_element(place, _I32(lane))
         own = b.sub(own if bits == 64 else b.zext(own, INT), begin)
-        value = b.insert_element(value, e.load(values, own), _I32(lane))
-        slope = b.insert_element(slope, e.load(slopes, own), _I32(lane))
-    size = e.call(f"llvm.fabs.v{lanes}f{bits}", kind, (slope,))
-    return b.fadd(value, b.fmul(slope, b.fsub(x, node))), size
+        loaded = [e.load(address, own) for address in addresses]
+        found = [b.insert_element(y, new, _I32(lane)) for y, new in zip(found, loaded, strict=True)]
+    value, slope, steep = found
+    return b.fadd(value, b.fmul(slope, b.fsub(x, node))), steep
 
 
 def integers(e: Emitter, value: int) -> Any:

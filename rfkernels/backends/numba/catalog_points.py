@@ -182,7 +182,7 @@ def _new_aims(groups: int, cells: int, pad: int, dtype: Any) -> Aims:
         *np.zeros((2, cells), dtype),
         np.zeros(cells * pad, np.int8),
         *np.zeros((3, cells), np.int32),
-        np.zeros(8, np.int64),
+        np.zeros(9, np.int64),
     ]
     return Aims._make(made)
 

@@ -21,15 +21,15 @@ from rfkernels.backends.numba.records import Elements, FloatRows, Floats, Held, 
 from rfkernels.catalog.profiles import CODED, GUESSED, LEVELS, Profile, clipped, levels
 from rfkernels.catalog.records import Table
 from rfkernels.catalog.scans import NOTHING
-from rfkernels.kernels import Kernel
+from rfkernels.kernels import LogProfile
 
 
 class Tables(NamedTuple):
     """What is looked up for a kernel, and where groups of a table lie in it.
 
     `least` and `most` are the numbers that tables have, from 2 to the power of `first` on. Of groups, `level` is the
-    spread before that of each, and `beyond` how far from it that is. `slopes` are those of codes, which `values` and
-    `steep` are for; before the values lie `least` and `most`, and `begin` is what the first bits of `least` are.
+    spread before that of each, and `beyond` how far from it that is. For codes are `values`, before which lie `least`
+    and `most`, `slopes` and `steep`, which `wide_steep` is in float64; `begin` is what the first bits of `least` are.
     """
 
     least: float
@@ -40,8 +40,9 @@ class Tables(NamedTuple):
     uneven: FloatRows
     level: Ints
     beyond: Floats
-    slopes: Floats
+    wide_steep: Floats
     values: Elements
+    slopes: Elements
     steep: Elements
 
 
@@ -51,7 +52,7 @@ def tables_of(table: Table, profile: Profile, factor: float, groups: int) -> Hel
     least, most = (float(clipped(x, profile)) for x in (0.0, np.inf))
     level, beyond = levels(profile, factor * table.spread.astype(np.float64))
     pad = groups - len(level)
-    values, slopes = profile.coded
+    values, slopes, steep = profile.coded
     bits = int(np.array(least, dtype).view(f"i{dtype.itemsize}")) >> left_out(8 * dtype.itemsize, CODED)
     made = Tables(
         least,
@@ -62,9 +63,10 @@ def tables_of(table: Table, profile: Profile, factor: float, groups: int) -> Hel
         np.ascontiguousarray(profile.uneven),
         np.pad(level.astype(np.int32), (0, pad)),
         np.pad(beyond, (0, pad)),
-        np.ascontiguousarray(slopes),
+        np.ascontiguousarray(steep),
         np.concatenate([[least, most], values]).astype(dtype),
         slopes.astype(dtype),
+        steep.astype(dtype),
     )
     return Held(made, dtype)
 
@@ -91,19 +93,17 @@ def look_up(g: Groups, t: Tables, cells: Any, rows: Any, log: Any, uneven: Any) 
 
 @jit
 def slope_at(t: Tables, square: float) -> float:
-    """Return the slope of logs at a square."""
+    """Return the size of the slope of logs at a square."""
     part, exponent = math.frexp(min(max(square, t.least), t.most))
-    return float(t.slopes[(exponent - 1 - t.first) * CODED + int((2 * part - 1) * CODED)])
+    return float(t.wide_steep[(exponent - 1 - t.first) * CODED + int((2 * part - 1) * CODED)])
 
 
 @lru_cache(maxsize=64)
-def program_of(kernel: Kernel) -> Program | None:
-    """Return what a profile computes; None if it uses what not every backend has."""
-    profile = kernel.profile
-    assert profile is not None
+def program_of(profile: LogProfile) -> Program | None:
+    """Return what a profile computes; None if it uses what not every backend has, or refuses other namespaces."""
     try:
         return trace(lambda xp, u, a: profile(xp, u))
-    except ValueError:
+    except (ValueError, RuntimeError):
         return None
 
 
@@ -111,7 +111,8 @@ def program_of(kernel: Kernel) -> Program | None:
 def profile_kernel(machine: Machine, bits: int, dim: int, program: Program) -> tuple[Code, Code]:
     """Compile ``logits``: logs of a kernel at what ``distances`` of `distance_kernel`, which comes behind it, writes.
 
-    It is compiled in each process, as `lowering` does it. Squares are made logs in whole vectors.
+    It is compiled in each process, as `lowering` does it. Squares are made logs in whole vectors, and no numbers where
+    they fit none.
     """
     distances = distance_kernel(machine, bits, dim)
     module = ir.Module(name=f"rfkernels_catalog_profile_{bits}_{dim}")
@@ -119,9 +120,11 @@ def profile_kernel(machine: Machine, bits: int, dim: int, program: Program) -> t
     m, b, (*_, count, _, out) = e.math, e.builder, e.arguments
     kind = ir.FunctionType(INT, [INT] * len(e.arguments))
     b.call(b.inttoptr(e.integer(distances.addresses["distances"]), kind.as_pointer()), e.arguments)
-    none = m.constant(NOTHING)
+    none, endless, wrong = (m.constant(x) for x in (NOTHING, np.inf, np.nan))
     with e.loop(0, count, e.lanes) as i:
-        x = emit(program, m, e.load_vector(out, i), m.constant(0.0))
-        e.store_vector(m.where(m.lt(x, none), none, x), out, i)
+        square = e.load_vector(out, i)
+        log = emit(program, m, square, m.constant(0.0))
+        log = m.where(m.lt(log, none), none, log)
+        e.store_vector(m.where(m.lt(square, endless), log, wrong), out, i)
     e.finish()
     return compile_module(module, machine.width), distances

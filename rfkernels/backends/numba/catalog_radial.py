@@ -26,6 +26,7 @@ from rfkernels.backends.numba.catalog_taken import end_lists, note
 from rfkernels.backends.numba.compiling import call, entry, jit
 from rfkernels.backends.numba.jit import machine
 from rfkernels.backends.numba.records import Held, view, view_like
+from rfkernels.catalog.profiles import sensitivity
 from rfkernels.catalog.radial import TEMPERED, Points, ended, one_radial_sum, reach_of, spent_on
 from rfkernels.catalog.radial import exact_radial_sums as specified_exact
 from rfkernels.catalog.radial import radial_sums as specified
@@ -143,7 +144,8 @@ def _aim(
     known = a.known
     if tables != 0:
         t = view_like(Tables, tables, a.point)
-        known[5], known[6], known[7] = t.values[2:].ctypes.data, t.steep.ctypes.data, t.begin
+        known[5], known[6], known[7] = t.values[2:].ctypes.data, t.slopes.ctypes.data, t.steep.ctypes.data
+        known[8] = t.begin
     known[0], known[1], known[2] = a.queries.ctypes.data, a.units.ctypes.data, a.shifts.ctypes.data
     known[3], known[4] = a.deviations.ctypes.data, pad
     finite = True
@@ -270,8 +272,7 @@ def exact_radial_sums(table: Table, given: Points) -> Estimate:
     if call is None:
         return specified_exact(table, given)
     found = _run(call._replace(budget=items, left=items, spent=None), table, given)[:, 0]
-    nothing = (found == -np.inf) & (given.profile is not None)
-    size = np.where(nothing, 0, np.abs(found - given.constant))
+    size = np.abs(found - given.constant) if given.profile is None else sensitivity(given.profile, found, items)
     lost = np.flatnonzero(~(size * np.finfo(table.rows.dtype).eps < _EXACT))
     part = given._replace(points=given.points[lost], constant=given.constant[lost])
     found[lost] = specified_exact(table, part).log_normalizer
@@ -321,7 +322,7 @@ def _call_of(table: Table, given: Points, budget: int, seed: int) -> _Call | Non
     if found is None:
         known, spent = tools_of(table, own), spent_on(table, budget, len(own.moved))
         if profile is not None:
-            program = program_of(profile.key[0])
+            program = program_of(profile.key[1])
             if program is None:
                 return None
             known = with_profile(table, known, profile, given.factor, program)

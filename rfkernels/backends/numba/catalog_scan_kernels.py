@@ -69,8 +69,7 @@ def scan_kernels(machine: Machine, bits: int, dim: int, added: int) -> Code:
 def profile_kernels(machine: Machine, bits: int, dim: int, added: int) -> Code:
     """Compile ``scan_profile``: ``scan_each`` where codes say squares, and logits are as `catalog.profiles.coded` says.
 
-    Behind the bytes from one query to the next are the addresses of values of tables, before which lie the least and
-    the largest number that these have, and of slopes, and then what the first bits of the least number are.
+    Behind the bytes from one query to the next is what `catalog_lanes.looked_up` takes.
     """
     return _scans(machine, bits, dim, added, scan_profile=(True, True))
 
@@ -153,7 +152,7 @@ class _Scan:
         owner = b.fptosi(e.load(owners, block), INT)
         less = splat(b, e.load(shifts, owner, _I32), self.lanes)
         unit = splat(b, e.load(units, owner), self.lanes)
-        tables = (e.load(known, e.integer(j), INT) for j in range(5, 8 if self.looked_up else 5))
+        tables = (e.load(known, e.integer(j), INT) for j in range(5, 9 if self.looked_up else 5))
         return e.add(queries, e.mul(row, owner)), None, less, unit, e.load(deviations, owner), *tables
 
     def _read(self, place: tuple[Any, ...], i: Any, given: tuple[Any, ...], logits: Any, most: Any) -> tuple[Any, Any]:
