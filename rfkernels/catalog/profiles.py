@@ -1,7 +1,7 @@
 """Kernels of a distance in any form: what guesses and codes take them to be, from tables of the log of the kernel.
 
 Tables begin at a power of 2 and have so many nodes in each octave, evenly spaced: those of a number are its first bits.
-Between nodes they are linear. All estimates stay unbiased whatever tables say, as items that count are looked at.
+Between nodes they are linear. They say what is looked at; what counts is the kernel itself.
 """
 
 from __future__ import annotations
