@@ -49,7 +49,7 @@ def _estimated(table: Table, queries: Any, kernel: Scaled, budget: int, seed: in
         return exact_kernel_sums(table, queries, kernel)
     else:
         return kernel_sums(table, queries, kernel, budget, seed)
-    if given is not None and given.profile is not None and not (found.log_normalizer < np.inf).all():
+    if given is not None and not given.linear and not (found.log_normalizer < np.inf).all():
         bad = int(np.argmin(found.log_normalizer < np.inf))
         raise ValueError(
             f"kernel must have logs below infinity, but the sum of {kernel.kernel.name} for query {bad} has the log "
@@ -62,11 +62,11 @@ def _estimated(table: Table, queries: Any, kernel: Scaled, budget: int, seed: in
 def _points(table: Table, queries: Any, kernel: Scaled) -> Points | None:
     """Return what a kernel is as a function of distances; None if it is none."""
     norm_weight = kernel.kernel.norm_weight
+    if not len(table.count):
+        return None
     if norm_weight is not None and abs(norm_weight) >= FLAT:
-        return points_of(queries, norm_weight, kernel.scale)
-    if kernel.kernel.profile is not None and len(table.count):
-        return points_from(table, queries, kernel.kernel, kernel.scale)
-    return None
+        return points_of(table, queries, norm_weight, kernel.scale)
+    return None if kernel.kernel.profile is None else points_from(table, queries, kernel.kernel, kernel.scale)
 
 
 def kernel_sums(table: Table, queries: Any, kernel: Scaled, budget: int, seed: int) -> Estimate:

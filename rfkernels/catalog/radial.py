@@ -2,7 +2,7 @@
 
 A log of x·y + κ (|x|² + |y|²), with κ not 0, nor next to it, is κ |y − p|² + a constant, where p = −x / (2κ): the
 squared distance of items from a point, x itself for the Gaussian. Distances keep their digits where products of points
-far from the origin would cancel. Logs of any other form are known by a `profiles.Profile`.
+far from the origin would cancel. What is guessed of groups, and logs of any other form, are known by a `Profile`.
 """
 
 from __future__ import annotations
@@ -71,27 +71,38 @@ class Points(NamedTuple):
         Of the squared distance, not 0.
     constant : array, shape (queries,)
         What belongs to queries alone.
-    profile : Profile, optional
-        g, itself by default; the factor is above 0 where there is one.
+    profile : Profile
+        g of squared distances times the size of the factor, or what is as large.
+    linear : bool
+        Whether g is the identity, as it is of kernels with a norm weight; the factor is above 0 where it is not.
     """
 
     points: Any
     factor: float
     constant: Any
-    profile: Profile | None = None
+    profile: Profile
+    linear: bool
 
 
-def points_of(queries: Any, norm_weight: float, scale: float) -> Points:
+_SIGNED = {
+    -1: Kernel.of_distance("falling", lambda xp, squared: -squared),
+    1: Kernel.of_distance("rising", lambda xp, squared: squared),
+}
+
+
+def points_of(table: Table, queries: Any, norm_weight: float, scale: float) -> Points:
     """Return what a kernel of a norm weight other than 0 is, where x·y, |x|² and |y|² are multiplied by a scale."""
     wide, beside = queries.astype(np.float64), scale * (norm_weight - 1 / (4 * norm_weight))
+    factor, kernel = scale * norm_weight, _SIGNED[1 if norm_weight > 0 else -1]
     with np.errstate(over="ignore", invalid="ignore"):
-        return Points(-wide / (2 * norm_weight), scale * norm_weight, beside * (wide * wide).sum(-1))
+        points, constant = -wide / (2 * norm_weight), beside * (wide * wide).sum(-1)
+    return Points(points, factor, constant, profile_of(kernel, _outline(table), abs(factor), points), True)
 
 
 def points_from(table: Table, queries: Any, kernel: Kernel, scale: float) -> Points:
     """Return what a kernel that has a profile is, where squared distances are multiplied by a scale."""
     wide = queries.astype(np.float64)
-    return Points(wide, scale, np.zeros(len(wide)), profile_of(kernel, _outline(table), scale, wide))
+    return Points(wide, scale, np.zeros(len(wide)), profile_of(kernel, _outline(table), scale, wide), False)
 
 
 def _outlined(table: Table) -> Outline:
@@ -115,10 +126,8 @@ def guess(table: Table, point: Any, given: Points) -> Guess:
     taken to be that of all items of the group, and the third to have the law of a coordinate on a sphere.
     """
     square, spread = ((table.means.astype(np.float64) - point) ** 2).sum(1), table.spread.astype(np.float64)
-    if given.profile is None:
-        each, uneven = _sphere(table, square[table.cell], spread, given.factor)
-    else:
-        each, uneven = profiles.guessed(given.profile, given.factor * square, table.cell, given.factor * spread)
+    size = abs(given.factor)
+    each, uneven = profiles.guessed(given.profile, size * square, table.cell, size * spread)
     top = float(each.max())
     own = np.exp(each - top)
     mean = own + SHARE * float(table.count @ own) / float(table.count.sum())
@@ -126,28 +135,10 @@ def guess(table: Table, point: Any, given: Points) -> Guess:
     return Guess(top + np.log(mean), excess * (own / mean) ** 2 + SHARE, np.zeros(len(table.means)), floor=0.0)
 
 
-def _sphere(table: Table, square: Any, spread: Any, factor: float) -> tuple[Any, Any]:
-    """Return logs of mean weights, and of mean squares less twice those."""
-    dim = dimension(table)
-    deviation, edge = 2 * abs(factor) * np.sqrt(square * spread / dim), edge_of(dim, float(table.count.sum()))
-    log, doubled = (log_mean(deviation * k, dim, edge) for k in (1, 2))
-    return factor * (square + spread) + log, doubled - 2 * log
-
-
 def edge_of(dim: float, items: float) -> float:
     """Return how many deviations from the centre the farthest of so many items lies on a sphere: less than √dim."""
     part = -float(np.expm1(-2 * np.log(items) / dim))
     return float(np.sqrt(dim * min(part, 1 - 2.0**-40)))
-
-
-def log_mean(deviation: Any, dim: float, edge: float) -> Any:
-    """Return about the log of the mean of exp(u), u of some deviation s and the law of a coordinate on a sphere.
-
-    That coordinate, in deviations z, has a density of about (1 − z²/d)^(d/2), and the mean is what the largest of
-    z s + (d/2) log(1 − z²/d) is the log of (Laplace), with z up to where one of all items is expected.
-    """
-    z = np.minimum(2 * deviation / (1 + np.sqrt(1 + 4 * deviation**2 / dim)), edge)
-    return z * deviation + dim / 2 * np.log1p(-(z**2) / dim)
 
 
 def spent_on(table: Table, budget: int, away: int) -> Shares | None:
@@ -181,7 +172,7 @@ def exact_radial_sums(table: Table, given: Points) -> Estimate:
         for first in range(0, len(rows), _BLOCK):
             part = _logits(table, point, given, rows[first : first + _BLOCK])
             out[i] = np.logaddexp(out[i], _total(part)[0])
-    out = out if given.profile is None else ended(out)
+    out = out if given.linear else ended(out)
     return Estimate(out + given.constant, np.zeros(len(out)), np.full(len(out), len(rows)))
 
 
@@ -192,12 +183,12 @@ def one_radial_sum(table: Table, given: Points, budget: int, seed: int, place: i
     spent, point = spent_on(table, budget, away), given.points[place]
     log, error, dots = np.nan, np.nan, 0
     nearest = abs(given.factor) * ((table.means.astype(np.float64) - point) ** 2).sum(1)[table.cell].min()
-    slope = 1.0 if given.profile is None else profiles.coded(given.profile, nearest)[1]
+    slope = 1.0 if given.linear else profiles.coded(given.profile, nearest)[1]
     if spent is not None and slope**2 * nearest <= reach_of(table, given.factor):
         log, error, dots = _by_codes(table, point, given, spent, seed, place)
     if np.isnan(log):
         log, error, dots = _by_rows(table, point, given, budget, seed, place)
-    log = log if given.profile is None else float(ended(log))
+    log = log if given.linear else float(ended(log))
     return log + float(given.constant[place]), error, dots
 
 
@@ -208,7 +199,7 @@ def ended(log: Any) -> Any:
 
 def _logits(table: Table, point: Any, given: Points, rows: Any) -> Any:
     squares = given.factor * ((table.rows[rows].astype(np.float64) - point) ** 2).sum(-1)
-    return squares if given.profile is None else np.maximum(given.profile.log(squares), NOTHING)
+    return squares if given.linear else np.maximum(given.profile.log(squares), NOTHING)
 
 
 def _chosen(table: Table, point: Any, given: Points, budget: int, run: int) -> Plan:
@@ -266,7 +257,7 @@ def _scan(table: Table, point: Any, given: Points, listed: scans.Listed) -> Scan
         query = rounded(2 * factor * (anchors[cell] - point), table.scales)
         logits[own] += residuals(table, listed.rows[own], query)
         variance[own] = variances(table, listed.rows[own], query)
-    if given.profile is not None:
+    if not given.linear:
         logits, slope = profiles.coded(given.profile, logits)
         variance *= slope**2
     variance = np.minimum(variance, UNSURE)

@@ -28,8 +28,8 @@ from rfkernels.backends.numba.records import (
     Numbers,
 )
 from rfkernels.catalog.codes import TOGETHER, eights, shared
-from rfkernels.catalog.profiles import LEVELS, Profile
-from rfkernels.catalog.radial import dimension, edge_of
+from rfkernels.catalog.profiles import LEVELS
+from rfkernels.catalog.radial import Points
 from rfkernels.catalog.records import Table
 
 _PAD = 64
@@ -45,7 +45,6 @@ class Radial(NamedTuple):
     """
 
     near_distances: int
-    guess: int
     weigh: int
     aim: int
     spread: Floats
@@ -54,8 +53,6 @@ class Radial(NamedTuple):
     order: Longs
     anchors: ElementRows
     scales: Elements
-    dim: float
-    edge: float
 
 
 class Aims(NamedTuple):
@@ -116,13 +113,12 @@ def _found(m: Machine, table: Table, own: Prepared) -> Tools:
     by_rows, by_codes = (
         Held(x.record._replace(dots=distances.addresses["distances"], trusted=0.0, floor=0.0)) for x in given
     )
-    groups, dimensions = len(table.start), dimension(table)
+    groups = len(table.start)
     spread, owner = np.zeros((2, padded(groups) + padded(1)))
     spread[:groups], owner[:groups] = table.spread, table.cell
     order, anchors, scales = _in_order(table)
     made = Radial(
         wide.addresses["near_distances"],
-        kernels.addresses["guess"],
         kernels.addresses["weigh"],
         kernels.addresses["aim"],
         spread,
@@ -131,22 +127,22 @@ def _found(m: Machine, table: Table, own: Prepared) -> Tools:
         order,
         anchors,
         scales,
-        dimensions,
-        edge_of(dimensions, float(own.groups.record.items)),
     )
     held = None if table.codes is None else codes(table, own)
     scan = 0 if held is None else held.record.scan_each
     return Tools(by_rows, by_codes, Held(made, table.rows.dtype), held, scan, None, (distances, wide, kernels, given))
 
 
-def with_profile(table: Table, known: Tools, profile: Profile, factor: float, program: Program) -> Tools:
-    """Return what is known of a table where logits are looked up, and computed by a program."""
+def with_profile(table: Table, known: Tools, given: Points, program: Program | None) -> Tools:
+    """Return what is known of a table for points; without a program logits are linear, else they are looked up."""
+    tables = tables_of(table, given, len(known.radial.record.spread))
+    if program is None:
+        return known._replace(tables=tables)
     m, bits, dim = machine(), 8 * table.rows.dtype.itemsize, table.rows.shape[1]
     kernel = profile_kernel(m, bits, dim, program)
     by_rows, by_codes = (
         Held(x.record._replace(dots=kernel[0].addresses["logits"])) for x in (known.by_rows, known.by_codes)
     )
-    tables = tables_of(table, profile, factor, len(known.radial.record.spread))
     scans = None if known.codes is None else profile_kernels(m, bits, dim, products_added(m.width))
     scan = 0 if scans is None else scans.addresses["scan_profile"]
     return Tools(by_rows, by_codes, known.radial, known.codes, scan, tables, (kernel, scans, known))
@@ -174,7 +170,7 @@ def aims(d: Radial, cells: int, dtype: Any) -> Held[Aims]:
 
 def _new_aims(groups: int, cells: int, pad: int, dtype: Any) -> Aims:
     made = [
-        np.zeros(4),
+        np.zeros(3),
         *np.zeros((2, groups)),
         np.zeros((cells, 2 * LEVELS)),
         *np.zeros((2, groups)),

@@ -18,7 +18,8 @@ from rfkernels.backends.numba.emitter import INT, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
 from rfkernels.backends.numba.lowering import emit
 from rfkernels.backends.numba.records import Elements, FloatRows, Floats, Held, Ints
-from rfkernels.catalog.profiles import CODED, GUESSED, LEVELS, Profile, clipped, levels
+from rfkernels.catalog.profiles import CODED, GUESSED, LEVELS, clipped, levels
+from rfkernels.catalog.radial import Points
 from rfkernels.catalog.records import Table
 from rfkernels.catalog.scans import NOTHING
 from rfkernels.kernels import LogProfile
@@ -29,7 +30,8 @@ class Tables(NamedTuple):
 
     `least` and `most` are the numbers that tables have, from 2 to the power of `first` on. Of groups, `level` is the
     spread before that of each, and `beyond` how far from it that is. For codes are `values`, before which lie `least`
-    and `most`, `slopes` and `steep`, which `wide_steep` is in float64; `begin` is what the first bits of `least` are.
+    and `most`, `slopes` and `steep`, which `wide_steep` is in float64, or 1 where logs are linear; `begin` is what the
+    first bits of `least` are.
     """
 
     least: float
@@ -46,11 +48,11 @@ class Tables(NamedTuple):
     steep: Elements
 
 
-def tables_of(table: Table, profile: Profile, factor: float, groups: int) -> Held[Tables]:
+def tables_of(table: Table, given: Points, groups: int) -> Held[Tables]:
     """Return tables, with room for so many groups."""
-    dtype = table.rows.dtype
+    dtype, profile = table.rows.dtype, given.profile
     least, most = (float(clipped(x, profile)) for x in (0.0, np.inf))
-    level, beyond = levels(profile, factor * table.spread.astype(np.float64))
+    level, beyond = levels(profile, abs(given.factor) * table.spread.astype(np.float64))
     pad = groups - len(level)
     values, slopes, steep = profile.coded
     bits = int(np.array(least, dtype).view(f"i{dtype.itemsize}")) >> left_out(8 * dtype.itemsize, CODED)
@@ -63,7 +65,7 @@ def tables_of(table: Table, profile: Profile, factor: float, groups: int) -> Hel
         np.ascontiguousarray(profile.uneven),
         np.pad(level.astype(np.int32), (0, pad)),
         np.pad(beyond, (0, pad)),
-        np.ascontiguousarray(steep),
+        np.ones(len(steep)) if given.linear else np.ascontiguousarray(steep),
         np.concatenate([[least, most], values]).astype(dtype),
         slopes.astype(dtype),
         steep.astype(dtype),

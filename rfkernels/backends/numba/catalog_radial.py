@@ -40,19 +40,14 @@ _EXACT = 2.0**-14
 @jit
 def _guess(g: Groups, d: Radial, v: Guesses, s: Scratch, a: Aims, n: Lists, i: int, tables: int, point: Any) -> float:
     """Write factor |m − p|² of cells, and what is guessed of groups; return what guesses are relative to."""
-    factor, cells = point[len(point) - 1], n.cells[i]
+    cells = n.cells[i]
     given = g.means.ctypes.data, g.means.strides[0], g.every.ctypes.data, (len(g.held) + 3) & ~3
     call(d.near_distances, (*given, point.ctypes.data, cells.ctypes.data))
-    log, uneven, numbers, count = a.log.ctypes.data, a.uneven.ctypes.data, a.numbers, len(g.start)
-    if tables != 0:
-        look_up(g, view_like(Tables, tables, a.point), cells, a.looked_up, a.log, a.uneven)
-    else:
-        numbers[0], numbers[1], numbers[2], numbers[3] = factor, 4 * abs(factor) / d.dim, d.dim, d.edge
-        centres = g.cell.ctypes.data, cells.ctypes.data, d.spread.ctypes.data, count
-        call(d.guess, (*centres, numbers.ctypes.data, log, uneven))
+    look_up(g, view_like(Tables, tables, a.point), cells, a.looked_up, a.log, a.uneven)
+    numbers = a.numbers
     numbers[0] = float(g.items)
-    out = v.unit.ctypes.data, v.variance.ctypes.data, v.score.ctypes.data
-    call(d.weigh, (log, uneven, g.size.ctypes.data, count, numbers.ctypes.data, *out))
+    known = a.log.ctypes.data, a.uneven.ctypes.data, g.size.ctypes.data, len(g.start), numbers.ctypes.data
+    call(d.weigh, (*known, v.unit.ctypes.data, v.variance.ctypes.data, v.score.ctypes.data))
     s.score[v.top.shape[1]] = numbers[2]
     return float(numbers[1])
 
@@ -91,12 +86,11 @@ def _choose(
 @jit
 def _told(g: Groups, a: Aims, n: Lists, i: int, tables: int, reach: float) -> bool:
     """Return whether codes tell enough at the nearest cell with items: see `rfkernels.catalog.radial.reach_of`."""
-    nearest, slope = np.inf, 1.0
+    nearest = np.inf
     for c in range(len(g.held)):
         if g.held[c] > 0:
             nearest = min(nearest, abs(n.cells[i, c]))
-    if tables != 0:
-        slope = slope_at(view_like(Tables, tables, a.point), nearest)
+    slope = slope_at(view_like(Tables, tables, a.point), nearest)
     return slope * slope * nearest <= reach
 
 
@@ -141,11 +135,9 @@ def _aim(
     given = a.cells.ctypes.data, count, d.anchors.ctypes.data, d.anchors.strides[0], a.point.ctypes.data
     pad, out = len(a.scaled), (a.units.ctypes.data, a.shifts.ctypes.data, a.deviations.ctypes.data)
     call(d.aim, (*given, a.weights.ctypes.data, pad, a.scaled.ctypes.data, a.queries.ctypes.data, pad, *out))
-    known = a.known
-    if tables != 0:
-        t = view_like(Tables, tables, a.point)
-        known[5], known[6], known[7] = t.values[2:].ctypes.data, t.slopes.ctypes.data, t.steep.ctypes.data
-        known[8] = t.begin
+    known, t = a.known, view_like(Tables, tables, a.point)
+    known[5], known[6], known[7] = t.values[2:].ctypes.data, t.slopes.ctypes.data, t.steep.ctypes.data
+    known[8] = t.begin
     known[0], known[1], known[2] = a.queries.ctypes.data, a.units.ctypes.data, a.shifts.ctypes.data
     known[3], known[4] = a.deviations.ctypes.data, pad
     finite = True
@@ -259,7 +251,7 @@ def radial_sums(table: Table, given: Points, budget: int, seed: int) -> Estimate
         return specified(table, given, budget, seed)
     out = _run(call, table, given)
     out[:, 2] += sum(table.means.shape)
-    finite = out[:, 0] < np.inf if given.profile is not None else np.isfinite(out[:, 0])
+    finite = np.isfinite(out[:, 0]) if given.linear else out[:, 0] < np.inf
     for i in () if finite.all() else np.flatnonzero(~finite):  # too large for the dtype of rows
         out[i] = np.array(one_radial_sum(table, given, budget, seed, int(i)))
     return Estimate(out[:, 0], out[:, 1], out[:, 2].astype(np.int64))
@@ -272,7 +264,7 @@ def exact_radial_sums(table: Table, given: Points) -> Estimate:
     if call is None:
         return specified_exact(table, given)
     found = _run(call._replace(budget=items, left=items, spent=None), table, given)[:, 0]
-    size = np.abs(found - given.constant) if given.profile is None else sensitivity(given.profile, found, items)
+    size = np.abs(found - given.constant) if given.linear else sensitivity(given.profile, found, items)
     lost = np.flatnonzero(~(size * np.finfo(table.rows.dtype).eps < _EXACT))
     part = given._replace(points=given.points[lost], constant=given.constant[lost])
     found[lost] = specified_exact(table, part).log_normalizer
@@ -295,7 +287,7 @@ def _run(call: _Call, table: Table, given: Points) -> Any:
         return 0
 
     threads.run([partial(task, first) for first in range(0, count, block)], together)
-    if given.profile is not None:
+    if not given.linear:
         out[:, 0] = ended(out[:, 0])
     out[:, 0] += given.constant
     return out
@@ -315,17 +307,16 @@ class _Call(NamedTuple):
 
 
 def _call_of(table: Table, given: Points, budget: int, seed: int) -> _Call | None:
-    """Return what is known for a budget; None if there is a profile that cannot be compiled."""
-    own, profile = prepared(table), given.profile
-    key = machine(), budget, "radial" if profile is None else (given.factor, *profile.key)
+    """Return what is known for a budget; None if the profile cannot be compiled."""
+    own = prepared(table)
+    key = machine(), budget, (given.factor, given.linear, *given.profile.key)
     found = own.common.get(key)
     if found is None:
-        known, spent = tools_of(table, own), spent_on(table, budget, len(own.moved))
-        if profile is not None:
-            program = program_of(profile.key[1])
-            if program is None:
-                return None
-            known = with_profile(table, known, profile, given.factor, program)
+        program = None if given.linear else program_of(given.profile.key[1])
+        if program is None and not given.linear:
+            return None
+        known = with_profile(table, tools_of(table, own), given, program)
+        spent = spent_on(table, budget, len(own.moved))
         left = budget - sum(table.means.shape)
         made = _Call(own.groups, known, budget, left, spent, reach_of(table, 1.0), None, table.rows.dtype)
         found = remember(own, key, made)
@@ -337,7 +328,8 @@ def _estimate(call: _Call, reach: float, numbers: Any, wide: Any, points: Any, o
     g, known, shares, dtype = call.groups, call.known, call.spent, call.dtype
     s, a, v = scratch(g.record), aims(known.radial.record, len(g.record.held), dtype), guesses(g.record)
     place = g.address, v.address, s.address, known.radial.address, a.address
-    tables = 0 if known.tables is None else known.tables.address
+    assert known.tables is not None
+    tables = known.tables.address
     if shares is not None and known.codes is not None:
         n, k = lists(g.record, shares.scanned, 1, True), looks(g.record, *shares, dtype)
         memory = known.codes.address, n.address, k.address, tables, known.scan

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 from llvmlite import ir
 
-from rfkernels.backends.numba.catalog_lanes import gathered
 from rfkernels.backends.numba.emitter import INT, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
 from rfkernels.catalog.codes import LARGEST, MIDDLE
@@ -18,53 +16,20 @@ _I8, _I32 = ir.IntType(8), ir.IntType(32)
 
 @cache
 def radial_kernels(machine: Machine, bits: int) -> Code:
-    """Compile ``guess`` and ``weigh`` of float64, as `rfkernels.catalog.radial.guess` has it, and ``aim``.
+    """Compile ``weigh`` of float64, as `rfkernels.catalog.radial.guess` has it, and ``aim``.
 
-    ``guess`` writes logs of mean weights and how uneven weights are: `logits` are factor |m − p|² of cells, and
-    `numbers` the factor, four times its size over the dimension, the dimension, and how far the farthest item lies.
-
-    ``weigh`` writes what comes of these: `numbers` are how many items there are and, written, what weights are
-    relative to and the largest score. `sizes` are 0 behind the last group.
+    ``weigh`` writes what comes of logs of mean weights, and of how uneven weights are: `numbers` are how many items
+    there are and, written, what weights are relative to and the largest score. `sizes` are 0 behind the last group.
 
     ``aim``, of rows of `bits` bits: for some cells (anchor − point) weights, in whole numbers of a unit; and that unit,
     MIDDLE times the sum of numbers, and how much rounding lets the logit of an item deviate whose step is 1.
     """
     module = ir.Module(name=f"rfkernels_catalog_radial_{bits}")
     lanes = machine.lanes(64)
-    _guess(Emitter(module, "guess", "cell logits spread count numbers log uneven", 64, lanes))
     _weigh(Emitter(module, "weigh", "log uneven sizes count numbers unit variance score", 64, lanes))
     parameters = "cells count anchors row point weights pad scaled queries query_row units shifts deviations"
     _aim(Emitter(module, "aim", parameters, bits, machine.lanes(bits)))
     return compile_module(module, machine.width, keep=True)
-
-
-def _log_mean(m: Any, square: Any, deviation: Any, given: tuple[Any, Any, Any]) -> Any:
-    """Return about the log of a mean of exponentials, as `rfkernels.catalog.radial.log_mean` has it.
-
-    `given` are half the dimension, its inverse, and how far the farthest item lies.
-    """
-    half, inverse, edge = given
-    one, twice = m.constant(1.0), m.add(deviation, deviation)
-    root = m.sqrt(m.fma(m.mul(m.constant(4.0), square), inverse, one))
-    z = m.minimum(m.div(twice, m.add(one, root)), edge)
-    return m.fma(z, deviation, m.mul(half, m.log1p(m.neg(m.mul(m.mul(z, z), inverse)))))
-
-
-def _guess(e: Emitter) -> None:
-    cell, logits, spread, count, numbers, log, uneven = e.arguments
-    m, b = e.math, e.builder
-    factor, scale, dim, edge = (m.splat(e.load(numbers, e.integer(j))) for j in range(4))
-    given = m.mul(m.constant(0.5), dim), m.div(m.constant(1.0), dim), edge
-    with e.loop(0, count, e.lanes) as j:
-        cells = [b.zext(e.load(cell, e.add(j, lane), _I32), INT) for lane in range(e.lanes)]
-        centre, own = gathered(e, logits, cells), e.load_vector(spread, j)
-        square = m.mul(m.mul(m.abs(centre), scale), own)
-        deviation = m.sqrt(square)
-        once = _log_mean(m, square, deviation, given)
-        doubled = _log_mean(m, m.mul(m.constant(4.0), square), m.add(deviation, deviation), given)
-        e.store_vector(m.add(m.fma(factor, own, centre), once), log, j)
-        e.store_vector(m.sub(doubled, m.add(once, once)), uneven, j)
-    e.finish()
 
 
 def _weigh(e: Emitter) -> None:
