@@ -20,7 +20,6 @@ from rfkernels.backends.numba.records import (
     Bytes,
     ElementRows,
     Elements,
-    FloatRows,
     Floats,
     Held,
     Ints,
@@ -58,8 +57,8 @@ class Radial(NamedTuple):
 class Aims(NamedTuple):
     """What is known of one point, memory of a thread.
 
-    `numbers` are those of the guess; `log` and `uneven` are what it needs of groups, and `looked_up` what it has found
-    in tables for each cell. Of cells whose codes are read,
+    `numbers` are those of the guess; `log` and `uneven` are what it needs of groups, and `looked_up` is a row
+    of its table. Of cells whose codes are read,
     `cells`, `queries` are what these are multiplied by, with `units`, `shifts` and `deviations`, and `seen` is whether
     they are listed; `known` tells kernels where all that is. `bases` are what logits of groups count from, and `slopes`
     zeros. `point`, `weights` and `scaled` are in the order of codes.
@@ -68,7 +67,7 @@ class Aims(NamedTuple):
     numbers: Floats
     log: Floats
     uneven: Floats
-    looked_up: FloatRows
+    looked_up: Floats
     bases: Floats
     slopes: Floats
     point: Elements
@@ -172,7 +171,7 @@ def _new_aims(groups: int, cells: int, pad: int, dtype: Any) -> Aims:
     made = [
         np.zeros(3),
         *np.zeros((2, groups)),
-        np.zeros((cells, 2 * LEVELS)),
+        np.zeros(2 * LEVELS),
         *np.zeros((2, groups)),
         *np.zeros((3, pad), dtype),
         *np.zeros((2, cells), dtype),

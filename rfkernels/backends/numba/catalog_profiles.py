@@ -28,18 +28,17 @@ from rfkernels.kernels import LogProfile
 class Tables(NamedTuple):
     """What is looked up for a kernel, and where groups of a table lie in it.
 
-    `least` and `most` are the numbers that tables have, from 2 to the power of `first` on. Of groups, `level` is the
-    spread before that of each, and `beyond` how far from it that is. For codes are `values`, before which lie `least`
-    and `most`, `slopes` and `steep`, which `wide_steep` is in float64, or 1 where logs are linear; `begin` is what the
-    first bits of `least` are.
+    `least` and `most` are the numbers that tables have, from 2 to the power of `first` on. Rows of `guessed` are logs of
+    means, and then how uneven weights are. Of groups, `level` is the spread before that of each, and `beyond` how far
+    from it that is. For codes are `values`, before which lie `least` and `most`, `slopes` and `steep`, which
+    `wide_steep` is in float64, or 1 where logs are linear; `begin` is what the first bits of `least` are.
     """
 
     least: float
     most: float
     first: int
     begin: int
-    log_means: FloatRows
-    uneven: FloatRows
+    guessed: FloatRows
     level: Ints
     beyond: Floats
     wide_steep: Floats
@@ -61,8 +60,7 @@ def tables_of(table: Table, given: Points, groups: int) -> Held[Tables]:
         most,
         profile.first,
         bits,
-        np.ascontiguousarray(profile.log_means),
-        np.ascontiguousarray(profile.uneven),
+        np.concatenate([profile.log_means, profile.uneven], 1),
         np.pad(level.astype(np.int32), (0, pad)),
         np.pad(beyond, (0, pad)),
         np.ones(len(steep)) if given.linear else np.ascontiguousarray(steep),
@@ -74,23 +72,22 @@ def tables_of(table: Table, given: Points, groups: int) -> Held[Tables]:
 
 
 @jit
-def look_up(g: Groups, t: Tables, cells: Any, rows: Any, log: Any, uneven: Any) -> None:
-    """Write what is guessed of groups, as `catalog.profiles.guessed` has it; `rows` is memory for each cell."""
+def look_up(g: Groups, t: Tables, cells: Any, row: Any, log: Any, uneven: Any) -> None:
+    """Write what is guessed of groups, as `catalog.profiles.guessed` has it; `row` is memory for a row of the table."""
     for c in range(len(g.held)):
         x = min(max(abs(cells[c]), t.least), t.most)
         part, exponent = math.frexp(x)
         within = (2 * part - 1) * GUESSED
         node = int(within)
         place, beyond = (exponent - 1 - t.first) * GUESSED + node, within - node
-        for j in range(LEVELS):
-            low, also = t.log_means[place, j], t.uneven[place, j]
-            rows[c, j] = low + beyond * (t.log_means[place + 1, j] - low)
-            rows[c, LEVELS + j] = also + beyond * (t.uneven[place + 1, j] - also)
-    for group in range(len(g.start)):
-        c, level, beyond = g.cell[group], t.level[group], t.beyond[group]
-        low, also = rows[c, level], rows[c, LEVELS + level]
-        log[group] = low + beyond * (rows[c, level + 1] - low)
-        uneven[group] = also + beyond * (rows[c, LEVELS + level + 1] - also)
+        low, high = t.guessed[place], t.guessed[place + 1]
+        for j in range(2 * LEVELS):
+            row[j] = low[j] + beyond * (high[j] - low[j])
+        for group in range(g.first[c], g.first[c + 1]):
+            level, further = t.level[group], t.beyond[group]
+            log[group] = row[level] + further * (row[level + 1] - row[level])
+            mean = row[LEVELS + level]
+            uneven[group] = mean + further * (row[LEVELS + level + 1] - mean)
 
 
 @jit
