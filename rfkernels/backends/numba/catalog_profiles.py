@@ -28,9 +28,9 @@ from rfkernels.kernels import LogProfile
 class Tables(NamedTuple):
     """What is looked up for a kernel, and where groups of a table lie in it.
 
-    `least` and `most` are the numbers that tables have, from 2 to the power of `first` on. Rows of `guessed` are logs of
-    means, and then how uneven weights are. Of groups, `level` is the spread before that of each, and `beyond` how far
-    from it that is. For codes are `values`, before which lie `least` and `most`, `slopes` and `steep`, which
+    `least` and `most` are the numbers that tables have, from 2 to the power of `first` on. Rows of `guessed` are logs
+    of means, and then how uneven weights are. Of groups, `level` is the spread before that of each, and `beyond` how
+    far from it that is. For codes are `values`, before which lie `least` and `most`, `slopes` and `steep`, which
     `wide_steep` is in float64, or 1 where logs are linear; `begin` is what the first bits of `least` are.
     """
 
