@@ -44,9 +44,8 @@ class Kernel:
     profile: LogProfile | None = None
 
     def __post_init__(self) -> None:
-        if self.profile is None or (callable(self.profile) and isinstance(self.profile, Hashable)):
-            return
-        raise TypeError(f"profile must be a function profile(xp, squared) that can be hashed, got {self.profile!r}")
+        if self.profile is not None:
+            _check_profile(self.profile)
 
     @classmethod
     def of_distance(cls, name: str, profile: LogProfile) -> Kernel:
@@ -81,10 +80,13 @@ class Kernel:
         ...     return xp.where(inside, xp.log(xp.where(inside, 1 - squared, 1)), -float("inf"))
         >>> kernel = rfk.Kernel.of_distance("epanechnikov", profile)
         """
-        made = cls(name, _OfDistance(profile), profile=profile)
-        if profile is None:
-            raise TypeError("profile must be a function profile(xp, squared), got None")
-        return made
+        _check_profile(profile)
+        return cls(name, _OfDistance(profile), profile=profile)
+
+
+def _check_profile(profile: Any) -> None:
+    if not callable(profile) or not isinstance(profile, Hashable):
+        raise TypeError(f"profile must be a function profile(xp, squared) that can be hashed, got {profile!r}")
 
 
 @dataclass(frozen=True)

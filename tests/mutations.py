@@ -588,7 +588,7 @@ MUTANTS = [
     Mutant("profiles: kernels share what is known of a table", "backends/numba/catalog_radial.py", "key = machine(), budget, (given.factor, given.linear, *given.profile.key)", "key = machine(), budget, given.linear", (PROFILES, "-k", "caches")),
     Mutant("profiles: compiled kernels have no zeros", "backends/numba/catalog_profiles.py", "log = m.where(m.lt(log, none), none, log)", "pass", (PROFILES, "-k", "unbiased or as_specified or nothing")),
     Mutant("profiles: codes are read however little they tell", "backends/numba/catalog_radial.py", "return slope * slope * nearest <= reach", "return True", (PROFILES, "-k", "as_specified or any_size")),
-    Mutant("profiles: what has no hash", "kernels.py", "(callable(self.profile) and isinstance(self.profile, Hashable))", "callable(self.profile)", (PROFILES, "-k", "hash")),
+    Mutant("profiles: what has no hash", "kernels.py", "if not callable(profile) or not isinstance(profile, Hashable):", "if not callable(profile):", (PROFILES, "-k", "hash")),
     Mutant("profiles: rough kernels are as smooth as others", "catalog/profiles.py", "FARTHEST, LESS = 4.0, 2.0", "FARTHEST, LESS = 4.0, 1e9", (PROFILES, "-k", "rough")),
     Mutant("profiles: slopes of nodes alone", "catalog/profiles.py", "_steep(found, x, dim)[:-1]", "np.abs(np.diff(found) / np.diff(x))", (PROFILES, "-k", "rough or narrow or any_machine")),
     Mutant("profiles: squares that fit no number", "backends/numba/catalog_profiles.py", "m.where(m.lt(square, endless), log, wrong)", "log", (PROFILES, "-k", "too_large")),

@@ -40,7 +40,7 @@ LEAST_EDGE = 2.0**-20
 
 DROP = 10.0
 """What the log of a kernel where that is 0 falls by in each octave of the squared distance from where it is not: items
-that codes take to be there may be elsewhere, and must be looked at. With 30 and 4 errors were larger.
+that codes take to be there may be elsewhere, and must be looked at.
 """
 
 OFF = 0.4
