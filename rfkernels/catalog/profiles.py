@@ -265,11 +265,11 @@ def _means(log: Callable[[Any], Any], x: Any, spread: Any, dim: float, edge: flo
     """
     from scipy.special import betainc  # which takes a while to import
 
-    root = np.sqrt(dim)
-    ends = np.linspace(-1, 1, COORDINATES + 1) * (max(edge, LEAST_EDGE) / root)
+    edge = max(edge, LEAST_EDGE)
+    ends = np.linspace(-edge, edge, COORDINATES + 1) / np.sqrt(dim)
     half = max((dim - 1) / 2, LEAST_HALF)  # ½ + z / 2 √dim is of a beta distribution
     weights = np.diff(betainc(half, half, (1 + ends) / 2))
-    coordinates, parts = root * (ends[1:] + ends[:-1]) / 2, np.array(SPREADS)
+    coordinates, parts = np.linspace(-edge, edge, COORDINATES), np.array(SPREADS)
     own = parts[:, :1, None, None] * spread
     wide = 2 * np.sqrt(x[:, None]) * np.sqrt(own / dim)
     found = log(np.maximum(x[:, None] + own + wide * coordinates[:, None, None], 0)).reshape(-1, len(x), len(spread))

@@ -239,7 +239,7 @@ def _by_codes(
     at = uniforms(seed, 2 * place, len(seen.begins) + spent.checked)[len(seen.begins) :]
     exact = partial(_logits, table, point, given)
     none = chosen.slopes
-    log, error, checked = scans.summed(exact, chosen, none, seen, none, spent.checked, at)
+    log, error, checked = scans.summed(exact, chosen, none, seen, none, spent.checked, at, widened=True)
     dots = sum(table.means.shape) + len(moved(table)) + checked + int(np.ceil(cost(table) * len(seen.rows)))
     return log, error, dots
 

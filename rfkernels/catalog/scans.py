@@ -218,10 +218,12 @@ def summed(
     slopes: Any,
     count: int,
     at: Any,
+    widened: bool = False,
 ) -> tuple[float, float, int]:
     """Return the log of a sum, its relative standard error, and how many items were taken again.
 
-    `products` returns the logits of rows, and `at` are places in [0, 1) of what is taken again.
+    `products` returns the logits of rows, and `at` are places in [0, 1) of what is taken again. Errors of few of these
+    may be widened: see `trust.widening`.
     """
     top, weight = float(seen.logits.max()), np.exp(seen.log_weights)
     if slopes.any():
@@ -251,7 +253,9 @@ def summed(
     pairs = others[: len(others) // 2 * 2].reshape(-1, 2)
     squares = (pairs[:, 0] - pairs[:, 1]) ** 2
     apart = float(squares.sum())
-    square = apart * widening(apart, float((squares**2).sum())) * len(others) / max(pairs.size, 1)
+    square = apart * len(others) / max(pairs.size, 1)
+    if widened:
+        square *= widening(apart, float((squares**2).sum()))
     if len(others) == 1:  # nothing to compare it with
         square = others[0] ** 2
     return log, float(np.hypot(own, np.sqrt(square) / total)), len(taken)

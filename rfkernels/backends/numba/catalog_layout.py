@@ -47,7 +47,8 @@ _VECTORS = 4
 class Rules(NamedTuple):
     """Addresses of kernels, sizes, and the numbers of the specification; for sums from rows, or from codes.
 
-    `run` is the number of items in a run, and `listed` whether rows are listed, which codes do not need.
+    `run` is the number of items in a run, `listed` whether rows are listed, which codes do not need, and `widened`
+    whether errors of few checks are.
     """
 
     dots: int
@@ -80,6 +81,7 @@ class Rules(NamedTuple):
     few: float
     run: int
     listed: int
+    widened: int
 
 
 class Scratch(NamedTuple):
@@ -188,6 +190,7 @@ def _rules(m: Machine, table: Table, g: Groups, coded: bool) -> tuple[Held[Rules
         trust.FEW,
         BLOCK if coded else plan.RUN,
         int(not coded),
+        0,
     )
     return Held(Rules._make(values)), code
 

@@ -110,7 +110,7 @@ def _found(m: Machine, table: Table, own: Prepared) -> Tools:
     given = rules(table, own), rules(table, own, True)
     # There is no control variate, whose slopes guesses that are never trusted leave out.
     by_rows, by_codes = (
-        Held(x.record._replace(dots=distances.addresses["distances"], trusted=0.0, floor=0.0)) for x in given
+        Held(x.record._replace(dots=distances.addresses["distances"], trusted=0.0, floor=0.0, widened=1)) for x in given
     )
     groups = len(table.start)
     spread, owner = np.zeros((2, padded(groups) + padded(1)))

@@ -160,7 +160,8 @@ def _check(r: Rules, k: Looks, chosen: tuple[int, int, float], query: Any) -> tu
             square, fourth = square + step, fourth + step**2
         before = own
     pairs = others // 2
-    return more, square * _widening(square, fourth) * others / (2 * pairs) if pairs > 0 else before**2
+    square *= _widening(square, fourth) if r.widened > 0 else 1.0
+    return more, square * others / (2 * pairs) if pairs > 0 else before**2
 
 
 @jit
