@@ -351,6 +351,14 @@ def test_intervals_of_rough_kernels(name: str) -> None:
         assert holds(found, exact(items, queries, kernel, scale)).mean() > 0.75, rank
 
 
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_distances_that_are_no_numbers(backend: str) -> None:
+    """A factor of 0 times an infinite square has no place in a table."""
+    _, queries = data(12)
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match="queries must have dot products with items that"):
+        catalog(12).kernel_sum(queries * 1e200, scale=5e-324, budget=BUDGET, backend=backend)
+
+
 @cache
 def closed_over(width: float) -> Kernel:
     return Kernel.of_distance("own", lambda xp, squared: -xp.sqrt(squared + width))
@@ -428,7 +436,7 @@ def test_what_is_0_is_filled() -> None:
     np.testing.assert_array_equal(profiles._filled(np.full(4, -np.inf), profiles.CODED), 0)
 
 
-def test_guesses_are_those_of_a_sphere() -> None:
+def test_guesses_are_those_of_a_sphere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Items that lie evenly on spheres about the means of their cells weigh what is guessed."""
     rng, dim, radius = np.random.default_rng(0), 6, 0.7
     point = rng.normal(size=(200_000, dim))
@@ -437,16 +445,9 @@ def test_guesses_are_those_of_a_sphere() -> None:
     with np.errstate(divide="ignore"):
         own = np.exp(epanechnikov(np, ((point - np.sqrt(x) * np.eye(dim)[0]) ** 2).sum(1) / 2))
     spreads = np.array([radius**2 / 2 * 0.999, radius**2 / 2])
-    monkey, profiles.SPREADS = profiles.SPREADS, ((1.0, 1.0),)
-    try:
-        log_mean, uneven = profiles._means(
-            lambda s: profiles._log("epanechnikov", epanechnikov, s),
-            np.array([x / 2, x]),
-            spreads,
-            float(dim),
-            dim**0.5,
-        )
-    finally:
-        profiles.SPREADS = monkey
+    monkeypatch.setattr(profiles, "SPREADS", ((1.0, 1.0),))
+    log_mean, uneven = profiles._means(
+        lambda s: profiles._log("epanechnikov", epanechnikov, s), np.array([x / 2, x]), spreads, float(dim), dim**0.5
+    )
     np.testing.assert_allclose(log_mean[0, 1], np.log(own.mean()), atol=0.03)
     np.testing.assert_allclose(uneven[0, 1], np.log((own**2).mean() / own.mean() ** 2), atol=0.05)

@@ -60,7 +60,6 @@ BELOW, MOST = 8, 64
 ROUNDED = 4
 """The end of tables is a multiple of so many octaves, so that calls may share them."""
 
-
 FIRST, END = -120, 120
 """Powers of 2 that tables lie between: numbers of them fit single precision."""
 
@@ -166,9 +165,10 @@ def nodes(first: int, octaves: int, steps: int) -> Any:
 
 
 def clipped(x: Any, profile: Profile) -> Any:
-    """Return numbers that tables have."""
+    """Return numbers that tables have, the least of them for NaN."""
     octaves = profile.coded.shape[1] // CODED
-    return np.clip(x, np.ldexp(1.0, profile.first), np.ldexp(2.0 - 2.0**-20, profile.first + octaves - 1))
+    least, most = np.ldexp(1.0, profile.first), np.ldexp(2.0 - 2.0**-20, profile.first + octaves - 1)
+    return np.fmin(np.fmax(x, least), most)
 
 
 def coded(profile: Profile, squares: Any) -> tuple[Any, Any]:

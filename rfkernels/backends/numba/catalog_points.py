@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,16 +16,7 @@ from rfkernels.backends.numba.catalog_profiles import Tables, profile_kernel, ta
 from rfkernels.backends.numba.catalog_radial_kernels import radial_kernels
 from rfkernels.backends.numba.catalog_scan_kernels import products_added, profile_kernels
 from rfkernels.backends.numba.jit import Machine, machine
-from rfkernels.backends.numba.records import (
-    Bytes,
-    ElementRows,
-    Elements,
-    Floats,
-    Held,
-    Ints,
-    Longs,
-    Numbers,
-)
+from rfkernels.backends.numba.records import Bytes, ElementRows, Elements, Floats, Held, Ints, Longs, Numbers
 from rfkernels.catalog.codes import TOGETHER, eights, shared
 from rfkernels.catalog.profiles import LEVELS
 from rfkernels.catalog.radial import Points
@@ -57,11 +48,10 @@ class Radial(NamedTuple):
 class Aims(NamedTuple):
     """What is known of one point, memory of a thread.
 
-    `numbers` are those of the guess; `log` and `uneven` are what it needs of groups, and `looked_up` is a row
-    of its table. Of cells whose codes are read,
-    `cells`, `queries` are what these are multiplied by, with `units`, `shifts` and `deviations`, and `seen` is whether
-    they are listed; `known` tells kernels where all that is. `bases` are what logits of groups count from, and `slopes`
-    zeros. `point`, `weights` and `scaled` are in the order of codes.
+    `numbers` are those of the guess; `log` and `uneven` are what it needs of groups, and `looked_up` is a row of its
+    table. Of cells whose codes are read, `cells`, `queries` are what these are multiplied by, with `units`, `shifts`
+    and `deviations`, and `seen` is whether they are listed; `known` tells kernels where all that is. `bases` are what
+    logits of groups count from, and `slopes` zeros. `point`, `weights` and `scaled` are in the order of codes.
     """
 
     numbers: Floats
@@ -82,29 +72,47 @@ class Aims(NamedTuple):
     known: Longs
 
 
-class Tools(NamedTuple):
-    """What is known of a table on a machine: rules where rows are read, and codes; their code is there as long.
+class Known(NamedTuple):
+    """What is known of a table on a machine, whatever the points: rules for distances from rows and after codes."""
 
-    `scan` is the address of what reads codes, and `tables` are those of a profile.
-    """
+    by_rows: Held[Rules]
+    by_codes: Held[Rules]
+    radial: Held[Radial]
+    codes: Held[Codes] | None
+    code: Any
+
+
+class Tools(NamedTuple):
+    """What sums over a table are made with: `scan` is the address of what reads codes; the code is there as long."""
 
     by_rows: Held[Rules]
     by_codes: Held[Rules]
     radial: Held[Radial]
     codes: Held[Codes] | None
     scan: int
-    tables: Held[Tables] | None
+    tables: Held[Tables]
     code: Any
 
 
-def tools_of(table: Table, own: Prepared) -> Tools:
-    """Return what is known of a table, as `catalog_layout.rules` has it."""
-    m = machine()
-    found = own.radial.get(m)
-    return cast(Tools, own.radial.setdefault(m, _found(m, table, own)) if found is None else found)
+def tools_of(table: Table, own: Prepared, given: Points, program: Program | None) -> Tools:
+    """Return what sums from points are made with; without a program logs are linear, else they are looked up."""
+    m, bits, dim = machine(), 8 * table.rows.dtype.itemsize, table.rows.shape[1]
+    known: Known = own.radial.get(m) or own.radial.setdefault(m, _found(m, table, own))
+    tables, codes, scan = tables_of(table, given, len(known.radial.record.spread)), known.codes, 0
+    if program is None:
+        scan = 0 if codes is None else codes.record.scan_each
+        return Tools(known.by_rows, known.by_codes, known.radial, codes, scan, tables, known)
+    kernel, scans = profile_kernel(m, bits, dim, program), None
+    by_rows, by_codes = (
+        Held(x.record._replace(dots=kernel[0].addresses["logits"])) for x in (known.by_rows, known.by_codes)
+    )
+    if codes is not None:
+        scans = profile_kernels(m, bits, dim, products_added(m.width))
+        scan = scans.addresses["scan_profile"]
+    return Tools(by_rows, by_codes, known.radial, codes, scan, tables, (kernel, scans, known))
 
 
-def _found(m: Machine, table: Table, own: Prepared) -> Tools:
+def _found(m: Machine, table: Table, own: Prepared) -> Known:
     bits, dim = 8 * table.rows.dtype.itemsize, table.rows.shape[1]
     distances, wide, kernels = distance_kernel(m, bits, dim), distance_kernel(m, 64, dim), radial_kernels(m, bits)
     given = rules(table, own), rules(table, own, True)
@@ -128,23 +136,7 @@ def _found(m: Machine, table: Table, own: Prepared) -> Tools:
         scales,
     )
     held = None if table.codes is None else codes(table, own)
-    scan = 0 if held is None else held.record.scan_each
-    return Tools(by_rows, by_codes, Held(made, table.rows.dtype), held, scan, None, (distances, wide, kernels, given))
-
-
-def with_profile(table: Table, known: Tools, given: Points, program: Program | None) -> Tools:
-    """Return what is known of a table for points; without a program logits are linear, else they are looked up."""
-    tables = tables_of(table, given, len(known.radial.record.spread))
-    if program is None:
-        return known._replace(tables=tables)
-    m, bits, dim = machine(), 8 * table.rows.dtype.itemsize, table.rows.shape[1]
-    kernel = profile_kernel(m, bits, dim, program)
-    by_rows, by_codes = (
-        Held(x.record._replace(dots=kernel[0].addresses["logits"])) for x in (known.by_rows, known.by_codes)
-    )
-    scans = None if known.codes is None else profile_kernels(m, bits, dim, products_added(m.width))
-    scan = 0 if scans is None else scans.addresses["scan_profile"]
-    return Tools(by_rows, by_codes, known.radial, known.codes, scan, tables, (kernel, scans, known))
+    return Known(by_rows, by_codes, Held(made, table.rows.dtype), held, (distances, wide, kernels, given))
 
 
 def _in_order(table: Table) -> tuple[Any, Any, Any]:

@@ -72,11 +72,16 @@ def tables_of(table: Table, given: Points, groups: int) -> Held[Tables]:
 
 
 @jit
+def _clipped(t: Tables, x: float) -> float:
+    """Return a number that tables have, the least of them for NaN."""
+    return min(x, t.most) if x > t.least else t.least
+
+
+@jit
 def look_up(g: Groups, t: Tables, cells: Any, row: Any, log: Any, uneven: Any) -> None:
     """Write what is guessed of groups, as `catalog.profiles.guessed` has it; `row` is memory for a row of the table."""
     for c in range(len(g.held)):
-        x = min(max(abs(cells[c]), t.least), t.most)
-        part, exponent = math.frexp(x)
+        part, exponent = math.frexp(_clipped(t, abs(cells[c])))
         within = (2 * part - 1) * GUESSED
         node = int(within)
         place, beyond = (exponent - 1 - t.first) * GUESSED + node, within - node
@@ -93,7 +98,7 @@ def look_up(g: Groups, t: Tables, cells: Any, row: Any, log: Any, uneven: Any) -
 @jit
 def slope_at(t: Tables, square: float) -> float:
     """Return the size of the slope of logs at a square."""
-    part, exponent = math.frexp(min(max(square, t.least), t.most))
+    part, exponent = math.frexp(_clipped(t, square))
     return float(t.wide_steep[(exponent - 1 - t.first) * CODED + int((2 * part - 1) * CODED)])
 
 

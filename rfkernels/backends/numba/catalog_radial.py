@@ -17,7 +17,7 @@ from rfkernels.backends.numba.catalog_layout import Dots, Lists, Rules, Scratch,
 from rfkernels.backends.numba.catalog_looks import Codes, Looks, looks
 from rfkernels.backends.numba.catalog_plan_groups import decide, draw_groups, open_groups
 from rfkernels.backends.numba.catalog_plans import place_runs, state_of
-from rfkernels.backends.numba.catalog_points import Aims, Radial, Tools, aims, guesses, tools_of, with_profile
+from rfkernels.backends.numba.catalog_points import Aims, Radial, Tools, aims, guesses, tools_of
 from rfkernels.backends.numba.catalog_profiles import Tables, look_up, program_of, slope_at
 from rfkernels.backends.numba.catalog_scans import look_at, state_of_checks
 from rfkernels.backends.numba.catalog_scans import sum_up as sum_up_codes
@@ -136,10 +136,9 @@ def _aim(
     pad, out = len(a.scaled), (a.units.ctypes.data, a.shifts.ctypes.data, a.deviations.ctypes.data)
     call(d.aim, (*given, a.weights.ctypes.data, pad, a.scaled.ctypes.data, a.queries.ctypes.data, pad, *out))
     known, t = a.known, view_like(Tables, tables, a.point)
-    known[5], known[6], known[7] = t.values[2:].ctypes.data, t.slopes.ctypes.data, t.steep.ctypes.data
-    known[8] = t.begin
     known[0], known[1], known[2] = a.queries.ctypes.data, a.units.ctypes.data, a.shifts.ctypes.data
-    known[3], known[4] = a.deviations.ctypes.data, pad
+    known[3], known[4], known[5] = a.deviations.ctypes.data, pad, t.values[2:].ctypes.data
+    known[6], known[7], known[8] = t.slopes.ctypes.data, t.steep.ctypes.data, t.begin
     finite = True
     for j in range(count):
         cell = a.cells[j]
@@ -315,7 +314,7 @@ def _call_of(table: Table, given: Points, budget: int, seed: int) -> _Call | Non
         program = None if given.linear else program_of(given.profile.key[1])
         if program is None and not given.linear:
             return None
-        known = with_profile(table, tools_of(table, own), given, program)
+        known = tools_of(table, own, given, program)
         spent = spent_on(table, budget, len(own.moved))
         left = budget - sum(table.means.shape)
         made = _Call(own.groups, known, budget, left, spent, reach_of(table, 1.0), None, table.rows.dtype)
@@ -328,7 +327,6 @@ def _estimate(call: _Call, reach: float, numbers: Any, wide: Any, points: Any, o
     g, known, shares, dtype = call.groups, call.known, call.spent, call.dtype
     s, a, v = scratch(g.record), aims(known.radial.record, len(g.record.held), dtype), guesses(g.record)
     place = g.address, v.address, s.address, known.radial.address, a.address
-    assert known.tables is not None
     tables = known.tables.address
     if shares is not None and known.codes is not None:
         n, k = lists(g.record, shares.scanned, 1, True), looks(g.record, *shares, dtype)
