@@ -594,6 +594,7 @@ MUTANTS = [
     Mutant("profiles: squares that fit no number", "backends/numba/catalog_profiles.py", "m.where(m.lt(square, endless), log, wrong)", "log", (PROFILES, "-k", "too_large")),
     Mutant("profiles: exact sums of sharp kernels", "backends/numba/catalog_radial.py", "else sensitivity(given.profile, found, items)", "else np.abs(found)", (PROFILES, "-k", "sharp")),
     Mutant("profiles: what is taken for nothing is estimated anew", "catalog/radial.py", "    if np.isnan(log):", "    if not np.isfinite(log):", (PROFILES, "-k", "anew")),
+    Mutant("profiles: nothing lies at the edge", "catalog/profiles.py", "outermost = (1 - edge**2 / dim) ** (dim / 2)", "outermost = 0.0", ("tests/test_catalog_errors.py", "-k", "narrow")),
     Mutant("profiles: one item lies everywhere", "catalog/profiles.py", "edge = max(edge, LEAST_EDGE)", "pass", (PROFILES, "-k", "one_item")),
     Mutant("codes: few checks are as good as many", "catalog/trust.py", "return (1 + few * (WIDER[0] + few * (WIDER[1] + few * WIDER[2]))) ** 2", "return 1.0", ("tests/test_codes.py", "-k", "student")),
     Mutant("codes compiled: few checks are as good as many", "backends/numba/catalog_scans.py", "return (1 + few * (WIDER[0] + few * (WIDER[1] + few * WIDER[2]))) ** 2", "return 1.0", (PROFILES, "-k", "as_specified")),

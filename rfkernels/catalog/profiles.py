@@ -261,15 +261,18 @@ def _means(log: Callable[[Any], Any], x: Any, spread: Any, dim: float, edge: flo
     """Return what groups of some spreads are guessed to be, about means at some squared distances.
 
     About the mean m of the cell, |y − p|² = |m − p|² + |y − m|² + 2 (m − p)·(y − m). The last term has the law of a
-    coordinate on a sphere up to where one of all items is expected, and the one before it differs within a group.
+    coordinate on a sphere, of which one of all items lies at each edge, and the one before it differs within a group.
     """
     from scipy.special import betainc  # which takes a while to import
 
     edge = max(edge, LEAST_EDGE)
-    ends = np.linspace(-edge, edge, COORDINATES + 1) / np.sqrt(dim)
+    ends = np.linspace(-edge, edge, COORDINATES + 1)
     half = max((dim - 1) / 2, LEAST_HALF)  # ½ + z / 2 √dim is of a beta distribution
-    weights = np.diff(betainc(half, half, (1 + ends) / 2))
-    coordinates, parts = np.linspace(-edge, edge, COORDINATES), np.array(SPREADS)
+    weights = np.diff(betainc(half, half, (1 + ends / np.sqrt(dim)) / 2))
+    outermost = (1 - edge**2 / dim) ** (dim / 2)  # one of all items: see `radial.edge_of`
+    weights = np.concatenate([[outermost], weights / weights.sum(), [outermost]])
+    coordinates = np.concatenate([[-edge], (ends[1:] + ends[:-1]) / 2, [edge]])
+    parts = np.array(SPREADS)
     own = parts[:, :1, None, None] * spread
     wide = 2 * np.sqrt(x[:, None]) * np.sqrt(own / dim)
     found = log(np.maximum(x[:, None] + own + wide * coordinates[:, None, None], 0)).reshape(-1, len(x), len(spread))
