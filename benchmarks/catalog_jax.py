@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import rfkernels as rfk
 from benchmarks.catalog_jax_data import Case, built, loaded, save, vectors
 from benchmarks.cpu import RESULTS, machine_facts, shown_value, write
 from benchmarks.glove import Array, Setting, errors, share_held
@@ -38,6 +39,7 @@ from rfkernels.benchmark.timing import Timings, interleave, timed
 BUDGETS = 4000, 2000
 EXACT = {"float32, highest precision": "highest", "float32, default precision": "default", "bfloat16": "bfloat16"}
 DRAWS = 256
+TOP = 10
 WAYS: dict[str, dict[str, Any]] = {"": {}, ", head=0, whole=False": {"head": 0, "whole": False}}
 ROUNDS, SECONDS = 7, 0.05
 FULL, QUICK = (400_000, 1000), (20_000, 100)
@@ -110,6 +112,31 @@ class Measured:
         made = self._once(("stated", way), function, self.table, queries, ids)
         return lambda q: made.call(self.table, q, ids), made
 
+    def kernel_sum(self, kernel: str, scale: float, budget: int, queries: Any) -> tuple[Callable[[Any], Any], Compiled]:
+        def function(table: Any, q: Any, key: Any, scale: Any) -> Any:
+            return on_device.kernel_sum(table, q, kernel, budget, key, scale=scale)
+
+        given = jnp.float32(scale)
+        made = self._once((kernel, budget), function, self.table, queries, self.key, given)
+        return lambda q: made.call(self.table, q, self.key, given), made
+
+    def exact_distances(self, kernel: str, scale: float, queries: Any) -> tuple[Callable[[Any], Any], Compiled]:
+        """Sums of a kernel by all distances, computed from products."""
+        known, given = rfk.lookup(kernel).kernel, jnp.float32(scale)
+        assert known is not None
+
+        def function(rows: Any, q: Any, scale: Any) -> Any:
+            dots = scale * jnp.matmul(q, rows.T, precision="highest")
+            xx, yy = (scale * jnp.sum(x * x, 1) for x in (q, rows))
+            return jax.nn.logsumexp(known.log(jnp, dots, xx[:, None], yy), axis=1)
+
+        made = self._once((kernel, "exact"), function, self.table.rows, queries, given)
+        return lambda q: made.call(self.table.rows, q, given), made
+
+    def top(self, budget: int, queries: Any) -> tuple[Callable[[Any], Any], Compiled]:
+        made = self._once(("top", budget), lambda table, q: on_device.top(table, q, TOP, budget), self.table, queries)
+        return lambda q: made.call(self.table, q), made
+
 
 def accuracy(measured: Measured) -> Iterator[Line]:
     """Errors of Z and of intervals in each setting; those of exact sums beside them."""
@@ -170,6 +197,51 @@ def sampling(measured: Measured) -> Iterator[Line]:
     yield from _rates(f"{what}, {count:,} queries", count, calls, batches)
 
 
+def distances(measured: Measured) -> Iterator[Line]:
+    """Sums of kernels of a distance, of queries that are not multiplied: errors, intervals and rates."""
+    setting = measured.settings[0]
+    queries, items = setting.queries / setting.tau, setting.items
+    silverman = len(items) ** (-1 / (items.shape[1] + 4)) * float(np.sqrt(items.var(0).mean()))
+    for name, kernel, multiple in (
+        ("Gaussian", "gaussian", 4.0),
+        ("exponential", "laplacian", 4 * items.shape[1] ** -0.5),
+    ):
+        scale = (multiple * silverman) ** -2
+        count = len(queries) // 4
+        batches = [jnp.asarray(queries[i : i + count]) for i in range(0, len(queries) - count + 1, count)]
+        exactly, how = measured.exact_distances(kernel, scale, batches[0])
+        truth = np.concatenate([np.asarray(exactly(q), np.float64) for q in batches])
+        calls: dict[str, tuple[Callable[[Any], Any], str]] = {"exact, float32": (exactly, str(how))}
+        for budget in BUDGETS:
+            call, made = measured.kernel_sum(kernel, scale, budget, batches[0])
+            calls[f"{budget:,} dots"] = call, str(made)
+            log, error, _ = (np.concatenate(x) for x in zip(*(map(np.asarray, call(q)) for q in batches), strict=True))
+            what = f"{measured.name}, {name} kernel, h={multiple * silverman:.2g}, {budget:,} dots"
+            yield from _quantiles(what, errors(log.astype(np.float64), truth), "")
+            detail = f"median relative standard error {np.median(error):.2g}"
+            yield Line(
+                f"{what}: share of 95 % intervals that hold", 100 * share_held(log, error, truth), "%", "", detail
+            )
+        yield from _rates(f"{measured.name}, {name} kernel, {count:,} queries", count, calls, batches)
+
+
+def largest(measured: Measured) -> Iterator[Line]:
+    """The ten items of largest q·y: how many of them are found, and rates."""
+    setting = measured.settings[0]
+    count = len(setting.queries) // 4
+    batches = _batches(setting, count)
+    exactly, how = measured.top(len(setting.items), batches[0])
+    truth = [np.asarray(exactly(q).ids) for q in batches]
+    calls: dict[str, tuple[Callable[[Any], Any], str]] = {"exact, budget of all": (exactly, str(how))}
+    for budget in BUDGETS:
+        call, made = measured.top(budget, batches[0])
+        calls[f"{budget:,} dots"] = call, str(made)
+        found = [np.asarray(call(q).ids) for q in batches]
+        hits = [np.isin(a, b).mean() for x, y in zip(found, truth, strict=True) for a, b in zip(x, y, strict=True)]
+        yield Line(f"{measured.name}, {budget:,} dots: found of the {TOP} largest", float(np.mean(hits)), "", "", "")
+    yield from _rates(f"{measured.name}, {TOP} largest, {count:,} queries", count, calls, batches)
+
+
 def _error(weight: Array) -> float:
     return float(np.std(weight.mean(1)) / len(weight) ** 0.5)
 
@@ -201,7 +273,7 @@ def _rates(
 def until(seconds: float, start: float, cases: list[Case]) -> Iterator[Line]:
     """Measure part after part, and say where time was over."""
     held = [Measured(case) for case in cases]
-    for part in (accuracy, speed, sampling):
+    for part in (accuracy, speed, sampling, distances, largest):
         for measured in held:
             for line in part(measured):
                 yield line

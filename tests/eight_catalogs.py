@@ -12,14 +12,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import profiled
 from eight_devices import DEVICES, communicated
 
 from rfkernels.backends.jax import catalog as jax_catalog
+from rfkernels.backends.jax import catalog_sums
 from rfkernels.catalog import Catalog
+from rfkernels.kernels import ARC_COSINE_1
 
 ITEMS, DIM, CELLS, KEYS = 3000, 4, 26, 100
 BUDGET, ENOUGH = 1600, 8000
 DRAWS = 20_000
+COUNT, SCALE = 10, 0.7
+KERNELS = {
+    "laplacian": profiled.KERNELS["laplacian"],
+    "epanechnikov": profiled.KERNELS["epanechnikov"],
+    "sine": ARC_COSINE_1,
+}
 PARTS = ("ids", "rows", "count", "cell", "means")
 
 
@@ -39,12 +48,12 @@ def found() -> dict[str, Any]:
     one = jax_catalog.sharded(jax_catalog.split(table, DEVICES), mesh, "items")
     estimates = [jax_catalog.estimate(one, q, BUDGET, jax.random.key(i)) for i in range(KEYS)]
     results = {name: np.stack([getattr(e, name) for e in estimates]) for name in estimates[0]._fields}
-    results["compiled"] = np.array(jax_catalog._of_mesh._cache_size())
+    results["compiled"] = np.array(catalog_sums._of_mesh._cache_size())
     whole = jax_catalog.estimate(one, q, ENOUGH, jax.random.key(0))
     results |= {f"all_{name}": np.asarray(value) for name, value in whole._asdict().items()}
     results["devices"] = np.array([len(x.sharding.device_set) for x in one.table])
-    run = partial(jax_catalog._of_mesh, places=128, mesh=mesh, axis="items")
-    sent = [communicated(run, one.table, q[:n], jax.random.key(0)) for n in (2, 4)]
+    run = partial(catalog_sums._of_mesh, weights=catalog_sums.SOFTMAX, places=128, mesh=mesh, axis="items")
+    sent = [communicated(run, one.table, q[:n], jax.random.key(0), 1.0) for n in (2, 4)]
     results["bytes"] = np.array([sum(kinds.values()) for kinds in sent])
     # Built apart, of different sizes, on an axis of a mesh that has another.
     grid = jax.sharding.Mesh(np.array(jax.devices()).reshape(4, 2), ("copies", "items"))
@@ -55,7 +64,38 @@ def found() -> dict[str, Any]:
     results["apart"] = np.asarray(apart.log_normalizer)
     empty = jax_catalog.sharded([parts[0], Catalog(x[:1], ids=[ITEMS]).table], grid, "items")
     results["small"] = np.asarray(jax_catalog.estimate(empty, q, ENOUGH, jax.random.key(0)).log_normalizer)
-    return results | drawn(one, q)
+    return results | drawn(one, q) | summed(one, q) | largest(one, q)
+
+
+def summed(table: Any, q: Any) -> dict[str, Any]:
+    """Sums of kernels of a table that is spread over the devices."""
+    found = {}
+    for name, kernel in KERNELS.items():
+        every = jax_catalog.kernel_sum(table, q, kernel, ENOUGH, jax.random.key(0), scale=SCALE)
+        found |= {
+            f"{name}_all": np.asarray(every.log_normalizer),
+            f"{name}_all_error": np.asarray(every.standard_error),
+        }
+        few = [jax_catalog.kernel_sum(table, q, kernel, BUDGET, jax.random.key(i), scale=SCALE) for i in range(KEYS)]
+        found[f"{name}_sums"] = np.stack([x.log_normalizer for x in few])
+        found[f"{name}_errors"] = np.stack([x.standard_error for x in few])
+
+    def log(q: Any) -> Any:
+        kernel = KERNELS["laplacian"]
+        return jax_catalog.kernel_sum(table, q, kernel, ENOUGH, jax.random.key(0), scale=SCALE).log_normalizer.sum()
+
+    found["score"] = np.asarray(jax.grad(log)(q))
+    nothing = jax_catalog.kernel_sum(table, q + 1e3, KERNELS["epanechnikov"], BUDGET, jax.random.key(0))
+    return found | {"nowhere": np.asarray(nothing.log_normalizer), "nowhere_error": np.asarray(nothing.standard_error)}
+
+
+def largest(table: Any, q: Any) -> dict[str, Any]:
+    """The items of largest q·y of a table that is spread over the devices."""
+    found = {}
+    for name, own in (("top", BUDGET), ("top_all", ENOUGH)):
+        found |= {f"{name}_{x}": np.asarray(y) for x, y in jax_catalog.top(table, q, COUNT, own)._asdict().items()}
+    run = partial(jax_catalog.top, table, k=COUNT, budget=BUDGET)
+    return found | {"top_bytes": np.array(sum(communicated(run, q).values()))}
 
 
 def values() -> Any:

@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from profiled import whole
 from scipy import stats
 
 import rfkernels
 from rfkernels.backends.jax import catalog as jax_catalog
-from rfkernels.backends.jax import catalog_arguments
-from rfkernels.backends.jax.catalog_plan import planned
+from rfkernels.backends.jax import catalog_arguments, catalog_sums
+from rfkernels.backends.jax.catalog_plan import guessed, planned
 from rfkernels.catalog import Catalog, estimates, plan
 
 CELLS, DIM = eight_catalogs.CELLS, eight_catalogs.DIM
@@ -78,8 +79,8 @@ def test_plans_are_those_of_the_specification(catalog: Catalog, places: int, sca
     with jax.enable_x64(True):
         table, host = jax_catalog.device_table(catalog.table), catalog.table
         for query in scale * eight_catalogs.queries():
-            got, guessed = planned(table, jnp.asarray(query), places), plan.guess(host, query)
-            expected = plan.plan(host, guessed, places + FIXED)
+            got = planned(table, guessed(table, jnp.asarray(query)), places)
+            expected = plan.plan(host, plan.guess(host, query), places + FIXED)
             np.testing.assert_array_equal(np.flatnonzero(got.closed), expected.far)
             assert got.runs == expected.runs
             np.testing.assert_allclose(got.log_error, expected.log_error, rtol=1e-9)
@@ -131,10 +132,10 @@ def test_errors_are_as_predicted_where_tails_are_heavy(predicted: float, dtype: 
                 len(parts),
                 jnp.asarray(predicted**2, dtype),
             )
-            got = jax_catalog._trusted(*given)
+            got = catalog_sums._trusted(*given)
         np.testing.assert_allclose(got, expected, rtol=1e-12 if dtype == "float64" else 1e-4)
     with jax.enable_x64(True):
-        assert jax_catalog._trusted(jnp.zeros(4), 0, 0, jnp.asarray(1.0)) == 0
+        assert catalog_sums._trusted(jnp.zeros(4), 0, 0, jnp.asarray(1.0)) == 0
 
 
 def test_a_query_draws_the_same_in_any_company(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,8 +143,8 @@ def test_a_query_draws_the_same_in_any_company(catalog: Catalog, monkeypatch: py
     found = []
     for numbers in (1, 3 * 400 * DIM, 1 << 20):
         monkeypatch.setitem(catalog_arguments.NUMBERS, "cpu", numbers)
-        run = jax.jit(partial(jax_catalog._estimated, places=400))
-        found.append(run(table, jnp.asarray(queries), jax.random.key(3)))
+        run = jax.jit(partial(catalog_sums._estimated, weights=catalog_sums.SOFTMAX, places=400))
+        found.append(run(table, jnp.asarray(queries), jax.random.key(3), 1.0))
     for one, two, three in zip(*found, strict=True):
         np.testing.assert_allclose(one, three, rtol=1e-5)
         np.testing.assert_allclose(two, three, rtol=1e-5)
@@ -152,10 +153,10 @@ def test_a_query_draws_the_same_in_any_company(catalog: Catalog, monkeypatch: py
 
 def test_new_queries_are_not_compiled_for(catalog: Catalog) -> None:
     table, queries = jax_catalog.device_table(catalog.table), np.float32(eight_catalogs.queries())
-    before = jax_catalog._of_device._cache_size()
+    before = catalog_sums._of_device._cache_size()
     for i in range(3):
         jax_catalog.estimate(table, queries + i, 432 + FIXED, jax.random.key(i))
-    assert jax_catalog._of_device._cache_size() == before + 1
+    assert catalog_sums._of_device._cache_size() == before + 1
 
 
 def test_no_queries_and_no_items(catalog: Catalog) -> None:
@@ -312,3 +313,36 @@ def test_devices_are_told_what_moved(eight: dict[str, Any]) -> None:
             own = np.repeat(cell, count)
             for c in np.unique(own):
                 np.testing.assert_allclose(means[c], rows[: len(own)][own == c].mean(0), rtol=1e-9, atol=1e-12)
+
+
+def test_devices_sum_kernels_together(eight: dict[str, Any]) -> None:
+    items, queries = eight_catalogs.items(), eight_catalogs.queries()
+    for name in eight_catalogs.KERNELS:
+        expected = whole(items, queries, eight_catalogs.KERNELS[name], eight_catalogs.SCALE)
+        np.testing.assert_allclose(eight[f"{name}_all"], expected, rtol=1e-10)
+        np.testing.assert_array_equal(eight[f"{name}_all_error"], 0)
+        error = np.expm1(eight[f"{name}_sums"] - expected)
+        spread = error.std(0)
+        assert (spread > 1e-6).any()
+        assert (np.abs(error.mean(0)) < 6 * spread / eight_catalogs.KEYS**0.5 + 1e-12).all()
+        said = np.sqrt((eight[f"{name}_errors"] ** 2).mean(0))
+        assert (said > 0.6 * spread).all()
+    away = items - queries[:, None]  # the derivative of −√s |y − q| is √s (y − q) / |y − q|
+    distance = np.sqrt((away**2).sum(-1))
+    weight = np.exp(-np.sqrt(eight_catalogs.SCALE) * distance)
+    weight *= np.sqrt(eight_catalogs.SCALE) / (distance * weight.sum(1, keepdims=True))
+    np.testing.assert_allclose(eight["score"], (weight[..., None] * away).sum(1), rtol=1e-8)
+    np.testing.assert_array_equal(eight["nowhere"], -np.inf)
+    np.testing.assert_array_equal(eight["nowhere_error"], np.inf)
+
+
+def test_devices_find_the_largest_together(eight: dict[str, Any]) -> None:
+    count, products = eight_catalogs.COUNT, eight_catalogs.queries() @ eight_catalogs.items().T
+    ids = np.argsort(-products, 1)[:, :count]
+    logits = np.take_along_axis(products, ids, 1)
+    np.testing.assert_array_equal(eight["top_all_ids"], ids)
+    np.testing.assert_allclose(eight["top_all_logits"], logits, rtol=1e-12)
+    np.testing.assert_array_equal(eight["top_ids"][:, 0], ids[:, 0])
+    assert (eight["top_logits"] <= logits + 1e-12).all()
+    assert np.mean([np.isin(a, b).mean() for a, b in zip(eight["top_ids"], ids, strict=True)]) > 0.8
+    assert eight["top_bytes"] <= len(ids) * 8 * count * 2 * 8, "ten of each device"

@@ -3,58 +3,20 @@
 from __future__ import annotations
 
 import threading
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import pytest
 from clustered import BUDGET, FEW, ITEMS, assert_as_specified, catalog, data
-from scipy.special import logsumexp
+from profiled import KERNELS, epanechnikov, exact, squares
+from scipy.special import betainc
 
 import rfkernels as rfk
 from rfkernels.backends.numba.catalog_profiles import program_of
-from rfkernels.catalog import Catalog, engines, profiles, radial
+from rfkernels.catalog import Catalog, engines, profiles, radial, spheres
 from rfkernels.catalog.codes import moved
 from rfkernels.kernels import Kernel
-
-
-def epanechnikov(xp: Any, squared: Any) -> Any:
-    inside = squared < 1
-    return xp.where(inside, xp.log(xp.where(inside, 1 - squared, 1)), -float("inf"))
-
-
-def box(xp: Any, squared: Any) -> Any:
-    return xp.where(squared < 1, 0 * squared, -float("inf"))
-
-
-def ring(xp: Any, squared: Any) -> Any:
-    """Nothing near, a peak at some distance, nothing beyond."""
-    return xp.where((squared > 0.25) & (squared < 2), -squared, -float("inf"))
-
-
-def rising(xp: Any, squared: Any) -> Any:
-    return xp.sqrt(squared) / 4
-
-
-KERNELS = {
-    "laplacian": rfk.lookup("laplacian").kernel,
-    "matern52": rfk.lookup("matern52").kernel,
-    "cauchy": rfk.lookup("cauchy").kernel,
-    "epanechnikov": Kernel.of_distance("epanechnikov", epanechnikov),
-    "box": Kernel.of_distance("box", box),
-    "ring": Kernel.of_distance("ring", ring),
-    "rising": Kernel.of_distance("rising", rising),
-}
-
-
-def squares(items: Any, queries: Any) -> Any:
-    return np.stack([((items.astype(np.float64) - q) ** 2).sum(1) for q in queries.astype(np.float64)])
-
-
-def exact(items: Any, queries: Any, kernel: Kernel, scale: float) -> Any:
-    assert kernel.profile is not None
-    with np.errstate(divide="ignore"):
-        return logsumexp(kernel.profile(np, scale * squares(items, queries)), axis=1)
 
 
 def holds(found: Any, whole: Any, deviations: float = 1.96) -> Any:
@@ -421,7 +383,7 @@ def test_tables_are_as_good_as_the_kernel() -> None:
     value, steep = profiles.coded(given.profile, x)
     np.testing.assert_allclose(value, -np.sqrt(x), atol=2e-3)
     np.testing.assert_allclose(steep, 0.5 / np.sqrt(x), rtol=0.03)
-    nodes = profiles.nodes(-2, 3, profiles.CODED)
+    nodes = spheres.nodes(np, -2, 3, profiles.CODED)
     assert (nodes[0], nodes[-1], len(nodes)) == (0.25, 2.0, 3 * profiles.CODED + 1)
     np.testing.assert_allclose(profiles.coded(given.profile, nodes)[0], -np.sqrt(nodes), rtol=1e-12)
     ends = profiles.clipped(np.array([0.0, np.inf]), given.profile)
@@ -430,10 +392,10 @@ def test_tables_are_as_good_as_the_kernel() -> None:
 
 def test_what_is_0_is_filled() -> None:
     logs = np.array([-np.inf, -np.inf, 0.0, -1.0, -np.inf, -np.inf])
-    fall = profiles.DROP / profiles.CODED
+    fall = 0.3
     expected = [-2 * fall, -fall, 0.0, -1.0, -2 * fall, -3 * fall]
-    np.testing.assert_allclose(profiles._filled(logs, profiles.CODED), expected)
-    np.testing.assert_array_equal(profiles._filled(np.full(4, -np.inf), profiles.CODED), 0)
+    np.testing.assert_allclose(spheres.filled(np, logs, fall), expected)
+    np.testing.assert_array_equal(spheres.filled(np, np.full(4, -np.inf), fall), 0)
 
 
 def test_guesses_are_those_of_a_sphere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,9 +407,9 @@ def test_guesses_are_those_of_a_sphere(monkeypatch: pytest.MonkeyPatch) -> None:
     with np.errstate(divide="ignore"):
         own = np.exp(epanechnikov(np, ((point - np.sqrt(x) * np.eye(dim)[0]) ** 2).sum(1) / 2))
     spreads = np.array([radius**2 / 2 * 0.999, radius**2 / 2])
-    monkeypatch.setattr(profiles, "SPREADS", ((1.0, 1.0),))
-    log_mean, uneven = profiles._means(
-        lambda s: profiles._log("epanechnikov", epanechnikov, s), np.array([x / 2, x]), spreads, float(dim), dim**0.5
-    )
+    monkeypatch.setattr(spheres, "SPREADS", ((1.0, 1.0),))
+    squares = np.array([x / 2, x])
+    log = partial(profiles._log, "epanechnikov", epanechnikov)
+    log_mean, uneven = spheres.means(np, log, squares, spreads, np.float64(dim), dim**0.5, betainc)
     np.testing.assert_allclose(log_mean[0, 1], np.log(own.mean()), atol=0.03)
     np.testing.assert_allclose(uneven[0, 1], np.log((own**2).mean() / own.mean() ** 2), atol=0.05)

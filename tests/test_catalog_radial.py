@@ -10,7 +10,7 @@ from clustered import BUDGET, FEW, ITEMS, assert_as_specified, catalog, data
 from scipy.special import logsumexp
 
 import rfkernels as rfk
-from rfkernels.catalog import Catalog, radial
+from rfkernels.catalog import Catalog, radial, spheres
 from rfkernels.catalog.codes import moved
 from rfkernels.kernels import SHIFTED_GAUSSIAN, Kernel
 
@@ -233,10 +233,10 @@ def test_items_that_are_all_the_same() -> None:
 def test_dimension_and_tails() -> None:
     shape = np.diag([0.5, 0.5, 0.0])
     t = catalog(3).table._replace(shape=shape)
-    assert radial.dimension(t) == pytest.approx(2 * radial.LOCAL)
+    assert radial.dimension(t) == pytest.approx(2 * spheres.LOCAL)
     assert radial.dimension(t._replace(shape=0 * shape)) == 1
-    assert radial.edge_of(1.0, 1e12) < 1
-    assert radial.edge_of(1e7, 1e6) == pytest.approx(np.sqrt(2 * np.log(1e6)), rel=1e-3)
+    assert spheres.edge(np, 1.0, 1e12) < 1
+    assert spheres.edge(np, 1e7, 1e6) == pytest.approx(np.sqrt(2 * np.log(1e6)), rel=1e-3)
 
 
 @pytest.mark.parametrize("backend", ["numba", "numpy"])

@@ -9,6 +9,8 @@ import numpy as np
 from rfkernels._checks import check_array, first_nonfinite
 from rfkernels.catalog.plan import fewest_dots
 from rfkernels.catalog.records import Store, Table
+from rfkernels.kernels import Kernel
+from rfkernels.maps import lookup
 
 BUDGET = 4096
 """Dot products per query by default, if that is twice the least or more."""
@@ -107,6 +109,28 @@ def check_fit(found: Any, table: Table) -> None:
     if not np.maximum.reduce(found, axis=None, initial=-np.inf) < np.inf:
         bad = np.argwhere(~(found < np.inf))[0, 0]
         raise ValueError(f"queries must have dot products with items that fit {table.rows.dtype}; query {bad} has not")
+
+
+def check_kernel(kernel: Any) -> Kernel:
+    """Require a kernel that is not negative, or the name of a map that has one; return it."""
+    chosen = lookup(kernel).kernel if isinstance(kernel, str) else kernel
+    if not isinstance(chosen, Kernel):
+        raise TypeError(f"kernel must be a Kernel or the name of a map that has one, got {kernel!r}")
+    if chosen.sign is not None:
+        raise ValueError(f"kernel must not be negative, but {chosen.name} can be: its sums have no log")
+    if chosen.norm_weight is not None and not np.isfinite(chosen.norm_weight):
+        raise ValueError(f"kernel must have a finite norm_weight, but that of {chosen.name} is {chosen.norm_weight}")
+    return chosen
+
+
+def check_logs(kernel: Kernel, found: Any) -> None:
+    """Require that logs of sums of a kernel are numbers, or −∞."""
+    if not (found < np.inf).all():
+        bad = int(np.argmin(found < np.inf))
+        raise ValueError(
+            f"kernel must have logs below infinity, but the sum of {kernel.name} for query {bad} has the log "
+            f"{found[bad]}"
+        )
 
 
 def check_filled(table: Table) -> None:

@@ -16,6 +16,7 @@ from rfkernels.catalog.arguments import (
     check_count,
     check_filled,
     check_fit,
+    check_kernel,
     check_queries,
     check_real,
     check_seed,
@@ -26,7 +27,6 @@ from rfkernels.catalog.kernel_sums import Scaled
 from rfkernels.catalog.locks import lock_of
 from rfkernels.catalog.records import Draws, Estimate, Expectation, Store, Table, Top
 from rfkernels.kernels import Kernel
-from rfkernels.maps import lookup
 
 _DRAWS = 1 << 31
 
@@ -354,11 +354,7 @@ class Catalog:
         """
         given = check_queries(queries, self.table)
         check_real("scale", scale)
-        chosen = lookup(kernel).kernel if isinstance(kernel, str) else kernel
-        if not isinstance(chosen, Kernel):
-            raise TypeError(f"kernel must be a Kernel or the name of a map that has one, got {kernel!r}")
-        if chosen.sign is not None:
-            raise ValueError(f"kernel must not be negative, but {chosen.name} can be: its sums have no log")
+        chosen = check_kernel(kernel)
         budget = check_budget(self.table, budget)
         if error is not None:
             check_real("error", error, 1)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels.catalog import engines, pilots
-from rfkernels.catalog.arguments import check_fit, takes_all
+from rfkernels.catalog.arguments import check_fit, check_logs, takes_all
 from rfkernels.catalog.plan import Guess, deviations, draw_runs, plan, rows_of
 from rfkernels.catalog.radial import FLAT, SHARE, Points, points_from, points_of
 from rfkernels.catalog.records import Estimate, Table
@@ -15,8 +15,8 @@ from rfkernels.catalog.trust import trusted_error
 from rfkernels.kernels import Kernel
 
 _BLOCK = 1 << 16
-_NODES = np.array([-2.3344142183389773, -0.7419637843027258, 0.7419637843027258, 2.3344142183389773])
-_WEIGHTS = np.array([0.0458758547680685, 0.4541241452319315, 0.4541241452319315, 0.0458758547680685])
+NODES = np.array([-2.3344142183389773, -0.7419637843027258, 0.7419637843027258, 2.3344142183389773])
+NODE_WEIGHTS = np.array([0.0458758547680685, 0.4541241452319315, 0.4541241452319315, 0.0458758547680685])
 """Four points that stand for a normal number: Gauss-Hermite quadrature. Two show nothing of tails."""
 
 
@@ -36,11 +36,9 @@ def estimated(
 
 
 def _estimated(table: Table, queries: Any, kernel: Scaled, budget: int, seed: int, backend: str) -> Estimate:
-    norm_weight, exact = kernel.kernel.norm_weight, takes_all(table, budget)
-    if norm_weight is not None and not np.isfinite(norm_weight):
-        raise ValueError(f"kernel must have a finite norm_weight, but that of {kernel.kernel.name} is {norm_weight}")
+    exact = takes_all(table, budget)
     engine, given = engines.choose(backend), _points(table, queries, kernel)
-    if norm_weight == 0:
+    if kernel.kernel.norm_weight == 0:
         scaled = queries.astype(np.float64) * kernel.scale
         found = engine.exact(table, scaled) if exact else engine.estimate(table, scaled, budget, seed)
     elif given is not None:
@@ -49,12 +47,8 @@ def _estimated(table: Table, queries: Any, kernel: Scaled, budget: int, seed: in
         return exact_kernel_sums(table, queries, kernel)
     else:
         return kernel_sums(table, queries, kernel, budget, seed)
-    if given is not None and not given.linear and not (found.log_normalizer < np.inf).all():
-        bad = int(np.argmin(found.log_normalizer < np.inf))
-        raise ValueError(
-            f"kernel must have logs below infinity, but the sum of {kernel.kernel.name} for query {bad} has the log "
-            f"{found.log_normalizer[bad]}"
-        )
+    if given is not None and not given.linear:
+        check_logs(kernel.kernel, found.log_normalizer)
     check_fit(found.log_normalizer, table)
     return found
 
@@ -103,27 +97,27 @@ def exact_kernel_sums(table: Table, queries: Any, kernel: Scaled) -> Estimate:
     return Estimate(out, np.zeros(len(queries)), np.full(len(queries), len(rows)))
 
 
-def _guess(table: Table, query: Any, kernel: Scaled) -> Guess:
+def guess(table: Table, query: Any, kernel: Scaled) -> Guess:
     """Guess mean and variance of a group's kernels, q·y taken as normal about the mean of its cell, at four points."""
     logits = table.means @ query
     away = deviations(table, query)
     norms = (table.means**2).sum(1)[table.cell] + table.spread
     square = query @ query
     reach = np.sqrt(square * norms)  # no product is larger: a distance stays one
-    dots = [np.clip(logits[table.cell] + z * away, -reach, reach) for z in _NODES]
+    dots = [np.clip(logits[table.cell] + z * away, -reach, reach) for z in NODES]
     with np.errstate(divide="ignore"):
         each = np.stack([kernel.log(dot, square, norms) for dot in dots])
         each = each if (each > -np.inf).any() else np.zeros_like(each)  # nothing tells groups apart
         top = float(each.max())
         values = np.exp(each - top)
-        own, square = _WEIGHTS @ values, _WEIGHTS @ values**2
+        own, square = NODE_WEIGHTS @ values, NODE_WEIGHTS @ values**2
         mean = own + SHARE * float(table.count @ own / table.count.sum())
         variance = np.maximum(square - own**2, 0) / mean**2 + SHARE
     return Guess(top + np.log(mean), variance, logits, floor=0.0)
 
 
 def _one(table: Table, query: Any, kernel: Scaled, budget: int, seed: int, place: int) -> tuple[float, float, int]:
-    chosen = plan(table, _guess(table, query, kernel), budget)
+    chosen = plan(table, guess(table, query, kernel), budget)
     exact = logs(table, rows_of(table, chosen.opened), query, kernel)
     top = float(exact.max(initial=-np.inf))
     if len(chosen.far):

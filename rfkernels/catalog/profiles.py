@@ -14,34 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rfkernels.catalog import spheres
 from rfkernels.catalog.records import Table
+from rfkernels.catalog.spheres import DROP, GUESSED, LEVELS
 from rfkernels.kernels import Kernel, LogProfile
 
-CODED, GUESSED = 32, 8
-"""Nodes in an octave of squared distances, for what codes say of items and for what is guessed of groups."""
-
-LEVELS = 16
-"""Spreads of groups that guesses are made for."""
-
-COORDINATES = 24
-"""Coordinates on a sphere that guesses are sums over."""
-
-SPREADS = (0.25, 0.15), (0.6, 0.2), (1.0, 0.3), (1.4, 0.2), (1.75, 0.15)
-"""Squared distances from the mean that items of a group have, in its spread, and the share of each.
-
-With one alone kernels that end at some distance miss groups that lie at its edge.
-"""
-
-LEAST_HALF = 0.05
-"""The least of half the dimension of a sphere: in one dimension there are only two ends."""
-
-LEAST_EDGE = 2.0**-20
-"""The least number of deviations that items lie apart: where there is one alone, they do not."""
-
-DROP = 10.0
-"""What the log of a kernel where that is 0 falls by in each octave of the squared distance from where it is not: items
-that codes take to be there may be elsewhere, and must be looked at.
-"""
+CODED = 32
+"""Nodes in an octave of squared distances for what codes say of items."""
 
 OFF = 0.4
 """How much squares are off as codes have them, relative to them and to 1 / √dimension: by steps of codes, and by what
@@ -139,7 +118,9 @@ def profile_of(kernel: Kernel, items: Outline, scale: float, points: Any) -> Pro
 def _profile(
     name: str, profile: LogProfile, first: int, octaves: int, low: float, high: float, dim: float, edge: float
 ) -> Profile:
-    log, x = partial(_log, name, profile), nodes(first, octaves, CODED)
+    from scipy.special import betainc  # which takes a while to import
+
+    log, x = partial(_log, name, profile), spheres.nodes(np, first, octaves, CODED)
     found = log(x)
     if np.isnan(found).any() or (found == np.inf).any():
         bad = int(np.flatnonzero(np.isnan(found) | (found == np.inf))[0])
@@ -147,21 +128,17 @@ def _profile(
             f"kernel must have logs below infinity, but that of {name} is {found[bad]} "
             f"at a squared distance of {x[bad]:.6g}, scaled"
         )
-    filled = _filled(found, CODED)
+    filled = spheres.filled(np, found, DROP / CODED)
     change = np.pad(np.abs(np.diff(filled) / np.diff(np.log(x))), 1)
     plain = np.stack([filled, np.maximum(change[:-1], change[1:])])
     found = _widened(filled, dim)
     slopes = np.stack([found[:-1], np.diff(found) / np.diff(x), _steep(found, x, dim)[:-1]])
-    level, step = float(np.log(low)), float(np.log(high / low)) / (LEVELS - 1)
-    means = _means(log, nodes(first, octaves, GUESSED), np.exp(level + step * np.arange(LEVELS)), dim, edge)
+    level, step = spheres.ladder(np, low, high)
+    at, spread = spheres.nodes(np, first, octaves, GUESSED), np.exp(level + step * np.arange(LEVELS))
+    with np.errstate(divide="ignore"):
+        guesses = spheres.means(np, log, at, spread, np.float64(dim), edge, betainc)
     key = name, profile, first, octaves, low, high, dim, edge
-    return Profile(key, log, first, slopes, plain, *means, level, step)
-
-
-def nodes(first: int, octaves: int, steps: int) -> Any:
-    """Return where tables have nodes, the end among them."""
-    place = np.arange(octaves * steps + 1)
-    return np.ldexp(1 + place % steps / steps, first + place // steps)
+    return Profile(key, log, first, slopes, plain, *guesses, level, step)
 
 
 def clipped(x: Any, profile: Profile) -> Any:
@@ -174,30 +151,21 @@ def clipped(x: Any, profile: Profile) -> Any:
 def coded(profile: Profile, squares: Any) -> tuple[Any, Any]:
     """Return what logs are taken to be, and sizes of their slopes."""
     x = clipped(squares, profile)
-    place, node = _place(x, profile.first, CODED)
+    place, node = spheres.placed(np, x, profile.first, CODED)
     value, slope, steep = profile.coded[:, place]
     return value + slope * (x - node), steep
 
 
 def guessed(profile: Profile, squares: Any, cell: Any, spread: Any) -> tuple[Any, Any]:
     """Return logs of means, and of means of squares less twice those, of groups of some cells and scaled spreads."""
-    x = clipped(squares, profile)
-    place, node = _place(x, profile.first, GUESSED)
-    part = ((x - node) / np.ldexp(1.0 / GUESSED, np.frexp(x)[1] - 1))[:, None]
-    level, beyond = levels(profile, spread)
-    found = []
-    for table in (profile.log_means, profile.uneven):
-        rows = table[place] + part * (table[place + 1] - table[place])
-        found.append(rows[cell, level] + beyond * (rows[cell, level + 1] - rows[cell, level]))
-    return found[0], found[1]
+    tables, x = (profile.log_means, profile.uneven), clipped(squares, profile)
+    return spheres.interpolated(np, tables, profile.first, x, cell, levels(profile, spread))
 
 
 def levels(profile: Profile, spread: Any) -> tuple[Any, Any]:
-    """Return between which of the spreads some lie, and how far from the lesser one."""
+    """Return between which of the spreads of tables some lie, and how far from the lesser one."""
     with np.errstate(divide="ignore"):
-        at = np.clip((np.log(spread) - profile.level) / profile.step, 0, LEVELS - 1)
-    level = np.minimum(at.astype(np.int64), LEVELS - 2)
-    return level, at - level
+        return spheres.levels(np, spread, profile.level, profile.step)
 
 
 def sensitivity(profile: Profile, sums: Any, items: int) -> Any:
@@ -223,23 +191,6 @@ def _log(name: str, profile: LogProfile, squares: Any) -> Any:
     return np.broadcast_to(found.astype(np.float64), np.shape(squares))
 
 
-def _place(x: Any, first: int, steps: int) -> tuple[Any, Any]:
-    """Return the number of the node before each of some numbers, and that node."""
-    part, exponent = np.frexp(x)
-    within = np.floor((2 * part - 1) * steps)
-    return (exponent - 1 - first) * steps + within.astype(np.int64), np.ldexp(1 + within / steps, exponent - 1)
-
-
-def _filled(logs: Any, steps: int) -> Any:
-    """Return logs that are numbers everywhere: see `DROP`."""
-    if not (logs > -np.inf).any():
-        return np.zeros_like(logs)
-    fall = (DROP / steps * np.arange(len(logs))).reshape(-1, *(1,) * (logs.ndim - 1))
-    rising = np.maximum.accumulate(logs + fall, 0) - fall
-    falling = np.maximum.accumulate((logs - fall)[::-1], 0)[::-1] + fall
-    return np.where(logs > -np.inf, logs, np.maximum(np.maximum(rising, falling), logs[logs > -np.inf].min() - 700))
-
-
 def _widened(logs: Any, dim: float) -> Any:
     """Return logs of no less than those of squares that codes may be off by, in proportion: see `OFF`."""
     reach = int(np.ceil(FARTHEST * OFF / np.sqrt(dim) * CODED / np.log(2)))
@@ -255,31 +206,3 @@ def _steep(logs: Any, x: Any, dim: float) -> Any:
     place, reach = np.arange(len(logs)), max(1, round(OFF / np.sqrt(dim) * CODED / np.log(2)))
     low, high = np.maximum(place - reach, 0), np.minimum(place + reach, len(logs) - 1)
     return np.abs((logs[high] - logs[low]) / (x[high] - x[low]))
-
-
-def _means(log: Callable[[Any], Any], x: Any, spread: Any, dim: float, edge: float) -> tuple[Any, Any]:
-    """Return what groups of some spreads are guessed to be, about means at some squared distances.
-
-    About the mean m of the cell, |y − p|² = |m − p|² + |y − m|² + 2 (m − p)·(y − m). The last term has the law of a
-    coordinate on a sphere, of which one of all items lies at each edge, and the one before it differs within a group.
-    """
-    from scipy.special import betainc  # which takes a while to import
-
-    edge = max(edge, LEAST_EDGE)
-    ends = np.linspace(-edge, edge, COORDINATES + 1)
-    half = max((dim - 1) / 2, LEAST_HALF)  # ½ + z / 2 √dim is of a beta distribution
-    weights = np.diff(betainc(half, half, (1 + ends / np.sqrt(dim)) / 2))
-    outermost = (1 - edge**2 / dim) ** (dim / 2)  # one of all items: see `radial.edge_of`
-    weights = np.concatenate([[outermost], weights / weights.sum(), [outermost]])
-    coordinates = np.concatenate([[-edge], (ends[1:] + ends[:-1]) / 2, [edge]])
-    parts = np.array(SPREADS)
-    own = parts[:, :1, None, None] * spread
-    wide = 2 * np.sqrt(x[:, None]) * np.sqrt(own / dim)
-    found = log(np.maximum(x[:, None] + own + wide * coordinates[:, None, None], 0)).reshape(-1, len(x), len(spread))
-    share = np.outer(parts[:, 1], weights / weights.sum()).ravel()
-    top = found.max(0)
-    some = top > -np.inf
-    each = np.exp(found - np.where(some, top, 0))
-    with np.errstate(divide="ignore"):
-        one, two = (np.log(np.tensordot(share, power, 1)) for power in (each, each * each))
-    return _filled(top + one, GUESSED), np.where(some, np.maximum(two - 2 * np.where(some, one, 0), 0), 0)

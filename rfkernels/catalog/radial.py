@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels.catalog import profiles, scans
+from rfkernels.catalog import profiles, scans, spheres
 from rfkernels.catalog.codes import BLOCK, ROUNDED, cost, moved, residuals, rounded, variances
 from rfkernels.catalog.estimates import take
 from rfkernels.catalog.known import OfTables
@@ -29,13 +29,6 @@ SHARE = 0.1
 FLAT = 0.1
 """The size of norm weights below which kernels are not seen as functions of a distance: points would lie too far away
 for distances to keep what matters.
-"""
-
-LOCAL = 0.65
-"""What part of their dimensions items have where they lie near each other: nearest ones are nearer than all would tell.
-
-With all of them intervals of sharp kernels hold too seldom, with half of them standard errors are too large: what share
-of intervals holds `python benchmarks/catalog.py densities` prints.
 """
 
 UNEVEN = 600.0
@@ -84,16 +77,17 @@ class Points(NamedTuple):
     linear: bool
 
 
-_SIGNED = {
+SIGNED = {
     -1: Kernel.of_distance("falling", lambda xp, squared: -squared),
     1: Kernel.of_distance("rising", lambda xp, squared: squared),
 }
+"""Kernels of a norm weight below 0 and above, from squared distances times its size."""
 
 
 def points_of(table: Table, queries: Any, norm_weight: float, scale: float) -> Points:
     """Return what a kernel of a norm weight other than 0 is, where x·y, |x|² and |y|² are multiplied by a scale."""
     wide, beside = queries.astype(np.float64), scale * (norm_weight - 1 / (4 * norm_weight))
-    factor, kernel = scale * norm_weight, _SIGNED[1 if norm_weight > 0 else -1]
+    factor, kernel = scale * norm_weight, SIGNED[1 if norm_weight > 0 else -1]
     with np.errstate(over="ignore", invalid="ignore"):
         points, constant = -wide / (2 * norm_weight), beside * (wide * wide).sum(-1)
     return Points(points, factor, constant, profile_of(kernel, _outline(table), abs(factor), points), True)
@@ -107,16 +101,15 @@ def points_from(table: Table, queries: Any, kernel: Kernel, scale: float) -> Poi
 
 def _outlined(table: Table) -> Outline:
     dim = dimension(table)
-    return outline_of(table, dim, edge_of(dim, float(table.count.sum())))
+    return outline_of(table, dim, float(spheres.edge(np, dim, float(table.count.sum()))))
 
 
 _outline = OfTables(_outlined)
 
 
 def dimension(table: Table) -> float:
-    """Return in how many dimensions, in effect, items lie near each other: a part of (tr Σ)² / tr Σ², at least 1."""
-    square = float((table.shape.astype(np.float64) ** 2).sum())
-    return max(LOCAL * float(np.trace(table.shape)) ** 2 / square, 1.0) if square > 0 else 1.0
+    """Return in how many dimensions, in effect, items lie near each other: see `spheres.dimension`."""
+    return float(spheres.dimension(np, table.shape.astype(np.float64)))
 
 
 def guess(table: Table, point: Any, given: Points) -> Guess:
@@ -133,12 +126,6 @@ def guess(table: Table, point: Any, given: Points) -> Guess:
     mean = own + SHARE * float(table.count @ own) / float(table.count.sum())
     excess = np.exp(np.minimum(uneven, UNEVEN)) - 1
     return Guess(top + np.log(mean), excess * (own / mean) ** 2 + SHARE, np.zeros(len(table.means)), floor=0.0)
-
-
-def edge_of(dim: float, items: float) -> float:
-    """Return how many deviations from the centre the farthest of so many items lies on a sphere: less than √dim."""
-    part = -float(np.expm1(-2 * np.log(items) / dim))
-    return float(np.sqrt(dim * min(part, 1 - 2.0**-40)))
 
 
 def spent_on(table: Table, budget: int, away: int) -> Shares | None:

@@ -12,7 +12,7 @@ import numpy as np
 from rfkernels._arrays import is_jax, matmul, stopped
 from rfkernels._checks import check_array
 from rfkernels.backends.jax.catalog_arguments import check_filled, check_places, check_queries, each_query, parts_of
-from rfkernels.backends.jax.catalog_plan import finite, placed, planned
+from rfkernels.backends.jax.catalog_plan import finite, guessed, placed, planned
 from rfkernels.backends.jax.catalog_proposal import rows_at
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
 from rfkernels.catalog.plan import RUN
@@ -90,7 +90,7 @@ def _mean(table: DeviceTable, values: Any, query: Any, key: Any, places: int, ax
     def over_devices(x: Any) -> Any:
         return x if axis is None else jax.lax.psum(x, axis)
 
-    plan = planned(table, query, places)
+    plan = planned(table, guessed(table, query), places)
     held, expected = placed(table, plan, key, places)
     logits = matmul(jnp, table.rows.at[held.row].get(mode="promise_in_bounds"), query)
     run = jnp.arange(places // RUN) < plan.runs

@@ -15,6 +15,15 @@ TICKS = 1 << 28
 """In how many parts probability is counted, so that the one of each group is known exactly."""
 
 
+class Guess(NamedTuple):
+    """What is expected of the items of each group: `rfkernels.catalog.plan.Guess`, a log mean of −inf for no items."""
+
+    log_mean: Any
+    variance: Any
+    cell_logits: Any
+    floor: float = FLOOR
+
+
 class Plan(NamedTuple):
     """What is done for one query.
 
@@ -66,26 +75,33 @@ def _log_mean_exp(deviation: Any, edge: Any) -> Any:
     return low * (deviation - low / 2)
 
 
-def guessed(table: DeviceTable, query: Any) -> tuple[Any, Any, Any]:
-    """Return logits of means of cells, and of each group's items the log mean weight, −inf for none, and variance."""
+def size_of(table: DeviceTable, query: Any) -> Any:
+    """Return the standard deviation of q·y about the mean of the cell where the spread is 1."""
+    return jnp.sqrt(jnp.maximum(matmul(jnp, query, matmul(jnp, table.shape, query)), 0))
+
+
+def rounded_size(table: DeviceTable, query: Any) -> Any:
+    """Return the size to a power of the STEPS-th root of 2."""
+    return jnp.exp2(jnp.rint(STEPS * jnp.log2(size_of(table, query))) / STEPS)
+
+
+def guessed(table: DeviceTable, query: Any) -> Guess:
+    """Guess weights exp(q·y), as `rfkernels.catalog.plan.guess`."""
     centre = matmul(jnp, table.means, query)
-    square = jnp.maximum(matmul(jnp, query, matmul(jnp, table.shape, query)), 0)
-    size = jnp.exp2(jnp.rint(STEPS * jnp.log2(jnp.sqrt(square))) / STEPS)
-    deviation, edge = size * jnp.sqrt(table.spread), jnp.sqrt(2 * jnp.log(jnp.sum(table.count)))
+    deviation, edge = rounded_size(table, query) * jnp.sqrt(table.spread), jnp.sqrt(2 * jnp.log(jnp.sum(table.count)))
     raised = _log_mean_exp(deviation, edge)
     apart = _log_mean_exp(2 * deviation, edge) - 2 * raised
     some = table.count > 0
     log = jnp.where(some, centre[table.cell] + raised, -jnp.inf)
-    return centre, log, jnp.expm1(apart) - apart + FLOOR
+    return Guess(log, jnp.expm1(apart) - apart + FLOOR, centre)
 
 
-def planned(table: DeviceTable, query: Any, places: int) -> Plan:
+def planned(table: DeviceTable, guess: Guess, places: int) -> Plan:
     """Open the groups of the largest second moments, as many as the predicted variance is least with.
 
     All but `centre` is constant to derivatives: with the proposal held, that of an unbiased estimate is unbiased too.
     """
-    centre, log, variance = guessed(table, query)
-    log, variance = stopped(jnp, log), stopped(jnp, variance)
+    log, variance = stopped(jnp, guess.log_mean), stopped(jnp, guess.variance)
     some, top = table.count > 0, jnp.max(log)
     weight = table.count * jnp.exp(log - finite(top))
     score = jnp.where(some, 2 * (log - finite(top)) + jnp.log(variance), -jnp.inf)
@@ -112,11 +128,11 @@ def planned(table: DeviceTable, query: Any, places: int) -> Plan:
     expected = jnp.sum(weight) * jnp.sum(weight * variance) / jnp.maximum(RUN * runs[best], 1)
     trusted = ~all_fit & (jnp.sqrt(expected) <= TRUSTED * jnp.sum(weight))
     slopes = jnp.where(trusted & table.settled, _slopes(table, weight, closed), 0)
-    predicted = jnp.sum(weight) * jnp.sum(weight * (variance - FLOOR)) / jnp.maximum(RUN * runs[best], 1)
+    predicted = jnp.sum(weight) * jnp.sum(weight * (variance - guess.floor)) / jnp.maximum(RUN * runs[best], 1)
     predicts = ~all_fit & (predicted > 0)
     log_error = jnp.where(predicts, top + jnp.log(jnp.where(predicts, predicted, 1)) / 2, -jnp.inf)
     ends = jnp.cumsum(jnp.where(closed, 0, table.count))
-    return Plan(centre, top, weight, closed, ends, jnp.where(all_fit, 0, runs[best]), slopes, log_error)
+    return Plan(guess.cell_logits, top, weight, closed, ends, jnp.where(all_fit, 0, runs[best]), slopes, log_error)
 
 
 def _slopes(table: DeviceTable, weight: Any, closed: Any) -> Any:

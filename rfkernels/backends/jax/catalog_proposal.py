@@ -41,7 +41,7 @@ class Proposal(NamedTuple):
 
 def proposed(table: DeviceTable, query: Any, head: int) -> Proposal:
     """Take items of the groups that promise most, `head` at most; count what these and the other groups weigh."""
-    _, log, _ = guessed(table, query)
+    log = guessed(table, query).log_mean
     log_sums = log + jnp.log(jnp.maximum(table.count, 1).astype(log.dtype))
     begin = jnp.full(len(table.count), -1, jnp.int32)
     if not head:

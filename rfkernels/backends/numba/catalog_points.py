@@ -18,9 +18,9 @@ from rfkernels.backends.numba.catalog_scan_kernels import products_added, profil
 from rfkernels.backends.numba.jit import Machine, machine
 from rfkernels.backends.numba.records import Bytes, ElementRows, Elements, Floats, Held, Ints, Longs, Numbers
 from rfkernels.catalog.codes import TOGETHER, eights, shared
-from rfkernels.catalog.profiles import LEVELS
 from rfkernels.catalog.radial import Points
 from rfkernels.catalog.records import Table
+from rfkernels.catalog.spheres import LEVELS
 
 _PAD = 64
 """What rows of numbers in the order of codes are a multiple of."""

@@ -18,10 +18,11 @@ from rfkernels.backends.numba.emitter import INT, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
 from rfkernels.backends.numba.lowering import emit
 from rfkernels.backends.numba.records import Elements, FloatRows, Floats, Held, Ints
-from rfkernels.catalog.profiles import CODED, GUESSED, LEVELS, clipped, levels
+from rfkernels.catalog.profiles import CODED, clipped, levels
 from rfkernels.catalog.radial import Points
 from rfkernels.catalog.records import Table
 from rfkernels.catalog.scans import NOTHING
+from rfkernels.catalog.spheres import GUESSED, LEVELS
 from rfkernels.kernels import LogProfile
 
 

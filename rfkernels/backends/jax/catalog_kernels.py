@@ -1,0 +1,194 @@
+"""Sums of any kernel over all items on the devices of JAX: what is guessed of groups, as NumPy guesses it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.scipy.special import betainc
+
+from rfkernels._arrays import is_jax, matmul
+from rfkernels._checks import is_tracer
+from rfkernels.backends.jax.catalog_arguments import check_queries
+from rfkernels.backends.jax.catalog_plan import Guess, size_of
+from rfkernels.backends.jax.catalog_sums import SOFTMAX, Weights, summed
+from rfkernels.backends.jax.tables import DeviceTable, Sharded
+from rfkernels.catalog import spheres
+from rfkernels.catalog.arguments import check_kernel, check_logs, check_real
+from rfkernels.catalog.kernel_sums import NODE_WEIGHTS, NODES
+from rfkernels.catalog.profiles import END, FIRST, ROUNDED
+from rfkernels.catalog.radial import FLAT, SHARE, SIGNED
+from rfkernels.catalog.records import Estimate
+from rfkernels.catalog.scans import NOTHING
+from rfkernels.catalog.spheres import GUESSED, LEVELS
+from rfkernels.kernels import Kernel, LogKernel, LogProfile
+
+_OCTAVES = 40
+"""Octaves of squared distances that are told apart, up to the farthest."""
+
+_UNEVEN = 60.0
+"""The largest log of how much the mean square of weights may exceed the square of their mean, in single precision."""
+
+
+def kernel_sum(
+    table: DeviceTable | Sharded, queries: Any, kernel: str | Kernel, budget: int, key: Any, *, scale: Any = 1.0
+) -> Estimate:
+    """Estimate log Σ_i k(√scale q, √scale y_i) for any kernel that is not negative.
+
+    What `Catalog.kernel_sum` estimates where items have no codes. Derivatives with respect to queries, items and scale
+    are those of the estimate, with what was drawn held: of the log of a density they are its score.
+
+    Parameters
+    ----------
+    table, queries, budget, key
+        As in `estimate`.
+    kernel : str or Kernel
+        A kernel, or the name of a map that has one (`rfkernels.names`). It is compiled for; kernels of equal names and
+        functions are the same.
+    scale : float or array of JAX, shape (), default 1
+        Multiplies q·y, |q|² and |y|²: for the Gaussian, exp(−scale |q − y|²/2), 1/h² for a bandwidth h. It must be
+        above 0, which is not checked of arrays.
+
+    Returns
+    -------
+    Estimate
+        Arrays of JAX, (queries,). A sum in which nothing but zeros was met has the log −inf and an infinite standard
+        error, unless all items were taken.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If arguments do not fit together, or the kernel can be negative or, outside `jax.jit`, sums to infinity or to no
+        number.
+    """
+    queries, chosen = check_queries(table, queries), check_kernel(kernel)
+    if not (is_jax(scale) and jnp.shape(scale) == () and jnp.issubdtype(scale.dtype, jnp.floating)):
+        check_real("scale", scale)
+    scale = jnp.asarray(scale, queries.dtype)
+    points, size, constant, weights = _weights(chosen, queries, scale)
+    found = summed(table, points, budget, key, weights, size)
+    found = found._replace(log_normalizer=found.log_normalizer + constant)
+    if not is_tracer(found.log_normalizer):
+        check_logs(chosen, found.log_normalizer)
+    return found
+
+
+def _weights(kernel: Kernel, queries: Any, scale: Any) -> tuple[Any, Any, Any, Weights]:
+    """Return from what points and at what scale items are weighed, what is added to logs, and how."""
+    weight = kernel.norm_weight
+    if weight == 0:
+        return scale * queries, jnp.ones_like(scale), 0, SOFTMAX
+    if weight is not None and abs(weight) >= FLAT:  # κ |y − p|² and what belongs to the query, as `radial.points_of`
+        constant = scale * (weight - 1 / (4 * weight)) * jnp.sum(queries * queries, 1)
+        profile = SIGNED[1 if weight > 0 else -1].profile
+        assert profile is not None
+        return -queries / (2 * weight), abs(weight) * scale, constant, Distances(profile)
+    return queries, scale, 0, Products(kernel.log) if kernel.profile is None else Distances(kernel.profile)
+
+
+class Tables(NamedTuple):
+    """What groups of some spreads are guessed to be, about means of cells at some distances: see `profiles.Profile`.
+
+    Parameters
+    ----------
+    first : array of int32
+        The power of 2 of the least squared distance.
+    guesses : tuple of two arrays, shape (nodes, LEVELS)
+        What `spheres.means` returns.
+    levels : tuple of two arrays, shape (groups,)
+        What `spheres.levels` returns.
+    """
+
+    first: Any
+    guesses: tuple[Any, Any]
+    levels: tuple[Any, Any]
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Weights exp(g(scale |y − q|²))."""
+
+    profile: LogProfile
+    controlled: bool = False
+
+    def known(self, table: DeviceTable, queries: Any, scale: Any) -> Tables:
+        """Return tables over all distances that queries may have."""
+        low, high = _spreads(table, scale)
+        away = jnp.sqrt(jnp.max(jnp.sum((table.means - table.means[0]) ** 2, 1)))
+        reach = away + jnp.sqrt(jnp.max(jnp.sum((queries - table.means[0]) ** 2, 1), initial=0))
+        farthest = jnp.clip(2 * (scale * reach * reach + high), 2.0 ** (FIRST + _OCTAVES), 2.0 ** (END - 1))
+        first = -(-jnp.frexp(farthest)[1] // ROUNDED) * ROUNDED - _OCTAVES  # of many calls the same
+        level, step = spheres.ladder(jnp, low, high)
+        x, spread = spheres.nodes(jnp, first, _OCTAVES, GUESSED), jnp.exp(level + step * jnp.arange(LEVELS))
+        dim = spheres.dimension(jnp, table.shape)
+        edge = spheres.edge(jnp, dim, jnp.maximum(jnp.sum(table.count), 1).astype(dim.dtype))
+        guesses = spheres.means(jnp, self._logs, x.astype(dim.dtype), spread, dim, edge, betainc)
+        return Tables(first, guesses, spheres.levels(jnp, scale * table.spread, level, step))
+
+    def _logs(self, squares: Any) -> Any:
+        return jnp.broadcast_to(jnp.asarray(self.profile(jnp, squares), squares.dtype), squares.shape)
+
+    def guess(self, table: DeviceTable, known: Tables, query: Any, scale: Any) -> Guess:
+        """Guess groups as `radial.guess`."""
+        square = scale * jnp.sum((table.means - query) ** 2, 1)
+        least, most = jnp.ldexp(1.0, known.first), jnp.ldexp(2.0 - 2.0**-20, known.first + _OCTAVES - 1)
+        x = jnp.clip(square, least.astype(square.dtype), most.astype(square.dtype))
+        found = spheres.interpolated(jnp, known.guesses, known.first, x, table.cell, known.levels)
+        return _shared(table, found[0], jnp.expm1(jnp.minimum(found[1], _UNEVEN)))
+
+    def logits(self, rows: Any, query: Any, scale: Any) -> Any:
+        """Return logs of the kernel."""
+        return jnp.maximum(self._logs(scale * jnp.sum((rows - query) ** 2, -1)), NOTHING)
+
+
+@dataclass(frozen=True)
+class Products:
+    """Weights that are given by their logs as a function of q·y, |q|² and |y|²."""
+
+    log: LogKernel
+    controlled: bool = False
+
+    def known(self, table: DeviceTable, queries: Any, scale: Any) -> None:
+        """Return nothing."""
+
+    def guess(self, table: DeviceTable, known: None, query: Any, scale: Any) -> Guess:
+        """Guess groups from four points each, as `kernel_sums.guess`."""
+        norms, own = jnp.sum(table.means**2, 1)[table.cell] + table.spread, jnp.sum(query * query)
+        reach = jnp.sqrt(own * norms)
+        away = jnp.asarray(NODES, norms.dtype)[:, None] * (size_of(table, query) * jnp.sqrt(table.spread))
+        dots = jnp.clip(matmul(jnp, table.means, query)[table.cell] + away, -reach, reach)
+        each = self.log(jnp, scale * dots, scale * own, scale * norms)
+        each = jnp.where(jnp.any((each > -jnp.inf) & (table.count > 0)), each, 0)  # nothing tells groups apart
+        top = jnp.max(each, 0)
+        part = jnp.exp(each - jnp.where(top > -jnp.inf, top, 0))
+        share = jnp.asarray(NODE_WEIGHTS, norms.dtype)
+        one, two = matmul(jnp, share, part), matmul(jnp, share, part * part)
+        uneven = jnp.where(one > 0, two / jnp.where(one > 0, one * one, 1) - 1, 0)
+        return _shared(table, top + jnp.log(one), jnp.maximum(uneven, 0))
+
+    def logits(self, rows: Any, query: Any, scale: Any) -> Any:
+        """Return logs of the kernel."""
+        dot, yy = matmul(jnp, rows, query), jnp.sum(rows * rows, -1)
+        return jnp.maximum(self.log(jnp, scale * dot, scale * jnp.sum(query * query), scale * yy), NOTHING)
+
+
+def _shared(table: DeviceTable, log_mean: Any, uneven: Any) -> Guess:
+    """Return a guess in which every item has a share of the mean of all, from its own and the variance beside that."""
+    some = table.count > 0
+    top = jnp.max(jnp.where(some, log_mean, -jnp.inf))
+    top = jnp.where(top > -jnp.inf, top, 0)
+    own = jnp.where(some, jnp.exp(log_mean - top), 0)
+    mean = own + SHARE * jnp.sum(table.count * own) / jnp.maximum(jnp.sum(table.count), 1)
+    positive = jnp.where(mean > 0, mean, 1)
+    log = jnp.where(some & (mean > 0), top + jnp.log(positive), -jnp.inf)
+    return Guess(log, uneven * (own / positive) ** 2 + SHARE, jnp.zeros(len(table.means), mean.dtype), 0.0)
+
+
+def _spreads(table: DeviceTable, scale: Any) -> tuple[Any, Any]:
+    """Return between which scaled spreads tables are made, as `profiles.profile_of`."""
+    spread = jnp.where(table.count > 0, table.spread, 0)
+    high, least = jnp.max(spread), 2.0**-LEVELS
+    low = jnp.maximum(jnp.minimum(jnp.min(jnp.where(spread > 0, spread, jnp.inf)), high / 2), high * least)
+    high = jnp.maximum(scale * high, 2.0**FIRST)
+    return jnp.maximum(scale * low, high * least), high
