@@ -15,6 +15,10 @@ from rfkernels.backends.jax.tables import DeviceTable, Sharded
 from rfkernels.catalog.records import Top
 
 
+_SHARED = 16
+"""How many times as many numbers may be under way where all items are taken: products of few queries read them anew."""
+
+
 def top(table: DeviceTable | Sharded, queries: Any, k: int, budget: int) -> Top:
     """Return the k items of largest q·y among those that a query takes, largest first.
 
@@ -63,7 +67,7 @@ def top(table: DeviceTable | Sharded, queries: Any, k: int, budget: int) -> Top:
 @partial(jax.jit, static_argnames=("k", "places"))
 def _of_device(table: DeviceTable, queries: Any, *, k: int, places: int | None) -> Any:
     one = partial(_of_all, table, k) if places is None else partial(_of_groups, table, k, places)
-    numbers = len(table.rows) if places is None else places * queries.shape[1]
+    numbers = -(-len(table.rows) // _SHARED) if places is None else places * queries.shape[1]
     return each_query(one, (queries,), numbers)
 
 
