@@ -102,11 +102,11 @@ def test_exact_where_all_items_are_taken(name: str, dtype: str) -> None:
 @pytest.mark.parametrize("dim", [2, 12])
 def test_unbiased_and_as_uncertain_as_it_says(dim: int, name: str) -> None:
     items, queries = data(dim)
-    scale = narrow(name, dim)
+    scale, own = narrow(name, dim), table(dim)
 
     def one(seed: Any) -> Any:
         key = jax.random.key(seed)
-        return on_device.kernel_sum(table(dim), queries, ALL[name], budget(dim), key, scale=scale)
+        return on_device.kernel_sum(own, queries, ALL[name], budget(dim), key, scale=scale)
 
     found = jax.jit(lambda seeds: jax.lax.map(one, seeds))(jnp.arange(KEYS))
     ratio = np.exp(np.asarray(found.log_normalizer) - whole(items, queries, ALL[name], scale))
@@ -195,7 +195,7 @@ def test_sums_over_nothing() -> None:
 def test_derivatives_are_those_of_the_sum(name: str) -> None:
     """Of queries, which for a density are its score, and of the scale."""
     items, queries = data(12)
-    scale, kernel = narrow(name, 12), ALL[name]
+    scale, kernel, there = narrow(name, 12), ALL[name], table(12)
 
     def log(q: Any, scale: Any) -> Any:
         if kernel.profile is not None:
@@ -203,7 +203,7 @@ def test_derivatives_are_those_of_the_sum(name: str) -> None:
         return jax.nn.logsumexp(kernel.log(jnp, scale * (items @ q), scale * (q @ q), scale * jnp.sum(items**2, 1)))
 
     def estimated(q: Any, scale: Any, own: int) -> Any:
-        found = on_device.kernel_sum(table(12), q[None], kernel, budget(12, own), jax.random.key(3), scale=scale)
+        found = on_device.kernel_sum(there, q[None], kernel, budget(12, own), jax.random.key(3), scale=scale)
         return found.log_normalizer[0]
 
     for q in queries[:3]:
