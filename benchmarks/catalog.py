@@ -4,7 +4,8 @@
     python benchmarks/catalog.py [accuracy] [speed] [means] [densities] [sampling] [changes] [top] [--out]
 
 Five settings: raw vectors with τ = 0.1, 0.3 and 1, unit vectors with τ = 5 and 10; weights are exp(τ q·y). The queries
-are 1,000 of the vectors, drawn at random and left out of the catalog; nothing was chosen by them.
+are 1,000 of the vectors, drawn at random and left out of the catalog; nothing was chosen by them. Catalogs are told
+2,000 of their own items as past queries.
 """
 
 from __future__ import annotations

@@ -21,8 +21,9 @@ MEDIAN, HIGH, OTHERWISE = "<= 0.01", {"raw τ=1": "<= 0.3"}, "<= 0.1"
 
 
 def accuracy(settings: list[Setting]) -> Iterator[Line]:
+    plain = {id(x.held): rfk.Catalog(x.items, rng=0) for x in settings}
     for setting, catalog in with_catalogs(settings):
-        yield from _one(setting, catalog)
+        yield from _one(setting, catalog, plain[id(setting.held)])
 
 
 def _intervals(name: str, log: Array, error: Array, exact: Array) -> Line:
@@ -42,7 +43,7 @@ def _spent(catalog: rfk.Catalog, queries: Array) -> str:
     return f"{' and '.join(map(str, table.means.shape))} for cells and spread, {codes}, and {spent.checked} items"
 
 
-def _one(setting: Setting, catalog: rfk.Catalog) -> Iterator[Line]:
+def _one(setting: Setting, catalog: rfk.Catalog, plain: rfk.Catalog) -> Iterator[Line]:
     found = catalog.log_normalizer(setting.queries, budget=BUDGET, full=True, rng=0)
     log, error = (np.asarray(x, np.float64) for x in (found.log_normalizer, found.standard_error))
     ours, exact, name = errors(log, setting.exact), setting.exact, setting.name
@@ -57,9 +58,11 @@ def _one(setting: Setting, catalog: rfk.Catalog) -> Iterator[Line]:
         other = catalog.log_normalizer(setting.queries, budget=budget, full=True, rng=0)
         yield _intervals(f"{name}, {budget:,} dots", other.log_normalizer, other.standard_error, exact)
     alone = engines.estimated(catalog.table, setting.queries, BUDGET, None, 0, "numba", coded=False)
+    untold = errors(plain.log_normalizer(setting.queries, budget=BUDGET, rng=0), exact)
     for what, q in (("median", 0.5), ("95th percentile", 0.95)):
         value = float(np.quantile(errors(alone.log_normalizer, exact), q))
         yield Line(f"{name}, no codes: error of Z, {what}", value, "", "", "every dot product one of single precision")
+        yield Line(f"{name}, no past queries: error of Z, {what}", float(np.quantile(untold, q)), "", "", "")
     bias = np.expm1(np.minimum(log - exact, 700))
     mean = f"standard error {np.std(bias) / len(bias) ** 0.5:.2g}"
     yield Line(f"{name}: mean of Ẑ/Z − 1", float(np.mean(bias)), "", "", mean)

@@ -43,12 +43,10 @@ def vectors(path: Path | None, count: int | None = None) -> Array:
 
 def built(half: Array, queries: int) -> tuple[list[Case], str]:
     """Build the two catalogs and sum exactly; return them, and how long it took."""
-    import rfkernels as rfk  # which compiles, and finds cells by scikit-learn
-
     cases, took = [], []
     for kind, settings in _kinds(half, queries):
         start = time.perf_counter()
-        table = rfk.Catalog(settings[0].items, rng=0).table
+        table = settings[0].held.catalog().table
         middle = time.perf_counter()
         assert all(np.isfinite(setting.exact).all() for setting in settings)
         took.append(f"{kind} {middle - start:.1f} s, exact sums in NumPy {time.perf_counter() - middle:.1f} s")

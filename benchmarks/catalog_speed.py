@@ -90,7 +90,7 @@ def speed(settings: list[Setting]) -> Iterator[Line]:
 
     In one setting at all budgets, in the others at the least at which errors are what `BUDGET` is to reach.
     """
-    threads, catalogs = allowed_threads(), {id(x.held): rfk.Catalog(x.items, rng=0) for x in settings}
+    threads, catalogs = allowed_threads(), {id(x.held): x.held.catalog() for x in settings}
     for setting, counts in product(settings, (BATCH, 1)):
         catalog, count = catalogs[id(setting.held)], min(counts, len(setting.queries))
         for budget in BUDGETS if setting is settings[1] else (_enough(setting, catalog),):

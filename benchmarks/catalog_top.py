@@ -39,7 +39,7 @@ def top(settings: list[Setting]) -> Iterator[Line]:
 
 def _top(setting: Setting) -> Iterator[Line]:
     name, items, queries, threads = setting.name.split()[0], setting.items, setting.queries, allowed_threads()
-    best, catalog = numpy_top(items, queries), rfk.Catalog(items, rng=0)
+    best, catalog = numpy_top(items, queries), setting.held.catalog()
     try:
         rivals = _faiss(items, threads)
     except ModuleNotFoundError as error:

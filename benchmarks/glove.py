@@ -45,6 +45,10 @@ class Held:
     def past(self, tau: float) -> Array:
         return self._past * np.float32(tau)
 
+    def catalog(self) -> rfk.Catalog:
+        """Build a catalog that is told the past queries."""
+        return rfk.Catalog(self.items, queries=self._past, rng=0)
+
     @cached_property
     def exact(self) -> dict[float, Array]:
         """The exact log Z of each query by τ: float32 products, summed in float64."""
@@ -85,7 +89,7 @@ def with_catalogs(settings: list[Setting]) -> Iterator[tuple[Setting, rfk.Catalo
     held, catalog = None, None
     for setting in settings:
         if catalog is None or setting.held is not held:
-            held, catalog = setting.held, rfk.Catalog(setting.items, rng=0)
+            held, catalog = setting.held, setting.held.catalog()
         yield setting, catalog
 
 

@@ -48,6 +48,7 @@ RADIAL = "tests/test_catalog_radial.py"
 PROFILES = "tests/test_catalog_profiles.py"
 CATALOG_ERRORS = "tests/test_catalog_errors.py"
 CODES = "tests/test_codes.py"
+METRIC = "tests/test_catalog_metric.py"
 JAX_KERNELS = "tests/test_catalog_jax_kernels.py"
 JAX_TOPS = "tests/test_catalog_jax_tops.py"
 JAX_DRAWS = "tests/test_catalog_jax_draws.py"
@@ -667,6 +668,16 @@ MUTANTS = [
     Mutant("sampled softmax: draws of the target", "integrations/sampled_softmax.py", "jnp.where(drawn == own[..., None], -jnp.inf, others)", "others", (SAMPLED, "-k", "formula or normalizer")),
     Mutant("sampled softmax: times the probability", "integrations/sampled_softmax.py", "logit[..., None] - log_p", "logit[..., None] + log_p", (SAMPLED, "-k", "formula")),
     Mutant("catalog on JAX: what fell to opened items is forgotten", "backends/jax/catalog_sums.py", "total = head + jnp.sum(bent) - known", "total = head + jnp.sum(bent)", (CATALOG_JAX, "-k", "unbiased")),
+    Mutant("metric: items that are added are compared as they are", "catalog/changes.py", "_begin(store, ids)\n    group = joined(store, label, square)", "label, square = nearest(items, index(store).packed)\n    _begin(store, ids)\n    group = joined(store, label, square)", (METRIC, "-k", "changes")),
+    Mutant("metric: centres of changes are compared as they are", "catalog/lookup.py", "pack(compared(store.metric, store.centres))", "pack(store.centres)", (METRIC, "-k", "changes")),
+    Mutant("metric: groups are cut as items are", "catalog/layout.py", "compared(store.metric, items.astype(np.float64) - store.centres[cell])", "items.astype(np.float64) - store.centres[cell]", (METRIC, "-k", "changes")),
+    Mutant("metric: merged side by side all the same", "catalog/store.py", "if alike and len(a.centres)", "if len(a.centres)", (METRIC, "-k", "merged")),
+    Mutant("metric: none is kept when items are grouped anew", "catalog/store.py", "metric = store.metric if queries is None else", "metric = store.metric[:0] if queries is None else", (METRIC, "-k", "changes")),
+    Mutant("metric: of items that queries do not see", "catalog/metric.py", "np.exp(POWER * (log - log.mean()))", "np.exp(-POWER * (log - log.mean()))", (METRIC, "-k", "errors or says")),
+    Mutant("metric: queries alone", "catalog/metric.py", "moment + np.trace(moment) / (len(wide) * dim) * np.eye(dim)", "moment", (METRIC, "-k", "few or says")),
+    Mutant("metric: centres stay where they are compared", "catalog/building.py", "return restored(metric, find_centres(compared(metric, sample), cells, rng))", "return find_centres(compared(metric, sample), cells, rng)", (METRIC, "-k", "errors or well or few")),
+    Mutant("metric: a shape that does not fit", "catalog/invariants.py", 'if sizes["compared"][0] not in (0, sizes["dim"][0]):', "if False:", (METRIC, "-k", "refusals")),
+    Mutant("metric: chunks know no queries", "integrations/dask.py", "cells=cells, queries=queries, rng=seed", "cells=cells, rng=seed", (DASK, "-k", "past")),
     Mutant("kernels on JAX: a control variate", "backends/jax/catalog_sums.py", "plan = plan if weights.controlled else", "plan = plan if True else", (JAX_KERNELS, "-k", "unbiased")),
     Mutant("kernels on JAX: zeros are no numbers", "backends/jax/catalog_kernels.py", "return jnp.maximum(self._logs(scale * jnp.sum((rows - query) ** 2, -1)), NOTHING)", "return self._logs(scale * jnp.sum((rows - query) ** 2, -1))", (JAX_KERNELS, "-k", "exact or unbiased or nothing")),
     Mutant("kernels on JAX: sums of nothing are known", "backends/jax/catalog_sums.py", "jnp.where(log < NOTHING / 2, plan.log_error, beyond)", "beyond", (JAX_CATALOG, "-k", "sum_kernels")),

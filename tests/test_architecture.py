@@ -46,7 +46,7 @@ MAY_ASK_FOR_JAX = {"_checks.py", "blocked.py"}
 """Modules that import JAX inside a function which is only called with arrays of JAX."""
 
 LINES, BODY = 400, 60
-LONGER = {"catalog/facade.py": 460}
+LONGER = {"catalog/facade.py": 470}
 """A class of public methods is mostly what its docstrings say."""
 
 

@@ -162,10 +162,10 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 
 
 def test_a_later_version_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(headers, "_VERSION", "3")
+    monkeypatch.setattr(headers, "_VERSION", "4")
     files.save(some_store(), path)
     monkeypatch.undo()
-    refuse(path, "is a catalog of version '3'; this version of rfkernels reads '2'")
+    refuse(path, "is a catalog of version '4'; this version of rfkernels reads '3'")
 
 
 def test_the_library_of_the_format_may_be_missing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

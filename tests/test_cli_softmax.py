@@ -87,7 +87,10 @@ def test_sums_of_other_kernels_are_the_library_s(arrays: Any, tmp_path: Path) ->
 
 def test_what_it_returns_is_the_library_s(arrays: Any, tmp_path: Path) -> None:
     items, queries = arrays
-    found, catalog = printed(tmp_path, "--budget", 600, "--seed", 3, "--top", 5), rfk.Catalog(items, rng=3)
+    found, catalog = (
+        printed(tmp_path, "--budget", 600, "--seed", 3, "--top", 5),
+        rfk.Catalog(items, queries=queries, rng=3),
+    )
     np.testing.assert_array_equal(found["columns"]["top"], catalog.top(queries, 5, budget=600).ids)
     expected = catalog.log_normalizer(queries, budget=600, full=True, rng=3)
     for name, values in expected._asdict().items():
@@ -188,13 +191,13 @@ def test_without_a_file_the_summary_is_the_result(arrays: Any, tmp_path: Path) -
 
 
 def test_queries_that_miss_the_error_take_more(arrays: Any, tmp_path: Path) -> None:
-    plain, better = (printed(tmp_path, "--budget", 600, *more)["columns"] for more in ((), ("--error", 0.02)))
-    assert max(plain["standard_error"]) > 0.02
+    plain, better = (printed(tmp_path, "--budget", 600, *more)["columns"] for more in ((), ("--error", 0.01)))
+    assert max(plain["standard_error"]) > 0.01
     assert np.mean(better["standard_error"]) < np.mean(plain["standard_error"])
     assert max(plain["dots"]) <= 600 < max(better["dots"])
-    missed = sum(error > 0.02 for error in better["standard_error"])
-    said = invoke(tmp_path, "--budget", 600, "--error", 0.02).stdout
-    assert (f"{missed} queries came out above --error 0.02" in said) == (missed > 0)
+    missed = sum(error > 0.01 for error in better["standard_error"])
+    said = invoke(tmp_path, "--budget", 600, "--error", 0.01).stdout
+    assert (f"{missed} queries came out above --error 0.01" in said) == (missed > 0)
 
 
 def test_what_is_not_finite() -> None:

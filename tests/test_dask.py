@@ -76,6 +76,17 @@ def test_the_seed_and_the_chunks_decide(expected: Catalog) -> None:
     assert not np.array_equal(catalog_from_dask(chunked(), rng=8).store.rows, expected.store.rows)
 
 
+def test_past_queries_reach_all_chunks() -> None:
+    past = np.random.default_rng(1).standard_normal((50, DIM)) * np.array([3, 3, 1, 1, 0.1])
+    catalog = catalog_from_dask(chunked(), rng=7, queries=past)
+    check_holds(catalog)
+    alone = Catalog(NUMBERS, queries=past).store
+    np.testing.assert_array_equal(catalog.store.metric, alone.metric)
+    assert len(catalog.store.centres) > 0.8 * len(alone.centres), "cells of chunks lie side by side"
+    with pytest.raises(ValueError, match=r"^queries must have shape \(queries, 5\), got \(50, 4\)"):
+        catalog_from_dask(chunked(), queries=past[:, :4])
+
+
 def test_chunks_start_from_seeds_of_their_own() -> None:
     """Items that are the same in two chunks are not ordered alike in both."""
     twice = np.concatenate([NUMBERS[:CHUNK], NUMBERS[:CHUNK]])

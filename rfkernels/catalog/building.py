@@ -22,11 +22,14 @@ from rfkernels.catalog.cells import (
 )
 from rfkernels.catalog.codes import BLOCK, block_bytes, blocks_of, scales_of
 from rfkernels.catalog.compiled import compiled
+from rfkernels.catalog.metric import compared, metric_of, restored
 from rfkernels.catalog.records import Store
 from rfkernels.catalog.tables import table
 
 
-def build(items: Any, ids: Any = None, *, cells: int | None = None, rng: Any = 0, rows: Any = None) -> Store:
+def build(
+    items: Any, ids: Any = None, *, cells: int | None = None, rng: Any = 0, rows: Any = None, queries: Any = None
+) -> Store:
     """Group items into cells and these into shells.
 
     Centres come from k-means on a sample, 60 items a cell. Every item joins the nearest centre; those of a cell are
@@ -44,6 +47,8 @@ def build(items: Any, ids: Any = None, *, cells: int | None = None, rng: Any = 0
     rng : int, numpy.random.SeedSequence or numpy.random.Generator, default 0
     rows : array, shape (room, dim), optional
         Where items are copied to, with room for at least n: an array that may be written to, such as a mapped file.
+    queries : array, shape (count, dim), optional
+        Past queries: items are compared as `rfkernels.catalog.metric` has it.
 
     Returns
     -------
@@ -61,7 +66,9 @@ def build(items: Any, ids: Any = None, *, cells: int | None = None, rng: Any = 0
     """
     items = check_items(items)
     ids = np.arange(len(items), dtype=np.int32) if ids is None else check_ids(ids, len(items))
-    return build_chosen(items, None, ids, cells, rng, place(rows, len(items), items.shape[1], held_dtype(items), items))
+    dim, dtype = items.shape[1], held_dtype(items)
+    metric = metric_of(queries, dim, dtype)
+    return build_chosen(items, None, ids, cells, rng, place(rows, len(items), dim, dtype, items), metric)
 
 
 def place(rows: Any, count: int, dim: int, dtype: Any, items: Any) -> Any:
@@ -81,7 +88,7 @@ def place(rows: Any, count: int, dim: int, dtype: Any, items: Any) -> Any:
     return rows
 
 
-def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any, rows: Any) -> Store:
+def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any, rows: Any, metric: Any) -> Store:
     """Build from all items, or from those chosen by position."""
     rng, n = np.random.default_rng(rng), len(ids)
     most = max(1, n)
@@ -90,8 +97,8 @@ def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any,
         raise ValueError(f"cells must be an integer from 1 to {most}, at most one for each item, got {cells!r}")
     few = min(n, PER_CELL * wanted)
     sample = _read(items, chosen, np.sort(rng.choice(n, few, replace=False, shuffle=False)), rows.dtype)
-    centres = _centres(items, chosen, sample, int(wanted), rng)
-    label, square = _assign(items, chosen, n, centres)
+    centres = _centres(items, chosen, sample, int(wanted), rng, metric)
+    label, square = _assign(items, chosen, n, centres, metric)
     used = np.bincount(label, minlength=len(centres)) > 0
     if n:
         centres, label = centres[used], (np.cumsum(used, dtype=np.int32) - 1)[label]
@@ -108,7 +115,7 @@ def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any,
     compiled("catalog_store").sum_groups(rows, np.arange(len(squares)), runs, centres, sums, squares)
     codes = np.zeros((blocks_of(len(rows)), block_bytes(rows.shape[1], rows.itemsize)), np.uint8)
     groups.update(sums=sums, squares=squares, slots=slots, centres=centres, shape=None)
-    store = Store(rows, held, end=n, built=n, codes=codes, anchors=centres, scales=centres[0], **groups)
+    store = Store(rows, held, end=n, built=n, codes=codes, anchors=centres, scales=centres[0], metric=metric, **groups)
     store.shape = _shape(store, sample)
     store.anchors, store.scales = table(store).means, scales_of(store.shape)
     encode(store, np.arange(len(squares)))
@@ -125,21 +132,23 @@ def _read(items: Any, chosen: Any, part: Any, dtype: Any) -> Any:
     return np.asarray(items[part if chosen is None else chosen[part]]).astype(dtype, copy=False)
 
 
-def _centres(items: Any, chosen: Any, sample: Any, cells: int, rng: np.random.Generator) -> Any:
+def _centres(items: Any, chosen: Any, sample: Any, cells: int, rng: np.random.Generator, metric: Any) -> Any:
     with np.errstate(over="ignore", invalid="ignore"):
         square = np.einsum("ij,ij->i", sample, sample)
     if not np.isfinite(square).all():
-        _assign(items, chosen, len(items) if chosen is None else len(chosen), np.zeros_like(sample[:1]))
+        none = np.empty((0, sample.shape[1]), sample.dtype)
+        _assign(items, chosen, len(items) if chosen is None else len(chosen), np.zeros_like(sample[:1]), none)
     if cells > 1:
-        return find_centres(sample, cells, rng)
+        return restored(metric, find_centres(compared(metric, sample), cells, rng))
     return sample.mean(0, keepdims=True) if len(sample) else np.zeros((1, sample.shape[1]), sample.dtype)
 
 
-def _assign(items: Any, chosen: Any, n: int, centres: Any) -> tuple[Any, Any]:
-    """Return each item's cell and its squared distance from the centre."""
-    label, square, packed = np.empty(n, np.int32), np.empty(n, centres.dtype), pack(centres)
+def _assign(items: Any, chosen: Any, n: int, centres: Any, metric: Any) -> tuple[Any, Any]:
+    """Return each item's cell and its squared distance from the centre, as items are compared."""
+    label, square, packed = np.empty(n, np.int32), np.empty(n, centres.dtype), pack(compared(metric, centres))
     for part in chunks(n):
-        label[part], square[part] = nearest(_read(items, chosen, part, centres.dtype), packed)
+        own = compared(metric, _read(items, chosen, part, centres.dtype))
+        label[part], square[part] = nearest(own, packed)
     check_found(items, square)
     return label, square
 
@@ -171,9 +180,9 @@ def _shells(label: Any, square: Any, cells: int, rng: np.random.Generator) -> tu
 def _shape(store: Store, sample: Any) -> Any:
     """Return the covariance of a sample about the means of cells, of trace 1; even where items do not vary."""
     dim, means = store.rows.shape[1], table(store).means
-    product, packed = np.zeros((dim, dim)), pack(store.centres)
+    product, packed = np.zeros((dim, dim)), pack(compared(store.metric, store.centres))
     for part in chunks(len(sample)):
-        apart = sample[part] - means[nearest(sample[part], packed)[0]]
+        apart = sample[part] - means[nearest(compared(store.metric, sample[part]), packed)[0]]
         product += apart.T @ apart
     total = np.trace(product)
     return (product / total if total > 0 else np.eye(dim) / dim).astype(store.rows.dtype)

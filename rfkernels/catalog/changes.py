@@ -22,6 +22,7 @@ from rfkernels.catalog.compiled import compiled
 from rfkernels.catalog.layout import move, needed, repack
 from rfkernels.catalog.lookup import drop, group_of, index, joined
 from rfkernels.catalog.mapping import private
+from rfkernels.catalog.metric import compared
 from rfkernels.catalog.records import Store
 
 
@@ -57,7 +58,7 @@ def add(store: Store, items: Any, ids: Any, *, rng: np.random.Generator | None =
     taken = taken[store.slots[taken] >= 0]
     if len(taken):
         raise ValueError(f"ids must not be in use, but the catalog holds {taken[0]}; update() replaces items")
-    label, square = nearest(items, index(store).packed)
+    label, square = nearest(compared(store.metric, items), index(store).packed)
     check_found(items, square)
     _begin(store, ids)
     group = joined(store, label, square)
@@ -95,7 +96,7 @@ def update(store: Store, ids: Any, items: Any, *, rng: np.random.Generator | Non
     ids = _held(store, ids)
     if len(ids) != len(items):
         raise ValueError(f"ids and items must agree in length, got {len(ids)} and {len(items)}")
-    label, square = nearest(items, index(store).packed)
+    label, square = nearest(compared(store.metric, items), index(store).packed)
     check_found(items, square)
     _begin(store, ids)
     before, after = group_of(store, store.slots[ids]), joined(store, label, square)

@@ -23,6 +23,7 @@ from rfkernels.catalog.arguments import (
     check_values,
     rows_of_ids,
 )
+from rfkernels.catalog.cells import held_dtype
 from rfkernels.catalog.kernel_sums import Scaled
 from rfkernels.catalog.locks import lock_of
 from rfkernels.catalog.records import Draws, Estimate, Expectation, Store, Table, Top
@@ -48,19 +49,24 @@ class Catalog:
         Their ids, from 0 to 2³¹ − 2, each once; 0, 1, … by default. Memory grows with the largest: four bytes for each.
     cells : int, optional
         How many cells k-means finds; about 0.63 √items by default.
+    queries : array, shape (count, dim), optional
+        Past queries, a thousand or so: cells are then such that logits of queries like these vary little within them
+        (`rfkernels.catalog.metric`). Sums of q·y get better by that, those of kernels of a distance do not.
     rng : int or numpy.random.Generator, default 0
         Where grouping starts from.
 
     Raises
     ------
     TypeError, ValueError
-        If arguments do not fit together, or an item is not finite.
+        If arguments do not fit together, or an item or query is not finite.
     ImportError
         If scikit-learn, which finds the cells, is missing.
     """
 
-    def __init__(self, items: Any, *, ids: Any = None, cells: int | None = None, rng: Any = 0) -> None:
-        self._set(store.build(items, ids, cells=cells, rng=rng))
+    def __init__(
+        self, items: Any, *, ids: Any = None, cells: int | None = None, queries: Any = None, rng: Any = 0
+    ) -> None:
+        self._set(store.build(items, ids, cells=cells, queries=queries, rng=rng))
 
     def _set(self, held: Store) -> None:
         self._lock = lock_of(self)
@@ -402,16 +408,16 @@ class Catalog:
     def merge(self, other: Catalog) -> Catalog:
         """Return a new catalog of the items of both, whose ids must differ.
 
-        Each keeps its cells; where there would be more than twice as many as by default, items of the smaller catalog
-        join cells of the larger.
+        Each keeps its cells; where there would be more than twice as many as by default, or they were found for other
+        queries, items of the smaller catalog join cells of the larger.
         """
         if not isinstance(other, Catalog):
             raise TypeError(f"other must be a Catalog, got {type(other).__name__}")
         return Catalog.from_store(store.merge(self._store, other.store))
 
-    def regroup(self, *, cells: int | None = None, rng: Any = 0) -> None:
-        """Find cells anew, after many changes: as a catalog of the same items and ids would be built."""
-        self._set(store.regroup(self._store, cells=cells, rng=rng))
+    def regroup(self, *, cells: int | None = None, queries: Any = None, rng: Any = 0) -> None:
+        """Find cells anew, after many changes, for the same past queries or others: as `Catalog` would."""
+        self._set(store.regroup(self._store, cells=cells, queries=queries, rng=rng))
 
     @property
     def outgrown(self) -> bool:
@@ -424,14 +430,21 @@ class Catalog:
 
     @classmethod
     def create(
-        cls, path: str | Path, items: Any, *, ids: Any = None, cells: int | None = None, rng: Any = 0
+        cls,
+        path: str | Path,
+        items: Any,
+        *,
+        ids: Any = None,
+        cells: int | None = None,
+        queries: Any = None,
+        rng: Any = 0,
     ) -> Catalog:
         """Build a catalog in its file, for items larger than memory, and map it: see `Catalog` and `load`."""
         check_array("items", items, 2)
         if not len(items):
             raise ValueError("items must not be empty: a file is made for what it holds")
-        dtype = "float64" if items.dtype == np.float64 else "float32"
-        files.create(path, items.shape, dtype, lambda rows: store.build(items, ids, cells=cells, rng=rng, rows=rows))
+        how = {"ids": ids, "cells": cells, "queries": queries, "rng": rng}
+        files.create(path, items.shape, held_dtype(items).name, lambda rows: store.build(items, **how, rows=rows))
         return cls.load(path, mapped=True)
 
     @classmethod

@@ -30,6 +30,7 @@ LAYOUT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "slots": (("largest id + 1",), ("int32",)),
     "anchors": (("cells", "dim"), _FLOAT),
     "scales": (("dim",), _FLOAT),
+    "metric": (("compared", "dim"), _FLOAT),
     "codes": (("blocks of codes", "bytes of a block"), ("uint8",)),
 }
 """Axes and dtypes of each array of a `Store`, in the order in which they are written; equal names are equal sizes."""
@@ -74,6 +75,8 @@ def check_layout(given: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
     whole = blocks_of(sizes["room"][0]), block_bytes(sizes["dim"][0], np.dtype(given["rows"][1]).itemsize)
     if given["codes"][0] != whole:
         raise ValueError(f"codes has shape {given['codes'][0]}; expected {whole} for so many rows")
+    if sizes["compared"][0] not in (0, sizes["dim"][0]):
+        raise ValueError(f"metric has shape {given['metric'][0]}; expected as many rows as columns, or none")
     for axis in ("room", "groups", "cells", "largest id + 1"):
         if sizes[axis][0] > np.iinfo(np.int32).max:
             raise ValueError(f"{sizes[axis][1]} has {axis} = {sizes[axis][0]}; expected less than 2³¹")
@@ -91,7 +94,7 @@ def check_contents(store: Store) -> None:
     for name, value, most in (("end", store.end, room), ("built", store.built, np.iinfo(np.int32).max)):
         if not 0 <= index(value) <= most:
             raise ValueError(f"{name} is {value}; expected 0 to {most}")
-    for name in ("edge", "sums", "squares", "centres", "shape", "anchors", "scales"):
+    for name in ("edge", "sums", "squares", "centres", "shape", "anchors", "scales", "metric"):
         _require(name, getattr(store, name), np.isfinite(getattr(store, name)), "a finite number")
     for name in ("edge", "squares"):
         _require(name, getattr(store, name), getattr(store, name) >= 0, "at least 0")

@@ -11,6 +11,7 @@ from rfkernels.catalog.building import encode
 from rfkernels.catalog.cells import LARGEST, MOST, SHELLS, room_for, shell_sizes
 from rfkernels.catalog.codes import blocks_of
 from rfkernels.catalog.lookup import append, forget, relocate
+from rfkernels.catalog.metric import compared
 from rfkernels.catalog.records import Store
 
 
@@ -65,7 +66,7 @@ def _gather(store: Store, group: int, items: Any, ids: Any) -> Moved:
     if len(ids) <= LARGEST:
         return Moved(group, items, ids, [len(ids)], store.edge[group : group + 1])
     cell = store.cell[group]
-    apart = items.astype(np.float64) - store.centres[cell]
+    apart = compared(store.metric, items.astype(np.float64) - store.centres[cell])
     square = np.einsum("ij,ij->i", apart, apart)
     order = np.argsort(-square, kind="stable")
     outermost = store.edge[group] >= store.edge[store.cell == cell].max()

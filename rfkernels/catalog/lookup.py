@@ -8,6 +8,7 @@ import numpy as np
 
 from rfkernels.catalog.cells import pack
 from rfkernels.catalog.compiled import compiled
+from rfkernels.catalog.metric import compared
 from rfkernels.catalog.records import Index, Store
 
 GROUPS = ("start", "count", "capacity", "cell", "edge", "sums", "squares")
@@ -17,7 +18,7 @@ GROUPS = ("start", "count", "capacity", "cell", "edge", "sums", "squares")
 def index(store: Store) -> Index:
     """Return the index of a store, made anew if groups were born or ended since: once in many items that change."""
     if store.index is None or store.index.owner is None:
-        packed = pack(store.centres) if store.index is None else store.index.packed
+        packed = pack(compared(store.metric, store.centres)) if store.index is None else store.index.packed
         owner, order = np.argsort(store.start), np.lexsort((store.edge, store.cell))
         first = np.searchsorted(store.cell[order], np.arange(len(store.centres) + 1))
         store.index = Index(store.start[owner], owner, order, first, packed)

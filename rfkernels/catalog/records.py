@@ -155,8 +155,8 @@ class Store:
     capacity : array of int32, shape (groups,)
         How many rows each group may fill before it has to move.
     edge : array, shape (groups,)
-        Squared distance from the centre at which each group begins: an item joins the outermost group of its cell
-        that begins no farther out than it lies.
+        Squared distance from the centre at which each group begins, as items are compared: one joins the outermost
+        group of its cell that begins no farther out than it lies.
     sums : array of float64, shape (groups, dim)
         Σ (y − centre) over each group, always summed again, never subtracted from.
     squares : array of float64, shape (groups,)
@@ -169,6 +169,8 @@ class Store:
     anchors : array, shape (cells, dim)
     scales : array, shape (dim,)
         As in `Table`; anchors and scales stay the same until the catalog is grouped anew, codes go with their rows.
+    metric : array, shape (dim, dim) or (0, dim)
+        What items are multiplied by where they are compared with centres; none of its rows for items as they are.
     end : int
         Rows from here on were never used.
     built : int
@@ -194,6 +196,7 @@ class Store:
     codes: Any
     anchors: Any
     scales: Any
+    metric: Any
     end: int
     built: int
     index: Index | None = field(default=None, repr=False, compare=False)

@@ -13,6 +13,7 @@ from rfkernels.catalog.changes import add, remove, update
 from rfkernels.catalog.codes import blocks_of
 from rfkernels.catalog.invariants import LAYOUT
 from rfkernels.catalog.lookup import GROUPS
+from rfkernels.catalog.metric import metric_of
 from rfkernels.catalog.records import Store
 from rfkernels.catalog.tables import cell_sums, table
 
@@ -29,8 +30,8 @@ def merge(a: Store, b: Store, *, most: int | None = None) -> Store:
     """Return a store of the items of two, with their cells and groups side by side as long as these are few.
 
     Nothing is summed or assigned anew then: items keep their cells, so a merged store has as many as both. Where that
-    would be too many, items of the smaller store join the cells of the larger one, as `add` has it; `outgrown` then
-    counts from when these were found. `regroup` finds common ones.
+    would be too many, or items are not compared in the same way in both, items of the smaller store join the cells of
+    the larger one, as `add` has it; `outgrown` then counts from when these were found. `regroup` finds common ones.
 
     Parameters
     ----------
@@ -57,7 +58,8 @@ def merge(a: Store, b: Store, *, most: int | None = None) -> Store:
     if a.end + b.end > MOST:
         raise ValueError(f"a catalog holds at most {MOST} rows, got {a.end} and {b.end}")
     most = _CELLS * default_cells(int(a.count.sum() + b.count.sum())) if most is None else most
-    return _absorbed(a, b) if len(a.centres) + len(b.centres) > most else _side_by_side(a, b)
+    alike = np.array_equal(a.metric, b.metric)
+    return _side_by_side(a, b) if alike and len(a.centres) + len(b.centres) <= most else _absorbed(a, b)
 
 
 def _absorbed(a: Store, b: Store) -> Store:
@@ -83,7 +85,13 @@ def _side_by_side(a: Store, b: Store) -> Store:
     rows, ids = (np.concatenate([x[: a.end], y[: b.end]]) for x, y in ((a.rows, b.rows), (a.ids, b.ids)))
     codes, own = np.zeros((blocks_of(len(rows)), a.codes.shape[1]), np.uint8), blocks_of(a.end)
     codes[:own] = a.codes[:own]
-    given = {"slots": slots, "shape": _pooled(a, b), "codes": codes, "scales": a.scales.copy()}
+    given = {
+        "slots": slots,
+        "shape": _pooled(a, b),
+        "codes": codes,
+        "scales": a.scales.copy(),
+        "metric": a.metric.copy(),
+    }
     store = Store(rows, ids, end=a.end + b.end, built=a.built + b.built, **given, **joined)
     encode(store, np.arange(len(a.start), len(store.start)))
     return store
@@ -98,14 +106,16 @@ def _pooled(a: Store, b: Store) -> Any:
     return sum(shape * (mass / total) for shape, mass in parts).astype(a.shape.dtype)
 
 
-def regroup(store: Store, rng: Any = 0, *, cells: int | None = None, rows: Any = None) -> Store:
+def regroup(store: Store, rng: Any = 0, *, cells: int | None = None, rows: Any = None, queries: Any = None) -> Store:
     """Return a store of the same items in cells found anew; parameters are those of `build`.
 
-    The given store stays as it is, so there are two copies of the items until it is given up.
+    Without queries items are compared as before. The given store stays as it is, so there are two copies of the items
+    until it is given up.
     """
+    metric = store.metric if queries is None else metric_of(queries, store.rows.shape[1], store.rows.dtype)
     chosen = np.flatnonzero(store.ids >= 0)
     rows = place(rows, len(chosen), store.rows.shape[1], store.rows.dtype, store.rows)
-    return build_chosen(store.rows, chosen, store.ids[chosen], cells, rng, rows)
+    return build_chosen(store.rows, chosen, store.ids[chosen], cells, rng, rows, metric)
 
 
 def outgrown(store: Store) -> bool:

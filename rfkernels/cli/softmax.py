@@ -23,6 +23,8 @@ _FILE = click.Path(path_type=Path)
 _POSITIVE = click.IntRange(min=1)
 _SEED = click.IntRange(min=0, max=2**32 - 1)
 SOFTMAX = "softmax"
+_ASKED = 2_000
+"""About how many queries cells are found for."""
 
 Advance = Callable[[str, int, int], None]
 
@@ -155,9 +157,17 @@ def _results(inputs: Inputs, settings: Settings, advance: Advance) -> Results:
     return Results(columns, checked, len(catalog), grouped - start, estimated - grouped)
 
 
+def _asked(queries: Any, settings: Settings) -> Any:
+    """Return some queries that cells are to suit; none for kernels of a distance, nor if all of them are 0."""
+    some = queries[:: max(1, len(queries) // _ASKED)]
+    return some if settings.kernel == SOFTMAX and np.any(some) else None
+
+
 def _catalog(inputs: Inputs, settings: Settings) -> rfk.Catalog:
     if "items" in inputs.arrays:
-        return rfk.Catalog(inputs.arrays["items"], rng=settings.seed)
+        return rfk.Catalog(
+            inputs.arrays["items"], queries=_asked(inputs.arrays["queries"], settings), rng=settings.seed
+        )
     try:
         return rfk.Catalog.load(inputs.files["items"], mapped=True)
     except OSError as error:

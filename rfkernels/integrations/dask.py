@@ -19,13 +19,20 @@ import numpy as np
 from rfkernels.catalog import Catalog, store
 from rfkernels.catalog.arguments import check_seed
 from rfkernels.catalog.cells import check_ids, default_cells
+from rfkernels.catalog.metric import metric_of
 from rfkernels.catalog.records import Store
 
 _DTYPES = ("float64", "float32", "float16")
 
 
 def catalog_from_dask(
-    items: Any, *, ids: Any = None, cells: int | None = None, rng: int = 0, client: Any = None
+    items: Any,
+    *,
+    ids: Any = None,
+    cells: int | None = None,
+    queries: Any = None,
+    rng: int = 0,
+    client: Any = None,
 ) -> Catalog:
     """Build one catalog from the rows of a Dask array.
 
@@ -44,6 +51,8 @@ def catalog_from_dask(
         Their ids, from 0 to 2³¹ − 2, each once; row numbers by default.
     cells : int, optional
         About how many cells there are in all, at least one for each chunk; about 0.63 √items by default.
+    queries : array, shape (count, dim), optional
+        Past queries, as for `Catalog`; every worker is sent them.
     rng : int, default 0
         Where grouping starts from. Chunks start from children of it.
     client : distributed.Client, optional
@@ -59,8 +68,8 @@ def catalog_from_dask(
     TypeError
         If items are not a Dask array of floats, or the client is not one that waits for results.
     ValueError
-        If items are not of two axes, or have chunks that are empty or of unknown size; if ids or cells do not fit; if
-        an item is not finite.
+        If items are not of two axes, or have chunks that are empty or of unknown size; if ids, cells or queries do not
+        fit; if an item is not finite.
     """
     _check_items(items)
     if client is not None and (not isinstance(client, distributed.Client) or client.asynchronous):
@@ -70,6 +79,9 @@ def catalog_from_dask(
     cells = default_cells(count) if cells is None else cells
     if isinstance(cells, bool) or not isinstance(cells, int | np.integer) or not 1 <= cells <= count:
         raise ValueError(f"cells must be an integer from 1 to the number of items, {count}, got {cells!r}")
+    if queries is not None:
+        metric_of(queries, items.shape[1], items.dtype)  # wrong ones are refused here, not on a worker
+        queries = delayed(queries)
     seeds = np.random.SeedSequence(check_seed(rng)).spawn(len(lengths))
     begin = np.cumsum([0, *lengths])
     stores = [
@@ -78,6 +90,7 @@ def catalog_from_dask(
             int(first),
             None if ids is None else ids[first : first + length],
             max(1, round(cells * length / count)),
+            queries,
             seed,
         )
         for block, first, length, seed in zip(
@@ -112,7 +125,7 @@ def _check_items(items: Any) -> None:
         )
 
 
-def _built(items: Any, first: int, ids: Any, cells: int, seed: np.random.SeedSequence) -> Store:
+def _built(items: Any, first: int, ids: Any, cells: int, queries: Any, seed: np.random.SeedSequence) -> Store:
     """Build a chunk on a worker; errors tell where it lies.
 
     On one thread: workers have others to do, and the order in which threads add up would change last bits.
@@ -122,6 +135,6 @@ def _built(items: Any, first: int, ids: Any, cells: int, seed: np.random.SeedSeq
     ids = np.arange(first, first + len(items)) if ids is None else ids
     try:
         with threadpool_limits(1, user_api="openmp"):
-            return store.build(np.asarray(items), ids, cells=cells, rng=seed)
+            return store.build(np.asarray(items), ids, cells=cells, queries=queries, rng=seed)
     except (TypeError, ValueError) as error:
         raise type(error)(f"in the chunk that begins with row {first}: {error}") from error

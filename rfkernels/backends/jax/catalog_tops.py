@@ -14,7 +14,6 @@ from rfkernels.backends.jax.catalog_plan import rounded_size
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
 from rfkernels.catalog.records import Top
 
-
 _SHARED = 16
 """How many times as many numbers may be under way where all items are taken: products of few queries read them anew."""
 
