@@ -548,7 +548,7 @@ MUTANTS = [
     Mutant("JAX catalog: predictions alone", "backends/jax/catalog_sums.py", "share = FEW**2 / (effective**2 + FEW**2)", "share = 1", (JAX_CATALOG, "-k", "errors_are")),
     Mutant("catalog: a pilot that asks for nothing", "catalog/pilots.py", "budget * 2.0**doublings", "budget * 1.0**doublings", (CATALOG, "-k", "asked_for_is_reached")),
     Mutant("catalog: values of a sample judge themselves", "catalog/expectations.py", "np.maximum(largest_error(found), found.relative) / error", "largest_error(found) / error", (CATALOG_ERRORS, "-k", "expectations or judge")),
-    Mutant("radial: kernels with a norm weight all fall", "catalog/radial.py", "SIGNED[1 if norm_weight > 0 else -1]", "SIGNED[-1]", (RADIAL, "-k", "unbiased")),
+    Mutant("radial: kernels with a norm weight all fall", "catalog/radial.py", "SIGNED[1 if norm_weight > 0 else -1]", "SIGNED[-1]", (RADIAL, "-k", "guessed")),
     Mutant("radial: linear logs are as steep as tables", "backends/numba/catalog_profiles.py", "np.ones(len(steep)) if given.linear else np.ascontiguousarray(steep)", "np.ascontiguousarray(steep)", (RADIAL, "-k", "as_specified or tell_nothing")),
     Mutant("radial: items as near as all dimensions tell", "catalog/spheres.py", "LOCAL = 0.65", "LOCAL = 4.0", (RADIAL, "-k", "intervals")),
     Mutant("radial: codes count from means", "catalog/radial.py", "table.anchors.astype(np.float64)", "table.means.astype(np.float64)", (RADIAL, "-k", "moved")),

@@ -35,6 +35,19 @@ def test_as_specified(dim: int, weight: float) -> None:
             assert (found.standard_error > 0).any()
 
 
+@pytest.mark.parametrize("weight", [-0.5, 0.5, -0.3])
+@pytest.mark.parametrize("dim", [12, 50])
+def test_groups_weigh_about_what_is_guessed(dim: int, weight: float) -> None:
+    t, (_, queries) = catalog(dim).table, data(dim)
+    given = radial.points_of(t, queries, weight, 0.5 / dim)
+    for point in given.points:
+        found = radial.guess(t, point, given).log_mean
+        squares = given.factor * ((t.rows - point) ** 2).sum(1)
+        true = [logsumexp(squares[a : a + n]) - np.log(n) for a, n in zip(t.start, t.count, strict=True)]
+        apart = found - true
+        assert np.abs(apart - np.median(apart)).mean() < 0.5
+
+
 @pytest.mark.parametrize(
     ("dim", "dtype", "coded"), [(2, "float32", False), (3, "float64", False), (8, "float64", True)]
 )
