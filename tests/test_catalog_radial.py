@@ -150,7 +150,8 @@ def test_errors_where_codes_tell_nothing(scale: float, dtype: str) -> None:
     found = heavy.kernel_sum(queries, scale=scale, budget=1_000, full=True)
     whole = exact(items, queries, scale)
     off = np.abs(found.log_normalizer - whole)
-    assert (off <= 3 * found.standard_error + 1e-4 * np.abs(whole)).mean() > 0.8
+    held = (off <= 3 * found.standard_error + 1e-4 * np.abs(whole)).mean()
+    assert held > (0.97 if scale == 1e3 else 0.8)  # there codes are not read
     if dtype == "float64":
         assert_as_specified(
             heavy.table, radial.points_of(heavy.table, queries, -0.5, scale), 1_000, 0, 1e-10 * np.abs(whole).max()
