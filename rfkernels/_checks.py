@@ -147,14 +147,17 @@ def check_window(window: Any) -> None:
 
 
 def check_finite_arrays(**arrays: Any) -> None:
-    """Refuse NaN and infinity with the argument's name and the first bad index; tracers pass."""
+    """Refuse NaN and infinity where `check_finite=False` lets them pass."""
     for name, x in arrays.items():
-        index = first_nonfinite(x)
-        if index is not None:
-            value = np.asarray(x)[index].astype(np.float64).item()
-            raise ValueError(
-                f"{name} must be finite, but {name}{list(index)} is {value}; check_finite=False lets it pass"
-            )
+        require_finite(name, x, "; check_finite=False lets it pass")
+
+
+def require_finite(name: str, x: Any, hint: str = "") -> None:
+    """Refuse NaN and infinity with the argument's name and the first bad index; tracers pass."""
+    index = first_nonfinite(x)
+    if index is not None:
+        value = np.asarray(x)[index].astype(np.float64).item()
+        raise ValueError(f"{name} must be finite, but {name}{list(index)} is {value}{hint}")
 
 
 def first_nonfinite(x: Any) -> tuple[int, ...] | None:

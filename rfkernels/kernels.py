@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
+from rfkernels._arrays import elementwise
+
 LogKernel = Callable[[Any, Any, Any, Any], Any]
 LogProfile = Callable[[Any, Any], Any]
 
@@ -96,7 +98,7 @@ class _OfDistance:
     profile: LogProfile
 
     def __call__(self, xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
-        return self.profile(xp, squared_distance(xp, dot, xx, yy))
+        return self.profile(elementwise(xp), squared_distance(xp, dot, xx, yy))
 
 
 def squared_distance(xp: Any, dot: Any, xx: Any, yy: Any) -> Any:

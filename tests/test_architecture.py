@@ -19,7 +19,8 @@ PACKAGE = Path(rfkernels.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    ("_arrays", "_files", "_timing", "activations", "kernels"),
+    ("_arrays", "_files", "_timing", "activations"),
+    ("kernels",),
     ("_checks", "moments", "partials", "samplers"),
     ("maps",),
     ("proposals", "spectral"),

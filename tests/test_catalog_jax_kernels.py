@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from clustered import BUDGET, ITEMS, catalog, data
 from profiled import KERNELS, squares, whole
+from scipy import special
 from scipy.special import logsumexp
 
 import rfkernels as rfk
@@ -42,6 +43,13 @@ def double() -> Any:
 def table(dim: int, dtype: str = "float64") -> Any:
     with jax.enable_x64(True):
         return on_device.device_table(catalog(dim, dtype).table)
+
+
+class Unhashable:
+    __hash__ = None  # type: ignore[assignment]
+
+    def __call__(self, xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
+        return dot
 
 
 def narrow(name: str, dim: int) -> float:
@@ -215,6 +223,77 @@ def test_derivatives_are_those_of_the_sum(name: str) -> None:
             np.testing.assert_allclose(some_taken, exactly, rtol=0.5, atol=0.2 * np.abs(exactly).max())
 
 
+@pytest.mark.parametrize("seed", [4, 5])
+def test_guesses_in_two_dimensions_of_many_items(seed: int) -> None:
+    """Next to the largest distance there is, one less a little is one in single precision."""
+    rng = np.random.default_rng(seed)
+    items = rng.normal(size=(100_000, 2)).astype(np.float32)
+    queries = rng.normal(size=(40, 2)).astype(np.float32)
+    with jax.enable_x64(False):
+        own = on_device.device_table(Catalog(items, cells=60).table)
+        found = on_device.kernel_sum(own, queries, "gaussian", 2_000, jax.random.key(0), scale=200.0)
+    off = np.abs(found.log_normalizer - logsumexp(-100 * squares(items, queries), axis=1))
+    assert np.median(off) < 0.05
+
+
+def test_groups_of_one_vector_each() -> None:
+    places = np.zeros((24, 3), np.float32)
+    places[:, 0] = np.arange(24)
+    repeated = Catalog(np.repeat(places, 400, axis=0), cells=24)
+    with jax.enable_x64(False):
+        own = on_device.device_table(repeated.table)
+        own = own._replace(spread=jnp.zeros_like(own.spread))
+        queries = jnp.asarray(places[:8] + 0.0625)
+        weights, points = catalog_kernels.Distances("gaussian", lambda xp, s: -s / 2), queries
+        known = weights.known(own, points, jnp.float32(4))
+        guess = weights.guess(own, known, queries[0], jnp.float32(4))
+    assert np.isfinite(guess.log_mean).all()
+    assert np.isfinite(guess.variance).all()
+    near = own.cell == own.cell[np.argmax(guess.log_mean)]
+    assert np.asarray(guess.log_mean)[~np.asarray(near)].max() < guess.log_mean.max() - 0.5
+
+
+@pytest.mark.parametrize("far", [1e4, 1e6, 1e8])
+def test_one_far_query_spoils_no_other(far: float) -> None:
+    _, queries = data(12, "float32")
+    with jax.enable_x64(False):
+        own = on_device.device_table(catalog(12, "float32").table)
+        both = np.concatenate([queries, np.full((1, 12), far, np.float32)])
+        how = "gaussian", budget(12), jax.random.key(0)
+        alone, beside = (on_device.kernel_sum(own, q, *how, scale=0.2) for q in (queries, both))
+    for one, two in zip(alone[:2], beside[:2], strict=True):
+        np.testing.assert_allclose(two[: len(queries)], one, rtol=1e-3)
+
+
+def test_derivatives_of_tables_and_of_errors() -> None:
+    _, queries = data(12)
+
+    def log(own: Any, name: str = "laplacian") -> Any:
+        return on_device.kernel_sum(own, queries[:1], name, budget(12), jax.random.key(0), scale=0.1).log_normalizer[0]
+
+    def error(q: Any, own: int) -> Any:
+        given = table(12), q, "gaussian", budget(12, own), jax.random.key(0)
+        return on_device.kernel_sum(*given, scale=0.1).standard_error.sum()
+
+    rows = jax.grad(lambda rows: log(table(12)._replace(rows=rows)))(table(12).rows)
+    whole = jax.grad(log, allow_int=True)(table(12))
+    np.testing.assert_allclose(whole.rows, rows, rtol=1e-12, atol=1e-15)
+    assert np.abs(rows).max() > 0
+    for own in (BUDGET, ITEMS):
+        np.testing.assert_array_equal(jax.grad(error)(jnp.asarray(queries), own), 0)
+
+
+def test_kernels_with_the_error_function() -> None:
+    items, queries = data(12)
+    kernel = Kernel.of_distance("faded", lambda xp, s: xp.log(1.5 - xp.erf(xp.sqrt(s))))
+    expected = logsumexp(np.log(1.5 - special.erf(np.sqrt(0.05 * squares(items, queries)))), axis=1)
+    found = on_device.kernel_sum(table(12), queries, kernel, budget(12, ITEMS), jax.random.key(0), scale=0.05)
+    np.testing.assert_allclose(found.log_normalizer, expected, rtol=1e-9)
+    for backend in ("numba", "numpy"):
+        host = catalog(12).kernel_sum(queries, kernel, scale=0.05, budget=ITEMS, backend=backend)
+        np.testing.assert_allclose(host, expected, rtol=1e-9)
+
+
 def test_compiled_once_for_a_kernel() -> None:
     _, queries = data(12)
     before = catalog_sums._of_device._cache_size()
@@ -261,6 +340,30 @@ def test_refusals() -> None:
             on_device.kernel_sum(*given, "gaussian", 900, key, scale=wrong)
     with pytest.raises(ValueError, match="budget must be at least"):
         on_device.kernel_sum(*given, "gaussian", 20, key)
+    with pytest.raises(TypeError, match="table must be what device_table or sharded returns, got Catalog"):
+        on_device.kernel_sum(catalog(12), queries, "gaussian", 900, key)
+    with jax.enable_x64(False):
+        single = on_device.device_table(catalog(12, "float32").table)
+        with pytest.raises(ValueError, match=r"queries must be finite, but queries\[0, 0\] is -?inf"):
+            on_device.kernel_sum(single, 1e300 * queries, "gaussian", 900, key)
+    forms = {
+        "one": lambda xp, s: -s[:1],
+        "none": lambda xp, s: None,
+        "complex": lambda xp, s: -1j * s,
+        "truth": lambda xp, s: s < 1,
+    }
+    for name, profile in forms.items():
+        with pytest.raises(
+            ValueError, match=f"kernel must return a real log for each number, but {name} has a profile"
+        ):
+            on_device.kernel_sum(*given, Kernel.of_distance(name, profile), 900, key)
+    with pytest.raises(ValueError, match="kernel must return a real log for each number, but own has a log"):
+        on_device.kernel_sum(*given, Kernel("own", lambda xp, dot, xx, yy: dot[:1]), 900, key)
+    with pytest.raises(TypeError, match="kernel must have a log that can be hashed, but that of own is"):
+        on_device.kernel_sum(*given, Kernel("own", Unhashable()), 900, key)
+    of_items = Kernel("of_items", lambda xp, dot, xx, yy: -yy)
+    found = on_device.kernel_sum(*given, of_items, np.int64(budget(12, ITEMS)), key)
+    np.testing.assert_allclose(found.log_normalizer, logsumexp(-(data(12)[0] ** 2).sum(1)))
     infinite = Kernel.of_distance("infinite", lambda xp, squared: -xp.log(0 * squared))
     with pytest.raises(ValueError, match="kernel must have logs below infinity, but the sum of infinite for query 0"):
         on_device.kernel_sum(*given, infinite, 900, key)

@@ -34,7 +34,9 @@ def largest(items: Any, queries: Any, count: int) -> tuple[Any, Any]:
 def test_all_are_found_with_the_budget_of_all(count: int, dtype: str) -> None:
     items, queries = data(DIM, dtype)
     with jax.enable_x64(dtype == "float64"):
-        found = on_device.top(table(dtype), queries, count, ITEMS)
+        found = on_device.top(table(dtype), queries, np.int64(count))
+        for one, two in zip(found, on_device.top(table(dtype), queries, count, 10**12), strict=True):
+            np.testing.assert_array_equal(one, two)
     ids, logits = largest(items, queries, count)
     np.testing.assert_allclose(found.logits, logits, rtol=1e-4 if dtype == "float32" else 1e-12, atol=1e-4)
     if count <= COUNT:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._checks import check_array, check_finite_arrays
+from rfkernels._checks import check_array, require_finite
 
 POWER = 0.25
 """The power of E q qᵀ that items are multiplied by.
@@ -44,7 +44,7 @@ def metric_of(queries: Any, dim: int, dtype: Any) -> Any:
     check_array("queries", queries, 1)
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise ValueError(f"queries must have shape (queries, {dim}), got {queries.shape}")
-    check_finite_arrays(queries=queries)
+    require_finite("queries", queries)
     wide = np.asarray(queries).astype(np.float64)
     largest = float(np.abs(wide).max(initial=0))
     if not largest:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rfkernels._arrays import elementwise
 from rfkernels.catalog import spheres
 from rfkernels.catalog.records import Table
 from rfkernels.catalog.spheres import DROP, GUESSED, LEVELS
@@ -182,7 +183,7 @@ def sensitivity(profile: Profile, sums: Any, items: int) -> Any:
 
 def _log(name: str, profile: LogProfile, squares: Any) -> Any:
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        found = np.asarray(profile(np, np.asarray(squares, np.float64)))
+        found = np.asarray(profile(elementwise(np), np.asarray(squares, np.float64)))
     if found.shape not in ((), np.shape(squares)) or found.dtype.kind not in "fiu":
         raise ValueError(
             f"kernel must have a profile that returns a real log for each squared distance, but that of {name} "

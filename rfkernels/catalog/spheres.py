@@ -121,10 +121,11 @@ def means(
     edge = xp.maximum(edge, LEAST_EDGE)
     ends = edge * xp.linspace(-1, 1, COORDINATES + 1)
     half = xp.maximum((dim - 1) / 2, LEAST_HALF)  # ½ + z / 2 √dim is of a beta distribution
-    lower = xp.diff(betainc(half, half, (1 + ends[: COORDINATES // 2 + 1] / xp.sqrt(dim)) / 2))  # to their last digits
+    place = xp.maximum(1 + ends[: COORDINATES // 2 + 1] / xp.sqrt(dim), 0) / 2
+    lower = xp.diff(betainc(half, half, place))  # to their last digits
     weights = xp.concatenate([lower, lower[::-1]])
-    outermost = xp.reshape((1 - edge**2 / dim) ** (dim / 2), 1)  # one of all items: see `edge`
-    weights = xp.concatenate([outermost, weights / weights.sum(), outermost])
+    outermost = xp.reshape(xp.maximum(1 - edge**2 / dim, 0) ** (dim / 2), 1)  # one of all items: see `edge`
+    weights = xp.concatenate([outermost, weights / xp.maximum(weights.sum(), LEAST_EDGE**2), outermost])
     coordinates = xp.concatenate([ends[:1], (ends[1:] + ends[:-1]) / 2, ends[-1:]])
     distances, shares = xp.asarray(SPREADS, x.dtype).T
     own = distances[:, None, None, None] * spread

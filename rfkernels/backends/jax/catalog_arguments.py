@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rfkernels._arrays import is_jax
-from rfkernels._checks import check_array, check_finite_arrays, is_tracer
+from rfkernels._checks import check_array, is_tracer, require_finite
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
 from rfkernels.catalog.plan import FEWEST_RUNS, RUN
 
@@ -27,6 +27,8 @@ def each_query(one: Callable[..., Any], given: Any, numbers: int) -> Any:
 
 def parts_of(table: DeviceTable | Sharded) -> tuple[DeviceTable, int]:
     """Return the arrays of a table, and on how many devices they are."""
+    if not isinstance(table, DeviceTable | Sharded):
+        raise TypeError(f"table must be what device_table or sharded returns, got {type(table).__name__}")
     return (table.table, table.table.rows.shape[0]) if isinstance(table, Sharded) else (table, 1)
 
 
@@ -37,13 +39,15 @@ def check_queries(table: DeviceTable | Sharded, queries: Any) -> Any:
     check_array("queries", queries, 1)
     if queries.ndim != 2 or queries.shape[-1] != dim:
         raise ValueError(f"queries must have shape (queries, {dim}), got {queries.shape}")
-    check_finite_arrays(queries=queries)
-    return jnp.asarray(queries, own.rows.dtype)
+    with np.errstate(over="ignore"):
+        held = jnp.asarray(queries, own.rows.dtype)
+    require_finite("queries", held)
+    return held
 
 
 def check_count(name: str, x: Any, least: int = 0) -> None:
-    """Require a Python int, which shapes depend on."""
-    if isinstance(x, bool) or not isinstance(x, int):
+    """Require an integer that is known when JAX traces, as shapes depend on it."""
+    if isinstance(x, bool) or not isinstance(x, int | np.integer):
         raise TypeError(f"{name} must be an int, got {x!r}")
     if x < least:
         raise ValueError(f"{name} must be at least {least}, got {x}")
@@ -54,11 +58,12 @@ def check_places(table: DeviceTable | Sharded, budget: Any) -> int:
     own, devices = parts_of(table)
     cells, dim = own.means.shape[-2:]
     check_count("budget", budget)
-    places: int = (budget // devices - cells - dim) // RUN * RUN
+    places = (int(budget) // devices - cells - dim) // RUN * RUN
     if places < FEWEST_RUNS * RUN:
         least = devices * (cells + dim + FEWEST_RUNS * RUN)
         raise ValueError(f"budget must be at least {least} (cells, dim and a sample on each device), got {budget}")
-    return places
+    every = max(-(-own.ids.shape[-1] // RUN), FEWEST_RUNS) * RUN
+    return int(min(places, every))
 
 
 def check_filled(table: DeviceTable | Sharded) -> None:

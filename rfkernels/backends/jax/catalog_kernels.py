@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import betainc
 
-from rfkernels._arrays import is_jax, matmul
+from rfkernels._arrays import elementwise, is_jax, matmul
 from rfkernels._checks import is_tracer
 from rfkernels.backends.jax.catalog_arguments import check_queries
 from rfkernels.backends.jax.catalog_plan import Guess, size_of
@@ -17,15 +19,15 @@ from rfkernels.backends.jax.tables import DeviceTable, Sharded
 from rfkernels.catalog import spheres
 from rfkernels.catalog.arguments import check_kernel, check_logs, check_real
 from rfkernels.catalog.kernel_sums import NODE_WEIGHTS, NODES
-from rfkernels.catalog.profiles import END, FIRST, ROUNDED
+from rfkernels.catalog.profiles import BELOW, END, FIRST, MOST, ROUNDED
 from rfkernels.catalog.radial import FLAT, SHARE, SIGNED
 from rfkernels.catalog.records import Estimate
 from rfkernels.catalog.scans import NOTHING
 from rfkernels.catalog.spheres import GUESSED, LEVELS
 from rfkernels.kernels import Kernel, LogKernel, LogProfile
 
-_OCTAVES = 40
-"""Octaves of squared distances that are told apart, up to the farthest."""
+_OCTAVES = MOST
+"""Octaves of squared distances that are told apart."""
 
 _UNEVEN = 60.0
 """The largest log of how much the mean square of weights may exceed the square of their mean, in single precision."""
@@ -37,7 +39,9 @@ def kernel_sum(
     """Estimate log Σ_i k(√scale q, √scale y_i) for any kernel that is not negative.
 
     What `Catalog.kernel_sum` estimates where items have no codes. Derivatives with respect to queries, items and scale
-    are those of the estimate, with what was drawn held: of the log of a density they are its score.
+    are those of the estimate, with what was drawn held: of the log of a density they are its score. Standard errors are
+    constants to them. Groups are guessed by tables that every call makes, in the time of some queries (under `jax.vmap`
+    each element does): ask for many queries at once.
 
     Parameters
     ----------
@@ -80,11 +84,16 @@ def _weights(kernel: Kernel, queries: Any, scale: Any) -> tuple[Any, Any, Any, W
     if weight == 0:
         return scale * queries, jnp.ones_like(scale), 0, SOFTMAX
     if weight is not None and abs(weight) >= FLAT:  # κ |y − p|² and what belongs to the query, as `radial.points_of`
-        constant = scale * (weight - 1 / (4 * weight)) * jnp.sum(queries * queries, 1)
+        beside = weight - 1 / (4 * weight)
+        constant = scale * beside * jnp.sum(queries * queries, 1) if beside else 0
         profile = SIGNED[1 if weight > 0 else -1].profile
         assert profile is not None
-        return -queries / (2 * weight), abs(weight) * scale, constant, Distances(profile)
-    return queries, scale, 0, Products(kernel.log) if kernel.profile is None else Distances(kernel.profile)
+        return -queries / (2 * weight), abs(weight) * scale, constant, Distances(kernel.name, profile)
+    if kernel.profile is not None:
+        return queries, scale, 0, Distances(kernel.name, kernel.profile)
+    if not isinstance(kernel.log, Hashable):
+        raise TypeError(f"kernel must have a log that can be hashed, but that of {kernel.name} is {kernel.log!r}")
+    return queries, scale, 0, Products(kernel.name, kernel.log)
 
 
 class Tables(NamedTuple):
@@ -109,6 +118,7 @@ class Tables(NamedTuple):
 class Distances:
     """Weights exp(g(scale |y − q|²))."""
 
+    name: str
     profile: LogProfile
     controlled: bool = False
 
@@ -117,8 +127,10 @@ class Distances:
         low, high = _spreads(table, scale)
         away = jnp.sqrt(jnp.max(jnp.sum((table.means - table.means[0]) ** 2, 1)))
         reach = away + jnp.sqrt(jnp.max(jnp.sum((queries - table.means[0]) ** 2, 1), initial=0))
-        farthest = jnp.clip(2 * (scale * reach * reach + high), 2.0 ** (FIRST + _OCTAVES), 2.0 ** (END - 1))
-        first = -(-jnp.frexp(farthest)[1] // ROUNDED) * ROUNDED - _OCTAVES  # of many calls the same
+        farthest = jnp.clip(2 * (scale * reach * reach + high), 2.0**FIRST, 2.0 ** (END - 1))
+        end = -(-jnp.frexp(farthest)[1] // ROUNDED) * ROUNDED  # of many calls the same
+        first = jnp.maximum(jnp.frexp(low)[1] - 1 - BELOW, end - _OCTAVES)
+        first = jnp.clip(first, FIRST, END - _OCTAVES)
         level, step = spheres.ladder(jnp, low, high)
         x, spread = spheres.nodes(jnp, first, _OCTAVES, GUESSED), jnp.exp(level + step * jnp.arange(LEVELS))
         dim = spheres.dimension(jnp, table.shape)
@@ -127,7 +139,8 @@ class Distances:
         return Tables(first, guesses, spheres.levels(jnp, scale * table.spread, level, step))
 
     def _logs(self, squares: Any) -> Any:
-        return jnp.broadcast_to(jnp.asarray(self.profile(jnp, squares), squares.dtype), squares.shape)
+        found = self.profile(elementwise(jnp), squares)
+        return _real(found, squares, ((), squares.shape), f"{self.name} has a profile that")
 
     def guess(self, table: DeviceTable, known: Tables, query: Any, scale: Any) -> Guess:
         """Guess groups as `radial.guess`."""
@@ -146,8 +159,13 @@ class Distances:
 class Products:
     """Weights that are given by their logs as a function of q·y, |q|² and |y|²."""
 
+    name: str
     log: LogKernel
     controlled: bool = False
+
+    def _logs(self, dots: Any, xx: Any, yy: Any) -> Any:
+        found = self.log(jnp, dots, xx, yy)
+        return _real(found, dots, ((), dots.shape, dots.shape[-1:]), f"{self.name} has a log that")
 
     def known(self, table: DeviceTable, queries: Any, scale: Any) -> None:
         """Return nothing."""
@@ -158,7 +176,7 @@ class Products:
         reach = jnp.sqrt(own * norms)
         away = jnp.asarray(NODES, norms.dtype)[:, None] * (size_of(table, query) * jnp.sqrt(table.spread))
         dots = jnp.clip(matmul(jnp, table.means, query)[table.cell] + away, -reach, reach)
-        each = self.log(jnp, scale * dots, scale * own, scale * norms)
+        each = self._logs(scale * dots, scale * own, scale * norms)
         each = jnp.where(jnp.any((each > -jnp.inf) & (table.count > 0)), each, 0)  # nothing tells groups apart
         top = jnp.max(each, 0)
         part = jnp.exp(each - jnp.where(top > -jnp.inf, top, 0))
@@ -170,7 +188,18 @@ class Products:
     def logits(self, rows: Any, query: Any, scale: Any) -> Any:
         """Return logs of the kernel."""
         dot, yy = matmul(jnp, rows, query), jnp.sum(rows * rows, -1)
-        return jnp.maximum(self.log(jnp, scale * dot, scale * jnp.sum(query * query), scale * yy), NOTHING)
+        return jnp.maximum(self._logs(scale * dot, scale * jnp.sum(query * query), scale * yy), NOTHING)
+
+
+def _real(found: Any, given: Any, shapes: tuple[Any, ...], what: str) -> Any:
+    """Return what a kernel has returned for each of some numbers; refuse what are not as many real logs."""
+    found = found if hasattr(found, "dtype") else np.asarray(found)
+    if found.shape not in shapes or not any(jnp.issubdtype(found.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        raise ValueError(
+            f"kernel must return a real log for each number, but {what} "
+            f"returned shape {found.shape} of {found.dtype} for {given.shape}"
+        )
+    return jnp.broadcast_to(jnp.asarray(found, given.dtype), given.shape)
 
 
 def _shared(table: DeviceTable, log_mean: Any, uneven: Any) -> Guess:
@@ -188,7 +217,7 @@ def _shared(table: DeviceTable, log_mean: Any, uneven: Any) -> Guess:
 def _spreads(table: DeviceTable, scale: Any) -> tuple[Any, Any]:
     """Return between which scaled spreads tables are made, as `profiles.profile_of`."""
     spread = jnp.where(table.count > 0, table.spread, 0)
-    high, least = jnp.max(spread), 2.0**-LEVELS
+    high, least = jnp.max(spread), 2.0**-LEVELS  # which no product of is to be less than numbers are
     low = jnp.maximum(jnp.minimum(jnp.min(jnp.where(spread > 0, spread, jnp.inf)), high / 2), high * least)
-    high = jnp.maximum(scale * high, 2.0**FIRST)
+    high = jnp.maximum(scale * high, 2.0 ** (FIRST + LEVELS))
     return jnp.maximum(scale * low, high * least), high

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rfkernels._arrays import matmul, stopped
-from rfkernels._checks import check_array, check_finite_arrays, is_tracer
+from rfkernels._checks import check_array, is_tracer, require_finite
 from rfkernels.backends.jax.catalog_arguments import check_filled, check_ids, check_known, parts_of
 from rfkernels.backends.jax.catalog_proposal import rows_at
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
@@ -58,7 +58,7 @@ def with_rows(table: DeviceTable | Sharded, ids: Any, vectors: Any) -> DeviceTab
     check_array("vectors", vectors, 1)
     if vectors.shape != (len(given), dim):
         raise ValueError(f"vectors must have shape ({len(given)}, {dim}), a row for each id, got {vectors.shape}")
-    check_finite_arrays(vectors=vectors)
+    require_finite("vectors", vectors)
     if not is_tracer(given):
         known = np.asarray(given)[np.asarray(given) >= 0]
         ordered = np.sort(known)

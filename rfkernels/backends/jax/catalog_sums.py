@@ -75,7 +75,7 @@ def summed(table: DeviceTable | Sharded, queries: Any, budget: int, key: Any, we
 @partial(jax.jit, static_argnames=("weights", "places"))
 def _of_device(table: DeviceTable, queries: Any, key: Any, scale: Any, *, weights: Weights, places: int) -> Any:
     log, log_error, taken = _estimated(table, queries, key, scale, weights, places)
-    return _ended(log), jnp.exp(log_error - finite(log)), taken
+    return _ended(log), jnp.exp(log_error - stopped(jnp, finite(log))), taken
 
 
 @partial(jax.jit, static_argnames=("weights", "places", "mesh", "axis"))
@@ -89,7 +89,8 @@ def _of_mesh(
         top = finite(jax.lax.pmax(stopped(jnp, log), axis))
         square = jnp.exp(2 * (log_error - top))
         total, square, dots = jax.lax.psum((jnp.exp(log - top), square, taken), axis)
-        return _ended(top + jnp.log(total)), jnp.sqrt(square) / jnp.where(total > 0, total, 1), dots
+        error = jnp.sqrt(square) / stopped(jnp, jnp.where(total > 0, total, 1))
+        return _ended(top + jnp.log(total)), error, dots
 
     spec, whole = jax.sharding.PartitionSpec(axis), jax.sharding.PartitionSpec()
     specs = (spec, whole, whole, whole)
@@ -108,7 +109,7 @@ def _estimated(table: DeviceTable, queries: Any, key: Any, scale: Any, weights: 
     if not len(table.count) or not len(table.rows):
         nothing = jnp.full(len(queries), -jnp.inf, queries.dtype)
         return nothing, nothing, jnp.zeros(len(queries), jnp.int32)
-    known = stopped(jnp, weights.known(table, queries, scale))
+    known = weights.known(*jax.tree.map(partial(stopped, jnp), (table, queries, scale)))
 
     def one(query: Any, number: Any) -> Any:
         guess = weights.guess(table, known, query, scale)
@@ -141,9 +142,9 @@ def _one(table: DeviceTable, plan: Plan, held: Places, expected: Any, logits: An
     apart = jnp.where(jnp.arange(len(pairs)) < count, pairs[:, 0] - pairs[:, 1], 0) / jnp.where(total > 0, total, 1)
     predicted = jnp.exp(2 * (plan.log_error - finite(log)))
     error = _trusted(stopped(jnp, apart) ** 2, jnp.where(jnp.any(parts != 0), count, 0), plan.runs, predicted)
-    beyond = stopped(jnp, log) + jnp.log(error)
     # Where nothing but zeros was met, no more is known than before.
-    return log, jnp.where(log < NOTHING / 2, plan.log_error, beyond), plan.ends[-1] + RUN * plan.runs
+    log_error = jnp.where(log < NOTHING / 2, plan.log_error, log + jnp.log(error))
+    return log, stopped(jnp, log_error), plan.ends[-1] + RUN * plan.runs
 
 
 def _trusted(square: Any, alike: Any, runs: Any, predicted: Any) -> Any:

@@ -18,13 +18,13 @@ _SHARED = 16
 """How many times as many numbers may be under way where all items are taken: products of few queries read them anew."""
 
 
-def top(table: DeviceTable | Sharded, queries: Any, k: int, budget: int) -> Top:
+def top(table: DeviceTable | Sharded, queries: Any, k: int, budget: int | None = None) -> Top:
     """Return the k items of largest q·y among those that a query takes, largest first.
 
     A query takes the groups that promise most, q·μ + s √(2 log n) with the deviation s and the number n of their items,
-    as `Catalog.top` does where items have no codes; of the last one as many items as there is room for. If the budget
-    suffices for the rows of each device, all are taken, by products of matrices. May be called under `jax.jit` with `k`
-    and `budget` static.
+    as `Catalog.top` does where items have no codes; of the last one as many items as there is room for. Without a
+    budget, or with one that suffices for the rows of each device, all are taken, by products of matrices. May be called
+    under `jax.jit` with `k` and `budget` static.
 
     Parameters
     ----------
@@ -35,29 +35,32 @@ def top(table: DeviceTable | Sharded, queries: Any, k: int, budget: int) -> Top:
         The queries.
     k : int
         How many.
-    budget : int
-        As in `estimate`: it decides how many of the true largest are found.
+    budget : int, optional
+        As in `estimate`: it decides how many of the true largest are found. All of them by default.
 
     Returns
     -------
     Top
-        ids and logits, arrays of JAX, (queries, k). Where the table has fewer items than k the others are −1 and −inf.
+        ids and logits, arrays of JAX, (queries, k). Where rows of the table are padding and there are fewer items than
+        k, the others are −1 and −inf.
 
     Raises
     ------
     TypeError, ValueError
-        If arguments do not fit together, queries are not finite, or a device may not take k items.
+        If arguments do not fit together, queries are not finite, or a query may not take k items.
     """
     own, devices = parts_of(table)
     queries = check_queries(table, queries)
     check_count("k", k, 1)
-    check_count("budget", budget)
     rows = own.ids.shape[-1]
+    if budget is None:
+        budget = devices * rows
+    check_count("budget", budget)
     every = budget // devices >= rows
     places, most = (rows, devices * rows) if every else [check_places(table, budget)] * 2
     if k > most:
         raise ValueError(f"k must be at most {most}, the items that a query may take, got {k}")
-    how = {"k": k, "places": None if every else places}
+    how = {"k": int(k), "places": None if every else places}
     if isinstance(table, Sharded):
         return Top(*_of_mesh(own, queries, **how, mesh=table.mesh, axis=table.axis))
     return Top(*_of_device(own, queries, **how))
