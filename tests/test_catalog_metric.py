@@ -119,6 +119,8 @@ def test_merged_where_items_are_compared_alike() -> None:
     alike = store.merge(a.store, b.store, most=ITEMS)
     assert len(alike.centres) == len(a.store.centres) + len(b.store.centres)
     np.testing.assert_array_equal(alike.metric, a.store.metric)
+    b.store.metric = b.store.metric * np.float32(1 + 1e-6)
+    assert len(store.merge(a.store, b.store, most=ITEMS).centres) == len(alike.centres), "as on another machine"
     other = rfk.Catalog(y[5_000:], ids=np.arange(5_000, ITEMS))
     for one, two in ((a, other), (other, a)):
         joined = store.merge(one.store, two.store, most=ITEMS)

@@ -19,6 +19,8 @@ With ½ errors are about the same, but tails heavier (GloVe, `benchmarks/catalog
 nothing of queries.
 """
 
+_ROUNDING = 2.0**-12
+
 
 def metric_of(queries: Any, dim: int, dtype: Any) -> Any:
     """Return what items are multiplied by before they are compared, (dim, dim) of determinant 1, or (0, dim) for none.
@@ -54,6 +56,11 @@ def metric_of(queries: Any, dim: int, dtype: Any) -> Any:
     size, axes = np.linalg.eigh(moment + np.trace(moment) / (len(wide) * dim) * np.eye(dim))
     log = np.log(size)
     return ((axes * np.exp(POWER * (log - log.mean()))) @ axes.T).astype(dtype)
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Return whether two metrics are the same, but for the rounding of other machines."""
+    return a.shape == b.shape and bool(np.abs(a - b).max(initial=0) <= _ROUNDING * np.abs(a).max(initial=0))
 
 
 def compared(metric: Any, items: Any) -> Any:

@@ -13,7 +13,7 @@ from rfkernels.catalog.changes import add, remove, update
 from rfkernels.catalog.codes import blocks_of
 from rfkernels.catalog.invariants import LAYOUT
 from rfkernels.catalog.lookup import GROUPS
-from rfkernels.catalog.metric import metric_of
+from rfkernels.catalog.metric import alike, metric_of
 from rfkernels.catalog.records import Store
 from rfkernels.catalog.tables import cell_sums, table
 
@@ -58,8 +58,8 @@ def merge(a: Store, b: Store, *, most: int | None = None) -> Store:
     if a.end + b.end > MOST:
         raise ValueError(f"a catalog holds at most {MOST} rows, got {a.end} and {b.end}")
     most = _CELLS * default_cells(int(a.count.sum() + b.count.sum())) if most is None else most
-    alike = np.array_equal(a.metric, b.metric)
-    return _side_by_side(a, b) if alike and len(a.centres) + len(b.centres) <= most else _absorbed(a, b)
+    beside = alike(a.metric, b.metric) and len(a.centres) + len(b.centres) <= most
+    return _side_by_side(a, b) if beside else _absorbed(a, b)
 
 
 def _absorbed(a: Store, b: Store) -> Store:
