@@ -91,6 +91,19 @@ def test_intervals_hold_however_narrow_kernels_are(dim: int, name: str) -> None:
         assert holds(found, whole).mean() > 0.8, scale
 
 
+@pytest.mark.parametrize(("dim", "most"), [(2, 0.045), (4, 0.15)])
+def test_groups_at_the_edge_of_a_kernel_are_found(dim: int, most: float) -> None:
+    """Items of a group lie at several distances from the mean of their cell, and some within reach."""
+    rng, items = np.random.default_rng(0), data(dim)[0]
+    queries = items[rng.choice(ITEMS, 150, replace=False)] + 0.3 * rng.normal(size=(150, dim))
+    whole = exact(items, queries, KERNELS["box"], 10 / dim)
+    some = whole > -np.inf
+    logs = [
+        catalog(dim).kernel_sum(queries, KERNELS["box"], scale=10 / dim, budget=BUDGET, rng=seed) for seed in range(3)
+    ]
+    assert np.sqrt(np.mean(np.square(np.exp(np.stack(logs)[:, some] - whole[some]) - 1))) < most
+
+
 def test_errors_are_those_of_codes() -> None:
     """A third of what they are from rows, on the average, where codes are read."""
     items, queries = data(12)

@@ -259,7 +259,7 @@ def radial_sums(table: Table, given: Points, budget: int, seed: int) -> Estimate
 def exact_radial_sums(table: Table, given: Points) -> Estimate:
     """Return log Σ exp(g(factor |y − p|²) + constant), as `rfkernels.catalog.radial.exact_radial_sums` specifies."""
     items = int(table.count.sum())
-    call = _call_of(table, given, items, 0) if len(table.count) else None
+    call = _call_of(table, given, items, 0)
     if call is None:
         return specified_exact(table, given)
     found = _run(call._replace(budget=items, left=items, spent=None), table, given)[:, 0]
