@@ -669,7 +669,7 @@ MUTANTS = [
     Mutant("catalog on JAX: what fell to opened items is forgotten", "backends/jax/catalog_sums.py", "total = head + jnp.sum(bent) - known", "total = head + jnp.sum(bent)", (CATALOG_JAX, "-k", "unbiased")),
     Mutant("metric: items that are added are compared as they are", "catalog/changes.py", "_begin(store, ids)\n    group = joined(store, label, square)", "label, square = nearest(items, index(store).packed)\n    _begin(store, ids)\n    group = joined(store, label, square)", (METRIC, "-k", "changes")),
     Mutant("metric: centres of changes are compared as they are", "catalog/lookup.py", "pack(compared(store.metric, store.centres))", "pack(store.centres)", (METRIC, "-k", "changes")),
-    Mutant("metric: groups are cut as items are", "catalog/layout.py", "compared(store.metric, items.astype(np.float64) - store.centres[cell])", "items.astype(np.float64) - store.centres[cell]", (METRIC, "-k", "changes")),
+    Mutant("metric: groups are cut as items are", "catalog/layout.py", "compared(store.metric, items.astype(np.float64) - store.centres[cell])", "items.astype(np.float64) - store.centres[cell]", (METRIC, "-k", "are_cut")),
     Mutant("metric: merged side by side all the same", "catalog/store.py", "alike(a.metric, b.metric) and ", "", (METRIC, "-k", "merged")),
     Mutant("metric: none is kept when items are grouped anew", "catalog/store.py", "metric = store.metric if queries is None else", "metric = store.metric[:0] if queries is None else", (METRIC, "-k", "changes")),
     Mutant("metric: of items that queries do not see", "catalog/metric.py", "np.exp(POWER * (log - log.mean()))", "np.exp(-POWER * (log - log.mean()))", (METRIC, "-k", "errors or says")),

@@ -113,6 +113,14 @@ def test_changes_keep_to_the_metric() -> None:
     assert_well_grouped(catalog)
 
 
+def test_groups_that_are_cut_as_items_are_compared() -> None:
+    catalog = rfk.Catalog(items()[:1_500], cells=2, queries=queries())
+    before = len(catalog.store.count)
+    catalog.add(items()[1_500:])
+    assert len(catalog.store.count) > before + 4
+    assert_well_grouped(catalog)
+
+
 def test_merged_where_items_are_compared_alike() -> None:
     y, past, q = items(), queries(), queries(5, 4)
     a, b = rfk.Catalog(y[:5_000], queries=past), rfk.Catalog(y[5_000:], ids=np.arange(5_000, ITEMS), queries=past)
