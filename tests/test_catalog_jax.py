@@ -327,6 +327,7 @@ def test_devices_sum_kernels_together(eight: dict[str, Any]) -> None:
         assert (np.abs(error.mean(0)) < 6 * spread / eight_catalogs.KEYS**0.5 + 1e-12).all()
         said = np.sqrt((eight[f"{name}_errors"] ** 2).mean(0))
         assert (said > 0.6 * spread).all()
+        assert (said < 20).all(), "a device that meets nothing adds what was predicted of it"
     away = items - queries[:, None]  # the derivative of −√s |y − q| is √s (y − q) / |y − q|
     distance = np.sqrt((away**2).sum(-1))
     weight = np.exp(-np.sqrt(eight_catalogs.SCALE) * distance)
