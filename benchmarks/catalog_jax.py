@@ -2,8 +2,8 @@
 
     python benchmarks/catalog_jax.py [--vectors FILE] [--quick] [--load FILE] [--out]
 
-The settings and queries of `catalog.py`, of vectors rounded to half precision (`--vectors` takes a file of either
-precision). A catalog is built on the host, by scikit-learn and Numba; `--save FILE` keeps what was built, and
+The settings, queries and past queries of `catalog.py`, of vectors rounded to half precision (`--vectors` takes a file
+of either precision). A catalog is built on the host, by scikit-learn and Numba; `--save FILE` keeps what was built, and
 `--load FILE` takes it where these are missing. Exact sums are `logsumexp(queries @ items.T)` on the device, with
 products of float32 at the highest and at the default precision (TF32 on NVIDIA's), and of bfloat16 added in float32.
 

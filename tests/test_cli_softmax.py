@@ -98,6 +98,16 @@ def test_what_it_returns_is_the_library_s(arrays: Any, tmp_path: Path) -> None:
     assert 0 < max(found["columns"]["dots"]) <= 600
 
 
+def test_a_query_that_is_not_finite_is_named_by_its_row(arrays: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(softmax, "_ASKED", 9)  # every fifth of them
+    queries = arrays[1].copy()
+    queries[10, 2] = np.nan
+    np.save(tmp_path / "queries.npy", queries)
+    result = invoke(tmp_path)
+    assert result.exit_code == 2
+    assert "queries[10, 2] is nan" in " ".join(result.stderr.split())
+
+
 def test_batches_are_put_together(arrays: Any, tmp_path: Path) -> None:
     whole, parts = (printed(tmp_path, *ALL, "--batch", size)["columns"] for size in (45, 7))
     np.testing.assert_allclose(parts["log_normalizer"], whole["log_normalizer"], rtol=1e-6)

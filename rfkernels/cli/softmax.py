@@ -158,9 +158,9 @@ def _results(inputs: Inputs, settings: Settings, advance: Advance) -> Results:
 
 
 def _asked(queries: Any, settings: Settings) -> Any:
-    """Return some queries that cells are to suit; none for kernels of a distance, nor if all of them are 0."""
+    """Return some queries that cells are to suit; none for other kernels, or where these queries tell nothing."""
     some = queries[:: max(1, len(queries) // _ASKED)]
-    return some if settings.kernel == SOFTMAX and np.any(some) else None
+    return some if settings.kernel == SOFTMAX and np.isfinite(some).all() and np.any(some) else None
 
 
 def _catalog(inputs: Inputs, settings: Settings) -> rfk.Catalog:
