@@ -13,12 +13,13 @@ from jax.scipy.special import betainc
 from rfkernels._arrays import elementwise, is_jax, matmul
 from rfkernels._checks import is_tracer
 from rfkernels.backends.jax.catalog_arguments import check_queries
-from rfkernels.backends.jax.catalog_plan import Guess, size_of
+from rfkernels.backends.jax.catalog_plan import size_of
 from rfkernels.backends.jax.catalog_sums import SOFTMAX, Weights, summed
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
 from rfkernels.catalog import spheres
 from rfkernels.catalog.arguments import check_kernel, check_logs, check_real
 from rfkernels.catalog.kernel_sums import NODE_WEIGHTS, NODES
+from rfkernels.catalog.plan import Guess
 from rfkernels.catalog.profiles import BELOW, END, FIRST, MOST, ROUNDED
 from rfkernels.catalog.radial import FLAT, SHARE, SIGNED
 from rfkernels.catalog.records import Estimate

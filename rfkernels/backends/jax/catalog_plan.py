@@ -9,19 +9,10 @@ import jax.numpy as jnp
 
 from rfkernels._arrays import matmul, stopped
 from rfkernels.backends.jax.tables import DeviceTable
-from rfkernels.catalog.plan import BUCKETS, FEWEST_RUNS, FLOOR, PER_NAT, RUN, STEPS, TRUSTED
+from rfkernels.catalog.plan import BUCKETS, FEWEST_RUNS, FLOOR, PER_NAT, RUN, STEPS, TRUSTED, Guess
 
 TICKS = 1 << 28
 """In how many parts probability is counted, so that the one of each group is known exactly."""
-
-
-class Guess(NamedTuple):
-    """What is expected of the items of each group: `rfkernels.catalog.plan.Guess`, a log mean of −inf for no items."""
-
-    log_mean: Any
-    variance: Any
-    cell_logits: Any
-    floor: float = FLOOR
 
 
 class Plan(NamedTuple):
@@ -86,7 +77,7 @@ def rounded_size(table: DeviceTable, query: Any) -> Any:
 
 
 def guessed(table: DeviceTable, query: Any) -> Guess:
-    """Guess weights exp(q·y), as `rfkernels.catalog.plan.guess`."""
+    """Guess weights exp(q·y), as `rfkernels.catalog.plan.guess`; the log mean of no items is −inf."""
     centre = matmul(jnp, table.means, query)
     deviation, edge = rounded_size(table, query) * jnp.sqrt(table.spread), jnp.sqrt(2 * jnp.log(jnp.sum(table.count)))
     raised = _log_mean_exp(deviation, edge)

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 
 from rfkernels._arrays import matmul, stopped
 from rfkernels.backends.jax.catalog_arguments import check_places, each_query, parts_of
-from rfkernels.backends.jax.catalog_plan import Guess, Places, Plan, finite, guessed, placed, planned
+from rfkernels.backends.jax.catalog_plan import Places, Plan, finite, guessed, placed, planned
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
-from rfkernels.catalog.plan import RUN
+from rfkernels.catalog.plan import RUN, Guess
 from rfkernels.catalog.records import Estimate
 from rfkernels.catalog.scans import NOTHING
 from rfkernels.catalog.trust import FEW
