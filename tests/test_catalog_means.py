@@ -86,7 +86,7 @@ def test_any_number_of_draws(budget: int) -> None:
 
 
 def test_a_single_item_has_no_other_to_be_compared_with() -> None:
-    table, q, budget, single = catalog().table, 6 * queries(60, 1.0, 1.0), 380, 0
+    table, q, budget, single = catalog().table, 6 * queries(60, 1.0, 1.0), 370, 0
     for i, query in enumerate(q):
         spent = (*means.meant(table, budget, 0), None)[kinds(table, query[None])[0]]
         if spent is None:

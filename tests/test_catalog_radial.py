@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from clustered import BUDGET, FEW, ITEMS, assert_as_specified, catalog, data
 from scipy.special import logsumexp
 
 import rfkernels as rfk
-from rfkernels.catalog import Catalog, radial, spheres
+from rfkernels.catalog import Catalog, radial, scans, spheres, tables
 from rfkernels.catalog.codes import moved
 from rfkernels.kernels import SHIFTED_GAUSSIAN, Kernel
 
@@ -267,3 +268,55 @@ def test_logs_that_fit_no_number_are_refused(backend: str) -> None:
     _, queries = data(8)
     with pytest.raises(ValueError, match="queries must have dot products with items that fit"):
         catalog(8).kernel_sum(queries * 1e160, SHIFTED_GAUSSIAN, scale=1e10, budget=BUDGET, backend=backend)
+
+
+OUTLIERS = {"one": (1, 1e4), "few": (40, 1e4), "not so far": (40, 30.0), "near": (40, 5.0)}
+
+
+@cache
+def spoiled(outliers: str) -> tuple[Any, Any, Catalog]:
+    """Items of which some lie many times farther out than others, queries among the others, and a catalog."""
+    count, far = OUTLIERS.get(outliers, (0, 1.0))
+    rng = np.random.default_rng(2)
+    items = 2 * rng.normal(size=(30, 12))[rng.integers(30, size=8_000)] + rng.normal(size=(8_000, 12))
+    queries = items[:150] + 0.3 * rng.normal(size=(150, 12))
+    items[rng.choice(8_000, count, replace=False)] *= far
+    return items, queries, Catalog(items)
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize("outliers", OUTLIERS)
+def test_outliers_spoil_nothing(outliers: str, scale: float) -> None:
+    """What is known of all groups together is that of most items, and outliers lie in cells of their own."""
+    size = {}
+    for kind in ("none", outliers):
+        items, queries, held = spoiled(kind)
+        found = [held.kernel_sum(queries, scale=scale, budget=1_200, full=True, rng=seed) for seed in range(4)]
+        off = np.array([x.log_normalizer for x in found]) - exact(items, queries, scale)
+        within = np.abs(off) <= 1.96 * np.array([x.standard_error for x in found]) + 1e-9
+        assert within.mean() > 0.92
+        size[kind] = np.sqrt(np.mean(np.minimum(np.abs(off), 1) ** 2))
+    assert size[outliers] < 2 * size["none"]
+
+
+def test_outliers_have_cells_of_their_own() -> None:
+    items, _, held = spoiled("few")
+    table = held.table
+    far = np.abs(items).max(1) > 1e3
+    for cell in np.unique(table.cell):
+        rows = np.concatenate(
+            [np.arange(table.start[g], table.start[g] + table.count[g]) for g in np.flatnonzero(table.cell == cell)]
+        )
+        assert len(set(far[table.ids[rows]].tolist())) == 1
+    assert len(table.means) <= 9 * len(spoiled("none")[2].table.means) // 8
+    assert len(Catalog(items[~far], cells=7).table.means) == 7
+
+
+def test_the_typical_spread_is_not_that_of_outliers() -> None:
+    plain, added = (Catalog(spoiled("none")[0]) for _ in range(2))
+    assert tables.typical_spread(plain.table) == pytest.approx(float(plain.table.spread @ plain.table.count) / 8_000)
+    added.add(np.full((1, 12), 1e4))  # its whole group counts as it
+    assert tables.typical_spread(added.table) == pytest.approx(tables.typical_spread(plain.table), rel=1)
+    np.testing.assert_allclose(scans.limits(added.table), scans.limits(plain.table), rtol=0.5)
+    np.testing.assert_allclose(radial.reach_of(added.table, 1.0), radial.reach_of(plain.table, 1.0), rtol=1)
+    assert tables.typical_spread(Catalog(np.zeros((0, 3))).table) == 0

@@ -24,7 +24,13 @@ from rfkernels.catalog.codes import BLOCK, block_bytes, blocks_of, scales_of
 from rfkernels.catalog.compiled import compiled
 from rfkernels.catalog.metric import compared, metric_of, restored
 from rfkernels.catalog.records import Store
-from rfkernels.catalog.tables import table
+from rfkernels.catalog.tables import FAR, table, typical_spread
+
+OUT = 16.0
+"""How many times as far from all centres as half of the items are items lie in no cell with others."""
+
+FEW = 8
+"""One cell more for so many of them, at most, is found for items that lie far from all."""
 
 
 def build(
@@ -43,7 +49,8 @@ def build(
     ids : array of int, shape (n,), optional
         Distinct, from 0 to 2³¹ − 2; by default 0 to n − 1. Four bytes are kept for every number up to the largest.
     cells : int, optional
-        From 1 to n; about 0.63 √n by default. Cells that no item joins are left out.
+        From 1 to n; about 0.63 √n by default. Cells that no item joins are left out. Items that lie sixteen times as far
+        from all centres as half of the items do get cells of their own, an eighth more at most, and at least one.
     rng : int, numpy.random.SeedSequence or numpy.random.Generator, default 0
     rows : array, shape (room, dim), optional
         Where items are copied to, with room for at least n: an array that may be written to, such as a mapped file.
@@ -99,6 +106,7 @@ def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any,
     sample = _read(items, chosen, np.sort(rng.choice(n, few, replace=False, shuffle=False)), rows.dtype)
     centres = _centres(items, chosen, sample, int(wanted), rng, metric)
     label, square = _assign(items, chosen, n, centres, metric)
+    centres = _join_far(items, chosen, centres, (label, square), rng, metric)
     used = np.bincount(label, minlength=len(centres)) > 0
     if n:
         centres, label = centres[used], (np.cumsum(used, dtype=np.int32) - 1)[label]
@@ -117,7 +125,8 @@ def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any,
     groups.update(sums=sums, squares=squares, slots=slots, centres=centres, shape=None)
     store = Store(rows, held, end=n, built=n, codes=codes, anchors=centres, scales=centres[0], metric=metric, **groups)
     store.shape = _shape(store, sample)
-    store.anchors, store.scales = table(store).means, scales_of(store.shape)
+    found = table(store)
+    store.anchors, store.scales = found.means, scales_of(store.shape, typical_spread(found))
     encode(store, np.arange(len(squares)))
     return store
 
@@ -138,6 +147,10 @@ def _centres(items: Any, chosen: Any, sample: Any, cells: int, rng: np.random.Ge
     if not np.isfinite(square).all():
         none = np.empty((0, sample.shape[1]), sample.dtype)
         _assign(items, chosen, len(items) if chosen is None else len(chosen), np.zeros_like(sample[:1]), none)
+    return _means(sample, cells, rng, metric)
+
+
+def _means(sample: Any, cells: int, rng: np.random.Generator, metric: Any) -> Any:
     if cells > 1:
         return restored(metric, find_centres(compared(metric, sample), cells, rng))
     return sample.mean(0, keepdims=True) if len(sample) else np.zeros((1, sample.shape[1]), sample.dtype)
@@ -151,6 +164,27 @@ def _assign(items: Any, chosen: Any, n: int, centres: Any, metric: Any) -> tuple
         label[part], square[part] = nearest(own, packed)
     check_found(items, square)
     return label, square
+
+
+def _join_far(
+    items: Any, chosen: Any, centres: Any, found: tuple[Any, Any], rng: np.random.Generator, metric: Any
+) -> Any:
+    """Give items that lie OUT from all centres cells of their own, nearest or not; return the centres of all.
+
+    The mean of a cell is moved by one item of ten thousand that lies ten thousand times farther out, away from others.
+    """
+    label, square = found
+    away = square[square > 0]
+    far = np.flatnonzero(square > OUT**2 * np.median(away)) if len(away) else np.arange(0)
+    if len(far) == 0:
+        return centres
+    place, dtype = far if chosen is None else chosen[far], centres.dtype
+    cells = min(len(far), max(1, len(centres) // FEW))
+    few = np.sort(rng.choice(len(far), min(len(far), PER_CELL * cells), replace=False, shuffle=False))
+    own = _means(_read(items, place, few, dtype), cells, rng, metric)
+    joined, square[far] = _assign(items, place, len(far), own, metric)
+    label[far] = len(centres) + joined
+    return np.concatenate([centres, own])
 
 
 def _shells(label: Any, square: Any, cells: int, rng: np.random.Generator) -> tuple[Any, dict[str, Any]]:
@@ -178,11 +212,23 @@ def _shells(label: Any, square: Any, cells: int, rng: np.random.Generator) -> tu
 
 
 def _shape(store: Store, sample: Any) -> Any:
-    """Return the covariance of a sample about the means of cells, of trace 1; even where items do not vary."""
-    dim, means = store.rows.shape[1], table(store).means
-    product, packed = np.zeros((dim, dim)), pack(compared(store.metric, store.centres))
+    """Return the covariance of a sample about the means of cells, of trace 1; even where items do not vary.
+
+    Items farther away than FAR times the median count as if they lay there: a few would else be all that is seen.
+    """
+    dim, means, packed = store.rows.shape[1], table(store).means, pack(compared(store.metric, store.centres))
+    label, away, product = np.empty(len(sample), np.int32), np.empty(len(sample)), np.zeros((dim, dim))
+
+    def sizes(apart: Any) -> Any:
+        return np.sqrt(np.einsum("ij,ij->i", apart, apart, dtype=np.float64))
+
     for part in chunks(len(sample)):
-        apart = sample[part] - means[nearest(compared(store.metric, sample[part]), packed)[0]]
+        label[part] = nearest(compared(store.metric, sample[part]), packed)[0]
+        away[part] = sizes(sample[part] - means[label[part]])
+    most = FAR * np.median(away[away > 0]) if away.any() else 1.0
+    for part in chunks(len(sample)):
+        apart = sample[part] - means[label[part]]
+        apart *= (most / np.maximum(away[part], most)).astype(apart.dtype)[:, None]
         product += apart.T @ apart
     total = np.trace(product)
     return (product / total if total > 0 else np.eye(dim) / dim).astype(store.rows.dtype)

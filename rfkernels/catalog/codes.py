@@ -2,8 +2,13 @@
 
 An item is about anchor + step · (code − 8) · scales, where the anchor is a point of its cell that stays where it is.
 The codes of BLOCK rows lie together: four numbers of each row in the low halves of four bytes and the next four in the
-high ones, row after row, then the same for the next eight numbers, and so on. Last come the steps, bfloat16 numbers;
-where at most four numbers are left, each after two bytes with two of these in low halves and two in high ones.
+high ones, row after row, then the same for the next eight numbers, and so on. Last come two bytes for each row; where
+at most four numbers are left, each after two with two of these in low halves and two in high ones.
+
+These bytes, the higher one first, are three bits of a square, twelve of the step, and the last bit of the square. The
+step has six bits of an exponent, from −63, and six of a fraction, so that they lie as in single precision. The square
+says how |y − anchor|² compares to (step / STEP)² Σ scales², which it is about where numbers are normal, by two bits of
+an exponent, from −3, and two of a fraction.
 """
 
 from __future__ import annotations
@@ -28,6 +33,15 @@ STEP, ROUNDED = 0.339, 0.0119
 
 DEAREST = 0.375
 """What a code may cost, in dot products, to be of use."""
+
+EXPONENT, FRACTION, STEP_BITS = -63, 6, 12
+"""The least exponent of steps, bits of their fractions, and of both together."""
+
+SQUARE_EXPONENT, SQUARE_FRACTION, SQUARE_BITS = -3, 2, 4
+"""The same of squares, relative to what they are where numbers are normal."""
+
+UNIT = 2.0**31
+"""How many deviations scales are: steps of usual items are in the middle of those that there are."""
 
 LEAST_SCALE = 0.25
 """The least scale of a dimension, relative to the average: items may differ where those of a sample do not."""
@@ -72,9 +86,10 @@ def blocks_of(rows: int) -> int:
     return -(-rows // BLOCK)
 
 
-def scales_of(shape: Any) -> Any:
-    """Return the scales of codes for items of that covariance about their means: deviations, 1 on the average."""
-    return np.sqrt(np.maximum(np.diag(shape) * len(shape), LEAST_SCALE**2)).astype(shape.dtype)
+def scales_of(shape: Any, spread: float) -> Any:
+    """Return the scales of codes: deviations from the means of cells, for a covariance of trace 1 and mean square."""
+    square = np.maximum(np.diag(shape).astype(np.float64), LEAST_SCALE**2 / len(shape)) * (spread or 1.0)
+    return (UNIT * np.sqrt(square)).astype(shape.dtype)
 
 
 def cost(table: Table) -> float:
@@ -117,9 +132,32 @@ def variances(table: Table, rows: Any, given: Rounded) -> Any:
 
 def steps(codes: Any, dim: int) -> Any:
     """Return the steps of rows in float64, (blocks, BLOCK)."""
+    return _number(_words(codes, dim) >> 1 & ((1 << STEP_BITS) - 1), EXPONENT, FRACTION)
+
+
+def squares(table: Table, rows: Any) -> Any:
+    """Return what codes say of |y − anchor|², (rows,)."""
+    block, lane, dim = rows // BLOCK, rows % BLOCK, table.rows.shape[1]
+    step = steps(table.codes, dim)[block, lane]
+    word = _words(table.codes, dim)[block, lane]
+    square = word >> STEP_BITS + 1 << 1 | word & 1
+    return _number(square, SQUARE_EXPONENT, SQUARE_FRACTION) * step**2 * square_unit(table)
+
+
+def square_unit(table: Table) -> float:
+    """Return what |y − anchor|² is where the step is 1 and numbers are normal."""
+    return float((table.scales.astype(np.float64) ** 2).sum() / STEP**2)
+
+
+def _words(codes: Any, dim: int) -> Any:
     words = np.ascontiguousarray(codes[:, eights(dim) * BLOCK * TOGETHER // 2 :]).view("<u2")
-    bits = words[:, 1::2] if shared(dim) else words
-    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    return words[:, 1::2] if shared(dim) else words
+
+
+def _number(bits: Any, exponent: int, fraction: int) -> Any:
+    """Return the numbers that bits of an exponent and a fraction stand for."""
+    one = 1 << fraction
+    return np.ldexp(1 + (bits % one) / one, exponent + (bits // one).astype(np.int64))
 
 
 def moved(table: Table) -> Any:

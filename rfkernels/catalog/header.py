@@ -1,6 +1,6 @@
 """The header of a catalog's file: what it is, where its arrays are, and their checksums.
 
-A file of version 3 is a safetensors file whose header, padded with spaces, takes the first 16 KiB; `rows` come next, so
+A file of version 4 is a safetensors file whose header, padded with spaces, takes the first 16 KiB; `rows` come next, so
 that they can be mapped and may be written before anything else is known, then the other arrays of `LAYOUT` in their
 order. The header's metadata holds `format`, `version`, `end` and `built`, the CRC-32 of each array (``crc32 rows``),
 what the caller adds (``info kernel``) and, as `crc32`, that of all other metadata. CRC-32 finds any change of up to
@@ -24,7 +24,7 @@ from rfkernels.catalog.records import Store
 
 HEADER = 1 << 14
 """Bytes before the rows."""
-_FORMAT, _VERSION = "rfkernels.catalog", "3"
+_FORMAT, _VERSION = "rfkernels.catalog", "4"
 _JSON = HEADER - 8
 _LONGEST_INFO = 8192
 _LONGEST_JSON = 1 << 20  # of later versions, which are refused by name

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels.catalog.codes import BLOCK as ROWS
-from rfkernels.catalog.codes import block_bytes, blocks_of, steps
+from rfkernels.catalog.codes import block_bytes, blocks_of
 from rfkernels.catalog.records import Store
 
 _FLOAT = ("float32", "float64")
@@ -129,7 +128,7 @@ def _check_ids(store: Store, room: int) -> None:
         raise ValueError(f"slots name {len(used)} items; expected {np.count_nonzero(taken)}, those in groups")
 
 
-def check_rows(first: int, block: Any, ids: Any, dim: int) -> None:
+def check_rows(first: int, block: Any, ids: Any) -> None:
     """Require finite items; `block` are the rows from `first` on, `ids` those of all. Free rows may hold anything."""
     ids = ids[first : first + len(block)]
     finite = np.isfinite(block)
@@ -138,16 +137,6 @@ def check_rows(first: int, block: Any, ids: Any, dim: int) -> None:
     bad = np.flatnonzero(~finite.all(axis=1) & (ids >= 0))
     if len(bad):
         raise ValueError(f"rows[{first + bad[0]}] is not finite; expected a finite item of id {ids[bad[0]]}")
-
-
-def check_codes(first: int, block: Any, ids: Any, dim: int) -> None:
-    """Require finite steps of codes of items of that dim, as `check_rows` has it."""
-    if not block.shape[1]:
-        return
-    own, ids = steps(block, dim).ravel(), ids[ROWS * first : ROWS * (first + len(block))]
-    bad = np.flatnonzero(~((own[: len(ids)] >= 0) & np.isfinite(own[: len(ids)])) & (ids >= 0))
-    if len(bad):
-        raise ValueError(f"codes of row {ROWS * first + bad[0]} have step {own[bad[0]]}; expected a finite one")
 
 
 def _require(name: str, values: Any, right: Any, expected: str) -> None:

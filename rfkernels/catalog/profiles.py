@@ -24,8 +24,9 @@ CODED = 32
 """Nodes in an octave of squared distances for what codes say of items."""
 
 OFF = 0.4
-"""How much squares are off as codes have them, relative to them and to 1 / √dimension: by steps of codes, and by what
-|y − m|² is within a group.
+"""How much squares are off as codes have them, relative to them and to 1 / √dimension.
+
+With half of it intervals of kernels that change at once hold less often, with more of it errors grow.
 """
 
 FARTHEST, LESS = 4.0, 2.0
@@ -86,6 +87,7 @@ class Outline(NamedTuple):
 
     low: float
     high: float
+    widest: float
     origin: Any
     farthest: float
     dim: float
@@ -94,11 +96,11 @@ class Outline(NamedTuple):
 
 def outline_of(table: Table, dim: float, edge: float) -> Outline:
     """Return where items lie; on spheres of some dimension, up to an edge."""
-    spread = table.spread[table.count > 0].astype(np.float64)
-    high, low = float(spread.max(initial=0)), float(spread[spread > 0].min(initial=np.inf))
+    spread, count = table.spread.astype(np.float64), table.count.astype(np.int64)
+    low, high, widest = spheres.ends(np, spread, count) if len(count) else (0.0, 0.0, 0.0)
     means = table.means.astype(np.float64)
     farthest = float(np.sqrt(((means - means[0]) ** 2).sum(1).max()))
-    return Outline(max(min(low, high / 2), high * 2.0**-LEVELS), high, means[0], farthest, dim, edge)
+    return Outline(float(low), float(high), float(widest), means[0], farthest, dim, edge)
 
 
 def profile_of(kernel: Kernel, items: Outline, scale: float, points: Any) -> Profile:
@@ -107,7 +109,7 @@ def profile_of(kernel: Kernel, items: Outline, scale: float, points: Any) -> Pro
     low, away = max(scale * items.low, high * 2.0**-LEVELS), points - items.origin
     with np.errstate(over="ignore"):
         reach = items.farthest + float(np.sqrt((away * away).sum(1).max(initial=0)))
-    farthest = 2 * (scale * reach * reach + high)
+    farthest = 2 * (scale * reach * reach + max(scale * items.widest, high))
     end = -(-math.frexp(min(farthest, sys.float_info.max))[1] // ROUNDED) * ROUNDED
     first = min(max(math.frexp(low)[1] - 1 - BELOW, end - MOST, FIRST), END - ROUNDED)
     span = first, max(min(end, END) - first, ROUNDED)

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels.catalog import profiles, scans, spheres
-from rfkernels.catalog.codes import BLOCK, ROUNDED, cost, moved, residuals, rounded, variances
+from rfkernels.catalog.codes import BLOCK, ROUNDED, cost, moved, residuals, rounded, squares, variances
 from rfkernels.catalog.estimates import take
 from rfkernels.catalog.known import OfTables
 from rfkernels.catalog.plan import RUN, Guess, Plan, plan, uniforms
 from rfkernels.catalog.profiles import Outline, Profile, outline_of, profile_of
 from rfkernels.catalog.records import Estimate, Table
 from rfkernels.catalog.scans import CHECKED, NOTHING, Scanned, Shares, shares_in
+from rfkernels.catalog.tables import typical_spread
 from rfkernels.catalog.trust import trusted_error
 from rfkernels.kernels import Kernel
 
@@ -139,9 +140,9 @@ def reach_of(table: Table, factor: float) -> float:
 
     Codes are off by ROUNDED times the variance that 2 g' factor (m − p)·(y − m) has: see `HOPELESS`.
     """
-    spread = (table.spread.astype(np.float64) @ table.count) / max(float(table.count.sum()), 1.0)
+    spread = np.float64(typical_spread(table))
     with np.errstate(divide="ignore"):
-        return float(HOPELESS * table.rows.shape[1] / (4 * ROUNDED * abs(factor) * np.float64(spread)))
+        return float(HOPELESS * table.rows.shape[1] / (4 * ROUNDED * abs(factor) * spread))
 
 
 def radial_sums(table: Table, given: Points, budget: int, seed: int) -> Estimate:
@@ -234,10 +235,10 @@ def _by_codes(
 def _scan(table: Table, point: Any, given: Points, listed: scans.Listed) -> Scanned:
     """Say what codes say: |y − p|² = |a − p|² + 2 (a − p)·(y − a) + |y − a|², with a where codes of a cell count from.
 
-    The second term is what codes know, and the third is taken to be that of all items of a group.
+    Codes know the last two terms.
     """
     cells, anchors, factor = table.cell[listed.groups], table.anchors.astype(np.float64), given.factor
-    logits = factor * (((anchors - point) ** 2).sum(1)[cells] + table.spread[listed.groups].astype(np.float64))
+    logits = factor * (((anchors - point) ** 2).sum(1)[cells] + squares(table, listed.rows))
     variance = np.empty(len(cells))
     for cell in np.unique(cells):
         own = np.flatnonzero(cells == cell)

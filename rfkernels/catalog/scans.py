@@ -17,6 +17,7 @@ from rfkernels.catalog.codes import BLOCK, cost, logits_of, moved, rounded, vari
 from rfkernels.catalog.plan import FEWEST_RUNS, Plan, draw_runs, guess, plan, rows_of, sizes, uniforms
 from rfkernels.catalog.plan import rounded as rounded_sizes
 from rfkernels.catalog.records import Table
+from rfkernels.catalog.tables import typical_spread
 from rfkernels.catalog.trust import trusted_error, widening
 
 DEVIATIONS = 1.5, 7.0
@@ -80,9 +81,8 @@ def _shares(rest: int, items: int, price: float, part: int) -> Shares | None:
 
 def limits(table: Table, deviations: tuple[float, ...] = DEVIATIONS) -> Any:
     """Return the sizes of queries up to which logits deviate by no more than each of some numbers within cells."""
-    spread = (table.spread.astype(np.float64) @ table.count) / max(table.count.sum(), 1)
     with np.errstate(divide="ignore"):
-        return np.array(deviations) / np.sqrt(spread)
+        return np.array(deviations) / np.sqrt(typical_spread(table))
 
 
 def kinds(table: Table, queries: Any) -> Any:

@@ -15,6 +15,9 @@ GUESSED = 8
 LEVELS = 16
 """Spreads of groups that guesses are made for."""
 
+APART = 2.0**8
+"""How many times as wide or narrow as what the middle item lies in groups may be for guesses to tell."""
+
 COORDINATES = 24
 """Coordinates on a sphere that guesses are sums over."""
 
@@ -67,6 +70,24 @@ def placed(xp: Any, x: Any, first: Any, steps: int) -> tuple[Any, Any]:
     part, exponent = xp.frexp(x)
     within = xp.floor((2 * part - 1) * steps)
     return (exponent - 1 - first) * steps + within.astype(exponent.dtype), xp.ldexp(1 + within / steps, exponent - 1)
+
+
+def middle_spread(xp: Any, spread: Any, count: Any) -> Any:
+    """Return that of the group that the middle item lies in, of those that have any, where there is a group."""
+    order = xp.argsort(spread)
+    before = xp.cumsum(xp.where(spread > 0, count, 0)[order])
+    return spread[order][xp.searchsorted(before, before[-1] / 2)]
+
+
+def ends(xp: Any, spread: Any, count: Any) -> tuple[Any, Any, Any]:
+    """Return between which spreads guesses are told apart of groups of so many items, and the largest of all.
+
+    Those of most items matter, from what the middle one has: one far item makes its group as wide as it is far.
+    """
+    spread, middle = xp.where(count > 0, spread, 0), middle_spread(xp, spread, count)
+    least, most = xp.min(xp.where(spread > 0, spread, xp.inf)), xp.max(spread)
+    high = xp.minimum(most, APART * middle)
+    return xp.maximum(xp.minimum(least, high / 2), middle / APART), high, most
 
 
 def ladder(xp: Any, low: Any, high: Any) -> tuple[Any, Any]:

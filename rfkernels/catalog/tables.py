@@ -7,6 +7,13 @@ from typing import Any
 import numpy as np
 
 from rfkernels.catalog.records import Store, Table
+from rfkernels.catalog.spheres import middle_spread
+
+FAR = 6.0
+"""Up to how many times the distance of the middle item from the mean of its cell others count as they are.
+
+A few that lie farther away would else be all that is seen of the rest.
+"""
 
 
 def table(store: Store) -> Table:
@@ -44,6 +51,16 @@ def table(store: Store) -> Table:
         store.anchors,
         store.scales,
     )
+
+
+def typical_spread(table: Table) -> float:
+    """Return the mean of the squared distances of items from the means of their cells, none of which is FAR."""
+    spread, count = table.spread.astype(np.float64), table.count.astype(np.int64)
+    if not count.any():
+        return 0.0
+    spread = np.minimum(spread, np.finfo(table.spread.dtype).max)  # squares of the largest items fit no number
+    most = FAR**2 * middle_spread(np, spread, count)
+    return float(np.minimum(spread, most) @ count / count.sum())
 
 
 def cell_sums(store: Store) -> tuple[Any, Any]:

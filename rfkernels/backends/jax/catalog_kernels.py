@@ -125,10 +125,10 @@ class Distances:
 
     def known(self, table: DeviceTable, queries: Any, scale: Any) -> Tables:
         """Return tables over all distances that queries may have."""
-        low, high = _spreads(table, scale)
+        low, high, widest = _spreads(table, scale)
         away = jnp.sqrt(jnp.max(jnp.sum((table.means - table.means[0]) ** 2, 1)))
         reach = away + jnp.sqrt(jnp.max(jnp.sum((queries - table.means[0]) ** 2, 1), initial=0))
-        farthest = jnp.clip(2 * (scale * reach * reach + high), 2.0**FIRST, 2.0 ** (END - 1))
+        farthest = jnp.clip(2 * (scale * reach * reach + widest), 2.0**FIRST, 2.0 ** (END - 1))
         end = -(-jnp.frexp(farthest)[1] // ROUNDED) * ROUNDED  # of many calls the same
         first = jnp.maximum(jnp.frexp(low)[1] - 1 - BELOW, end - _OCTAVES)
         first = jnp.clip(first, FIRST, END - _OCTAVES)
@@ -215,10 +215,9 @@ def _shared(table: DeviceTable, log_mean: Any, uneven: Any) -> Guess:
     return Guess(log, uneven * (own / positive) ** 2 + SHARE, jnp.zeros(len(table.means), mean.dtype), 0.0)
 
 
-def _spreads(table: DeviceTable, scale: Any) -> tuple[Any, Any]:
-    """Return between which scaled spreads tables are made, as `profiles.profile_of`."""
-    spread = jnp.where(table.count > 0, table.spread, 0)
-    high, least = jnp.max(spread), 2.0**-LEVELS  # which no product of is to be less than numbers are
-    low = jnp.maximum(jnp.minimum(jnp.min(jnp.where(spread > 0, spread, jnp.inf)), high / 2), high * least)
+def _spreads(table: DeviceTable, scale: Any) -> tuple[Any, Any, Any]:
+    """Return between which scaled spreads tables are made, and the largest, as `profiles.profile_of`."""
+    low, high, widest = spheres.ends(jnp, table.spread, table.count)
     high = jnp.maximum(scale * high, 2.0 ** (FIRST + LEVELS))
-    return jnp.maximum(scale * low, high * least), high
+    # No product of the least is to be less than numbers are.
+    return jnp.maximum(scale * low, high * 2.0**-LEVELS), high, jnp.maximum(scale * widest, high)

@@ -9,7 +9,19 @@ import numpy as np
 
 from rfkernels.backends.numba.catalog_groups import on_threads
 from rfkernels.backends.numba.compiling import jit_with
-from rfkernels.catalog.codes import BLOCK, LEVELS, MIDDLE, STEP, TOGETHER
+from rfkernels.catalog.codes import (
+    BLOCK,
+    EXPONENT,
+    FRACTION,
+    LEVELS,
+    MIDDLE,
+    SQUARE_BITS,
+    SQUARE_EXPONENT,
+    SQUARE_FRACTION,
+    STEP,
+    STEP_BITS,
+    TOGETHER,
+)
 
 _jit = jit_with("contract", entry=True, allocates=True)
 """With products and sums contracted."""
@@ -31,50 +43,70 @@ def encode_groups(rows: Any, groups: Any, place: tuple[Any, Any, Any], grid: tup
 def _encode_groups(
     rows: Any, groups: Any, start: Any, count: Any, cell: Any, anchors: Any, scales: Any, codes: Any
 ) -> int:
-    apart, inverse, numbers, bits = room_of(scales)
+    room = room_of(scales)
     for g in groups:
         for i in range(start[g], start[g] + count[g]):
-            encode_row(rows[i], anchors[cell[g]], inverse, i, codes, apart, numbers, bits)
+            encode_row(rows[i], anchors[cell[g]], i, codes, room)
     return 0
 
 
 @_jit
 def encode(rows: Any, chosen: Any, cells: Any, anchors: Any, scales: Any, codes: Any) -> int:
     """Write the codes of some rows of cells."""
-    apart, inverse, numbers, bits = room_of(scales)
+    room = room_of(scales)
     for i in range(len(chosen)):
-        encode_row(rows[chosen[i]], anchors[cells[i]], inverse, chosen[i], codes, apart, numbers, bits)
+        encode_row(rows[chosen[i]], anchors[cells[i]], chosen[i], codes, room)
     return 0
 
 
 @_jit
 def room_of(scales: Any) -> Any:
-    """Return room for an item, one over the scales, room for codes, and for the bits of a step."""
-    return np.empty_like(scales), 1 / scales, np.zeros(len(scales) + TOGETHER, np.uint8), np.empty(1, np.float32)
+    """Return room for an item, one over scales, parts of their squares, and room for codes and bits of a number."""
+    part = scales / scales.max()
+    part *= part
+    part /= part.sum()
+    codes, bits = np.zeros(len(scales) + TOGETHER, np.uint8), np.empty(1, np.float32)
+    return np.empty_like(scales), 1 / scales, part, codes, bits
 
 
 @_fast
-def encode_row(
-    row: Any, anchor: Any, inverse: Any, place: int, codes: Any, apart: Any, numbers: Any, bits: Any
-) -> None:
+def _bits(x: Any, exponent: int, fraction: int, count: int, bits: Any) -> Any:
+    """Return the bits of the number nearest to x that an exponent and a fraction have, `count` in all."""
+    bits[0] = min(max(x, type(x)(2.0**exponent)), type(x)(2.0**127))
+    found = (int(bits.view(np.uint32)[0]) + (1 << (22 - fraction))) >> (23 - fraction)
+    return min(found - ((127 + exponent) << fraction), (1 << count) - 1)
+
+
+@_fast
+def _number(found: int, exponent: int, fraction: int, bits: Any) -> Any:
+    """Return what bits stand for."""
+    bits.view(np.uint32)[0] = (found + ((127 + exponent) << fraction)) << (23 - fraction)
+    return bits[0]
+
+
+@_fast
+def encode_row(row: Any, anchor: Any, place: int, codes: Any, room: Any) -> None:
     """Write the code of an item: the step is that of normal numbers or, where some lie far out, the best of a few."""
+    apart, inverse, part, numbers, bits = room
     dim, block, lane = len(row), place // BLOCK, place % BLOCK
-    square = largest = row[0] * 0
+    square = largest = away = row[0] * 0
     for k in range(dim):
         own = (row[k] - anchor[k]) * inverse[k]
         apart[k] = own
         square += own * own
+        away += part[k] * own * own
         largest = max(largest, abs(own))
     step = np.sqrt(square / dim)
-    scale = type(step)(0)
+    scale, numbers[:dim] = type(step)(0), MIDDLE
     if 0 < step < np.inf:
         best = step * type(step)(STEP)
         if largest > _TAILS * step:
             best = _least(apart, best, largest)
         scale = _quantised(apart, best, numbers)
-    bits[0] = min(scale, np.finfo(np.float32).max / 2)
-    found = bits.view(np.uint32)[0]
-    found = (found + 0x7FFF + ((found >> 16) & 1)) >> 16
+    found = _bits(scale, EXPONENT, FRACTION, STEP_BITS, bits)
+    step = type(step)(_number(found, EXPONENT, FRACTION, bits)) / type(step)(STEP)
+    square = _bits(away / (step * step), SQUARE_EXPONENT, SQUARE_FRACTION, SQUARE_BITS, bits)
+    found = square >> 1 << STEP_BITS + 1 | found << 1 | square & 1
     half, beside = TOGETHER // 2, 1 <= dim % TOGETHER <= TOGETHER // 2
     at, last = half * lane, dim // TOGETHER * TOGETHER
     for k in range(0, last if beside else dim, TOGETHER):

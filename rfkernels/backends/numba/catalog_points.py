@@ -16,8 +16,8 @@ from rfkernels.backends.numba.catalog_profiles import Tables, profile_kernel, ta
 from rfkernels.backends.numba.catalog_radial_kernels import radial_kernels
 from rfkernels.backends.numba.catalog_scan_kernels import products_added, profile_kernels
 from rfkernels.backends.numba.jit import Machine, machine
-from rfkernels.backends.numba.records import Bytes, ElementRows, Elements, Floats, Held, Ints, Longs, Numbers
-from rfkernels.catalog.codes import TOGETHER, eights, shared
+from rfkernels.backends.numba.records import Bytes, ElementRows, Elements, Floats, Held, Ints, Longs
+from rfkernels.catalog.codes import TOGETHER, eights, shared, square_unit
 from rfkernels.catalog.radial import Points
 from rfkernels.catalog.records import Table
 from rfkernels.catalog.spheres import LEVELS
@@ -29,16 +29,15 @@ _PAD = 64
 class Radial(NamedTuple):
     """What is known of a table: addresses of kernels, and the numbers of the specification.
 
-    Of groups, with room for whole vectors and one more: `spread`, their own numbers in `group`, and those of their
-    cells in `owner`. `anchors` are what codes of each cell count from, and `scales` what steps are multiplied by, both
-    in the order of codes, whose place for each dimension is in `order`; they are empty where there are no codes.
+    `squares` is what |y − anchor|² is where the step is 1, and `owner` are numbers of cells. `anchors` are what codes
+    of each cell count from, and `scales` what steps are multiplied by, both in the order of codes, whose place for each
+    dimension is in `order`; they are empty where there are no codes.
     """
 
     near_distances: int
     weigh: int
     aim: int
-    spread: Floats
-    group: Numbers
+    squares: float
     owner: Floats
     order: Longs
     anchors: ElementRows
@@ -50,16 +49,17 @@ class Aims(NamedTuple):
 
     `numbers` are those of the guess; `log` and `uneven` are what it needs of groups, and `looked_up` is a row of its
     table. Of cells whose codes are read, `cells`, `queries` are what these are multiplied by, with `units`, `shifts`
-    and `deviations`, and `seen` is whether they are listed; `known` tells kernels where all that is. `bases` are what
-    logits of groups count from, and `slopes` zeros. `point`, `weights` and `scaled` are in the order of codes.
+    and `deviations`, and `seen` is whether they are listed; `known` tells kernels where all that is. `squared` is what
+    squares of steps are multiplied by, and `slopes` are zeros. `point`, `weights` and `scaled` are in the order of
+    codes.
     """
 
     numbers: Floats
     log: Floats
     uneven: Floats
     looked_up: Floats
-    bases: Floats
     slopes: Floats
+    squared: Elements
     point: Elements
     weights: Elements
     scaled: Elements
@@ -98,7 +98,7 @@ def tools_of(table: Table, own: Prepared, given: Points, program: Program | None
     """Return what sums from points are made with; without a program logs are linear, else they are looked up."""
     m, bits, dim = machine(), 8 * table.rows.dtype.itemsize, table.rows.shape[1]
     known: Known = own.radial.get(m) or own.radial.setdefault(m, _found(m, table, own))
-    tables, codes, scan = tables_of(table, given, len(known.radial.record.spread)), known.codes, 0
+    tables, codes, scan = tables_of(table, given), known.codes, 0
     if program is None:
         scan = 0 if codes is None else codes.record.scan_each
         return Tools(known.by_rows, known.by_codes, known.radial, codes, scan, tables, known)
@@ -120,17 +120,13 @@ def _found(m: Machine, table: Table, own: Prepared) -> Known:
     by_rows, by_codes = (
         Held(x.record._replace(dots=distances.addresses["distances"], trusted=0.0, floor=0.0, widened=1)) for x in given
     )
-    groups = len(table.start)
-    spread, owner = np.zeros((2, padded(groups) + padded(1)))
-    spread[:groups], owner[:groups] = table.spread, table.cell
     order, anchors, scales = _in_order(table)
     made = Radial(
         wide.addresses["near_distances"],
         kernels.addresses["weigh"],
         kernels.addresses["aim"],
-        spread,
-        np.arange(len(spread), dtype=np.uint32),
-        owner,
+        0.0 if table.codes is None else square_unit(table),
+        np.arange(len(table.means), dtype=np.float64),
         order,
         anchors,
         scales,
@@ -153,9 +149,9 @@ def _in_order(table: Table) -> tuple[Any, Any, Any]:
     return order, anchors, scales
 
 
-def aims(d: Radial, cells: int, dtype: Any) -> Held[Aims]:
+def aims(known: Tools, cells: int, dtype: Any) -> Held[Aims]:
     """Return memory for a point."""
-    groups, pad = len(d.spread), len(d.scales)
+    groups, pad = len(known.tables.record.level), len(known.radial.record.scales)
     return kept("aims", (groups, cells, pad, dtype), lambda: Held(_new_aims(groups, cells, pad, dtype), dtype))
 
 
@@ -164,12 +160,13 @@ def _new_aims(groups: int, cells: int, pad: int, dtype: Any) -> Aims:
         np.zeros(3),
         *np.zeros((2, groups)),
         np.zeros(2 * LEVELS),
-        *np.zeros((2, groups)),
+        np.zeros(cells),
+        np.zeros(1, dtype),
         *np.zeros((3, pad), dtype),
         *np.zeros((2, cells), dtype),
         np.zeros(cells * pad, np.int8),
         *np.zeros((3, cells), np.int32),
-        np.zeros(9, np.int64),
+        np.zeros(10, np.int64),
     ]
     return Aims._make(made)
 

@@ -10,7 +10,7 @@ import numpy as np
 from llvmlite import ir
 
 from rfkernels.activations import Program, trace
-from rfkernels.backends.numba.catalog_groups import Groups
+from rfkernels.backends.numba.catalog_groups import Groups, padded
 from rfkernels.backends.numba.catalog_kernels import distance_kernel
 from rfkernels.backends.numba.catalog_lanes import left_out
 from rfkernels.backends.numba.compiling import jit
@@ -48,12 +48,12 @@ class Tables(NamedTuple):
     steep: Elements
 
 
-def tables_of(table: Table, given: Points, groups: int) -> Held[Tables]:
-    """Return tables, with room for so many groups."""
+def tables_of(table: Table, given: Points) -> Held[Tables]:
+    """Return tables, with room for whole vectors of groups and one more."""
     dtype, profile = table.rows.dtype, given.profile
     least, most = (float(clipped(x, profile)) for x in (0.0, np.inf))
     level, beyond = levels(profile, abs(given.factor) * table.spread.astype(np.float64))
-    pad = groups - len(level)
+    pad = padded(len(level)) + padded(1) - len(level)
     values, slopes, steep = profile.coded
     bits = int(np.array(least, dtype).view(f"i{dtype.itemsize}")) >> left_out(8 * dtype.itemsize, CODED)
     made = Tables(

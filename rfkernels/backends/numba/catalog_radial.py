@@ -119,8 +119,6 @@ def _aim(
         for x in range(dim):
             square += (c.anchors[j, x] - point[x]) ** 2
         k.anchored[c.moved[j]] = factor * square
-    for group in range(len(g.start)):
-        a.bases[group] = k.anchored[g.cell[group]] + factor * d.spread[group]
     for x in range(dim):
         a.point[d.order[x]] = own[x]
     for x in range(len(d.scales)):
@@ -136,9 +134,11 @@ def _aim(
     pad, out = len(a.scaled), (a.units.ctypes.data, a.shifts.ctypes.data, a.deviations.ctypes.data)
     call(d.aim, (*given, a.weights.ctypes.data, pad, a.scaled.ctypes.data, a.queries.ctypes.data, pad, *out))
     known, t = a.known, view_like(Tables, tables, a.point)
+    a.squared[0] = factor * d.squares
     known[0], known[1], known[2] = a.queries.ctypes.data, a.units.ctypes.data, a.shifts.ctypes.data
-    known[3], known[4], known[5] = a.deviations.ctypes.data, pad, t.values[2:].ctypes.data
-    known[6], known[7], known[8] = t.slopes.ctypes.data, t.steep.ctypes.data, t.begin
+    known[3], known[4], known[5] = a.deviations.ctypes.data, pad, a.squared.ctypes.data
+    known[6], known[7] = t.values[2:].ctypes.data, t.slopes.ctypes.data
+    known[8], known[9] = t.steep.ctypes.data, t.begin
     finite = True
     for j in range(count):
         cell = a.cells[j]
@@ -191,7 +191,7 @@ def _by_codes(
             lost += 1
             continue
         k.numbers[4] = 1 + TEMPERED  # deviations are those of each query
-        known = d.group.ctypes.data, a.bases.ctypes.data, d.owner.ctypes.data, a.slopes.ctypes.data
+        known = g.cell.ctypes.data, k.anchored.ctypes.data, d.owner.ctypes.data, a.slopes.ctypes.data
         begin, items = look_at((scan, a.known.ctypes.data, 0), g, s, n, c, k, 0, known, 0)
         if begin >= 0:
             given = begin, checks, state_of_checks(n, 0, seed, number), items
@@ -325,7 +325,7 @@ def _call_of(table: Table, given: Points, budget: int, seed: int) -> _Call | Non
 def _estimate(call: _Call, reach: float, numbers: Any, wide: Any, points: Any, out: Any) -> None:
     """Estimate from codes, and from rows where these say nothing."""
     g, known, shares, dtype = call.groups, call.known, call.spent, call.dtype
-    s, a, v = scratch(g.record), aims(known.radial.record, len(g.record.held), dtype), guesses(g.record)
+    s, a, v = scratch(g.record), aims(known, len(g.record.held), dtype), guesses(g.record)
     place = g.address, v.address, s.address, known.radial.address, a.address
     tables = known.tables.address
     if shares is not None and known.codes is not None:

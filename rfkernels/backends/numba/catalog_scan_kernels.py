@@ -17,7 +17,19 @@ from rfkernels.backends.numba.catalog_kernels import fetch
 from rfkernels.backends.numba.catalog_lanes import looked_up, splat
 from rfkernels.backends.numba.emitter import INT, POINTER, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
-from rfkernels.catalog.codes import BLOCK, LARGEST, LEVELS, TOGETHER, eights, shared
+from rfkernels.catalog.codes import (
+    BLOCK,
+    EXPONENT,
+    FRACTION,
+    LARGEST,
+    LEVELS,
+    SQUARE_EXPONENT,
+    SQUARE_FRACTION,
+    STEP_BITS,
+    TOGETHER,
+    eights,
+    shared,
+)
 from rfkernels.catalog.profiles import CODED
 from rfkernels.catalog.radial import TEMPERED, UNSURE
 from rfkernels.catalog.scans import MOST
@@ -58,9 +70,10 @@ def scan_kernels(machine: Machine, bits: int, dim: int, added: int) -> Code:
     and with these in float64: the sum of what its items are checked in proportion to, and that of weights less the
     control variate. numbers[1] gets the largest logit.
 
-    ``scan_each`` does so with another query for each block, tempered, without control variates: `query` are the
-    addresses of the queries, and of the unit, the shift, and the deviation at step 1 of each, and then the bytes from
-    one query to the next; `centres` are the numbers of queries of blocks.
+    ``scan_each`` does so with another query for each block, tempered, without control variates, and adds what codes say
+    of squares: `query` are the addresses of the queries, and of the unit, the shift, and the deviation at step 1 of
+    each, then the bytes from one query to the next, and the address of what squares are multiplied by; `centres` are
+    the numbers of queries of blocks.
     """
     return _scans(machine, bits, dim, added, scan=(False, False), scan_each=(True, False))
 
@@ -69,7 +82,7 @@ def scan_kernels(machine: Machine, bits: int, dim: int, added: int) -> Code:
 def profile_kernels(machine: Machine, bits: int, dim: int, added: int) -> Code:
     """Compile ``scan_profile``: ``scan_each`` where codes say squares, and logits are as `catalog.profiles.coded` says.
 
-    Behind the bytes from one query to the next is what `catalog_lanes.looked_up` takes.
+    Behind the rest is what `catalog_lanes.looked_up` takes.
     """
     return _scans(machine, bits, dim, added, scan_profile=(True, True))
 
@@ -152,8 +165,9 @@ class _Scan:
         owner = b.fptosi(e.load(owners, block), INT)
         less = splat(b, e.load(shifts, owner, _I32), self.lanes)
         unit = splat(b, e.load(units, owner), self.lanes)
-        tables = (e.load(known, e.integer(j), INT) for j in range(5, 9 if self.looked_up else 5))
-        return e.add(queries, e.mul(row, owner)), None, less, unit, e.load(deviations, owner), *tables
+        squared, *tables = (e.load(known, e.integer(j), INT) for j in range(5, 10 if self.looked_up else 6))
+        square = splat(b, e.load(squared, e.integer(0)), self.lanes)
+        return e.add(queries, e.mul(row, owner)), None, less, unit, e.load(deviations, owner), square, *tables
 
     def _read(self, place: tuple[Any, ...], i: Any, given: tuple[Any, ...], logits: Any, most: Any) -> tuple[Any, Any]:
         """Store the logits of a block; return vectors of its widest step and its largest logit."""
@@ -172,11 +186,16 @@ class _Scan:
         wide = ir.Constant(step, [0.0] * self.lanes)
         for first in range(0, BLOCK, self.lanes):
             total = b.sub(self._products(block, first, query, numbers), less)
-            steps = self._steps(block, first)
+            words = self._words(block, first)
+            steps = self._step(words)
             own_steps = steps if e.align == 4 else b.fpext(steps, kind)
             scaled = b.fmul(b.fmul(b.sitofp(total, kind), factor), own_steps)
+            if self.each:
+                part = self._square(words)
+                part = part if e.align == 4 else b.fpext(part, kind)
+                scaled = b.fadd(scaled, b.fmul(b.fmul(own_steps, own_steps), b.fmul(part, given[5])))
             if self.looked_up:
-                own, slope = looked_up(e, b.fadd(scaled, base), given[5:], CODED)
+                own, slope = looked_up(e, b.fadd(scaled, base), given[6:], CODED)
                 steps = b.fmul(b.fmul(own_steps, splat(b, given[4], self.lanes)), slope)
                 own = b.fsub(own, self._tempered(steps))
             elif self.each:
@@ -257,19 +276,38 @@ class _Scan:
         halves = (e.load(query, e.add(place, j), _I32) for j in range(2))
         return tuple(e.builder.bitcast(splat(e.builder, x, self.lanes), kind) for x in halves)
 
-    def _steps(self, block: Any, first: int) -> Any:
-        """Load steps of rows: bfloat16 numbers are the upper halves of floats."""
+    def _words(self, block: Any, first: int) -> Any:
+        """Load numbers whose upper halves say how long steps and squares of rows are."""
         e, b, kind = self.e, self.e.builder, ir.VectorType(_I32, self.lanes)
         if self.shared:
             value = b.load(b.inttoptr(e.add(block, self.size - 4 * BLOCK + 4 * first), POINTER), typ=kind)
             value.align = 1
-            bits = b.and_(value, ir.Constant(kind, [0xFFFF0000] * self.lanes))
-            return b.bitcast(bits, ir.VectorType(ir.FloatType(), self.lanes))
+            return value
         at = e.add(block, self.size - 2 * BLOCK + 2 * first)
         value = b.load(b.inttoptr(at, POINTER), typ=ir.VectorType(_I16, self.lanes))
         value.align = 1
-        bits = b.shl(b.zext(value, kind), ir.Constant(kind, [16] * self.lanes))
-        return b.bitcast(bits, ir.VectorType(ir.FloatType(), self.lanes))
+        return b.shl(b.zext(value, kind), self._same(kind, 16))
+
+    def _step(self, words: Any) -> Any:
+        """Return steps, whose bits are those of single precision but for the first of the exponent."""
+        b, kind = self.e.builder, words.type
+        mask, first = ((1 << STEP_BITS) - 1) << 23 - FRACTION, (127 + EXPONENT) << 23
+        return self._float(b.or_(b.and_(words, self._same(kind, mask)), self._same(kind, first)))
+
+    def _square(self, words: Any) -> Any:
+        """Return what squares are, relative to normal ones."""
+        b, kind = self.e.builder, words.type
+        place, last = 23 - SQUARE_FRACTION, 16 + 1 + STEP_BITS
+        high = b.shl(b.lshr(words, self._same(kind, last)), self._same(kind, place + 1))
+        low = b.shl(b.and_(b.lshr(words, self._same(kind, 16)), self._same(kind, 1)), self._same(kind, place))
+        first = self._same(kind, (127 + SQUARE_EXPONENT) << 23)
+        return self._float(b.add(b.or_(high, low), first))
+
+    def _float(self, bits: Any) -> Any:
+        return self.e.builder.bitcast(bits, ir.VectorType(ir.FloatType(), self.lanes))
+
+    def _same(self, kind: Any, x: int) -> Any:
+        return ir.Constant(kind, [x] * self.lanes)
 
     def _products(self, block: Any, first: int, query: Any, given: list[Any] | None) -> Any:
         """Return sums of codes times numbers of the query, for as many rows as a vector has lanes."""

@@ -133,7 +133,7 @@ def put(
     order that was random stays so.
     """
     (start, count, cell), (items, new, group, chance), (anchors, scales, codes) = place, given, grid
-    residual, inverse, numbers, bits = room_of(scales)
+    room = room_of(scales)
     for j in range(len(new)):
         g = group[j]
         last, at = start[g] + count[g], start[g] + int(chance[j] * (count[g] + 1))
@@ -143,7 +143,7 @@ def put(
             slots[ids[last]] = last
         rows[at], ids[at], slots[new[j]] = items[j], new[j], at
         if codes.shape[1]:
-            encode_row(rows[at], anchors[cell[g]], inverse, at, codes, residual, numbers, bits)
+            encode_row(rows[at], anchors[cell[g]], at, codes, room)
         count[g] += 1
         square, centre = 0.0, centres[cell[g]]
         for k in range(len(centre)):
