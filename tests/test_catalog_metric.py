@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -167,7 +170,8 @@ def test_refusals() -> None:
     with pytest.raises(TypeError, match="queries must"):
         rfk.Catalog(y, queries=[1.0, 2.0])
     with pytest.raises(
-        ValueError, match=r"items must have finite squared norms in float32, but items\[7\] is too large"
+        ValueError,
+        match=r"items must have finite .* as they are compared for past queries, but items\[7\] is too large",
     ):
         rfk.Catalog(np.where(np.arange(ITEMS)[:, None] == 7, np.float32(1e37), y), queries=past)
     with pytest.raises(ValueError, match=r"items must be finite, but items\[7, 0\] is inf"):
@@ -176,3 +180,60 @@ def test_refusals() -> None:
     catalog.store.metric = catalog.store.metric[:7]
     with pytest.raises(ValueError, match=r"metric has shape \(7, 20\); expected as many rows as columns, or none"):
         catalog.save("never")
+
+
+@pytest.mark.parametrize("narrow", ["float16", "bfloat16", "float32"])
+def test_narrower_items_join_the_cells_that_they_would_be_built_into(narrow: str) -> None:
+    """They are compared in the precision that they are held in."""
+    kind = getattr(ml_dtypes, narrow) if narrow == "bfloat16" else np.dtype(narrow)
+    for dtype in ("float32", "float64") if narrow != "float32" else ("float64",):
+        large = {"float16": 6e4, "bfloat16": 1e18, "float32": 2e38}[narrow]
+        catalog = rfk.Catalog(items(dtype), cells=CELLS, queries=queries(dtype=dtype))
+        catalog.add(np.random.default_rng(5).normal(size=(3_000, DIM)).astype(kind))
+        catalog.update(np.arange(1_000), np.random.default_rng(6).normal(size=(1_000, DIM)).astype(kind))
+        assert_well_grouped(catalog)
+        catalog.add(np.full((1, DIM), large).astype(kind) * (np.arange(DIM) == 1).astype(kind))
+
+
+def test_a_large_query_among_others_is_one_of_them() -> None:
+    past = queries(2_000, dtype="float64")
+    found = metric.metric_of(past, DIM, np.dtype("float64"))
+    past[7] = 1e5 * np.random.default_rng(0).normal(size=DIM)
+    np.testing.assert_allclose(metric.metric_of(past, DIM, np.dtype("float64")), found, atol=0.1 * np.abs(found).max())
+
+
+def test_queries_that_look_everywhere_alike_tell_nothing() -> None:
+    catalog = rfk.Catalog(items(), cells=CELLS, queries=queries())
+    catalog.regroup(queries=np.eye(DIM))
+    np.testing.assert_allclose(catalog.store.metric, np.eye(DIM), atol=1e-6)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies(copied: Any, tmp_path: Path) -> None:
+    whole = rfk.Catalog(items(), cells=CELLS, queries=queries())
+    whole.save(tmp_path / "a")
+    for catalog in (whole, rfk.Catalog.load(tmp_path / "a", mapped=True)):
+        q, before = queries(5, 4), len(catalog)
+        own = copied(catalog)
+        np.testing.assert_array_equal(own.log_normalizer(q, budget=700), catalog.log_normalizer(q, budget=700))
+        catalog.add(items()[:100])
+        own.remove(np.arange(10))
+        assert (len(own), len(catalog)) == (before - 10, before + 100)
+        for one in (own, catalog):
+            np.testing.assert_allclose(one.log_normalizer(q, budget=10**6), exact(held(one), q), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("forged", "text"),
+    [
+        (lambda m: 0 * m, "metric has eigenvalues from 0 to 0; expected a symmetric one of determinant 1"),
+        (lambda m: np.float32(1e30) * m, "metric has eigenvalues from .*; expected"),
+        (lambda m: np.roll(m, 1, 0), "metric has eigenvalues from .*; expected"),
+        (lambda m: m.astype(np.float64), "metric is of dtype float64; expected float32 as in rows"),
+    ],
+)
+def test_forged_metrics(forged: Any, text: str, tmp_path: Path) -> None:
+    catalog = rfk.Catalog(items(), cells=CELLS, queries=queries())
+    catalog.store.metric = forged(catalog.store.metric)
+    with pytest.raises(ValueError, match=text):
+        catalog.save(tmp_path / "never")

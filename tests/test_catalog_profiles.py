@@ -439,3 +439,18 @@ def test_guesses_are_those_of_a_sphere(monkeypatch: pytest.MonkeyPatch) -> None:
     log_mean, uneven = spheres.means(np, log, squares, spreads, np.float64(dim), dim**0.5, betainc)
     np.testing.assert_allclose(log_mean[0, 1], np.log(own.mean()), atol=0.03)
     np.testing.assert_allclose(uneven[0, 1], np.log((own**2).mean() / own.mean() ** 2), atol=0.05)
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        lambda xp, s: -s.sum(),
+        lambda xp, s: -xp.sqrt(s.mean()) + 0 * s,
+        lambda xp, s: s.max() - s,
+        lambda xp, s: -s[::-1],
+    ],
+)
+def test_profiles_of_all_squares_together(profile: Any) -> None:
+    kernel = Kernel.of_distance("together", profile)
+    with pytest.raises(ValueError, match="kernel must have a profile that takes squared distances one by one"):
+        catalog(12).kernel_sum(data(12)[1], kernel)

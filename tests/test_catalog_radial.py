@@ -320,3 +320,19 @@ def test_the_typical_spread_is_not_that_of_outliers() -> None:
     np.testing.assert_allclose(scans.limits(added.table), scans.limits(plain.table), rtol=0.5)
     np.testing.assert_allclose(radial.reach_of(added.table, 1.0), radial.reach_of(plain.table, 1.0), rtol=1)
     assert tables.typical_spread(Catalog(np.zeros((0, 3))).table) == 0
+
+
+@pytest.mark.parametrize("scale", [0.3, 3.0])
+def test_an_outlier_that_comes_later_spoils_little(scale: float) -> None:
+    """In few dimensions groups alone tell where items lie: their guesses must tell spreads of usual groups apart."""
+    items = np.random.default_rng(0).normal(size=(8_000, 3))
+    held, queries, size = Catalog(items), items[:150] + 0.1, []
+    for added in (items[:0], np.full((1, 3), 3e4)):
+        held.add(added)
+        found = [held.kernel_sum(queries, scale=scale, budget=900, rng=seed) for seed in range(4)]
+        size.append(np.sqrt(np.mean((np.array(found) - exact(items, queries, scale)) ** 2)))
+    assert size[1] < 4 * size[0]
+    spread, count = np.array([0.0, 1.0, 2.0, 1e9, 1e-9, 3.0]), np.array([5, 9, 30, 4, 3, 0])
+    np.testing.assert_allclose(spheres.ends(np, spread, count), (2 / spheres.APART, 2 * spheres.APART, 1e9))
+    np.testing.assert_allclose(spheres.ends(np, spread[:3], count[:3]), (1, 2, 2))
+    np.testing.assert_allclose(spheres.ends(np, spread[:1], count[:1]), (0, 0, 0))

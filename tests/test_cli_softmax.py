@@ -85,6 +85,18 @@ def test_sums_of_other_kernels_are_the_library_s(arrays: Any, tmp_path: Path) ->
             np.testing.assert_allclose(found[name], values, rtol=1e-6)
 
 
+def test_a_catalog_is_told_queries_of_all_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files may repeat with a period: one kind of query after another."""
+    settings = softmax.Settings(400, None, "softmax", 1.0, None, None, 512, 0)
+    kinds = np.tile(np.eye(4, dtype=np.float32), (4_000, 1))
+    asked = softmax._asked(kinds, settings)
+    assert (asked.sum(0) > 400).all()
+    assert len(asked) == 2_000
+    assert softmax._asked(kinds, settings._replace(kernel="positive")) is not None
+    assert softmax._asked(kinds, settings._replace(kernel="gaussian")) is None
+    np.testing.assert_array_equal(softmax._asked(kinds[:1_999], settings), kinds[:1_999])
+
+
 def test_what_it_returns_is_the_library_s(arrays: Any, tmp_path: Path) -> None:
     items, queries = arrays
     found, catalog = (

@@ -49,7 +49,7 @@ def build(
     ids : array of int, shape (n,), optional
         Distinct, from 0 to 2³¹ − 2; by default 0 to n − 1. Four bytes are kept for every number up to the largest.
     cells : int, optional
-        From 1 to n; about 0.63 √n by default. Cells that no item joins are left out. Items that lie sixteen times as far
+        From 1 to n; about 0.63 √n by default. Cells that no item joins are left out. Items that lie 16 times as far
         from all centres as half of the items do get cells of their own, an eighth more at most, and at least one.
     rng : int, numpy.random.SeedSequence or numpy.random.Generator, default 0
     rows : array, shape (room, dim), optional
@@ -143,10 +143,9 @@ def _read(items: Any, chosen: Any, part: Any, dtype: Any) -> Any:
 
 def _centres(items: Any, chosen: Any, sample: Any, cells: int, rng: np.random.Generator, metric: Any) -> Any:
     with np.errstate(over="ignore", invalid="ignore"):
-        square = np.einsum("ij,ij->i", sample, sample)
+        square = np.einsum("ij,ij->i", *[compared(metric, sample)] * 2)
     if not np.isfinite(square).all():
-        none = np.empty((0, sample.shape[1]), sample.dtype)
-        _assign(items, chosen, len(items) if chosen is None else len(chosen), np.zeros_like(sample[:1]), none)
+        _assign(items, chosen, len(items) if chosen is None else len(chosen), np.zeros_like(sample[:1]), metric)
     return _means(sample, cells, rng, metric)
 
 
@@ -162,7 +161,7 @@ def _assign(items: Any, chosen: Any, n: int, centres: Any, metric: Any) -> tuple
     for part in chunks(n):
         own = compared(metric, _read(items, chosen, part, centres.dtype))
         label[part], square[part] = nearest(own, packed)
-    check_found(items, square)
+    check_found(items, square, metric)
     return label, square
 
 

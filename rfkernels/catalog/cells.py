@@ -120,7 +120,7 @@ def held_dtype(items: Any) -> Any:
     return np.dtype(np.float64 if items.dtype == np.float64 else np.float32)
 
 
-def check_found(items: Any, square: Any) -> None:
+def check_found(items: Any, square: Any, metric: Any) -> None:
     """Refuse items whose distance from the nearest centre came out as NaN or infinite, with the first bad index."""
     bad = np.flatnonzero(~np.isfinite(square))
     if len(bad) == 0:
@@ -128,7 +128,8 @@ def check_found(items: Any, square: Any) -> None:
     row = int(bad[0])
     index = first_nonfinite(np.asarray(items[row]))
     if index is None:
-        raise ValueError(f"items must have finite squared norms in {square.dtype}, but items[{row}] is too large")
+        told = " as they are compared for past queries" if len(metric) else ""
+        raise ValueError(f"items must have finite squared norms in {square.dtype}{told}, but items[{row}] is too large")
     value = np.asarray(items[row])[index].astype(np.float64).item()
     raise ValueError(f"items must be finite, but items[{row}, {index[0]}] is {value}")
 

@@ -59,7 +59,7 @@ def add(store: Store, items: Any, ids: Any, *, rng: np.random.Generator | None =
     if len(taken):
         raise ValueError(f"ids must not be in use, but the catalog holds {taken[0]}; update() replaces items")
     label, square = nearest(compared(store.metric, items), index(store).packed)
-    check_found(items, square)
+    check_found(items, square, store.metric)
     _begin(store, ids)
     group = joined(store, label, square)
     _reserve(store, group)
@@ -97,7 +97,7 @@ def update(store: Store, ids: Any, items: Any, *, rng: np.random.Generator | Non
     if len(ids) != len(items):
         raise ValueError(f"ids and items must agree in length, got {len(ids)} and {len(items)}")
     label, square = nearest(compared(store.metric, items), index(store).packed)
-    check_found(items, square)
+    check_found(items, square, store.metric)
     _begin(store, ids)
     before, after = group_of(store, store.slots[ids]), joined(store, label, square)
     stay = before == after

@@ -24,6 +24,7 @@ from rfkernels.catalog.arguments import (
     rows_of_ids,
 )
 from rfkernels.catalog.cells import held_dtype
+from rfkernels.catalog.copies import OfStore
 from rfkernels.catalog.kernel_sums import Scaled
 from rfkernels.catalog.locks import lock_of
 from rfkernels.catalog.records import Draws, Estimate, Expectation, Store, Table, Top
@@ -32,7 +33,7 @@ from rfkernels.kernels import Kernel
 _DRAWS = 1 << 31
 
 
-class Catalog:
+class Catalog(OfStore):
     """Items y₁ … y_n and fast sums Σ exp(q·y_i) over them, for a few thousand dot products a query.
 
     Any number of threads may read a catalog at once; a change must not run beside reads or other changes.
@@ -51,7 +52,7 @@ class Catalog:
         How many cells k-means finds; about 0.63 √items by default.
     queries : array, shape (count, dim), optional
         Past queries, a thousand or so: cells are then such that logits of queries like these vary little within them
-        (`rfkernels.catalog.metric`). Sums of q·y get better by that, those of kernels of a distance do not.
+        (`rfkernels.catalog.metric`). Sums of q·y get better by that, those of kernels of a distance worse.
     rng : int or numpy.random.Generator, default 0
         Where grouping starts from.
 
@@ -78,13 +79,6 @@ class Catalog:
         with self._lock:
             self._table = None  # whatever becomes of the change: it holds arrays of the store
             yield
-
-    @classmethod
-    def from_store(cls, held: Store) -> Catalog:
-        """Return a catalog of a store that was built or loaded elsewhere."""
-        made = cls.__new__(cls)
-        made._set(held)
-        return made
 
     def __len__(self) -> int:
         return int(self._store.count.sum())
@@ -416,7 +410,10 @@ class Catalog:
         return Catalog.from_store(store.merge(self._store, other.store))
 
     def regroup(self, *, cells: int | None = None, queries: Any = None, rng: Any = 0) -> None:
-        """Find cells anew, after many changes, for the same past queries or others: as `Catalog` would."""
+        """Find cells anew, after many changes, for the same past queries or others: as `Catalog` would.
+
+        Queries that look in all directions alike, such as ``np.eye(dim)``, let cells be as if there were none.
+        """
         self._set(store.regroup(self._store, cells=cells, queries=queries, rng=rng))
 
     @property

@@ -33,6 +33,9 @@ LAYOUT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "codes": (("blocks of codes", "bytes of a block"), ("uint8",)),
 }
 """Axes and dtypes of each array of a `Store`, in the order in which they are written; equal names are equal sizes."""
+_ASYMMETRY = 2.0**-12
+"""How much metrics may be off by rounding."""
+
 BLOCK = 1 << 20
 """Bytes of an array that are gone through at a time."""
 
@@ -71,6 +74,8 @@ def check_layout(given: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
                 raise ValueError(f"{name} has shape {shape}; expected {axis} = {known} as in {first}")
     if sizes["dim"][0] < 1:
         raise ValueError("rows have dim 0; expected at least 1")
+    if given["metric"][1] != given["rows"][1]:
+        raise ValueError(f"metric is of dtype {given['metric'][1]}; expected {given['rows'][1]} as in rows")
     whole = blocks_of(sizes["room"][0]), block_bytes(sizes["dim"][0], np.dtype(given["rows"][1]).itemsize)
     if given["codes"][0] != whole:
         raise ValueError(f"codes has shape {given['codes'][0]}; expected {whole} for so many rows")
@@ -98,6 +103,7 @@ def check_contents(store: Store) -> None:
     for name in ("edge", "squares"):
         _require(name, getattr(store, name), getattr(store, name) >= 0, "at least 0")
     _require("scales", store.scales, store.scales > 0, "more than 0")
+    _check_metric(store.metric)
     _require("cell", store.cell, (store.cell >= 0) & (store.cell < cells), f"0 to {cells - 1}")
     _require("count", store.count, (store.count >= 1) & (store.count <= store.capacity), "1 to capacity")
     inside = (store.start >= 0) & (store.start <= store.end - store.capacity)
@@ -108,6 +114,18 @@ def check_contents(store: Store) -> None:
     apart[order[1:]] = begins[1:] >= ends[:-1]
     _require("start", store.start, apart, "groups that have no row in common")
     _check_ids(store, room)
+
+
+def _check_metric(metric: Any) -> None:
+    """Require what `metric.metric_of` returns, which can be undone."""
+    if not len(metric):
+        return
+    size = np.linalg.eigvalsh(metric.astype(np.float64))
+    off = np.abs(metric - metric.T).max() / np.abs(metric).max(initial=np.finfo(metric.dtype).tiny)
+    if not (off < _ASYMMETRY and size[0] > 0 and abs(np.log(size).mean()) < _ASYMMETRY):
+        raise ValueError(
+            f"metric has eigenvalues from {size[0]:.6g} to {size[-1]:.6g}; expected a symmetric one of determinant 1"
+        )
 
 
 def _check_ids(store: Store, room: int) -> None:

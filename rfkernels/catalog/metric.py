@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from rfkernels._checks import check_array, require_finite
+from rfkernels.catalog.cells import chunks
+from rfkernels.catalog.tables import FAR
 
 POWER = 0.25
 """The power of E q qᵀ that items are multiplied by.
@@ -25,7 +27,8 @@ _ROUNDING = 2.0**-12
 def metric_of(queries: Any, dim: int, dtype: Any) -> Any:
     """Return what items are multiplied by before they are compared, (dim, dim) of determinant 1, or (0, dim) for none.
 
-    One query that looks in all directions alike is added to those given, so that a few of them determine a metric.
+    One query that looks in all directions alike is added to those given, so that a few of them determine a metric, and
+    those more than FAR times as large as most count as if they were that large.
 
     Parameters
     ----------
@@ -47,15 +50,24 @@ def metric_of(queries: Any, dim: int, dtype: Any) -> Any:
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise ValueError(f"queries must have shape (queries, {dim}), got {queries.shape}")
     require_finite("queries", queries)
-    wide = np.asarray(queries).astype(np.float64)
-    largest = float(np.abs(wide).max(initial=0))
-    if not largest:
-        raise ValueError(f"queries must not all be 0, got {len(queries)} of them")
-    wide /= largest
-    moment = wide.T @ wide
-    size, axes = np.linalg.eigh(moment + np.trace(moment) / (len(wide) * dim) * np.eye(dim))
+    given = np.asarray(queries)
+    # Largest numbers first: squares of subnormal or huge ones are none.
+    largest = np.concatenate([np.abs(given[part].astype(np.float64)).max(1) for part in chunks(len(given))] or [[]])
+    if not largest.any():
+        raise ValueError(f"queries must not all be 0, got {len(given)} of them")
+    unit = float(largest.max())
+    sizes = np.concatenate([_size(given[part].astype(np.float64) / unit) for part in chunks(len(given))])
+    most, moment = FAR * np.median(sizes[sizes > 0]), np.zeros((dim, dim))
+    for part in chunks(len(given)):
+        own = given[part].astype(np.float64) / unit * (most / np.maximum(sizes[part], most))[:, None]
+        moment += own.T @ own
+    size, axes = np.linalg.eigh(moment + np.trace(moment) / (len(given) * dim) * np.eye(dim))
     log = np.log(size)
     return ((axes * np.exp(POWER * (log - log.mean()))) @ axes.T).astype(dtype)
+
+
+def _size(rows: Any) -> Any:
+    return np.sqrt(np.einsum("ij,ij->i", rows, rows))
 
 
 def alike(a: Any, b: Any) -> bool:
@@ -68,7 +80,8 @@ def compared(metric: Any, items: Any) -> Any:
     if not len(metric):
         return items
     with np.errstate(over="ignore", invalid="ignore"):
-        return items @ metric.astype(items.dtype, copy=False)
+        kind = np.result_type(items, metric)  # items of less precision may come, which are held in that of the metric
+        return items.astype(kind, copy=False) @ metric.astype(kind, copy=False)
 
 
 def restored(metric: Any, items: Any) -> Any:

@@ -49,6 +49,9 @@ _KEPT = 32
 
 _TINY = 2.0**-126
 
+_ALIKE = 2.0**-20
+"""How much logs may depend on which others are taken beside them."""
+
 
 class Profile(NamedTuple):
     """The log of a kernel as a function of squared distances, which are multiplied by a scale.
@@ -125,6 +128,11 @@ def _profile(
 
     log, x = partial(_log, name, profile), spheres.nodes(np, first, octaves, CODED)
     found = log(x)
+    if not np.allclose(log(x[1::3].copy()), found[1::3], _ALIKE, _ALIKE, equal_nan=True):
+        raise ValueError(
+            f"kernel must have a profile that takes squared distances one by one, but that of {name} returned "
+            "other logs for some of them without the others"
+        )
     if np.isnan(found).any() or (found == np.inf).any():
         bad = int(np.flatnonzero(np.isnan(found) | (found == np.inf))[0])
         raise ValueError(

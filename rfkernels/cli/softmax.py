@@ -149,18 +149,25 @@ def _results(inputs: Inputs, settings: Settings, advance: Advance) -> Results:
     checked = None
     if settings.check is not None and len(queries) and len(catalog):
         chosen = np.random.default_rng(settings.seed).permutation(len(queries))[: settings.check]
-        kernel = rfk.lookup("positive" if settings.kernel == SOFTMAX else settings.kernel).kernel
         ids = catalog.ids
-        assert kernel is not None  # a map without one was refused above
         items = Items(lambda part: catalog.items(ids[part]), len(ids))
-        checked = check_rows(columns, chosen, queries, items, kernel, settings.scale, advance)
+        checked = check_rows(columns, chosen, queries, items, _kernel(settings), settings.scale, advance)
     return Results(columns, checked, len(catalog), grouped - start, estimated - grouped)
 
 
 def _asked(queries: Any, settings: Settings) -> Any:
     """Return some queries that cells are to suit; none for other kernels, or where these queries tell nothing."""
-    some = queries[:: max(1, len(queries) // _ASKED)]
-    return some if settings.kernel == SOFTMAX and np.isfinite(some).all() and np.any(some) else None
+    if _kernel(settings).norm_weight != 0:
+        return None
+    some = queries[np.sort(np.random.default_rng(settings.seed).permutation(len(queries))[:_ASKED])]
+    return some if np.isfinite(some).all() and np.any(some) else None
+
+
+def _kernel(settings: Settings) -> rfk.Kernel:
+    """Return the kernel; a map without one was refused."""
+    kernel = rfk.lookup("positive" if settings.kernel == SOFTMAX else settings.kernel).kernel
+    assert kernel is not None
+    return kernel
 
 
 def _catalog(inputs: Inputs, settings: Settings) -> rfk.Catalog:

@@ -18,7 +18,8 @@ import numpy as np
 
 from rfkernels.catalog import Catalog, store
 from rfkernels.catalog.arguments import check_seed
-from rfkernels.catalog.cells import check_ids, default_cells
+from rfkernels.catalog.building import build_chosen
+from rfkernels.catalog.cells import check_ids, check_items, default_cells, held_dtype
 from rfkernels.catalog.metric import metric_of
 from rfkernels.catalog.records import Store
 
@@ -79,9 +80,7 @@ def catalog_from_dask(
     cells = default_cells(count) if cells is None else cells
     if isinstance(cells, bool) or not isinstance(cells, int | np.integer) or not 1 <= cells <= count:
         raise ValueError(f"cells must be an integer from 1 to the number of items, {count}, got {cells!r}")
-    if queries is not None:
-        metric_of(queries, items.shape[1], items.dtype)  # wrong ones are refused here, not on a worker
-        queries = delayed(queries)
+    metric = delayed(metric_of(queries, items.shape[1], held_dtype(items)))
     seeds = np.random.SeedSequence(check_seed(rng)).spawn(len(lengths))
     begin = np.cumsum([0, *lengths])
     stores = [
@@ -90,7 +89,7 @@ def catalog_from_dask(
             int(first),
             None if ids is None else ids[first : first + length],
             max(1, round(cells * length / count)),
-            queries,
+            metric,
             seed,
         )
         for block, first, length, seed in zip(
@@ -125,16 +124,17 @@ def _check_items(items: Any) -> None:
         )
 
 
-def _built(items: Any, first: int, ids: Any, cells: int, queries: Any, seed: np.random.SeedSequence) -> Store:
+def _built(items: Any, first: int, ids: Any, cells: int, metric: Any, seed: np.random.SeedSequence) -> Store:
     """Build a chunk on a worker; errors tell where it lies.
 
     On one thread: workers have others to do, and the order in which threads add up would change last bits.
     """
     from threadpoolctl import threadpool_limits
 
-    ids = np.arange(first, first + len(items)) if ids is None else ids
+    ids = np.arange(first, first + len(items), dtype=np.int32) if ids is None else ids
     try:
         with threadpool_limits(1, user_api="openmp"):
-            return store.build(np.asarray(items), ids, cells=cells, queries=queries, rng=seed)
+            rows = np.empty(items.shape, metric.dtype)
+            return build_chosen(check_items(np.asarray(items)), None, ids, cells, seed, rows, metric)
     except (TypeError, ValueError) as error:
         raise type(error)(f"in the chunk that begins with row {first}: {error}") from error

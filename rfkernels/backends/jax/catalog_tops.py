@@ -58,6 +58,8 @@ def top(table: DeviceTable | Sharded, queries: Any, k: int, budget: int | None =
     check_count("budget", budget)
     every = budget // devices >= rows
     places, most = (rows, devices * rows) if every else [check_places(table, budget)] * 2
+    if not most:
+        raise ValueError("table must have items, got none")
     if k > most:
         raise ValueError(f"k must be at most {most}, the items that a query may take, got {k}")
     how = {"k": int(k), "places": None if every else places}

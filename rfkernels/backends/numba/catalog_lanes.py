@@ -8,6 +8,7 @@ from typing import Any
 from llvmlite import ir
 
 from rfkernels.backends.numba.emitter import INT, Emitter
+from rfkernels.catalog.codes import EXPONENT, FRACTION, SQUARE_EXPONENT, SQUARE_FRACTION, STEP_BITS
 
 _I32 = ir.IntType(32)
 _GOLDEN, _FACTORS = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
@@ -60,6 +61,28 @@ def splat_long(e: Emitter, value: Any) -> Any:
     """Return a 64-bit integer in every lane."""
     single = e.builder.insert_element(ir.Constant(e.math.integer, ir.Undefined), value, _I32(0))
     return e.builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(_I32, e.lanes), [0] * e.lanes))
+
+
+def steps_in(b: Any, words: Any) -> Any:
+    """Return steps of codes from the upper halves of words: as single precision but for the first of the exponent."""
+    mask, first = ((1 << STEP_BITS) - 1) << 23 - FRACTION, (127 + EXPONENT) << 23
+    return _float(b, b.or_(b.and_(words, _same(words, mask)), _same(words, first)))
+
+
+def squares_in(b: Any, words: Any) -> Any:
+    """Return what squares are, relative to normal ones."""
+    place = 23 - SQUARE_FRACTION
+    high = b.shl(b.lshr(words, _same(words, 16 + 1 + STEP_BITS)), _same(words, place + 1))
+    low = b.shl(b.and_(b.lshr(words, _same(words, 16)), _same(words, 1)), _same(words, place))
+    return _float(b, b.add(b.or_(high, low), _same(words, (127 + SQUARE_EXPONENT) << 23)))
+
+
+def _same(words: Any, x: int) -> Any:
+    return ir.Constant(words.type, [x] * words.type.count)
+
+
+def _float(b: Any, bits: Any) -> Any:
+    return b.bitcast(bits, ir.VectorType(ir.FloatType(), bits.type.count))
 
 
 def places_from(e: Emitter, first: Any) -> Any:

@@ -14,22 +14,10 @@ from typing import Any
 from llvmlite import binding, ir
 
 from rfkernels.backends.numba.catalog_kernels import fetch
-from rfkernels.backends.numba.catalog_lanes import looked_up, splat
+from rfkernels.backends.numba.catalog_lanes import looked_up, splat, squares_in, steps_in
 from rfkernels.backends.numba.emitter import INT, POINTER, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module
-from rfkernels.catalog.codes import (
-    BLOCK,
-    EXPONENT,
-    FRACTION,
-    LARGEST,
-    LEVELS,
-    SQUARE_EXPONENT,
-    SQUARE_FRACTION,
-    STEP_BITS,
-    TOGETHER,
-    eights,
-    shared,
-)
+from rfkernels.catalog.codes import BLOCK, LARGEST, LEVELS, TOGETHER, eights, shared
 from rfkernels.catalog.profiles import CODED
 from rfkernels.catalog.radial import TEMPERED, UNSURE
 from rfkernels.catalog.scans import MOST
@@ -187,11 +175,11 @@ class _Scan:
         for first in range(0, BLOCK, self.lanes):
             total = b.sub(self._products(block, first, query, numbers), less)
             words = self._words(block, first)
-            steps = self._step(words)
+            steps = steps_in(b, words)
             own_steps = steps if e.align == 4 else b.fpext(steps, kind)
             scaled = b.fmul(b.fmul(b.sitofp(total, kind), factor), own_steps)
             if self.each:
-                part = self._square(words)
+                part = squares_in(b, words)
                 part = part if e.align == 4 else b.fpext(part, kind)
                 scaled = b.fadd(scaled, b.fmul(b.fmul(own_steps, own_steps), b.fmul(part, given[5])))
             if self.looked_up:
@@ -286,28 +274,7 @@ class _Scan:
         at = e.add(block, self.size - 2 * BLOCK + 2 * first)
         value = b.load(b.inttoptr(at, POINTER), typ=ir.VectorType(_I16, self.lanes))
         value.align = 1
-        return b.shl(b.zext(value, kind), self._same(kind, 16))
-
-    def _step(self, words: Any) -> Any:
-        """Return steps, whose bits are those of single precision but for the first of the exponent."""
-        b, kind = self.e.builder, words.type
-        mask, first = ((1 << STEP_BITS) - 1) << 23 - FRACTION, (127 + EXPONENT) << 23
-        return self._float(b.or_(b.and_(words, self._same(kind, mask)), self._same(kind, first)))
-
-    def _square(self, words: Any) -> Any:
-        """Return what squares are, relative to normal ones."""
-        b, kind = self.e.builder, words.type
-        place, last = 23 - SQUARE_FRACTION, 16 + 1 + STEP_BITS
-        high = b.shl(b.lshr(words, self._same(kind, last)), self._same(kind, place + 1))
-        low = b.shl(b.and_(b.lshr(words, self._same(kind, 16)), self._same(kind, 1)), self._same(kind, place))
-        first = self._same(kind, (127 + SQUARE_EXPONENT) << 23)
-        return self._float(b.add(b.or_(high, low), first))
-
-    def _float(self, bits: Any) -> Any:
-        return self.e.builder.bitcast(bits, ir.VectorType(ir.FloatType(), self.lanes))
-
-    def _same(self, kind: Any, x: int) -> Any:
-        return ir.Constant(kind, [x] * self.lanes)
+        return b.shl(b.zext(value, kind), ir.Constant(kind, [16] * self.lanes))
 
     def _products(self, block: Any, first: int, query: Any, given: list[Any] | None) -> Any:
         """Return sums of codes times numbers of the query, for as many rows as a vector has lanes."""
