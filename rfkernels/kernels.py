@@ -46,6 +46,8 @@ class Kernel:
     profile: LogProfile | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise TypeError(f"name must be a string, got {self.name!r}")
         if self.profile is not None:
             _check_profile(self.profile)
 

@@ -347,3 +347,27 @@ def test_devices_find_the_largest_together(eight: dict[str, Any]) -> None:
     assert (eight["top_logits"] <= logits + 1e-12).all()
     assert np.mean([np.isin(a, b).mean() for a, b in zip(eight["top_ids"], ids, strict=True)]) > 0.8
     assert eight["top_bytes"] <= len(ids) * 8 * count * 2 * 8, "ten of each device"
+
+
+def test_tables_of_catalogs_that_were_told_queries() -> None:
+    """Groups are cut by what queries see, and guessed by that: intervals hold, where plain spreads let them fail."""
+    rng, looks = np.random.default_rng(0), np.where(np.arange(32) < 4, 2.0, 0.2).astype(np.float32)
+    items, past, queries = (rng.normal(size=(n, 32)).astype(np.float32) for n in (12_000, 1_000, 200))
+    told, plain = (Catalog(items, queries=x) for x in (looks * past, None))
+    q, exact, held, size = looks * queries, np.log(np.exp((looks * queries) @ items.T).sum(1)), {}, {}
+    table = jax_catalog.device_table(told.table)
+    for name, one in (("seen", table), ("unseen", table._replace(seen=jnp.ones_like(table.seen)))):
+        found = [jax_catalog.estimate(one, q, 1_200, jax.random.key(seed)) for seed in range(8)]
+        off = np.array([x.log_normalizer for x in found]) - exact
+        held[name] = np.mean(np.abs(off) <= 1.96 * np.array([x.standard_error for x in found]))
+        size[name] = np.sqrt(np.mean(np.expm1(off) ** 2))
+    assert held["seen"] > 0.93
+    assert held["unseen"] < held["seen"] - 0.01
+    assert size["seen"] < 0.9 * size["unseen"]
+    assert float((table.spread * table.seen) @ table.count) == pytest.approx(
+        float(table.spread @ table.count), rel=1e-4
+    )
+    assert (jax_catalog.device_table(plain.table).seen == 1).all()
+    assert (jax_catalog.regrouped(table, jax.random.key(0)).seen == 1).all()
+    parts = jax_catalog.split(told.table, 3)
+    np.testing.assert_allclose(np.sort(np.concatenate([x.seen for x in parts])), np.sort(table.seen), rtol=0.1)

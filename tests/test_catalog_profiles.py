@@ -224,6 +224,8 @@ def test_kernels_that_are_no_numbers_are_named(backend: str) -> None:
 def test_profiles_that_are_no_functions_are_refused(profile: Any) -> None:
     with pytest.raises(TypeError, match="profile must be a function profile"):
         Kernel.of_distance("own", profile)
+    with pytest.raises(TypeError, match="name must be a string, got 3"):
+        Kernel.of_distance(3, lambda xp, squared: -squared)  # type: ignore[arg-type]
 
 
 def test_profiles_that_have_no_hash_are_refused() -> None:

@@ -103,10 +103,13 @@ def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any,
     if isinstance(wanted, bool) or not isinstance(wanted, int | np.integer) or not 1 <= wanted <= most:
         raise ValueError(f"cells must be an integer from 1 to {most}, at most one for each item, got {cells!r}")
     few = min(n, PER_CELL * wanted)
-    sample = _read(items, chosen, np.sort(rng.choice(n, few, replace=False, shuffle=False)), rows.dtype)
+    places = np.sort(rng.choice(n, few, replace=False, shuffle=False))
+    sample = _read(items, chosen, places, rows.dtype)
     centres = _centres(items, chosen, sample, int(wanted), rng, metric)
     label, square = _assign(items, chosen, n, centres, metric)
-    centres = _join_far(items, chosen, centres, (label, square), rng, metric)
+    beyond = OUT**2 * _median(square[places])
+    if beyond and (square > beyond).any():
+        centres = _join_far(items, chosen, centres, (label, square), np.flatnonzero(square > beyond), rng, metric)
     used = np.bincount(label, minlength=len(centres)) > 0
     if n:
         centres, label = centres[used], (np.cumsum(used, dtype=np.int32) - 1)[label]
@@ -166,17 +169,13 @@ def _assign(items: Any, chosen: Any, n: int, centres: Any, metric: Any) -> tuple
 
 
 def _join_far(
-    items: Any, chosen: Any, centres: Any, found: tuple[Any, Any], rng: np.random.Generator, metric: Any
+    items: Any, chosen: Any, centres: Any, found: tuple[Any, Any], far: Any, rng: np.random.Generator, metric: Any
 ) -> Any:
-    """Give items that lie OUT from all centres cells of their own, nearest or not; return the centres of all.
+    """Give items that lie far from all centres cells of their own, nearest or not; return the centres of all.
 
     The mean of a cell is moved by one item of ten thousand that lies ten thousand times farther out, away from others.
     """
     label, square = found
-    away = square[square > 0]
-    far = np.flatnonzero(square > OUT**2 * np.median(away)) if len(away) else np.arange(0)
-    if len(far) == 0:
-        return centres
     place, dtype = far if chosen is None else chosen[far], centres.dtype
     cells = min(len(far), max(1, len(centres) // FEW))
     few = np.sort(rng.choice(len(far), min(len(far), PER_CELL * cells), replace=False, shuffle=False))
@@ -210,6 +209,12 @@ def _shells(label: Any, square: Any, cells: int, rng: np.random.Generator) -> tu
     return order, {"start": start, "count": counts, "capacity": counts.copy(), "cell": cells_of, "edge": edges}
 
 
+def _median(x: Any) -> float:
+    """Return the median of what is more than 0; 0 if nothing is."""
+    some = x[x > 0]
+    return float(np.median(some)) if len(some) else 0.0
+
+
 def _shape(store: Store, sample: Any) -> Any:
     """Return the covariance of a sample about the means of cells, of trace 1; even where items do not vary.
 
@@ -224,7 +229,7 @@ def _shape(store: Store, sample: Any) -> Any:
     for part in chunks(len(sample)):
         label[part] = nearest(compared(store.metric, sample[part]), packed)[0]
         away[part] = sizes(sample[part] - means[label[part]])
-    most = FAR * np.median(away[away > 0]) if away.any() else 1.0
+    most = FAR * _median(away) or 1.0
     for part in chunks(len(sample)):
         apart = sample[part] - means[label[part]]
         apart *= (most / np.maximum(away[part], most)).astype(apart.dtype)[:, None]

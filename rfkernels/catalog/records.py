@@ -37,6 +37,8 @@ class Table(NamedTuple):
         The points that codes count from, near the means of cells.
     scales : array, shape (dim,), optional
         What steps of codes are multiplied by in each dimension.
+    metric : array, shape (dim, dim) or (0, dim), optional
+        What items are multiplied by where they are compared: see `rfkernels.catalog.metric`.
     """
 
     rows: Any
@@ -50,6 +52,7 @@ class Table(NamedTuple):
     codes: Any = None
     anchors: Any = None
     scales: Any = None
+    metric: Any = None
 
 
 class Estimate(NamedTuple):

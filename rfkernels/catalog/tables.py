@@ -50,6 +50,7 @@ def table(store: Store) -> Table:
         store.codes if store.codes.shape[1] else None,
         store.anchors,
         store.scales,
+        store.metric,
     )
 
 

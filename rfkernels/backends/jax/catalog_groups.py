@@ -23,9 +23,9 @@ _TOGETHER = 8192
 def regrouped(table: DeviceTable | Sharded, key: Any, *, rounds: int = 3) -> DeviceTable | Sharded:
     """Return a table of the same items in new cells and groups, by k-means from the means of the cells so far.
 
-    Cells are cut into groups by distance, as when a catalog is built, and all guesses renewed. May be called under
-    `jax.jit` with `rounds` static: there are room for cells + items / 64 groups or so, however many are used, and a
-    table that was regrouped once keeps its shapes.
+    Cells are cut into groups by distance, as when a catalog is built that was told no past queries, and all guesses
+    renewed. May be called under `jax.jit` with `rounds` static: there are room for cells + items / 64 groups or so,
+    however many are used, and a table that was regrouped once keeps its shapes.
 
     Parameters
     ----------
@@ -87,6 +87,7 @@ def _regrouped(table: DeviceTable, key: Any, rounds: int) -> DeviceTable:
         count=count,
         cell=jnp.zeros(room, jnp.int32).at[group].set(cell, mode="drop"),
         means=means,
+        seen=jnp.ones(room, table.seen.dtype),
         slots=table.slots.at[jnp.where(ids < 0, len(table.slots), ids)].set(row, mode="drop"),
     )
     return guesses(made, group, cell)

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rfkernels.catalog.cells import LARGEST
+from rfkernels.catalog.cells import LARGEST, chunks
+from rfkernels.catalog.metric import compared
 
 
 class DeviceTable(NamedTuple):
@@ -24,6 +25,8 @@ class DeviceTable(NamedTuple):
     means : array, shape (cells, dim)
     shape : array, shape (dim, dim)
         As in `Table`. Groups of no items and rows of id −1 are padding.
+    seen : array, shape (groups,)
+        What past queries see of the spread of a group, relative to all: groups are cut by that.
     slots : array of int32, shape (largest id + 1,)
         The row of each id, −1 for none.
     settled : array of bool, shape (cells,)
@@ -38,6 +41,7 @@ class DeviceTable(NamedTuple):
     spread: Any
     means: Any
     shape: Any
+    seen: Any
     slots: Any
     settled: Any
 
@@ -78,8 +82,22 @@ def compact(table: Any) -> DeviceTable:
     begin, count, cell = (np.asarray(x, np.int32) for x in (begin, count, table.cell))
     slots = np.full(int(ids.max(initial=-1)) + 1, -1, np.int32)
     slots[ids] = np.arange(len(ids))
-    settled = np.ones(len(table.means), bool)
-    return DeviceTable(rows, ids, begin, count, cell, table.spread, table.means, table.shape, slots, settled)
+    settled, seen = np.ones(len(table.means), bool), _seen(table, rows, begin)
+    return DeviceTable(rows, ids, begin, count, cell, table.spread, table.means, table.shape, seen, slots, settled)
+
+
+def _seen(table: Any, rows: Any, begin: Any) -> Any:
+    """Return `DeviceTable.seen`; 1 where a catalog was told no past queries."""
+    spread = np.asarray(table.spread, np.float64)
+    if table.metric is None or not len(table.metric) or not spread.any():
+        return np.ones_like(table.spread)
+    cell, square = np.repeat(table.cell, table.count), np.empty(len(rows))
+    for part in chunks(len(rows)):
+        apart = compared(table.metric, rows[part] - table.means[cell[part]])
+        square[part] = np.einsum("ij,ij->i", apart, apart, dtype=np.float64)
+    found = np.add.reduceat(square, begin)  # a sum for each group
+    found *= (spread @ table.count) / found.sum() / table.count
+    return np.where(spread > 0, found / np.where(spread > 0, spread, 1), 1).astype(table.spread.dtype)
 
 
 def device_table(table: Any, device: Any = None) -> DeviceTable:

@@ -66,22 +66,24 @@ def room_of(scales: Any) -> Any:
     part *= part
     part /= part.sum()
     codes, bits = np.zeros(len(scales) + TOGETHER, np.uint8), np.empty(1, np.float32)
-    return np.empty_like(scales), 1 / scales, part, codes, bits
+    return np.empty_like(scales), 1 / scales, part, codes, (bits, bits.view(np.uint32))
 
 
 @_fast
-def _bits(x: Any, exponent: int, fraction: int, count: int, bits: Any) -> Any:
+def _bits(x: Any, exponent: int, fraction: int, count: int, room: Any) -> Any:
     """Return the bits of the number nearest to x that an exponent and a fraction have, `count` in all."""
-    bits[0] = min(max(x, type(x)(2.0**exponent)), type(x)(2.0**127))
-    found = (int(bits.view(np.uint32)[0]) + (1 << (22 - fraction))) >> (23 - fraction)
+    number, bits = room
+    number[0] = min(max(x, type(x)(2.0**exponent)), type(x)(2.0**127))
+    found = (int(bits[0]) + (1 << (22 - fraction))) >> (23 - fraction)
     return min(found - ((127 + exponent) << fraction), (1 << count) - 1)
 
 
 @_fast
-def _number(found: int, exponent: int, fraction: int, bits: Any) -> Any:
+def _number(found: int, exponent: int, fraction: int, room: Any) -> Any:
     """Return what bits stand for."""
-    bits.view(np.uint32)[0] = (found + ((127 + exponent) << fraction)) << (23 - fraction)
-    return bits[0]
+    number, bits = room
+    bits[0] = (found + ((127 + exponent) << fraction)) << (23 - fraction)
+    return number[0]
 
 
 @_fast
@@ -97,12 +99,14 @@ def encode_row(row: Any, anchor: Any, place: int, codes: Any, room: Any) -> None
         away += part[k] * own * own
         largest = max(largest, abs(own))
     step = np.sqrt(square / dim)
-    scale, numbers[:dim] = type(step)(0), MIDDLE
+    scale = type(step)(0)
     if 0 < step < np.inf:
         best = step * type(step)(STEP)
         if largest > _TAILS * step:
             best = _least(apart, best, largest)
         scale = _quantised(apart, best, numbers)
+    else:
+        numbers[:dim] = MIDDLE
     found = _bits(scale, EXPONENT, FRACTION, STEP_BITS, bits)
     step = type(step)(_number(found, EXPONENT, FRACTION, bits)) / type(step)(STEP)
     square = _bits(away / (step * step), SQUARE_EXPONENT, SQUARE_FRACTION, SQUARE_BITS, bits)

@@ -56,6 +56,8 @@ def tables_of(table: Table, given: Points) -> Held[Tables]:
     pad = padded(len(level)) + padded(1) - len(level)
     values, slopes, steep = profile.coded
     bits = int(np.array(least, dtype).view(f"i{dtype.itemsize}")) >> left_out(8 * dtype.itemsize, CODED)
+    with np.errstate(over="ignore"):  # sums of what fits no number of rows are taken as specified
+        narrow = [x.astype(dtype) for x in (np.concatenate([[least, most], values]), slopes, steep)]
     made = Tables(
         least,
         most,
@@ -65,9 +67,7 @@ def tables_of(table: Table, given: Points) -> Held[Tables]:
         np.pad(level.astype(np.int32), (0, pad)),
         np.pad(beyond, (0, pad)),
         np.ones(len(steep)) if given.linear else np.ascontiguousarray(steep),
-        np.concatenate([[least, most], values]).astype(dtype),
-        slopes.astype(dtype),
-        steep.astype(dtype),
+        *narrow,
     )
     return Held(made, dtype)
 
