@@ -48,7 +48,8 @@ def some_store(
         centres + 1,
         centres.sum(0) ** 2 + 1,
     )
-    metric = np.linalg.qr(rng.standard_normal((dim, dim)))[0].astype(dtype)
+    axes, log = np.linalg.qr(rng.standard_normal((dim, dim)))[0], rng.standard_normal(dim)
+    metric = ((axes * np.exp(log - log.mean())) @ axes.T).astype(dtype)
     given = centres, shape, slots, codes, anchors, scales.astype(dtype), metric[: dim * (items % 2)]
     store = Store(rows, ids, start, count, capacity, cell, np.zeros(groups), sums, squares, *given, end, items)
     encode(store, np.arange(groups))
