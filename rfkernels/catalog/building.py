@@ -116,7 +116,7 @@ def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any,
     order, groups = _shells(label, square, len(centres), rng)
     where, count = np.empty(n, np.int32), groups["count"]
     where[order] = np.arange(n) + np.repeat(groups["start"] - np.cumsum(count, dtype=np.int64) + count, count)
-    del order, label, square
+    del order, label, square, places
     for part in chunks(n):
         rows[where[part]] = _read(items, chosen, part, rows.dtype)
     held, slots = np.full(len(rows), -1, np.int32), np.full(int(ids.max(initial=-1)) + 1, -1, np.int32)
@@ -221,7 +221,8 @@ def _shape(store: Store, sample: Any) -> Any:
     Items farther away than FAR times the median count as if they lay there: a few would else be all that is seen.
     """
     dim, means, packed = store.rows.shape[1], table(store).means, pack(compared(store.metric, store.centres))
-    label, away, product = np.empty(len(sample), np.int32), np.empty(len(sample)), np.zeros((dim, dim))
+    label, away = np.empty(len(sample), np.int32), np.empty(len(sample), sample.dtype)
+    product = np.zeros((dim, dim))
 
     def sizes(apart: Any) -> Any:
         return np.sqrt(np.einsum("ij,ij->i", apart, apart, dtype=np.float64))
