@@ -49,7 +49,8 @@ class Catalog(OfStore):
     ids : array of int, shape (items,), optional
         Their ids, from 0 to 2³¹ − 2, each once; 0, 1, … by default. Memory grows with the largest: four bytes for each.
     cells : int, optional
-        How many cells k-means finds; about 0.63 √items by default.
+        How many cells k-means finds; about 0.63 √items by default. Items many times farther out than others get some
+        beside these, an eighth more at most, and at least one.
     queries : array, shape (count, dim), optional
         Past queries, a thousand or so: cells are then such that logits of queries like these vary little within them
         (`rfkernels.catalog.metric`). Sums of q·y get better by that, those of kernels of a distance worse.
