@@ -6,11 +6,13 @@ Everything with processes runs in a script of its own, so that pytest is never f
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import oracle
 import pytest
 
 import rfkernels as rfk
+from rfkernels.backends.numba.jit import compiled_once
 
 THREADS = 8
 TIMEOUT = 120
@@ -354,6 +357,58 @@ def test_damaged_files_on_disk_are_compiled_anew(cache: Path, compiled: tuple[Pa
         for path in objects:
             path.write_bytes(damage(path.read_bytes()))
         assert script("print(compute())", tmp_path, NUMBA_CACHE_DIR=str(cache)) == compiled[1]
+
+
+def test_threads_that_ask_at_once_get_the_same_code() -> None:
+    """Of code that each compiled, all but one would be freed, and be called all the same."""
+    made: list[int] = []
+
+    @compiled_once
+    def compiled(machine: int, bits: int = 32) -> list[int]:
+        made.append(bits)
+        time.sleep(0.05)
+        return [machine, bits]
+
+    found = together(lambda i: compiled(1, bits=64))
+    assert made == [64]
+    assert all(x is found[0] for x in found)
+    assert compiled(2) == [2, 32]
+
+
+def test_all_code_is_compiled_once() -> None:
+    """What is compiled for good is kept by what the test above is of."""
+    files = sorted((Path(rfk.__file__).parent / "backends" / "numba").glob("*.py"))
+    assert not [x for x in files if re.search(r"@cache\ndef \w+\([^)]*\) -> (Code|tuple\[Code)", x.read_text())]
+
+
+@needs_numba
+def test_first_calls_of_a_catalog_come_from_many_threads(tmp_path: Path) -> None:
+    """In a process that has compiled nothing yet."""
+    body = """
+    rng = np.random.default_rng(0)
+    items = rng.normal(size=(3000, 12)).astype(np.float32)
+    queries, values = items[:8], items[:, :3]
+    catalog = rfk.Catalog(items)
+    calls = [
+        lambda: catalog.expectation(queries, values, budget=600),
+        lambda: catalog.kernel_sum(queries, "gaussian", budget=600),
+        lambda: catalog.log_normalizer(queries, budget=600),
+        lambda: catalog.top(queries, 4, budget=600).logits,
+        lambda: catalog.sample(queries, 4).logits,
+    ]
+    found = [None] * 20
+    barrier = threading.Barrier(len(found))
+
+    def work(i):
+        barrier.wait(30)
+        found[i] = calls[i % len(calls)]()
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(found))]
+    [thread.start() for thread in threads]
+    [thread.join(60) for thread in threads]
+    print(all(np.array_equal(x, calls[i % len(calls)]()) for i, x in enumerate(found)))
+    """
+    assert script(body, tmp_path).strip() == "True"
 
 
 @pytest.mark.long

@@ -21,6 +21,7 @@ SEEDS = 1 << 64
 VALUES = tuple(np.dtype(x) for x in (np.float16, np.float32, np.float64))
 """What values may be, in the byte order of this machine."""
 
+_FEW = 16
 _BLOCK = 1 << 16
 """Rows of values that are looked at together."""
 
@@ -106,7 +107,8 @@ def check_count(name: str, count: Any, least: int, most: int) -> None:
 
 def check_fit(found: Any, table: Table) -> None:
     """Require that no number of a query is NaN or ∞: then a dot product was too large for the items' dtype."""
-    if not np.maximum.reduce(found, axis=None, initial=-np.inf) < np.inf:
+    few = found.size <= _FEW  # of which Python sees sooner
+    if not (all(map(np.inf.__gt__, found.ravel().tolist())) if few else (found < np.inf).all()):
         bad = np.argwhere(~(found < np.inf))[0, 0]
         raise ValueError(f"queries must have dot products with items that fit {table.rows.dtype}; query {bad} has not")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from operator import call, is_
 from typing import Any, Generic, TypeVar
 
 from rfkernels.catalog.records import Table
@@ -28,7 +29,7 @@ class OfTables(Generic[K]):
         """Return what it is for a table."""
         key = id(table.means)
         found = self._known.get(key)
-        if found is not None and all(part() is own for part, own in zip(found[0], table, strict=True)):
+        if found is not None and all(map(is_, map(call, found[0]), table)):
             return found[1]
         made = self._make(table)
         self._known[key] = tuple(self._reference(x, key if x is table.means else None) for x in table), made

@@ -5,21 +5,20 @@ As in `kernels`: addresses and sizes are 64-bit integers, and packed matrices ar
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from llvmlite import ir
 
 from rfkernels.backends.numba.emitter import INT, Emitter
 from rfkernels.backends.numba.group_kernels import BYTE, FINDING, SHORT, allowed_label, best, first_best
-from rfkernels.backends.numba.jit import Code, Machine, compile_module
+from rfkernels.backends.numba.jit import Code, Machine, compile_module, compiled_once
 from rfkernels.backends.numba.kernels import SENTINEL, Emit, move_row
 from rfkernels.grouping.summaries import LARGEST_BEND, ROUNDING
 
 EPSILON = {32: 2.0**-23, 64: 2.0**-52}
 
 
-@cache
+@compiled_once
 def blockwise(machine: Machine, bits: int) -> Code:
     """Compile the kernels for elements of `bits` bits."""
     module = ir.Module(name=f"rfkernels_blocks_{bits}")

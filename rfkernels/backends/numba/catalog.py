@@ -13,8 +13,8 @@ import numpy as np
 from rfkernels.backends.numba import catalog_scans, catalog_sums, threads
 from rfkernels.backends.numba.catalog_exact import exact
 from rfkernels.backends.numba.catalog_guesses import Prepared, prepared, sizes, steps
-from rfkernels.backends.numba.catalog_layout import Rules, dots, lists, plain, rules, scratch
-from rfkernels.backends.numba.catalog_looks import Codes, codes, looks
+from rfkernels.backends.numba.catalog_layout import Lists, Rules, Scratch, dots, kept, lists, plain, rules, scratch
+from rfkernels.backends.numba.catalog_looks import Codes, Looks, codes, looks
 from rfkernels.backends.numba.catalog_plans import choose
 from rfkernels.backends.numba.jit import machine
 from rfkernels.backends.numba.records import Held
@@ -68,8 +68,24 @@ class Call(NamedTuple):
     table: Table
     known: Prepared
     common: _Common
+    use: Use
     budget: int
     seed: Any
+
+
+class _Memory(NamedTuple):
+    """What a thread reads codes with: memory, and the addresses of the groups, of codes, and of that."""
+
+    scratch: Held[Scratch]
+    lists: Held[Lists]
+    looks: Held[Looks]
+    groups: int
+    codes: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of arrays."""
+        return self.scratch.nbytes + self.lists.nbytes + self.looks.nbytes
 
 
 def call_of(table: Table, budget: int, seed: int, use: Use) -> Call:
@@ -78,7 +94,7 @@ def call_of(table: Table, budget: int, seed: int, use: Use) -> Call:
     found = known.common.get(key)
     if found is None:
         found = remember(known, key, _common(table, known, budget, use))
-    return Call(table, known, found, budget, np.uint64(seed))
+    return Call(table, known, found, use, budget, np.uint64(seed))
 
 
 def remember(known: Prepared, key: tuple[Any, int, Any], found: Any) -> Any:
@@ -162,17 +178,24 @@ def _scan_kinds(by_codes: Callable[..., int], call: Call, given: _Given, out: tu
 
 def _scan(by_codes: Callable[..., int], call: Call, kind: int, given: _Given, out: tuple[Any, ...]) -> int:
     """Do something with what codes say for queries of a kind; return of how many they say nothing."""
-    numbers, queries, wide, sized = given
-    g, (_, _, spent, most, r, c) = call.known.groups, call.common
+    (numbers, queries, wide, sized), (_, _, spent, most, r, c) = given, call.common
     own = spent[kind] if kind < len(spent) else None
     if own is None or most is None or r is None or c is None:
         return len(queries)
-    # Memory is that of all kinds of queries, so that a batch of several uses what is there.
-    s, n = scratch(g.record), lists(g.record, most.scanned, min(_TOGETHER, len(queries)), True)
-    k = looks(g.record, *most, call.table.rows.dtype)
-    v, places = call.known.guesses.at(sized)
-    at = r.address, g.address, v.address, c.address, s.address, n.address, k.address
+    memory, (v, places) = _memory(call, most, c, min(_TOGETHER, len(queries))), call.known.guesses.at(sized)
+    at = r.address, memory.groups, v.address, *memory.codes
     return by_codes(at, own, places, numbers, tuple(own), call.seed, wide, queries, *out)
+
+
+def _memory(call: Call, most: Shares, c: Held[Codes], together: int) -> _Memory:
+    """Return memory for so many queries, of any kind, so that a batch of several uses what is there."""
+    g, dtype = call.known.groups, call.table.rows.dtype
+
+    def made() -> _Memory:
+        own = scratch(g.record), lists(g.record, most.scanned, together, True), looks(g.record, *most, dtype)
+        return _Memory(*own, g.address, (c.address, *(x.address for x in own)))
+
+    return kept(call.use.name, (call.common, together), made)
 
 
 def _read_rows(by_rows: Callable[..., None], call: Call, given: _Given, out: tuple[Any, ...]) -> None:
@@ -225,7 +248,10 @@ def run(work: Callable[..., None], call: Call, queries: Any, out: Callable[[slic
         work(numbers, own[part], wide[part], sizes(r.record.wide_dots, g, wide[part]), *out(part))
         return 0
 
-    threads.run([partial(task, first) for first in range(0, len(own), block)], count)
+    if 0 < len(own) <= block:
+        task(0)
+    else:
+        threads.run([partial(task, first) for first in range(0, len(own), block)], count)
 
 
 __all__ = ["Call", "Use", "call_of", "estimate", "even", "exact", "remember", "run", "step"]

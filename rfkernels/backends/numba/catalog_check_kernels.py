@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from llvmlite import ir
@@ -20,13 +19,13 @@ from rfkernels.backends.numba.catalog_lanes import (
     uniform,
 )
 from rfkernels.backends.numba.emitter import INT, Emitter
-from rfkernels.backends.numba.jit import Code, Machine, compile_module
+from rfkernels.backends.numba.jit import Code, Machine, compile_module, compiled_once
 from rfkernels.catalog.codes import BLOCK
 
 _I1, _I16, _I32 = ir.IntType(1), ir.IntType(16), ir.IntType(32)
 
 
-@cache
+@compiled_once
 def check_kernels(machine: Machine, bits: int) -> Code:
     """Compile ``large``, ``pick`` and ``compare``, for weights of `bits` bits.
 

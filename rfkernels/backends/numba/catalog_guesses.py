@@ -98,7 +98,7 @@ class Known:
     def at(self, sizes: Any) -> tuple[Held[Guesses], Any]:
         """Return guesses for sizes (queries,), and the place of each of these in them."""
         numbers, held = sizes.tolist(), self._held
-        if held is None or not held[0].keys() >= set(numbers):
+        if held is None or not all(map(held[0].__contains__, numbers)):
             held = self._with(held, sorted(set(numbers)))
             if _bytes(held[1]) <= self._most:
                 self._held = held

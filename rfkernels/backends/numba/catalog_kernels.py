@@ -6,14 +6,14 @@ Addresses and sizes are 64-bit integers, strides in bytes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
 
 from rfkernels.backends.numba.catalog_lanes import Differences, gathered
 from rfkernels.backends.numba.emitter import INT, LINE, Emitter
-from rfkernels.backends.numba.jit import Code, Machine, compile_module
+from rfkernels.backends.numba.jit import Code, Machine, compile_module, compiled_once
 from rfkernels.catalog.plan import RUN, SHARED
 
 TOGETHER = 4
@@ -36,7 +36,7 @@ _HELD = 16
 _I32 = ir.IntType(32)
 
 
-@cache
+@compiled_once
 def dot_kernel(machine: Machine, bits: int, dim: int) -> Code:
     """Compile kernels for rows of `dim` elements.
 
@@ -57,7 +57,7 @@ def dot_kernel(machine: Machine, bits: int, dim: int) -> Code:
     return compile_module(module, machine.width, keep=True)
 
 
-@cache
+@compiled_once
 def distance_kernel(machine: Machine, bits: int, dim: int) -> Code:
     """Compile ``distances`` and ``near_distances``: as ``dots``, but out[i] = factor |rows[places[i]] − point|².
 
@@ -70,7 +70,7 @@ def distance_kernel(machine: Machine, bits: int, dim: int) -> Code:
     return compile_module(module, machine.width, keep=True)
 
 
-@cache
+@compiled_once
 def weight_kernels(machine: Machine, bits: int = 64) -> Code:
     """Compile ``largest``, ``exponentials``, ``sum`` and ``add_runs``, of arrays padded to whole vectors."""
     module = ir.Module(name=f"rfkernels_catalog_weights_{bits}")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import cache
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from rfkernels.backends.numba.catalog_guesses import Guesses, Prepared
 from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER, dot_kernel, weight_kernels
 from rfkernels.backends.numba.catalog_plan_kernels import plan_kernels
 from rfkernels.backends.numba.compiling import jit
-from rfkernels.backends.numba.jit import Machine, machine
+from rfkernels.backends.numba.jit import Machine, compiled_once, machine
 from rfkernels.backends.numba.records import (
     ElementRows,
     Elements,
@@ -27,7 +26,6 @@ from rfkernels.backends.numba.records import (
     LongRows,
     Longs,
     NumberRows,
-    R,
     view,
 )
 from rfkernels.catalog import plan, trust
@@ -195,7 +193,7 @@ def _rules(m: Machine, table: Table, g: Groups, coded: bool) -> tuple[Held[Rules
     return Held(Rules._make(values)), code
 
 
-@cache
+@compiled_once
 def _addresses(m: Machine, bits: int, dim: int) -> tuple[Any, Any]:
     code = dot_kernel(m, bits, dim), dot_kernel(m, 64, dim), weight_kernels(m, bits), plan_kernels(m)
     names = (
@@ -213,13 +211,21 @@ def plain(x: Any, dtype: Any) -> Any:
     return x if x.flags.writeable else x.copy()
 
 
-def kept(name: str, key: tuple[Any, ...], make: Callable[[], Held[R]]) -> Held[R]:
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+M = TypeVar("M", bound=_Sized)
+
+
+def kept(name: str, key: tuple[Any, ...], make: Callable[[], M]) -> M:
     """Return memory for a thread: what it used last under a name, if the key is the same."""
     known = getattr(_local, name, None)
     if known is not None and known[0] == key:
-        return cast(Held[R], known[1])
+        return cast(M, known[1])
     made = make()
-    setattr(_local, name, (key, made) if sum(x.nbytes for x in made.record) <= _KEPT else None)
+    setattr(_local, name, (key, made) if made.nbytes <= _KEPT else None)
     return made
 
 

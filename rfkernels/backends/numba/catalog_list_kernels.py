@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from llvmlite import ir
 
 from rfkernels.backends.numba.catalog_lanes import each_lane, gathered, integers, splat
 from rfkernels.backends.numba.emitter import INT, Emitter
-from rfkernels.backends.numba.jit import Code, Machine, compile_module
+from rfkernels.backends.numba.jit import Code, Machine, compile_module, compiled_once
 from rfkernels.catalog.codes import BLOCK
 
 _I32 = ir.IntType(32)
@@ -18,7 +17,7 @@ MASK_SHIFT, SIZE_SHIFT = 32, 48
 """Where in 64 bits the mask of a group's rows in a block, and their number, are; the block is lowest."""
 
 
-@cache
+@compiled_once
 def list_kernels(machine: Machine, bits: int) -> Code:
     """Compile ``begins``, ``list_runs`` and ``list_opened``, for weights of `bits` bits."""
     module = ir.Module(name=f"rfkernels_catalog_lists_{bits}")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 from llvmlite import ir
 
 from rfkernels.backends.numba import conversions
 from rfkernels.backends.numba.emitter import LINE, Emitter
-from rfkernels.backends.numba.jit import Code, Machine, compile_module
+from rfkernels.backends.numba.jit import Code, Machine, compile_module, compiled_once
 from rfkernels.catalog.arguments import VALUES
 
 
-@cache
+@compiled_once
 def mean_kernels(machine: Machine) -> Code:
     """Compile ``add_<dtype>``: with x = row − centre, sums += weight x and squares += weight x², all in float64.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from llvmlite import ir
 from rfkernels.backends.numba import threads
 from rfkernels.backends.numba.compiling import call, jit_with
 from rfkernels.backends.numba.emitter import Emitter
-from rfkernels.backends.numba.jit import Code, Machine, compile_module, machine
+from rfkernels.backends.numba.jit import Code, Machine, compile_module, compiled_once, machine
 from rfkernels.backends.numba.packing import up
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -86,7 +86,7 @@ def nearest(x: Any, packed: Packed) -> tuple[Any, Any]:
     return label, square
 
 
-@cache
+@compiled_once
 def _kernel(target: Machine, bits: int) -> Code:
     """Compile ``nearest``: go on with the largest score of each lane, and with the first centre that has it."""
     module = ir.Module(name=f"rfkernels_catalog_nearest_{bits}")

@@ -5,7 +5,6 @@ Arrays of cells are padded to whole vectors: cells that do not exist hold no ite
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from llvmlite import ir
@@ -22,13 +21,13 @@ from rfkernels.backends.numba.catalog_lanes import (
     uniform,
 )
 from rfkernels.backends.numba.emitter import INT, Emitter
-from rfkernels.backends.numba.jit import Code, Machine, compile_module
+from rfkernels.backends.numba.jit import Code, Machine, compile_module, compiled_once
 from rfkernels.catalog.plan import BUCKETS, PER_NAT
 
 _I32 = ir.IntType(32)
 
 
-@cache
+@compiled_once
 def plan_kernels(machine: Machine) -> Code:
     """Compile the kernels that `Rules` has by these names."""
     module = ir.Module(name="rfkernels_catalog_plans")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 from llvmlite import ir
 
 from rfkernels.backends.numba.emitter import INT, Emitter
-from rfkernels.backends.numba.jit import Code, Machine, compile_module
+from rfkernels.backends.numba.jit import Code, Machine, compile_module, compiled_once
 from rfkernels.catalog.codes import LARGEST, MIDDLE
 from rfkernels.catalog.radial import SHARE, UNEVEN
 
 _I8, _I32 = ir.IntType(8), ir.IntType(32)
 
 
-@cache
+@compiled_once
 def radial_kernels(machine: Machine, bits: int) -> Code:
     """Compile ``weigh`` of float64, as `rfkernels.catalog.radial.guess` has it, and ``aim``.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 from llvmlite import binding, ir
@@ -16,7 +15,7 @@ from llvmlite import binding, ir
 from rfkernels.backends.numba.catalog_kernels import fetch
 from rfkernels.backends.numba.catalog_lanes import looked_up, splat, squares_in, steps_in
 from rfkernels.backends.numba.emitter import INT, POINTER, Emitter
-from rfkernels.backends.numba.jit import Code, Machine, compile_module
+from rfkernels.backends.numba.jit import Code, Machine, compile_module, compiled_once
 from rfkernels.catalog.codes import BLOCK, LARGEST, LEVELS, TOGETHER, eights, shared
 from rfkernels.catalog.profiles import CODED
 from rfkernels.catalog.radial import TEMPERED, UNSURE
@@ -49,7 +48,7 @@ def products_added(width: int) -> int:
     return 4 if width in _ALL_FOUR and features.get("avx512vnni") else 2
 
 
-@cache
+@compiled_once
 def scan_kernels(machine: Machine, bits: int, dim: int, added: int) -> Code:
     """Compile ``scan`` for logits of `bits` bits.
 
@@ -66,7 +65,7 @@ def scan_kernels(machine: Machine, bits: int, dim: int, added: int) -> Code:
     return _scans(machine, bits, dim, added, scan=(False, False), scan_each=(True, False))
 
 
-@cache
+@compiled_once
 def profile_kernels(machine: Machine, bits: int, dim: int, added: int) -> Code:
     """Compile ``scan_profile``: ``scan_each`` where codes say squares, and logits are as `catalog.profiles.coded` says.
 
@@ -85,7 +84,7 @@ def _scans(machine: Machine, bits: int, dim: int, added: int, **kinds: tuple[boo
     return compile_module(module, machine.width, keep=True)
 
 
-@cache
+@compiled_once
 def level_kernels(machine: Machine, bits: int, dim: int, added: int) -> Code:
     """Compile ``levels``: logits as those of `scan_kernels`, the largest of each block, and the largest of all."""
     module = ir.Module(name=f"rfkernels_catalog_levels_{bits}_{dim}")

@@ -5,20 +5,19 @@ Limits are found by halves: numbers above one are counted in whole vectors, whic
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from llvmlite import ir
 
 from rfkernels.backends.numba.catalog_lanes import each_lane, gathered
 from rfkernels.backends.numba.emitter import INT, Emitter
-from rfkernels.backends.numba.jit import Code, Machine, compile_module
+from rfkernels.backends.numba.jit import Code, Machine, compile_module, compiled_once
 from rfkernels.catalog.codes import BLOCK
 
 _I32 = ir.IntType(32)
 
 
-@cache
+@compiled_once
 def top_kernels(machine: Machine, bits: int) -> Code:
     """Compile kernels for promises of groups, of float64, and for logits of `bits` bits."""
     module = ir.Module(name=f"rfkernels_catalog_top_{bits}")

@@ -7,20 +7,19 @@ matrices of signs D and norms N, which carry the scale of H.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 from llvmlite import ir
 
 from rfkernels.backends.numba.emitter import Emitter
-from rfkernels.backends.numba.jit import Code, Machine, compile_module
+from rfkernels.backends.numba.jit import Code, Machine, compile_module, compiled_once
 from rfkernels.samplers._structured import ROUNDS
 
 _I32 = ir.IntType(32)
 
 
-@cache
+@compiled_once
 def projections(machine: Machine, bits: int, order: int) -> Code:
     """Compile projections on blocks of `order` rows, a power of two and a multiple of two vectors."""
     module = ir.Module(name=f"rfkernels_hadamard_{order}_{bits}")

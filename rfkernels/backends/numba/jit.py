@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 import platform
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, NamedTuple
+from functools import cache, wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import llvmlite.binding as llvm
 from llvmlite import ir
@@ -55,6 +57,41 @@ class Machine(NamedTuple):
         return math.lcm(self.rows, self.vectors * self.lanes(bits))
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_lock = threading.RLock()
+
+
+def _renew() -> None:
+    """Forget who held the lock: of a forked process that thread is no part."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
+
+
+def compiled_once(make: Callable[P, R]) -> Callable[P, R]:
+    """Keep what a function that compiles returns, for good: threads that ask at once get the same.
+
+    Of results that `functools.cache` would let each of them have, all but one are freed, whose addresses may be known.
+    """
+    known: dict[Any, R] = {}
+
+    @wraps(make)
+    def found(*args: P.args, **kwargs: P.kwargs) -> R:
+        key = args, tuple(kwargs.items())
+        if key not in known:
+            with _lock:
+                if key not in known:
+                    known[key] = make(*args, **kwargs)
+        return known[key]
+
+    return found
+
+
 _ROWS = {64: 8, 32: 4, 16: 4}
 _LEFT_OUT = {64: (), 32: ("avx512",), 16: ("avx", "fma", "f16c", "vaes", "vpclmul", "gfni", "xop")}
 
@@ -76,16 +113,16 @@ def host_width() -> int:
 
 def machine() -> Machine:
     """Return what to compile for: the host, or narrower if the variable RFKERNELS_VECTOR_BYTES says so."""
-    host = host_width()
-    given = os.environ.get("RFKERNELS_VECTOR_BYTES", str(host))
-    if given not in {str(width) for width in _ROWS if width <= host}:
-        raise ValueError(f"RFKERNELS_VECTOR_BYTES must be 16, 32 or 64 and at most this host's {host}, got {given!r}")
-    return _machine(int(given))
+    return _machine(os.environ.get("RFKERNELS_VECTOR_BYTES"))
 
 
 @cache
-def _machine(width: int) -> Machine:
-    return Machine(width, 8 if platform.machine() in ("aarch64", "arm64") else _ROWS[width])
+def _machine(given: str | None) -> Machine:
+    host = host_width()
+    width = str(host) if given is None else given
+    if width not in {str(known) for known in _ROWS if known <= host}:
+        raise ValueError(f"RFKERNELS_VECTOR_BYTES must be 16, 32 or 64 and at most this host's {host}, got {given!r}")
+    return Machine(int(width), 8 if platform.machine() in ("aarch64", "arm64") else _ROWS[int(width)])
 
 
 def _target(width: int) -> tuple[Any, str]:

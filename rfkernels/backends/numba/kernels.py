@@ -7,14 +7,13 @@ are padded to whole register tiles, so no kernel has a ragged edge.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 from llvmlite import ir
 
 from rfkernels.backends.numba import conversions
 from rfkernels.backends.numba.emitter import INT, Emitter
-from rfkernels.backends.numba.jit import Code, Machine, compile_module
+from rfkernels.backends.numba.jit import Code, Machine, compile_module, compiled_once
 from rfkernels.backends.numba.products import gemm
 
 SENTINEL = {32: -3e38 / 8, 64: -1.7e308 / 8}
@@ -25,7 +24,7 @@ DTYPES = ("float32", "float64", "float16", "bfloat16")
 Emit = Callable[[Emitter], None]
 
 
-@cache
+@compiled_once
 def shared(machine: Machine, bits: int) -> Code:
     """Compile the kernels for elements of `bits` bits."""
     module = ir.Module(name=f"rfkernels_{bits}")

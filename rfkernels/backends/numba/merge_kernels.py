@@ -5,7 +5,6 @@ As in `block_kernels`. Points are groups, padded, and the keys of a block after 
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from llvmlite import ir
 
 from rfkernels.backends.numba.emitter import INT, Emitter
 from rfkernels.backends.numba.group_kernels import SHORT, allowed_label, best, first_best
-from rfkernels.backends.numba.jit import Code, Machine, compile_module
+from rfkernels.backends.numba.jit import Code, Machine, compile_module, compiled_once
 from rfkernels.backends.numba.kernels import Emit
 
 MOST = {32: float(np.finfo(np.float32).max), 64: float(np.finfo(np.float64).max)}
@@ -22,7 +21,7 @@ MOST = {32: float(np.finfo(np.float32).max), 64: float(np.finfo(np.float64).max)
 NONE = float("inf")
 
 
-@cache
+@compiled_once
 def merging(machine: Machine, bits: int) -> Code:
     """Compile the kernels for elements of `bits` bits."""
     module = ir.Module(name=f"rfkernels_merging_{bits}")

@@ -93,6 +93,11 @@ class Held(Generic[R]):
         self._words = np.frombuffer(struct.pack("".join(x.format for x in own.values()), *words), np.int64)
         self.address: int = self._words.ctypes.data
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its arrays."""
+        return sum(x.nbytes for x in self.record if isinstance(x, np.ndarray))
+
 
 def rows_of(record: type, count: int) -> Any:
     """Return so many records of integers, all zero, as a structured array (count,)."""
