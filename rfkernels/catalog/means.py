@@ -93,13 +93,13 @@ def expect(table: Table, queries: Any, values: Any, budget: int, seed: int) -> W
     kinds = np.searchsorted(limits(table, MILD), rounded_sizes(sizes(table, queries.astype(np.float64))))
     found = []
     for i, query in enumerate(queries.astype(np.float64)):
-        own, guessed = spent[min(int(kinds[i]), len(spent) - 1)], guess(table, query)
-        if own is None:
-            chosen = plan(table, guessed, budget)
-            given = by_rows(table, query, chosen, seed, i)
-        else:
+        own, guessed, given = spent[min(int(kinds[i]), len(spent) - 1)], guess(table, query), None
+        if own is not None:
             chosen = plan(table, guessed, own.scanned + sum(table.means.shape), BLOCK)
             given = by_codes(table, query, chosen, own, seed, i)
+        if given is None:
+            chosen = plan(table, guessed, budget)
+            given = by_rows(table, query, chosen, seed, i)
         check_fit(given.logits[None], table)
         found.append(weigh(given, chosen, values[table.ids[given.rows]]))
     shape = (0, values.shape[1])
@@ -118,15 +118,18 @@ def by_rows(table: Table, query: Any, chosen: Plan, seed: int, place: int) -> Ta
     return Taken(rows, table.rows[rows] @ query, log_weights, draws, (0, number))
 
 
-def by_codes(table: Table, query: Any, chosen: Plan, spent: Shares, seed: int, place: int) -> Taken:
+def by_codes(table: Table, query: Any, chosen: Plan, spent: Shares, seed: int, place: int) -> Taken | None:
     """Take items in proportion to w b h, as `scans.estimate_one` calls what it knows of them from codes.
 
-    What is drawn are items of opened groups, one by one, and runs, with all of their items that are taken.
+    What is drawn are items of opened groups, one by one, and runs, with all of their items that are taken. None where
+    codes tell nothing of too many.
     """
     seen = scan(table, query, seed, place, chosen, guess(table, query).cell_logits)
+    if seen.untold > spent.checked // 2:
+        return None
     at = uniforms(seed, 2 * place, len(seen.begins) + spent.checked)[len(seen.begins) :]
     size = seen.boosts * np.exp(seen.logits - seen.logits.max())
-    checks = choose(np.exp(seen.log_weights) * size, spent.checked, at)
+    checks = choose(np.exp(seen.log_weights) * size, spent.checked - seen.untold, at)
     taken, large = np.concatenate([checks.large, checks.others]), len(checks.large)
     with np.errstate(divide="ignore"):
         drawn = np.log(checks.distance) - np.log(size[checks.others])

@@ -141,7 +141,9 @@ def plan(table: Table, guessed: Guess, budget: int, run: int = RUN) -> Plan:
     """Choose the opened groups that minimise the predicted variance, where items are drawn in runs of so many.
 
     Groups are opened in the order of their second moments per item, bucket by bucket of like ones, and the rest of the
-    budget is drawn: the variance of the rest is (Σ w)(Σ w v) / draws for draws in proportion to w.
+    budget is drawn: the variance of the rest is (Σ w)(Σ w v) / draws for draws in proportion to w. Of groups that are
+    far below the largest, that is in the last bucket, as many are opened as if there were no others: guesses of few
+    items that lie far out are often too large, and sums lie in what is below.
     """
     count, top = table.count.astype(np.float64), float(guessed.log_mean.max())
     if not np.isfinite(top):
@@ -149,15 +151,20 @@ def plan(table: Table, guessed: Guess, budget: int, run: int = RUN) -> Plan:
     if budget >= count.sum() + sum(table.means.shape):
         every, none = np.arange(len(count)), np.arange(0)
         return Plan(every, none, top, none.astype(np.float64), 0, -np.inf, np.zeros(len(table.means)))
-    weight = count * np.exp(guessed.log_mean - top)
-    noise = weight * guessed.variance
     score = 2 * (guessed.log_mean - top) + np.log(guessed.variance)
-    bucket = np.minimum(PER_NAT * (score.max() - score), BUCKETS - 1).astype(np.int64)
-    # Sums over what is left are summed: next to the largest groups the others are less than rounding.
-    items, weights, noises = (_left(bucket, x) for x in (count, weight, noise))
-    runs = (budget - sum(table.means.shape) - count.sum() + items) // run
-    variance = np.where(runs >= FEWEST_RUNS, weights * noises / np.maximum(run * runs, 1), np.inf)
-    best = int(variance.argmin())
+    highest, first, last = float(score.max()), 0, BUCKETS - 1
+    while True:
+        bucket = np.clip(first + PER_NAT * (highest - score), 0, last).astype(np.int64)
+        weight = count * np.exp(np.minimum(guessed.log_mean - guessed.log_mean[bucket >= first].max(), 0))
+        # Sums over what is left are summed: next to the largest groups the others are less than rounding.
+        items, weights, noises = (_left(bucket, x) for x in (count, weight, weight * guessed.variance))
+        runs = (budget - sum(table.means.shape) - count.sum() + items) // run
+        variance = np.where(runs >= FEWEST_RUNS, weights * noises / np.maximum(run * runs, 1), np.inf)
+        best = first + int(variance[first:].argmin())
+        if bucket[bucket >= best].min() < last:
+            break
+        # All others are opened: those of the last bucket are told apart, from the second on.
+        highest, first = float(score[bucket == last].max()), 1
     far = np.flatnonzero(bucket >= best)
     # Relative to the largest of their own: next to opened groups all of them may be less than the smallest number.
     far_top = float(guessed.log_mean[far].max())

@@ -33,7 +33,11 @@ With more of them, estimates err less by rounding, and more by what is not looke
 """
 
 MOST = 60.0
-"""The largest variance of a logit by rounding that counts: exponentials of more would not fit single precision."""
+"""The largest variance of a logit by rounding: codes of more tell nothing, nor would exponentials fit single precision.
+
+Of blocks with more, items are taken instead, as far as half of those that are taken again suffices: else codes are not
+read at all.
+"""
 
 SMALLEST = float(np.finfo(np.float32).tiny)
 """The least size from which on items are taken again for sure: below, single precision would take all for large."""
@@ -122,7 +126,7 @@ class Scanned(NamedTuple):
     """Items whose codes were read: rows, cells, what codes say of logits, and logs of weights; runs come last.
 
     `begins` are the places where runs begin among all of them, and `boosts` what sizes of items grow by, as codes of
-    the block may be off.
+    the block may be off. Of so many items codes tell nothing: logits are theirs.
     """
 
     rows: Any
@@ -131,6 +135,7 @@ class Scanned(NamedTuple):
     log_weights: Any
     begins: Any
     boosts: Any
+    untold: int
 
 
 class Listed(NamedTuple):
@@ -175,14 +180,18 @@ def scan(table: Table, query: Any, seed: int, place: int, chosen: Plan, cell_log
     given = listed(table, seed, place, chosen)
     cells = table.cell[given.groups]
     logits = logits_of(table, query, given.rows, cells, cell_logits)
-    return scanned(given, cells, logits, variances(table, given.rows, rounded(query, table.scales)))
+    variance = variances(table, given.rows, rounded(query, table.scales))
+    sizes = np.diff(given.blocks, append=len(given.rows))
+    untold = np.repeat(np.maximum.reduceat(variance, given.blocks) >= MOST, sizes)
+    logits[untold], variance[untold] = table.rows[given.rows[untold]] @ query, 0.0
+    return scanned(given, cells, logits, variance, int(untold.sum()))
 
 
-def scanned(given: Listed, cells: Any, logits: Any, variance: Any) -> Scanned:
+def scanned(given: Listed, cells: Any, logits: Any, variance: Any, untold: int = 0) -> Scanned:
     """Return what codes say, where rounding lets logits vary so much."""
     most = np.maximum.reduceat(variance, given.blocks)
-    boosts = np.repeat(np.exp(np.minimum(most, MOST)), np.diff(given.blocks, append=len(given.rows)))
-    return Scanned(given.rows, cells, logits, given.log_weights, given.begins, boosts)
+    boosts = np.repeat(np.exp(most), np.diff(given.blocks, append=len(given.rows)))
+    return Scanned(given.rows, cells, logits, given.log_weights, given.begins, boosts, untold)
 
 
 def estimate_one(table: Table, query: Any, spent: Shares, seed: int, place: int) -> tuple[float, float, int]:
@@ -196,14 +205,16 @@ def estimate_one(table: Table, query: Any, spent: Shares, seed: int, place: int)
     guessed = guess(table, query)
     chosen = plan(table, guessed, spent.scanned + sum(table.means.shape), BLOCK)
     seen = scan(table, query, seed, place, chosen, guessed.cell_logits)
+    if seen.untold > spent.checked // 2:
+        return np.nan, np.nan, 0
     at = uniforms(seed, 2 * place, len(seen.begins) + spent.checked)[len(seen.begins) :]
-    exact = partial(_products, table, query)
-    log, error, checked = summed(exact, chosen, guessed.cell_logits, seen, chosen.slopes, spent.checked, at)
+    exact, count = partial(_products, table, query), spent.checked - seen.untold
+    log, error, checked = summed(exact, chosen, guessed.cell_logits, seen, chosen.slopes, count, at)
     if not np.isfinite(log) and chosen.slopes.any():  # only where the error is larger than the sum itself
         none = np.zeros_like(chosen.slopes)
-        log, error, checked = summed(exact, chosen, guessed.cell_logits, seen, none, spent.checked, at)
-    dots = sum(table.means.shape) + len(moved(table)) + checked + int(np.ceil(cost(table) * len(seen.rows)))
-    return log, error, dots
+        log, error, checked = summed(exact, chosen, guessed.cell_logits, seen, none, count, at)
+    dots = sum(table.means.shape) + len(moved(table)) + checked + seen.untold
+    return log, error, dots + int(np.ceil(cost(table) * len(seen.rows)))
 
 
 def _products(table: Table, query: Any, rows: Any) -> Any:

@@ -94,37 +94,60 @@ def planned(table: DeviceTable, guess: Guess, places: int) -> Plan:
     All but `centre` is constant to derivatives: with the proposal held, that of an unbiased estimate is unbiased too.
     """
     log, variance = stopped(jnp, guess.log_mean), stopped(jnp, guess.variance)
-    some, top = table.count > 0, jnp.max(log)
-    weight = table.count * jnp.exp(log - finite(top))
-    score = jnp.where(some, 2 * (log - finite(top)) + jnp.log(variance), -jnp.inf)
-    depth = jnp.where(some, PER_NAT * (jnp.max(score) - score), BUCKETS)
-    bucket = jnp.minimum(depth, BUCKETS - 1).astype(jnp.int32)
-
-    def of_buckets(x: Any) -> Any:
-        return jnp.zeros(BUCKETS, x.dtype).at[bucket].add(x)
-
-    def left(x: Any) -> Any:
-        return jnp.cumsum(of_buckets(x)[::-1])[::-1]
-
-    counts = of_buckets(table.count)
-    runs = (places - (jnp.cumsum(counts) - counts)) // RUN
-    spread = left(weight) * left(weight * variance) / jnp.maximum(RUN * runs, 1)
-    spread = jnp.where(runs >= FEWEST_RUNS, spread, jnp.inf)
-    all_fit = jnp.sum(counts) <= places
-    best = jnp.argmin(spread)
-    closed = some & (bucket >= best) & ~all_fit
+    some, all_fit = table.count > 0, jnp.sum(table.count) <= places
+    score = jnp.where(some, 2 * (log - finite(jnp.max(log))) + jnp.log(variance), -jnp.inf)
+    closed, runs = _closed(table, places, log, variance, score)
+    closed &= ~all_fit
     # Relative to the largest of their own: next to opened groups all of them may be less than the smallest number.
     own = jnp.where(closed, log, -jnp.inf)
     top = finite(jnp.max(own))
     weight = table.count * jnp.exp(own - top)
-    expected = jnp.sum(weight) * jnp.sum(weight * variance) / jnp.maximum(RUN * runs[best], 1)
+    expected = jnp.sum(weight) * jnp.sum(weight * variance) / jnp.maximum(RUN * runs, 1)
     trusted = ~all_fit & (jnp.sqrt(expected) <= TRUSTED * jnp.sum(weight))
     slopes = jnp.where(trusted & table.settled, _slopes(table, weight, closed), 0)
-    predicted = jnp.sum(weight) * jnp.sum(weight * (variance - guess.floor)) / jnp.maximum(RUN * runs[best], 1)
+    predicted = jnp.sum(weight) * jnp.sum(weight * (variance - guess.floor)) / jnp.maximum(RUN * runs, 1)
     predicts = ~all_fit & (predicted > 0)
     log_error = jnp.where(predicts, top + jnp.log(jnp.where(predicts, predicted, 1)) / 2, -jnp.inf)
     ends = jnp.cumsum(jnp.where(closed, 0, table.count))
-    return Plan(guess.cell_logits, top, weight, closed, ends, jnp.where(all_fit, 0, runs[best]), slopes, log_error)
+    return Plan(guess.cell_logits, top, weight, closed, ends, jnp.where(all_fit, 0, runs), slopes, log_error)
+
+
+def _closed(table: DeviceTable, places: int, log: Any, variance: Any, score: Any) -> tuple[Any, Any]:
+    """Return which groups are drawn from, and how many runs are drawn.
+
+    Where these are those of the last bucket, they are told apart, as `rfkernels.catalog.plan.plan` has it.
+    """
+    some, last = table.count > 0, BUCKETS - 1
+
+    def chosen(highest: Any, first: Any) -> tuple[Any, Any, Any]:
+        depth = jnp.where(some, jnp.clip(first + PER_NAT * (highest - finite(score)), 0, last), last)
+        bucket = depth.astype(jnp.int32)
+        own = jnp.max(jnp.where(some & (bucket >= first), log, -jnp.inf))
+        weight = table.count * jnp.exp(jnp.minimum(log - finite(own), 0))
+
+        def of_buckets(x: Any) -> Any:
+            return jnp.zeros(BUCKETS, x.dtype).at[bucket].add(x)
+
+        def left(x: Any) -> Any:
+            return jnp.cumsum(of_buckets(x)[::-1])[::-1]
+
+        counts = of_buckets(table.count)
+        runs = (places - (jnp.cumsum(counts) - counts)) // RUN
+        spread = left(weight) * left(weight * variance) / jnp.maximum(RUN * runs, 1)
+        allowed = (runs >= FEWEST_RUNS) & (jnp.arange(BUCKETS) >= first)
+        best = jnp.maximum(jnp.argmin(jnp.where(allowed, spread, jnp.inf)), first)
+        return some & (bucket >= best), runs[best], bucket
+
+    def deep(state: Any) -> Any:
+        closed, _, bucket = state
+        return jnp.any(closed) & (jnp.min(jnp.where(closed, bucket, last)) == last)
+
+    def deeper(state: Any) -> Any:
+        closed, _, _ = state
+        return chosen(jnp.max(jnp.where(closed, score, -jnp.inf)), 1)
+
+    closed, runs, _ = jax.lax.while_loop(deep, deeper, chosen(finite(jnp.max(score)), 0))
+    return closed, runs
 
 
 def _slopes(table: DeviceTable, weight: Any, closed: Any) -> Any:

@@ -54,7 +54,8 @@ class Looks(NamedTuple):
     that are checked, `found` are places, `places` rows, `exact` logits and `right` their exponentials.
 
     `query` is the query in whole numbers. `numbers` are its unit, the largest logit, what weights are relative to, the
-    size from which on items are checked for sure, and how much rounding lets logits vary where steps are 1; `totals`
+    size from which on items are checked for sure, how much rounding lets logits vary where steps are 1, and the largest
+    boost; `totals`
     and `addresses` pass numbers and arrays to kernels.
     """
 
@@ -136,7 +137,7 @@ def _looks(g: Groups, scanned: int, checked: int, dtype: Any) -> Looks:
         *items,
         *np.zeros((6, blocks), dtype),
         *np.zeros((2, checks), dtype),
-        np.zeros(5, dtype),
+        np.zeros(6, dtype),
         np.zeros(len(g.means) - cells + EIGHT, np.int8),
         *np.zeros((2, cells)),
         *np.zeros((4, blocks)),

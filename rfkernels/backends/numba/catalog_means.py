@@ -251,7 +251,7 @@ def _mean_by_codes(
     out: Any,
 ) -> float:
     (checks, state, (wide, query)), runs = given, n.sizes[i, 2]
-    first, _ = look(r, g, s, n, c, k, i, wide, 0)
+    first, _, untold = look(r, g, s, n, c, k, i, (wide, query, checks), 0)
     if first < 0:
         return np.nan
     blocks, top = first + runs, float(k.numbers[2])
@@ -259,7 +259,7 @@ def _mean_by_codes(
     total = k.totals[0]
     if not 0 < total < np.inf:
         return np.nan
-    chosen = choose_checks(r, c, k, blocks, (checks, state, total))
+    chosen = choose_checks(r, c, k, blocks, (checks - untold, state, total))
     check_dots(r, k, chosen[0] + chosen[1], query)
     ends = _list_checks(c, k, x, first, chosen)
     _weigh(y, x, ends, (ends[1] - ends[0], runs))

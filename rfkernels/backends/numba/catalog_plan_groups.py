@@ -5,6 +5,7 @@ Otherwise `catalog_plans` makes them cell by cell, in a time that does not depen
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -22,29 +23,90 @@ def few_groups(r: Rules, g: Groups, budget: int) -> bool:
 
 
 @jit
-def decide(r: Rules, g: Groups, v: Guesses, s: Scratch, size: int, budget: int) -> tuple[int, float, float, int]:
+def log_mean(g: Groups, deviation: float) -> float:
+    """Return the log of the mean of exp over normal numbers."""
+    low = deviation if deviation < g.edge else g.edge
+    return low * (deviation - low / 2)
+
+
+@jit
+def decide(
+    r: Rules, g: Groups, v: Guesses, s: Scratch, size: int, budget: int, logits: Any
+) -> tuple[int, float, float, int, bool]:
     """Find from which bucket on groups are not opened; return runs, sums of weights and noises of these, and it.
 
-    Where these are no numbers, nothing is opened.
+    Where these are no numbers, nothing is opened. Last comes whether groups of the last bucket had to be told apart:
+    buckets are then those of groups from there on. Weights are relative to others if there are `logits` of cells.
     """
+    last, slot, deep = len(s.tallies) - 1, v.top.shape[1], False
+    s.score[slot + 1] = 0.0
+    _survey(r, g, v, s, size)
+    while True:
+        items = mass = noise = total = noises = 0.0
+        chosen, runs, least = -1, 0, np.inf
+        for j in range(last, 0 if deep else -1, -1):
+            own = s.tallies[j]
+            if own[0] == 0:
+                continue
+            items, mass, noise = items + own[0], mass + own[1], noise + own[2]
+            left = (budget - g.items + int(items)) // r.run
+            if left >= r.fewest_runs and mass * noise / (r.run * left) <= least:
+                chosen, runs, total, noises, least = j, left, mass, noise, mass * noise / (r.run * left)
+        if chosen < 0:
+            return budget // r.run, mass, noise, 0, False
+        if chosen < last:
+            return runs, total, noises, chosen, deep
+        deep, s.score[slot + 1] = True, 1.0
+        if len(logits) > 0:
+            _survey_below(r, g, v, s, size, logits)
+        else:
+            _lower(g, v, s, size)
+            _survey(r, g, v, s, size)
+
+
+@jit
+def _survey(r: Rules, g: Groups, v: Guesses, s: Scratch, size: int) -> None:
+    """Write weights and buckets of groups, and sums over these."""
     given = s.share.ctypes.data, s.base.ctypes.data, v.unit[size].ctypes.data, g.size.ctypes.data
     known = v.variance[size].ctypes.data, v.score[size].ctypes.data, s.score[v.top.shape[1] :].ctypes.data
     out = s.odds.ctypes.data, s.mass.ctypes.data, s.depths.ctypes.data, s.tallies.ctypes.data
     s.tallies[:] = 0.0
     call(r.survey, (g.cell.ctypes.data, len(g.start), *given, *known, *out))
-    items = mass = noise = total = noises = 0.0
-    chosen, runs, least = -1, 0, np.inf
-    for j in range(len(s.tallies) - 1, -1, -1):
-        own = s.tallies[j]
-        if own[0] == 0:
+
+
+@jit
+def _lower(g: Groups, v: Guesses, s: Scratch, size: int) -> None:
+    """Let buckets count from the largest score of the last one."""
+    last, most = len(s.tallies) - 1, -np.inf
+    for group in range(len(g.start)):
+        if s.depths[group] == last:
+            most = max(most, s.base[g.cell[group]] + v.score[size, group])
+    s.score[v.top.shape[1]] = most
+
+
+@jit
+def _survey_below(r: Rules, g: Groups, v: Guesses, s: Scratch, size: int, logits: Any) -> None:
+    """Do so for groups of the last bucket, whose weights beside those of others may be less than the least number."""
+    last, groups, highest, top = len(s.tallies) - 1, len(g.start), -np.inf, -np.inf
+    for group in range(groups):
+        s.mass[group] = 0.0
+        if s.depths[group] == last:
+            s.odds[group] = logits[g.cell[group]] + log_mean(g, v.size[size] * g.deviation[group])
+            highest = max(highest, s.base[g.cell[group]] + v.score[size, group])
+            top = max(top, s.odds[group])
+    s.tallies[:] = 0.0
+    for group in range(groups):
+        if s.depths[group] < last:
+            s.depths[group] = 0
             continue
-        items, mass, noise = items + own[0], mass + own[1], noise + own[2]
-        left = (budget - g.items + int(items)) // r.run
-        if left >= r.fewest_runs and mass * noise / (r.run * left) <= least:
-            chosen, runs, total, noises, least = j, left, mass, noise, mass * noise / (r.run * left)
-    if chosen < 0:
-        return budget // r.run, mass, noise, 0
-    return runs, total, noises, chosen
+        depth = 1 + r.per_nat * (highest - (s.base[g.cell[group]] + v.score[size, group]))
+        s.depths[group] = int(min(max(depth, 0.0), float(last)))
+        s.odds[group] = math.exp(s.odds[group] - top)
+        s.mass[group] = s.odds[group] * g.size[group]
+        own = s.tallies[s.depths[group]]
+        own[0] += g.size[group]
+        own[1] += s.mass[group]
+        own[2] += s.mass[group] * v.variance[size, group]
 
 
 @jit

@@ -194,21 +194,20 @@ def _beyond(e: Emitter, ends: Any, first: Any, cell: Any, halvings: Any, at: Any
 def _survey(e: Emitter) -> None:
     """Write of each group the weight of an item, that of all, and its bucket; and add to a row of that bucket.
 
-    Rows are of numbers of items, weights, noises, and items again, which fill a vector.
+    Rows are of numbers of items, weights, noises, and items again, which fill a vector. At `best` are the score that
+    buckets count from, and the bucket of that.
     """
     cell, count, share, base, unit, size, variance, score, best, odds, mass, bucket, tallies = e.arguments
     m, b, last = e.math, e.builder, e.math.constant(float(BUCKETS - 1))
-    highest, rows, kind = (
-        m.splat(e.load(best, e.integer(0))),
-        e.array(e.element, 4 * e.lanes),
-        ir.VectorType(e.element, 4),
-    )
+    highest, bottom = (m.splat(e.load(best, e.integer(j))) for j in range(2))
+    rows, kind = e.array(e.element, 4 * e.lanes), ir.VectorType(e.element, 4)
     with e.loop(0, count, e.lanes) as j:
         cells = [b.zext(e.load(cell, e.add(j, lane), _I32), INT) for lane in range(e.lanes)]
         weight, level = (gathered(e, x, cells) for x in (share, base))
         own, items = m.mul(weight, e.load_vector(unit, j)), e.load_vector(size, j)
         whole = m.mul(own, items)
         depth = m.mul(m.constant(float(PER_NAT)), m.sub(highest, m.add(level, e.load_vector(score, j))))
+        depth = m.add(bottom, depth)
         depth = b.fptosi(m.maximum(m.constant(0.0), m.minimum(last, depth)), m.integer)
         _store_numbers(e, depth, bucket, j)
         e.store_vector(own, odds, j)

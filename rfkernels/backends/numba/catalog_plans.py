@@ -16,6 +16,7 @@ from rfkernels.backends.numba.catalog_plan_groups import (
     decide,
     draw_groups,
     few_groups,
+    log_mean,
     open_groups,
     sum_others,
     take,
@@ -70,13 +71,6 @@ def all_cell_logits(r: Rules, g: Groups, n: Any, queries: Any) -> None:
         call(r.block_dots, (*given, *own))
     for i in range(end, len(queries)):
         cell_logits(r, g, queries[i], n.cells[i])
-
-
-@jit
-def log_mean(g: Groups, deviation: float) -> float:
-    """Return the log of the mean of exp over normal numbers."""
-    low = deviation if deviation < g.edge else g.edge
-    return low * (deviation - low / 2)
 
 
 @jit
@@ -142,7 +136,8 @@ def _rest(g: Groups, v: Guesses, s: Scratch, size: int, touched: int) -> None:
 def _decide(r: Rules, g: Groups, v: Guesses, s: Scratch, size: int, budget: int) -> tuple[int, float, float, int]:
     """Find how many groups of each cell are opened; return runs, the sums of the weights and noises of others.
 
-    The last number is how many cells are listed as touched: in others no group is opened.
+    The last number is how many cells are listed as touched: in others no group is opened. It is −1 where all groups but
+    those of the last bucket are.
     """
     listed, last = _candidates(r, g, v, s, size, budget)
     taken = touched = 0
@@ -165,10 +160,14 @@ def _decide(r: Rules, g: Groups, v: Guesses, s: Scratch, size: int, budget: int)
     chosen, runs, total, noises = 0, budget // r.run, mass, noise
     for j in range(last, -1, -1):
         if j < last:
+            if s.sizes[j] == 0:
+                continue
             mass, noise, taken = mass + s.sums[0, j], noise + s.sums[1, j], taken - s.sizes[j]
         left = (budget - taken) // r.run
         if mass * noise / (r.run * left) <= least:
             chosen, runs, total, noises, least = j, left, mass, noise, mass * noise / (r.run * left)
+    if chosen == len(s.first) - 1:
+        return runs, total, noises, -1
     for i in range(listed):
         if s.depths[i] >= chosen:
             s.taken[g.cell[s.candidates[i]]] -= 1
@@ -280,19 +279,20 @@ def _choose(
     budget: int,
     state: Any,
 ) -> None:
-    runs, total, noise, touched, closely = 0, 0.0, 0.0, 0, False
+    runs, total, noise, touched, closely, deep = 0, 0.0, 0.0, 0, False, False
     top = shares(r, v, s, size, n.cells[i])
     for c in range(len(g.held)):
         s.taken[c] = g.first[c + 1] - g.first[c] if budget >= g.items else 0
     if budget < g.items:
         closely = few_groups(r, g, budget)
-        if closely:
-            runs, total, noise, touched = decide(r, g, v, s, size, budget)
-        else:
+        if not closely:
             runs, total, noise, touched = _decide(r, g, v, s, size, budget)
+            closely = touched < 0
+        if closely:
+            runs, total, noise, touched, deep = decide(r, g, v, s, size, budget, n.cells[i])
     listed = closely
     items, opened = open_groups(r, g, s, n, i, touched) if listed else _open(r, g, v, s, n, i, size)
-    if runs > 0 and total < TINY:
+    if runs > 0 and (total < TINY or deep):
         closely = True
         top, total, noise = _renew(g, v, s, size, n.cells[i])
     if note(r, n, i, (items, opened, runs), (top, total, noise)):

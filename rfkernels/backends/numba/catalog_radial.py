@@ -27,7 +27,7 @@ from rfkernels.backends.numba.compiling import call, entry, jit
 from rfkernels.backends.numba.jit import machine
 from rfkernels.backends.numba.records import Held, view, view_like
 from rfkernels.catalog.profiles import sensitivity
-from rfkernels.catalog.radial import TEMPERED, Points, ended, one_radial_sum, reach_of, spent_on
+from rfkernels.catalog.radial import CANCELLED, TEMPERED, Points, ended, one_radial_sum, reach_of, spent_on
 from rfkernels.catalog.radial import exact_radial_sums as specified_exact
 from rfkernels.catalog.radial import radial_sums as specified
 from rfkernels.catalog.records import Estimate, Table
@@ -72,7 +72,7 @@ def _choose(
         return False
     runs, total, noise, chosen = 0, 0.0, 0.0, 1
     if budget < g.items:
-        runs, total, noise, chosen = decide(r, g, v, s, 0, budget)
+        runs, total, noise, chosen, _ = decide(r, g, v, s, 0, budget, n.cells[i, :0])
     else:
         s.depths[:] = 0
     items, opened = open_groups(r, g, s, n, i, chosen)
@@ -192,11 +192,14 @@ def _by_codes(
             continue
         k.numbers[4] = 1 + TEMPERED  # deviations are those of each query
         known = g.cell.ctypes.data, k.anchored.ctypes.data, d.owner.ctypes.data, a.slopes.ctypes.data
-        begin, items = look_at((scan, a.known.ctypes.data, 0), g, s, n, c, k, 0, known, 0)
+        read = scan, a.known.ctypes.data, 0
+        begin, items, _ = look_at(read, r, g, s, n, c, k, 0, known, 0, (points[i], 0))
         if begin >= 0:
             given = begin, checks, state_of_checks(n, 0, seed, number), items
             sum_up_codes(r, s, n, c, k, 0, given, points[i], out[i])
             out[i, 2] += len(c.moved)
+            if not out[i, 1] < CANCELLED:
+                out[i, 0] = out[i, 1] = np.nan
         lost += int(np.isnan(out[i, 0]))
     return lost
 

@@ -14,7 +14,8 @@ from rfkernels.backends.numba.catalog_guesses import Guesses, prepared, sizes
 from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER
 from rfkernels.backends.numba.catalog_layout import Rules, Scratch, at, kept, plain, rules, scratch
 from rfkernels.backends.numba.catalog_looks import Codes, codes
-from rfkernels.backends.numba.catalog_plans import TINY, cell_logits, log_mean, shares
+from rfkernels.backends.numba.catalog_plan_groups import log_mean
+from rfkernels.backends.numba.catalog_plans import TINY, cell_logits, shares
 from rfkernels.backends.numba.catalog_search import Finders, Finds, finders, finds, open_groups, read_codes
 from rfkernels.backends.numba.compiling import call, entry, jit
 from rfkernels.backends.numba.records import Elements, FloatRows, Floats, Held, Ints, Longs, view, view_like

@@ -55,7 +55,7 @@ def scan_kernels(machine: Machine, bits: int, dim: int, added: int) -> Code:
     For each of some blocks, as many as make whole vectors: logits = base + step numbers[0] (Σ code · query − shift) of
     the rows in its mask, −inf of others; weights = exp(logits − numbers[2]); boosts, of the widest step and numbers[4];
     and with these in float64: the sum of what its items are checked in proportion to, and that of weights less the
-    control variate. numbers[1] gets the largest logit.
+    control variate. numbers[1] gets the largest logit, and numbers[5] the largest boost.
 
     ``scan_each`` does so with another query for each block, tempered, without control variates, and adds what codes say
     of squares: `query` are the addresses of the queries, and of the unit, the shift, and the deviation at step 1 of
@@ -110,6 +110,7 @@ class _Scan:
         e = self.e
         codes, blocks, masks, bases, count, query, shift, numbers, logits, *others = e.arguments
         place, steps = (codes, blocks, masks, bases), e.array(e.math.vector, e.lanes)
+        boosted = e.variable(e.math.constant(0.0))
         known, most = None if self.each else self._given(query, shift, numbers), e.variable(self._nothing())
         with e.loop(0, count, e.lanes) as first:
             with e.loop(0, e.lanes) as i:
@@ -119,8 +120,9 @@ class _Scan:
                 if self.each and not self.looked_up:
                     wide = e.math.mul(wide, e.math.splat(given[4]))
                 e.store_vector(wide, steps, e.mul(i, e.lanes))
-            self._weigh(first, numbers, steps, logits, *others)
+            boosted.set(e.math.maximum(boosted.get(), self._weigh(first, numbers, steps, logits, *others)))
         e.store(self._largest(most.get()), numbers, e.integer(1))
+        e.store(e.math.reduce_max(boosted.get()), numbers, e.integer(5))
         e.finish()
 
     def emit_levels(self) -> None:
@@ -215,8 +217,8 @@ class _Scan:
             wide = b.select(b.fcmp_ordered(">", one, two), one, two)
         return wide if wide.type == e.math.vector else b.fpext(wide, e.math.vector)
 
-    def _weigh(self, first: Any, numbers: Any, steps: Any, logits: Any, weights: Any, *others: Any) -> None:
-        """Store weights of as many blocks as a vector has lanes, and sums."""
+    def _weigh(self, first: Any, numbers: Any, steps: Any, logits: Any, weights: Any, *others: Any) -> Any:
+        """Store weights of as many blocks as a vector has lanes, and sums; return boosts."""
         boosts, factors, slopes, centres, sizes, *sums = others
         e, m, zero, nothing = self.e, self.e.math, self.e.math.constant(0.0), self.e.math.constant(float("-inf"))
         top, spread = (m.splat(e.load(numbers, e.integer(j))) for j in (2, 4))
@@ -239,6 +241,7 @@ class _Scan:
         part = m.mul(factor, m.sub(plain, m.mul(slope, m.sub(straight, m.mul(size, centre)))))
         for x, out in zip((total, part), sums, strict=True):
             self._store_wide(x, out, first)
+        return boost
 
     def _store_wide(self, x: Any, out: Any, index: Any) -> None:
         """Store numbers of float64."""

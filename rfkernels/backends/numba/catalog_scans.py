@@ -17,11 +17,14 @@ from rfkernels.backends.numba.catalog_sums import trusted
 from rfkernels.backends.numba.compiling import call, entry, jit, up
 from rfkernels.backends.numba.records import view, view_like
 from rfkernels.catalog.codes import BLOCK, LARGEST, MIDDLE, TOGETHER
-from rfkernels.catalog.scans import NOTHING, RESOLVED, ROUNDS, SMALLEST
+from rfkernels.catalog.scans import MOST, NOTHING, RESOLVED, ROUNDS, SMALLEST
 from rfkernels.catalog.trust import WIDER
 
 _BELOW, _ABOVE = 40.0, 10.0
 """How far from the guess the largest logit may lie: sums of weights relative to it then fit single precision."""
+
+_UNTOLD = math.exp(MOST) * (1 - 2.0**-16)
+"""What boosts are where codes tell nothing."""
 
 Scan = tuple[int, int, int]
 """Addresses of a kernel that reads codes, and of what it knows of queries, and a number."""
@@ -219,37 +222,78 @@ def sum_up(
 
 
 @jit
+def _tell(r: Rules, k: Looks, blocks: int, most: int, query: Any) -> int:
+    """Take items of blocks that codes tell nothing of; return how many, or −1 for more than `most`."""
+    many = 0
+    for m in range(blocks):
+        for lane in range(BLOCK if k.boosts[m] >= _UNTOLD else 0):
+            if k.masks[m] >> lane & 1:
+                if many == most:
+                    return -1
+                k.found[many], many = BLOCK * m + lane, many + 1
+    check_dots(r, k, many, query)
+    j = 0
+    while j < many:
+        m, plain, linear, count = k.found[j] // BLOCK, 0.0, 0.0, 0
+        while j < many and k.found[j] // BLOCK == m:
+            k.logits[k.found[j]], k.weights[k.found[j]] = k.exact[j], k.right[j]
+            plain, linear, count, j = plain + k.right[j], linear + k.exact[j] - k.centres[m], count + 1, j + 1
+        k.boosts[m] = 1.0
+        k.sums[m] = k.factors[m] * (plain + k.slopes[m] * count)
+        k.parts[m] = k.factors[m] * (plain - k.slopes[m] * linear)
+    largest = -np.inf
+    for j in range(BLOCK * blocks):
+        largest = max(largest, float(k.logits[j]))
+    k.numbers[1] = largest
+    return many
+
+
+@jit
 def look(
-    r: Rules, g: Groups, s: Scratch, n: Lists, c: Codes, k: Looks, i: int, query: Any, steady: int
-) -> tuple[int, int]:
-    """Read the codes of what a query takes; return as `look_at` does."""
-    shift, k.numbers[4] = rounded(c, k, query)
-    anchored(g, c, k, n.cells[i], query)
+    r: Rules, g: Groups, s: Scratch, n: Lists, c: Codes, k: Looks, i: int, given: tuple[Any, Any, int], steady: int
+) -> tuple[int, int, int]:
+    """Read the codes of what a query takes; return as `look_at` does. Given are two forms of it, and checks."""
+    wide, query, checks = given
+    shift, k.numbers[4] = rounded(c, k, wide)
+    anchored(g, c, k, n.cells[i], wide)
     known = g.cell.ctypes.data, k.anchored.ctypes.data, n.cells[i].ctypes.data, k.steepness.ctypes.data
-    return look_at((c.scan, k.query.ctypes.data, shift), g, s, n, c, k, i, known, steady)
+    return look_at((c.scan, k.query.ctypes.data, shift), r, g, s, n, c, k, i, known, steady, (query, checks // 2))
 
 
 @jit
 def look_at(
-    scan: Scan, g: Groups, s: Scratch, n: Lists, c: Codes, k: Looks, i: int, known: Sources, steady: int
-) -> tuple[int, int]:
-    """Read codes; return where runs begin, −1 where a logit is no number, and how many items there are.
+    scan: Scan,
+    r: Rules,
+    g: Groups,
+    s: Scratch,
+    n: Lists,
+    c: Codes,
+    k: Looks,
+    i: int,
+    known: Sources,
+    steady: int,
+    untold: tuple[Any, int],
+) -> tuple[int, int, int]:
+    """Read codes; return where runs begin, −1 where a logit is no number, how many items there are and are not told.
 
-    Weights are relative to what is guessed of the largest or, far from it, to what it is.
+    Weights are relative to what is guessed of the largest or, far from it, to what it is. For what is not told there is
+    the query, and how many items may be.
     """
     guessed, runs = n.measures[i, 0], n.sizes[i, 2]
-    top = guessed
+    top, many, (query, most) = guessed, 0, untold
     while True:
         k.numbers[2] = top
         _steepness(g, n, k, i, math.exp(guessed - top) if steady else 0.0)
         first, items = list_blocks(g, s, c, k, n, i, known)
         _read(scan, c, k, first + runs)
+        if k.numbers[5] >= _UNTOLD:
+            many = _tell(r, k, first + runs, most, query)
         largest = float(k.numbers[1])
-        if not -np.inf < largest < np.inf:
-            return -1, 0
+        if many < 0 or not -np.inf < largest < np.inf:
+            return -1, 0, 0
         wanted = max(largest, guessed) if steady else largest
         if wanted == top or -_BELOW < largest - top < _ABOVE:
-            return first, items
+            return first, items, many
         top = wanted
 
 
@@ -261,10 +305,11 @@ def _estimate(
     checks, state, (wide, query) = given
     steady, out[0], out[1] = n.sizes[i, 3], np.nan, np.nan
     while True:
-        first, items = look(r, g, s, n, c, k, i, wide, steady)
+        first, items, untold = look(r, g, s, n, c, k, i, (wide, query, checks), steady)
         if first < 0:
             return
-        sum_up(r, s, n, c, k, i, (first, checks, state, items), query, out)
+        sum_up(r, s, n, c, k, i, (first, checks - untold, state, items), query, out)
+        out[2] += untold
         if not steady or out[0] < np.inf:  # only where the error is larger than the sum itself
             return
         steady = 0
