@@ -20,9 +20,6 @@ WIDER = (
 + these over n, n² and n³ (Abramowitz and Stegun, Handbook of mathematical functions, 26.7.5).
 """
 
-LOST = 2.0**-130
-"""What draws are as good as nothing below, relative to their sum: single precision does not tell them apart."""
-
 FEW = 4.0
 """With as many differences of draws as this, in effect, a larger variance that was predicted counts for half."""
 
@@ -54,8 +51,7 @@ def variances(parts: Any, log: float, chosen: Plan) -> tuple[float, float]:
     square = (pairs[:, 0] - pairs[:, 1]) ** 2
     largest = square.max(initial=0)
     relative = square / largest if largest > 0 else np.full(len(pairs), float(parts.any()))
-    lost = np.sqrt(square.sum()) <= LOST and abs(parts.sum()) <= LOST
-    effective = 0.0 if lost else relative.sum() ** 2 / max((relative**2).sum(), 1)
+    effective = relative.sum() ** 2 / max((relative**2).sum(), 1)
     with np.errstate(over="ignore"):
         predicted = np.exp(2 * (chosen.log_error - log))
     seen = square.sum() * len(parts) / pairs.size

@@ -14,7 +14,6 @@ from rfkernels.backends.numba.catalog_taken import list_rows
 from rfkernels.backends.numba.compiling import call, entry, jit
 from rfkernels.backends.numba.records import view, view_like
 from rfkernels.catalog.plan import RUN
-from rfkernels.catalog.trust import LOST
 
 _TOGETHER = 4
 """Queries from which on they take runs group by group."""
@@ -119,7 +118,7 @@ def trusted(r: Rules, s: Scratch, runs: int, z: float, predicted: float) -> floa
     seen, effective = (math.sqrt(square * runs / (2 * pairs)) / z) ** 2, float(pairs)
     if square > 0:  # with fourth powers that are no numbers, one leaves nothing of others
         effective = square**2 / fourth if 0 < fourth < np.inf else 1.0
-    if math.sqrt(square) <= LOST * z and abs(s.numbers[2]) <= LOST * z:
+    elif s.numbers[2] == 0:
         effective = 0.0
     share = r.few**2 / (effective**2 + r.few**2)
     return math.sqrt(seen + share * (predicted - seen)) if predicted > seen else math.sqrt(seen)

@@ -1,0 +1,120 @@
+"""Items far out: guesses of what few of them weigh are often far too large, and sums lie in what is below."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from both_plans import assert_as_specified
+from scipy.special import logsumexp
+from test_catalog_numba import BUDGET, queries, table
+
+from rfkernels.catalog import Catalog, codes, plan, scans
+from rfkernels.catalog.records import Estimate
+
+ITEMS, DIM, FAR = 6000, 8, 25
+FACTORS = 8.0, 1000.0
+DOTS = 1000
+
+
+def asked() -> Any:
+    return (0.7 * np.random.default_rng(1).normal(size=(120, DIM))).astype(np.float32)
+
+
+@cache
+def catalog(factor: float, updated: bool = False) -> tuple[Catalog, Any]:
+    """A catalog with a few items that lie so many times farther out, from the first or since; and log Z."""
+    y = np.random.default_rng(0).normal(size=(ITEMS, DIM)).astype(np.float32)
+    far = y.copy()
+    far[:FAR] *= np.float32(factor)
+    made = Catalog(y if updated else far)
+    if updated:
+        made.update(np.arange(FAR), far[:FAR])
+    return made, logsumexp(asked().astype(np.float64) @ far.T.astype(np.float64), axis=1)
+
+
+def share_held(found: Estimate, exact: Any) -> float:
+    """Return the share of 95 % intervals that hold, but for the rounding of large logits to single precision."""
+    off = np.abs(np.expm1(np.minimum(found.log_normalizer - exact, 50)))
+    return float((off <= 1.96 * found.standard_error + 2e-6 * np.maximum(np.abs(exact), 1)).mean())
+
+
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+@pytest.mark.parametrize("updated", [False, True])
+@pytest.mark.parametrize("factor", FACTORS)
+def test_sums_are_found_below_outliers(factor: float, updated: bool, backend: str) -> None:
+    made, exact = catalog(factor, updated)
+    found = made.log_normalizer(asked(), budget=DOTS, full=True, backend=backend)
+    off = np.abs(found.log_normalizer - exact)
+    assert (off > 0.5).sum() <= 1
+    assert share_held(found, exact) > 0.97
+    assert (found.dots <= DOTS).all()
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_backends_agree(factor: float) -> None:
+    made, _ = catalog(factor)
+    one, two = (made.log_normalizer(asked(), budget=DOTS, full=True, backend=x) for x in ("numba", "numpy"))
+    close = np.isclose(one.log_normalizer, two.log_normalizer, rtol=2e-6, atol=1e-4)
+    assert close.mean() > 0.95  # of others, logits of cells are rounded such that other groups are opened
+
+
+def test_means_are_found_below_outliers() -> None:
+    made, exact = catalog(1000.0)
+    far = made.items(np.arange(ITEMS)).astype(np.float64)
+    mean = np.exp(asked() @ far.T - exact[:, None]) @ np.sin(far)
+    found = made.expectation(asked(), np.sin(far), budget=DOTS, full=True)
+    off = np.abs(found.mean - mean)
+    assert (off <= 1.96 * found.standard_error + 1e-5).mean() > 0.97
+
+
+@pytest.mark.parametrize("factor", [3.0, 300.0, 1e4, 1e100])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_groups_far_below_the_largest_are_told_apart_as_specified(factor: float, seed: int) -> None:
+    """Of scattered spreads, so that scores are: some groups lie many windows of buckets below others."""
+    t = table()
+    spread = t.spread * np.exp(np.random.default_rng(seed).normal(size=len(t.spread)))
+    t = t._replace(spread=np.where(np.arange(len(spread)) % 17 == 0, 30 * spread, spread))
+    guessed = plan.guess(t, queries(scale=factor))
+    score = 2 * guessed.log_mean + np.log(guessed.variance)
+    assert (np.ptp(score, axis=1) > 3 * plan.BUCKETS / plan.PER_NAT).any()
+    found = assert_as_specified(t, queries(scale=factor), BUDGET, seed)
+    assert np.isfinite(found.log_normalizer).all()
+
+
+def test_groups_are_opened_in_the_order_of_their_scores() -> None:
+    """However far apart these are, as many as the budget allows: what is left is less than what is opened."""
+    t, q = table(), queries(scale=1e4)[-1]
+    guessed = plan.guess(t, q)
+    chosen = plan.plan(t, guessed, BUDGET)
+    score = 2 * guessed.log_mean + np.log(guessed.variance)
+    assert score[chosen.opened].min() > score[chosen.far].max()
+    opened = t.count[chosen.opened].sum()
+    largest = t.count[chosen.far[score[chosen.far].argmax()]]
+    assert opened + largest + plan.RUN * plan.FEWEST_RUNS > BUDGET - sum(t.means.shape)
+
+
+def test_items_that_codes_tell_nothing_of_are_taken() -> None:
+    """Far items are coded in large steps: what these say may be off by hundreds."""
+    made, exact = catalog(1000.0)
+    t, q = made.table, asked()
+    given = [codes.rounded(x, t.scales) for x in q.astype(np.float64)]
+    far = np.flatnonzero((t.ids >= 0) & (t.ids < FAR))
+    off = max(codes.variances(t, far, x).max() for x in given)
+    assert off > 10 * scans.MOST
+    found = made.log_normalizer(q, budget=3000, full=True)
+    np.testing.assert_allclose(found.log_normalizer, exact, rtol=1e-5)
+
+
+def test_too_many_such_items_are_left_to_rows() -> None:
+    """Where codes of nearly all items tell nothing, the budget does not suffice to take them beside others."""
+    y = np.random.default_rng(2).normal(size=(3000, DIM)).astype(np.float32)
+    y[: len(y) // 3] *= 3000
+    made, q = Catalog(y), asked()[:40]
+    exact = logsumexp(q.astype(np.float64) @ y.T.astype(np.float64), axis=1)
+    for backend in ("numba", "numpy"):
+        found = made.log_normalizer(q, budget=1200, full=True, backend=backend)
+        assert (found.dots <= 1200).all()
+        assert share_held(found, exact) > 0.9
