@@ -9,6 +9,7 @@ import numpy as np
 from rfkernels.catalog.cells import (
     MOST,
     PER_CELL,
+    SHELLS,
     check_found,
     check_ids,
     check_items,
@@ -28,6 +29,16 @@ from rfkernels.catalog.tables import FAR, table, typical_spread
 
 OUT = 16.0
 """How many times as far from all centres as half of the items are items lie in no cell with others."""
+
+LOOSE, SPREAD = 1.6, 4.2
+"""How many times as far from the centre, squared, as half of the outermost group of a cell are items lie elsewhere.
+
+Sums in which an item counts that lies so are missed: what is guessed of its group is what the others are. In few
+dimensions distances vary more: it is one and SPREAD over the root of the dimension there.
+"""
+
+RARE, JOINED = 256, 48
+"""One item of so many, at most, lies elsewhere for that; and how many of these there are to a cell."""
 
 FEW = 8
 """One cell more for so many of them, at most, is found for items that lie far from all."""
@@ -50,7 +61,8 @@ def build(
         Distinct, from 0 to 2³¹ − 2; by default 0 to n − 1. Four bytes are kept for every number up to the largest.
     cells : int, optional
         From 1 to n; about 0.63 √n by default. Cells that no item joins are left out. Items that lie 16 times as far
-        from all centres as half of the items do get cells of their own, an eighth more at most, and at least one.
+        from all centres as half of the items do get cells of their own, an eighth more at most, and at least one; and
+        so do some that lie far beyond most of the outermost group of their cell, one of 256 items at most.
     rng : int, numpy.random.SeedSequence or numpy.random.Generator, default 0
     rows : array, shape (room, dim), optional
         Where items are copied to, with room for at least n: an array that may be written to, such as a mapped file.
@@ -108,8 +120,10 @@ def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any,
     centres = _centres(items, chosen, sample, int(wanted), rng, metric)
     label, square = _assign(items, chosen, n, centres, metric)
     beyond = OUT**2 * _median(square[places])
-    if beyond and (square > beyond).any():
-        centres = _join_far(items, chosen, centres, (label, square), np.flatnonzero(square > beyond), rng, metric)
+    far = np.flatnonzero(square > beyond) if beyond else np.arange(0)
+    centres = _join_far(items, chosen, centres, (label, square), far, len(far), rng, metric)
+    loose = _loose(label, square, len(centres), rows.shape[1])
+    centres = _join_far(items, chosen, centres, (label, square), loose, len(loose) // JOINED, rng, metric)
     used = np.bincount(label, minlength=len(centres)) > 0
     if n:
         centres, label = centres[used], (np.cumsum(used, dtype=np.int32) - 1)[label]
@@ -169,20 +183,43 @@ def _assign(items: Any, chosen: Any, n: int, centres: Any, metric: Any) -> tuple
 
 
 def _join_far(
-    items: Any, chosen: Any, centres: Any, found: tuple[Any, Any], far: Any, rng: np.random.Generator, metric: Any
+    items: Any,
+    chosen: Any,
+    centres: Any,
+    found: tuple[Any, Any],
+    far: Any,
+    most: int,
+    rng: np.random.Generator,
+    metric: Any,
 ) -> Any:
-    """Give items that lie far from all centres cells of their own, nearest or not; return the centres of all.
+    """Give items that lie far from others cells of their own, so many at most; return the centres of all.
 
     The mean of a cell is moved by one item of ten thousand that lies ten thousand times farther out, away from others.
     """
+    if not len(far):
+        return centres
     label, square = found
     place, dtype = far if chosen is None else chosen[far], centres.dtype
-    cells = min(len(far), max(1, len(centres) // FEW))
+    cells = max(1, min(most, len(centres) // FEW))
     few = np.sort(rng.choice(len(far), min(len(far), PER_CELL * cells), replace=False, shuffle=False))
     own = _means(_read(items, place, few, dtype), cells, rng, metric)
     joined, square[far] = _assign(items, place, len(far), own, metric)
     label[far] = len(centres) + joined
     return np.concatenate([centres, own])
+
+
+def _loose(label: Any, square: Any, cells: int, dim: int) -> Any:
+    """Return items that lie far beyond most of the outermost group of their cell, the farthest of these if many do."""
+    order, limit = np.argsort(label, kind="stable"), max(LOOSE, 1 + SPREAD / dim**0.5)
+    found, farther = [np.arange(0)], [np.empty(0)]
+    for mine in np.split(order, np.cumsum(np.bincount(label, minlength=cells))[:-1]):
+        outermost = mine[np.argpartition(-square[mine], SHELLS[0])[: SHELLS[0]]] if len(mine) > SHELLS[0] else mine[:0]
+        half = _median(square[outermost])
+        own = square[outermost] / half if half else np.zeros(len(outermost))
+        found.append(outermost[own > limit])
+        farther.append(own[own > limit])
+    places, most = np.concatenate(found), len(label) // RARE
+    return np.sort(places[np.argsort(-np.concatenate(farther), kind="stable")[:most]])
 
 
 def _shells(label: Any, square: Any, cells: int, rng: np.random.Generator) -> tuple[Any, dict[str, Any]]:

@@ -22,6 +22,10 @@ def few_groups(r: Rules, g: Groups, budget: int) -> bool:
     return len(g.start) <= r.groups_a_run * (budget // r.run)
 
 
+_NEAR = 300.0
+"""Up to so much below the largest score, products of two weights are numbers that are far above the least."""
+
+
 @jit
 def log_mean(g: Groups, deviation: float) -> float:
     """Return the log of the mean of exp over normal numbers."""
@@ -35,10 +39,11 @@ def decide(
 ) -> tuple[int, float, float, int, bool]:
     """Find from which bucket on groups are not opened; return runs, sums of weights and noises of these, and it.
 
-    Where these are no numbers, nothing is opened. Last comes whether groups of the last bucket had to be told apart:
-    buckets are then those of groups from there on. Weights are relative to others if there are `logits` of cells.
+    Where these are no numbers, nothing is opened. Groups of the last bucket may have to be told apart: buckets are then
+    those of groups from there on. Last comes whether these lie so far below that weights have become relative to
+    others, for which there have to be `logits` of cells.
     """
-    last, slot, deep = len(s.tallies) - 1, v.top.shape[1], False
+    last, slot, deep, lost, highest = len(s.tallies) - 1, v.top.shape[1], False, False, s.score[v.top.shape[1]]
     s.score[slot + 1] = 0.0
     _survey(r, g, v, s, size)
     while True:
@@ -55,12 +60,12 @@ def decide(
         if chosen < 0:
             return budget // r.run, mass, noise, 0, False
         if chosen < last:
-            return runs, total, noises, chosen, deep
-        deep, s.score[slot + 1] = True, 1.0
-        if len(logits) > 0:
+            return runs, total, noises, chosen, lost
+        s.score[slot], s.score[slot + 1], deep = _below(g, v, s, size), 1.0, True
+        lost = len(logits) > 0 and highest - s.score[slot] > _NEAR
+        if lost:
             _survey_below(r, g, v, s, size, logits)
         else:
-            _lower(g, v, s, size)
             _survey(r, g, v, s, size)
 
 
@@ -75,24 +80,23 @@ def _survey(r: Rules, g: Groups, v: Guesses, s: Scratch, size: int) -> None:
 
 
 @jit
-def _lower(g: Groups, v: Guesses, s: Scratch, size: int) -> None:
-    """Let buckets count from the largest score of the last one."""
+def _below(g: Groups, v: Guesses, s: Scratch, size: int) -> float:
+    """Return the largest score of the last bucket."""
     last, most = len(s.tallies) - 1, -np.inf
     for group in range(len(g.start)):
         if s.depths[group] == last:
             most = max(most, s.base[g.cell[group]] + v.score[size, group])
-    s.score[v.top.shape[1]] = most
+    return most
 
 
 @jit
 def _survey_below(r: Rules, g: Groups, v: Guesses, s: Scratch, size: int, logits: Any) -> None:
     """Do so for groups of the last bucket, whose weights beside those of others may be less than the least number."""
-    last, groups, highest, top = len(s.tallies) - 1, len(g.start), -np.inf, -np.inf
+    last, groups, highest, top = len(s.tallies) - 1, len(g.start), s.score[v.top.shape[1]], -np.inf
     for group in range(groups):
         s.mass[group] = 0.0
         if s.depths[group] == last:
             s.odds[group] = logits[g.cell[group]] + log_mean(g, v.size[size] * g.deviation[group])
-            highest = max(highest, s.base[g.cell[group]] + v.score[size, group])
             top = max(top, s.odds[group])
     s.tallies[:] = 0.0
     for group in range(groups):
