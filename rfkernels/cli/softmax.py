@@ -13,6 +13,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import rfkernels as rfk
+from rfkernels.catalog.arguments import check_kernel
 from rfkernels.cli.attend import Inputs, _usable
 from rfkernels.cli.checking import Checked, Items, check_rows
 from rfkernels.cli.columns import Columns, check_columns_target, listed, write_columns
@@ -115,9 +116,19 @@ def _checked(settings: Settings, bandwidth: float | None) -> Settings:
             raise BadInput(f"--{option} must be a positive finite number, got {given}")
     if bandwidth is not None and (settings.kernel != "gaussian" or settings.scale != 1):
         raise BadInput("--bandwidth is for --kernel gaussian, in place of --scale")
+    _check_kernel(settings.kernel)
     if settings.top is not None and settings.kernel != SOFTMAX:
         raise BadInput(f"--top is for --kernel {SOFTMAX}, got --kernel {settings.kernel}")
     return settings if bandwidth is None else settings._replace(scale=bandwidth**-2)
+
+
+def _check_kernel(name: str) -> None:
+    """Require a kernel whose sums have a log."""
+    kernels = {known: rfk.lookup(known).kernel for known in rfk.names()}
+    names = [SOFTMAX, *(known for known, kernel in kernels.items() if kernel is not None and kernel.sign is None)]
+    if name not in names:
+        expected = f"{SOFTMAX} or a map with a kernel that is not negative, one of {', '.join(names)}"
+        raise BadInput(f"--kernel must be {expected}; got {name!r}")
 
 
 def _watched(inputs: Inputs, settings: Settings) -> Results:
@@ -164,10 +175,7 @@ def _asked(queries: Any, settings: Settings) -> Any:
 
 
 def _kernel(settings: Settings) -> rfk.Kernel:
-    """Return the kernel; a map without one was refused."""
-    kernel = rfk.lookup("positive" if settings.kernel == SOFTMAX else settings.kernel).kernel
-    assert kernel is not None
-    return kernel
+    return check_kernel("positive" if settings.kernel == SOFTMAX else settings.kernel)
 
 
 def _catalog(inputs: Inputs, settings: Settings) -> rfk.Catalog:
