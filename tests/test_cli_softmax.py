@@ -66,6 +66,14 @@ def test_a_budget_of_all_items_gives_exact_sums(arrays: Any, tmp_path: Path) -> 
     assert set(found["standard_error"]) == {0.0}
 
 
+@pytest.mark.parametrize("scale", [0.7, 1e5])
+def test_queries_of_half_precision_are_scaled_in_that_of_the_items(scale: float, arrays: Any, tmp_path: Path) -> None:
+    queries = arrays[1].astype(np.float16)
+    np.save(tmp_path / "queries.npy", queries)
+    found = printed(tmp_path, *ALL, "--scale", scale)["columns"]["log_normalizer"]
+    np.testing.assert_allclose(found, logsumexp(scale * logits(arrays[0], queries), axis=1), rtol=1e-6)
+
+
 @pytest.mark.parametrize("width", [("--bandwidth", 2.5), ("--scale", 0.16)])
 def test_gaussian_sums(width: tuple[str, float], arrays: Any, tmp_path: Path) -> None:
     items, queries = (x.astype(float) for x in arrays)
@@ -110,12 +118,15 @@ def test_what_it_returns_is_the_library_s(arrays: Any, tmp_path: Path) -> None:
     assert 0 < max(found["columns"]["dots"]) <= 600
 
 
-def test_a_query_that_is_not_finite_is_named_by_its_row(arrays: Any, tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("batch", [7, 1024])
+def test_a_query_that_is_not_finite_is_named_by_its_row(
+    batch: int, arrays: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(softmax, "_ASKED", 9)  # every fifth of them
     queries = arrays[1].copy()
     queries[10, 2] = np.nan
     np.save(tmp_path / "queries.npy", queries)
-    result = invoke(tmp_path)
+    result = invoke(tmp_path, "--batch", batch)
     assert result.exit_code == 2
     assert "queries[10, 2] is nan" in " ".join(result.stderr.split())
 
@@ -333,6 +344,7 @@ def test_it_says_when_intervals_do_not_hold(arrays: Any, tmp_path: Path, monkeyp
         (("--budget", "0"), "'--budget'"),
         (("--error", "0"), "error must be a number between 0 and 1"),
         (("--top", "0"), "'--top'"),
+        (("--scale", "1e39"), "--scale must keep queries finite in the items' dtype, float32, got 1e+39"),
         (("--scale", "nan"), "--scale must be a positive finite number, got nan"),
         (("--error", "nan"), "error must be a number between 0 and 1, got nan"),
         (("--kernel", "gaussian", "--bandwidth", "inf"), "--bandwidth must be a positive finite number, got inf"),

@@ -13,6 +13,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import rfkernels as rfk
+from rfkernels._checks import check_array, require_finite
 from rfkernels.catalog.arguments import check_kernel
 from rfkernels.cli.attend import Inputs, _usable
 from rfkernels.cli.checking import Checked, Items, check_rows
@@ -148,6 +149,8 @@ def _results(inputs: Inputs, settings: Settings, advance: Advance) -> Results:
     start, queries = time.perf_counter(), inputs.arrays["queries"]
     if queries.ndim != 2:
         raise ValueError(f"queries must have shape (queries, dim), got {queries.shape}")
+    check_array("queries", queries, 2)
+    require_finite("queries", queries)
     catalog = _catalog(inputs, settings)
     grouped = time.perf_counter()
     parts = []
@@ -194,12 +197,23 @@ def _batch(catalog: rfk.Catalog, queries: Any, settings: Settings, seed: int) ->
     if settings.kernel != SOFTMAX:
         found = catalog.kernel_sum(queries, settings.kernel, scale=settings.scale, **how)
         return dict(found._asdict())
-    queries = queries if settings.scale == 1 else queries * queries.dtype.type(settings.scale)
+    queries = _scaled(queries, settings.scale, catalog.table.rows.dtype)
     columns = dict(catalog.log_normalizer(queries, **how)._asdict())
     if settings.top is not None:
         ids, logits = catalog.top(queries, settings.top, budget=settings.budget)
         columns |= {"top": ids, "probability": np.exp(logits - columns["log_normalizer"][:, None])}
     return columns
+
+
+def _scaled(queries: Any, scale: float, dtype: Any) -> Any:
+    """Return queries times the scale, in the dtype of the items."""
+    if scale == 1:
+        return queries
+    with np.errstate(over="ignore"):
+        scaled = (queries.astype(np.float64) * scale).astype(dtype)
+    if not np.isfinite(scaled).all():
+        raise ValueError(f"--scale must keep queries finite in the items' dtype, {dtype}, got {scale}")
+    return scaled
 
 
 def _summary(inputs: Inputs, settings: Settings, out: Path | None, results: Results) -> dict[str, Any]:
