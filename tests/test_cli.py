@@ -263,7 +263,7 @@ BROKEN = {
     "sampler": Broken(KEYS, ("--sampler", "sobel"), "unknown sampler 'sobel'; known are: antithetic"),
     "odd": Broken(KEYS, ("--map", "hyperbolic", "--features", "3"), "--map hyperbolic --features 3"),
     "features": Broken(KEYS, ("--features", "0"), "'--features'"),
-    "scale": Broken(KEYS, ("--scale", "-1"), "scale must be a positive finite number"),
+    "scale": Broken(KEYS, ("--scale", "-1"), "--scale must be a positive finite number"),
     "window": Broken(KEYS, ("--map", "elu+1", "--window", "4"), "window="),
 }
 

@@ -329,8 +329,10 @@ def test_it_says_when_intervals_do_not_hold(arrays: Any, tmp_path: Path, monkeyp
         (("-o", "{folder}/out.txt"), "expected a name that ends in .csv, .json, .npz, got '.txt'"),
         (("-o", "{folder}/items.npy"), "expected a name that ends in"),
         (("-o", "{folder}/nowhere/out.csv"), "there is no directory"),
-        (("--bandwidth", "2"), "--bandwidth is for --kernel gaussian, in place of --scale"),
-        (("--scale", "2", "--kernel", "gaussian", "--bandwidth", "2"), "--bandwidth is for --kernel gaussian"),
+        (("--bandwidth", "2"), "--bandwidth is for --kernel gaussian, got --kernel softmax"),
+        (("--scale", "3", "--kernel", "gaussian", "--bandwidth", "2"), "--bandwidth 2.0 and --scale 3.0 contradict"),
+        (("--scale", "1", "--kernel", "gaussian", "--bandwidth", "2"), "--bandwidth 2.0 and --scale 1.0 contradict"),
+        (("--force",), "--force is for --out, which is not given"),
         (("--top", "2", "--kernel", "gaussian"), "--top is for --kernel softmax, got --kernel gaussian"),
         (
             ("--kernel", "gauss"),
@@ -340,15 +342,18 @@ def test_it_says_when_intervals_do_not_hold(arrays: Any, tmp_path: Path, monkeyp
         (("--kernel", "elu+1"), "a map with a kernel that is not negative"),
         (("--kernel", "elu+1"), "got 'elu+1'"),
         (("--kernel", "erf"), "got 'erf'"),
-        (("--budget", "20"), "budget must be at least"),
+        (("--budget", "20"), "--budget must be at least"),
         (("--budget", "0"), "'--budget'"),
-        (("--error", "0"), "error must be a number between 0 and 1"),
+        (("--error", "0"), "--error must be a number between 0 and 1, got 0.0"),
+        (("--error", "1"), "--error must be a number between 0 and 1, got 1.0"),
         (("--top", "0"), "'--top'"),
         (("--scale", "1e39"), "--scale must keep queries finite in the items' dtype, float32, got 1e+39"),
-        (("--scale", "nan"), "--scale must be a positive finite number, got nan"),
-        (("--error", "nan"), "error must be a number between 0 and 1, got nan"),
-        (("--kernel", "gaussian", "--bandwidth", "inf"), "--bandwidth must be a positive finite number, got inf"),
-        (("--top", "3001"), "k must be an integer from 1 to 3000"),
+        (("--scale", "nan"), "--scale must be a number from 1e-200 to 1e+200, got nan"),
+        (("--error", "nan"), "--error must be a number between 0 and 1, got nan"),
+        (("--scale", "1e201"), "--scale must be a number from 1e-200 to 1e+200, got 1e+201"),
+        (("--kernel", "gaussian", "--bandwidth", "1e-200"), "--bandwidth must be a number from 1e-100 to 1e+100, got"),
+        (("--kernel", "gaussian", "--bandwidth", "1e200"), "--bandwidth must be a number from 1e-100 to 1e+100, got"),
+        (("--top", "3001"), "--top must be at most the number of items, 3000, got 3001"),
     ],
 )
 def test_options_that_cannot_be_used(options: tuple[str, ...], said: str, arrays: Any, tmp_path: Path) -> None:
@@ -357,6 +362,23 @@ def test_options_that_cannot_be_used(options: tuple[str, ...], said: str, arrays
     assert (result.exit_code, result.stdout) == (2, ""), result.output
     assert said in " ".join(result.stderr.split())
     assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("options", [("--error", "2"), ("--top", "3001")])
+def test_options_are_refused_before_items_are_grouped(
+    options: tuple[str, ...], arrays: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rfk, "Catalog", lambda *_, **__: pytest.fail("items were grouped"))
+    assert invoke(tmp_path, *options).exit_code == 2
+
+
+@pytest.mark.parametrize("bandwidth", [1e-100, 1e100])
+def test_bandwidths_at_the_ends(bandwidth: float, arrays: Any, tmp_path: Path) -> None:
+    items, queries = (x.astype(float) for x in arrays)
+    squares = np.square(queries[:, None] - items).sum(-1)
+    found = printed(tmp_path, *ALL, "--kernel", "gaussian", "--bandwidth", bandwidth)["columns"]
+    expected = logsumexp(-squares / 2 * bandwidth**-2, axis=1)
+    np.testing.assert_allclose(found["log_normalizer"], expected, rtol=1e-5)
 
 
 ITEMS = np.ones((30, 6), np.float32)

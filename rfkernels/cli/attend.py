@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,18 +102,26 @@ def _draw(dim: int, settings: Settings) -> rfk.Features:
         return rfk.draw(settings.map, dim, settings.features, sampler=settings.sampler, scale=scale, rng=seed)
     except ValueError as error:
         given = f"--map {settings.map} --features {settings.features} --sampler {settings.sampler}"
-        raise BadInput(f"{error}\n  with {given}" + ("" if scale is None else f" --scale {scale}")) from error
+        raise BadInput(
+            f"{_as_typed(str(error), settings._fields)}\n  with {given}"
+            + ("" if scale is None else f" --scale {scale}")
+        ) from error
 
 
 @contextmanager
-def _usable(inputs: Inputs) -> Iterator[None]:
-    """Turn the library's refusals into errors that name the files."""
+def _usable(inputs: Inputs, options: Collection[str] = ()) -> Iterator[None]:
+    """Turn the library's refusals into errors that name the files, and options as they are typed."""
     try:
         yield
     except (TypeError, ValueError) as error:
-        reason = str(error).removesuffix("; check_finite=False lets it pass")
+        reason = _as_typed(str(error).removesuffix("; check_finite=False lets it pass"), options)
         listed = [f"{name} = {inputs.files[name]}: {x.dtype} {x.shape}" for name, x in inputs.arrays.items()]
         raise BadInput("\n  ".join([reason, *listed])) from error
+
+
+def _as_typed(reason: str, options: Collection[str]) -> str:
+    """Return a message whose first word has dashes if it names an option."""
+    return f"--{reason}" if reason.split(" ")[0] in options else reason
 
 
 def _summary(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +26,9 @@ _SEED = click.IntRange(min=0, max=2**32 - 1)
 SOFTMAX = "softmax"
 _ASKED = 2_000
 """About how many queries cells are found for."""
+
+_SCALES, _BANDWIDTHS = (1e-200, 1e200), (1e-100, 1e100)
+"""What leaves room in float64 for products with squared distances of float32."""
 
 Advance = Callable[[str, int, int], None]
 
@@ -67,7 +69,7 @@ class Results(NamedTuple):
 )
 @click.option("--error", type=float, help="A relative standard error to aim at, from a pilot of --budget.")
 @click.option("--kernel", default=SOFTMAX, show_default=True, help="What is summed; or gaussian, or another map's.")
-@click.option("--scale", type=float, default=1.0, show_default=True, help="Multiplies q·y, |q|² and |y|².")
+@click.option("--scale", type=float, help="Multiplies q·y, |q|² and |y|²; 1 if not given.")
 @click.option("--bandwidth", type=float, help="Of the gaussian: exp(-|q-y|²/2h²), which is --scale 1/h².")
 @click.option("--top", type=_POSITIVE, help="Add the largest items that are found, as ids and probabilities.")
 @click.option("--check", type=_POSITIVE, help="Compare so many of the queries with their exact values.")
@@ -76,7 +78,14 @@ class Results(NamedTuple):
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs; without --out with all columns.")
 @click.option("--force", is_flag=True, help="Replace the output file if it exists.")
 def softmax(
-    items: Path, queries: Path, out: Path | None, bandwidth: float | None, as_json: bool, force: bool, **options: Any
+    items: Path,
+    queries: Path,
+    out: Path | None,
+    scale: float | None,
+    bandwidth: float | None,
+    as_json: bool,
+    force: bool,
+    **options: Any,
 ) -> None:
     """Estimate log Z(q) for each row q of QUERIES over all rows y of ITEMS, with its standard error.
 
@@ -86,7 +95,10 @@ def softmax(
     \b
     Example: rfkernels softmax items.npy queries.npy -o out.csv --error 0.01 --check 100
     """  # noqa: D301 - \b keeps click from joining lines
-    settings = _checked(Settings(**options), bandwidth)
+    settings = Settings(**options, scale=_scale(options["kernel"], scale, bandwidth))
+    _check(settings)
+    if out is None and force:
+        raise BadInput("--force is for --out, which is not given")
     if out is not None:
         check_columns_target(out, force)
     files = {"items": items, "queries": queries}
@@ -110,17 +122,29 @@ def _saved(path: Path) -> bool:
         return False  # `load_array` says why it cannot be read
 
 
-def _checked(settings: Settings, bandwidth: float | None) -> Settings:
-    """Return the settings with the scale that a bandwidth stands for."""
-    for option, given in (("scale", settings.scale), ("bandwidth", bandwidth)):
-        if given is not None and not (math.isfinite(given) and given > 0):
-            raise BadInput(f"--{option} must be a positive finite number, got {given}")
-    if bandwidth is not None and (settings.kernel != "gaussian" or settings.scale != 1):
-        raise BadInput("--bandwidth is for --kernel gaussian, in place of --scale")
+def _scale(kernel: str, scale: float | None, bandwidth: float | None) -> float:
+    """Return the scale that is given, or that a bandwidth stands for."""
+    for option, given, (least, most) in (("scale", scale, _SCALES), ("bandwidth", bandwidth, _BANDWIDTHS)):
+        if given is not None and not least <= given <= most:
+            raise BadInput(f"--{option} must be a number from {least:g} to {most:g}, got {given}")
+    if bandwidth is None:
+        return 1.0 if scale is None else scale
+    if kernel != "gaussian":
+        raise BadInput(f"--bandwidth is for --kernel gaussian, got --kernel {kernel}")
+    if scale is not None:
+        raise BadInput(
+            f"--bandwidth {bandwidth} and --scale {scale} contradict each other: a bandwidth h is the scale 1/h²"
+        )
+    return bandwidth**-2
+
+
+def _check(settings: Settings) -> None:
+    """Refuse what can be seen without the files."""
     _check_kernel(settings.kernel)
+    if settings.error is not None and not 0 < settings.error < 1:
+        raise BadInput(f"--error must be a number between 0 and 1, got {settings.error}")
     if settings.top is not None and settings.kernel != SOFTMAX:
         raise BadInput(f"--top is for --kernel {SOFTMAX}, got --kernel {settings.kernel}")
-    return settings if bandwidth is None else settings._replace(scale=bandwidth**-2)
 
 
 def _check_kernel(name: str) -> None:
@@ -141,7 +165,7 @@ def _watched(inputs: Inputs, settings: Settings) -> Results:
         def advance(what: str, done: int, total: int) -> None:
             progress.update(task, description=what, completed=done, total=total)
 
-        with _usable(inputs):
+        with _usable(inputs, settings._fields):
             return _results(inputs, settings, advance)
 
 
@@ -182,14 +206,22 @@ def _kernel(settings: Settings) -> rfk.Kernel:
 
 
 def _catalog(inputs: Inputs, settings: Settings) -> rfk.Catalog:
-    if "items" in inputs.arrays:
-        return rfk.Catalog(
-            inputs.arrays["items"], queries=_asked(inputs.arrays["queries"], settings), rng=settings.seed
-        )
+    items = inputs.arrays.get("items")
+    if items is not None:
+        check_array("items", items, 2)
+        _check_top(settings, len(items))
+        return rfk.Catalog(items, queries=_asked(inputs.arrays["queries"], settings), rng=settings.seed)
     try:
-        return rfk.Catalog.load(inputs.files["items"], mapped=True)
+        catalog = rfk.Catalog.load(inputs.files["items"], mapped=True)
     except OSError as error:
         raise BadInput(f"items: {inputs.files['items']} cannot be read: {error.strerror or error}") from error
+    _check_top(settings, len(catalog))
+    return catalog
+
+
+def _check_top(settings: Settings, items: int) -> None:
+    if settings.top is not None and settings.top > items:
+        raise ValueError(f"--top must be at most the number of items, {items}, got {settings.top}")
 
 
 def _batch(catalog: rfk.Catalog, queries: Any, settings: Settings, seed: int) -> dict[str, Any]:
