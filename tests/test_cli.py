@@ -318,9 +318,13 @@ def test_attend_replaces_a_file_only_when_told_to(arrays: Any, tmp_path: Path) -
     assert np.load(out).shape == (2, 90, 8)
 
 
-@pytest.mark.parametrize("target", [".", "nowhere/out.npy"])
-def test_attend_refuses_impossible_targets_at_once(target: str, arrays: Any, tmp_path: Path) -> None:
-    result = invoke("attend", *(tmp_path / f"{name}.npy" for name in "qkv"), "--out", tmp_path / target)
+@pytest.mark.parametrize("target", [".", "nowhere/out.npy", os.devnull])
+def test_attend_refuses_impossible_targets_at_once(
+    target: str, arrays: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rfk, "attention", lambda *_, **__: pytest.fail("it went to work"))
+    files = (tmp_path / f"{name}.npy" for name in "qkv")
+    result = invoke("attend", *files, "--force", "--out", tmp_path / target)
     assert result.exit_code == 2
     assert "--out" in result.stderr
 

@@ -6,6 +6,9 @@ import csv
 import errno
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -410,6 +413,19 @@ def test_files_that_cannot_be_used(content: Any, said: str, arrays: Any, tmp_pat
     assert listing(tmp_path) <= {"items.npy", "queries.npy"}
     if isinstance(content, np.ndarray):
         assert f"items = {path}: " in message
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+@pytest.mark.parametrize("name", ["items", "queries"])
+def test_a_pipe_is_not_waited_for(name: str, arrays: Any, tmp_path: Path) -> None:
+    path = tmp_path / f"{name}.npy"
+    path.unlink()
+    os.mkfifo(path)
+    files = [tmp_path / "items.npy", tmp_path / "queries.npy"]
+    command = [sys.executable, "-m", "rfkernels", "softmax", *files]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    assert done.returncode == 2
+    assert f"{name}: {path} is not a regular file" in done.stderr
 
 
 def test_a_file_is_replaced_only_when_told_to(arrays: Any, tmp_path: Path) -> None:

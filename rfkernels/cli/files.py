@@ -78,6 +78,8 @@ def check_target(path: Path, force: bool, option: str = "--out") -> None:
     folder = path.parent
     if path.is_dir():
         raise BadInput(f"{option} {path} is a directory; name a file")
+    if path.exists() and not path.is_file():
+        raise BadInput(f"{option} {path} is there and no regular file")
     if path.exists() and not force:
         raise BadInput(f"{option} {path} exists; pass --force to replace it")
     if not folder.is_dir():

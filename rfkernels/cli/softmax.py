@@ -116,6 +116,8 @@ def softmax(
 def _saved(path: Path) -> bool:
     """Whether a file starts as `Catalog.save` lets it start: eight bytes, and then a header in JSON."""
     try:
+        if not path.is_file():  # a pipe may never be opened
+            return False
         with path.open("rb") as file:
             return file.read(9)[8:] == b"{"
     except OSError:
