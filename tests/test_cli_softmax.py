@@ -98,7 +98,7 @@ def test_sums_of_other_kernels_are_the_library_s(arrays: Any, tmp_path: Path) ->
 
 def test_a_catalog_is_told_queries_of_all_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files may repeat with a period: one kind of query after another."""
-    settings = softmax.Settings(400, None, "softmax", 1.0, None, None, 512, 0)
+    settings = softmax.Settings(400, None, "softmax", 1.0, None, None, 512, 0, True)
     kinds = np.tile(np.eye(4, dtype=np.float32), (4_000, 1))
     asked = softmax._asked(kinds, settings)
     assert (asked.sum(0) > 400).all()
@@ -490,6 +490,20 @@ def test_a_catalog_that_was_cut(arrays: Any, tmp_path: Path) -> None:
     assert result.exit_code == 2, result.output
     assert "items" in result.stderr
     assert listing(tmp_path) == {"items.npy", "queries.npy"}
+
+
+def test_a_catalog_with_one_wrong_bit(arrays: Any, tmp_path: Path) -> None:
+    path = tmp_path / "items.npy"
+    rfk.Catalog(arrays[0]).save(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(arrays[0][1234].tobytes()) + 1] ^= 1
+    path.write_bytes(content)
+    result = invoke(tmp_path, "-o", tmp_path / "out.csv")
+    assert result.exit_code == 2, result.output
+    message = " ".join(result.stderr.split())
+    assert f"{path} is damaged: rows does not have the checksum that the header states" in message
+    assert listing(tmp_path) == {"items.npy", "queries.npy"}
+    assert invoke(tmp_path, "--no-verify").exit_code == 0
 
 
 def test_an_empty_catalog(arrays: Any, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ class Settings(NamedTuple):
     check: int | None
     batch: int
     seed: int
+    verify: bool
 
 
 class Results(NamedTuple):
@@ -75,6 +76,9 @@ class Results(NamedTuple):
 @click.option("--check", type=_POSITIVE, help="Compare so many of the queries with their exact values.")
 @click.option("--batch", type=_POSITIVE, default=1024, show_default=True, help="Queries at a time.")
 @click.option("--seed", type=_SEED, default=0, show_default=True, help="Seed of what is drawn.")
+@click.option(
+    "--verify/--no-verify", default=True, show_default=True, help="Read all of a saved catalog first, to check it."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs; without --out with all columns.")
 @click.option("--force", is_flag=True, help="Replace the output file if it exists.")
 def softmax(
@@ -214,7 +218,7 @@ def _catalog(inputs: Inputs, settings: Settings) -> rfk.Catalog:
         _check_top(settings, len(items))
         return rfk.Catalog(items, queries=_asked(inputs.arrays["queries"], settings), rng=settings.seed)
     try:
-        catalog = rfk.Catalog.load(inputs.files["items"], mapped=True)
+        catalog = rfk.Catalog.load(inputs.files["items"], mapped=True, verify=settings.verify)
     except OSError as error:
         raise BadInput(f"items: {inputs.files['items']} cannot be read: {error.strerror or error}") from error
     _check_top(settings, len(catalog))
