@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -426,6 +427,17 @@ def test_a_pipe_is_not_waited_for(name: str, arrays: Any, tmp_path: Path) -> Non
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
     assert done.returncode == 2
     assert f"{name}: {path} is not a regular file" in done.stderr
+
+
+@pytest.mark.parametrize("package", ["sklearn", "safetensors"])
+def test_a_package_that_is_missing(package: str, arrays: Any, tmp_path: Path) -> None:
+    if package == "safetensors":
+        rfk.Catalog(arrays[0]).save(tmp_path / "items.npy")
+    code = f"import sys; sys.modules[{package!r}] = None; from rfkernels.__main__ import main; main()"
+    command = [sys.executable, "-c", code, "softmax", tmp_path / "items.npy", tmp_path / "queries.npy"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"Error: .*: pip install 'rfkernels\[catalog\]'\n", done.stderr)
 
 
 def test_a_file_is_replaced_only_when_told_to(arrays: Any, tmp_path: Path) -> None:
