@@ -313,7 +313,6 @@ BROKEN = {
     "features": Broken(KEYS, ("--features", "0"), "'--features'"),
     "scale": Broken(KEYS, ("--scale", "-1"), "--scale must be a positive finite number"),
     "memory": Broken(KEYS, ("--features", "1" + 15 * "0"), "--map positive --features 1000000000000000 "),
-    "no array": Broken(KEYS, ("--features", "1" + 25 * "0"), "--map positive --features 10000000000000000000000000 "),
     "backend": Broken(KEYS, ("--map", "relu", "--window", "4"), "; pass --backend numpy"),
     "window": Broken(KEYS, ("--map", "elu+1", "--window", "4"), "window="),
 }
@@ -357,6 +356,19 @@ def test_a_directory_is_no_input(arrays: Any, tmp_path: Path) -> None:
     result = attend(tmp_path)
     assert result.exit_code == 2
     assert "is not a regular file" in result.stderr
+
+
+def test_what_may_not_be_looked_at(arrays: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: Path, **_: Any) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", forbidden)
+    for call, said in (
+        (lambda: files.load_array("k", tmp_path / "k.npy"), "k: {}/k.npy cannot be read: Permission denied"),
+        (lambda: files.check_target(tmp_path / "x.npy", True), "--out {}/x.npy cannot be written: Permission denied"),
+    ):
+        with pytest.raises(BadInput, match=re.escape(said.format(tmp_path))):
+            call()
 
 
 def test_attend_replaces_a_file_only_when_told_to(arrays: Any, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def _draw(dim: int, settings: Settings) -> rfk.Features:
     scale, seed = settings.scale, settings.seed
     try:
         return rfk.draw(settings.map, dim, settings.features, sampler=settings.sampler, scale=scale, rng=seed)
-    except (MemoryError, OverflowError, ValueError) as error:
+    except (MemoryError, ValueError) as error:
         given = f"--map {settings.map} --features {settings.features} --sampler {settings.sampler}"
         raise BadInput(
             f"{_as_typed(str(error), settings._fields)}\n  with {given}"
