@@ -28,8 +28,8 @@ def commands(context: click.Context, show_traceback: bool) -> None:
     \b
     Example: rfkernels demo
 
-    The exit status is 0 if all went well, 2 if the arguments or the files given cannot be used, and 1 for any other
-    failure.
+    The exit status is 0 if all went well, 2 if the arguments or the files given cannot be used or a package is missing,
+    and 1 for any other failure.
     """  # noqa: D301 - \b keeps click from joining lines
     context.find_root().meta["traceback"] = show_traceback
 

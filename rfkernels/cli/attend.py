@@ -108,10 +108,8 @@ def _draw(dim: int, settings: Settings) -> rfk.Features:
         return rfk.draw(settings.map, dim, settings.features, sampler=settings.sampler, scale=scale, rng=seed)
     except (MemoryError, ValueError) as error:
         given = f"--map {settings.map} --features {settings.features} --sampler {settings.sampler}"
-        raise BadInput(
-            f"{_as_typed(str(error), settings._fields)}\n  with {given}"
-            + ("" if scale is None else f" --scale {scale}")
-        ) from error
+        reason = _as_typed(str(error), settings._fields)
+        raise BadInput(f"{reason}\n  with {given}" + ("" if scale is None else f" --scale {scale}")) from error
 
 
 @contextmanager
