@@ -570,8 +570,9 @@ def test_command_prints_json_alone(saved: Callable[..., Result]) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--tolerance", -1), "tolerance must be a positive finite number"),
-        (("--features", 3), "counts must be positive and even"),
+        (("--tolerance", -1), "--tolerance must be a positive finite number"),
+        (("--features", 3), "--features must be even, for antithetic pairs of rows, got 3"),
+        (("--force",), "--force is for --picture, which is not given"),
         (("--length", 0), "--length"),
         (("--picture", "-"), "--picture must name a file"),
         (("--picture", "nowhere/a.png"), "--picture nowhere/a.png: there is no directory nowhere"),

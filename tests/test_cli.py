@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 
 import rfkernels as rfk
 import rfkernels.benchmark
+import rfkernels.cli
 from rfkernels.benchmark import Line
 from rfkernels.cli import commands, doctor, files, measure, pictures, run, words
 from rfkernels.cli.output import BadInput, as_bytes, as_error, as_factor, as_time
@@ -114,6 +115,44 @@ def test_what_nobody_foresaw(
 
 
 @pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (MemoryError("Unable to allocate 2 TiB"), "Error: there is not enough memory: Unable to allocate 2 TiB\n"),
+        (MemoryError(), "Error: there is not enough memory\n"),
+        (OSError(errno.ENOSPC, "it is full", "a.txt"), "Error: cannot write a.txt: it is full\n"),
+    ],
+)
+def test_a_lack_of_room_is_said_plainly(
+    failure: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr(rfkernels.cli, "commands", fail)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as caught:
+        run()
+    assert (caught.value.code, capsys.readouterr().err) == (1, said)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is full")
+@pytest.mark.parametrize("command", ["attend", "softmax", "doctor"])
+def test_standard_output_that_is_full(command: str, arrays: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "items.npy", arrays["k"][0])
+    files = {
+        "attend": [*(tmp_path / f"{name}.npy" for name in "qkv"), "-o", tmp_path / "out.npy"],
+        "softmax": [tmp_path / "items.npy"] * 2,
+        "doctor": [],
+    }[command]
+    arguments = [sys.executable, "-m", "rfkernels", command, *files, "--json"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: cannot write the output: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("written", "expected"),
     [
         (as_error(0.004), "0.00"),
@@ -162,6 +201,15 @@ def test_attend_writes_what_the_library_returns(arrays: Any, tmp_path: Path) -> 
         "window": 5,
     }
     assert (summary["scale"], summary["seed"]) == (0.3, 7)
+
+
+def test_attend_by_the_specification(arrays: Any, tmp_path: Path) -> None:
+    result = attend(tmp_path, "--map", "relu", "--features", 32, "--window", 5, "--backend", "numpy", "--json")
+    assert result.exit_code == 0, result.stderr
+    features = rfk.draw("relu", 8, 32, rng=0)
+    expected = rfk.attention(*(arrays[name] for name in "qkv"), features, window=5, backend="numpy")
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected)
+    assert json.loads(result.stdout)["backend"] == "numpy"
 
 
 def test_attend_reports_on_stderr(arrays: Any, tmp_path: Path) -> None:
@@ -263,7 +311,9 @@ BROKEN = {
     "sampler": Broken(KEYS, ("--sampler", "sobel"), "unknown sampler 'sobel'; known are: antithetic"),
     "odd": Broken(KEYS, ("--map", "hyperbolic", "--features", "3"), "--map hyperbolic --features 3"),
     "features": Broken(KEYS, ("--features", "0"), "'--features'"),
-    "scale": Broken(KEYS, ("--scale", "-1"), "scale must be a positive finite number"),
+    "scale": Broken(KEYS, ("--scale", "-1"), "--scale must be a positive finite number"),
+    "memory": Broken(KEYS, ("--features", "1" + 15 * "0"), "--map positive --features 1000000000000000 "),
+    "backend": Broken(KEYS, ("--map", "relu", "--window", "4"), "; pass --backend numpy"),
     "window": Broken(KEYS, ("--map", "elu+1", "--window", "4"), "window="),
 }
 
@@ -308,6 +358,19 @@ def test_a_directory_is_no_input(arrays: Any, tmp_path: Path) -> None:
     assert "is not a regular file" in result.stderr
 
 
+def test_what_may_not_be_looked_at(arrays: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: Path, **_: Any) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", forbidden)
+    for call, said in (
+        (lambda: files.load_array("k", tmp_path / "k.npy"), "k: {}/k.npy cannot be read: Permission denied"),
+        (lambda: files.check_target(tmp_path / "x.npy", True), "--out {}/x.npy cannot be written: Permission denied"),
+    ):
+        with pytest.raises(BadInput, match=re.escape(said.format(tmp_path))):
+            call()
+
+
 def test_attend_replaces_a_file_only_when_told_to(arrays: Any, tmp_path: Path) -> None:
     out = tmp_path / "out.npy"
     out.write_text("precious")
@@ -318,9 +381,13 @@ def test_attend_replaces_a_file_only_when_told_to(arrays: Any, tmp_path: Path) -
     assert np.load(out).shape == (2, 90, 8)
 
 
-@pytest.mark.parametrize("target", [".", "nowhere/out.npy"])
-def test_attend_refuses_impossible_targets_at_once(target: str, arrays: Any, tmp_path: Path) -> None:
-    result = invoke("attend", *(tmp_path / f"{name}.npy" for name in "qkv"), "--out", tmp_path / target)
+@pytest.mark.parametrize("target", [".", "nowhere/out.npy", os.devnull])
+def test_attend_refuses_impossible_targets_at_once(
+    target: str, arrays: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rfk, "attention", lambda *_, **__: pytest.fail("it went to work"))
+    files = (tmp_path / f"{name}.npy" for name in "qkv")
+    result = invoke("attend", *files, "--force", "--out", tmp_path / target)
     assert result.exit_code == 2
     assert "--out" in result.stderr
 

@@ -6,6 +6,10 @@ import csv
 import errno
 import io
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +70,14 @@ def test_a_budget_of_all_items_gives_exact_sums(arrays: Any, tmp_path: Path) -> 
     assert set(found["standard_error"]) == {0.0}
 
 
+@pytest.mark.parametrize("scale", [0.7, 1e5])
+def test_queries_of_half_precision_are_scaled_in_that_of_the_items(scale: float, arrays: Any, tmp_path: Path) -> None:
+    queries = arrays[1].astype(np.float16)
+    np.save(tmp_path / "queries.npy", queries)
+    found = printed(tmp_path, *ALL, "--scale", scale)["columns"]["log_normalizer"]
+    np.testing.assert_allclose(found, logsumexp(scale * logits(arrays[0], queries), axis=1), rtol=1e-6)
+
+
 @pytest.mark.parametrize("width", [("--bandwidth", 2.5), ("--scale", 0.16)])
 def test_gaussian_sums(width: tuple[str, float], arrays: Any, tmp_path: Path) -> None:
     items, queries = (x.astype(float) for x in arrays)
@@ -87,7 +99,7 @@ def test_sums_of_other_kernels_are_the_library_s(arrays: Any, tmp_path: Path) ->
 
 def test_a_catalog_is_told_queries_of_all_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files may repeat with a period: one kind of query after another."""
-    settings = softmax.Settings(400, None, "softmax", 1.0, None, None, 512, 0)
+    settings = softmax.Settings(400, None, "softmax", 1.0, None, None, 512, 0, True)
     kinds = np.tile(np.eye(4, dtype=np.float32), (4_000, 1))
     asked = softmax._asked(kinds, settings)
     assert (asked.sum(0) > 400).all()
@@ -110,12 +122,15 @@ def test_what_it_returns_is_the_library_s(arrays: Any, tmp_path: Path) -> None:
     assert 0 < max(found["columns"]["dots"]) <= 600
 
 
-def test_a_query_that_is_not_finite_is_named_by_its_row(arrays: Any, tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("batch", [7, 1024])
+def test_a_query_that_is_not_finite_is_named_by_its_row(
+    batch: int, arrays: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(softmax, "_ASKED", 9)  # every fifth of them
     queries = arrays[1].copy()
     queries[10, 2] = np.nan
     np.save(tmp_path / "queries.npy", queries)
-    result = invoke(tmp_path)
+    result = invoke(tmp_path, "--batch", batch)
     assert result.exit_code == 2
     assert "queries[10, 2] is nan" in " ".join(result.stderr.split())
 
@@ -318,19 +333,31 @@ def test_it_says_when_intervals_do_not_hold(arrays: Any, tmp_path: Path, monkeyp
         (("-o", "{folder}/out.txt"), "expected a name that ends in .csv, .json, .npz, got '.txt'"),
         (("-o", "{folder}/items.npy"), "expected a name that ends in"),
         (("-o", "{folder}/nowhere/out.csv"), "there is no directory"),
-        (("--bandwidth", "2"), "--bandwidth is for --kernel gaussian, in place of --scale"),
-        (("--scale", "2", "--kernel", "gaussian", "--bandwidth", "2"), "--bandwidth is for --kernel gaussian"),
+        (("--bandwidth", "2"), "--bandwidth is for --kernel gaussian, got --kernel softmax"),
+        (("--scale", "3", "--kernel", "gaussian", "--bandwidth", "2"), "--bandwidth 2.0 and --scale 3.0 contradict"),
+        (("--scale", "1", "--kernel", "gaussian", "--bandwidth", "2"), "--bandwidth 2.0 and --scale 1.0 contradict"),
+        (("--force",), "--force is for --out, which is not given"),
         (("--top", "2", "--kernel", "gaussian"), "--top is for --kernel softmax, got --kernel gaussian"),
-        (("--kernel", "gauss"), "unknown feature map 'gauss'"),
-        (("--kernel", "erf"), "kernel must not be negative, but erf can be"),
-        (("--budget", "20"), "budget must be at least"),
+        (
+            ("--kernel", "gauss"),
+            "one of softmax, abs, cauchy, cosine, exp, gaussian, hyperbolic, laplacian, matern32, ",
+        ),
+        (("--kernel", "gauss"), "got 'gauss'"),
+        (("--kernel", "elu+1"), "a map with a kernel that is not negative"),
+        (("--kernel", "elu+1"), "got 'elu+1'"),
+        (("--kernel", "erf"), "got 'erf'"),
+        (("--budget", "20"), "--budget must be at least"),
         (("--budget", "0"), "'--budget'"),
-        (("--error", "0"), "error must be a number between 0 and 1"),
+        (("--error", "0"), "--error must be a number between 0 and 1, got 0.0"),
+        (("--error", "1"), "--error must be a number between 0 and 1, got 1.0"),
         (("--top", "0"), "'--top'"),
-        (("--scale", "nan"), "--scale must be a positive finite number, got nan"),
-        (("--error", "nan"), "error must be a number between 0 and 1, got nan"),
-        (("--kernel", "gaussian", "--bandwidth", "inf"), "--bandwidth must be a positive finite number, got inf"),
-        (("--top", "3001"), "k must be an integer from 1 to 3000"),
+        (("--scale", "1e39"), "--scale must keep queries finite in the items' dtype, float32, got 1e+39"),
+        (("--scale", "nan"), "--scale must be a number from 1e-200 to 1e+200, got nan"),
+        (("--error", "nan"), "--error must be a number between 0 and 1, got nan"),
+        (("--scale", "1e201"), "--scale must be a number from 1e-200 to 1e+200, got 1e+201"),
+        (("--kernel", "gaussian", "--bandwidth", "1e-200"), "--bandwidth must be a number from 1e-100 to 1e+100, got"),
+        (("--kernel", "gaussian", "--bandwidth", "1e200"), "--bandwidth must be a number from 1e-100 to 1e+100, got"),
+        (("--top", "3001"), "--top must be at most the number of items, 3000, got 3001"),
     ],
 )
 def test_options_that_cannot_be_used(options: tuple[str, ...], said: str, arrays: Any, tmp_path: Path) -> None:
@@ -339,6 +366,23 @@ def test_options_that_cannot_be_used(options: tuple[str, ...], said: str, arrays
     assert (result.exit_code, result.stdout) == (2, ""), result.output
     assert said in " ".join(result.stderr.split())
     assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("options", [("--error", "2"), ("--top", "3001")])
+def test_options_are_refused_before_items_are_grouped(
+    options: tuple[str, ...], arrays: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rfk, "Catalog", lambda *_, **__: pytest.fail("items were grouped"))
+    assert invoke(tmp_path, *options).exit_code == 2
+
+
+@pytest.mark.parametrize("bandwidth", [1e-100, 1e100])
+def test_bandwidths_at_the_ends(bandwidth: float, arrays: Any, tmp_path: Path) -> None:
+    items, queries = (x.astype(float) for x in arrays)
+    squares = np.square(queries[:, None] - items).sum(-1)
+    found = printed(tmp_path, *ALL, "--kernel", "gaussian", "--bandwidth", bandwidth)["columns"]
+    expected = logsumexp(-squares / 2 * bandwidth**-2, axis=1)
+    np.testing.assert_allclose(found["log_normalizer"], expected, rtol=1e-5)
 
 
 ITEMS = np.ones((30, 6), np.float32)
@@ -370,6 +414,30 @@ def test_files_that_cannot_be_used(content: Any, said: str, arrays: Any, tmp_pat
     assert listing(tmp_path) <= {"items.npy", "queries.npy"}
     if isinstance(content, np.ndarray):
         assert f"items = {path}: " in message
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+@pytest.mark.parametrize("name", ["items", "queries"])
+def test_a_pipe_is_not_waited_for(name: str, arrays: Any, tmp_path: Path) -> None:
+    path = tmp_path / f"{name}.npy"
+    path.unlink()
+    os.mkfifo(path)
+    files = [tmp_path / "items.npy", tmp_path / "queries.npy"]
+    command = [sys.executable, "-m", "rfkernels", "softmax", *files]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    assert done.returncode == 2
+    assert f"{name}: {path} is not a regular file" in done.stderr
+
+
+@pytest.mark.parametrize("package", ["sklearn", "safetensors"])
+def test_a_package_that_is_missing(package: str, arrays: Any, tmp_path: Path) -> None:
+    if package == "safetensors":
+        rfk.Catalog(arrays[0]).save(tmp_path / "items.npy")
+    code = f"import sys; sys.modules[{package!r}] = None; from rfkernels.__main__ import main; main()"
+    command = [sys.executable, "-c", code, "softmax", tmp_path / "items.npy", tmp_path / "queries.npy"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"Error: .*: pip install 'rfkernels\[catalog\]'\n", done.stderr)
 
 
 def test_a_file_is_replaced_only_when_told_to(arrays: Any, tmp_path: Path) -> None:
@@ -434,6 +502,20 @@ def test_a_catalog_that_was_cut(arrays: Any, tmp_path: Path) -> None:
     assert result.exit_code == 2, result.output
     assert "items" in result.stderr
     assert listing(tmp_path) == {"items.npy", "queries.npy"}
+
+
+def test_a_catalog_with_one_wrong_bit(arrays: Any, tmp_path: Path) -> None:
+    path = tmp_path / "items.npy"
+    rfk.Catalog(arrays[0]).save(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(arrays[0][1234].tobytes()) + 1] ^= 1
+    path.write_bytes(content)
+    result = invoke(tmp_path, "-o", tmp_path / "out.csv")
+    assert result.exit_code == 2, result.output
+    message = " ".join(result.stderr.split())
+    assert f"{path} is damaged: rows does not have the checksum that the header states" in message
+    assert listing(tmp_path) == {"items.npy", "queries.npy"}
+    assert invoke(tmp_path, "--no-verify").exit_code == 0
 
 
 def test_an_empty_catalog(arrays: Any, tmp_path: Path) -> None:

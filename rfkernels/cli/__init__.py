@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import traceback
@@ -14,6 +15,8 @@ from rfkernels.cli import advise, attend, bench, demo, doctor, softmax
 
 __all__ = ["commands", "run"]
 
+_FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(rfkernels.__version__, prog_name="rfkernels", message="%(prog)s %(version)s")
@@ -25,8 +28,8 @@ def commands(context: click.Context, show_traceback: bool) -> None:
     \b
     Example: rfkernels demo
 
-    The exit status is 0 if all went well, 2 if the arguments or the files given cannot be used, and 1 for any other
-    failure.
+    The exit status is 0 if all went well, 2 if the arguments or the files given cannot be used or a package is missing,
+    and 1 for any other failure.
     """  # noqa: D301 - \b keeps click from joining lines
     context.find_root().meta["traceback"] = show_traceback
 
@@ -36,17 +39,26 @@ for _command in (demo.demo, advise.advise, attend.attend, softmax.softmax, bench
 
 
 def run() -> None:
-    """Run the command that the arguments name; what nobody foresaw is one line on stderr and exit status 1."""
+    """Run the command that the arguments name; what no command foresaw is one line on stderr and exit status 1."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
         commands(prog_name="rfkernels")
     except Exception as error:  # noqa: BLE001 - the last resort of the program
         if "--traceback" in sys.argv:
             traceback.print_exc()
-        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        hint = "`rfkernels --traceback ...` shows where; please report it with what `rfkernels doctor` prints."
-        print(f"Error: unexpected failure: {reason}\n{hint}", file=sys.stderr)
+        print(f"Error: {_said(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _said(error: Exception) -> str:
+    """Return what is said of a failure: a full disk or memory is no fault of the program."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return f"cannot write {error.filename or 'the output'}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory: {error}".removesuffix(": ")
+    reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    hint = "`rfkernels --traceback ...` shows where; please report it with what `rfkernels doctor` prints."
+    return f"unexpected failure: {reason}\n{hint}"
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:

@@ -61,10 +61,15 @@ def advise(
     \b
     Example: rfkernels advise q.npy k.npy v.npy --causal --length 8192 --picture advice.png
     """  # noqa: D301 - \b keeps click from joining lines
+    if picture is None and force:
+        raise BadInput("--force is for --picture, which is not given")
     if picture is not None:
         if picture == Path("-"):
             raise BadInput("--picture must name a file, got -")
         check_target(picture, force, "--picture")
+    for count in features:
+        if count % 2:
+            raise BadInput(f"--features must be even, for antithetic pairs of rows, got {count}")
     files = {"q": q, "k": k} | ({} if v is None else {"v": v})
     inputs = Inputs({name: load_array(name, path) for name, path in files.items()}, files)
     report = _advised(inputs, counts=features, windows=(None, *window), rng=seed, **options)
@@ -85,5 +90,5 @@ def _advised(inputs: Inputs, **options: Any) -> Report:
         def advance(what: str, done: int, total: int) -> None:
             progress.update(task, description=what, completed=done, total=total)
 
-        with _usable(inputs):
+        with _usable(inputs, options):
             return run(**inputs.arrays, **options, progress=advance)

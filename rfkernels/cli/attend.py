@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +36,7 @@ class Settings(NamedTuple):
     causal: bool
     window: int | None
     scale: float | None
+    backend: str
     seed: int
 
 
@@ -51,6 +52,9 @@ class Settings(NamedTuple):
 @click.option("--window", type=click.IntRange(min=1), help="Exact weights for keys less than this many positions away.")
 @click.option("--mask", type=_FILE, help="A .npy file of bool, (*batch, keys): True where a key may be attended.")
 @click.option("--scale", type=float, help="Multiplies q·k; 1/√dim if not given.")
+@click.option(
+    "--backend", type=click.Choice(["numba", "numpy"]), default="numba", show_default=True, help="Compiled or not."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random features.")
 @click.option("--compare", is_flag=True, help="Measure the error against exact attention on at most 256 query rows.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary to stdout as JSON.")
@@ -92,7 +96,9 @@ def _attend(inputs: Inputs, settings: Settings) -> tuple[Any, float]:
     features = _draw(q.shape[-1], settings)
     start = time.perf_counter()
     with _usable(inputs):
-        output = rfk.attention(q, k, v, features, causal=settings.causal, window=settings.window, mask=mask)
+        output = rfk.attention(
+            q, k, v, features, causal=settings.causal, window=settings.window, mask=mask, backend=settings.backend
+        )
     return output, time.perf_counter() - start
 
 
@@ -100,20 +106,32 @@ def _draw(dim: int, settings: Settings) -> rfk.Features:
     scale, seed = settings.scale, settings.seed
     try:
         return rfk.draw(settings.map, dim, settings.features, sampler=settings.sampler, scale=scale, rng=seed)
-    except ValueError as error:
+    except (MemoryError, ValueError) as error:
         given = f"--map {settings.map} --features {settings.features} --sampler {settings.sampler}"
-        raise BadInput(f"{error}\n  with {given}" + ("" if scale is None else f" --scale {scale}")) from error
+        reason = _as_typed(str(error), settings._fields)
+        raise BadInput(f"{reason}\n  with {given}" + ("" if scale is None else f" --scale {scale}")) from error
 
 
 @contextmanager
-def _usable(inputs: Inputs) -> Iterator[None]:
-    """Turn the library's refusals into errors that name the files."""
+def _usable(inputs: Inputs, options: Collection[str] = ()) -> Iterator[None]:
+    """Turn the library's refusals into errors that name the files, and options as they are typed.
+
+    A package that is missing is one too.
+    """
     try:
         yield
+    except ImportError as error:
+        raise BadInput(str(error)) from error
     except (TypeError, ValueError) as error:
-        reason = str(error).removesuffix("; check_finite=False lets it pass")
+        reason = _as_typed(str(error).removesuffix("; check_finite=False lets it pass"), options)
         listed = [f"{name} = {inputs.files[name]}: {x.dtype} {x.shape}" for name, x in inputs.arrays.items()]
         raise BadInput("\n  ".join([reason, *listed])) from error
+
+
+def _as_typed(reason: str, options: Collection[str]) -> str:
+    """Return a message in which options have dashes."""
+    reason = reason.replace("pass backend='numpy'", "pass --backend numpy")
+    return f"--{reason}" if reason.split(" ")[0] in options else reason
 
 
 def _summary(

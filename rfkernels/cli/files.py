@@ -35,11 +35,11 @@ _UNREADABLE = (
 def load_array(name: str, path: Path) -> Any:
     """Map the array of a .npy file into memory, read-only and in native byte order; `name` is the argument's."""
     where = f"{name}: {path}"
-    if not path.exists():
-        raise BadInput(f"{where}: no such file")
-    if not path.is_file():
-        raise BadInput(f"{where} is not a regular file; expected a .npy file (numpy.save)")
     try:
+        if not path.exists():
+            raise BadInput(f"{where}: no such file")
+        if not path.is_file():
+            raise BadInput(f"{where} is not a regular file; expected a .npy file (numpy.save)")
         with path.open("rb") as file:
             start = file.read(len(_NPY))
         if start != _NPY:
@@ -75,15 +75,20 @@ def _damage(error: BaseException) -> str:
 
 def check_target(path: Path, force: bool, option: str = "--out") -> None:
     """Refuse, before any work is done, a file that could not be written in the end; `option` names it."""
-    folder = path.parent
-    if path.is_dir():
-        raise BadInput(f"{option} {path} is a directory; name a file")
-    if path.exists() and not force:
-        raise BadInput(f"{option} {path} exists; pass --force to replace it")
-    if not folder.is_dir():
-        raise BadInput(f"{option} {path}: there is no directory {folder}")
-    if not os.access(folder, os.W_OK):
-        raise BadInput(f"{option} {path}: the directory {folder} is not writable")
+    try:
+        folder = path.parent
+        if path.is_dir():
+            raise BadInput(f"{option} {path} is a directory; name a file")
+        if path.exists() and not path.is_file():
+            raise BadInput(f"{option} {path} is there and no regular file")
+        if path.exists() and not force:
+            raise BadInput(f"{option} {path} exists; pass --force to replace it")
+        if not folder.is_dir():
+            raise BadInput(f"{option} {path}: there is no directory {folder}")
+        if not os.access(folder, os.W_OK):
+            raise BadInput(f"{option} {path}: the directory {folder} is not writable")
+    except OSError as error:
+        raise BadInput(f"{option} {path} cannot be written: {error.strerror or error}") from error
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,8 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import rfkernels as rfk
+from rfkernels._checks import check_array, require_finite
+from rfkernels.catalog.arguments import check_kernel
 from rfkernels.cli.attend import Inputs, _usable
 from rfkernels.cli.checking import Checked, Items, check_rows
 from rfkernels.cli.columns import Columns, check_columns_target, listed, write_columns
@@ -25,6 +26,9 @@ _SEED = click.IntRange(min=0, max=2**32 - 1)
 SOFTMAX = "softmax"
 _ASKED = 2_000
 """About how many queries cells are found for."""
+
+_SCALES, _BANDWIDTHS = (1e-200, 1e200), (1e-100, 1e100)
+"""What leaves room in float64 for products with squared distances of float32."""
 
 Advance = Callable[[str, int, int], None]
 
@@ -40,6 +44,7 @@ class Settings(NamedTuple):
     check: int | None
     batch: int
     seed: int
+    verify: bool
 
 
 class Results(NamedTuple):
@@ -65,16 +70,26 @@ class Results(NamedTuple):
 )
 @click.option("--error", type=float, help="A relative standard error to aim at, from a pilot of --budget.")
 @click.option("--kernel", default=SOFTMAX, show_default=True, help="What is summed; or gaussian, or another map's.")
-@click.option("--scale", type=float, default=1.0, show_default=True, help="Multiplies q·y, |q|² and |y|².")
+@click.option("--scale", type=float, help="Multiplies q·y, |q|² and |y|²; 1 if not given.")
 @click.option("--bandwidth", type=float, help="Of the gaussian: exp(-|q-y|²/2h²), which is --scale 1/h².")
 @click.option("--top", type=_POSITIVE, help="Add the largest items that are found, as ids and probabilities.")
 @click.option("--check", type=_POSITIVE, help="Compare so many of the queries with their exact values.")
 @click.option("--batch", type=_POSITIVE, default=1024, show_default=True, help="Queries at a time.")
 @click.option("--seed", type=_SEED, default=0, show_default=True, help="Seed of what is drawn.")
+@click.option(
+    "--verify/--no-verify", default=True, show_default=True, help="Read all of a saved catalog first, to check it."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs; without --out with all columns.")
 @click.option("--force", is_flag=True, help="Replace the output file if it exists.")
 def softmax(
-    items: Path, queries: Path, out: Path | None, bandwidth: float | None, as_json: bool, force: bool, **options: Any
+    items: Path,
+    queries: Path,
+    out: Path | None,
+    scale: float | None,
+    bandwidth: float | None,
+    as_json: bool,
+    force: bool,
+    **options: Any,
 ) -> None:
     """Estimate log Z(q) for each row q of QUERIES over all rows y of ITEMS, with its standard error.
 
@@ -84,7 +99,10 @@ def softmax(
     \b
     Example: rfkernels softmax items.npy queries.npy -o out.csv --error 0.01 --check 100
     """  # noqa: D301 - \b keeps click from joining lines
-    settings = _checked(Settings(**options), bandwidth)
+    settings = Settings(**options, scale=_scale(options["kernel"], scale, bandwidth))
+    _check(settings)
+    if out is None and force:
+        raise BadInput("--force is for --out, which is not given")
     if out is not None:
         check_columns_target(out, force)
     files = {"items": items, "queries": queries}
@@ -102,22 +120,46 @@ def softmax(
 def _saved(path: Path) -> bool:
     """Whether a file starts as `Catalog.save` lets it start: eight bytes, and then a header in JSON."""
     try:
+        if not path.is_file():  # a pipe may never be opened
+            return False
         with path.open("rb") as file:
             return file.read(9)[8:] == b"{"
     except OSError:
         return False  # `load_array` says why it cannot be read
 
 
-def _checked(settings: Settings, bandwidth: float | None) -> Settings:
-    """Return the settings with the scale that a bandwidth stands for."""
-    for option, given in (("scale", settings.scale), ("bandwidth", bandwidth)):
-        if given is not None and not (math.isfinite(given) and given > 0):
-            raise BadInput(f"--{option} must be a positive finite number, got {given}")
-    if bandwidth is not None and (settings.kernel != "gaussian" or settings.scale != 1):
-        raise BadInput("--bandwidth is for --kernel gaussian, in place of --scale")
+def _scale(kernel: str, scale: float | None, bandwidth: float | None) -> float:
+    """Return the scale that is given, or that a bandwidth stands for."""
+    for option, given, (least, most) in (("scale", scale, _SCALES), ("bandwidth", bandwidth, _BANDWIDTHS)):
+        if given is not None and not least <= given <= most:
+            raise BadInput(f"--{option} must be a number from {least:g} to {most:g}, got {given}")
+    if bandwidth is None:
+        return 1.0 if scale is None else scale
+    if kernel != "gaussian":
+        raise BadInput(f"--bandwidth is for --kernel gaussian, got --kernel {kernel}")
+    if scale is not None:
+        raise BadInput(
+            f"--bandwidth {bandwidth} and --scale {scale} contradict each other: a bandwidth h is the scale 1/h²"
+        )
+    return bandwidth**-2
+
+
+def _check(settings: Settings) -> None:
+    """Refuse what can be seen without the files."""
+    _check_kernel(settings.kernel)
+    if settings.error is not None and not 0 < settings.error < 1:
+        raise BadInput(f"--error must be a number between 0 and 1, got {settings.error}")
     if settings.top is not None and settings.kernel != SOFTMAX:
         raise BadInput(f"--top is for --kernel {SOFTMAX}, got --kernel {settings.kernel}")
-    return settings if bandwidth is None else settings._replace(scale=bandwidth**-2)
+
+
+def _check_kernel(name: str) -> None:
+    """Require a kernel whose sums have a log."""
+    kernels = {known: rfk.lookup(known).kernel for known in rfk.names()}
+    names = [SOFTMAX, *(known for known, kernel in kernels.items() if kernel is not None and kernel.sign is None)]
+    if name not in names:
+        expected = f"{SOFTMAX} or a map with a kernel that is not negative, one of {', '.join(names)}"
+        raise BadInput(f"--kernel must be {expected}; got {name!r}")
 
 
 def _watched(inputs: Inputs, settings: Settings) -> Results:
@@ -129,7 +171,7 @@ def _watched(inputs: Inputs, settings: Settings) -> Results:
         def advance(what: str, done: int, total: int) -> None:
             progress.update(task, description=what, completed=done, total=total)
 
-        with _usable(inputs):
+        with _usable(inputs, settings._fields):
             return _results(inputs, settings, advance)
 
 
@@ -137,6 +179,8 @@ def _results(inputs: Inputs, settings: Settings, advance: Advance) -> Results:
     start, queries = time.perf_counter(), inputs.arrays["queries"]
     if queries.ndim != 2:
         raise ValueError(f"queries must have shape (queries, dim), got {queries.shape}")
+    check_array("queries", queries, 2)
+    require_finite("queries", queries)
     catalog = _catalog(inputs, settings)
     grouped = time.perf_counter()
     parts = []
@@ -164,21 +208,26 @@ def _asked(queries: Any, settings: Settings) -> Any:
 
 
 def _kernel(settings: Settings) -> rfk.Kernel:
-    """Return the kernel; a map without one was refused."""
-    kernel = rfk.lookup("positive" if settings.kernel == SOFTMAX else settings.kernel).kernel
-    assert kernel is not None
-    return kernel
+    return check_kernel("positive" if settings.kernel == SOFTMAX else settings.kernel)
 
 
 def _catalog(inputs: Inputs, settings: Settings) -> rfk.Catalog:
-    if "items" in inputs.arrays:
-        return rfk.Catalog(
-            inputs.arrays["items"], queries=_asked(inputs.arrays["queries"], settings), rng=settings.seed
-        )
+    items = inputs.arrays.get("items")
+    if items is not None:
+        check_array("items", items, 2)
+        _check_top(settings, len(items))
+        return rfk.Catalog(items, queries=_asked(inputs.arrays["queries"], settings), rng=settings.seed)
     try:
-        return rfk.Catalog.load(inputs.files["items"], mapped=True)
+        catalog = rfk.Catalog.load(inputs.files["items"], mapped=True, verify=settings.verify)
     except OSError as error:
         raise BadInput(f"items: {inputs.files['items']} cannot be read: {error.strerror or error}") from error
+    _check_top(settings, len(catalog))
+    return catalog
+
+
+def _check_top(settings: Settings, items: int) -> None:
+    if settings.top is not None and settings.top > items:
+        raise ValueError(f"--top must be at most the number of items, {items}, got {settings.top}")
 
 
 def _batch(catalog: rfk.Catalog, queries: Any, settings: Settings, seed: int) -> dict[str, Any]:
@@ -186,12 +235,23 @@ def _batch(catalog: rfk.Catalog, queries: Any, settings: Settings, seed: int) ->
     if settings.kernel != SOFTMAX:
         found = catalog.kernel_sum(queries, settings.kernel, scale=settings.scale, **how)
         return dict(found._asdict())
-    queries = queries if settings.scale == 1 else queries * queries.dtype.type(settings.scale)
+    queries = _scaled(queries, settings.scale, catalog.table.rows.dtype)
     columns = dict(catalog.log_normalizer(queries, **how)._asdict())
     if settings.top is not None:
         ids, logits = catalog.top(queries, settings.top, budget=settings.budget)
         columns |= {"top": ids, "probability": np.exp(logits - columns["log_normalizer"][:, None])}
     return columns
+
+
+def _scaled(queries: Any, scale: float, dtype: Any) -> Any:
+    """Return queries times the scale, in the dtype of the items."""
+    if scale == 1:
+        return queries
+    with np.errstate(over="ignore"):
+        scaled = (queries.astype(np.float64) * scale).astype(dtype)
+    if not np.isfinite(scaled).all():
+        raise ValueError(f"--scale must keep queries finite in the items' dtype, {dtype}, got {scale}")
+    return scaled
 
 
 def _summary(inputs: Inputs, settings: Settings, out: Path | None, results: Results) -> dict[str, Any]:
