@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import oracle
 import pytest
 
 import rfkernels as rfk
-from rfkernels import partials, testing, uncertainty
+from rfkernels import backends, partials, testing, uncertainty
 from rfkernels.exact import exact_block
 from rfkernels.features import Blocks
 from rfkernels.uncertainty import UntrustedErrorWarning, _check, _groups, _jackknife, half_width, trusted
@@ -255,6 +256,54 @@ def test_a_sum_that_one_group_holds_has_no_finite_error() -> None:
     assert np.all(found.log_error == np.inf)
 
 
+def dominated(gaps: Any) -> tuple[Any, Any, Any]:
+    """Outputs, logs and signs of eight groups, one of which is ahead of the others by `gaps`, a row for each."""
+    outputs, logs = small(8, len(gaps), 3), small(8, len(gaps), seed=1)
+    logs[3] += np.asarray(gaps, np.float32)
+    return outputs, logs, np.ones_like(logs)
+
+
+@pytest.mark.parametrize("backend", oracle.backends("numpy", "numba"))
+def test_errors_are_those_of_the_others_where_one_group_holds_nearly_the_whole_sum(backend: str) -> None:
+    outputs, logs, signs = dominated([0, 10, 20, 30, 40, 60, 95, 200])
+    found = _jackknife.combine(np, outputs, logs, signs, 64, 0.0, backends.load(backend).spread)
+    weight = np.exp(logs.astype(np.float64) - logs.max(0))
+    without = [np.delete(np.arange(8), b) for b in range(8)]
+    left = np.array([np.einsum("br,brj->rj", weight[a], outputs[a]) / weight[a].sum(0)[:, None] for a in without])
+    average = np.einsum("br,brj->rj", weight, outputs) / weight.sum(0)[:, None]
+    expected = np.sqrt(7 / 8 * np.sum((left - average) ** 2, 0))
+    np.testing.assert_allclose(found.error[:5], expected[:5], rtol=1e-5)
+    np.testing.assert_allclose(found.output, average, rtol=1e-5)
+    assert np.all(found.error[5:] == np.inf)
+    assert np.all(found.log_error[5:] == np.inf)
+    assert np.all(np.isfinite(found.log_error[:5]))
+
+
+def test_errors_have_derivatives_where_one_group_holds_nearly_the_whole_sum() -> None:
+    jax = pytest.importorskip("jax")
+    outputs, logs, signs = dominated([0, 10, 20, 30, 40, 60, 95, 200])
+
+    def total(outputs: Any, logs: Any) -> Any:
+        found = _jackknife.combine(jax.numpy, outputs, logs, signs, 64)
+        infinite = found.log_error == jax.numpy.inf
+        log_error = jax.numpy.where(infinite, 0, found.log_error)
+        return jax.numpy.sum(jax.numpy.where(infinite[:, None], 0, found.error)) + jax.numpy.sum(log_error)
+
+    by_output, by_log = jax.grad(total, (0, 1))(*map(jax.numpy.asarray, (outputs, logs)))
+    assert np.all(np.isfinite(by_output))
+    assert np.all(np.isfinite(by_log))
+    assert np.all(np.abs(by_output[:, :5]).max((0, 2)) > 1e-3)
+    assert np.all(by_output[:, 5:] == 0)
+
+
+@pytest.mark.parametrize("backend", oracle.backends())
+def test_errors_of_large_norms_are_numbers(backend: str) -> None:
+    q, k, v = (oracle.place(30 * small(65, 64, seed=seed), backend) for seed in range(3))
+    found = quiet(q, k, v, rfk.draw("positive", 64, 128, rng=0), causal=True, backend=backend)
+    assert not np.any(np.isnan(found.error.output))
+    assert 0 < np.mean(np.isinf(found.error.output)) < 0.9
+
+
 DRAWS = 2000
 
 
@@ -449,7 +498,9 @@ def test_compiled_spreads(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int
     rng = np.random.default_rng(0)
     outputs = rng.normal(size=(8, 2, *shape)).astype(dtype)
     share, ratio = rng.random((2, 8, 2, shape[0])).astype(dtype)
+    share /= share.sum(0)
     share[:, :, :1], ratio[:, :, :1] = 1 / 8, 0  # rounding alone
+    share[:, :, -1:] = 0
     for got, expected in zip(
         spreads.spread(np, outputs, share, ratio, 0.1), partials.spread(np, outputs, share, ratio, 0.1), strict=True
     ):
