@@ -369,6 +369,62 @@ def test_the_order_statistic_is_that_of_one_more_value() -> None:
     assert _check._order_statistic(np, np.arange(39.0)[::-1]) == 37.0  # the 38th of 39: 0.95 · 40
     assert _check._order_statistic(np, np.arange(5.0)) == 4.0
     assert _check._order_statistic(np, np.zeros((2, 0))).shape == (2,)
+    assert _check._order_statistic(np, np.arange(32.0)) == pytest.approx(30.35)
+    assert _check._order_statistic(np, np.array([1.0] * 38 + [np.inf])) == 1
+    assert _check._order_statistic(np, np.array([1.0] * 37 + [np.inf] * 2)) == np.inf
+    assert _check._order_statistic(np, np.array([1.0] * 31 + [np.inf])) == np.inf
+
+
+def compared(log: Any, log_error: float, truth: Any, output: float = 0.0, error: float = 1.0) -> Any:
+    """Inflations of a row of that log and log error, where that log is exact, of an output that should be 0."""
+    row = np.zeros(1)
+    found = _jackknife.Estimate(row[:, None] + output, row + log, row, row[:, None] + error, row + log_error, row)
+    exact = partials.Partial(row[:, None], row + (truth > -np.inf), row + truth)
+    return _check.inflations(np, found, exact, np.arange(1), 2.0)
+
+
+def test_no_factor_is_enough_for_an_error_of_zero() -> None:
+    assert compared(3.0, 0.5, 7.0, 8.0, 1.0) == (4.0, 4.0)
+    assert compared(3.0, 0.5, 3.0, 1.0, 0.0) == (np.inf, 1.0)
+    assert compared(3.0, 0.5, 3.0, 0.0, 0.0) == (1.0, 1.0)
+    assert compared(3.0, np.inf, 7.0, 8.0, np.inf) == (1.0, 1.0)
+
+
+def test_logs_of_nothing_are_off_by_any_factor() -> None:
+    assert compared(-np.inf, 1e-6, 3.0)[1] == np.inf
+    assert compared(3.0, 0.5, -np.inf)[1] == np.inf
+    assert compared(3.0, np.inf, -np.inf)[1] == 1
+    assert compared(-np.inf, 1e-6, -np.inf)[1] == 1
+
+
+@pytest.mark.parametrize("backend", oracle.backends())
+def test_queries_whose_features_are_zero_are_not_trusted(backend: str) -> None:
+    q, k, v = (oracle.place(x, backend) for x in (small(2, 64, 3), small(2, 1, 3, seed=1), small(2, 1, 5, seed=2)))
+    features = rfk.draw("relu", 3, 8, sampler="iid", rng=0)
+    with pytest.warns(UntrustedErrorWarning, match="not to be trusted"):
+        found = attend(q, k, v, features, backend=backend)
+    assert list(np.isneginf(found.log_normalizer)[:, 1::2].sum(-1)) == [5, 1]  # of the 32 that are looked at
+    assert list(np.isinf(found.error.inflation)) == [True, False]
+    assert np.all(np.isinf(found.error.output[0]))
+    assert np.mean(np.isfinite(found.error.output[1])) > 0.5
+    assert not np.any(np.isnan(found.error.output[1]))
+    assert np.all(np.isinf(found.error.log_inflation))
+    assert np.all(np.isinf(found.error.log_normalizer))
+
+
+def test_errors_have_derivatives_where_features_are_zero() -> None:
+    jax = pytest.importorskip("jax")
+    q, k, v = map(jax.numpy.asarray, (small(64, 3), small(1, 3, seed=1), small(1, 5, seed=2)))
+    rare, nothing = rfk.draw("relu", 3, 16, sampler="antithetic", rng=0), rfk.draw("relu", 3, 8, sampler="iid", rng=0)
+
+    def total(q: Any, features: rfk.Features) -> Any:
+        error = quiet(q, k, v, features).error
+        return sum(
+            jax.numpy.sum(jax.numpy.where(x < jax.numpy.inf, x, 0)) for x in (error.output, error.log_normalizer)
+        )
+
+    for features in (nothing, rare):
+        assert np.all(np.isfinite(jax.grad(total)(q, features)))
 
 
 def test_intervals_hold_on_heads_of_a_trained_transformer(heads: tuple[Any, ...]) -> None:
