@@ -127,9 +127,14 @@ def _over_keys(x: Any, keys: int, batch: tuple[int, ...]) -> bool:
         return False
 
 
+def is_number(x: Any) -> bool:
+    """Whether `x` is a finite real number, which a bool is not."""
+    return isinstance(x, int | float | np.floating | np.integer) and not isinstance(x, bool) and math.isfinite(x)
+
+
 def check_scale(scale: Any) -> None:
     """Require a positive finite number; arrays and tracers pass."""
-    if isinstance(scale, int | float | np.floating | np.integer) and not (math.isfinite(scale) and scale > 0):
+    if isinstance(scale, int | float | np.floating | np.integer) and not (is_number(scale) and scale > 0):
         raise ValueError(f"scale must be a positive finite number, got {scale!r}")
 
 

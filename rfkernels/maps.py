@@ -12,6 +12,7 @@ import numpy as np
 
 from rfkernels import kernels, moments
 from rfkernels._arrays import elementwise
+from rfkernels._checks import is_number
 from rfkernels.activations import Activation, Program, trace
 from rfkernels.kernels import Kernel, LogKernel
 
@@ -50,7 +51,8 @@ class FeatureMap:
     Raises
     ------
     ValueError
-        If an activation is not elementwise code that every backend can run, or a declared exponent does not hold.
+        If an activation is not elementwise code that every backend can run, the offset or the slopes are not finite
+        numbers, or a declared exponent does not hold.
 
     Examples
     --------
@@ -72,6 +74,8 @@ class FeatureMap:
         if not isinstance(self.activations, tuple) or not self.activations:
             raise ValueError(f"activations must be a non-empty tuple of functions, got {self.activations!r}")
         self.programs()
+        if not is_number(self.offset):
+            raise ValueError(f"offset must be a finite number, got {self.offset!r}")
         if self.slopes is not None:
             self._check_exponents(self.slopes)
 
@@ -85,6 +89,8 @@ class FeatureMap:
         return tuple(_traced(x) if x in _FIXED else trace(x) for x in self.activations)
 
     def _check_exponents(self, slopes: tuple[float, ...]) -> None:
+        if not isinstance(slopes, tuple) or not all(is_number(slope) for slope in slopes):
+            raise ValueError(f"slopes must be a tuple of finite numbers or None, got {slopes!r}")
         if len(slopes) != len(self.activations):
             raise ValueError(f"slopes must have one entry per activation ({len(self.activations)}), got {slopes!r}")
         u, shift, xp = np.array([-1.7, -0.3, 0.4, 2.1]), 0.75, elementwise(np)

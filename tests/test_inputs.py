@@ -123,6 +123,7 @@ SHAPES: list[Refusal] = [
     ("exact attention", lambda: rfk.exact_attention(Q, K, ones(2, 6, 3)), ValueError, ("k and v", "length")),
     ("exact mask", lambda: rfk.exact_attention(Q, K, V, mask=np.ones((5, 4), bool)), ValueError, ("mask", "keys")),
     ("exact window", lambda: rfk.exact_attention(Q, K, V, window=0), ValueError, ("window",)),
+    ("exact scale", lambda: rfk.exact_attention(Q, K, V, scale=True), ValueError, ("scale", "positive finite", "True")),
     (
         "counts of given features",
         lambda: rfk.linear_attention(ones(5, 3), ones(7, 4), V),
@@ -276,7 +277,7 @@ DRAWING: list[Refusal] = [
     *((f"count is {x!r}", lambda x=x: draw(count=x), ValueError, ("count", repr(x))) for x in (0, -2, 4.0, True)),
     *(
         (f"scale is {x!r}", lambda x=x: draw(scale=x), ValueError, ("scale", "positive finite"))
-        for x in (0.0, -1.0, float("nan"), float("inf"), "1")
+        for x in (0.0, -1.0, float("nan"), float("inf"), "1", True)
     ),
     *(
         (
