@@ -145,6 +145,15 @@ def check_batch(batch: Any) -> None:
         raise ValueError(f"batch must be a tuple of sizes of at least 0, got {batch!r}")
 
 
+def check_flags(**flags: Any) -> None:
+    """Require bools, as Python or NumPy has them."""
+    for name, flag in flags.items():
+        if flag is True or flag is False or isinstance(flag, np.bool_):
+            continue
+        hint = "; under jax.jit it must be static (static_argnames)" if is_tracer(flag) else ""
+        raise TypeError(f"{name} must be True or False, got {flag!r}{hint}")
+
+
 def check_window(window: Any) -> None:
     """Require a positive integer or None."""
     if window is None:

@@ -161,6 +161,17 @@ TYPES: list[Refusal] = [
     ("mask of integers", lambda: attend(mask=np.ones(7, int)), TypeError, ("mask", "bool", "int64")),
     ("mask of floats", lambda: attend(mask=ones(7)), TypeError, ("mask", "float32")),
     ("mask is a list", lambda: attend(mask=[True] * 7), TypeError, ("mask", "list")),
+    *(
+        (
+            f"{name} is {x!r}",
+            lambda name=name, x=x: attend(**{name: x}),
+            TypeError,
+            (f"{name} must be True or False", repr(x)),
+        )
+        for name, x in itertools.product(("causal", "full", "error"), (1, 0, None, "yes", np.array(True)))
+    ),
+    ("causal of exact attention", lambda: rfk.exact_attention(Q, K, V, causal=1), TypeError, ("causal", "got 1")),
+    ("causal of given features", lambda: rfk.linear_attention(K, K, V, causal=1), TypeError, ("causal", "got 1")),
     ("features is a name", lambda: attend(features="positive"), TypeError, ("features", "draw", "str")),
     ("features is a map", lambda: attend(features=rfk.lookup("relu")), TypeError, ("features", "FeatureMap")),
     ("backend is unknown", lambda: attend(backend="torch"), ValueError, ("'torch'", "jax, numba, numpy")),
@@ -300,6 +311,25 @@ def test_refused(refusal: Refusal) -> None:
     assert type(caught.value) in (TypeError, ValueError)  # not one of NumPy's own
     for words in says:
         assert words in str(caught.value), f"{str(caught.value)!r} does not say {words!r}"
+
+
+@pytest.mark.parametrize("name", ["causal", "full", "error"])
+def test_a_traced_flag_is_named(name: str) -> None:
+    jax = pytest.importorskip("jax")
+    q, k, v = map(jax.numpy.asarray, (Q, K, V))
+    with pytest.raises(TypeError, match=rf"{name} must be True or False, got .*bool\[\].*static_argnames"):
+        jax.jit(lambda flag: rfk.attention(q, k, v, FEATURES, **{name: flag}))(True)
+    for call in (rfk.exact_attention, rfk.linear_attention):
+        with pytest.raises(TypeError, match=r"causal must be True or False, got .*static_argnames"):
+            jax.jit(lambda flag, call=call: call(k, k, v, causal=flag))(True)
+
+
+@pytest.mark.parametrize("backend", EVERY)
+def test_flags_may_be_of_numpy(backend: str) -> None:
+    q, k, v = (oracle.place(x, backend) for x in (K, K, V))
+    want = rfk.attention(q, k, v, FEATURES, causal=True, full=True, backend=backend).output
+    flags = {"causal": np.bool_(True), "full": np.bool_(True), "error": np.bool_(False)}
+    np.testing.assert_array_equal(rfk.attention(q, k, v, FEATURES, **flags, backend=backend).output, want)
 
 
 def test_jax_arrays_are_not_for_other_backends() -> None:
