@@ -154,6 +154,23 @@ def check_flags(**flags: Any) -> None:
         raise TypeError(f"{name} must be True or False, got {flag!r}{hint}")
 
 
+def check_key(rng: Any) -> None:
+    """Require an array of JAX to be one key of its random numbers, typed or raw."""
+    import jax
+
+    try:
+        typed = jax.numpy.issubdtype(rng.dtype, jax.dtypes.prng_key)
+        single = (rng if typed else jax.random.wrap_key_data(rng)).ndim == 0
+    except (TypeError, ValueError):
+        single = False
+    if not single:
+        hint = "; under jax.jit an int must be static (static_argnames)" if is_tracer(rng) else ""
+        raise TypeError(
+            "rng must be an int, SeedSequence, numpy Generator or a single JAX key, got a jax.Array of dtype "
+            f"{rng.dtype} and shape {rng.shape}{hint}"
+        )
+
+
 def check_window(window: Any) -> None:
     """Require a positive integer or None."""
     if window is None:

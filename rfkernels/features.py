@@ -11,7 +11,7 @@ import numpy as np
 
 from rfkernels import maps, proposals, samplers
 from rfkernels._arrays import is_jax, read_only
-from rfkernels._checks import broadcast_batch, check_batch, is_number
+from rfkernels._checks import broadcast_batch, check_batch, check_key, is_number
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Proposal
 from rfkernels.samplers import Normal, Rows, Sampler
@@ -253,6 +253,7 @@ def _positive_integer(name: str, value: Any) -> int:
 
 def _normal_source(rng: Any) -> tuple[Normal, Any]:
     if is_jax(rng):
+        check_key(rng)
         return _jax_normal(rng), sys.modules["jax.numpy"]
     if isinstance(rng, bool) or not isinstance(rng, int | np.integer | np.random.SeedSequence | np.random.Generator):
         raise TypeError(f"rng must be an int, SeedSequence, numpy Generator or JAX key, got {type(rng).__name__}")

@@ -313,6 +313,26 @@ def test_refused(refusal: Refusal) -> None:
         assert words in str(caught.value), f"{str(caught.value)!r} does not say {words!r}"
 
 
+@pytest.mark.parametrize("kind", ["draw", "fit", "hybrid"])
+def test_what_is_no_single_key_is_named(kind: str) -> None:
+    jax = pytest.importorskip("jax")
+    sample = jax.numpy.asarray(K)
+    make: dict[str, Callable[[Any], Any]] = {
+        "draw": lambda rng: draw(rng=rng).projection,
+        "fit": lambda rng: rfk.fit(sample, sample, 8, rng=rng).projection,
+        "hybrid": lambda rng: rfk.materialized.draw_angular_hybrid(4, 16, directions=1, rng=rng).directions,
+    }
+    call, key, raw = make[kind], jax.random.key(0), jax.random.PRNGKey(0)
+    for none in (jax.random.split(key, 3), jax.random.split(raw, 3), raw[:1], jax.numpy.ones(2), jax.numpy.array(3)):
+        with pytest.raises(TypeError, match=rf"rng must be .* a single JAX key, got .*{re.escape(str(none.shape))}"):
+            call(none)
+    with pytest.raises(TypeError, match=r"rng must be .* got .*int32 and shape \(\).*static_argnames"):
+        jax.jit(call)(3)
+    for one in (key, raw):
+        np.testing.assert_allclose(jax.jit(call)(one), call(one), rtol=1e-5, atol=1e-6)
+    assert jax.vmap(call)(jax.random.split(key, 3)).shape == (3, *call(key).shape)
+
+
 @pytest.mark.parametrize("name", ["causal", "full", "error"])
 def test_a_traced_flag_is_named(name: str) -> None:
     jax = pytest.importorskip("jax")
