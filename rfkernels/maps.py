@@ -36,7 +36,8 @@ class FeatureMap:
         c, the weight of the squared norm in a.
     slopes : tuple of float, optional
         For an exponential map, the slope of u in the exponent of each activation: the exponent is slope · u + a, and
-        h(u, a + s) = eˢ h(u, a). None (the default) for a map that is not exponential.
+        h(u, a + s) = eˢ h(u, a). None (the default) for a map that is not exponential; one that grows so and does not
+        declare it overflows at large norms.
     nonnegative : bool, default False
         Whether no activation is ever negative, so that estimated kernels need no sign.
     kernel : Kernel, optional
