@@ -127,9 +127,14 @@ def _over_keys(x: Any, keys: int, batch: tuple[int, ...]) -> bool:
         return False
 
 
+def is_number(x: Any) -> bool:
+    """Whether `x` is a finite real number, which a bool is not."""
+    return isinstance(x, int | float | np.floating | np.integer) and not isinstance(x, bool) and math.isfinite(x)
+
+
 def check_scale(scale: Any) -> None:
     """Require a positive finite number; arrays and tracers pass."""
-    if isinstance(scale, int | float | np.floating | np.integer) and not (math.isfinite(scale) and scale > 0):
+    if isinstance(scale, int | float | np.floating | np.integer) and not (is_number(scale) and scale > 0):
         raise ValueError(f"scale must be a positive finite number, got {scale!r}")
 
 
@@ -138,6 +143,32 @@ def check_batch(batch: Any) -> None:
     sizes = isinstance(batch, tuple) and all(isinstance(n, int | np.integer) and n >= 0 for n in batch)
     if not sizes:
         raise ValueError(f"batch must be a tuple of sizes of at least 0, got {batch!r}")
+
+
+def check_flags(**flags: Any) -> None:
+    """Require bools, as Python or NumPy has them."""
+    for name, flag in flags.items():
+        if flag is True or flag is False or isinstance(flag, np.bool_):
+            continue
+        hint = "; under jax.jit it must be static (static_argnames)" if is_tracer(flag) else ""
+        raise TypeError(f"{name} must be True or False, got {flag!r}{hint}")
+
+
+def check_key(rng: Any) -> None:
+    """Require an array of JAX to be one key of its random numbers, typed or raw."""
+    import jax
+
+    try:
+        typed = jax.numpy.issubdtype(rng.dtype, jax.dtypes.prng_key)
+        single = (rng if typed else jax.random.wrap_key_data(rng)).ndim == 0
+    except (TypeError, ValueError):
+        single = False
+    if not single:
+        hint = "; under jax.jit an int must be static (static_argnames)" if is_tracer(rng) else ""
+        raise TypeError(
+            "rng must be an int, SeedSequence, numpy Generator or a single JAX key, got a jax.Array of dtype "
+            f"{rng.dtype} and shape {rng.shape}{hint}"
+        )
 
 
 def check_window(window: Any) -> None:

@@ -9,6 +9,7 @@ from rfkernels._arrays import accumulator, namespace
 from rfkernels._checks import (
     broadcast_batch,
     check_finite_arrays,
+    check_flags,
     check_kv,
     check_mask,
     check_qk,
@@ -130,6 +131,8 @@ def attention(
     (8, 100, 64)
     """
     check_qkv(q, k, v)
+    if not type(causal) is type(full) is type(error) is bool:  # takes less time than the call, at every token
+        check_flags(causal=causal, full=full, error=error)
     if error:
         if not full:
             raise ValueError("error=True returns standard errors in an AttentionResult: pass full=True as well")
@@ -233,6 +236,7 @@ def linear_attention(
     check_qk(phi_q, phi_k, names=("phi_q", "phi_k"))
     check_kv(phi_k, v)
     check_mask(mask, phi_k, phi_q=phi_q.shape[:-2], v=v.shape[:-2])
+    check_flags(causal=causal)
     if check_finite:
         check_finite_arrays(phi_q=phi_q, phi_k=phi_k, v=v)
     xp = namespace(phi_q, phi_k, v)

@@ -9,6 +9,7 @@ from rfkernels import kernels, partials
 from rfkernels._arrays import accumulator, matmul, namespace, stopped
 from rfkernels._checks import (
     check_finite_arrays,
+    check_flags,
     check_mask,
     check_qk,
     check_qkv,
@@ -76,6 +77,7 @@ def exact_attention(
     check_mask(mask, k, q=q.shape[:-2], v=v.shape[:-2])
     check_segments(segment_ids, q, k, v=v.shape[:-2])
     check_scale(scale)
+    check_flags(causal=causal)
     check_window(window)
     if check_finite:
         check_finite_arrays(q=q, k=k, v=v)

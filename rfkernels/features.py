@@ -11,7 +11,7 @@ import numpy as np
 
 from rfkernels import maps, proposals, samplers
 from rfkernels._arrays import is_jax, read_only
-from rfkernels._checks import broadcast_batch, check_batch
+from rfkernels._checks import broadcast_batch, check_batch, check_key, is_number
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Proposal
 from rfkernels.samplers import Normal, Rows, Sampler
@@ -171,7 +171,7 @@ def draw(
         raise ValueError(f"count must be a multiple of the map's {activations} activations, got {count}")
     if scale is None:
         scale = 1 / math.sqrt(dim)
-    if not (isinstance(scale, int | float | np.floating) and math.isfinite(scale) and scale > 0):
+    if not (is_number(scale) and scale > 0):
         raise ValueError(f"scale must be a positive finite number, got {scale!r}")
     check_batch(batch)
     _check_law(feature_map, sampler, proposal, dim)
@@ -253,6 +253,7 @@ def _positive_integer(name: str, value: Any) -> int:
 
 def _normal_source(rng: Any) -> tuple[Normal, Any]:
     if is_jax(rng):
+        check_key(rng)
         return _jax_normal(rng), sys.modules["jax.numpy"]
     if isinstance(rng, bool) or not isinstance(rng, int | np.integer | np.random.SeedSequence | np.random.Generator):
         raise TypeError(f"rng must be an int, SeedSequence, numpy Generator or JAX key, got {type(rng).__name__}")

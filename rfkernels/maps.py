@@ -12,6 +12,7 @@ import numpy as np
 
 from rfkernels import kernels, moments
 from rfkernels._arrays import elementwise
+from rfkernels._checks import is_number
 from rfkernels.activations import Activation, Program, trace
 from rfkernels.kernels import Kernel, LogKernel
 
@@ -35,7 +36,8 @@ class FeatureMap:
         c, the weight of the squared norm in a.
     slopes : tuple of float, optional
         For an exponential map, the slope of u in the exponent of each activation: the exponent is slope · u + a, and
-        h(u, a + s) = eˢ h(u, a). None (the default) for a map that is not exponential.
+        h(u, a + s) = eˢ h(u, a). None (the default) for a map that is not exponential; one that grows so and does not
+        declare it overflows at large norms.
     nonnegative : bool, default False
         Whether no activation is ever negative, so that estimated kernels need no sign.
     kernel : Kernel, optional
@@ -50,7 +52,8 @@ class FeatureMap:
     Raises
     ------
     ValueError
-        If an activation is not elementwise code that every backend can run, or a declared exponent does not hold.
+        If an activation is not elementwise code that every backend can run, the offset or the slopes are not finite
+        numbers, or a declared exponent does not hold.
 
     Examples
     --------
@@ -72,6 +75,8 @@ class FeatureMap:
         if not isinstance(self.activations, tuple) or not self.activations:
             raise ValueError(f"activations must be a non-empty tuple of functions, got {self.activations!r}")
         self.programs()
+        if not is_number(self.offset):
+            raise ValueError(f"offset must be a finite number, got {self.offset!r}")
         if self.slopes is not None:
             self._check_exponents(self.slopes)
 
@@ -85,6 +90,8 @@ class FeatureMap:
         return tuple(_traced(x) if x in _FIXED else trace(x) for x in self.activations)
 
     def _check_exponents(self, slopes: tuple[float, ...]) -> None:
+        if not isinstance(slopes, tuple) or not all(is_number(slope) for slope in slopes):
+            raise ValueError(f"slopes must be a tuple of finite numbers or None, got {slopes!r}")
         if len(slopes) != len(self.activations):
             raise ValueError(f"slopes must have one entry per activation ({len(self.activations)}), got {slopes!r}")
         u, shift, xp = np.array([-1.7, -0.3, 0.4, 2.1]), 0.75, elementwise(np)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import stopped
+from rfkernels._arrays import root, stopped
 
 
 class Partial(NamedTuple):
@@ -69,10 +69,15 @@ _TILE = 1 << 15
 def spread(xp: Any, outputs: Any, share: Any, ratio: Any, least: float) -> tuple[Any, Any]:
     """Return the average of several estimates, and how far they are spread.
 
+    Estimates enter as their differences from the one of the largest share. How far that one is from the average is thus
+    known to rounding even where it is nearly all of it, and `ratio` so large that rounding of the average would be all
+    that is seen.
+
     Parameters
     ----------
     outputs : array, shape (estimates, *batch, length, width)
     share, ratio : array, shape (estimates, *batch, length)
+        Shares add up to 1, or all are 0.
     least : float
         What is rounding, relative to the largest number of a row of the average.
 
@@ -85,13 +90,16 @@ def spread(xp: Any, outputs: Any, share: Any, ratio: Any, least: float) -> tuple
     rows, width = math.prod(shape[:-1]), shape[-1]
     outputs = outputs.reshape(len(outputs), rows, width)
     share, ratio = (x.reshape(len(x), rows, 1) for x in (share, ratio))
+    whole, largest = xp.sum(share, 0), xp.argmax(xp.abs(share), 0, keepdims=True)
     step = max(rows, 1) if xp is not np else max(1, _TILE // max(width, 1))
     averages, errors = [], []
     for start in range(0, max(rows, 1), step):
-        parts, weights, factors = (x[:, start : start + step] for x in (outputs, share, ratio))
-        average = sum(p * w for p, w in zip(parts, weights, strict=True))
+        parts, weights, factors, at = (x[:, start : start + step] for x in (outputs, share, ratio, largest))
+        first = xp.take_along_axis(parts, at, 0)[0]
+        moved = sum((p - first) * w for p, w in zip(parts, weights, strict=True))
+        average = whole[start : start + step] * first + moved
         averages.append(average)
-        squares = sum((f * (p - average)) ** 2 for p, f in zip(parts, factors, strict=True))
+        squares = sum((f * (p - first - moved)) ** 2 for p, f in zip(parts, factors, strict=True))
         size = xp.max(xp.abs(average), -1, keepdims=True, initial=0)
-        errors.append(xp.maximum(xp.sqrt(squares), least * size))
+        errors.append(xp.maximum(root(xp, squares), least * size))
     return xp.concatenate(averages).reshape(shape), xp.concatenate(errors).reshape(shape)

@@ -444,6 +444,11 @@ MUTANTS = [
     Mutant("Numba: values move half as far", "backends/numba/block_kernels.py", "both = b.fmul(b.fmul(e.load(moved, r), e.load(scale, e.integer(0))), e.scalar(2.0))", "both = b.fmul(b.fmul(e.load(moved, r), e.load(scale, e.integer(0))), e.scalar(1.0))", (BLOCKS, "-k", "bidirectional or causal")),
     # Error bars, advice, learned features
     Mutant("rows of pairs apart", "uncertainty/_groups.py", "(first + rows * np.arange(copies)[:, None])", "(first * copies + np.arange(copies)[:, None])", (UNCERTAINTY, "-k", "equal_parts")),
+    Mutant("errors from the rounding of the average", "partials.py", "(f * (p - first - moved))", "(f * (p - average))", (UNCERTAINTY, "-k", "nearly")),
+    Mutant("Numba: errors from the rounding of the average", "backends/numba/spreads.py", "first = b", "first = 0", (UNCERTAINTY, "-k", "nearly")),
+    Mutant("one group holds the whole only if exactly", "uncertainty/_jackknife.py", "xp.abs(left) < math.sqrt(xp.finfo(log.dtype).tiny)", "left == 0", (UNCERTAINTY, "-k", "nearly")),
+    Mutant("errors of zero are enough", "uncertainty/_check.py", "alone | (error == 0)", "alone", (UNCERTAINTY, "-k", "no_factor")),
+    Mutant("logs of nothing are compared as 0", "uncertainty/_check.py", "alone | (error == 0)", "error == 0", (UNCERTAINTY, "-k", "any_factor")),
     Mutant("delete-one without the others' share", "uncertainty/_jackknife.py", "share / left)", "share)", (UNCERTAINTY, "-k", "delete_one")),
     Mutant("the order statistic of one value fewer", "uncertainty/_check.py", "LEVEL * (n + 1) - 1", "LEVEL * n - 1", (UNCERTAINTY, "-k", "order_statistic")),
     Mutant("advice fitted to what it is measured on", "advise/_problem.py", "return problem.q[..., : queries // 2 : q_step, :], problem.k[..., : keys // 2 : k_step, :]", "return problem.q[..., ::q_step, :], problem.k[..., ::k_step, :]", (ADVISE, "-k", "paste")),

@@ -109,8 +109,7 @@ def test_a_sample_of_queries_sees_all_keys(monkeypatch: pytest.MonkeyPatch) -> N
         assert len(set(rows)) == 30
         assert min(rows) >= 100
         np.testing.assert_allclose(problems.exact_rows(problem, rows), naive(q, k, v, causal)[:, rows], rtol=1e-12)
-    few = advise(q, k, v, sample=30, counts=(), windows=())
-    everything = advise(q, k, v, sample=256, counts=(), windows=())
+    few, everything = (advise(q, k, v, sample=sample, counts=(8,), windows=(None,)) for sample in (30, 256))
     assert (few.sample, everything.sample) == (30, 100)
     np.testing.assert_allclose(few.rows[0].errors, everything.rows[0].errors, rtol=0.3)
     assert few.rows[0].errors != everything.rows[0].errors
@@ -474,6 +473,8 @@ def test_json_is_strict_and_complete() -> None:
         ({"counts": (True,)}, ValueError, "counts must be"),
         ({"counts": 64}, TypeError, "counts must be a tuple, got int"),
         ({"windows": 64}, TypeError, "windows must be a tuple, got int"),
+        ({"counts": ()}, ValueError, r"counts must have at least one entry, got \(\)"),
+        ({"windows": []}, ValueError, r"windows must have at least one entry, got \[\]"),
         ({"windows": (0,)}, ValueError, "window must be a positive integer"),
         ({"tolerance": 0.0}, ValueError, "tolerance must be a positive finite number, got 0.0"),
         ({"tolerance": float("nan")}, ValueError, "tolerance must be"),

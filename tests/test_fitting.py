@@ -641,6 +641,7 @@ Q, K = sample(1, 5, 4), sample(2, 6, 4)
         (TypeError, "queries and keys must be Moments", lambda: fitting.choose(Q, K)),
         (TypeError, "q must be a numpy.ndarray", lambda: fitting.fit(Q.tolist(), K, 8, rng=0)),
         (TypeError, "x must be a numpy.ndarray", lambda: fitting.moments([[1.0]])),
+        (ValueError, r"^x must be finite, but x\[1, 0\] is nan$", lambda: fitting.moments(np.array([[1.0], [np.nan]]))),
     ],
 )
 def test_errors_name_what_is_wrong(error: type[Exception], text: str, call: Any) -> None:

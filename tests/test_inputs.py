@@ -123,6 +123,7 @@ SHAPES: list[Refusal] = [
     ("exact attention", lambda: rfk.exact_attention(Q, K, ones(2, 6, 3)), ValueError, ("k and v", "length")),
     ("exact mask", lambda: rfk.exact_attention(Q, K, V, mask=np.ones((5, 4), bool)), ValueError, ("mask", "keys")),
     ("exact window", lambda: rfk.exact_attention(Q, K, V, window=0), ValueError, ("window",)),
+    ("exact scale", lambda: rfk.exact_attention(Q, K, V, scale=True), ValueError, ("scale", "positive finite", "True")),
     (
         "counts of given features",
         lambda: rfk.linear_attention(ones(5, 3), ones(7, 4), V),
@@ -160,6 +161,17 @@ TYPES: list[Refusal] = [
     ("mask of integers", lambda: attend(mask=np.ones(7, int)), TypeError, ("mask", "bool", "int64")),
     ("mask of floats", lambda: attend(mask=ones(7)), TypeError, ("mask", "float32")),
     ("mask is a list", lambda: attend(mask=[True] * 7), TypeError, ("mask", "list")),
+    *(
+        (
+            f"{name} is {x!r}",
+            lambda name=name, x=x: attend(**{name: x}),
+            TypeError,
+            (f"{name} must be True or False", repr(x)),
+        )
+        for name, x in itertools.product(("causal", "full", "error"), (1, 0, None, "yes", np.array(True)))
+    ),
+    ("causal of exact attention", lambda: rfk.exact_attention(Q, K, V, causal=1), TypeError, ("causal", "got 1")),
+    ("causal of given features", lambda: rfk.linear_attention(K, K, V, causal=1), TypeError, ("causal", "got 1")),
     ("features is a name", lambda: attend(features="positive"), TypeError, ("features", "draw", "str")),
     ("features is a map", lambda: attend(features=rfk.lookup("relu")), TypeError, ("features", "FeatureMap")),
     ("backend is unknown", lambda: attend(backend="torch"), ValueError, ("'torch'", "jax, numba, numpy")),
@@ -276,7 +288,7 @@ DRAWING: list[Refusal] = [
     *((f"count is {x!r}", lambda x=x: draw(count=x), ValueError, ("count", repr(x))) for x in (0, -2, 4.0, True)),
     *(
         (f"scale is {x!r}", lambda x=x: draw(scale=x), ValueError, ("scale", "positive finite"))
-        for x in (0.0, -1.0, float("nan"), float("inf"), "1")
+        for x in (0.0, -1.0, float("nan"), float("inf"), "1", True)
     ),
     *(
         (
@@ -299,6 +311,45 @@ def test_refused(refusal: Refusal) -> None:
     assert type(caught.value) in (TypeError, ValueError)  # not one of NumPy's own
     for words in says:
         assert words in str(caught.value), f"{str(caught.value)!r} does not say {words!r}"
+
+
+@pytest.mark.parametrize("kind", ["draw", "fit", "hybrid"])
+def test_what_is_no_single_key_is_named(kind: str) -> None:
+    jax = pytest.importorskip("jax")
+    sample = jax.numpy.asarray(K)
+    make: dict[str, Callable[[Any], Any]] = {
+        "draw": lambda rng: draw(rng=rng).projection,
+        "fit": lambda rng: rfk.fit(sample, sample, 8, rng=rng).projection,
+        "hybrid": lambda rng: rfk.materialized.draw_angular_hybrid(4, 16, directions=1, rng=rng).directions,
+    }
+    call, key, raw = make[kind], jax.random.key(0), jax.random.PRNGKey(0)
+    for none in (jax.random.split(key, 3), jax.random.split(raw, 3), raw[:1], jax.numpy.ones(2), jax.numpy.array(3)):
+        with pytest.raises(TypeError, match=rf"rng must be .* a single JAX key, got .*{re.escape(str(none.shape))}"):
+            call(none)
+    with pytest.raises(TypeError, match=r"rng must be .* got .*int32 and shape \(\).*static_argnames"):
+        jax.jit(call)(3)
+    for one in (key, raw):
+        np.testing.assert_allclose(jax.jit(call)(one), call(one), rtol=1e-5, atol=1e-6)
+    assert jax.vmap(call)(jax.random.split(key, 3)).shape == (3, *call(key).shape)
+
+
+@pytest.mark.parametrize("name", ["causal", "full", "error"])
+def test_a_traced_flag_is_named(name: str) -> None:
+    jax = pytest.importorskip("jax")
+    q, k, v = map(jax.numpy.asarray, (Q, K, V))
+    with pytest.raises(TypeError, match=rf"{name} must be True or False, got .*bool\[\].*static_argnames"):
+        jax.jit(lambda flag: rfk.attention(q, k, v, FEATURES, **{name: flag}))(True)
+    for call in (rfk.exact_attention, rfk.linear_attention):
+        with pytest.raises(TypeError, match=r"causal must be True or False, got .*static_argnames"):
+            jax.jit(lambda flag, call=call: call(k, k, v, causal=flag))(True)
+
+
+@pytest.mark.parametrize("backend", EVERY)
+def test_flags_may_be_of_numpy(backend: str) -> None:
+    q, k, v = (oracle.place(x, backend) for x in (K, K, V))
+    want = rfk.attention(q, k, v, FEATURES, causal=True, full=True, backend=backend).output
+    flags = {"causal": np.bool_(True), "full": np.bool_(True), "error": np.bool_(False)}
+    np.testing.assert_array_equal(rfk.attention(q, k, v, FEATURES, **flags, backend=backend).output, want)
 
 
 def test_jax_arrays_are_not_for_other_backends() -> None:

@@ -144,6 +144,29 @@ def test_maps_that_are_no_maps() -> None:
             rfk.FeatureMap((activation,))
 
 
+NUMBERS = (float("nan"), float("inf"), "x", None, True, np.ones(1), 1j)
+
+
+@pytest.mark.parametrize("offset", NUMBERS, ids=repr)
+def test_offsets_that_are_no_finite_numbers(offset: Any) -> None:
+    with pytest.raises(ValueError, match=r"offset must be a finite number, got"):
+        rfk.FeatureMap((oracle.softplus,), offset)
+
+
+@pytest.mark.parametrize("slopes", [[1.0], 1.0, np.ones(1), "1", {1.0}, *((x,) for x in NUMBERS)], ids=repr)
+def test_slopes_that_are_no_tuples_of_finite_numbers(slopes: Any) -> None:
+    with pytest.raises(ValueError, match=r"slopes must be a tuple of finite numbers or None, got"):
+        rfk.FeatureMap((lambda xp, u, a: xp.exp(u + a),), -0.5, slopes)
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.int64, int], ids=repr)
+def test_offsets_and_slopes_of_any_real_type(number: Any) -> None:
+    feature_map = rfk.FeatureMap((lambda xp, u, a: xp.exp(u + a),), number(-1), (number(1),))
+    q = np.ones((3, 4), np.float32)
+    out, other = (rfk.attention(q, q, q, rfk.draw(feature_map, 4, 8, rng=0), backend=b) for b in ("numpy", "numba"))
+    np.testing.assert_allclose(out, other, rtol=1e-5)
+
+
 EXPONENTS: dict[str, tuple[Any, ...]] = {
     "not exponential in a": (lambda xp, u, a: xp.exp(u), (1.0,), r"not exp\(s\) h\(u, a\)"),
     "exponential in 2a": (lambda xp, u, a: xp.exp(u + 2 * a), (1.0,), r"not exp\(s\) h\(u, a\)"),

@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import oracle
 import pytest
 
 import rfkernels as rfk
-from rfkernels import partials, testing, uncertainty
+from rfkernels import backends, partials, testing, uncertainty
 from rfkernels.exact import exact_block
 from rfkernels.features import Blocks
 from rfkernels.uncertainty import UntrustedErrorWarning, _check, _groups, _jackknife, half_width, trusted
@@ -255,6 +256,54 @@ def test_a_sum_that_one_group_holds_has_no_finite_error() -> None:
     assert np.all(found.log_error == np.inf)
 
 
+def dominated(gaps: Any) -> tuple[Any, Any, Any]:
+    """Outputs, logs and signs of eight groups, one of which is ahead of the others by `gaps`, a row for each."""
+    outputs, logs = small(8, len(gaps), 3), small(8, len(gaps), seed=1)
+    logs[3] += np.asarray(gaps, np.float32)
+    return outputs, logs, np.ones_like(logs)
+
+
+@pytest.mark.parametrize("backend", oracle.backends("numpy", "numba"))
+def test_errors_are_those_of_the_others_where_one_group_holds_nearly_the_whole_sum(backend: str) -> None:
+    outputs, logs, signs = dominated([0, 10, 20, 30, 40, 60, 95, 200])
+    found = _jackknife.combine(np, outputs, logs, signs, 64, 0.0, backends.load(backend).spread)
+    weight = np.exp(logs.astype(np.float64) - logs.max(0))
+    without = [np.delete(np.arange(8), b) for b in range(8)]
+    left = np.array([np.einsum("br,brj->rj", weight[a], outputs[a]) / weight[a].sum(0)[:, None] for a in without])
+    average = np.einsum("br,brj->rj", weight, outputs) / weight.sum(0)[:, None]
+    expected = np.sqrt(7 / 8 * np.sum((left - average) ** 2, 0))
+    np.testing.assert_allclose(found.error[:5], expected[:5], rtol=1e-5)
+    np.testing.assert_allclose(found.output, average, rtol=1e-5)
+    assert np.all(found.error[5:] == np.inf)
+    assert np.all(found.log_error[5:] == np.inf)
+    assert np.all(np.isfinite(found.log_error[:5]))
+
+
+def test_errors_have_derivatives_where_one_group_holds_nearly_the_whole_sum() -> None:
+    jax = pytest.importorskip("jax")
+    outputs, logs, signs = dominated([0, 10, 20, 30, 40, 60, 95, 200])
+
+    def total(outputs: Any, logs: Any) -> Any:
+        found = _jackknife.combine(jax.numpy, outputs, logs, signs, 64)
+        infinite = found.log_error == jax.numpy.inf
+        log_error = jax.numpy.where(infinite, 0, found.log_error)
+        return jax.numpy.sum(jax.numpy.where(infinite[:, None], 0, found.error)) + jax.numpy.sum(log_error)
+
+    by_output, by_log = jax.grad(total, (0, 1))(*map(jax.numpy.asarray, (outputs, logs)))
+    assert np.all(np.isfinite(by_output))
+    assert np.all(np.isfinite(by_log))
+    assert np.all(np.abs(by_output[:, :5]).max((0, 2)) > 1e-3)
+    assert np.all(by_output[:, 5:] == 0)
+
+
+@pytest.mark.parametrize("backend", oracle.backends())
+def test_errors_of_large_norms_are_numbers(backend: str) -> None:
+    q, k, v = (oracle.place(30 * small(65, 64, seed=seed), backend) for seed in range(3))
+    found = quiet(q, k, v, rfk.draw("positive", 64, 128, rng=0), causal=True, backend=backend)
+    assert not np.any(np.isnan(found.error.output))
+    assert 0 < np.mean(np.isinf(found.error.output)) < 0.9
+
+
 DRAWS = 2000
 
 
@@ -320,6 +369,62 @@ def test_the_order_statistic_is_that_of_one_more_value() -> None:
     assert _check._order_statistic(np, np.arange(39.0)[::-1]) == 37.0  # the 38th of 39: 0.95 · 40
     assert _check._order_statistic(np, np.arange(5.0)) == 4.0
     assert _check._order_statistic(np, np.zeros((2, 0))).shape == (2,)
+    assert _check._order_statistic(np, np.arange(32.0)) == pytest.approx(30.35)
+    assert _check._order_statistic(np, np.array([1.0] * 38 + [np.inf])) == 1
+    assert _check._order_statistic(np, np.array([1.0] * 37 + [np.inf] * 2)) == np.inf
+    assert _check._order_statistic(np, np.array([1.0] * 31 + [np.inf])) == np.inf
+
+
+def compared(log: Any, log_error: float, truth: Any, output: float = 0.0, error: float = 1.0) -> Any:
+    """Inflations of a row of that log and log error, where that log is exact, of an output that should be 0."""
+    row = np.zeros(1)
+    found = _jackknife.Estimate(row[:, None] + output, row + log, row, row[:, None] + error, row + log_error, row)
+    exact = partials.Partial(row[:, None], row + (truth > -np.inf), row + truth)
+    return _check.inflations(np, found, exact, np.arange(1), 2.0)
+
+
+def test_no_factor_is_enough_for_an_error_of_zero() -> None:
+    assert compared(3.0, 0.5, 7.0, 8.0, 1.0) == (4.0, 4.0)
+    assert compared(3.0, 0.5, 3.0, 1.0, 0.0) == (np.inf, 1.0)
+    assert compared(3.0, 0.5, 3.0, 0.0, 0.0) == (1.0, 1.0)
+    assert compared(3.0, np.inf, 7.0, 8.0, np.inf) == (1.0, 1.0)
+
+
+def test_logs_of_nothing_are_off_by_any_factor() -> None:
+    assert compared(-np.inf, 1e-6, 3.0)[1] == np.inf
+    assert compared(3.0, 0.5, -np.inf)[1] == np.inf
+    assert compared(3.0, np.inf, -np.inf)[1] == 1
+    assert compared(-np.inf, 1e-6, -np.inf)[1] == 1
+
+
+@pytest.mark.parametrize("backend", oracle.backends())
+def test_queries_whose_features_are_zero_are_not_trusted(backend: str) -> None:
+    q, k, v = (oracle.place(x, backend) for x in (small(2, 64, 3), small(2, 1, 3, seed=1), small(2, 1, 5, seed=2)))
+    features = rfk.draw("relu", 3, 8, sampler="iid", rng=0)
+    with pytest.warns(UntrustedErrorWarning, match="not to be trusted"):
+        found = attend(q, k, v, features, backend=backend)
+    assert list(np.isneginf(found.log_normalizer)[:, 1::2].sum(-1)) == [5, 1]  # of the 32 that are looked at
+    assert list(np.isinf(found.error.inflation)) == [True, False]
+    assert np.all(np.isinf(found.error.output[0]))
+    assert np.mean(np.isfinite(found.error.output[1])) > 0.5
+    assert not np.any(np.isnan(found.error.output[1]))
+    assert np.all(np.isinf(found.error.log_inflation))
+    assert np.all(np.isinf(found.error.log_normalizer))
+
+
+def test_errors_have_derivatives_where_features_are_zero() -> None:
+    jax = pytest.importorskip("jax")
+    q, k, v = map(jax.numpy.asarray, (small(64, 3), small(1, 3, seed=1), small(1, 5, seed=2)))
+    rare, nothing = rfk.draw("relu", 3, 16, sampler="antithetic", rng=0), rfk.draw("relu", 3, 8, sampler="iid", rng=0)
+
+    def total(q: Any, features: rfk.Features) -> Any:
+        error = quiet(q, k, v, features).error
+        return sum(
+            jax.numpy.sum(jax.numpy.where(x < jax.numpy.inf, x, 0)) for x in (error.output, error.log_normalizer)
+        )
+
+    for features in (nothing, rare):
+        assert np.all(np.isfinite(jax.grad(total)(q, features)))
 
 
 def test_intervals_hold_on_heads_of_a_trained_transformer(heads: tuple[Any, ...]) -> None:
@@ -449,7 +554,9 @@ def test_compiled_spreads(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int
     rng = np.random.default_rng(0)
     outputs = rng.normal(size=(8, 2, *shape)).astype(dtype)
     share, ratio = rng.random((2, 8, 2, shape[0])).astype(dtype)
+    share /= share.sum(0)
     share[:, :, :1], ratio[:, :, :1] = 1 / 8, 0  # rounding alone
+    share[:, :, -1:] = 0
     for got, expected in zip(
         spreads.spread(np, outputs, share, ratio, 0.1), partials.spread(np, outputs, share, ratio, 0.1), strict=True
     ):

@@ -652,6 +652,7 @@ def test_refusals() -> None:
     for message, call in (
         ("confidence", lambda: variance.features_needed(0.1, 1.0, "positive", x, x)),
         ("error", lambda: variance.tail_bound("positive", x, x, 0.0, count=8)),
+        ("error must be a positive", lambda: variance.tail_bound("positive", x, x, True, count=8)),
         ("side", lambda: variance.tail_bound("positive", x, x, 0.1, count=8, side="both")),
         ("biased", lambda: variance.features_needed(0.1, 0.9, "positive", x, x, sampler="regularized")),
         ("kind", lambda: variance.coupling_moment("haar", 1.0, 4)),
@@ -666,6 +667,9 @@ def test_refusals() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             call()
+    for name, pair in (("x", (np.ma.array(x), x)), ("y", (x, np.ma.array(x)))):
+        with pytest.raises(TypeError, match=f"{name} must be a plain array, got MaskedArray"):
+            variance.features_needed(0.1, 0.9, "positive", *pair)
 
 
 def test_gaussian_features_err_as_trigonometric_ones() -> None:

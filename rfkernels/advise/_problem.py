@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels import kernels, partials
-from rfkernels._checks import check_finite_arrays, check_qkv, check_scale, check_window
+from rfkernels._checks import check_finite_arrays, check_qkv, check_scale, check_window, is_number
 from rfkernels.exact import exact_block
 
 _PAIRS = 1 << 22
@@ -82,13 +82,14 @@ def check_settings(counts: Any, windows: Any, tolerance: Any) -> None:
     for name, given in (("counts", counts), ("windows", windows)):
         if not isinstance(given, tuple | list):
             raise TypeError(f"{name} must be a tuple, got {type(given).__name__}")
+        if not given:
+            raise ValueError(f"{name} must have at least one entry, got {given!r}")
     for count in counts:
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 2 or count % 2:
             raise ValueError(f"counts must be positive and even, for antithetic pairs of rows, got {count!r}")
     for window in windows:
         check_window(window)
-    real = isinstance(tolerance, int | float | np.floating) and not isinstance(tolerance, bool)
-    if not (real and math.isfinite(tolerance) and tolerance > 0):
+    if not (is_number(tolerance) and tolerance > 0):
         raise ValueError(f"tolerance must be a positive finite number, got {tolerance!r}")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from rfkernels import kernels, maps
 from rfkernels._arrays import matmul, namespace, read_only
+from rfkernels._checks import is_number
 from rfkernels.features import Blocks, Features, Side
 from rfkernels.fitting.algebra import apply, balance, between, regular, rows_root, second_moment
 from rfkernels.fitting.statistics import Moments, attended, moments
@@ -194,9 +195,7 @@ def check_scale(scale: Any, dim: int) -> float:
     """Return a positive finite scale, 1/√dim if it is None."""
     if scale is None:
         return 1 / math.sqrt(dim)
-    if isinstance(scale, bool) or not (
-        isinstance(scale, int | float | np.floating) and math.isfinite(scale) and scale > 0
-    ):
+    if not (is_number(scale) and scale > 0):
         raise ValueError(f"scale must be a positive finite number, got {scale!r}")
     return float(scale)
 
@@ -215,8 +214,6 @@ def _check_moments(queries: Moments, keys: Moments, scale: Any, prior: Any) -> f
     for name, given in (("queries", queries), ("keys", keys)):
         if namespace(given.count) is np and not np.all(np.asarray(given.count) > 0):
             raise ValueError(f"moments of {name} must be of at least one vector, got a count of {np.min(given.count)}")
-    if isinstance(prior, bool) or not (
-        isinstance(prior, int | float | np.floating) and math.isfinite(prior) and prior > 0
-    ):
+    if not (is_number(prior) and prior > 0):
         raise ValueError(f"prior must be a positive finite number, got {prior!r}")
     return check_scale(scale, dim)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels._arrays import accumulator, matmul, namespace
-from rfkernels._checks import check_array
+from rfkernels._checks import check_array, require_finite
 
 _BLOCK = 256
 
@@ -47,9 +47,10 @@ def moments(x: Any) -> Moments:
     Raises
     ------
     TypeError, ValueError
-        If `x` is no array of that shape and of floats.
+        If `x` is no array of that shape and of floats, or a value is not finite.
     """
     check_array("x", x, 2)
+    require_finite("x", x)
     xp = namespace(x)
     x = x.astype(xp.float64 if xp is np else accumulator(xp, x))
     length = x.shape[-2]

@@ -11,6 +11,7 @@ import numpy as np
 
 from rfkernels import core, samplers, variance
 from rfkernels._arrays import is_jax, matmul
+from rfkernels._checks import check_key
 from rfkernels.features import Features, SideName, draw
 from rfkernels.materialized._records import host_generator, read_only, register_pytree, size
 from rfkernels.samplers import Rows, Sampler
@@ -116,6 +117,7 @@ def draw_angular_hybrid(
     if sampler.law != "normal":
         raise ValueError(f"sampler must draw normal rows, but the law of {sampler.name!r} is {sampler.law!r}")
     if is_jax(rng):
+        check_key(rng)
         first, second, third = sys.modules["jax"].random.split(rng, 3)
     else:
         first = second = third = host_generator(rng, "hybrid features")

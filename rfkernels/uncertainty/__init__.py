@@ -70,8 +70,9 @@ def attend(
         coupled but to lower errors, which are then estimated too large if anything.
     check : int, default 32
         Of how many queries, spread evenly, exact attention is computed. Standard errors are multiplied, in each
-        element of the batch, by what it takes for 95 % intervals to hold there, at least 1. It takes time linear in the
-        number of keys. 0 for no check; there is none with `state`, whose keys are gone, nor without a kernel.
+        element of the batch, by what it takes for 95 % intervals to hold there, at least 1, and infinite where nothing
+        does (`Errors`). It takes time linear in the number of keys. 0 for no check; there is none with `state`, whose
+        keys are gone, nor without a kernel.
     stacklevel : int, default 2
         That of the warning: 2 is the line that calls `attend`.
     **options
@@ -149,8 +150,16 @@ def _errors(found: Estimate, freedom: int, factors: tuple[Any, Any] | None) -> E
     if factors is None:
         return Errors(found.error, found.log_error, found.effective, freedom)
     inflation, log_inflation = factors
-    output, log = found.error * inflation[..., None, None], found.log_error * log_inflation[..., None]
+    output = _inflated(found.error, inflation[..., None, None])
+    log = _inflated(found.log_error, log_inflation[..., None])
     return Errors(output, log, found.effective, freedom, inflation, log_inflation)
+
+
+def _inflated(error: Any, factor: Any) -> Any:
+    """Multiply errors; all are infinite, those of zero too, where the factor is."""
+    xp = namespace(error, factor)
+    endless = (factor == xp.inf) | (error == xp.inf)
+    return xp.where(endless, xp.inf, xp.where(endless, 1, error) * xp.where(endless, 1, factor))
 
 
 def trusted(error: Errors) -> Any:

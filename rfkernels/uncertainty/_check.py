@@ -75,24 +75,28 @@ def inflations(xp: Any, found: Estimate, exact: Partial, at: Any, quantile: floa
 
     Intervals of `quantile` standard errors then hold 95 % of what was compared. To which queries features do well or
     badly they decide together, so that the sampled ones stand for the others whatever the law of the errors is: as in
-    split conformal prediction, the order statistic is that of n + 1.
+    split conformal prediction, the order statistic is that of n + 1. No factor is enough where the error is zero and
+    the estimate is not exact, or either logarithm alone is −inf: the ratio is infinite there.
     """
     output, (log, _) = partials.normalize(xp, exact), partials.log_denominator(xp, exact)
 
     def factor(estimate: Any, error: Any, truth: Any, size: Any, tail: int) -> Any:
         estimate, error = (xp.take(x, at, -tail) for x in (estimate, error))
+        alone = (estimate == -xp.inf) != (truth == -xp.inf)
+        estimate, truth = (xp.where(x == -xp.inf, 0, x) for x in (estimate, truth))
         apart = xp.abs(estimate - truth)
-        same = apart <= _ROUNDING * xp.finfo(error.dtype).eps * size
-        ratio = xp.where(same, 0, apart / xp.where(same, 1, error)) / quantile
+        held = ~alone & (apart <= _ROUNDING * xp.finfo(error.dtype).eps * size) | (error == xp.inf)
+        never = alone | (error == 0)
+        ratio = apart / xp.where(held | never, 1, error) / quantile
+        ratio = xp.where(held, 0, xp.where(never, xp.inf, ratio))
         kept = ratio.ndim - tail
         flat = ratio.reshape(*ratio.shape[:kept], math.prod(ratio.shape[kept:]))
         return xp.maximum(_order_statistic(xp, flat), 1)
 
     size = xp.max(xp.abs(output), (-2, -1), keepdims=True, initial=0)
-    log, estimate = (xp.where(x > -xp.inf, x, 0) for x in (log, found.log_normalizer))
-    return (
-        factor(found.output, found.error, output, size, 2),
-        factor(estimate, found.log_error, log, xp.maximum(xp.abs(log), 1), 1),
+    log_size = xp.maximum(xp.where(log == -xp.inf, 0, xp.abs(log)), 1)
+    return factor(found.output, found.error, output, size, 2), factor(
+        found.log_normalizer, found.log_error, log, log_size, 1
     )
 
 
@@ -104,4 +108,6 @@ def _order_statistic(xp: Any, x: Any) -> Any:
     place = min(max(LEVEL * (n + 1) - 1, 0), n - 1)
     low = int(place)
     x = xp.sort(x, -1)
-    return x[..., low] + (place - low) * (x[..., min(low + 1, n - 1)] - x[..., low])
+    if place == low:
+        return x[..., low]
+    return (low + 1 - place) * x[..., low] + (place - low) * x[..., low + 1]

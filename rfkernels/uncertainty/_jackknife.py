@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels import partials
+from rfkernels._arrays import root
 
 Spread = Callable[..., tuple[Any, Any]]
 
@@ -45,9 +46,9 @@ def combine(
     Sums over keys are averages of those of the groups, D_b, so that the output is o = Σ_b p_b o_b with p_b = D_b / Σ D.
     Without group b the output is off from o by −p_b (o_b − o) / Σ_{c≠b} p_c, and log D by the log of B / (B − 1) times
     that sum of p_c. The standard error of either is √((B − 1) / B) times the root of the sum of squares (Tukey 1958),
-    taken about the estimate and not about the mean of what is left. It is infinite where one group holds the whole sum,
-    and never below what rounding amounts to, which is at least `rounding` relative to a row. `spread` is that of the
-    backend.
+    taken about the estimate and not about the mean of what is left. It is never below what rounding amounts to, which
+    is at least `rounding` relative to a row, and infinite where one group holds the whole sum but for the root of the
+    smallest normal number (1e-19 in float32), beyond which derivatives overflow. `spread` is that of the backend.
     """
     groups = logs.shape[0]
     top = xp.max(logs, 0)
@@ -59,7 +60,7 @@ def combine(
     log = xp.where(nothing, -xp.inf, xp.log(xp.where(nothing, 1, xp.abs(total))) + base - math.log(groups))
 
     left = _of_others(xp, share)
-    gone = left == 0
+    gone = xp.abs(left) < math.sqrt(xp.finfo(log.dtype).tiny)
     left = xp.where(gone, 1, left)
     whole = xp.any(gone & (share != 0), 0)  # in one group
     factor, eps = (groups - 1) / groups, UNITS * xp.finfo(log.dtype).eps
@@ -68,7 +69,7 @@ def combine(
         error = xp.where(whole[..., None], xp.inf, error)
     moved = xp.where(gone, 0, xp.log(xp.abs(left) / factor))
     least = eps * xp.maximum(xp.where(nothing, 0, xp.abs(log)), 1)
-    log_error = xp.where(whole, xp.inf, xp.maximum(xp.sqrt(factor * xp.sum(moved**2, 0)), least))
+    log_error = xp.where(whole, xp.inf, xp.maximum(root(xp, factor * xp.sum(moved**2, 0)), least))
 
     variance = xp.sum((groups * share - 1) ** 2, 0) / (groups * (groups - 1))
     effective = xp.where(nothing, 0, count / (1 + count * variance))

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from rfkernels._checks import check_qk, is_number
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Proposal
 from rfkernels.samplers import Rows, Sampler
@@ -143,6 +144,7 @@ def features_needed(
         raise ValueError(f"confidence must be in (0, 1), got {confidence!r}")
     if sampler.law != "normal":
         raise ValueError(f"estimates from the sampler {sampler.name!r} are biased: no count may be enough")
+    check_qk(x, y, names=("x", "y"), pairs=True)
     xp, pair = scaled_pair(np.asarray(x), np.asarray(y), scale)
     dim, form, allowed = pair.x.shape[-1], form_of(feature_map), 1 - confidence
     parts = parts_of(xp, feature_map, pair, sampler, proposal, coupled=True)
@@ -221,7 +223,7 @@ def _rates(
 
 
 def _check_error(error: Any, side: Any) -> None:
-    if not (isinstance(error, int | float | np.floating) and math.isfinite(error) and error > 0):
+    if not (is_number(error) and error > 0):
         raise ValueError(f"error must be a positive finite number, got {error!r}")
     if side not in ("two", "lower", "upper"):
         raise ValueError(f"side must be 'two', 'lower' or 'upper', got {side!r}")

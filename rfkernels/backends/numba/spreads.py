@@ -36,19 +36,25 @@ def spread(_: Any, outputs: Any, share: Any, ratio: Any, least: float) -> tuple[
 def _spread(outputs: Any, share: Any, ratio: Any, least: float, average: Any, error: Any, low: int, high: int) -> int:
     groups, _, width = outputs.shape
     for r in range(low, high):
+        first, whole = 0, 0.0
+        for b in range(groups):
+            whole += share[b, r]
+            if abs(share[b, r]) > abs(share[first, r]):
+                first = b
         for j in range(width):
             average[r, j], error[r, j] = 0, 0
         for b in range(groups):
             weight = share[b, r]
             for j in range(width):
-                average[r, j] += weight * outputs[b, r, j]
+                average[r, j] += weight * (outputs[b, r, j] - outputs[first, r, j])
         for b in range(groups):
             factor = ratio[b, r]
             for j in range(width):
-                apart = factor * (outputs[b, r, j] - average[r, j])
+                apart = factor * (outputs[b, r, j] - outputs[first, r, j] - average[r, j])
                 error[r, j] += apart * apart
         size = 0.0
         for j in range(width):
+            average[r, j] += whole * outputs[first, r, j]
             size = max(size, abs(average[r, j]))
         for j in range(width):
             error[r, j] = max(np.sqrt(error[r, j]), least * size)
