@@ -92,3 +92,41 @@ def elementwise(xp: Any) -> Elementwise:
 def stopped(xp: Any, x: Any) -> Any:
     """Return `x` as a constant to derivatives: what a shift that cancels exactly may be."""
     return x if xp is np else sys.modules["jax"].lax.stop_gradient(x)
+
+
+@cache
+def compiled(function: Any, *static: str) -> Any:
+    """Return what `jax.jit` makes of a function; arguments of the names `static` are known when it is compiled."""
+    return sys.modules["jax"].jit(function, static_argnames=static)
+
+
+def over_rows(xp: Any, step: Any, carry: Any, rows: tuple[Any, ...], size: int) -> tuple[Any, tuple[Any, ...]]:
+    """Apply ``step(carry, start, parts)``, which returns a carry and results, to `size` rows at a time.
+
+    Rows and results are arrays (*batch, rows, n), or None. In JAX it is a scan, whose program does not grow with the
+    number of rows: it fills up the last part with zeros, and derivatives compute each part anew.
+    """
+    length = next(x.shape[-2] for x in rows if x is not None)
+    if xp is np or length <= size:
+        found = []
+        for start in range(0, max(length, 1), size):
+            parts = (None if x is None else x[..., start : start + size, :] for x in rows)
+            carry, results = step(carry, start, tuple(parts))
+            found.append(results)
+        return carry, tuple(xp.concatenate(x, -2) for x in zip(*found, strict=True))
+    jax, count = sys.modules["jax"], -(-length // size)
+
+    def cut(x: Any) -> Any:
+        x = xp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, count * size - length), (0, 0)])
+        return xp.moveaxis(x.reshape(*x.shape[:-2], count, size, x.shape[-1]), -3, 0)
+
+    def joined(x: Any) -> Any:
+        x = xp.moveaxis(x, 0, -3)
+        return x.reshape(*x.shape[:-3], count * size, x.shape[-1])[..., :length, :]
+
+    def body(carry: Any, given: Any) -> Any:
+        return step(carry, *given)
+
+    given = size * xp.arange(count), tuple(None if x is None else cut(x) for x in rows)
+    carry, found = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), carry, given)
+    return carry, tuple(map(joined, found))

@@ -72,3 +72,25 @@ def test_gradients_of_windows_are_those_of_dense_mathematics(
         tolerance = 1e-9 if double else 1e-4
         for one, two in zip(found, expected, strict=True):
             np.testing.assert_allclose(one, two, rtol=tolerance, atol=tolerance * np.abs(two).max())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_gradients_of_exact_attention(causal: bool) -> None:
+    """Queries that fill up its blocks meet no key either."""
+    rng = np.random.default_rng(0)
+    q, k, v, weights = (oracle.normal(rng, 150, n) for n in (DIM, DIM, WIDTH, WIDTH))
+    assert QUADRATIC.kernel is not None
+    kernel = QUADRATIC.kernel
+
+    def library(*qkv: Any) -> Any:
+        return jnp.sum(rfk.exact_attention(*qkv, scale=1.0, causal=causal, kernel=kernel) * weights)
+
+    def matrices(q: Any, k: Any, v: Any) -> Any:
+        dot = jnp.matmul(q, k.T, precision="highest")
+        weight = jnp.sum(q * q, -1)[:, None] * jnp.sum(k * k, -1) + 2 * dot**2
+        weight = jnp.tril(weight) if causal else weight
+        return jnp.sum(weight @ v / jnp.sum(weight, -1, keepdims=True) * weights)
+
+    found, expected = (jax.jit(jax.grad(f, (0, 1, 2)))(q, k, v) for f in (library, matrices))
+    for one, two in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4 * np.abs(two).max())
