@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+Record = TypeVar("Record", bound=type)
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
@@ -21,6 +24,23 @@ def is_jax(x: Any) -> bool:
     """Whether `x` is a JAX array or tracer."""
     jax = sys.modules.get("jax")
     return jax is not None and isinstance(x, jax.Array)
+
+
+_unnamed: list[type] = []
+
+
+def record(kind: Record) -> Record:
+    """Let exports of JAX hold named tuples of this kind."""
+    _unnamed.append(kind)
+    return kind
+
+
+def name_records() -> None:
+    """Tell JAX, if the user imported it, what records are called where exports are saved."""
+    export = getattr(sys.modules.get("jax"), "export", None)
+    while export is not None and _unnamed:
+        kind = _unnamed.pop()
+        export.register_namedtuple_serialization(kind, serialized_name=f"rfkernels.{kind.__name__}")
 
 
 def namespace(*arrays: Any) -> Any:
@@ -130,3 +150,28 @@ def over_rows(xp: Any, step: Any, carry: Any, rows: tuple[Any, ...], size: int) 
     given = size * xp.arange(count), tuple(None if x is None else cut(x) for x in rows)
     carry, found = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), carry, given)
     return carry, tuple(map(joined, found))
+
+
+def differing(xp: Any, x: Any, tail: int, *sources: tuple[Any, int]) -> Any:
+    """Return `x`, which in JAX differs from device to device wherever one of the sources does.
+
+    Of each a number says how many axes follow its batch axes. JAX tracks that inside `jax.shard_map` and on meshes with
+    explicit axes, and refuses a loop that adds what differs to what does not. An empty sum over what differs is a zero
+    that differs.
+    """
+    if xp is np:
+        return x
+    batch = x.shape[: x.ndim - tail]
+    for source, own in sources:
+        count = math.prod(source.shape[source.ndim - own :])
+        zero = xp.sum(source.reshape(*source.shape[: source.ndim - own], count)[..., :0], -1)
+        zero = pooled_sum(xp, zero, batch).astype(x.dtype)
+        x = x + zero.reshape(*zero.shape, *(1,) * tail)
+    return x
+
+
+def pooled_sum(xp: Any, x: Any, shape: tuple[int, ...]) -> Any:
+    """Sum over axes that an array of this shape lacks or has of size 1: those of query heads that share keys."""
+    x = xp.sum(x, tuple(range(x.ndim - len(shape)))) if x.ndim > len(shape) else x
+    axes = tuple(i - x.ndim for i in range(x.ndim) if shape[i - x.ndim] == 1 and x.shape[i] != 1)
+    return xp.sum(x, axes, keepdims=True) if axes else x

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, namespace
+from rfkernels._arrays import accumulator, namespace, record
 from rfkernels._checks import (
     broadcast_batch,
     check_array,
@@ -20,6 +20,7 @@ from rfkernels.grouping import BlockState
 from rfkernels.state import DecodeState, State, empty_sums, no_sums
 
 
+@record
 class Errors(NamedTuple):
     """Standard errors of what attention estimates, from the spread of independent groups of features.
 
@@ -47,6 +48,7 @@ class Errors(NamedTuple):
     log_inflation: Any = None
 
 
+@record
 class AttentionResult(NamedTuple):
     """What `attention` returns with ``full=True``.
 

@@ -1,0 +1,80 @@
+"""Exports of JAX that hold the library's records: saved, loaded in another process, and called."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import rfkernels as rfk
+
+LOADED = """
+import pathlib, sys
+import jax
+import numpy as np
+import rfkernels as rfk
+from jax import export
+
+step = export.deserialize(bytearray(pathlib.Path(sys.argv[1]).read_bytes()))
+features = rfk.draw("positive", dim=4, count=8, rng=0)
+state = rfk.empty_state(features, 3, (2,), window=5)
+x = np.ones((2, 1, 4), np.float32)
+for _ in range(7):
+    done = step.call(*jax.tree.map(jax.numpy.asarray, (features, state, x, x, x[..., :3])))
+    state = done.state
+print(type(done).__name__, type(done.state).__name__, round(float(done.output.sum()), 4))
+"""
+
+
+def decode(features: Any, state: Any, q: Any, k: Any, v: Any) -> Any:
+    return rfk.attention(q, k, v, features, causal=True, window=5, state=state, full=True)
+
+
+def given() -> tuple[Any, ...]:
+    features = rfk.draw("positive", dim=4, count=8, rng=0)
+    x = np.ones((2, 1, 4), np.float32)
+    state = rfk.empty_state(features, 3, (2,), window=5)
+    return tuple(jax.tree.map(jnp.asarray, (features, state, x, x, x[..., :3])))
+
+
+def test_a_decode_step_is_saved_and_called_by_another_process(tmp_path: Path) -> None:
+    saved = tmp_path / "step"
+    saved.write_bytes(export.export(jax.jit(decode))(*given()).serialize())
+    run = [sys.executable, "-W", "error", "-c", LOADED, str(saved)]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["AttentionResult", "DecodeState", "6.0"], done.stderr
+
+
+def test_blocks_and_errors() -> None:
+    q = jnp.asarray(np.random.default_rng(0).standard_normal((2, 20, 4)), jnp.float32)
+    features = jax.tree.map(jnp.asarray, rfk.draw("positive", dim=4, count=8, rng=0))
+    groups = rfk.fit_groups(q, q, 3, v=q, scale=0.5)
+
+    def blocks(groups: Any, q: Any) -> Any:
+        return rfk.attention(q, q, q, groups=groups, causal=True, full=True)
+
+    def errors(features: Any, q: Any) -> Any:
+        return rfk.attention(q, q, q, features, full=True, error=True)
+
+    for run, first in ((blocks, groups), (errors, features)):
+        loaded = export.deserialize(export.export(jax.jit(run))(first, q).serialize())
+        jax.tree.map(np.testing.assert_array_equal, loaded.call(first, q), jax.jit(run)(first, q))
+
+
+def test_features_of_a_map_without_a_name() -> None:
+    q = given()[2]
+    unnamed = rfk.draw(rfk.FeatureMap((lambda xp, u, a: xp.exp(u / 2 + a),)), dim=4, count=8, rng=0)
+    unnamed = jax.tree.map(jnp.asarray, unnamed)
+
+    def run(features: Any, q: Any) -> Any:
+        return rfk.attention(q, q, q, features)
+
+    with pytest.raises(ValueError, match=r"by the name of their map, which rfkernels\.register gives; got FeatureMap"):
+        export.export(jax.jit(run))(unnamed, q).serialize()
