@@ -11,6 +11,7 @@ from rfkernels._arrays import accumulator, compiled, namespace
 from rfkernels._checks import (
     broadcast_batch,
     check_finite_arrays,
+    check_known,
     check_kv,
     check_mask,
     check_qk,
@@ -234,6 +235,8 @@ def linear_attention(
     """
     check_qk(phi_q, phi_k, names=("phi_q", "phi_k"))
     check_kv(phi_k, v)
+    if causal:
+        check_known(phi_q=phi_q, phi_k=phi_k, v=v)
     check_mask(mask, phi_k, phi_q=phi_q.shape[:-2], v=v.shape[:-2])
     if check_finite:
         check_finite_arrays(phi_q=phi_q, phi_k=phi_k, v=v)

@@ -12,6 +12,7 @@ from rfkernels import kernels, partials
 from rfkernels._arrays import accumulator, compiled, matmul, namespace, over_rows, stopped
 from rfkernels._checks import (
     check_finite_arrays,
+    check_known,
     check_mask,
     check_qk,
     check_qkv,
@@ -283,6 +284,7 @@ def exact_log_normalizer(
     """
     _check_sign(kernel, return_sign)
     check_qk(queries, keys, names=("queries", "keys"))
+    check_known(queries=queries, keys=keys)
     check_mask(mask, keys, queries=queries.shape[:-2])
     check_scale(scale)
     check_finite_arrays(queries=queries, keys=keys)

@@ -78,3 +78,36 @@ def test_features_of_a_map_without_a_name() -> None:
 
     with pytest.raises(ValueError, match=r"by the name of their map, which rfkernels\.register gives; got FeatureMap"):
         export.export(jax.jit(run))(unnamed, q).serialize()
+
+
+PASSES: dict[str, Any] = {
+    "attention": lambda x, f: rfk.attention(x, x, x, f),
+    "causal": lambda x, f: rfk.attention(x, x, x, f, causal=True),
+    "window": lambda x, f: rfk.attention(x, x, x, f, window=4),
+    "linear": lambda x, f: rfk.linear_attention(x, x, x, causal=True),
+    "exact": lambda x, f: rfk.exact_attention(x, x, x),
+    "exact normalizer": lambda x, f: rfk.exact_log_normalizer(x, x),
+    "normalizer": lambda x, f: rfk.log_normalizer(x, x, f),
+    "read": lambda x, f: rfk.read_state(rfk.empty_state(f, 4), x, f),
+    "write": lambda x, f: rfk.write_state(rfk.empty_state(f, 4), x, x, f),
+    "groups": lambda x, f: rfk.attention(x, x, x, groups=3),
+}
+
+
+@pytest.mark.parametrize("name", list(PASSES))
+def test_only_batch_axes_may_be_symbolic(name: str) -> None:
+    features, (batch, length) = given()[0], export.symbolic_shape("b, l")
+    run = export.export(jax.jit(lambda x: PASSES[name](x, features)))
+    with pytest.raises(
+        ValueError, match=r" must have a length that is known, got shape \(2, l, 4\): of an export only"
+    ):
+        run(jax.ShapeDtypeStruct((2, length, 4), jnp.float32))
+    many = jax.ShapeDtypeStruct((batch, 8, 4), jnp.float32)
+    if name == "groups":
+        with pytest.raises(
+            ValueError, match=r"q must have axes that are known with groups= or heavy=, got shape \(b, "
+        ):
+            run(many)
+    elif name != "write":  # a state has no axis of a batch that is not known
+        x = np.random.default_rng(0).standard_normal((3, 8, 4)).astype(np.float32)
+        np.testing.assert_allclose(run(many).call(x), PASSES[name](jnp.asarray(x), features), rtol=1e-6, atol=1e-6)
