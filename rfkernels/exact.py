@@ -21,7 +21,7 @@ from rfkernels._checks import (
     check_window,
     result_dtype,
 )
-from rfkernels.kernels import Kernel
+from rfkernels.kernels import Kernel, evaluated
 from rfkernels.partials import Partial
 
 _BLOCK = 128
@@ -195,11 +195,11 @@ def exact_block(xp: Any, q: Any, k: Any, v: Any, allowed: Any, kernel: Kernel) -
     dot, xx, yy = matmul(xp, q, xp.swapaxes(k, -1, -2)), _squares(xp, q)[..., :, None], _squares(xp, k)[..., None, :]
     if kernel.norm_weight is None:  # its derivative may have no value where nothing is allowed, as at zero
         dot, xx, yy = (xp.where(allowed, x, one) for x, one in ((dot, 0), (xx, 1), (yy, 1)))
-    log_weight = xp.where(allowed, kernel.log(xp, dot, xx, yy), -xp.inf)
+    log_weight = xp.where(allowed, evaluated(kernel.log, xp, dot, xx, yy), -xp.inf)
     shift = stopped(xp, xp.max(log_weight, -1, initial=-xp.inf))
     weight = xp.exp(log_weight - xp.where(shift == -xp.inf, 0, shift)[..., None])
     if kernel.sign is not None:
-        weight = weight * kernel.sign(xp, dot, xx, yy)
+        weight = weight * evaluated(kernel.sign, xp, dot, xx, yy)
     return Partial(matmul(xp, weight, v), xp.sum(weight, -1), shift)
 
 
@@ -238,11 +238,11 @@ def exact_log_kernel(
     root = xp.sqrt(xp.asarray(scale, dtype))
     x, y = x.astype(dtype) * root, y.astype(dtype) * root
     products = xp.sum(x * y, -1), _squares(xp, x), _squares(xp, y)
-    log = kernel.log(xp, *products)
+    log = evaluated(kernel.log, xp, *products)
     if not return_sign:
         return log
     if kernel.sign is not None:
-        return log, kernel.sign(xp, *products)
+        return log, evaluated(kernel.sign, xp, *products)
     return log, xp.where(log == -xp.inf, 0, xp.ones_like(log))
 
 

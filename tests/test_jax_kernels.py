@@ -94,3 +94,43 @@ def test_gradients_of_exact_attention(causal: bool) -> None:
     found, expected = (jax.jit(jax.grad(f, (0, 1, 2)))(q, k, v) for f in (library, matrices))
     for one, two in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4 * np.abs(two).max())
+
+
+def test_functions_that_are_not_elementwise_are_refused() -> None:
+    for log in (
+        lambda xp, dot, xx, yy: dot.sum(),
+        lambda xp, dot, xx, yy: dot - xp.max(dot, -1, keepdims=True),
+        lambda xp, dot, xx, yy: dot.T,
+        lambda xp, dot, xx, yy: dot[..., None],
+    ):
+        with pytest.raises(ValueError, match="log must be elementwise: <function"):
+            rfk.Kernel("b", log)
+    with pytest.raises(ValueError, match="sign must be elementwise"):
+        rfk.Kernel("b", log_quad, sign=lambda xp, dot, xx, yy: xp.sign(dot - xp.mean(dot)))
+    with pytest.raises(TypeError, match=r"log must be a function log\(xp, dot, xx, yy\) that can be hashed, got None"):
+        rfk.Kernel("b", None)  # type: ignore[arg-type]
+    assert rfk.Kernel("constant", lambda xp, dot, xx, yy: 0.0).name == "constant"
+
+
+def test_functions_of_numpy_are_refused_by_jax_alone() -> None:
+    kernel = rfk.Kernel("b", lambda xp, dot, xx, yy: np.log(xx * yy + dot**2))
+    x = np.random.default_rng(0).standard_normal((5, DIM))
+    assert np.isfinite(rfk.exact_attention(x, x, x, kernel=kernel)).all()
+    with pytest.raises(
+        TypeError, match="must be made of those of their namespace xp to be used with JAX, got <function"
+    ):
+        rfk.exact_attention(*[jnp.asarray(x)] * 3, kernel=kernel)
+
+
+def test_a_kernel_with_a_parameter_that_is_differentiated() -> None:
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((150, DIM)), jnp.float32)
+
+    def loss(power: Any) -> Any:
+        kernel = rfk.Kernel("power", lambda xp, dot, xx, yy: power * dot)
+        return jnp.sum(jnp.square(rfk.exact_attention(x, x, x, scale=1.0, kernel=kernel)))
+
+    def expected(power: Any) -> Any:
+        return jnp.sum(jnp.square(jax.nn.softmax(power * x @ x.T, -1) @ x))
+
+    for run in (jax.grad(loss), jax.jit(jax.grad(loss))):
+        np.testing.assert_allclose(run(0.5), jax.grad(expected)(0.5), rtol=1e-4)
