@@ -11,6 +11,7 @@ from rfkernels.catalog import Catalog
 from rfkernels.estimates import log_kernel, log_normalizer, transform
 from rfkernels.exact import exact_attention, exact_log_kernel, exact_log_normalizer
 from rfkernels.features import Features, Side, draw
+from rfkernels.features import register_pytree as _register_pytree
 from rfkernels.fitting import fit
 from rfkernels.grouping import BlockState, Groups, fit_groups, heavy_keys
 from rfkernels.kernels import Kernel
@@ -64,6 +65,8 @@ __all__ = [
     "variance",
     "write_state",
 ]
+
+_register_pytree()
 
 
 def __getattr__(name: str) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+Record = TypeVar("Record", bound=type)
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
@@ -21,6 +24,23 @@ def is_jax(x: Any) -> bool:
     """Whether `x` is a JAX array or tracer."""
     jax = sys.modules.get("jax")
     return jax is not None and isinstance(x, jax.Array)
+
+
+_unnamed: list[type] = []
+
+
+def record(kind: Record) -> Record:
+    """Let exports of JAX hold named tuples of this kind."""
+    _unnamed.append(kind)
+    return kind
+
+
+def name_records() -> None:
+    """Tell JAX, if the user imported it, what records are called where exports are saved."""
+    export = getattr(sys.modules.get("jax"), "export", None)
+    while export is not None and _unnamed:
+        kind = _unnamed.pop()
+        export.register_namedtuple_serialization(kind, serialized_name=f"rfkernels.{kind.__name__}")
 
 
 def namespace(*arrays: Any) -> Any:
@@ -97,3 +117,66 @@ def stopped(xp: Any, x: Any) -> Any:
 def root(xp: Any, x: Any) -> Any:
     """Return the square root, whose derivative at zero is taken to be zero."""
     return np.sqrt(x) if xp is np else xp.where(x == 0, 0, xp.sqrt(xp.where(x == 0, 1, x)))
+
+
+@cache
+def compiled(function: Any, *static: str) -> Any:
+    """Return what `jax.jit` makes of a function; arguments of the names `static` are known when it is compiled."""
+    return sys.modules["jax"].jit(function, static_argnames=static)
+
+
+def over_rows(xp: Any, step: Any, carry: Any, rows: tuple[Any, ...], size: int) -> tuple[Any, tuple[Any, ...]]:
+    """Apply ``step(carry, start, parts)``, which returns a carry and results, to `size` rows at a time.
+
+    Rows and results are arrays (*batch, rows, n), or None. In JAX it is a scan, whose program does not grow with the
+    number of rows: it fills up the last part with zeros, and derivatives compute each part anew.
+    """
+    length = next(x.shape[-2] for x in rows if x is not None)
+    if xp is np or length <= size:
+        found = []
+        for start in range(0, max(length, 1), size):
+            parts = (None if x is None else x[..., start : start + size, :] for x in rows)
+            carry, results = step(carry, start, tuple(parts))
+            found.append(results)
+        return carry, tuple(xp.concatenate(x, -2) for x in zip(*found, strict=True))
+    jax, count = sys.modules["jax"], -(-length // size)
+
+    def cut(x: Any) -> Any:
+        x = xp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, count * size - length), (0, 0)])
+        return xp.moveaxis(x.reshape(*x.shape[:-2], count, size, x.shape[-1]), -3, 0)
+
+    def joined(x: Any) -> Any:
+        x = xp.moveaxis(x, 0, -3)
+        return x.reshape(*x.shape[:-3], count * size, x.shape[-1])[..., :length, :]
+
+    def body(carry: Any, given: Any) -> Any:
+        return step(carry, *given)
+
+    given = size * xp.arange(count), tuple(None if x is None else cut(x) for x in rows)
+    carry, found = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), carry, given)
+    return carry, tuple(map(joined, found))
+
+
+def differing(xp: Any, x: Any, tail: int, *sources: tuple[Any, int]) -> Any:
+    """Return `x`, which in JAX differs from device to device wherever one of the sources does.
+
+    Of each a number says how many axes follow its batch axes. JAX tracks that inside `jax.shard_map` and on meshes with
+    explicit axes, and refuses a loop that adds what differs to what does not. An empty sum over what differs is a zero
+    that differs.
+    """
+    if xp is np:
+        return x
+    batch = x.shape[: x.ndim - tail]
+    for source, own in sources:
+        count = math.prod(source.shape[source.ndim - own :])
+        zero = xp.sum(source.reshape(*source.shape[: source.ndim - own], count)[..., :0], -1)
+        zero = pooled_sum(xp, zero, batch).astype(x.dtype)
+        x = x + zero.reshape(*zero.shape, *(1,) * tail)
+    return x
+
+
+def pooled_sum(xp: Any, x: Any, shape: tuple[int, ...]) -> Any:
+    """Sum over axes that an array of this shape lacks or has of size 1: those of query heads that share keys."""
+    x = xp.sum(x, tuple(range(x.ndim - len(shape)))) if x.ndim > len(shape) else x
+    axes = tuple(i - x.ndim for i in range(x.ndim) if shape[i - x.ndim] == 1 and x.shape[i] != 1)
+    return xp.sum(x, axes, keepdims=True) if axes else x

@@ -31,6 +31,17 @@ def check_array(name: str, x: Any, axes: int) -> None:
         raise ValueError(f"{name} must have shape {expected}, got {x.shape}")
 
 
+def check_known(batch: bool = False, **arrays: Any) -> None:
+    """Require lengths that are numbers, and with `batch` all axes: exports of JAX may have symbols in their place."""
+    for name, x in arrays.items():
+        if is_jax(x) and not all(isinstance(n, int) for n in (x.shape if batch else x.shape[-2:])):
+            known = "have axes that are known with groups= or heavy=" if batch else "have a length that is known"
+            raise ValueError(
+                f"{name} must {known}, got shape {x.shape}: of an export only batch axes may be symbolic, and with "
+                "groups= or heavy= none"
+            )
+
+
 def broadcast_batch(**shapes: tuple[int, ...]) -> tuple[int, ...]:
     """Broadcast batch axes, naming the arguments that disagree."""
     some = {shape for shape in shapes.values() if shape}
@@ -69,6 +80,7 @@ def check_qkv(q: Any, k: Any, v: Any) -> None:
     """Require queries, keys and values that fit together."""
     check_qk(q, k)
     check_kv(k, v)
+    check_known(q=q, k=k, v=v)
     broadcast_batch(q=q.shape[:-2], k=k.shape[:-2], v=v.shape[:-2])
 
 

@@ -176,7 +176,10 @@ class _Recorder:
         try:
             return Constant(float(value).hex())  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
-            raise ValueError(f"constants in an activation must be real numbers, got {value!r}") from error
+            raise ValueError(
+                f"constants in an activation must be real numbers, got {value!r}; with parameters that are learned, "
+                "compute the features yourself and give them to linear_attention"
+            ) from error
 
     def emit(self, name: str, *operands: object) -> Traced:
         booleans = [name in {"and", "or", "not"} or (name == "where" and i == 0) for i in range(len(operands))]

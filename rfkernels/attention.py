@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from rfkernels import blocked, core, uncertainty
-from rfkernels._arrays import accumulator, namespace
+from rfkernels._arrays import accumulator, compiled, namespace
 from rfkernels._checks import (
     broadcast_batch,
     check_finite_arrays,
     check_flags,
+    check_known,
     check_kv,
     check_mask,
     check_qk,
@@ -235,11 +238,14 @@ def linear_attention(
     """
     check_qk(phi_q, phi_k, names=("phi_q", "phi_k"))
     check_kv(phi_k, v)
+    if causal:
+        check_known(phi_q=phi_q, phi_k=phi_k, v=v)
     check_mask(mask, phi_k, phi_q=phi_q.shape[:-2], v=v.shape[:-2])
     check_flags(causal=causal)
     if check_finite:
         check_finite_arrays(phi_q=phi_q, phi_k=phi_k, v=v)
     xp = namespace(phi_q, phi_k, v)
     dtype = accumulator(xp, phi_q, phi_k, v)
-    out = core.linear_attention(xp, phi_q.astype(dtype), phi_k.astype(dtype), v.astype(dtype), causal, mask)
+    run = core.linear_attention if xp is np else compiled(core.linear_attention, "xp", "causal")
+    out = run(xp, phi_q.astype(dtype), phi_k.astype(dtype), v.astype(dtype), causal, mask)
     return out.astype(result_dtype(xp, phi_q, phi_k, v))

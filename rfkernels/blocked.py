@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels._arrays import is_jax, namespace
-from rfkernels._checks import broadcast_batch, check_array, check_mask, is_tracer, result_dtype
+from rfkernels._checks import broadcast_batch, check_array, check_known, check_mask, is_tracer, result_dtype
 from rfkernels.backends import Pass, choose
 from rfkernels.features import Features, check_features
 from rfkernels.fitting import check_map, check_scale
@@ -37,6 +37,7 @@ def attend(
     """Run a pass with near and heavy keys exact and all others in sums (arguments as `attention`, checked there)."""
     if segment_ids is not None:
         raise ValueError("segment_ids= cannot be combined with groups= or heavy=: run each sequence by itself")
+    check_known(batch=True, q=q, k=k, v=v)
     length, keys = q.shape[-2], k.shape[-2]
     if causal and length > keys:
         raise ValueError(

@@ -10,7 +10,7 @@ import math
 from typing import Any, NamedTuple
 
 from rfkernels import partials
-from rfkernels._arrays import elementwise, matmul, stopped
+from rfkernels._arrays import elementwise, matmul, over_rows, stopped
 from rfkernels.exact import exact_partial
 from rfkernels.features import Features, SideName
 from rfkernels.kernels import Kernel
@@ -241,20 +241,19 @@ def linear_attention(xp: Any, phi_q: Any, phi_k: Any, v: Any, causal: bool, mask
         numerator = matmul(xp, phi_q, kv)
         denominator = matmul(xp, phi_q, z[..., None])[..., 0]
         return partials.normalize(xp, Partial(numerator, denominator, xp.zeros_like(denominator)))
-    length, keys = phi_q.shape[-2], phi_k.shape[-2]
-    offset, outputs = keys - length, []
-    done = max(offset, 0)
-    kv = matmul(xp, xp.swapaxes(phi_k[..., :done, :], -1, -2), v[..., :done, :])
-    z = xp.sum(phi_k[..., :done, :], -2)
-    for start in range(0, max(length, 1), chunk):
-        rows = phi_q[..., start : start + chunk, :]
-        low, high = max(start + offset, 0), max(min(start + offset + chunk, keys), 0)
-        keys_here, values_here = phi_k[..., low:high, :], v[..., low:high, :]
-        seen = xp.arange(low, high) <= xp.arange(start, start + rows.shape[-2])[:, None] + offset
-        near = xp.where(seen, matmul(xp, rows, xp.swapaxes(keys_here, -1, -2)), 0)
-        numerator = matmul(xp, rows, kv) + matmul(xp, near, values_here)
-        denominator = matmul(xp, rows, z[..., None])[..., 0] + xp.sum(near, -1)
-        outputs.append(partials.normalize(xp, Partial(numerator, denominator, xp.zeros_like(denominator))))
-        kv = kv + matmul(xp, xp.swapaxes(keys_here, -1, -2), values_here)
-        z = z + xp.sum(keys_here, -2)
-    return xp.concatenate(outputs, -2)
+    early, done = (max(n, 0) for n in (phi_q.shape[-2] - phi_k.shape[-2], phi_k.shape[-2] - phi_q.shape[-2]))
+    first_k, first_v = phi_k[..., :done, :], v[..., :done, :]
+    sums = matmul(xp, xp.swapaxes(first_k, -1, -2), first_v), xp.sum(first_k, -2)
+
+    def step(sums: Any, start: Any, rows: Any) -> Any:
+        (kv, z), (q, k, v) = sums, rows
+        near = xp.where(xp.tri(q.shape[-2], dtype=bool), matmul(xp, q, xp.swapaxes(k, -1, -2)), 0)
+        numerator = matmul(xp, q, kv) + matmul(xp, near, v)
+        denominator = matmul(xp, q, z[..., None])[..., 0] + xp.sum(near, -1)
+        found = partials.normalize(xp, Partial(numerator, denominator, xp.zeros_like(denominator)))
+        return (kv + matmul(xp, xp.swapaxes(k, -1, -2), v), z + xp.sum(k, -2)), (found,)
+
+    aligned = phi_q[..., early:, :], phi_k[..., done:, :], v[..., done:, :]
+    _, (found,) = over_rows(xp, step, sums, aligned, chunk)
+    nothing = xp.zeros((*found.shape[:-2], early, found.shape[-1]), found.dtype)
+    return xp.concatenate([nothing, found], -2) if early else found

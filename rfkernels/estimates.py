@@ -6,7 +6,7 @@ from typing import Any
 
 from rfkernels import core, uncertainty
 from rfkernels._arrays import accumulator, namespace
-from rfkernels._checks import check_array, check_finite_arrays, check_qk
+from rfkernels._checks import check_array, check_finite_arrays, check_known, check_qk
 from rfkernels.attention import attention
 from rfkernels.features import Features, SideName, check_features
 
@@ -145,6 +145,7 @@ def log_normalizer(
         If arguments do not fit together, or the map is signed and `return_sign` is False.
     """
     check_qk(queries, keys, names=("queries", "keys"))
+    check_known(queries=queries, keys=keys)
     given = {"heavy": heavy, "groups": groups, "scale": scale, "mask": mask}
     given |= {"backend": backend, "check_finite": check_finite}
     arrays = queries, keys, keys[..., :0], features

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from rfkernels import kernels, partials
-from rfkernels._arrays import accumulator, matmul, namespace, stopped
+from rfkernels._arrays import accumulator, compiled, matmul, namespace, over_rows, stopped
 from rfkernels._checks import (
     check_finite_arrays,
     check_flags,
+    check_known,
     check_mask,
     check_qk,
     check_qkv,
@@ -18,10 +22,12 @@ from rfkernels._checks import (
     check_window,
     result_dtype,
 )
-from rfkernels.kernels import Kernel
+from rfkernels.kernels import Kernel, evaluated
 from rfkernels.partials import Partial
 
 _BLOCK = 128
+_SCANS = 8
+"""Scans of a causal pass: one alone would take twice the time, as it cuts keys to the same number for all queries."""
 
 
 def exact_attention(
@@ -106,36 +112,84 @@ def exact_partial(
     q, k, v = (x.astype(dtype) for x in (q, k, v))
     root = xp.sqrt(xp.asarray(scale, dtype))
     q, k = q * root, k * root
+    run = _sums if xp is np else compiled(_sums, "xp", "seen", "kernel")
+    reach = None if window is None else min(int(window), q.shape[-2] + k.shape[-2])
+    part: Partial = run(xp, q, k, v, mask, segment_ids, _Seen(bool(causal), reach), kernel)
+    return part
+
+
+class _Seen(NamedTuple):
+    """Which keys each query sees, by their positions; those of queries are aligned with those of keys."""
+
+    causal: bool
+    window: int | None
+
+    def span(self, first: int, last: int, keys: int) -> tuple[int, int]:
+        """Return from where to where there are keys that queries from `first` to before `last` see."""
+        low = 0 if self.window is None else first - self.window + 1
+        high = last if self.causal else keys if self.window is None else last - 1 + self.window
+        low = min(max(low, 0), keys)
+        return low, min(max(high, low), keys)
+
+    def allowed(self, xp: Any, position: Any, key: Any) -> Any:
+        """Return whether a query sees a key."""
+        allowed = key <= position if self.causal else xp.ones(xp.broadcast_shapes(position.shape, key.shape), bool)
+        return allowed if self.window is None else allowed & (abs(position - key) < self.window)
+
+
+class _Band(NamedTuple):
+    """Keys from position `low` on, each array (*batch, keys, n); what is not there is None."""
+
+    low: Any
+    k: Any
+    v: Any
+    mask: Any
+    of_key: Any
+
+    def part(self, xp: Any, first: Any, count: int) -> _Band:
+        """Return so many keys, from position `first` on as far as they reach; where may not be known before."""
+        start, lax = xp.clip(first - self.low, 0, self.k.shape[-2] - count), sys.modules["jax"].lax
+        parts = (None if x is None else lax.dynamic_slice_in_dim(x, start, count, x.ndim - 2) for x in self[1:])
+        return _Band(self.low + start, *parts)
+
+
+def _sums(xp: Any, q: Any, k: Any, v: Any, mask: Any, segments: Any, seen: _Seen, kernel: Kernel) -> Partial:
+    """Sum weights of queries and keys that are scaled; in JAX by a few scans, each over keys of a number of its own."""
     length, keys = q.shape[-2], k.shape[-2]
-    parts = []
-    for start in range(0, max(length, 1), _BLOCK):
-        rows = q[..., start : start + _BLOCK, :]
-        low, high = _visible(start, rows.shape[-2], keys, length, causal, window)
-        part = slice(low, high)
-        allowed = _allowed(xp, start, rows.shape[-2], low, high, keys - length if causal else 0, causal, window)
-        if mask is not None:
-            allowed = allowed & mask[..., None, part]
-        if segment_ids is not None:
-            own = segment_ids[..., start : start + _BLOCK, None]
-            allowed = allowed & (own == segment_ids[..., None, part])
-        parts.append(exact_block(xp, rows, k[..., part, :], v[..., part, :], allowed, kernel))
+    offset = keys - length if seen.causal else 0
+    mask, segments = (None if x is None else xp.asarray(x)[..., None] for x in (mask, segments))
+    stage, parts = _BLOCK, []
+    if xp is not np:
+        scans = _SCANS if seen.causal and seen.window is None else 1
+        stage = max(-(-length // (scans * _BLOCK)), 1) * _BLOCK
+    for first in range(0, max(length, 1), stage):
+        last = min(first + stage, length)
+        low, high = seen.span(first + offset, last + offset, keys)
+        band = _Band(low, *(None if x is None else x[..., low:high, :] for x in (k, v, mask, segments)))
+        rows = q[..., first:last, :], None if segments is None else segments[..., first:last, :]
+        parts.append(_over_band(xp, rows, first + offset, band, seen, kernel))
     return partials.stack(xp, parts)
 
 
-def _visible(start: int, rows: int, keys: int, length: int, causal: bool, window: int | None) -> tuple[int, int]:
-    offset = keys - length if causal else 0
-    first, last = start + offset, start + offset + rows
-    reach = keys + length + abs(offset) if window is None else window
-    high = last if causal else last - 1 + reach
-    return min(max(first - reach + 1, 0), keys), min(max(high, 0), keys)
+def _over_band(xp: Any, rows: Any, first: int, band: _Band, seen: _Seen, kernel: Kernel) -> Partial:
+    """Sum weights of queries, and their segments, from position `first` on, a block of them at a time."""
+    length, held = rows[0].shape[-2], band.k.shape[-2]
+    count = held if seen.window is None else min(held, _BLOCK + 2 * (seen.window - 1))
 
+    def step(_: None, start: Any, block: Any) -> Any:
+        q, of_query = block
+        position = first + start + xp.arange(q.shape[-2])[:, None]
+        near = band if count == held else band.part(xp, position[0, 0] - seen.window + 1, count)
+        allowed = seen.allowed(xp, position, near.low + xp.arange(count)) & (position < first + length)
+        if near.mask is not None:
+            allowed = allowed & xp.swapaxes(near.mask, -1, -2)
+        if of_query is not None:
+            allowed = allowed & (of_query == xp.swapaxes(near.of_key, -1, -2))
+        part = exact_block(xp, q, near.k, near.v, allowed, kernel)
+        return None, (part.numerator, part.denominator[..., None], part.shift[..., None])
 
-def _allowed(xp: Any, start: int, rows: int, low: int, high: int, offset: int, causal: bool, window: int | None) -> Any:
-    position, key = xp.arange(start, start + rows)[:, None] + offset, xp.arange(low, max(low, high))
-    allowed = key <= position if causal else xp.ones((rows, key.shape[0]), bool)
-    if window is not None:
-        allowed = allowed & (abs(position - key) < window)
-    return allowed
+    _, (numerator, denominator, shift) = over_rows(xp, step, None, rows, _BLOCK)
+    return Partial(numerator, denominator[..., 0], shift[..., 0])
 
 
 def exact_block(xp: Any, q: Any, k: Any, v: Any, allowed: Any, kernel: Kernel) -> Partial:
@@ -143,11 +197,11 @@ def exact_block(xp: Any, q: Any, k: Any, v: Any, allowed: Any, kernel: Kernel) -
     dot, xx, yy = matmul(xp, q, xp.swapaxes(k, -1, -2)), _squares(xp, q)[..., :, None], _squares(xp, k)[..., None, :]
     if kernel.norm_weight is None:  # its derivative may have no value where nothing is allowed, as at zero
         dot, xx, yy = (xp.where(allowed, x, one) for x, one in ((dot, 0), (xx, 1), (yy, 1)))
-    log_weight = xp.where(allowed, kernel.log(xp, dot, xx, yy), -xp.inf)
+    log_weight = xp.where(allowed, evaluated(kernel.log, xp, dot, xx, yy), -xp.inf)
     shift = stopped(xp, xp.max(log_weight, -1, initial=-xp.inf))
     weight = xp.exp(log_weight - xp.where(shift == -xp.inf, 0, shift)[..., None])
     if kernel.sign is not None:
-        weight = weight * kernel.sign(xp, dot, xx, yy)
+        weight = weight * evaluated(kernel.sign, xp, dot, xx, yy)
     return Partial(matmul(xp, weight, v), xp.sum(weight, -1), shift)
 
 
@@ -186,11 +240,11 @@ def exact_log_kernel(
     root = xp.sqrt(xp.asarray(scale, dtype))
     x, y = x.astype(dtype) * root, y.astype(dtype) * root
     products = xp.sum(x * y, -1), _squares(xp, x), _squares(xp, y)
-    log = kernel.log(xp, *products)
+    log = evaluated(kernel.log, xp, *products)
     if not return_sign:
         return log
     if kernel.sign is not None:
-        return log, kernel.sign(xp, *products)
+        return log, evaluated(kernel.sign, xp, *products)
     return log, xp.where(log == -xp.inf, 0, xp.ones_like(log))
 
 
@@ -232,6 +286,7 @@ def exact_log_normalizer(
     """
     _check_sign(kernel, return_sign)
     check_qk(queries, keys, names=("queries", "keys"))
+    check_known(queries=queries, keys=keys)
     check_mask(mask, keys, queries=queries.shape[:-2])
     check_scale(scale)
     check_finite_arrays(queries=queries, keys=keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from dataclasses import dataclass, fields
@@ -10,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from rfkernels import maps, proposals, samplers
-from rfkernels._arrays import is_jax, read_only
+from rfkernels._arrays import is_jax, name_records, read_only, record
 from rfkernels._checks import broadcast_batch, check_batch, check_key, is_number
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Proposal
@@ -37,6 +38,7 @@ class Blocks(NamedTuple):
     copies: int = 1
 
 
+@record
 class Side(NamedTuple):
     """The affine preprocessing of one side: u = w · T(x − centre), a = c |T(x − centre)|² + linear · x.
 
@@ -87,7 +89,7 @@ class Features:
     blocks: Blocks | None = None
 
     def __post_init__(self) -> None:
-        _register_pytree()
+        register_pytree()
 
     @property
     def rows(self) -> int:
@@ -237,7 +239,7 @@ def _rows(
 
 def check_features(features: Any, name: str, x: Any) -> None:
     """Require Features of the array's width, with batch axes that broadcast."""
-    _register_pytree()
+    register_pytree()
     if not isinstance(features, Features):
         raise TypeError(f"features must be a Features (see rfkernels.draw), got {type(features).__name__}")
     if features.dim != x.shape[-1]:
@@ -277,13 +279,34 @@ def _jax_normal(key: Any) -> Normal:
 _registered = False
 
 
-def _register_pytree() -> None:
+def register_pytree() -> None:
     """Tell JAX, if the user imported it, that Features is a pytree whose static part is the map and the blocks."""
     global _registered
-    jax = sys.modules.get("jax")
+    name_records()
+    jax: Any = sys.modules.get("jax")
     if _registered or not hasattr(jax, "tree_util"):
         return
     _registered = True
     static = ["map", "blocks"]
     arrays = [field.name for field in fields(Features) if field.name not in static]
-    jax.tree_util.register_dataclass(Features, data_fields=arrays, meta_fields=static)  # type: ignore[union-attr]
+    jax.tree_util.register_dataclass(Features, data_fields=arrays, meta_fields=static)
+    if hasattr(jax, "export"):
+        jax.export.register_pytree_node_serialization(
+            Features, serialized_name="rfkernels.Features", serialize_auxdata=_packed, deserialize_auxdata=_unpacked
+        )
+
+
+def _packed(static: tuple[FeatureMap, Blocks | None]) -> bytes:
+    """Return the static part of Features as bytes; functions are saved as the name of their map."""
+    given, blocks = static
+    name = next((name for name in maps.names() if maps.lookup(name) == given), None)
+    if name is None:
+        raise ValueError(
+            f"an export holds features by the name of their map, which rfkernels.register gives; got {given}"
+        )
+    return json.dumps([name, None if blocks is None else [int(x) for x in blocks]]).encode()
+
+
+def _unpacked(data: bytes | bytearray) -> tuple[FeatureMap, Blocks | None]:
+    name, blocks = json.loads(data)
+    return maps.lookup(name), None if blocks is None else Blocks(*blocks)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
-from rfkernels._arrays import elementwise
+import numpy as np
+
+from rfkernels._arrays import elementwise, is_jax
 
 LogKernel = Callable[[Any, Any, Any, Any], Any]
 LogProfile = Callable[[Any, Any], Any]
@@ -26,8 +28,9 @@ class Kernel:
     name : str
         What it is called in tables and errors.
     log : callable
-        ``log(xp, dot, xx, yy)``: the log of |k(x, y)| from x·y, |x|² and |y|². To be differentiated it must have a
-        derivative wherever it is −inf, as that of ``xp.where`` between constants is.
+        ``log(xp, dot, xx, yy)``: the log of |k(x, y)| from x·y, |x|² and |y|², elementwise, made of the functions of
+        the namespace `xp`. What it returns must not change: code that is made of it is kept. To be differentiated it
+        must have a derivative wherever it is −inf, as that of ``xp.where`` between constants is.
     norm_weight : float, optional
         κ when log k(x, y) = x·y + κ (|x|² + |y|²), which then may stand for `log`; None for any other form. The numba
         backend has exact parts in attention (``window=``) for such kernels only, the others for all.
@@ -37,6 +40,11 @@ class Kernel:
     profile : callable, optional
         ``profile(xp, squared)``: the log of k(x, y) from |x − y|², for a kernel that depends on nothing else; then
         sums over a `Catalog` are compiled. `of_distance` makes such kernels.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a function is none, cannot be hashed, or is not elementwise where it was tried.
     """
 
     name: str
@@ -50,6 +58,10 @@ class Kernel:
             raise TypeError(f"name must be a string, got {self.name!r}")
         if self.profile is not None:
             _check_profile(self.profile)
+            return
+        for name, function in (("log", self.log), ("sign", self.sign)):
+            if name == "log" or function is not None:
+                _check_elementwise(name, function)
 
     @classmethod
     def of_distance(cls, name: str, profile: LogProfile) -> Kernel:
@@ -91,6 +103,51 @@ class Kernel:
 def _check_profile(profile: Any) -> None:
     if not callable(profile) or not isinstance(profile, Hashable):
         raise TypeError(f"profile must be a function profile(xp, squared) that can be hashed, got {profile!r}")
+
+
+_X, _Y = np.array([[0.3, -0.8], [1.1, 0.4]]), np.array([[0.5, 0.2], [-0.9, 0.7], [0.1, -1.3]])
+
+
+def _check_elementwise(name: str, function: Any) -> None:
+    """Require a function whose values at some pairs of points do not depend on which others are taken beside them."""
+    if not callable(function) or not isinstance(function, Hashable):
+        raise TypeError(f"{name} must be a function {name}(xp, dot, xx, yy) that can be hashed, got {function!r}")
+    run: Any = function
+    given = _X @ _Y.T, (_X * _X).sum(-1)[:, None], (_Y * _Y).sum(-1)[None, :]
+    with np.errstate(all="ignore"):
+        whole, row, column = (
+            run(np, *(x[:rows, :columns] for x in given)) for rows, columns in ((2, 3), (1, 3), (2, 1))
+        )
+    if is_jax(whole):  # perhaps of what JAX traces
+        return
+    try:
+        whole, row, column = (
+            np.broadcast_to(np.asarray(x, np.float64), shape)
+            for x, shape in ((whole, (2, 3)), (row, (1, 3)), (column, (2, 1)))
+        )
+    except (TypeError, ValueError):
+        alike = False
+    else:
+        pairs = (whole[:1], row), (whole[:, :1], column)
+        alike = all(np.allclose(x, y, rtol=2.0**-20, atol=2.0**-20, equal_nan=True) for x, y in pairs)
+    if not alike:
+        raise ValueError(
+            f"{name} must be elementwise: {function!r} returned other values, or another shape, for points together "
+            "than for each alone"
+        )
+
+
+def evaluated(function: LogKernel, xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
+    """Return what a function of a kernel returns; in JAX it must be made of functions that JAX can trace."""
+    try:
+        return function(xp, dot, xx, yy)
+    except TypeError as error:
+        if xp is np:
+            raise
+        raise TypeError(
+            f"a kernel's functions must be made of those of their namespace xp to be used with JAX, got {function!r}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
 
 
 @dataclass(frozen=True)

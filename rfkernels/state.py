@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import namespace, stopped
+from rfkernels._arrays import namespace, record, stopped
 from rfkernels._checks import broadcast_batch, check_batch
 from rfkernels.features import Features
 
 
+@record
 class State(NamedTuple):
     """Sums over keys of feature j, both divided by exp(shift_j): Σ φ_j(k) vᵀ and Σ φ_j(k).
 
@@ -32,6 +33,7 @@ class State(NamedTuple):
     shift: Any
 
 
+@record
 class DecodeState(NamedTuple):
     """A state that a windowed causal pass is resumed from: keys leave the window for `state` as new ones arrive.
 

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, namespace
+from rfkernels._arrays import accumulator, namespace, record
 from rfkernels._checks import (
     broadcast_batch,
     check_array,
+    check_known,
     check_kv,
     check_mask,
     result_dtype,
@@ -20,6 +21,7 @@ from rfkernels.grouping import BlockState
 from rfkernels.state import DecodeState, State, empty_sums, no_sums
 
 
+@record
 class Errors(NamedTuple):
     """Standard errors of what attention estimates, from the spread of independent groups of features.
 
@@ -49,6 +51,7 @@ class Errors(NamedTuple):
     log_inflation: Any = None
 
 
+@record
 class AttentionResult(NamedTuple):
     """What `attention` returns with ``full=True``.
 
@@ -240,6 +243,7 @@ def write_state(
         If arguments do not fit together.
     """
     check_kv(k, v)
+    check_known(k=k, v=v)
     check_features(features, "k", k)
     check_mask(mask, k, v=v.shape[:-2], features=features.batch, state=batch_of(state))
     start = begin(state, features, k, v, mask)
@@ -281,6 +285,7 @@ def read_state(
         If arguments do not fit together.
     """
     check_array("q", q, 2)
+    check_known(q=q)
     check_features(features, "q", q)
     if not isinstance(state, State):
         raise TypeError(f"state must be a State, got {type(state).__name__}")

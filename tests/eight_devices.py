@@ -394,6 +394,44 @@ def a_pass_that_begins_from_nothing_in_a_shard_map_of_the_user(causal: bool) -> 
     same(mapped(*given.values()), expected(given, f, causal=causal))
 
 
+@check(("merged",), ("fitted",), ("fitted, window",), ("given, heavy, resumed",), ("features, heavy",))
+def blocks_in_a_shard_map_of_the_user(kind: str) -> None:
+    """Also where queries alone, or values alone, differ from device to device."""
+    import jax
+    from jax.sharding import PartitionSpec
+
+    import rfkernels as rfk
+
+    f, given = features(), inputs(70, batch=(DEVICES,))
+    groups = rfk.fit_groups(*(np.asarray(given[x][0]) for x in "qk"), 3, scale=float(f.scale))
+    options: dict[str, Any] = {
+        "merged": {"groups": 4, "window": 16, "causal": True},
+        "fitted": {"groups": 4},
+        "fitted, window": {"groups": 4, "window": 16},
+        "given, heavy, resumed": {"groups": groups, "features": f, "window": 20, "heavy": 2, "causal": True},
+        "features, heavy": {"features": f, "heavy": 3, "window": 20},
+    }[kind]
+
+    def run(q: Any, k: Any, v: Any) -> Any:
+        if "resumed" not in kind:
+            return rfk.attention(q, k, v, **options)
+        first = rfk.attention(*(x[..., :67, :] for x in (q, k, v)), full=True, **options)
+        rest = rfk.attention(*(x[..., 67:, :] for x in (q, k, v)), state=first.state, **options)
+        return jax.numpy.concatenate([first.output, rest], -2)
+
+    part, whole = PartitionSpec("sequence"), PartitionSpec()
+    for specs in ((part,) * 3, (part, whole, whole), (whole, whole, part)):
+        arrays = [x if spec == part else x[:1] for x, spec in zip(given.values(), specs, strict=True)]
+        mapped = jax.jit(jax.shard_map(run, mesh=mesh(), in_specs=specs, out_specs=part))
+        rows = [
+            run(
+                *(jax.numpy.asarray(x[i : i + 1] if spec == part else x) for x, spec in zip(arrays, specs, strict=True))
+            )
+            for i in range(0, DEVICES, 3)
+        ]
+        same(mapped(*arrays)[::3], jax.numpy.concatenate(rows))
+
+
 @check()
 def lowered_for_eight_accelerators() -> None:
     """The gradient of a causal pass, exported for eight devices of kinds that are not here."""

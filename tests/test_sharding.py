@@ -26,6 +26,7 @@ LONG = {
     "a window adds its own keys, False",
     "batch and heads need no communication, True, 2",
     "forward mode, True, 2",
+    *(f"blocks in a shard map of the user, {kind}" for kind in ("merged", "fitted")),
     "other dtypes, bfloat16, 0.02, True, None",
     *(
         f"inside a shard map of the user, {vma}, {causal}"

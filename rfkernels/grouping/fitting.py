@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, is_jax, matmul, namespace, read_only, rows_at
+from rfkernels._arrays import accumulator, differing, is_jax, matmul, namespace, read_only, rows_at
 from rfkernels._checks import check_finite_arrays, check_kv, check_mask, check_qk
 from rfkernels.fitting import pooled, softmax
 from rfkernels.fitting.choices import check_scale
@@ -257,7 +257,8 @@ def _spread_out(xp: Any, k: Any, metric: Any, weight: Any, count: int) -> Any:
         nearest = xp.where(i == 0, distance, xp.minimum(nearest, distance))
         return nearest, xp.where(xp.arange(count) == i, at, picked)
 
-    start = xp.ones((*batch, k.shape[-2]), k.dtype), xp.zeros((*batch, count), int)
+    nothing = xp.ones((*batch, k.shape[-2]), k.dtype), xp.zeros((*batch, count), int)
+    start = tuple(differing(xp, x, 1, (sent, 2), (k, 2), (weight, 1)) for x in nothing)
     return _repeated(xp, count, body, start)[1]
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import matmul, stopped
+from rfkernels._arrays import differing, matmul, pooled_sum, stopped
 from rfkernels.grouping.records import BlockState
 from rfkernels.grouping.summaries import order_zero, seen_groups, squares, weighted
 from rfkernels.partials import Partial
@@ -45,19 +45,14 @@ def read(
     part = weighted(xp, logits, _beside(xp, values, v, -2), (bend, moving[1]))
     log = xp.where(part.denominator > 0, xp.log(xp.where(part.denominator > 0, part.denominator, 1)) + part.shift, 0)
     share = stopped(xp, xp.exp(logits[..., :count] - log[..., None]))
-    return state._replace(mass=state.mass + _pooled(xp, xp.sum(xp.where(counts, share, 0), -2), state.mass.shape)), part
+    return state._replace(
+        mass=state.mass + pooled_sum(xp, xp.sum(xp.where(counts, share, 0), -2), state.mass.shape)
+    ), part
 
 
 def _beside(xp: Any, one: Any, other: Any, axis: int) -> Any:
     batch = np.broadcast_shapes(one.shape[:-2], other.shape[:-2])
     return xp.concatenate([xp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (one, other)], axis)
-
-
-def _pooled(xp: Any, x: Any, shape: tuple[int, ...]) -> Any:
-    """Sum over axes that an array of this shape lacks or has of size 1: those of query heads that share keys."""
-    x = xp.sum(x, tuple(range(x.ndim - len(shape)))) if x.ndim > len(shape) else x
-    axes = tuple(i - x.ndim for i in range(x.ndim) if shape[i - x.ndim] == 1 and x.shape[i] != 1)
-    return xp.sum(x, axes, keepdims=True) if axes else x
 
 
 def absorb(xp: Any, state: BlockState, k: Any, v: Any, mask: Any) -> BlockState:
@@ -106,6 +101,8 @@ def reduced(xp: Any, x: Any, weight: Any, size: int) -> Any:
             points = _merged(xp, points)
     else:
         lax = sys.modules["jax"].lax
+        points = points._replace(root=differing(xp, points.root, 1, (x, 2), (weight, 1)))
+        points = points._replace(x=differing(xp, x, 2, (weight, 1)), weight=differing(xp, weight, 1, (x, 2)))
         points = lax.while_loop(lambda p: xp.any(p.surplus > 0), lambda p: _merged(xp, p), points)
     left = points.weight > 0
     free, rank = xp.cumsum(~left[..., :size], -1), xp.cumsum(left[..., size:], -1) - 1

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rfkernels._arrays import record
 from rfkernels.features import Features
 from rfkernels.state import State
 
 
+@record
 class Groups(NamedTuple):
     """Centres that divide keys into groups: a key is of the group whose centre is nearest.
 
@@ -85,6 +87,7 @@ class Plan(NamedTuple):
     merged: int = 0
 
 
+@record
 class BlockState(NamedTuple):
     """What a causal pass over blocks is resumed from.
 

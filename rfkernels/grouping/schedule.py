@@ -167,10 +167,13 @@ def widened(xp: Any, rows: Rows, far: Far, state: BlockState) -> BlockState:
         return kept if x.shape == shape else xp.broadcast_to(kept, shape)
 
     sums = State(*(wide(x, tail) for x, tail in zip(state.sums, (2, 1, 1), strict=True)))
-    tails = {"keys": 2, "values": 2, "mask": 2, "heavy_keys": 2, "heavy_values": 2, "heavy_mask": 1}
-    if state.mass is not None:
-        tails |= {"mass": 1, "within": 2}
-    return state._replace(sums=sums, **{name: wide(getattr(state, name), tail) for name, tail in tails.items()})
+    return state._replace(sums=sums, **{name: wide(getattr(state, name), tail) for name, tail in tails(state).items()})
+
+
+def tails(state: BlockState) -> dict[str, int]:
+    """Return how many axes of each array follow its batch axes, those of the sums aside."""
+    own = {"keys": 2, "values": 2, "mask": 2, "heavy_keys": 2, "heavy_values": 2, "heavy_mask": 1}
+    return own if state.mass is None else own | {"mass": 1, "within": 2}
 
 
 def causal(xp: Any, rows: Rows, far: Far, plan: Plan, state: BlockState) -> tuple[Partial, BlockState]:
@@ -249,7 +252,9 @@ def _put(xp: Any, old: Any, new: Any, slot: Any, tail: int) -> Any:
 
 
 def _heavy(xp: Any, rows: Rows, state: BlockState, first: Any) -> dict[str, Any]:
-    """Return heavy keys, their values and which were seen, with those among the new ones."""
+    """Return heavy keys, their values and which were seen, with those among the new ones, if there are any at all."""
+    if not rows.heavy.shape[-1]:
+        return {}
     positions = first + xp.arange(rows.k.shape[-2])
     found = (rows.heavy[..., :, None] == positions) & rows.mask[..., None, :]
     share, here = found.astype(rows.k.dtype), xp.any(found, -1)

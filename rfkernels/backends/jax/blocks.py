@@ -11,8 +11,9 @@ import numpy as np
 from jax import lax
 
 from rfkernels import partials
-from rfkernels._arrays import accumulator, rows_at
+from rfkernels._arrays import accumulator, differing, rows_at
 from rfkernels.backends import Pass
+from rfkernels.backends.jax.heads import feature_tails
 from rfkernels.backends.jax.tiles import normalized
 from rfkernels.grouping import BlockState, Far, Plan, schedule, summaries
 from rfkernels.grouping.schedule import CHUNK, TOGETHER, Rows
@@ -47,6 +48,28 @@ def _pass(rows: Rows, far: Far, state: BlockState | None, plan: Plan, sums: Any,
     return Pass(*normalized(part, dtype, plan.full), after if plan.full else None)
 
 
+def _sources(rows: Rows, far: Far) -> list[tuple[Any, int]]:
+    """Return what sums are made of, and how many axes of each follow its batch axes."""
+    sources = [(rows.k, 2), (rows.v, 2), (rows.mask, 1), (rows.heavy, 1), (far.scale, 0)]
+    if far.groups is not None:
+        sources += [(x, 0 if x.ndim == 0 else 2) for x in jax.tree.leaves(far.groups)]
+    if far.features is not None:
+        sources += zip(jax.tree.leaves(far.features), feature_tails(far.features), strict=True)
+    return sources
+
+
+def _differing_sums(sums: State, sources: list[tuple[Any, int]]) -> State:
+    return State(*(differing(jnp, x, tail, *sources) for x, tail in zip(sums, (2, 1, 1), strict=True)))
+
+
+def _differing(state: BlockState, rows: Rows, far: Far, plan: Plan) -> BlockState:
+    """Return the state that differs from device to device wherever what is written to it does."""
+    sources = _sources(rows, far) + [(rows.q, 2)] * (plan.merged > 0)
+    tails = schedule.tails(state).items()
+    arrays = {name: differing(jnp, getattr(state, name), tail, *sources) for name, tail in tails}
+    return state._replace(sums=_differing_sums(state.sums, sources), **arrays)
+
+
 def _causal(rows: Rows, far: Far, plan: Plan) -> tuple[Partial, BlockState]:
     """Scan over blocks from the first key on."""
     keys, length = rows.k.shape[-2], rows.q.shape[-2]
@@ -54,7 +77,7 @@ def _causal(rows: Rows, far: Far, plan: Plan) -> tuple[Partial, BlockState]:
     q = _padded(rows.q, keys - length, whole - keys)
     k, v = (_padded(x, 0, whole - keys) for x in (rows.k, rows.v))
     mask = _padded(rows.mask[..., None], 0, whole - keys)
-    state = schedule.begin(jnp, rows, far, plan)._replace(position=jnp.zeros((), int))
+    state = _differing(schedule.begin(jnp, rows, far, plan), rows, far, plan)._replace(position=jnp.zeros((), int))
     if not keys:
         state, part = schedule.step(jnp, rows, far, plan, state)
         return part, state
@@ -74,7 +97,7 @@ def _causal(rows: Rows, far: Far, plan: Plan) -> tuple[Partial, BlockState]:
 def _resumed(rows: Rows, far: Far, plan: Plan, state: BlockState) -> tuple[Partial, BlockState]:
     """Scan over single keys: where a block begins may not be known before the program runs."""
     keys, length = rows.k.shape[-2], rows.q.shape[-2]
-    state = schedule.widened(jnp, rows, far, state)
+    state = _differing(schedule.widened(jnp, rows, far, state), rows, far, plan)
     q = _padded(rows.q, keys - length, 0)
 
     def body(state: BlockState, piece: Any) -> tuple[BlockState, Partial]:
@@ -133,7 +156,7 @@ def _both_sides(rows: Rows, far: Far, plan: Plan) -> Partial:
         return lax.scan(more, sums, block)[0], sums
 
     batch = np.broadcast_shapes(rows.k.shape[:-2], rows.v.shape[:-2], free.shape[:-1], *far.batch)
-    nothing = summaries.empty(jnp, far, rows.v.shape[-1], batch, rows.k.dtype)
+    nothing = _differing_sums(summaries.empty(jnp, far, rows.v.shape[-1], batch, rows.k.dtype), _sources(rows, far))
     _, beyond = lax.scan(only, nothing, after, reverse=True)
 
     def body(sums: State, given: Any) -> tuple[State, Partial]:
@@ -168,7 +191,7 @@ def _shifted(x: Any, by: int, size: int, groups: tuple[int, int]) -> Any:
 def _no_window(rows: Rows, far: Far, free: Any, seen: Any) -> Partial:
     length, keys = rows.q.shape[-2], rows.k.shape[-2]
     batch = np.broadcast_shapes(rows.k.shape[:-2], rows.v.shape[:-2], free.shape[:-1], *far.batch)
-    total = summaries.empty(jnp, far, rows.v.shape[-1], batch, rows.k.dtype)
+    total = _differing_sums(summaries.empty(jnp, far, rows.v.shape[-1], batch, rows.k.dtype), _sources(rows, far))
     size = min(CHUNK, max(keys, 1))
     chunks = tuple(_cut(_padded(x, 0, -keys % size), size) for x in (rows.k, rows.v, free[..., None]))
 

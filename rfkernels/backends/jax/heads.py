@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from rfkernels._arrays import differing
 from rfkernels.backends.jax.chunks import TAILS, Rows
 from rfkernels.backends.jax.fused import instead
 from rfkernels.backends.jax.schedule import CPU, SAVED, Sizes, accelerator
@@ -36,13 +37,22 @@ Function = Callable[[Given, Sizes], Result]
 
 def _tails(given: Given) -> list[int]:
     """Return how many axes of each leaf follow its batch axes."""
+    return _of_leaves(Given(TAILS, _counted(given.features), State(2, 1, 1)), given)
+
+
+def feature_tails(features: Features) -> list[int]:
+    """Return how many axes of each leaf of features follow its batch axes."""
+    return _of_leaves(_counted(features), features)
+
+
+def _counted(features: Features) -> Features:
     side = Side(2, 1, 1)
-    features = given.features
-    counted = dataclasses.replace(features, projection=2, log_weight=1, query=side, key=side, scale=0)
-    whole = Given(TAILS, counted, State(2, 1, 1))
+    return dataclasses.replace(features, projection=2, log_weight=1, query=side, key=side, scale=0)
+
+
+def _of_leaves(counts: Any, given: Any) -> list[int]:
     there = jax.tree.map(lambda x: x is not None, given, is_leaf=lambda x: x is None)
-    counts, wanted = jax.tree.leaves(whole), jax.tree.leaves(there)
-    return [count for count, is_there in zip(counts, wanted, strict=True) if is_there]
+    return [count for count, held in zip(jax.tree.leaves(counts), jax.tree.leaves(there), strict=True) if held]
 
 
 _TOGETHER = 1 << 24
@@ -94,21 +104,11 @@ def _cpus() -> int:
 
 
 def _varying(given: Given) -> Given:
-    """Return the same arrays, the state of which differs from device to device wherever keys, values and features do.
-
-    JAX tracks that inside `jax.shard_map` and on meshes with explicit axes, and refuses a loop that adds what differs
-    to what does not. An empty sum over what differs is a zero that differs.
-    """
+    """Return the same arrays, the state differing from device to device wherever keys, values and features do."""
     own = given._replace(rows=given.rows._replace(q=None, of_query=None))
-    zeros = [
-        jnp.sum(x.reshape(*x.shape[: x.ndim - tail], math.prod(x.shape[x.ndim - tail :]))[..., :0], -1)
-        for x, tail in zip(jax.tree.leaves((own.rows, own.features)), _tails(own), strict=False)
-    ]
-
-    def added(x: Any, tail: int) -> Any:
-        return sum((jnp.expand_dims(zero.astype(x.dtype), tuple(range(-tail, 0))) for zero in zeros), x)
-
-    return given._replace(state=State(*map(added, given.state, (2, 1, 1))))
+    sources = list(zip(jax.tree.leaves((own.rows, own.features)), _tails(own), strict=False))
+    state = State(*(differing(jnp, x, tail, *sources) for x, tail in zip(given.state, (2, 1, 1), strict=True)))
+    return given._replace(state=state)
 
 
 def _one_by_one(function: Callable[[Given], Result], given: Given) -> Result:

@@ -48,15 +48,16 @@ def _near(rows: Rows, features: Features, options: Options, far: Partial, dtype:
     held, coming = _band(rows, offset - behind, behind + ahead, length)
     size = chunk_size(length, min(max(window, _LEAST), _LARGEST))
 
-    def body(carried: Rows, chunk: tuple[Rows, Partial]) -> tuple[Rows, Found]:
-        new, estimated = chunk
+    def body(carried: Rows, chunk: tuple[Rows, Partial, Any]) -> tuple[Rows, Found]:
+        new, estimated, real = chunk
         seen = Rows(None, *map(_appended, carried[1:], new[1:], TAILS[1:]))
         band = prepared(seen._replace(q=new.q, of_query=new.of_query), dtype)
-        allowed = _allowed(new.q.shape[-2], band, window, behind, options.causal)
+        allowed = _allowed(real, band, window, behind, options.causal)
         total = exact_block(jnp, band.q * root, band.k * root, band.v, allowed, kernel)
         return _last(seen, behind + ahead), finish(partials.join(jnp, estimated, total))
 
-    chunks = cut(coming, size), _cut_partial(far, size)
+    real = (jnp.arange(length + -length % size) < length).reshape(-1, size)
+    chunks = cut(coming, size), _cut_partial(far, size), real
     _, found = lax.scan(jax.checkpoint(body, prevent_cse=False), held, chunks)
     return schedule.joined(found, length)
 
@@ -97,10 +98,13 @@ def _last(rows: Rows, count: int) -> Rows:
     return Rows(*(None if x is None else end(x, tail) for x, tail in zip(rows, TAILS, strict=True)))
 
 
-def _allowed(length: int, band: Rows, window: int, behind: int, causal: bool) -> Any:
-    """Return which keys of the band each query sees exactly; query t stands at position t + behind of the band."""
-    distance = jnp.arange(length)[:, None] + behind - jnp.arange(band.k.shape[-2])
-    near = (abs(distance) < window) & (distance >= 0 if causal else True)
+def _allowed(real: Any, band: Rows, window: int, behind: int, causal: bool) -> Any:
+    """Return which keys of the band each query sees exactly; query t stands at position t + behind of the band.
+
+    Those that fill up the last chunk are zeros, where a kernel may have no derivative: they see none.
+    """
+    distance = jnp.arange(real.shape[0])[:, None] + behind - jnp.arange(band.k.shape[-2])
+    near = real[:, None] & (abs(distance) < window) & (distance >= 0 if causal else True)
     allowed = near & band.mask[..., None, :]
     if band.of_key is not None:
         allowed = allowed & (band.of_query[..., :, None] == band.of_key[..., None, :])
