@@ -17,6 +17,9 @@ BUDGET = 4000
 OTHERS = 1_000, 15_000
 """Budgets at which intervals are to hold as well."""
 
+MISSED, FAR = 0.05, 5
+"""Errors, relative and in standard errors, beyond which a query is told nothing true of."""
+
 MEDIAN, HIGH, OTHERWISE = "<= 0.01", {"raw τ=1": "<= 0.3"}, "<= 0.1"
 
 
@@ -31,6 +34,13 @@ def _intervals(name: str, log: Array, error: Array, exact: Array) -> Line:
     detail = f"{holds:.1%} hold; median relative standard error {np.median(error):.2g}"
     what = f"{name}: share of 95 % intervals that hold, distance from 0.95"
     return Line(what, round(abs(holds - 0.95), 6), "", "<= 0.03", detail)
+
+
+def _misses(name: str, off: Array, error: Array) -> Line:
+    """Count queries that no standard error warns of."""
+    missed = float(np.count_nonzero((off > MISSED) & (off > FAR * error)))
+    what = f"{name}: queries off by {MISSED:.0%} and more than {FAR} standard errors"
+    return Line(what, missed, "", "", f"of {len(off):,}; the largest error is {off.max():.2g}")
 
 
 def _spent(catalog: rfk.Catalog, queries: Array) -> str:
@@ -54,6 +64,7 @@ def _one(setting: Setting, catalog: rfk.Catalog, plain: rfk.Catalog) -> Iterator
     yield Line(f"{name}: error of Z, median", median, "", MEDIAN, queries)
     yield Line(f"{name}: error of Z, 95th percentile", high, "", HIGH.get(name, OTHERWISE), queries)
     yield _intervals(name, log, error, exact)
+    yield _misses(name, ours, error)
     for budget in OTHERS:
         other = catalog.log_normalizer(setting.queries, budget=budget, full=True, rng=0)
         yield _intervals(f"{name}, {budget:,} dots", other.log_normalizer, other.standard_error, exact)

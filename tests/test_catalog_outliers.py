@@ -12,6 +12,7 @@ from scipy.special import logsumexp
 from test_catalog_numba import BUDGET, queries, table
 
 from rfkernels.catalog import Catalog, codes, plan, scans
+from rfkernels.catalog.building import _loose
 from rfkernels.catalog.records import Estimate
 
 ITEMS, DIM, FAR = 6000, 8, 25
@@ -118,3 +119,56 @@ def test_too_many_such_items_are_left_to_rows() -> None:
         found = made.log_normalizer(q, budget=1200, full=True, backend=backend)
         assert (found.dots <= 1200).all()
         assert share_held(found, exact) > 0.9
+
+
+@cache
+def mild() -> tuple[Any, Catalog]:
+    """Items of which a few lie five times farther out than others: not far from all, but from those of their cell."""
+    y = np.random.default_rng(0).normal(size=(20_000, 16)).astype(np.float32)
+    y[:50] *= 5
+    return y, Catalog(y)
+
+
+def test_what_few_items_of_a_group_hold_is_not_missed() -> None:
+    y, made = mild()
+    q = (0.2 * np.random.default_rng(3).normal(size=(200, 16))).astype(np.float32)
+    logits = q.astype(np.float64) @ y.T.astype(np.float64)
+    log = logsumexp(logits, axis=1)
+    mean, values = np.exp(logits - log[:, None]) @ y, y.astype(np.float64)
+    found = made.expectation(q, values, budget=1000, full=True)
+    missed = np.abs(found.mean - mean) > 5 * found.standard_error
+    assert missed.any(1).mean() < 0.02
+    sums = made.log_normalizer(q, budget=1000, full=True)
+    assert share_held(sums, log) > 0.9
+
+
+def test_items_far_beyond_their_group_have_cells_of_their_own() -> None:
+    y, made = mild()
+    t = made.table
+    cell = np.repeat(t.cell, t.count)
+    rows = np.repeat(t.start - np.cumsum(t.count) + t.count, t.count) + np.arange(len(y))
+    far = t.ids[rows] < 50
+    assert np.isin(cell[~far], cell[far]).mean() < 0.01
+    assert len(t.means) <= 89 + 89 // 8
+
+
+def test_which_items_are_loose() -> None:
+    """Of each cell those far beyond half of the farthest 32; the farthest of all where these are too many."""
+    square = np.concatenate([np.linspace(1, 1.2, 2000), np.full(500, 3.0), np.zeros(40), np.linspace(1, 9, 20)])
+    square[[7, 1999, 2100]] = 1.9, 9.0, 4.9
+    label = np.repeat([0, 1, 2, 3], [2000, 500, 40, 20]).astype(np.int32)
+    assert _loose(label, square, 4, 50).tolist() == [1999, 2100]
+    assert _loose(label, square, 4, 16).tolist() == [1999]
+    square[:12] = 20 + np.arange(12)
+    assert _loose(label, square, 4, 50).tolist() == [*range(2, 12)]
+
+
+def test_kernels_of_points_far_from_all_items() -> None:
+    """What codes say of the logs of such kernels is far too high, and would cancel."""
+    y = np.random.default_rng(0).normal(size=(20_000, 16)).astype(np.float32)
+    to = np.random.default_rng(1).normal(size=(12, 16))
+    q = (300 * to / np.linalg.norm(to, axis=1, keepdims=True)).astype(np.float32)
+    apart = np.sqrt(((q[:, None].astype(np.float64) - y) ** 2).sum(-1))
+    found = Catalog(y).kernel_sum(q, "laplacian", budget=1500, full=True)
+    assert (found.standard_error < 0.2).all()
+    assert share_held(found, logsumexp(-apart, axis=1)) > 0.8

@@ -456,3 +456,11 @@ def test_profiles_of_all_squares_together(profile: Any) -> None:
     kernel = Kernel.of_distance("together", profile)
     with pytest.raises(ValueError, match="kernel must have a profile that takes squared distances one by one"):
         catalog(12).kernel_sum(data(12)[1], kernel)
+
+
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_scales_at_which_no_distance_is_a_number(backend: str) -> None:
+    """Of tables of such a kernel all levels are infinite: places in them have to be some, or memory is read anywhere."""
+    items = np.random.default_rng(0).normal(size=(2000, 6)).astype(np.float32)
+    with pytest.raises(ValueError, match="kernel must have logs"), np.errstate(all="ignore"):
+        Catalog(items).kernel_sum(items[:3] + 1, "laplacian", scale=1.7e308, budget=600, backend=backend)

@@ -98,6 +98,7 @@ def ladder(xp: Any, low: Any, high: Any) -> tuple[Any, Any]:
 def levels(xp: Any, spread: Any, level: Any, step: Any) -> tuple[Any, Any]:
     """Return between which of the spreads some lie, and how far from the lesser one."""
     at = xp.clip((xp.log(spread) - level) / step, 0, LEVELS - 1)
+    at = xp.where(at == at, at, LEVELS - 1)  # spreads may be infinite, as all levels then are
     lesser = xp.minimum(at.astype(xp.int32), LEVELS - 2)
     return lesser, at - lesser
 
