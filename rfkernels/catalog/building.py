@@ -107,7 +107,7 @@ def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any,
     sample = _read(items, chosen, places, rows.dtype)
     centres = _centres(items, chosen, sample, int(wanted), rng, metric)
     label, square = _assign(items, chosen, n, centres, metric)
-    beyond = OUT**2 * _median(square[places])
+    beyond = min(OUT**2 * _median(square[places]), float(np.finfo(square.dtype).max))
     if beyond and (square > beyond).any():
         centres = _join_far(items, chosen, centres, (label, square), np.flatnonzero(square > beyond), rng, metric)
     used = np.bincount(label, minlength=len(centres)) > 0
@@ -233,7 +233,7 @@ def _shape(store: Store, sample: Any) -> Any:
     most = FAR * _median(away) or 1.0
     for part in chunks(len(sample)):
         apart = sample[part] - means[label[part]]
-        apart *= (most / np.maximum(away[part], most)).astype(apart.dtype)[:, None]
+        apart /= np.maximum(away[part], most)[:, None]  # squares of the largest items fit no number
         product += apart.T @ apart
     total = np.trace(product)
     return (product / total if total > 0 else np.eye(dim) / dim).astype(store.rows.dtype)
