@@ -98,7 +98,7 @@ def _side_by_side(a: Store, b: Store) -> Store:
 
 
 def _pooled(a: Store, b: Store) -> Any:
-    """Pool covariances of trace 1 by how far items of each store lie from the means of their cells, none of them FAR."""
+    """Pool covariances of trace 1 by how far items of each store lie from means of their cells, none of them FAR."""
     one, other = spreads_of(table(a), table(b))
     total = one + other
     return a.shape.copy() if total == 0 else (a.shape * (one / total) + b.shape * (other / total)).astype(a.shape.dtype)

@@ -60,7 +60,7 @@ def typical_spread(table: Table) -> float:
 
 
 def spreads_of(*tables: Table) -> list[float]:
-    """Return what of that mean, over the items of several tables, is due to each; none is FAR as all of them have it."""
+    """Return what of that mean, over the items of several tables, is due to each; none is FAR from what all have."""
     spread, count = (np.concatenate([getattr(x, name) for x in tables]) for name in ("spread", "count"))
     if not count.any():
         return [0.0] * len(tables)
