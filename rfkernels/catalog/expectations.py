@@ -56,8 +56,8 @@ def _expected(table: Table, queries: Any, values: Any, budget: int, seed: int, b
     if (units == 1).all():
         return found
     with np.errstate(over="ignore", invalid="ignore"):  # of values that are not taken
-        *same, relative = engine.expect(table, queries, values / units, budget, seed)
-    return Weighed(*(units * x for x in same), relative)
+        found = engine.expect(table, queries, values / units, budget, seed)
+    return Weighed(units * found.mean, units * found.standard_error, units * found.deviation, found.relative)
 
 
 def units_of(mean: Any) -> Any:

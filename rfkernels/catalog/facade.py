@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._checks import check_array
 from rfkernels.catalog import engines, expectations, files, kernel_sums, probabilities, sampling, store
 from rfkernels.catalog.arguments import (
     check_budget,
     check_count,
+    check_error,
     check_filled,
     check_fit,
+    check_flag,
+    check_generator,
     check_kernel,
     check_queries,
     check_real,
@@ -23,7 +25,7 @@ from rfkernels.catalog.arguments import (
     check_values,
     rows_of_ids,
 )
-from rfkernels.catalog.cells import held_dtype
+from rfkernels.catalog.cells import check_items, held_dtype
 from rfkernels.catalog.copies import OfStore
 from rfkernels.catalog.kernel_sums import Scaled
 from rfkernels.catalog.locks import lock_of
@@ -157,8 +159,8 @@ class Catalog(OfStore):
         """
         table = self.table
         given, budget = check_queries(queries, table), check_budget(table, budget)
-        if error is not None:
-            check_real("error", error, 1)
+        check_error(error)
+        check_flag("full", full)
         found, shape = engines.estimated(table, given, budget, error, check_seed(rng), backend), queries.shape[:-1]
         if full:
             return Estimate(*(part.reshape(shape) for part in found))
@@ -241,8 +243,8 @@ class Catalog(OfStore):
         given, budget = check_queries(queries, table), check_budget(table, budget)
         check_values(values, self._store)
         check_filled(table)
-        if error is not None:
-            check_real("error", error, 1)
+        check_error(error)
+        check_flag("full", full)
         found = expectations.expected(table, given, values, budget, error, check_seed(rng), backend)
         found = Expectation(*(part.reshape(*queries.shape[:-1], values.shape[1]) for part in found))
         return found if full else found.mean
@@ -274,6 +276,7 @@ class Catalog(OfStore):
             If arguments do not fit together, or there are fewer than k items.
         """
         given = check_queries(queries, self.table)
+        check_filled(self.table)
         check_count("k", k, 1, len(self))
         found = engines.choose(backend).top(self.table, given, int(k), check_budget(self.table, budget))
         check_fit(found.logits, self.table)
@@ -311,8 +314,8 @@ class Catalog(OfStore):
         given = check_queries(queries, self.table)
         check_count("n", n, 0, _DRAWS)
         check_filled(self.table)
-        draw = sampling.sample_exactly if exact else engines.choose(backend).sample
-        found = draw(self.table, given, int(n), np.random.default_rng(rng))
+        draw = sampling.sample_exactly if check_flag("exact", exact) else engines.choose(backend).sample
+        found = draw(self.table, given, int(n), check_generator(rng))
         check_fit(found.logits + found.log_probability, self.table)
         return Draws(*(part.reshape(*queries.shape[:-1], n) for part in found))
 
@@ -357,8 +360,8 @@ class Catalog(OfStore):
         check_real("scale", scale)
         chosen = check_kernel(kernel)
         budget = check_budget(self.table, budget)
-        if error is not None:
-            check_real("error", error, 1)
+        check_error(error)
+        check_flag("full", full)
         how = Scaled(chosen, float(scale)), budget, error, check_seed(rng), backend
         found = Estimate(*(x.reshape(queries.shape[:-1]) for x in kernel_sums.estimated(self.table, given, *how)))
         return found if full else found.log_normalizer
@@ -383,8 +386,7 @@ class Catalog(OfStore):
         TypeError, ValueError
             If arguments do not fit together, an id is there already or an item is not finite; nothing is changed then.
         """
-        check_array("items", items, 2)
-        largest = len(self._store.slots)
+        items, largest = check_items(items, self.dim, self._store.rows.dtype), len(self._store.slots)
         ids = np.arange(largest, largest + len(items)) if ids is None else ids
         with self._changing():
             store.add(self._store, items, ids)
@@ -438,8 +440,7 @@ class Catalog(OfStore):
         rng: Any = 0,
     ) -> Catalog:
         """Build a catalog in its file, for items larger than memory, and map it: see `Catalog` and `load`."""
-        check_array("items", items, 2)
-        if not len(items):
+        if not len(check_items(items)):
             raise ValueError("items must not be empty: a file is made for what it holds")
         how = {"ids": ids, "cells": cells, "queries": queries, "rng": rng}
         files.create(path, items.shape, held_dtype(items).name, lambda rows: store.build(items, **how, rows=rows))
