@@ -347,6 +347,19 @@ def test_few_items_and_none() -> None:
     assert same.log_normalizer(query, budget=200) == pytest.approx(3 + np.log(5_000))
 
 
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_ids_are_of_one_dtype(backend: str) -> None:
+    held, large = catalog(), rfk.Catalog(np.eye(3, dtype=np.float32))
+    assert held.ids.dtype == held.add(data()[0][:0]).dtype == np.int64
+    for q in (data()[1], data()[1][:0]):
+        assert held.sample(q, 2, backend=backend).ids.dtype == np.int64
+        assert held.sample(q, 2, exact=True).ids.dtype == np.int64
+        for budget in (BUDGET, 2 * ITEMS):
+            assert held.top(q, 2, budget=budget, backend=backend).ids.dtype == np.int64
+    q = np.array([[1, 0, 0], [1e20, 0, 0]], np.float32)
+    assert large.top(q, 2, backend=backend).ids.dtype == np.int64
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
