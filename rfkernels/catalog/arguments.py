@@ -49,7 +49,7 @@ def check_values(values: Any, store: Store) -> None:
     """Require values (ids, width) for all ids."""
     if not isinstance(values, np.ndarray) or values.dtype not in VALUES or values.ndim != 2:
         found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
-        expected = "of float16, float32 or float64 in this machine's byte order, (largest id + 1, width)"
+        expected = "of float16, float32 or float64 in this machine's byte order, (largest id ever in use + 1, width)"
         raise TypeError(f"values must be a numpy.ndarray {expected}, got {found}")
     if len(values) < len(store.slots):
         raise ValueError(f"values must have shape ({len(store.slots)}, width), got {values.shape}")

@@ -133,17 +133,17 @@ class Catalog(OfStore):
         queries : array, shape (queries, dim) or (dim,)
             The queries; scale them to sharpen or flatten the softmax.
         budget : int, optional
-            What each query may take, in dot products; 4096 by default, or twice the least if that is more. The code of
-            an item counts for what part of the item's bytes it has: about a seventh of a dot product in float32. From
-            the number of items on the result is exact.
+            What each query may take, in dot products, at least cells + dim + 128; 4096 by default, or twice that if it
+            is more. The code of an item counts for what part of the item's bytes it has: about a seventh of a dot
+            product in float32. From the number of items on the result is exact.
         error : float, optional
             A relative standard error to aim at: `budget` is spent on a pilot, which says how many dot products each
             query needs, up to exactness, and is thrown away, lest estimates be chosen by their value.
         full : bool, default False
             Return an `Estimate`, with standard errors and the dot products taken.
         rng : int, default 0
-            The seed. The same seed, queries and catalog give the same numbers; the errors of queries that are alike
-            depend on each other, those of different seeds do not.
+            The seed. The same seed, batch of queries and catalog give the same numbers; in another batch, those of a
+            query may differ. Errors of queries that are alike depend on each other, those of different seeds do not.
         backend : {"numba", "numpy"}, default "numba"
             Compiled, or as specified.
 
@@ -216,7 +216,7 @@ class Catalog(OfStore):
         ----------
         queries : array, shape (queries, dim) or (dim,)
             The queries.
-        values : array, shape (largest id + 1, width)
+        values : array, shape (largest id ever in use + 1, width)
             The value of each id; those of ids that are not in the catalog, or not taken, do not matter.
         budget, rng, backend
             As in `log_normalizer`. From all to one in six dot products are with items, whose values are looked at too.
