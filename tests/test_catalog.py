@@ -217,6 +217,20 @@ def test_probabilities() -> None:
     assert catalog().probabilities(queries[0], ids).shape == (3,)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e6, 1e9])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_probabilities_of_an_item_that_is_all_of_the_sum(dtype: str, size: float) -> None:
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(1, 50)).astype(dtype)
+    items = np.concatenate([first, -first + rng.normal(size=(ITEMS - 1, 50)).astype(dtype) / 10])
+    for held in (rfk.Catalog(first), rfk.Catalog(items, cells=10)):
+        for q in (size * first, size * np.repeat(first, 5, 0) * np.arange(1, 6).astype(dtype)[:, None]):
+            for budget in (800, 2 * ITEMS):
+                for ids in ([0, 0], np.zeros((len(q), 1), int)):
+                    np.testing.assert_allclose(held.probabilities(q, ids, budget=budget), 1, rtol=1e-4)
+    assert held.probabilities(size * first, np.zeros(0, int)).shape == (1, 0)
+
+
 def test_the_largest() -> None:
     queries = data()[1]
     order = np.argsort(-logits(), 1)[:, :10]

@@ -612,7 +612,12 @@ ADDED: dict[str, tuple[type, str, Any, Any]] = {
     "integers": (TypeError, "items must have one of the dtypes.*int64", np.ones((1, 3), int), [900]),
     "more precision": (TypeError, "items .*holds float32, got float64", np.ones((1, 3)), [900]),
     "one axis": (ValueError, r"items must have shape .*got \(3,\)", np.ones(3, np.float32), [900]),
-    "another dim": (ValueError, r"items must have shape \(items, 3\).*got \(1, 4\)", np.ones((1, 4), np.float32), [900]),
+    "another dim": (
+        ValueError,
+        r"items must have shape \(items, 3\).*got \(1, 4\)",
+        np.ones((1, 4), np.float32),
+        [900],
+    ),
     "not a number": (ValueError, r"items\[3, 1\] is nan", with_value(np.nan), np.arange(900, 910)),
     "infinity": (ValueError, r"items\[3, 1\] is -inf", with_value(-np.inf), np.arange(900, 910)),
     "too large": (ValueError, r"finite squared norms.*items\[3\]", with_value(1e30), np.arange(900, 910)),

@@ -183,7 +183,8 @@ class Catalog(OfStore):
         Returns
         -------
         array, shape (queries, items) or (items,)
-            Probabilities; not cut at one, which an estimate may pass.
+            Probabilities; not cut at one, which an estimate may pass. Where q·y is so large that its rounding in the
+            items' dtype is no small number, as 10⁶ is in float32, they are off by as much: hold items in float64.
 
         Raises
         ------
@@ -196,7 +197,8 @@ class Catalog(OfStore):
         if slots.ndim not in (1, 2) or (slots.ndim == 2 and len(slots) != len(given)):
             raise ValueError(f"ids must have shape (items,) or ({len(given)}, items), got {slots.shape}")
         log = np.atleast_1d(self.log_normalizer(queries, budget=budget, error=error, rng=rng))
-        found = probabilities.of_items(self._store.rows, given, slots, log)
+        spent = 0 if error is not None else check_budget(self.table, budget)
+        found = probabilities.of_items(self.table, given, slots, log, spent)
         return found.reshape(*queries.shape[:-1], slots.shape[-1])
 
     def expectation(
