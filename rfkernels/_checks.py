@@ -14,12 +14,12 @@ _FEW = 1 << 10
 _NOT_PLAIN = np.ma.MaskedArray, np.matrix
 
 
-def check_array(name: str, x: Any, axes: int) -> None:
+def check_array(name: str, x: Any, axes: int, masked: str = "masks are given by mask=") -> None:
     """Require a NumPy or JAX array of a real floating dtype with at least `axes` axes."""
     if not (isinstance(x, np.ndarray) or is_jax(x)):
         raise TypeError(f"{name} must be a numpy.ndarray or jax.Array, got {type(x).__name__}")
     if isinstance(x, _NOT_PLAIN):
-        raise TypeError(f"{name} must be a plain array, got {type(x).__name__}; masks are given by mask=")
+        raise TypeError(f"{name} must be a plain array, got {type(x).__name__}; {masked}")
     if isinstance(x, np.ndarray) and not x.dtype.isnative:
         raise TypeError(
             f"{name} must be in this machine's byte order, got {x.dtype.str}; x.astype(x.dtype.newbyteorder('='))"

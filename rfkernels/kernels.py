@@ -73,8 +73,9 @@ class Kernel:
             What it is called in tables and errors.
         profile : callable
             ``profile(xp, squared)``: the log of the kernel from |x − y|², elementwise, −inf where the kernel is 0. With
-            arithmetic, comparisons and the functions that activations may use alone, it runs on every backend. What it
-            returns must not change: tables and code that are made of it are kept.
+            arithmetic, comparisons and the functions that activations may use, `rfkernels.activations.FUNCTIONS` by
+            way of `xp`, alone, it runs on every backend; a catalog has others evaluated by NumPy, in which a query may
+            take seconds. What it returns must not change: tables and code that are made of it are kept.
 
         Returns
         -------

@@ -217,6 +217,20 @@ def test_probabilities() -> None:
     assert catalog().probabilities(queries[0], ids).shape == (3,)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e6, 1e9])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_probabilities_of_an_item_that_is_all_of_the_sum(dtype: str, size: float) -> None:
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(1, 50)).astype(dtype)
+    items = np.concatenate([first, -first + rng.normal(size=(ITEMS - 1, 50)).astype(dtype) / 10])
+    for held in (rfk.Catalog(first), rfk.Catalog(items, cells=10)):
+        for q in (size * first, size * np.repeat(first, 5, 0) * np.arange(1, 6).astype(dtype)[:, None]):
+            for budget in (800, 2 * ITEMS):
+                for ids in ([0, 0], np.zeros((len(q), 1), int)):
+                    np.testing.assert_allclose(held.probabilities(q, ids, budget=budget), 1, rtol=1e-4)
+    assert held.probabilities(size * first, np.zeros(0, int)).shape == (1, 0)
+
+
 def test_the_largest() -> None:
     queries = data()[1]
     order = np.argsort(-logits(), 1)[:, :10]
@@ -347,6 +361,19 @@ def test_few_items_and_none() -> None:
     assert same.log_normalizer(query, budget=200) == pytest.approx(3 + np.log(5_000))
 
 
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_ids_are_of_one_dtype(backend: str) -> None:
+    held, large = catalog(), rfk.Catalog(np.eye(3, dtype=np.float32))
+    assert held.ids.dtype == held.add(data()[0][:0]).dtype == np.int64
+    for q in (data()[1], data()[1][:0]):
+        assert held.sample(q, 2, backend=backend).ids.dtype == np.int64
+        assert held.sample(q, 2, exact=True).ids.dtype == np.int64
+        for budget in (BUDGET, 2 * ITEMS):
+            assert held.top(q, 2, budget=budget, backend=backend).ids.dtype == np.int64
+    q = np.array([[1, 0, 0], [1e20, 0, 0]], np.float32)
+    assert large.top(q, 2, backend=backend).ids.dtype == np.int64
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -358,12 +385,12 @@ def test_few_items_and_none() -> None:
             r"queries must be finite in the items' dtype, float64, but queries\[0, 0\] is nan",
         ),
         (lambda c, q: c.log_normalizer(q, budget=50), ValueError, "budget must be at least 156"),
-        (lambda c, q: c.log_normalizer(q, budget=0), ValueError, "budget must be a positive number"),
+        (lambda c, q: c.log_normalizer(q, budget=0), ValueError, "budget must be a positive integer"),
         (lambda c, q: c.log_normalizer(q, error=2.0), ValueError, "error must be a number between 0 and 1"),
         (lambda c, q: c.log_normalizer(q, rng=-1), ValueError, "rng must be an integer seed"),
         (lambda c, q: c.log_normalizer(q, backend="torch"), ValueError, "backend must be one of numba, numpy"),
-        (lambda c, q: c.probabilities(q, [3_000]), KeyError, "no item has the id 3000"),
-        (lambda c, q: c.probabilities(q, [-1]), KeyError, "no item has the id -1"),
+        (lambda c, q: c.probabilities(q, [3_000]), KeyError, "ids must be .* not hold 3000"),
+        (lambda c, q: c.probabilities(q, [-1]), KeyError, "ids must be .* not hold -1"),
         (lambda c, q: c.probabilities(q, [0.5]), TypeError, "ids must be integers"),
         (lambda c, q: c.expectation(q, q), ValueError, r"values must have shape \(3000, width\)"),
         (lambda c, q: c.top(q, 0), ValueError, "k must be an integer from 1 to 3000"),
@@ -377,6 +404,32 @@ def test_few_items_and_none() -> None:
             r"values must be a numpy.ndarray of float16, .* got float64 \(8,\)",
         ),
         (lambda c, q: c.expectation(q, np.full((ITEMS, 1), np.nan)), ValueError, r"values\[0, 0\] is nan"),
+        (lambda c, q: c.log_normalizer(q, budget=2000.0), ValueError, "budget must be a positive integer.*got 2000.0"),
+        (lambda c, q: c.log_normalizer(q, full="no"), TypeError, "full must be True or False, got 'no'"),
+        (lambda c, q: c.expectation(q, np.ones((ITEMS, 1)), full=0), TypeError, "full must be True or False, got 0"),
+        (lambda c, q: c.kernel_sum(q, full=None), TypeError, "full must be True or False, got None"),
+        (lambda c, q: c.sample(q, 1, exact="no"), TypeError, "exact must be True or False, got 'no'"),
+        (lambda c, q: c.sample(q, 1, rng=-1), ValueError, "rng must be an integer of at least 0 .*got -1"),
+        (lambda c, q: rfk.Catalog(q, rng=-1), ValueError, "rng must be .*got -1"),
+        (lambda c, q: rfk.Catalog(q, rng="a"), TypeError, "rng must be .*got 'a'"),
+        (lambda c, q: rfk.Catalog(q).regroup(rng=-1), ValueError, "rng must be .*got -1"),
+        (lambda c, q: rfk.Catalog(q, cells=2).remove(3), ValueError, r"ids must have shape \(items,\), got \(\)"),
+        (lambda c, q: c.add(q[0]), ValueError, r"items must have shape \(items, 8\).*got \(8,\)"),
+        (lambda c, q: rfk.Catalog(q[0]), ValueError, r"items must have shape \(items, dim\).*got \(8,\)"),
+        (lambda c, q: rfk.Catalog.create("no", q[0]), ValueError, r"items must have shape \(items, dim\).*got \(8,\)"),
+        (lambda c, q: rfk.Catalog(np.ma.array(q)), TypeError, "items must be a plain array, .* catalog takes none"),
+        (lambda c, q: c.top(np.ma.array(q), 1), TypeError, "queries must be a plain array, .* catalog takes none"),
+        (lambda c, q: rfk.Catalog(q[:0]).top(q, 3), ValueError, "the catalog is empty"),
+        (
+            lambda c, q: c.kernel_sum(q, "gausian"),
+            ValueError,
+            "kernel must be a Kernel or one of abs, cauchy, cosine, exp, .*got 'gausian'",
+        ),
+        (lambda c, q: rfk.Catalog.load(3), TypeError, "path must be a str or os.PathLike, got 3"),
+        (lambda c, q: rfk.Catalog.load("no", mapped="no"), TypeError, "mapped must be True or False"),
+        (lambda c, q: rfk.Catalog.load("no", verify="no"), TypeError, "verify must be True or False"),
+        (lambda c, q: c.save(None), TypeError, "path must be a str or os.PathLike, got None"),
+        (lambda c, q: rfk.Catalog.create(None, q), TypeError, "path must be a str or os.PathLike, got None"),
         (lambda c, q: c.merge(3), TypeError, "other must be a Catalog, got int"),
     ],
 )

@@ -63,6 +63,19 @@ def test_units_of_values_do_not_matter() -> None:
     np.testing.assert_allclose(moved, 1e4 * expected(0.3, error=0.03).mean - 50, rtol=1e-8)
 
 
+@pytest.mark.parametrize("unit", [2.0**-1000, 2.0**530, 2.0**990])
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_values_whose_squares_fit_no_number(backend: str, unit: float) -> None:
+    _, queries, values = data()
+    units = np.array([1, unit, unit])
+    for error in (None, 0.1):
+        found = catalog().expectation(queries, units * values, budget=BUDGET, full=True, error=error, backend=backend)
+        usual = catalog().expectation(queries, values, budget=BUDGET, full=True, error=error, backend=backend)
+        np.testing.assert_allclose(found.mean / units, usual.mean, rtol=1e-12)
+        np.testing.assert_allclose(found.standard_error / units, usual.standard_error, rtol=1e-9, atol=1e-12)
+        assert (found.standard_error[:, 1] > 0).mean() > 0.5 or error
+
+
 def test_expectations_that_no_sample_tells_are_exact() -> None:
     mean, _ = softmax(100.0)
     found = expected(100.0, error=0.05)

@@ -253,6 +253,20 @@ def test_exact_weights_add_up_to_one() -> None:
     np.testing.assert_allclose(found, 1, rtol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_exact_means_of_logits_beyond_what_their_rounding_lets_exponentials_be(dtype: str) -> None:
+    items = np.random.default_rng(0).normal(size=(3, DIM)).astype(dtype)
+    for count in (1, 3):
+        q = 1e13 * items[:1]
+        found = rfk.Catalog(items[:count], cells=1).expectation(q, np.arange(6.0).reshape(3, 2), budget=BUDGET)
+        np.testing.assert_allclose(found, [[0, 1]])
+
+
+def test_exact_means_of_the_largest_values() -> None:
+    found = catalog().expectation(queries(4), np.full((ITEMS, 1), 1.7e308), budget=2 * ITEMS)
+    np.testing.assert_allclose(found, 1.7e308)
+
+
 def test_errors_beside_an_item_that_weighs_most() -> None:
     """Deviations about another item would be rounding."""
     table, q = catalog().table, queries(24, 40.0, 100.0)

@@ -208,13 +208,23 @@ def test_queries_that_look_everywhere_alike_tell_nothing() -> None:
     np.testing.assert_allclose(catalog.store.metric, np.eye(DIM), atol=1e-6)
 
 
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def out_of_band(catalog: rfk.Catalog) -> Any:
+    buffers: list[pickle.PickleBuffer] = []
+    return pickle.loads(pickle.dumps(catalog, 5, buffer_callback=buffers.append), buffers=buffers)
+
+
+COPIES = copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x)), out_of_band
+
+
+@pytest.mark.parametrize("copied", COPIES)
 def test_copies(copied: Any, tmp_path: Path) -> None:
     whole = rfk.Catalog(items(), cells=CELLS, queries=queries())
     whole.save(tmp_path / "a")
     for catalog in (whole, rfk.Catalog.load(tmp_path / "a", mapped=True)):
         q, before = queries(5, 4), len(catalog)
         own = copied(catalog)
+        for name, value in vars(own.store).items():
+            assert not isinstance(value, np.ndarray) or not np.may_share_memory(value, getattr(catalog.store, name))
         np.testing.assert_array_equal(own.log_normalizer(q, budget=700), catalog.log_normalizer(q, budget=700))
         catalog.add(items()[:100])
         own.remove(np.arange(10))

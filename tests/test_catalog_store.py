@@ -143,6 +143,15 @@ def test_shape_is_the_covariance_within_cells() -> None:
     np.testing.assert_allclose(small.shape, apart.T @ apart / (apart**2).sum(), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(("dtype", "size"), [(np.float32, 2e18), (np.float64, 2e152)])
+def test_items_whose_squares_hardly_fit(dtype: Any, size: float) -> None:
+    items = np.random.default_rng(3).normal(size=(3000, 8))
+    items[:20] *= 1e-3
+    usual, large = (store.build((items * x).astype(dtype), rng=1) for x in (1, size))
+    np.testing.assert_allclose(large.shape, usual.shape, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(large.scales / dtype(size), usual.scales, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("count", "sizes"),
     [
@@ -506,6 +515,13 @@ def test_merged_stores_hold_what_both_held() -> None:
     check_table(held)
 
 
+def test_few_far_items_do_not_outweigh_others_when_stores_are_merged() -> None:
+    near = store.build(normal(3000, 3, dtype=np.float64) * [3, 1, 0.2])
+    far = store.build(np.array([[0.0, 0, 1e4], [0, 0, -1e4]]), [3000, 3001], cells=1)
+    for held in (store.merge(near, far), store.merge(far, near), store.merge(near, far, most=1)):
+        np.testing.assert_allclose(held.shape, near.shape, atol=0.03)
+
+
 def test_merging_with_no_items() -> None:
     items = normal(100, 3)
     full, empty = store.build(items), store.build(items[:0])
@@ -596,7 +612,12 @@ ADDED: dict[str, tuple[type, str, Any, Any]] = {
     "integers": (TypeError, "items must have one of the dtypes.*int64", np.ones((1, 3), int), [900]),
     "more precision": (TypeError, "items .*holds float32, got float64", np.ones((1, 3)), [900]),
     "one axis": (ValueError, r"items must have shape .*got \(3,\)", np.ones(3, np.float32), [900]),
-    "another dim": (ValueError, r"items must have shape \(n, 3\).*got \(1, 4\)", np.ones((1, 4), np.float32), [900]),
+    "another dim": (
+        ValueError,
+        r"items must have shape \(items, 3\).*got \(1, 4\)",
+        np.ones((1, 4), np.float32),
+        [900],
+    ),
     "not a number": (ValueError, r"items\[3, 1\] is nan", with_value(np.nan), np.arange(900, 910)),
     "infinity": (ValueError, r"items\[3, 1\] is -inf", with_value(-np.inf), np.arange(900, 910)),
     "too large": (ValueError, r"finite squared norms.*items\[3\]", with_value(1e30), np.arange(900, 910)),

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._checks import check_array, first_nonfinite
+from rfkernels._checks import first_nonfinite
+from rfkernels.catalog.cells import check_plain
 from rfkernels.catalog.plan import fewest_dots
 from rfkernels.catalog.records import Store, Table
 from rfkernels.kernels import Kernel
-from rfkernels.maps import lookup
+from rfkernels.maps import lookup, names
 
 BUDGET = 4096
 """Dot products per query by default, if that is twice the least or more."""
@@ -28,7 +29,7 @@ _BLOCK = 1 << 16
 
 def check_queries(queries: Any, table: Table) -> Any:
     """Require finite queries (queries, dim) or (dim,); return them as NumPy's, (queries, dim)."""
-    check_array("queries", queries, 1)
+    check_plain("queries", queries)
     dim, dtype = table.means.shape[1], table.rows.dtype
     if queries.ndim > 2 or queries.shape[-1] != dim:
         raise ValueError(f"queries must have shape (queries, {dim}) or ({dim},), got {queries.shape}")
@@ -48,7 +49,7 @@ def check_values(values: Any, store: Store) -> None:
     """Require values (ids, width) for all ids."""
     if not isinstance(values, np.ndarray) or values.dtype not in VALUES or values.ndim != 2:
         found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
-        expected = "of float16, float32 or float64 in this machine's byte order, (largest id + 1, width)"
+        expected = "of float16, float32 or float64 in this machine's byte order, (largest id ever in use + 1, width)"
         raise TypeError(f"values must be a numpy.ndarray {expected}, got {found}")
     if len(values) < len(store.slots):
         raise ValueError(f"values must have shape ({len(store.slots)}, width), got {values.shape}")
@@ -75,13 +76,26 @@ def check_real(name: str, x: Any, below: float = np.inf) -> None:
         raise ValueError(f"{name} must be a number between 0 and {below:g}, got {x!r}")
 
 
+def check_error(error: Any) -> None:
+    """Require an error between 0 and 1, or none."""
+    if error is not None:
+        check_real("error", error, 1)
+
+
+def check_flag(name: str, x: Any) -> bool:
+    """Require True or False."""
+    if not isinstance(x, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {x!r}")
+    return bool(x)
+
+
 def check_budget(table: Table, budget: Any) -> int:
     """Require a number of dot products that suffices for a sample, or for all items; choose one if it is None."""
     least = fewest_dots(table)
     if budget is None:
         return max(BUDGET, 2 * least)
     if isinstance(budget, bool) or not isinstance(budget, int | np.integer) or budget < 1:
-        raise ValueError(f"budget must be a positive number of dot products per query, got {budget!r}")
+        raise ValueError(f"budget must be a positive integer, in dot products per query, got {budget!r}")
     if budget < least and not takes_all(table, budget):
         raise ValueError(f"budget must be at least {least} for this catalog (cells, dim and a sample), got {budget}")
     return int(budget)
@@ -97,6 +111,15 @@ def check_seed(rng: Any) -> int:
     if isinstance(rng, bool) or not isinstance(rng, int | np.integer) or not 0 <= rng < SEEDS:
         raise ValueError(f"rng must be an integer seed from 0 to 2**64 - 1, got {rng!r}")
     return int(rng)
+
+
+def check_generator(rng: Any) -> np.random.Generator:
+    """Require a seed or a generator of random numbers; return a generator."""
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        expected = "an integer of at least 0 or a numpy.random.Generator"
+        raise type(error)(f"rng must be {expected}, got {rng!r}") from None
 
 
 def check_count(name: str, count: Any, least: int, most: int) -> None:
@@ -115,6 +138,9 @@ def check_fit(found: Any, table: Table) -> None:
 
 def check_kernel(kernel: Any) -> Kernel:
     """Require a kernel that is not negative, or the name of a map that has one; return it."""
+    if isinstance(kernel, str) and kernel not in names():
+        known = [name for name in names() if (own := lookup(name).kernel) is not None and own.sign is None]
+        raise ValueError(f"kernel must be a Kernel or one of {', '.join(known)}, got {kernel!r}")
     chosen = lookup(kernel).kernel if isinstance(kernel, str) else kernel
     if not isinstance(chosen, Kernel):
         raise TypeError(f"kernel must be a Kernel or the name of a map that has one, got {kernel!r}")
@@ -138,7 +164,7 @@ def check_logs(kernel: Kernel, found: Any) -> None:
 def check_filled(table: Table) -> None:
     """Require at least one item."""
     if not len(table.count):
-        raise ValueError("the catalog is empty: there is no softmax over no items")
+        raise ValueError("the catalog is empty: it has no items to take")
 
 
 def rows_of_ids(store: Store, ids: Any) -> Any:
@@ -151,5 +177,5 @@ def rows_of_ids(store: Store, ids: Any) -> Any:
     rows = np.full(ids.shape, -1, np.int64)
     rows[known] = store.slots[ids[known]]
     if (rows < 0).any():
-        raise KeyError(f"no item has the id {int(ids[rows < 0].flat[0])}")
+        raise KeyError(f"ids must be those of items in the catalog, but it does not hold {int(ids[rows < 0].flat[0])}")
     return rows

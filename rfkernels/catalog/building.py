@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from rfkernels.catalog.arguments import check_generator
 from rfkernels.catalog.cells import (
     MOST,
     PER_CELL,
@@ -109,7 +110,7 @@ def place(rows: Any, count: int, dim: int, dtype: Any, items: Any) -> Any:
 
 def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any, rows: Any, metric: Any) -> Store:
     """Build from all items, or from those chosen by position."""
-    rng, n = np.random.default_rng(rng), len(ids)
+    rng, n = check_generator(rng), len(ids)
     most = max(1, n)
     wanted = default_cells(n) if cells is None else cells
     if isinstance(wanted, bool) or not isinstance(wanted, int | np.integer) or not 1 <= wanted <= most:
@@ -119,7 +120,7 @@ def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any,
     sample = _read(items, chosen, places, rows.dtype)
     centres = _centres(items, chosen, sample, int(wanted), rng, metric)
     label, square = _assign(items, chosen, n, centres, metric)
-    beyond = OUT**2 * _median(square[places])
+    beyond = min(OUT**2 * _median(square[places]), float(np.finfo(square.dtype).max))
     far = np.flatnonzero(square > beyond) if beyond else np.arange(0)
     centres = _join_far(items, chosen, centres, (label, square), far, len(far), rng, metric)
     loose = _loose(label, square, len(centres), rows.shape[1])
@@ -270,7 +271,7 @@ def _shape(store: Store, sample: Any) -> Any:
     most = FAR * _median(away) or 1.0
     for part in chunks(len(sample)):
         apart = sample[part] - means[label[part]]
-        apart *= (most / np.maximum(away[part], most)).astype(apart.dtype)[:, None]
+        apart /= np.maximum(away[part], most)[:, None]  # squares of the largest items fit no number
         product += apart.T @ apart
     total = np.trace(product)
     return (product / total if total > 0 else np.eye(dim) / dim).astype(store.rows.dtype)

@@ -99,14 +99,19 @@ def spans(start: Any, count: Any) -> Any:
     return np.arange(count.sum()) + np.repeat(start - offset, count)
 
 
+def check_plain(name: str, x: Any) -> None:
+    """Require an array of floats, of any number of axes."""
+    check_array(name, x, 0, masked="the catalog takes none that are masked")
+
+
 def check_items(items: Any, dim: int | None = None, dtype: Any = None) -> Any:
     """Require items (n, dim) that a catalog of this dim and dtype can hold unrounded; return them as of NumPy."""
-    check_array("items", items, 1)
+    check_plain("items", items)
+    if dim is not None and (items.ndim != 2 or items.shape[1] != dim):
+        raise ValueError(f"items must have shape (items, {dim}), as those of the catalog, got {items.shape}")
     if items.ndim != 2 or items.shape[1] < 1:
-        raise ValueError(f"items must have shape (n, dim) with dim of at least 1, got {items.shape}")
+        raise ValueError(f"items must have shape (items, dim) with dim of at least 1, got {items.shape}")
     own = held_dtype(items)
-    if dim is not None and items.shape[1] != dim:
-        raise ValueError(f"items must have shape (n, {dim}), as those of the catalog, got {items.shape}")
     if dtype is not None and own.itemsize > dtype.itemsize:
         allowed = ", ".join(FLOATS[1:])
         raise TypeError(
@@ -141,6 +146,8 @@ def check_ids(ids: Any, count: int) -> Any:
         return np.zeros(0, np.int32)
     if given.dtype.kind not in "iu":
         raise TypeError(f"ids must be integers, got {given.dtype}")
+    if given.ndim != 1:
+        raise ValueError(f"ids must have shape (items,), got {given.shape}")
     if given.shape != (count,):
         raise ValueError(f"ids must have shape ({count},), one for each item, got {given.shape}")
     bad = np.flatnonzero((given < 0) | (given > MOST))

@@ -7,7 +7,12 @@ from dataclasses import replace
 from threading import Lock
 from typing import Any, Self
 
+import numpy as np
+
 from rfkernels.catalog.records import Store
+
+_OUT_OF_BAND = 5
+"""The first protocol of pickle that may leave buffers to whoever calls it, who may hand back those of the original."""
 
 
 class OfStore:
@@ -26,9 +31,18 @@ class OfStore:
         made._set(held)
         return made
 
-    def __reduce__(self) -> Any:
+    @classmethod
+    def _own(cls, held: Store) -> Self:
+        """Return a catalog of a store whose arrays may be another's, as those of buffers out of band are."""
+        for name, value in vars(held).items():
+            if isinstance(value, np.ndarray):
+                setattr(held, name, value.copy())  # one after the other: no second copy of all is held
+        return cls.from_store(held)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        made = self._own if protocol >= _OUT_OF_BAND else self.from_store
         with self._lock:
-            return type(self).from_store, (replace(self._store, index=None, source=None),)
+            return made, (replace(self._store, index=None, source=None),)
 
     def __copy__(self) -> Self:
         return copy.deepcopy(self)  # changes of one are none of the other

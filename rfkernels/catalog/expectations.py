@@ -11,6 +11,9 @@ from rfkernels.catalog.arguments import check_means, takes_all
 from rfkernels.catalog.means import Weighed, exact
 from rfkernels.catalog.records import Expectation, Table
 
+_FAR = 400
+"""Up to what exponent of two squares of values, and parts of these, fit float64."""
+
 
 def expected(
     table: Table, queries: Any, values: Any, budget: int, error: float | None, seed: int, backend: str
@@ -44,7 +47,23 @@ def _expected(table: Table, queries: Any, values: Any, budget: int, seed: int, b
     if takes_all(table, budget):
         mean = exact(table, queries, values, engine.exact(table, queries).log_normalizer)
         found = Weighed(mean, np.zeros_like(mean), np.zeros_like(mean), np.zeros(len(mean)))
-    else:
+        check_means(found.mean, values, table)
+        return found
+    with np.errstate(over="ignore", invalid="ignore"):
         found = engine.expect(table, queries, values, budget, seed)
     check_means(found.mean, values, table)
-    return found
+    units = units_of(found.mean)
+    if (units == 1).all():
+        return found
+    with np.errstate(over="ignore", invalid="ignore"):  # of values that are not taken
+        found = engine.expect(table, queries, values / units, budget, seed)
+    return Weighed(units * found.mean, units * found.standard_error, units * found.deviation, found.relative)
+
+
+def units_of(mean: Any) -> Any:
+    """Return the powers of two that columns of values are divided by, 1 where their squares fit float64 as they are.
+
+    Values that are taken are about as large as their means: nothing else needs to be looked at.
+    """
+    exponent = np.frexp(np.abs(mean).max(0, initial=0))[1]
+    return np.ldexp(1.0, np.where(np.abs(exponent) > _FAR, exponent - 1, 0))

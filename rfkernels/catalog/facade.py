@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._checks import check_array
 from rfkernels.catalog import engines, expectations, files, kernel_sums, probabilities, sampling, store
 from rfkernels.catalog.arguments import (
     check_budget,
     check_count,
+    check_error,
     check_filled,
     check_fit,
+    check_flag,
+    check_generator,
     check_kernel,
     check_queries,
     check_real,
@@ -23,7 +25,7 @@ from rfkernels.catalog.arguments import (
     check_values,
     rows_of_ids,
 )
-from rfkernels.catalog.cells import held_dtype
+from rfkernels.catalog.cells import check_items, held_dtype
 from rfkernels.catalog.copies import OfStore
 from rfkernels.catalog.kernel_sums import Scaled
 from rfkernels.catalog.locks import lock_of
@@ -131,17 +133,17 @@ class Catalog(OfStore):
         queries : array, shape (queries, dim) or (dim,)
             The queries; scale them to sharpen or flatten the softmax.
         budget : int, optional
-            What each query may take, in dot products; 4096 by default, or twice the least if that is more. The code of
-            an item counts for what part of the item's bytes it has: about a seventh of a dot product in float32. From
-            the number of items on the result is exact.
+            What each query may take, in dot products, at least cells + dim + 128; 4096 by default, or twice that if it
+            is more. The code of an item counts for what part of the item's bytes it has: about a seventh of a dot
+            product in float32. From the number of items on the result is exact.
         error : float, optional
             A relative standard error to aim at: `budget` is spent on a pilot, which says how many dot products each
             query needs, up to exactness, and is thrown away, lest estimates be chosen by their value.
         full : bool, default False
             Return an `Estimate`, with standard errors and the dot products taken.
         rng : int, default 0
-            The seed. The same seed, queries and catalog give the same numbers; the errors of queries that are alike
-            depend on each other, those of different seeds do not.
+            The seed. The same seed, batch of queries and catalog give the same numbers; in another batch, those of a
+            query may differ. Errors of queries that are alike depend on each other, those of different seeds do not.
         backend : {"numba", "numpy"}, default "numba"
             Compiled, or as specified.
 
@@ -157,8 +159,8 @@ class Catalog(OfStore):
         """
         table = self.table
         given, budget = check_queries(queries, table), check_budget(table, budget)
-        if error is not None:
-            check_real("error", error, 1)
+        check_error(error)
+        check_flag("full", full)
         found, shape = engines.estimated(table, given, budget, error, check_seed(rng), backend), queries.shape[:-1]
         if full:
             return Estimate(*(part.reshape(shape) for part in found))
@@ -181,7 +183,8 @@ class Catalog(OfStore):
         Returns
         -------
         array, shape (queries, items) or (items,)
-            Probabilities; not cut at one, which an estimate may pass.
+            Probabilities; not cut at one, which an estimate may pass. Where q·y is so large that its rounding in the
+            items' dtype is no small number, as 10⁶ is in float32, they are off by as much: hold items in float64.
 
         Raises
         ------
@@ -194,7 +197,8 @@ class Catalog(OfStore):
         if slots.ndim not in (1, 2) or (slots.ndim == 2 and len(slots) != len(given)):
             raise ValueError(f"ids must have shape (items,) or ({len(given)}, items), got {slots.shape}")
         log = np.atleast_1d(self.log_normalizer(queries, budget=budget, error=error, rng=rng))
-        found = probabilities.of_items(self._store.rows, given, slots, log)
+        spent = 0 if error is not None else check_budget(self.table, budget)
+        found = probabilities.of_items(self.table, given, slots, log, spent)
         return found.reshape(*queries.shape[:-1], slots.shape[-1])
 
     def expectation(
@@ -214,7 +218,7 @@ class Catalog(OfStore):
         ----------
         queries : array, shape (queries, dim) or (dim,)
             The queries.
-        values : array, shape (largest id + 1, width)
+        values : array, shape (largest id ever in use + 1, width)
             The value of each id; those of ids that are not in the catalog, or not taken, do not matter.
         budget, rng, backend
             As in `log_normalizer`. From all to one in six dot products are with items, whose values are looked at too.
@@ -241,8 +245,8 @@ class Catalog(OfStore):
         given, budget = check_queries(queries, table), check_budget(table, budget)
         check_values(values, self._store)
         check_filled(table)
-        if error is not None:
-            check_real("error", error, 1)
+        check_error(error)
+        check_flag("full", full)
         found = expectations.expected(table, given, values, budget, error, check_seed(rng), backend)
         found = Expectation(*(part.reshape(*queries.shape[:-1], values.shape[1]) for part in found))
         return found if full else found.mean
@@ -274,6 +278,7 @@ class Catalog(OfStore):
             If arguments do not fit together, or there are fewer than k items.
         """
         given = check_queries(queries, self.table)
+        check_filled(self.table)
         check_count("k", k, 1, len(self))
         found = engines.choose(backend).top(self.table, given, int(k), check_budget(self.table, budget))
         check_fit(found.logits, self.table)
@@ -311,8 +316,8 @@ class Catalog(OfStore):
         given = check_queries(queries, self.table)
         check_count("n", n, 0, _DRAWS)
         check_filled(self.table)
-        draw = sampling.sample_exactly if exact else engines.choose(backend).sample
-        found = draw(self.table, given, int(n), np.random.default_rng(rng))
+        draw = sampling.sample_exactly if check_flag("exact", exact) else engines.choose(backend).sample
+        found = draw(self.table, given, int(n), check_generator(rng))
         check_fit(found.logits + found.log_probability, self.table)
         return Draws(*(part.reshape(*queries.shape[:-1], n) for part in found))
 
@@ -357,8 +362,8 @@ class Catalog(OfStore):
         check_real("scale", scale)
         chosen = check_kernel(kernel)
         budget = check_budget(self.table, budget)
-        if error is not None:
-            check_real("error", error, 1)
+        check_error(error)
+        check_flag("full", full)
         how = Scaled(chosen, float(scale)), budget, error, check_seed(rng), backend
         found = Estimate(*(x.reshape(queries.shape[:-1]) for x in kernel_sums.estimated(self.table, given, *how)))
         return found if full else found.log_normalizer
@@ -383,8 +388,7 @@ class Catalog(OfStore):
         TypeError, ValueError
             If arguments do not fit together, an id is there already or an item is not finite; nothing is changed then.
         """
-        check_array("items", items, 2)
-        largest = len(self._store.slots)
+        items, largest = check_items(items, self.dim, self._store.rows.dtype), len(self._store.slots)
         ids = np.arange(largest, largest + len(items)) if ids is None else ids
         with self._changing():
             store.add(self._store, items, ids)
@@ -438,8 +442,7 @@ class Catalog(OfStore):
         rng: Any = 0,
     ) -> Catalog:
         """Build a catalog in its file, for items larger than memory, and map it: see `Catalog` and `load`."""
-        check_array("items", items, 2)
-        if not len(items):
+        if not len(check_items(items)):
             raise ValueError("items must not be empty: a file is made for what it holds")
         how = {"ids": ids, "cells": cells, "queries": queries, "rng": rng}
         files.create(path, items.shape, held_dtype(items).name, lambda rows: store.build(items, **how, rows=rows))

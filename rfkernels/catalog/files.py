@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from rfkernels._files import whole_file
+from rfkernels.catalog.arguments import check_flag
 from rfkernels.catalog.header import HEADER, Header, checked_info, header_bytes, read_header, size_of
 from rfkernels.catalog.invariants import (
     LAYOUT,
@@ -57,7 +58,7 @@ def save(store: Store, path: str | os.PathLike[str], info: Mapping[str, str] | N
     """
     info = checked_info(info)
     check_arrays(store)
-    with whole_file(path) as file:
+    with whole_file(_checked(path)) as file:
         file.write(bytes(HEADER))
         _write(file, store, info, rows_are_there=False)
 
@@ -98,7 +99,7 @@ def create(
     info = checked_info(info)
     if dtype not in LAYOUT["rows"][1] or len(shape) != 2 or min(shape) < 1:
         raise ValueError(f"rows must be of dtype float32 or float64 and have a shape (room, dim), got {dtype} {shape}")
-    with whole_file(path) as file:
+    with whole_file(_checked(path)) as file:
         size = HEADER + math.prod(shape) * np.dtype(dtype).itemsize
         if hasattr(os, "posix_fallocate"):  # or a full disk would end the process when the mapped rows are filled
             os.posix_fallocate(file.fileno(), 0, size)
@@ -149,7 +150,9 @@ def load(path: str | os.PathLike[str], *, mapped: bool = False, verify: bool = F
     OSError
         The file cannot be read.
     """
-    path = Path(path)
+    path = _checked(path)
+    check_flag("mapped", mapped)
+    check_flag("verify", verify)
     with _opened(path) as (file, header):
         try:
             return _read(file, header, mapped, verify)
@@ -159,8 +162,14 @@ def load(path: str | os.PathLike[str], *, mapped: bool = False, verify: bool = F
 
 def read_info(path: str | os.PathLike[str]) -> dict[str, str]:
     """Return what was written with a catalog besides its arrays: the `info` of `save`; raises what `load` does."""
-    with _opened(Path(path)) as (_, header):
+    with _opened(_checked(path)) as (_, header):
         return header.info
+
+
+def _checked(path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path must be a str or os.PathLike, got {path!r}")
+    return Path(path)
 
 
 # Writing

@@ -65,20 +65,24 @@ def meant(table: Table, budget: int, away: int) -> tuple[Shares | None, ...]:
 def exact(table: Table, queries: Any, values: Any, log_normalizer: Any) -> Any:
     """Return Σ p v over all items, (queries, width), a block of queries and of rows at a time.
 
-    Weights are divided by their own sum: normalizers are taken of products in the dtype of rows.
+    Weights are divided by their own sum so far: normalizers are of products in the dtype of rows, and tell only whether
+    these fit it.
     """
     check_fit(log_normalizer, table)
     mean, held = np.zeros((len(queries), values.shape[1])), np.flatnonzero(table.ids >= 0)
     for start in range(0, len(queries), _TOGETHER):
         own = slice(start, start + _TOGETHER)
-        wide, total = queries[own].astype(np.float64), np.zeros((len(queries[own]), 1))
+        wide = queries[own].astype(np.float64)
+        total, top = np.zeros((len(wide), 1)), np.full((len(wide), 1), -np.inf)
         for first in range(0, len(held), _BLOCK):
             rows = held[first : first + _BLOCK]
-            p = np.exp(wide @ table.rows[rows].T.astype(np.float64) - log_normalizer[own, None])
-            total += p.sum(1, keepdims=True)
+            logits, before = wide @ table.rows[rows].T.astype(np.float64), top
+            top = np.maximum(before, logits.max(1, keepdims=True))
+            weights, kept = np.exp(logits - top), np.exp(before - top) * total
+            total = kept + weights.sum(1, keepdims=True)
             with np.errstate(over="ignore", invalid="ignore"):
-                mean[own] += p @ values[table.ids[rows]].astype(np.float64)
-        mean[own] /= total
+                mean[own] *= kept / total
+                mean[own] += weights / total @ values[table.ids[rows]].astype(np.float64)
     return mean
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._checks import check_array, require_finite
-from rfkernels.catalog.cells import chunks
+from rfkernels._checks import require_finite
+from rfkernels.catalog.cells import check_plain, chunks
 from rfkernels.catalog.tables import FAR
 
 POWER = 0.25
@@ -46,7 +46,7 @@ def metric_of(queries: Any, dim: int, dtype: Any) -> Any:
     """
     if queries is None:
         return np.empty((0, dim), dtype)
-    check_array("queries", queries, 1)
+    check_plain("queries", queries)
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise ValueError(f"queries must have shape (queries, {dim}), got {queries.shape}")
     require_finite("queries", queries)

@@ -104,7 +104,7 @@ def _drawn(table: Table, queries: Any, draws: int, rng: Any, sums: Sums) -> Draw
     rows, log, logits = np.empty(shape, np.int64), np.empty(shape), np.empty(shape)
     for i, query in enumerate(queries.astype(np.float64)):
         rows[i], log[i], logits[i] = _one(table, query, draws, rng, sums)
-    return Draws(table.ids[rows], log, logits)
+    return Draws(table.ids[rows].astype(np.int64), log, logits)
 
 
 def _one(table: Table, query: Any, draws: int, rng: Any, sums: Sums) -> tuple[Any, Any, Any]:

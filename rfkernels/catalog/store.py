@@ -15,7 +15,7 @@ from rfkernels.catalog.invariants import LAYOUT
 from rfkernels.catalog.lookup import GROUPS
 from rfkernels.catalog.metric import alike, metric_of
 from rfkernels.catalog.records import Store
-from rfkernels.catalog.tables import cell_sums, table
+from rfkernels.catalog.tables import cell_sums, spreads_of, table
 
 __all__ = ["add", "build", "merge", "outgrown", "regroup", "remove", "table", "update"]
 
@@ -98,12 +98,10 @@ def _side_by_side(a: Store, b: Store) -> Store:
 
 
 def _pooled(a: Store, b: Store) -> Any:
-    """Pool covariances of trace 1 by how far all items of each store lie from the means of their cells."""
-    parts = [(store.shape, float((table(store).spread * store.count).sum(dtype=np.float64))) for store in (a, b)]
-    total = sum(mass for _, mass in parts)
-    if total == 0:
-        return a.shape.copy()
-    return sum(shape * (mass / total) for shape, mass in parts).astype(a.shape.dtype)
+    """Pool covariances of trace 1 by how far items of each store lie from means of their cells, none of them FAR."""
+    one, other = spreads_of(table(a), table(b))
+    total = one + other
+    return a.shape.copy() if total == 0 else (a.shape * (one / total) + b.shape * (other / total)).astype(a.shape.dtype)
 
 
 def regroup(store: Store, rng: Any = 0, *, cells: int | None = None, rows: Any = None, queries: Any = None) -> Store:

@@ -56,12 +56,18 @@ def table(store: Store) -> Table:
 
 def typical_spread(table: Table) -> float:
     """Return the mean of the squared distances of items from the means of their cells, none of which is FAR."""
-    spread, count = table.spread.astype(np.float64), table.count.astype(np.int64)
+    return sum(spreads_of(table))
+
+
+def spreads_of(*tables: Table) -> list[float]:
+    """Return what of that mean, over the items of several tables, is due to each; none is FAR from what all have."""
+    spread, count = (np.concatenate([getattr(x, name) for x in tables]) for name in ("spread", "count"))
     if not count.any():
-        return 0.0
-    spread = np.minimum(spread, np.finfo(table.spread.dtype).max)  # squares of the largest items fit no number
-    most = FAR**2 * middle_spread(np, spread, count)
-    return float(np.minimum(spread, most) @ count / count.sum())
+        return [0.0] * len(tables)
+    # Squares of the largest items fit no number, nor do sums of others.
+    spread, count = np.minimum(spread.astype(np.float64), np.finfo(spread.dtype).max / 2), count.astype(np.int64)
+    near = np.minimum(spread / FAR**2, middle_spread(np, spread, count)) * (FAR**2 * count / count.sum())
+    return [float(own.sum()) for own in np.split(near, np.cumsum([len(x.count) for x in tables])[:-1])]
 
 
 def cell_sums(store: Store) -> tuple[Any, Any]:

@@ -49,7 +49,7 @@ def top(table: Table, queries: Any, count: int, budget: int) -> Top:
     Of equal ones those in the first rows are taken.
     """
     away = 0 if table.codes is None else len(moved(table))
-    given, found = scope(table, budget, count, away), [Top(np.empty((0, count), np.int32), np.empty((0, count)))]
+    given, found = scope(table, budget, count, away), [Top(np.empty((0, count), np.int64), np.empty((0, count)))]
     every = np.arange(len(table.count))
     for query in queries.astype(np.float64):
         some = given.seen < table.count.sum()
@@ -79,9 +79,7 @@ def promising(count: Any, promised: Any, most: int, least: int) -> Any:
 
 
 def reach(table: Table) -> float:
-    """Return the largest size of queries, as `bounded` has it: 0 where squared distances of items do not fit."""
-    if not np.isfinite(table.shape).all():
-        return 0.0
+    """Return the largest size of queries, as `bounded` has it."""
     return float(np.sqrt(float(np.finfo(table.rows.dtype).max)) / (ROOM * np.sqrt(table.rows.shape[1])))
 
 
@@ -118,4 +116,4 @@ def settled(table: Table, queries: Any, rows: Any, count: int) -> Top:
     some = table.rows[np.where(none, rows[:, -1:], rows)].astype(np.float64)
     logits = np.where(none, -np.inf, np.matmul(some, queries[..., None])[..., 0])
     order, each = np.argsort(-logits, axis=1, kind="stable")[:, :count], np.arange(len(rows))[:, None]
-    return Top(table.ids[rows[each, order]], logits[each, order])
+    return Top(table.ids[rows[each, order]].astype(np.int64), logits[each, order])

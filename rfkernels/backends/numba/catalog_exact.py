@@ -27,7 +27,7 @@ _QUERIES, _ROWS = 64, 512
 _AT_ONCE = 1024
 """Queries whose largest are kept together."""
 
-_FEW = 4
+FEW = 4
 """Queries from which on rows are worth being packed."""
 
 
@@ -49,6 +49,18 @@ def largest(table: Table, queries: Any, count: int) -> Any:
         best = np.lexsort((state["row"], -state["logit"]), axis=1)[:, :count]
         rows[first : first + _AT_ONCE] = np.take_along_axis(state["row"], best, 1)
     return rows
+
+
+def logits(table: Table, query: Any, rows: Any, many: bool) -> Any:
+    """Return the logits of some rows, rounded as those are that `exact` adds up for many queries or for one."""
+    own, empty = (
+        table._replace(rows=table.rows[rows], ids=np.zeros(len(rows), np.int32)),
+        np.array((-np.inf, -1), ENTRY),
+    )
+    queries = np.repeat(query[None], FEW if many else 1, axis=0)
+    states = _over_all(_keep, own, queries, lambda shape: np.full((*shape, len(rows)), empty))
+    state = np.concatenate(states[:, 0])
+    return state["logit"][np.argsort(state["row"], kind="stable")[-len(rows) :]]
 
 
 def _over_all(step: Any, table: Table, queries: Any, make: Callable[[tuple[int, int]], Any]) -> Any:
@@ -82,7 +94,7 @@ def _kernels(rows: Any, queries: int) -> tuple[tuple[int, ...], Any]:
     """Return addresses of kernels, and what must stay alive as long as they are called."""
     m, bits = machine(), 8 * rows.itemsize
     code = dots, products, weights = dot_kernel(m, bits, rows.shape[1]), shared(m, bits), weight_kernels(m, bits)
-    first = dots.addresses["dots"] if queries < _FEW else 0
+    first = dots.addresses["dots"] if queries < FEW else 0
     middle = (products.addresses[x] for x in (f"pack_{rows.dtype.name}", "transpose", "gemm"))
     return (first, *middle, weights.addresses["largest"], weights.addresses["sum"]), code
 

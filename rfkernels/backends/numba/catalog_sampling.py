@@ -72,7 +72,7 @@ def sample(table: Table, queries: Any, draws: int, rng: Any) -> Draws:
 
     threads.run([partial(share, first) for first in range(0, len(u), _SHARE)], threads.thread_count())
     check_fit(log, table)
-    return Draws(table.ids[rows], log, logits)
+    return Draws(table.ids[rows].astype(np.int64), log, logits)
 
 
 def _memory(g: Groups, most: int, draws: int, dtype: Any) -> Held[Room]:

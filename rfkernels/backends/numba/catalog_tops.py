@@ -57,7 +57,7 @@ def top(table: Table, queries: Any, count: int, budget: int) -> Top:
     small, size = tops.bounded(known.reach, queries), (len(queries), count)
     if small.all():
         return _top(table, known, given, queries, count)
-    found = Top(np.empty(size, np.int32), np.empty(size))
+    found = Top(np.empty(size, np.int64), np.empty(size))
     for own, answer in (
         (small, _top(table, known, given, queries[small], count)),
         (~small, tops.top(table, queries[~small], count, budget)),
@@ -69,7 +69,7 @@ def top(table: Table, queries: Any, count: int, budget: int) -> Top:
 def _top(table: Table, known: Prepared, given: tops.Scope, queries: Any, count: int) -> Top:
     """Return the largest items that queries find, whose logits fit the dtype of rows."""
     wide, own, number = plain(queries, np.float64), plain(queries, table.rows.dtype), threads.thread_count()
-    ids, logits = np.empty((len(wide), count), np.int32), np.empty((len(wide), count))
+    ids, logits = np.empty((len(wide), count), np.int64), np.empty((len(wide), count))
     wanted = min(MARGIN[0] * count + MARGIN[1], given.ranked or given.seen)
     rows = np.empty((len(wide), wanted), np.int64) if given.ranked else largest(table, queries, wanted)
     block = min(_BLOCK, max(1, -(-len(wide) // number)))
