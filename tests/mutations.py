@@ -46,6 +46,7 @@ CATALOG_JAX = "tests/test_catalog_jax.py"
 STORE = "tests/test_catalog_store.py"
 RADIAL = "tests/test_catalog_radial.py"
 PROFILES = "tests/test_catalog_profiles.py"
+OUTLIERS = "tests/test_catalog_outliers.py"
 CATALOG_ERRORS = "tests/test_catalog_errors.py"
 CODES = "tests/test_codes.py"
 METRIC = "tests/test_catalog_metric.py"
@@ -193,7 +194,7 @@ MUTANTS = [
            "kept(features, after.state, after.segment == segments[..., -1])", "after.state", SEGMENTS),
     Mutant("pending keys of other segments", "streaming.py", "seen = seen & (segments == segments[..., -1:])", "pass",
            SEGMENTS),
-    Mutant("exact weights cross segments", "exact.py", "allowed = allowed & (own == segment_ids[..., None, part])", "pass",
+    Mutant("exact weights cross segments", "exact.py", "allowed = allowed & (of_query == xp.swapaxes(near.of_key, -1, -2))", "pass",
            SEGMENTS),
     # States
     Mutant("the shift forgotten in merge", "state.py", "xp.exp(first.shift - base), xp.exp(second.shift - base)",
@@ -207,7 +208,7 @@ MUTANTS = [
     Mutant("the position of a stream", "streaming.py", "decode.position + keys.shape[-2] - decode.keys.shape[-2]",
            "decode.position + keys.shape[-2]", STATE),
     # Exact attention
-    Mutant("a window too wide", "exact.py", "abs(position - key) < window", "abs(position - key) <= window", NUMPY),
+    Mutant("a window too wide", "exact.py", "abs(position - key) < self.window", "abs(position - key) <= self.window", NUMPY),
     Mutant("strictly causal", "exact.py", "allowed = key <= position", "allowed = key < position", NUMPY),
     Mutant("scale on one side", "exact.py", "    q, k = q * root, k * root\n", "    q, k = q * root, k * scale\n", NUMPY),
     # The Numba backend
@@ -365,7 +366,7 @@ MUTANTS = [
     Mutant("a square left out of a spectral variance", "spectral.py", "xp.expm1(2 * log(xp, squared))", "xp.expm1(log(xp, squared))", (*SPECTRAL, "-k", "variance")),
     # Kernels and variances of maps
     Mutant("a sign in the arc-cosine recursion", "kernels.py", "2 * n * p[k - 1] * (k > 0) + q[k]", "2 * n * p[k - 1] * (k > 0) - q[k]", (*MOMENTS, "-k", "any_angle")),
-    Mutant("weights of signed kernels without their sign", "exact.py", "weight = weight * kernel.sign(xp, dot, xx, yy)", "pass", ("tests/test_conformance.py", "-k", "exact_attention")),
+    Mutant("weights of signed kernels without their sign", "exact.py", "weight = weight * evaluated(kernel.sign, xp, dot, xx, yy)", "pass", ("tests/test_conformance.py", "-k", "exact_attention")),
     Mutant("a mean that is not squared", "moments.py", "log_magnitude(xp, 1 - xp.exp(2 * log_mean - base))", "log_magnitude(xp, 1 - xp.exp(log_mean - base))", (*MOMENTS, "-k", "those_of_the_activations or any_norm")),
     Mutant("the variance of squares", "moments.py", "8 + squared * (68 + 20 * squared)", "8 + squared * (68 + 24 * squared)", MOMENTS),
     Mutant("erf by one branch", "backends/numba/vectormath.py", "return self.where(self.lt(size, one), near, far)", "return near", ("tests/test_vectormath.py", "-k", "erf")),
@@ -483,7 +484,7 @@ MUTANTS = [
     Mutant("codes: squares in the scale of codes", "backends/numba/catalog_encoding.py", "away += part[k] * own * own", "away += own * own / dim", (CODES, "-k", "squares")),
     Mutant("codes: an item at its anchor has the code of the one before", "backends/numba/catalog_encoding.py", "        numbers[:dim] = MIDDLE\n", "        pass\n", (CODES, "-k", "any_size")),
     Mutant("catalog: shapes are those of outliers", "catalog/building.py", "apart /= np.maximum(away[part], most)[:, None]", "apart /= most", (RADIAL, "-k", "outliers")),
-    Mutant("catalog: outliers stay in cells of others", "catalog/building.py", "    if beyond and (square > beyond).any():\n", "    if False:\n", (RADIAL, "-k", "outliers")),
+    Mutant("catalog: outliers stay in cells of others", "catalog/building.py", "far = np.flatnonzero(square > beyond) if beyond else np.arange(0)", "far = np.arange(0)", (RADIAL, "-k", "outliers")),
     Mutant("catalog: outliers that are nearer to others join them", "catalog/building.py", "    joined, square[far] = _assign(items, place, len(far), own, metric)\n    label[far] = len(centres) + joined\n", "    joined, near = _assign(items, place, len(far), own, metric)\n    some = near < square[far]\n    label[far[some]], square[far[some]] = len(centres) + joined[some], near[some]\n", (RADIAL, "-k", "outliers")),
     Mutant("radial: guesses tell spreads of outliers apart", "catalog/spheres.py", "high = xp.minimum(most, APART * middle)", "high = most", (RADIAL, "-k", "outlier_that")),
     Mutant("codes: outliers make queries sharp", "catalog/tables.py", "np.minimum(spread / FAR**2, middle_spread(np, spread, count))", "(spread / FAR**2)", (RADIAL, "-k", "typical")),
@@ -610,7 +611,7 @@ MUTANTS = [
     Mutant("profiles: slopes of nodes alone", "catalog/profiles.py", "_steep(found, x, dim)[:-1]", "np.abs(np.diff(found) / np.diff(x))", (PROFILES, "-k", "rough or narrow or any_machine")),
     Mutant("profiles: squares that fit no number", "backends/numba/catalog_profiles.py", "m.where(m.lt(square, endless), log, wrong)", "log", (PROFILES, "-k", "too_large")),
     Mutant("profiles: exact sums of sharp kernels", "backends/numba/catalog_radial.py", "else sensitivity(given.profile, found, items)", "else np.abs(found)", (PROFILES, "-k", "sharp")),
-    Mutant("profiles: what is taken for nothing is estimated anew", "catalog/radial.py", "    if np.isnan(log):", "    if not np.isfinite(log):", (PROFILES, "-k", "answer")),
+    Mutant("profiles: what is taken for nothing is estimated anew", "catalog/radial.py", "    if not error < CANCELLED:", "    if not error < CANCELLED or not np.isfinite(log):", (PROFILES, "-k", "answer")),
     Mutant("profiles: nothing lies at the edge", "catalog/spheres.py", "outermost = xp.reshape(xp.maximum(1 - edge**2 / dim, 0) ** (dim / 2), 1)", "outermost = xp.zeros(1)", ("tests/test_catalog_errors.py", "-k", "narrow")),
     Mutant("profiles: one item lies everywhere", "catalog/spheres.py", "edge = xp.maximum(edge, LEAST_EDGE)", "pass", (PROFILES, "-k", "one_item")),
     Mutant("codes: few checks are as good as many", "catalog/trust.py", "return (1 + few * (WIDER[0] + few * (WIDER[1] + few * WIDER[2]))) ** 2", "return 1.0", ("tests/test_codes.py", "-k", "student")),
@@ -632,7 +633,7 @@ MUTANTS = [
     Mutant("catalog compiled: rules of the last thread", "backends/numba/catalog_layout.py", "own.rules.setdefault((m, coded), _rules(m, table, own.groups.record, coded))", "own.rules[m, coded] = _rules(m, table, own.groups.record, coded)", (CATALOG_NUMBA, "-k", "rules_that")),
     Mutant("catalog compiled: blocks that leave a thread idle", "backends/numba/catalog.py", "if block > 1 and _HALVED * longest(block // 2) < longest(block)", "if False", (CATALOG_NUMBA, "-k", "leave_no_thread")),
     Mutant("searches begin with what the last one left", "backends/numba/group_schedule.py", "    call(p.fill, (t.before, t.zeros, p.groups * p.sums_row))\n", "", (BLOCKS, "-k", "steps_that_find")),
-    Mutant("catalog compiled: what is known of a table outlives its change", "catalog/known.py", "all(part() is own for part, own in zip(found[0], table, strict=True))", "True", (CATALOG_NUMBA, "-k", "parts_of_a_table")),
+    Mutant("catalog compiled: what is known of a table outlives its change", "catalog/known.py", "all(map(is_, map(call, found[0]), table))", "True", (CATALOG_NUMBA, "-k", "parts_of_a_table")),
     Mutant("catalog compiled: draws relative to guesses alone", "backends/numba/catalog_sampling.py", "if total < TINY:", "if total < 0:", (CATALOG_NUMBA, "-k", "sharp_draws")),
     Mutant("catalog compiled: queries of all blocks share places", "backends/numba/catalog_plans.py", "2 * (number // r.shared) + 1", "1", (CATALOG_NUMBA, "-k", "blocks")),
     Mutant("catalog: changes that readers do not see", "catalog/facade.py", "self._table = None  # whatever", "pass  # whatever", (CATALOG, FAULTS, "-k", "whoever_reads or failed_change")),
@@ -643,7 +644,7 @@ MUTANTS = [
     Mutant("catalog compiled: opened groups are drawn from too, group by group", "backends/numba/catalog_plan_groups.py", "s.mass[group], s.opened[group] = 0.0, True", "s.opened[group] = True", (CATALOG_NUMBA, "-k", "as_specified")),
     Mutant("catalog compiled: cells keep what was opened, group by group", "backends/numba/catalog_plan_groups.py", "        s.far[cell] = 0.0\n", "", (CATALOG_NUMBA, "-k", "as_specified")),
     Mutant("catalog compiled: fewer runs than any plan may have", "backends/numba/catalog_plan_groups.py", "left >= r.fewest_runs and", "left > 0 and", (CATALOG_NUMBA, "-k", "fewer_runs")),
-    Mutant("catalog compiled: numbers that are none open groups", "backends/numba/catalog_plan_groups.py", "        return budget // r.run, mass, noise, 0\n", "        pass\n", ("tests/test_catalog_faults.py", "-k", "do_not_fit")),
+    Mutant("catalog compiled: numbers that are none open groups", "backends/numba/catalog_plan_groups.py", "            return budget // r.run, mass, noise, 0, False\n", "            chosen = 1\n", ("tests/test_catalog_faults.py", "-k", "do_not_fit")),
     Mutant("catalog compiled: noises are weights, group by group", "backends/numba/catalog_plan_kernels.py", "sums = items, whole, m.mul(whole, e.load_vector(variance, j)), items", "sums = items, whole, whole, items", (CATALOG_NUMBA, "-k", "as_specified")),
     Mutant("catalog compiled: groups beyond the first vector", "backends/numba/catalog_plan_kernels.py", "found.set(e.add(found.get(), b.select(b.icmp_signed(\"==\", found.get(), j), step, e.integer(0))))", "found.set(e.add(found.get(), b.select(b.icmp_signed(\"==\", low.get(), j), step, e.integer(0))))", (CATALOG_NUMBA, "-k", "as_specified or groups_in_a_cell")),
     Mutant("catalog compiled: the wrong half of a cell", "backends/numba/catalog_plan_kernels.py", "high.set(b.select(beyond, e.add(middle, 1), high.get()))", "high.set(b.select(beyond, high.get(), e.add(middle, 1)))", (CATALOG_NUMBA, "-k", "groups_in_a_cell")),
@@ -732,4 +733,18 @@ MUTANTS = [
     Mutant("together: the guard looks at the first state only", "backends/jax/tiles.py", "jnp.concatenate([given.shift[None], shift[:-1]])", "shift", TOGETHER),
     Mutant("together: ranks", "backends/jax/tiles.py", "*x.shape[:axis], *(1,) * (rank - x.ndim), *x.shape[axis:]", "*(1,) * (rank - x.ndim), *x.shape", TOGETHER),
     Mutant("together: a last state without its tile", "backends/jax/tiles.py", "held.kv[-1] + kv[-1], held.z[-1] + z[-1]", "held.kv[-1], held.z[-1]", TOGETHER),
+    Mutant("plans: groups far below are one", "catalog/plan.py", "        if bucket[bucket >= best].min() < last:\n", "        if True:\n", (OUTLIERS, "-k", "below or order")),
+    Mutant("plans: scores count from the largest", "catalog/plan.py", "highest, first = float(score[bucket == last].max()), 1", "highest, first = highest - 60, 1", (OUTLIERS, "-k", "specified or order")),
+    Mutant("plans compiled: groups far below are one", "backends/numba/catalog_plan_groups.py", "        if chosen < last:\n", "        if chosen <= last:\n", (OUTLIERS, "-k", "specified")),
+    Mutant("plans compiled: weights of groups below are lost", "backends/numba/catalog_plan_groups.py", "highest - s.score[slot] > _NEAR", "False", (OUTLIERS, "-k", "specified")),
+    Mutant("plans on JAX: groups far below are one", "backends/jax/catalog_plan.py", "jnp.any(closed) & (jnp.min(jnp.where(closed, bucket, last)) == last)", "jnp.any(closed) & False", ("tests/test_catalog_jax.py", "-k", "outliers")),
+    Mutant("codes that tell nothing are believed", "catalog/scans.py", ">= MOST, sizes)", ">= np.inf, sizes)", (OUTLIERS, "-k", "numpy or agree or tell")),
+    Mutant("codes that tell nothing are believed by compiled code", "backends/numba/catalog_scans.py", "        if k.numbers[5] >= _UNTOLD:\n", "        if False:\n", (OUTLIERS, "-k", "numba or agree or tell")),
+    Mutant("items that are told are no dot products", "backends/numba/catalog_scans.py", "        out[2] += untold\n", "", (OUTLIERS, "-k", "dots")),
+    Mutant("sums that cancel are kept", "catalog/radial.py", "    if not error < CANCELLED:", "    if np.isnan(log):", (OUTLIERS, "-k", "points")),
+    Mutant("sums that cancel are kept by compiled code", "backends/numba/catalog_radial.py", "            if not out[i, 1] < CANCELLED:\n", "            if False:\n", (OUTLIERS, "-k", "points")),
+    Mutant("loose items stay in their groups", "catalog/building.py", "loose = _loose(label, square, len(centres), rows.shape[1])", "loose = np.arange(0)", (OUTLIERS, "-k", "few_items or own")),
+    Mutant("any number of items is loose", "catalog/building.py", "kind=\"stable\")[:most]])", "kind=\"stable\")])", (OUTLIERS, "-k", "loose")),
+    Mutant("code is compiled by each thread", "backends/numba/jit.py", "            with _lock:\n                if key not in known:\n", "            if True:\n                if True:\n", ("tests/test_concurrency.py", "-k", "same_code")),
+    Mutant("scales at which no distance is a number", "catalog/spheres.py", "at = xp.where(at == at, at, LEVELS - 1)", "at = at + 0", (PROFILES, "-k", "no_distance and numpy")),
 ]  # fmt: skip

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from profiled import whole
 from scipy import stats
+from test_catalog_outliers import FACTORS, asked, share_held
+from test_catalog_outliers import catalog as with_outliers
 
 import rfkernels
 from rfkernels.backends.jax import catalog as jax_catalog
@@ -371,3 +373,12 @@ def test_tables_of_catalogs_that_were_told_queries() -> None:
     assert (jax_catalog.regrouped(table, jax.random.key(0)).seen == 1).all()
     parts = jax_catalog.split(told.table, 3)
     np.testing.assert_allclose(np.sort(np.concatenate([x.seen for x in parts])), np.sort(table.seen), rtol=0.1)
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_sums_are_found_below_outliers(factor: float) -> None:
+    made, exact = with_outliers(factor)
+    found = jax_catalog.estimate(jax_catalog.device_table(made.table), asked(), 1000, jax.random.key(0))
+    found = jax.tree.map(np.asarray, found)
+    assert (np.abs(found.log_normalizer - exact) > 0.5).sum() <= 1
+    assert share_held(found, exact) > 0.95

@@ -62,6 +62,13 @@ def test_backends_agree(factor: float) -> None:
     assert close.mean() > 0.95  # of others, logits of cells are rounded such that other groups are opened
 
 
+def test_dots_are_those_of_the_specification() -> None:
+    """Items that codes tell nothing of count as dot products, as others that are taken."""
+    made, _ = catalog(1000.0)
+    one, two = (made.log_normalizer(asked(), budget=DOTS, full=True, backend=x) for x in ("numba", "numpy"))
+    assert (np.abs(one.dots - two.dots) <= 3).mean() > 0.9
+
+
 def test_means_are_found_below_outliers() -> None:
     made, exact = catalog(1000.0)
     far = made.items(np.arange(ITEMS)).astype(np.float64)
