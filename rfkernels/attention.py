@@ -238,10 +238,10 @@ def linear_attention(
     """
     check_qk(phi_q, phi_k, names=("phi_q", "phi_k"))
     check_kv(phi_k, v)
+    check_flags(causal=causal)
     if causal:
         check_known(phi_q=phi_q, phi_k=phi_k, v=v)
     check_mask(mask, phi_k, phi_q=phi_q.shape[:-2], v=v.shape[:-2])
-    check_flags(causal=causal)
     if check_finite:
         check_finite_arrays(phi_q=phi_q, phi_k=phi_k, v=v)
     xp = namespace(phi_q, phi_k, v)

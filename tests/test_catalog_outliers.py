@@ -161,13 +161,15 @@ def test_items_far_beyond_their_group_have_cells_of_their_own() -> None:
 
 def test_which_items_are_loose() -> None:
     """Of each cell those far beyond half of the farthest 32; the farthest of all where these are too many."""
-    square = np.concatenate([np.linspace(1, 1.2, 2000), np.full(500, 3.0), np.zeros(40), np.linspace(1, 9, 20)])
-    square[[7, 1999, 2100]] = 1.9, 9.0, 4.9
-    label = np.repeat([0, 1, 2, 3], [2000, 500, 40, 20]).astype(np.int32)
-    assert _loose(label, square, 4, 50).tolist() == [1999, 2100]
-    assert _loose(label, square, 4, 16).tolist() == [1999]
-    square[:12] = 20 + np.arange(12)
-    assert _loose(label, square, 4, 50).tolist() == [*range(2, 12)]
+    sizes = 12_300, 500, 40, 20
+    square = np.concatenate([np.linspace(1, 1.2, sizes[0]), np.full(500, 3.0), np.zeros(40), np.linspace(1, 9, 20)])
+    square[[7, 11_999, 12_400]] = 1.9, 9.0, 4.9
+    label = np.repeat(np.arange(4), sizes).astype(np.int32)
+    assert _loose(label, square, 4, 50).tolist() == [11_999, 12_400]
+    assert _loose(label, square, 4, 16).tolist() == [11_999]
+    assert not len(_loose(label[:12_000], square[:12_000], 1, 50))
+    square[12_300 : 12_300 + 500] = np.tile(np.r_[np.full(20, 3.0), 9.0, np.full(4, 3.0)], 20) + np.arange(500) / 1e4
+    assert _loose(label, square, 4, 50).tolist() == [11_999]
 
 
 def test_kernels_of_points_far_from_all_items() -> None:

@@ -39,7 +39,7 @@ dimensions distances vary more: it is one and SPREAD over the root of the dimens
 """
 
 RARE, JOINED = 256, 48
-"""One item of so many, at most, lies elsewhere for that; and how many of these there are to a cell."""
+"""One item of so many, at most, lies elsewhere for that, and so many of these to a cell; of fewer items none does."""
 
 FEW = 8
 """One cell more for so many of them, at most, is found for items that lie far from all."""
@@ -62,8 +62,8 @@ def build(
         Distinct, from 0 to 2³¹ − 2; by default 0 to n − 1. Four bytes are kept for every number up to the largest.
     cells : int, optional
         From 1 to n; about 0.63 √n by default. Cells that no item joins are left out. Items that lie 16 times as far
-        from all centres as half of the items do get cells of their own, an eighth more at most, and at least one; and
-        so do some that lie far beyond most of the outermost group of their cell, one of 256 items at most.
+        from all centres as half of the items do get cells of their own, an eighth more at most, and at least one. By
+        default so do some that lie far beyond most of the outermost group of their cell, one of 256 items at most.
     rng : int, numpy.random.SeedSequence or numpy.random.Generator, default 0
     rows : array, shape (room, dim), optional
         Where items are copied to, with room for at least n: an array that may be written to, such as a mapped file.
@@ -123,7 +123,7 @@ def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any,
     beyond = min(OUT**2 * _median(square[places]), float(np.finfo(square.dtype).max))
     far = np.flatnonzero(square > beyond) if beyond else np.arange(0)
     centres = _join_far(items, chosen, centres, (label, square), far, len(far), rng, metric)
-    loose = _loose(label, square, len(centres), rows.shape[1])
+    loose = _loose(label, square, len(centres), rows.shape[1]) if cells is None else np.arange(0)
     centres = _join_far(items, chosen, centres, (label, square), loose, len(loose) // JOINED, rng, metric)
     used = np.bincount(label, minlength=len(centres)) > 0
     if n:
@@ -211,7 +211,10 @@ def _join_far(
 
 def _loose(label: Any, square: Any, cells: int, dim: int) -> Any:
     """Return items that lie far beyond most of the outermost group of their cell, the farthest of these if many do."""
-    order, limit = np.argsort(label, kind="stable"), max(LOOSE, 1 + SPREAD / dim**0.5)
+    limit, most = max(LOOSE, 1 + SPREAD / dim**0.5), len(label) // RARE
+    if most < JOINED:
+        return np.arange(0)
+    order = np.argsort(label, kind="stable")
     found, farther = [np.arange(0)], [np.empty(0)]
     for mine in np.split(order, np.cumsum(np.bincount(label, minlength=cells))[:-1]):
         outermost = mine[np.argpartition(-square[mine], SHELLS[0])[: SHELLS[0]]] if len(mine) > SHELLS[0] else mine[:0]
@@ -219,7 +222,7 @@ def _loose(label: Any, square: Any, cells: int, dim: int) -> Any:
         own = square[outermost] / half if half else np.zeros(len(outermost))
         found.append(outermost[own > limit])
         farther.append(own[own > limit])
-    places, most = np.concatenate(found), len(label) // RARE
+    places = np.concatenate(found)
     return np.sort(places[np.argsort(-np.concatenate(farther), kind="stable")[:most]])
 
 

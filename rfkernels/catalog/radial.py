@@ -179,7 +179,7 @@ def one_radial_sum(table: Table, given: Points, budget: int, seed: int, place: i
     slope = 1.0 if given.linear else profiles.coded(given.profile, nearest)[1]
     if spent is not None and slope**2 * nearest <= reach_of(table, given.factor):
         log, error, dots = _by_codes(table, point, given, spent, seed, place)
-    if not error < CANCELLED:
+    if np.isnan(log) or (log > -np.inf and not error < CANCELLED):
         log, error, dots = _by_rows(table, point, given, budget, seed, place)
     log = log if given.linear else float(ended(log))
     return log + float(given.constant[place]), error, dots

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -92,8 +91,6 @@ def _weights(kernel: Kernel, queries: Any, scale: Any) -> tuple[Any, Any, Any, W
         return -queries / (2 * weight), abs(weight) * scale, constant, Distances(kernel.name, profile)
     if kernel.profile is not None:
         return queries, scale, 0, Distances(kernel.name, kernel.profile)
-    if not isinstance(kernel.log, Hashable):
-        raise TypeError(f"kernel must have a log that can be hashed, but that of {kernel.name} is {kernel.log!r}")
     return queries, scale, 0, Products(kernel.name, kernel.log)
 
 

@@ -198,7 +198,7 @@ def _by_codes(
             given = begin, checks, state_of_checks(n, 0, seed, number), items
             sum_up_codes(r, s, n, c, k, 0, given, points[i], out[i])
             out[i, 2] += len(c.moved)
-            if not out[i, 1] < CANCELLED:
+            if out[i, 0] > -np.inf and not out[i, 1] < CANCELLED:
                 out[i, 0] = out[i, 1] = np.nan
         lost += int(np.isnan(out[i, 0]))
     return lost
