@@ -172,12 +172,13 @@ def test_which_items_are_loose() -> None:
     assert _loose(label, square, 4, 50).tolist() == [11_999]
 
 
-def test_kernels_of_points_far_from_all_items() -> None:
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_kernels_of_points_far_from_all_items(backend: str) -> None:
     """What codes say of the logs of such kernels is far too high, and would cancel."""
     y = np.random.default_rng(0).normal(size=(20_000, 16)).astype(np.float32)
     to = np.random.default_rng(1).normal(size=(12, 16))
     q = (300 * to / np.linalg.norm(to, axis=1, keepdims=True)).astype(np.float32)
     apart = np.sqrt(((q[:, None].astype(np.float64) - y) ** 2).sum(-1))
-    found = Catalog(y).kernel_sum(q, "laplacian", budget=1500, full=True)
+    found = Catalog(y).kernel_sum(q, "laplacian", budget=1500, full=True, backend=backend)
     assert (found.standard_error < 0.2).all()
     assert share_held(found, logsumexp(-apart, axis=1)) > 0.8

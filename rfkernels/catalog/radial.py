@@ -50,11 +50,6 @@ that know little count for little, and what they rate too high does not make sum
 HOPELESS = 100.0
 """The variance of what codes say, near a point, beyond which they are not read: they no longer tell items apart."""
 
-CANCELLED = 1.0
-"""The relative standard error from which on codes are as good as not read: what they say cancels, as it does where they
-rate all items far too high.
-"""
-
 _BLOCK = 1 << 16
 """Rows that are taken at a time."""
 
@@ -179,7 +174,7 @@ def one_radial_sum(table: Table, given: Points, budget: int, seed: int, place: i
     slope = 1.0 if given.linear else profiles.coded(given.profile, nearest)[1]
     if spent is not None and slope**2 * nearest <= reach_of(table, given.factor):
         log, error, dots = _by_codes(table, point, given, spent, seed, place)
-    if np.isnan(log) or (log > -np.inf and not error < CANCELLED):
+    if np.isnan(log):
         log, error, dots = _by_rows(table, point, given, budget, seed, place)
     log = log if given.linear else float(ended(log))
     return log + float(given.constant[place]), error, dots

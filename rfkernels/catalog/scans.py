@@ -45,6 +45,12 @@ SMALLEST = float(np.finfo(np.float32).tiny)
 RESOLVED = 2.0**-60
 """What a sum must be at least, relative to the largest weight as codes have it: in less, single precision is lost."""
 
+CANCELLED = 0.125
+"""What is left of a sum of few items that are taken again must be more of what codes say: else that cancels.
+
+So it does where codes rate all items far too high, as they do logs of kernels far from all items.
+"""
+
 NOTHING = -(2.0**100)
 """Stands for the log of 0, which no arithmetic is to meet."""
 
@@ -234,7 +240,7 @@ def summed(
     """Return the log of a sum, its relative standard error, and how many items were taken again.
 
     `products` returns the logits of rows, and `at` are places in [0, 1) of what is taken again. Errors of few of these
-    may be widened: see `trust.widening`.
+    may be widened, see `trust.widening`, and sums that cancel are then none.
     """
     top, weight = float(seen.logits.max()), np.exp(seen.log_weights)
     if slopes.any():
@@ -255,7 +261,8 @@ def summed(
     near[checks.large], logits[checks.large] = right[:large], exact[:large]
     parts = weight * (near - slope * (logits - cell_logits[seen.cells]))
     total = parts.sum() + others.sum()
-    if not RESOLVED * np.exp(seen.logits.max() - top) < total < np.inf:
+    least = max(RESOLVED * np.exp(seen.logits.max() - top), CANCELLED * parts.sum() if widened else 0.0)
+    if not least < total < np.inf:
         return np.nan, np.nan, len(taken)
     log = float(top + np.log(total))
     own = 0.0

@@ -27,7 +27,7 @@ from rfkernels.backends.numba.compiling import call, entry, jit
 from rfkernels.backends.numba.jit import machine
 from rfkernels.backends.numba.records import Held, view, view_like
 from rfkernels.catalog.profiles import sensitivity
-from rfkernels.catalog.radial import CANCELLED, TEMPERED, Points, ended, one_radial_sum, reach_of, spent_on
+from rfkernels.catalog.radial import TEMPERED, Points, ended, one_radial_sum, reach_of, spent_on
 from rfkernels.catalog.radial import exact_radial_sums as specified_exact
 from rfkernels.catalog.radial import radial_sums as specified
 from rfkernels.catalog.records import Estimate, Table
@@ -198,8 +198,6 @@ def _by_codes(
             given = begin, checks, state_of_checks(n, 0, seed, number), items
             sum_up_codes(r, s, n, c, k, 0, given, points[i], out[i])
             out[i, 2] += len(c.moved)
-            if out[i, 0] > -np.inf and not out[i, 1] < CANCELLED:
-                out[i, 0] = out[i, 1] = np.nan
         lost += int(np.isnan(out[i, 0]))
     return lost
 

@@ -17,7 +17,7 @@ from rfkernels.backends.numba.catalog_sums import trusted
 from rfkernels.backends.numba.compiling import call, entry, jit, up
 from rfkernels.backends.numba.records import view, view_like
 from rfkernels.catalog.codes import BLOCK, LARGEST, MIDDLE, TOGETHER
-from rfkernels.catalog.scans import MOST, NOTHING, RESOLVED, ROUNDS, SMALLEST
+from rfkernels.catalog.scans import CANCELLED, MOST, NOTHING, RESOLVED, ROUNDS, SMALLEST
 from rfkernels.catalog.trust import WIDER
 
 _BELOW, _ABOVE = 40.0, 10.0
@@ -215,7 +215,8 @@ def sum_up(
     call(c.compare, (k.parts.ctypes.data, up(blocks, BLOCK), first, runs, s.numbers.ctypes.data))
     z = more + s.numbers[1]
     out[2] = chosen[0] + chosen[1] + math.ceil(c.cost * items)
-    if RESOLVED * math.exp(float(k.numbers[1]) - top) < z < np.inf:
+    least = max(RESOLVED * math.exp(float(k.numbers[1]) - top), CANCELLED * s.numbers[1] if r.widened > 0 else 0.0)
+    if least < z < np.inf:
         out[0] = top + math.log(z)
         own = trusted(r, s, runs, z, math.exp(2 * (n.measures[i, 2] - out[0]))) if runs > 0 else 0.0
         out[1] = math.sqrt(own**2 + square / z**2)
