@@ -182,3 +182,12 @@ def test_kernels_of_points_far_from_all_items(backend: str) -> None:
     found = Catalog(y).kernel_sum(q, "laplacian", budget=1500, full=True, backend=backend)
     assert (found.standard_error < 0.2).all()
     assert share_held(found, logsumexp(-apart, axis=1)) > 0.8
+
+
+def test_compiled_code_takes_items_that_codes_tell_nothing_of() -> None:
+    y = np.random.default_rng(0).normal(size=(20_000, 16)).astype(np.float32)
+    y[:50] *= 1000
+    q = (0.5 * np.random.default_rng(0).normal(size=(20_200, 16))[20_000:]).astype(np.float32)
+    exact = logsumexp(q.astype(np.float64) @ y.T.astype(np.float64), axis=1)
+    found = Catalog(y).log_normalizer(q, budget=2000, full=True)
+    assert (np.abs(found.log_normalizer - exact) < 0.5).all()
