@@ -172,6 +172,16 @@ def test_which_items_are_loose() -> None:
     assert _loose(label, square, 4, 50).tolist() == [11_999]
 
 
+def test_few_items_are_loose() -> None:
+    """One of 256 at most: those that lie farthest beyond others of their cells, however many there are."""
+    square = np.ones((4, 3200))
+    square[:, :15] = 2 + np.arange(60).reshape(15, 4).T
+    label = np.repeat(np.arange(4), 3200).astype(np.int32)
+    found = _loose(label, square.ravel(), 4, 50)
+    assert len(found) == 4 * 3200 // 256 == 50
+    assert sorted(square.ravel()[found]) == [*range(12, 62)]
+
+
 @pytest.mark.parametrize("backend", ["numba", "numpy"])
 def test_kernels_of_points_far_from_all_items(backend: str) -> None:
     """What codes say of the logs of such kernels is far too high, and would cancel."""

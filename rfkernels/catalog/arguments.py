@@ -82,13 +82,6 @@ def check_error(error: Any) -> None:
         check_real("error", error, 1)
 
 
-def check_flag(name: str, x: Any) -> bool:
-    """Require True or False."""
-    if not isinstance(x, bool | np.bool_):
-        raise TypeError(f"{name} must be True or False, got {x!r}")
-    return bool(x)
-
-
 def check_budget(table: Table, budget: Any) -> int:
     """Require a number of dot products that suffices for a sample, or for all items; choose one if it is None."""
     least = fewest_dots(table)

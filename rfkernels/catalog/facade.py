@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rfkernels._checks import check_flags
 from rfkernels.catalog import engines, expectations, files, kernel_sums, probabilities, sampling, store
 from rfkernels.catalog.arguments import (
     check_budget,
@@ -16,7 +17,6 @@ from rfkernels.catalog.arguments import (
     check_error,
     check_filled,
     check_fit,
-    check_flag,
     check_generator,
     check_kernel,
     check_queries,
@@ -51,8 +51,7 @@ class Catalog(OfStore):
     ids : array of int, shape (items,), optional
         Their ids, from 0 to 2³¹ − 2, each once; 0, 1, … by default. Memory grows with the largest: four bytes for each.
     cells : int, optional
-        How many cells k-means finds; about 0.63 √items by default. Items many times farther out than others get some
-        beside these, an eighth more at most, and at least one.
+        How many cells k-means finds; about 0.63 √items by default. Items far out get some more, a quarter at most.
     queries : array, shape (count, dim), optional
         Past queries, a thousand or so: cells are then such that logits of queries like these vary little within them
         (`rfkernels.catalog.metric`). Sums of q·y get better by that, those of kernels of a distance worse.
@@ -160,7 +159,7 @@ class Catalog(OfStore):
         table = self.table
         given, budget = check_queries(queries, table), check_budget(table, budget)
         check_error(error)
-        check_flag("full", full)
+        check_flags(full=full)
         found, shape = engines.estimated(table, given, budget, error, check_seed(rng), backend), queries.shape[:-1]
         if full:
             return Estimate(*(part.reshape(shape) for part in found))
@@ -246,7 +245,7 @@ class Catalog(OfStore):
         check_values(values, self._store)
         check_filled(table)
         check_error(error)
-        check_flag("full", full)
+        check_flags(full=full)
         found = expectations.expected(table, given, values, budget, error, check_seed(rng), backend)
         found = Expectation(*(part.reshape(*queries.shape[:-1], values.shape[1]) for part in found))
         return found if full else found.mean
@@ -316,7 +315,8 @@ class Catalog(OfStore):
         given = check_queries(queries, self.table)
         check_count("n", n, 0, _DRAWS)
         check_filled(self.table)
-        draw = sampling.sample_exactly if check_flag("exact", exact) else engines.choose(backend).sample
+        check_flags(exact=exact)
+        draw = sampling.sample_exactly if exact else engines.choose(backend).sample
         found = draw(self.table, given, int(n), check_generator(rng))
         check_fit(found.logits + found.log_probability, self.table)
         return Draws(*(part.reshape(*queries.shape[:-1], n) for part in found))
@@ -363,7 +363,7 @@ class Catalog(OfStore):
         chosen = check_kernel(kernel)
         budget = check_budget(self.table, budget)
         check_error(error)
-        check_flag("full", full)
+        check_flags(full=full)
         how = Scaled(chosen, float(scale)), budget, error, check_seed(rng), backend
         found = Estimate(*(x.reshape(queries.shape[:-1]) for x in kernel_sums.estimated(self.table, given, *how)))
         return found if full else found.log_normalizer

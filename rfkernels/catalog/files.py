@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from rfkernels._checks import check_flags
 from rfkernels._files import whole_file
-from rfkernels.catalog.arguments import check_flag
 from rfkernels.catalog.header import HEADER, Header, checked_info, header_bytes, read_header, size_of
 from rfkernels.catalog.invariants import (
     LAYOUT,
@@ -151,8 +151,7 @@ def load(path: str | os.PathLike[str], *, mapped: bool = False, verify: bool = F
         The file cannot be read.
     """
     path = _checked(path)
-    check_flag("mapped", mapped)
-    check_flag("verify", verify)
+    check_flags(mapped=mapped, verify=verify)
     with _opened(path) as (file, header):
         try:
             return _read(file, header, mapped, verify)

@@ -74,13 +74,12 @@ class Call(NamedTuple):
 
 
 class _Memory(NamedTuple):
-    """What a thread reads codes with: memory, and the addresses of the groups, of codes, and of that."""
+    """What a thread reads codes with: memory, and the addresses of codes and of that."""
 
     scratch: Held[Scratch]
     lists: Held[Lists]
     looks: Held[Looks]
-    groups: int
-    codes: tuple[int, ...]
+    addresses: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
@@ -183,7 +182,7 @@ def _scan(by_codes: Callable[..., int], call: Call, kind: int, given: _Given, ou
     if own is None or most is None or r is None or c is None:
         return len(queries)
     memory, (v, places) = _memory(call, most, c, min(_TOGETHER, len(queries))), call.known.guesses.at(sized)
-    at = r.address, memory.groups, v.address, *memory.codes
+    at = r.address, call.known.groups.address, v.address, *memory.addresses
     return by_codes(at, own, places, numbers, tuple(own), call.seed, wide, queries, *out)
 
 
@@ -193,7 +192,7 @@ def _memory(call: Call, most: Shares, c: Held[Codes], together: int) -> _Memory:
 
     def made() -> _Memory:
         own = scratch(g.record), lists(g.record, most.scanned, together, True), looks(g.record, *most, dtype)
-        return _Memory(*own, g.address, (c.address, *(x.address for x in own)))
+        return _Memory(*own, (c.address, *(x.address for x in own)))
 
     return kept(call.use.name, (call.common, together), made)
 
