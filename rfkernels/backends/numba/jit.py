@@ -41,12 +41,20 @@ class Machine(NamedTuple):
     width : int
         Bytes in a vector register.
     rows, vectors : int
-        The register tile of a matrix product: `rows` times `vectors` accumulators.
+        The register tile that sizes are padded to: `rows` times `vectors` accumulators.
+    tall : int
+        Rows of the register tiles of matrix products, where there are so many: all registers are in use.
     """
 
     width: int
     rows: int
+    tall: int
     vectors: int = 2
+
+    @property
+    def block(self) -> int:
+        """The fewest rows that are both whole register tiles and whole tall ones."""
+        return math.lcm(self.rows, self.tall)
 
     def lanes(self, bits: int) -> int:
         """Elements of `bits` bits in a vector."""
@@ -92,7 +100,9 @@ def compiled_once(make: Callable[P, R]) -> Callable[P, R]:
     return found
 
 
-_ROWS = {64: 8, 32: 4, 16: 4}
+_TILES = {64: (8, 8), 32: (4, 6), 16: (4, 4)}
+"""Rows of a register tile, and of a tall one: with 16 registers AVX2 has room for twelve sums, and needs ten at once."""
+
 _LEFT_OUT = {64: (), 32: ("avx512",), 16: ("avx", "fma", "f16c", "vaes", "vpclmul", "gfni", "xop")}
 
 
@@ -120,9 +130,9 @@ def machine() -> Machine:
 def _machine(given: str | None) -> Machine:
     host = host_width()
     width = str(host) if given is None else given
-    if width not in {str(known) for known in _ROWS if known <= host}:
+    if width not in {str(known) for known in _TILES if known <= host}:
         raise ValueError(f"RFKERNELS_VECTOR_BYTES must be 16, 32 or 64 and at most this host's {host}, got {given!r}")
-    return Machine(int(width), 8 if platform.machine() in ("aarch64", "arm64") else _ROWS[int(width)])
+    return Machine(int(width), *((8, 8) if platform.machine() in ("aarch64", "arm64") else _TILES[int(width)]))
 
 
 def _target(width: int) -> tuple[Any, str]:

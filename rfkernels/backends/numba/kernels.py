@@ -37,7 +37,7 @@ def shared(machine: Machine, bits: int) -> Code:
     product = "a a_row a_column b b_row c c_row rows columns depth"
     function("gemm", product, lambda e: gemm(e, machine, accumulate=False))
     function("gemm_add", product, lambda e: gemm(e, machine, accumulate=True))
-    function("gemm_row", product, lambda e: gemm(e, machine._replace(rows=1), accumulate=False))
+    function("gemm_row", product, lambda e: gemm(e, machine._replace(rows=1, tall=1), accumulate=False))
     ahead = f"{product} one other size"
     function("gemm_ahead", ahead, lambda e: gemm(e, machine, accumulate=False))
     function("gemm_add_ahead", ahead, lambda e: gemm(e, machine, accumulate=True))

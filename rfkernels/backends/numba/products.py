@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rfkernels.backends.numba.emitter import LINE, Emitter
 from rfkernels.backends.numba.jit import Machine
 
 
 def gemm(e: Emitter, machine: Machine, accumulate: bool) -> None:
-    """C (+)= A B; A has any strides, rows and columns are multiples of the register tile.
+    """C (+)= A B; A has any strides, rows and columns are multiples of what the machine pads these to.
 
-    With arguments that say so, two stretches of memory are asked for meanwhile, so many bytes a register tile.
+    With arguments that say so, two stretches of memory are asked for meanwhile, so many bytes for each of the rows and
+    columns that sizes are padded to.
     """
     a, a_row, a_column, b, b_row, c, c_row, rows, columns, depth, *ahead = e.arguments
     stretches, size = [e.variable(start) for start in ahead[:-1]], ahead[-1] if ahead else e.integer(0)
-    tile = [(r, v) for r in range(machine.rows) for v in range(machine.vectors)]
-    with e.loop(0, columns, machine.vectors * e.lanes) as j, e.loop(0, rows, machine.rows) as i:
-        for stretch in stretches:
-            with e.loop(0, size, LINE) as byte:
-                e.fetch(e.add(stretch.get(), byte))
-            stretch.set(e.add(stretch.get(), size))
-        at = [e.add(e.mul(e.add(i, r), c_row), j, v * e.lanes) for r, v in tile]
-        zero = e.math.constant(0.0)
-        sums = [e.variable(e.load_vector(c, index) if accumulate else zero) for index in at]
-        starts = [e.mul(e.add(i, r), a_row) for r in range(machine.rows)]
-        with e.loop(0, depth) as k:
-            right = [e.load_vector(b, e.add(e.mul(k, b_row), j, v * e.lanes)) for v in range(machine.vectors)]
-            along = e.mul(k, a_column)
-            for r in range(machine.rows):
-                left = e.math.splat(e.load(a, e.add(starts[r], along)))
-                for v in range(machine.vectors):
-                    total = sums[r * machine.vectors + v]
-                    total.set(e.math.fma(left, right[v], total.get()))
-        for index, total in zip(at, sums, strict=True):
-            e.store_vector(total.get(), c, index)
+    whole = e.mul(e.builder.sdiv(rows, e.integer(machine.block)), machine.block)
+    spans = [(e.integer(0), whole, machine.tall), (whole, rows, machine.rows)]
+    with e.loop(0, columns, machine.vectors * e.lanes) as j:
+        for first, last, height in spans:
+            with e.loop(first, last, height) as i:
+                fetched = e.builder.sdiv(e.mul(size, height), e.integer(machine.rows))
+                for stretch in stretches:
+                    with e.loop(0, fetched, LINE) as byte:
+                        e.fetch(e.add(stretch.get(), byte))
+                    stretch.set(e.add(stretch.get(), fetched))
+                _tile(e, (height, machine.vectors), (i, j), accumulate)
     e.finish()
+
+
+def _tile(e: Emitter, shape: tuple[int, int], at: tuple[Any, Any], accumulate: bool) -> None:
+    """Compute so many rows and vectors of C from row i and column j on in registers."""
+    a, a_row, a_column, b, b_row, c, c_row, _, _, depth, *_ = e.arguments
+    (height, vectors), (i, j) = shape, at
+    places = [e.add(e.mul(e.add(i, r), c_row), j, v * e.lanes) for r in range(height) for v in range(vectors)]
+    zero = e.math.constant(0.0)
+    sums = [e.variable(e.load_vector(c, place) if accumulate else zero) for place in places]
+    starts = [e.mul(e.add(i, r), a_row) for r in range(height)]
+    with e.loop(0, depth) as k:
+        right = [e.load_vector(b, e.add(e.mul(k, b_row), j, v * e.lanes)) for v in range(vectors)]
+        along = e.mul(k, a_column)
+        for r in range(height):
+            left = e.math.splat(e.load(a, e.add(starts[r], along)))
+            for total, one in zip(sums[r * vectors : (r + 1) * vectors], right, strict=True):
+                total.set(e.math.fma(left, one, total.get()))
+    for place, total in zip(places, sums, strict=True):
+        e.store_vector(total.get(), c, place)
