@@ -169,7 +169,7 @@ def test_queries_beyond_the_keys_in_chunks(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("causal", [False, True])
 def test_other_register_tiles(monkeypatch: pytest.MonkeyPatch, causal: bool) -> None:
     """As on 64-bit Arm: 8 rows of 2 vectors of 16 bytes."""
-    monkeypatch.setattr(block_layout, "machine", lambda: Machine(16, 8))
+    monkeypatch.setattr(block_layout, "machine", lambda: Machine(16, 8, 8))
     q, k, v = inputs(150, 150)
     assert_same(*both(q, k, v, groups=fitted(9), window=20, heavy=np.array([0, 90]), causal=causal))
     got = found(q, k, v, 9, None, FAST)

@@ -17,7 +17,7 @@ from rfkernels.backends.numba import hadamard_kernels, packing, structured
 from rfkernels.backends.numba.jit import Machine, host_width
 from rfkernels.samplers._structured import factors, walsh_hadamard
 
-MACHINES = [Machine(width, rows) for width, rows in ((64, 8), (32, 4), (16, 4), (16, 8)) if width <= host_width()]
+MACHINES = [Machine(*x) for x in ((64, 8, 8), (32, 4, 6), (16, 4, 4), (16, 8, 8)) if x[0] <= host_width()]
 OPTIONS: tuple[dict[str, Any], ...] = ({}, {"causal": True})
 BESIDE: tuple[dict[str, Any], ...] = ({"causal": True, "window": 9}, {"window": 9}, {"causal": True, "heavy": 2})
 CASES = [*itertools.product(["positive", "hyperbolic", "elu+1"], OPTIONS), *(("positive", x) for x in BESIDE)]

@@ -36,7 +36,7 @@ def test_register_tiles_with_more_rows_than_columns(
     monkeypatch: pytest.MonkeyPatch, count: int, options: dict[str, Any]
 ) -> None:
     """As on 64-bit Arm in float64: 8 rows, 4 columns."""
-    monkeypatch.setattr(packing, "machine", lambda: Machine(16, 8))
+    monkeypatch.setattr(packing, "machine", lambda: Machine(16, 8, 8))
     q, k, v = inputs(2, 77)
     for name in ("hyperbolic", "positive"):
         features = rfk.draw(name, 5, count, rng=0)

@@ -54,6 +54,7 @@ def _layout(
         tile=TILE,
         band_tile=up(max(min(near, _BAND), 1), step),
         row_step=target.rows,
+        rows_at_once=target.rows_at_once,
         column_step=step,
         dim_pad=dim_pad,
         width_pad=width_pad,

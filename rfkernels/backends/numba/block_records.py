@@ -51,6 +51,7 @@ class BlockPlan(NamedTuple):
     tile: int
     band_tile: int
     row_step: int
+    rows_at_once: int
     column_step: int
     dim: int
     dim_pad: int

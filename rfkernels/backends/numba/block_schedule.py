@@ -142,32 +142,32 @@ def _add_rows(
     p: BlockPlan,
     s: BlockScratch,
     t: BlockTask,
-    r: int,
+    span: tuple[int, int],
     keys: tuple[int, int, int, int, int],
     bend: int,
     high: int,
     step: int,
     scores: int,
 ) -> None:
-    """Add the weights of a tile of keys (transposed keys, values, terms, columns) to one register tile of queries.
+    """Add the weights of a tile of keys (transposed keys, values, terms, columns) to queries: a first and a count.
 
     Row i of them sees columns c < high + step · i, all if step is 0; if it is negative, those whose positions are at
     most high + i. Weights stay where the scores are.
     """
-    xt, xt_row, v, term, columns = keys
+    (xt, xt_row, v, term, columns), (r, count) = keys, span
     e, q_row, scores_row = p.element, p.dim_pad + p.column_step, columns + p.column_step
     query = s.query + r * q_row * e
-    call(p.gemm, (query, q_row, 1, xt, xt_row, scores, scores_row, p.row_step, columns, p.dim))
+    call(p.gemm, (query, q_row, 1, xt, xt_row, scores, scores_row, count, columns, p.dim))
     out, scale = s.out + r * p.width_pad * e, t.numbers + SCALE * e
     weigh = p.weigh_bent if bend != 0 else (p.weigh_cut if step != 0 else p.weigh)
-    rows = p.row_step if step >= 0 else 1
-    for i in range(0, p.row_step, rows):
+    rows = count if step >= 0 else 1
+    for i in range(0, count, rows):
         seen = high if step >= 0 else call(p.below, (t.heavy_positions, p.heavy, high + i))
         limits = (scores + i * scores_row * e, scores_row, rows, columns, seen, max(step, 0))
         sums = (s.top + (r + i) * e, out + i * p.width_pad * e, p.width_pad, p.width_pad, s.denominator + (r + i) * e)
         call(weigh, (*limits, term, bend, s.along + (r + i) * e, s.moved + (r + i) * e, scale, *sums))
     depth = min(columns, high) if step == 0 else columns
-    call(p.gemm_add, (scores, scores_row, 1, v, p.width_pad, out, p.width_pad, p.row_step, p.width_pad, depth))
+    call(p.gemm_add, (scores, scores_row, 1, v, p.width_pad, out, p.width_pad, count, p.width_pad, depth))
 
 
 @jit
@@ -175,8 +175,9 @@ def add_groups(p: BlockPlan, s: BlockScratch, t: BlockTask, total: int, kept: in
     """Add the groups; there may be room to keep the weights of all rows."""
     far = (s.far_xt, p.far_row, s.far_v, s.far_term, p.groups_pad)
     row = (p.groups_pad + p.column_step) * p.element
-    for r in range(0, total, p.row_step):
-        _add_rows(p, s, t, r, far, s.far_bend, p.groups, 0, s.scores if kept == 0 else kept + r * row)
+    for r in range(0, total, p.rows_at_once):
+        span, scores = (r, min(p.rows_at_once, total - r)), s.scores if kept == 0 else kept + r * row
+        _add_rows(p, s, t, span, far, s.far_bend, p.groups, 0, scores)
     if t.cross != 0:
         query = (s.query, p.dim_pad + p.column_step)
         call(p.gemm, (*query, 1, t.cross, p.width_pad, s.direction, p.width_pad, total, p.width_pad, p.dim))
@@ -191,11 +192,14 @@ def add_heavy(p: BlockPlan, s: BlockScratch, t: BlockTask, total: int, rows: int
         return
     heavy = (t.heavy_xt, p.heavy_pad, t.heavy_v, t.heavy_term, p.heavy_pad)
     late = p.causal and call(p.below, (t.heavy_positions, p.heavy, position)) < p.heavy
-    for r in range(0, total, p.row_step):
+    r = 0
+    while r < total:
+        span = r, min(p.rows_at_once, rows - r % rows)
         if late:
-            _add_rows(p, s, t, r, heavy, 0, position + r % rows, -1, s.scores)
+            _add_rows(p, s, t, span, heavy, 0, position + r % rows, -1, s.scores)
         else:
-            _add_rows(p, s, t, r, heavy, 0, p.heavy, 0, s.scores)
+            _add_rows(p, s, t, span, heavy, 0, p.heavy, 0, s.scores)
+        r += span[1]
 
 
 @jit
@@ -214,17 +218,20 @@ def add_near(
     mask = 0 if t.mask == 0 else t.mask + low * t.mask_row
     call(p.allowed, (mask, t.mask_row, 0, n, columns, s.term))
     call(p.transpose, (x, x_row, s.xt, near_row, columns, p.dim_pad))
-    for r in range(0, total, p.row_step):
+    r = 0
+    while r < total:
+        span = r, min(p.rows_at_once, rows - r % rows)
         seen, step, wide = columns, 0, columns
         if p.causal:
             seen, step = first + r % rows + t.delta - low + 1, 1
             if kept == 0:
-                wide = min(columns, up(max(seen + p.row_step - 1, 0), p.column_step))
+                wide = min(columns, up(max(seen + span[1] - 1, 0), p.column_step))
         if seen >= columns:
             step = 0
         if wide > 0:
             scores = s.scores if kept == 0 else kept + r * (columns + p.column_step) * e
-            _add_rows(p, s, t, r, (s.xt, near_row, v, s.term, wide), 0, seen, step, scores)
+            _add_rows(p, s, t, span, (s.xt, near_row, v, s.term, wide), 0, seen, step, scores)
+        r += span[1]
     return low + n
 
 

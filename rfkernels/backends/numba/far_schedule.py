@@ -28,20 +28,21 @@ def _add_heavy(
         columns = min(p.band_tile, o.heavy_pad - start)
         xt, term = (o.xt + (head * p.dim_pad * o.heavy_pad + start) * e, o.term + (head * o.heavy_pad + start) * e)
         v = o.v + (head * o.heavy_pad + start) * p.width_pad * e
-        for r in range(0, rows, p.row_step):
+        for r in range(0, rows, p.rows_at_once):
+            own = min(p.rows_at_once, rows - r)
             out = s.out + r * p.width_pad * e
             query = x[0] + r * x[1] * e
-            call(p.gemm, (query, x[1], 1, xt, o.heavy_pad, s.near_scores, near_row, p.row_step, columns, p.dim))
-            step = 1 if late else p.row_step
-            for i in range(0, p.row_step, step):
+            call(p.gemm, (query, x[1], 1, xt, o.heavy_pad, s.near_scores, near_row, own, columns, p.dim))
+            step = 1 if late else own
+            for i in range(0, own, step):
                 seen = columns
                 if late:
                     seen = call(o.below, (positions, o.heavy, position + r + i)) - start
-                limits = (s.near_scores + i * near_row * e, near_row, step, columns, -p.row_step, seen)
+                limits = (s.near_scores + i * near_row * e, near_row, step, columns, -own, seen)
                 terms = (term, s.query_term + (r + i) * e, w.scale)
                 sums = (s.top + (r + i) * e, out + i * p.width_pad * e, p.width_pad, p.width_pad)
                 call(p.band, (*limits, *terms, *sums, s.denominator + (r + i) * e))
-            values = (v, p.width_pad, out, p.width_pad, p.row_step, p.width_pad, columns)
+            values = (v, p.width_pad, out, p.width_pad, own, p.width_pad, columns)
             call(p.gemm_add, (s.near_scores, near_row, 1, *values))
 
 

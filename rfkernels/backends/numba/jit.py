@@ -52,8 +52,8 @@ class Machine(NamedTuple):
     vectors: int = 2
 
     @property
-    def block(self) -> int:
-        """The fewest rows that are both whole register tiles and whole tall ones."""
+    def rows_at_once(self) -> int:
+        """The fewest rows that are whole register tiles of either height: what schedules multiply at once."""
         return math.lcm(self.rows, self.tall)
 
     def lanes(self, bits: int) -> int:
@@ -101,7 +101,7 @@ def compiled_once(make: Callable[P, R]) -> Callable[P, R]:
 
 
 _TILES = {64: (8, 8), 32: (4, 6), 16: (4, 4)}
-"""Rows of a register tile, and of a tall one: with 16 registers AVX2 has room for twelve sums, and needs ten at once."""
+"""Rows of a register tile and of a tall one: AVX2 has registers for twelve sums, and keeps busy with ten or more."""
 
 _LEFT_OUT = {64: (), 32: ("avx512",), 16: ("avx", "fma", "f16c", "vaes", "vpclmul", "gfni", "xop")}
 

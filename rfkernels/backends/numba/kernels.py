@@ -55,7 +55,7 @@ def shared(machine: Machine, bits: int) -> Code:
     function("accumulate", "into terms count", _accumulate)
     function("sum", "x y out count", _sum)
     function("copy", "source out count", _copy)
-    function("triangle", "scores row rows denominator", _triangle)
+    function("triangle", "scores row rows denominator", lambda e: _triangle(e, machine.rows_at_once))
     function("band", "scores row rows columns low high key_term query_term scale shift sums sums_row width den", _band)
     function("settle", "den shift rows", _settle)
     function("join", "sums sums_row den shift other other_row other_den other_shift rows width", _join)
@@ -288,15 +288,14 @@ def _holds(e: Emitter) -> None:
     e.finish(e.builder.zext(above, e.integer(0).type))
 
 
-def _triangle(e: Emitter) -> None:
-    """Zero column c > r of row r, up to the register tile's edge, and add the rest of the row to its denominator."""
+def _triangle(e: Emitter, block: int) -> None:
+    """Zero column c > r of row r, as far as its block of rows is read, and add the rest to its denominator."""
     scores, row, rows, denominator = e.arguments
     m, b = e.math, e.builder
     lane = e.lane_numbers()
     with e.loop(0, rows) as r:
         total = e.variable(m.constant(0.0))
-        # The product that reads row r goes as deep as the last row of its register tile: 8 rows at the most.
-        edge = e.add(b.and_(r, e.integer(-8)), 8)
+        edge = e.mul(e.add(b.sdiv(r, e.integer(block)), 1), block)
         with e.loop(0, edge, e.lanes) as c:
             index = e.add(e.mul(r, row), c)
             seen = b.icmp_signed("<=", lane, e.splat_number(b.sub(r, c)))

@@ -121,6 +121,7 @@ def _plan(
         part=PART,
         band_tile=NEAR_TILE,
         row_step=target.rows,
+        rows_at_once=target.rows_at_once,
         column_step=step,
         dim=dim,
         dim_pad=up(dim, step),
@@ -172,7 +173,7 @@ def _allocate(given: Layout) -> Scratch:
         "near_v": p.band_tile * p.width_pad,
         "near_valid": near,
         "near_term": near,
-        "near_scores": p.row_step * near,
+        "near_scores": p.rows_at_once * near,
         "query_x": p.tile * x,
         "query_term": u,
     }

@@ -14,9 +14,9 @@ def gemm(e: Emitter, machine: Machine, accumulate: bool) -> None:
     With arguments that say so, two stretches of memory are asked for meanwhile, so many bytes for each of the rows and
     columns that sizes are padded to.
     """
-    a, a_row, a_column, b, b_row, c, c_row, rows, columns, depth, *ahead = e.arguments
+    (rows, columns), ahead = e.arguments[7:9], e.arguments[10:]
     stretches, size = [e.variable(start) for start in ahead[:-1]], ahead[-1] if ahead else e.integer(0)
-    whole = e.mul(e.builder.sdiv(rows, e.integer(machine.block)), machine.block)
+    whole = e.mul(e.builder.sdiv(rows, e.integer(machine.rows_at_once)), machine.rows_at_once)
     spans = [(e.integer(0), whole, machine.tall), (whole, rows, machine.rows)]
     with e.loop(0, columns, machine.vectors * e.lanes) as j:
         for first, last, height in spans:

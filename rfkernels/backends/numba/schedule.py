@@ -70,30 +70,41 @@ def add_near(
         call(p.transpose, (k, k_row, s.near_xt, near_row, columns, p.dim_pad))
         end = (*none, s.near_valid, s.near_term, columns)
         call(p.offsets_columns, (s.near_xt, near_row, p.dim, s.near_xt, near_row, p.dim, *end))
-        for r in range(0, rows, p.row_step):
-            _near_rows(p, w, s, t, x + r * x_row * p.element, x_row, v, v_row, r, first - start, columns)
+        for r in range(0, rows, p.rows_at_once):
+            span = r, min(p.rows_at_once, rows - r)
+            _near_rows(p, w, s, t, x + r * x_row * p.element, x_row, v, v_row, span, first - start, columns)
         start += n
     return 1
 
 
 @jit
 def _near_rows(
-    p: Plan, w: Weights, s: Scratch, t: Task, x: int, x_row: int, v: int, v_row: int, r: int, offset: int, columns: int
+    p: Plan,
+    w: Weights,
+    s: Scratch,
+    t: Task,
+    x: int,
+    x_row: int,
+    v: int,
+    v_row: int,
+    span: tuple[int, int],
+    offset: int,
+    columns: int,
 ) -> None:
-    """Add exact weights for one register tile of queries and the part of a key tile that any of them sees."""
-    e, near_row = p.element, p.band_tile + p.column_step
+    """Add exact weights for queries r <= i < r + count, by `span`, and the part of a key tile that any of them sees."""
+    (r, count), e, near_row = span, p.element, p.band_tile + p.column_step
     low = max(0, offset + r + t.near_low) // p.column_step * p.column_step
-    high = min(columns, up(max(0, offset + r + p.row_step - 1 + t.near_high), p.column_step))
+    high = min(columns, up(max(0, offset + r + count - 1 + t.near_high), p.column_step))
     if low >= high:
         return
     out = s.out + r * p.width_pad * e
-    call(p.gemm, (x, x_row, 1, s.near_xt + low * e, near_row, s.near_scores, near_row, p.row_step, high - low, p.dim))
+    call(p.gemm, (x, x_row, 1, s.near_xt + low * e, near_row, s.near_scores, near_row, count, high - low, p.dim))
     first = offset + r - low
     limits = (high - low, first + t.near_low, first + t.near_high)
     terms = (s.near_term + low * e, s.query_term + r * e, w.scale)
     sums = (s.top + r * e, out, p.width_pad, p.width_pad, s.denominator + r * e)
-    call(p.band, (s.near_scores, near_row, p.row_step, *limits, *terms, *sums))
-    values = (v + low * v_row * e, v_row, out, p.width_pad, p.row_step, p.width_pad, high - low)
+    call(p.band, (s.near_scores, near_row, count, *limits, *terms, *sums))
+    values = (v + low * v_row * e, v_row, out, p.width_pad, count, p.width_pad, high - low)
     call(p.gemm_add, (s.near_scores, near_row, 1, *values))
 
 

@@ -49,6 +49,7 @@ class Plan(NamedTuple):
     part: int
     band_tile: int
     row_step: int
+    rows_at_once: int
     column_step: int
     dim: int
     dim_pad: int

@@ -240,16 +240,16 @@ def add_triangle(p: Plan, s: Scratch, first: int, count: int, v: int, v_row: int
     """Let query r see keys c <= r of so many from column `first` on."""
     u, q_row, u_row = s.u + first * p.element, p.total + p.column_step, p.tile + p.column_step
     rows = up(count, p.row_step)
-    for r in range(0, rows, p.row_step):
-        columns = up(min(r + p.row_step, rows), p.column_step)
+    for r in range(0, rows, p.rows_at_once):
+        stop = min(r + p.rows_at_once, rows)
         queries, scores = s.query + r * q_row * p.element, s.scores + r * u_row * p.element
-        gemm, own = (p.gemm_row, 1) if count == 1 else (p.gemm, p.row_step)
-        call(gemm, (queries, q_row, 1, u, u_row, scores, u_row, own, columns, p.total))
+        gemm, own = (p.gemm_row, 1) if count == 1 else (p.gemm, stop - r)
+        call(gemm, (queries, q_row, 1, u, u_row, scores, u_row, own, up(stop, p.column_step), p.total))
     call(p.triangle, (s.scores, u_row, rows, s.denominator))
-    for r in range(0, rows, p.row_step):
+    for r in range(0, rows, p.rows_at_once):
+        stop = min(r + p.rows_at_once, rows)
         scores, out = s.scores + r * u_row * p.element, s.out + r * p.width_pad * p.element
-        depth = min(r + p.row_step, rows)
-        call(p.gemm_add, (scores, u_row, 1, v, v_row, out, p.width_pad, p.row_step, p.width_pad, depth))
+        call(p.gemm_add, (scores, u_row, 1, v, v_row, out, p.width_pad, stop - r, p.width_pad, stop))
 
 
 @jit
