@@ -16,7 +16,7 @@ import pytest
 import rfkernels as rfk
 from rfkernels.backends.numba import block_inputs, block_layout, blocks, finite, group_steps
 from rfkernels.backends.numba.group_steps import STEPS as FAST
-from rfkernels.backends.numba.jit import Machine
+from rfkernels.backends.numba.jit import Machine, host_width
 from rfkernels.grouping import fitting
 
 DIM, WIDTH = 7, 5
@@ -166,12 +166,21 @@ def test_queries_beyond_the_keys_in_chunks(monkeypatch: pytest.MonkeyPatch) -> N
     assert_same(*both(q, k, v, groups=fitted(batch=()), window=20))
 
 
+@pytest.mark.parametrize("target", [Machine(16, 8, 8), Machine(32, 4, 6), Machine(16, 4, 6)])
 @pytest.mark.parametrize("causal", [False, True])
-def test_other_register_tiles(monkeypatch: pytest.MonkeyPatch, causal: bool) -> None:
-    """As on 64-bit Arm: 8 rows of 2 vectors of 16 bytes."""
-    monkeypatch.setattr(block_layout, "machine", lambda: Machine(16, 8, 8))
+def test_other_register_tiles(monkeypatch: pytest.MonkeyPatch, causal: bool, target: Machine) -> None:
+    """As on 64-bit Arm, 8 rows of 2 vectors of 16 bytes; as with AVX2, 4 or 6 rows, 12 at once; and with short vectors.
+
+    Of three heads that share keys 20 queries are seen at a time, and of the last block 10: no multiples of 12.
+    """
+    if target.width > host_width():
+        pytest.skip(f"this machine has vectors of {host_width()} bytes")
+    monkeypatch.setattr(block_layout, "machine", lambda: target)
+    q, k, v = inputs(150, 150, batch=(2, 3), shared=(2, 1))
+    options: dict[str, Any] = {"window": 20, "heavy": np.array([0, 90]), "causal": causal}
+    assert_same(*both(q, k, v, groups=fitted(9, batch=(2, 1)), **options))
     q, k, v = inputs(150, 150)
-    assert_same(*both(q, k, v, groups=fitted(9), window=20, heavy=np.array([0, 90]), causal=causal))
+    assert_same(*both(q, k, v, groups=fitted(9), **options))
     got = found(q, k, v, 9, None, FAST)
     for x, y in zip(got, found(q, k, v, 9, None, fitting.STEPS), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-10)

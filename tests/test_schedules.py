@@ -30,13 +30,14 @@ def inputs(*shape: int, dim: int = 5, width: int = 3, dtype: Any = np.float64) -
     return [rng.standard_normal((*shape, n)).astype(dtype) for n in (dim, dim, width)]
 
 
+@pytest.mark.parametrize("target", [Machine(16, 8, 8), Machine(16, 4, 6)])
 @pytest.mark.parametrize("count", [4, 8, 10, 34])
 @pytest.mark.parametrize("options", SCHEDULES)
-def test_register_tiles_with_more_rows_than_columns(
-    monkeypatch: pytest.MonkeyPatch, count: int, options: dict[str, Any]
+def test_other_register_tiles(
+    monkeypatch: pytest.MonkeyPatch, count: int, options: dict[str, Any], target: Machine
 ) -> None:
-    """As on 64-bit Arm in float64: 8 rows, 4 columns."""
-    monkeypatch.setattr(packing, "machine", lambda: Machine(16, 8, 8))
+    """As on 64-bit Arm in float64, 8 rows and 4 columns: more rows than columns; and two heights, as with AVX2."""
+    monkeypatch.setattr(packing, "machine", lambda: target)
     q, k, v = inputs(2, 77)
     for name in ("hyperbolic", "positive"):
         features = rfk.draw(name, 5, count, rng=0)
