@@ -269,6 +269,13 @@ def test_the_first_call_in_a_new_process_is_timed_inside_it() -> None:
     assert 0.01 < processes._first_call(json.dumps(case), {}) < 600
 
 
+def test_processes_that_are_timed_find_bytecode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As what pip installs does, though the environment forbids to write it; compiling takes longer than the rest."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    children.run_child("import rfkernels", changes=processes._bytecode(str(tmp_path)))
+    assert any(tmp_path.rglob("rfkernels/attention.*.pyc"))
+
+
 def test_a_child_that_fails_says_why() -> None:
     with pytest.raises(Unavailable, match="ValueError: no such thing"):
         children.run_child("raise ValueError('no such thing')")

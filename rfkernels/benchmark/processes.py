@@ -59,8 +59,10 @@ def import_time(plan: Plan) -> Iterator[Line]:
     """Measure how much longer a process takes that imports the library than one that does nothing."""
     del plan
     codes = {"bare": "pass", "NumPy": "import numpy", "import": "import rfkernels"}
-    samplers = {name: timed(partial(run_child, code), 0) for name, code in codes.items()}
-    timings = Timings(interleave(samplers, _PROCESSES))
+    with tempfile.TemporaryDirectory() as place:
+        run = partial(run_child, changes=_bytecode(place))
+        samplers = {name: timed(partial(run, code), 0) for name, code in codes.items()}
+        timings = Timings(interleave(samplers, _PROCESSES))
     differences = [a - b for a, b in zip(timings.samples["import"], timings.samples["bare"], strict=True)]
     detail = (
         f"a process that imports it {timings.median('import'):.3g} s, a bare one {timings.median('bare'):.3g} s, "
@@ -68,6 +70,11 @@ def import_time(plan: Plan) -> Iterator[Line]:
         f"rounds {min(differences):.3g} to {max(differences):.3g} s"
     )
     yield Line("import rfkernels", statistics.median(differences), "s", "< 0.25", detail)
+
+
+def _bytecode(place: str) -> dict[str, str]:
+    """Return what lets processes keep bytecode at a place, as pip leaves it beside what it installs."""
+    return {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": place}
 
 
 def first_call(plan: Plan) -> Iterator[Line]:
@@ -78,12 +85,13 @@ def first_call(plan: Plan) -> Iterator[Line]:
         case = json.dumps(
             {"heads": plan.heads, "dim": plan.dim, "count": plan.count, "causal": causal, "backend": plan.backend}
         )
-        run_child(_FIRST_CALL, case)
-        samples = interleave({"first": partial(_first_call, case, {})}, _PROCESSES)
+        with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryDirectory() as place:
+            bytecode = _bytecode(place)
+            run_child(_FIRST_CALL, case, changes=bytecode)
+            samples = interleave({"first": partial(_first_call, case, bytecode)}, _PROCESSES)
+            seconds = _first_call(case, bytecode | {"NUMBA_CACHE_DIR": empty, "XDG_CACHE_HOME": empty})
         name = f"first call in a new process, warm cache, {direction}"
         yield time_line(name, Timings(samples), "first", allowed_threads(), 1.0, "s", "< 1.5")
-        with tempfile.TemporaryDirectory() as empty:
-            seconds = _first_call(case, {"NUMBA_CACHE_DIR": empty, "XDG_CACHE_HOME": empty})
         name = f"first call in a new process, empty cache, {direction}"
         yield Line(name, seconds, "s", "", "import, compilation and result; one sample")
 
