@@ -19,7 +19,6 @@ import rfkernels as rfk
 from rfkernels.benchmark.peers import torch_exact
 from rfkernels.benchmark.plan import FULL
 from rfkernels.benchmark.timing import Call, Timings, interleave, timed
-from rfkernels.grouping.fitting import STEPS, Steps, checked, found, received
 
 Arrays = tuple[Any, Any, Any]
 
@@ -98,15 +97,10 @@ def compare(case: Case, rounds: int, seconds: float) -> None:
 
 
 def fitting(rounds: int, seconds: float) -> None:
-    from rfkernels.backends.numba import BACKEND
-
     q, k, v = inputs(8, 8192, 64)
-
-    def fit(steps: Steps) -> Any:
-        queries, keys, scale = checked(q, k, None, None, check_finite=False)
-        return found(queries, keys, v, 128, scale, None, received(queries, keys, scale, None, steps), steps)
-
-    timings = measure({"NumPy": partial(fit, STEPS), "Numba": partial(fit, BACKEND.steps)}, rounds, seconds)
+    backends = {"NumPy": "numpy", "Numba": "numba"}
+    cases = {name: partial(rfk.fit_groups, q, k, 128, v=v, backend=backend) for name, backend in backends.items()}
+    timings = measure(cases, rounds, seconds)
     report("finding 128 groups for 8 heads of 8,192 positions, d = 64", timings, {"Numba": "NumPy"})
 
 

@@ -13,7 +13,8 @@ from rfkernels.exact import exact_attention, exact_log_kernel, exact_log_normali
 from rfkernels.features import Features, Side, draw
 from rfkernels.features import register_pytree as _register_pytree
 from rfkernels.fitting import fit
-from rfkernels.grouping import BlockState, Groups, fit_groups, heavy_keys
+from rfkernels.grouping import BlockState, Groups
+from rfkernels.groups import fit_groups, heavy_keys
 from rfkernels.kernels import Kernel
 from rfkernels.maps import FeatureMap, lookup, names, register
 from rfkernels.state import DecodeState, State, empty_state, merge_states

@@ -84,7 +84,7 @@ class _Sample:
     def _found(self, scale: Any) -> tuple[Any, Any, Any, Any]:
         """Return pooled queries and keys in the dtype of sums, the scale, and that attention."""
         if self._received is None:
-            q, k, scale = checked(self.q, self.k, scale, self.mask, check_finite=False)
+            q, k, scale = checked(self.q, self.k, scale, self.mask, check_finite=None)
             self._received = q, k, scale, received(q, k, scale, self.mask, self.steps)
         return self._received
 

@@ -31,7 +31,7 @@ FLOORS = (
     ("fitting", "materialized"),
     ("grouping", "catalog"),
     ("backends",),
-    ("streaming", "blocked"),
+    ("streaming", "blocked", "groups"),
     ("uncertainty",),
     ("attention",),
     ("estimates",),

@@ -24,7 +24,8 @@ from grouped_oracle import (
 
 import rfkernels as rfk
 from rfkernels import testing
-from rfkernels.grouping import BlockState, fit_groups, plan_for
+from rfkernels.grouping import BlockState, plan_for
+from rfkernels.groups import fit_groups
 
 # The oracle
 

@@ -15,7 +15,7 @@ from grouped_oracle import CASES, DIM, SCALE, WIDTH, Call, make_call, make_group
 
 import rfkernels as rfk
 from rfkernels.backends.jax import blocks
-from rfkernels.grouping import fit_groups, heavy_keys
+from rfkernels.groups import fit_groups, heavy_keys
 
 LONG = pytest.mark.long
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}

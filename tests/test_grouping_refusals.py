@@ -14,7 +14,7 @@ from grouped_oracle import (
 )
 
 import rfkernels as rfk
-from rfkernels.grouping import fit_groups, heavy_keys
+from rfkernels.groups import fit_groups, heavy_keys
 
 
 def arguments() -> dict[str, Any]:

@@ -20,7 +20,9 @@ from grouped_oracle import (
 )
 
 import rfkernels as rfk
-from rfkernels.grouping import fit_groups, heavy_keys
+from rfkernels import groups as groups_module
+from rfkernels.backends import Backend, choose
+from rfkernels.groups import fit_groups, heavy_keys
 
 # Fits
 
@@ -94,6 +96,42 @@ KEYS = {
     "tiny": 1e-12 * normal(60, DIM),
     "one huge": np.concatenate([normal(59, DIM), np.full((1, DIM), 1e5)]),
 }
+
+
+@pytest.mark.parametrize("backend", [*oracle.backends("numba"), None])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_fits_are_those_of_the_reference(backend: str | None, dtype: Any) -> None:
+    q, k, v = (normal(2, n, 300, size).astype(dtype) for n, size in ((3, DIM), (1, DIM), (1, WIDTH)))
+    mask, close = np.random.default_rng(0).random((2, 1, 300)) < 0.8, {"rtol": 1e-4, "atol": 1e-5}
+    for values, seen in ((None, None), (v, mask)):
+        got, expected = (fit_groups(q, k, 20, v=values, mask=seen, backend=name) for name in (backend, "numpy"))
+        for x, y in zip(got, expected, strict=True):
+            assert (x is None) == (y is None)
+            if y is not None:
+                assert np.asarray(x).dtype == np.asarray(y).dtype
+                np.testing.assert_allclose(x, y, **close)
+        heavy = (heavy_keys(q, k, 9, mask=seen, backend=name) for name in (backend, "numpy"))
+        np.testing.assert_array_equal(*heavy)
+
+
+def test_groups_are_found_on_the_backend_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k = normal(50, DIM), normal(50, DIM)
+    chosen: list[str] = []
+
+    def watched(name: str | None, *arrays: Any, **others: Any) -> Backend:
+        found = choose(name, *arrays, **others)
+
+        def mass(*given: Any) -> Any:
+            chosen.append(found.name)
+            return found.steps.mass(*given)
+
+        return found._replace(steps=found.steps._replace(mass=mass))
+
+    monkeypatch.setattr(groups_module, "choose", watched)
+    for backend in (None, "numba", "numpy"):
+        fit_groups(q, k, 3, backend=backend)
+        heavy_keys(q, k, 3, backend=backend)
+    assert chosen == ["numba"] * 4 + ["numpy"] * 2
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

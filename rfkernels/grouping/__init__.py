@@ -6,7 +6,6 @@ or features of what is left of a key once the centre of its group is subtracted.
 scale, and nothing is subtracted from a sum.
 """
 
-from rfkernels.grouping.fitting import fit_groups, heavy_keys
 from rfkernels.grouping.records import BlockState, Far, Groups, Plan, plan_for
 
-__all__ = ["BlockState", "Far", "Groups", "Plan", "fit_groups", "heavy_keys", "plan_for"]
+__all__ = ["BlockState", "Far", "Groups", "Plan", "plan_for"]

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, differing, is_jax, matmul, namespace, read_only, rows_at
-from rfkernels._checks import check_finite_arrays, check_kv, check_mask, check_qk
+from rfkernels._arrays import accumulator, differing, is_jax, matmul, namespace, rows_at
+from rfkernels._checks import check_mask, check_qk
 from rfkernels.fitting import pooled, softmax
 from rfkernels.fitting.choices import check_scale
 from rfkernels.grouping.records import Groups
@@ -21,73 +21,6 @@ _QUERIES, MEASURE, KEYS = 32, 1024, 2048
 
 EVEN = 0.1
 """What share of the attention of all is spread evenly when keys are weighed, so that none weighs nothing."""
-
-
-def fit_groups(
-    q: Any,
-    k: Any,
-    count: int,
-    *,
-    v: Any = None,
-    scale: float | None = None,
-    mask: Any = None,
-    check_finite: bool = True,
-) -> Groups:
-    """Divide keys into groups, finely where attention is.
-
-    Centres are keys, chosen one after another: each time that for which the squared distance from the nearest centre
-    so far, times the attention it receives from a sample of 32 queries, is largest (farthest-first traversal, Gonzalez
-    1985, with weights). Keys that matter most become groups of their own. Distances are those that logits see:
-    (k − c)ᵀ M (k − c), M being the second moment of queries, of 1,024 of them if there are more. Of more than 2,048
-    keys, the 1,024 that receive most attention and as many evenly spaced ones are considered.
-
-    Parameters
-    ----------
-    q : array, shape (*batch, length, dim)
-        A sample of queries.
-    k : array, shape (*batch, keys, dim)
-        A sample of keys. There are groups for each of its batch axes, such as heads; queries are pooled along axes
-        that k lacks or has of size 1, as in grouped-query attention.
-    count : int
-        Groups. Where there are fewer different keys, some have none.
-    v : array, shape (*batch, keys, width), optional
-        The values of the keys. If they are given, how they go along with keys within groups is found as well, which
-        makes attention more accurate.
-    scale : float, optional
-        Multiplies q·k; 1/√dim by default.
-    mask : array of bool, shape (*batch, keys), optional
-        True where a key may be attended: others have no influence. There are groups for each of its batch axes as well.
-    check_finite : bool, default True
-        Whether NaN and infinity are refused.
-
-    Returns
-    -------
-    Groups
-        For `attention`: ``groups=``. Groups that come of a sequence must not be used on it causally. Their arrays, if
-        NumPy's, are read-only.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If shapes do not fit, a sample is empty or not finite, or a number is out of range.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import rfkernels as rfk
-    >>> q, k, v = np.random.default_rng(0).normal(size=(3, 8, 512, 64))
-    >>> groups = rfk.fit_groups(q, k, 128)
-    >>> rfk.attention(q, k, v, groups=groups, window=32).shape
-    (8, 512, 64)
-    """
-    q, k, scale = checked(q, k, scale, mask, check_finite)
-    if v is not None:
-        check_kv(k, v)
-        if check_finite:
-            check_finite_arrays(v=v)
-    check_count(count, "count")
-    groups = found(q, k, v, count, scale, mask, received(q, k, scale, mask, STEPS), STEPS)
-    return Groups(*(read_only(x) if isinstance(x, np.ndarray) else x for x in groups))
 
 
 class Steps(NamedTuple):
@@ -131,33 +64,6 @@ def with_spread(xp: Any, groups: Groups, covariance: Any, cross: Any) -> Groups:
     return groups._replace(spread=covariance / mean, cross=None if cross is None else cross / mean)
 
 
-def heavy_keys(
-    q: Any, k: Any, count: int, *, scale: float | None = None, mask: Any = None, check_finite: bool = True
-) -> Any:
-    """Return the positions of the keys that receive the most attention from a sample of queries.
-
-    Parameters
-    ----------
-    q, k, scale, mask, check_finite
-        As in `fit_groups`; the sample is 32 of the queries, evenly spaced. Keys that may not be attended come last.
-    count : int
-        How many positions; all if there are fewer keys.
-
-    Returns
-    -------
-    array of int, shape (*batch, count)
-        In ascending order, with the batch axes of k. Positions that come of a sequence must not be used on it causally.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `fit_groups`.
-    """
-    q, k, scale = checked(q, k, scale, mask, check_finite)
-    check_count(count, "count")
-    return heaviest(received(q, k, scale, mask, STEPS), mask, count)
-
-
 def heaviest(mass: Any, mask: Any, count: int) -> Any:
     """Return the positions of the keys that receive the most attention."""
     xp = namespace(mass)
@@ -180,15 +86,15 @@ def check_count(count: Any, name: str) -> None:
         raise ValueError(f"{name} must be a positive integer, got {count!r}")
 
 
-def checked(q: Any, k: Any, scale: Any, mask: Any, check_finite: bool) -> tuple[Any, Any, Any]:
+def checked(q: Any, k: Any, scale: Any, mask: Any, check_finite: Callable[..., None] | None) -> tuple[Any, Any, Any]:
     """Return queries, pooled as keys are shared, and keys in the dtype of sums, and the scale."""
     check_qk(q, k)
     check_mask(mask, k, q=q.shape[:-2])
     for name, x in (("q", q), ("k", k)):
         if x.shape[-2] == 0:
             raise ValueError(f"{name} must hold at least one vector, got shape {x.shape}")
-    if check_finite:
-        check_finite_arrays(q=q, k=k)
+    if check_finite is not None:
+        check_finite(q=q, k=k)
     if not is_jax(scale):
         scale = check_scale(scale, q.shape[-1])
     xp = namespace(q, k)
