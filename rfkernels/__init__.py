@@ -6,10 +6,10 @@ Importing this module imports neither JAX nor Numba.
 from rfkernels import fitting, kernels, maps, materialized, proposals, samplers, spectral, uncertainty, variance
 from rfkernels.advise import advise
 from rfkernels.attention import attention, linear_attention
+from rfkernels.baseline import exact_attention, exact_log_kernel, exact_log_normalizer
 from rfkernels.calibration import Calibration, calibrate
 from rfkernels.catalog import Catalog
 from rfkernels.estimates import log_kernel, log_normalizer, transform
-from rfkernels.exact import exact_attention, exact_log_kernel, exact_log_normalizer
 from rfkernels.features import Features, Side, draw
 from rfkernels.features import register_pytree as _register_pytree
 from rfkernels.fitting import fit

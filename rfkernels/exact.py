@@ -1,4 +1,4 @@
-"""Exact attention, kernels and log-normalisers: what every estimate is compared with."""
+"""Sums of exact weights, as they are specified; `rfkernels.baseline` has what is public."""
 
 from __future__ import annotations
 
@@ -10,87 +10,12 @@ import numpy as np
 
 from rfkernels import kernels, partials
 from rfkernels._arrays import accumulator, compiled, matmul, namespace, over_rows, stopped
-from rfkernels._checks import (
-    check_finite_arrays,
-    check_flags,
-    check_known,
-    check_mask,
-    check_qk,
-    check_qkv,
-    check_scale,
-    check_segments,
-    check_window,
-    result_dtype,
-)
 from rfkernels.kernels import Kernel, evaluated
 from rfkernels.partials import Partial
 
 _BLOCK = 128
 _SCANS = 8
 """Scans of a causal pass: one alone would take twice the time, as it cuts keys to the same number for all queries."""
-
-
-def exact_attention(
-    q: Any,
-    k: Any,
-    v: Any,
-    *,
-    scale: float | None = None,
-    causal: bool = False,
-    window: int | None = None,
-    mask: Any = None,
-    segment_ids: Any = None,
-    kernel: Kernel = kernels.EXPONENTIAL,
-    check_finite: bool = True,
-) -> Any:
-    """Compute attention with exact weights, a block of queries at a time.
-
-    Row t of the output is Σ_s k(√scale q_t, √scale k_s) v_s / Σ_s k(√scale q_t, √scale k_s), by default
-    softmax(scale q kᵀ) v.
-
-    Parameters
-    ----------
-    q : array, shape (*batch, length, dim)
-        Queries; heads are batch axes, and batch axes broadcast.
-    k, v : array, shape (*batch, keys, dim) and (*batch, keys, width)
-        Keys and values.
-    scale : float, optional
-        Multiplies q·k; 1/√dim by default.
-    causal : bool, default False
-        Whether query t sees keys up to t only. When lengths differ the last query is aligned with the last key.
-    window : int, optional
-        Attend only to keys less than `window` positions away: t − window < s ≤ t if causal, |t − s| < window if not.
-    mask : array of bool, shape (*batch, keys), optional
-        True where a key may be attended.
-    segment_ids : array of int, shape (*batch, length), optional
-        Packed sequences: keys are seen by queries of the same segment only (see `attention`).
-    kernel : Kernel, default kernels.EXPONENTIAL
-        The kernel of the weights.
-    check_finite : bool, default True
-        Whether NaN and infinity are refused.
-
-    Returns
-    -------
-    array, shape (*batch, length, width)
-        In the common dtype of q, k and v; zeros for a query that may attend nothing.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If shapes or dtypes do not fit, or a value is not finite.
-    """
-    check_qkv(q, k, v)
-    check_mask(mask, k, q=q.shape[:-2], v=v.shape[:-2])
-    check_segments(segment_ids, q, k, v=v.shape[:-2])
-    check_scale(scale)
-    check_flags(causal=causal)
-    check_window(window)
-    if check_finite:
-        check_finite_arrays(q=q, k=k, v=v)
-    xp = namespace(q, k, v)
-    options = {"scale": scale, "causal": causal, "window": window, "mask": mask, "segment_ids": segment_ids}
-    part = exact_partial(q, k, v, kernel=kernel, **options)
-    return partials.normalize(xp, part).astype(result_dtype(xp, q, k, v))
 
 
 def exact_partial(
@@ -203,105 +128,6 @@ def exact_block(xp: Any, q: Any, k: Any, v: Any, allowed: Any, kernel: Kernel) -
     if kernel.sign is not None:
         weight = weight * evaluated(kernel.sign, xp, dot, xx, yy)
     return Partial(matmul(xp, weight, v), xp.sum(weight, -1), shift)
-
-
-def exact_log_kernel(
-    x: Any, y: Any, *, scale: float = 1.0, kernel: Kernel = kernels.EXPONENTIAL, return_sign: bool = False
-) -> Any:
-    """Return log |k(√scale x, √scale y)|, pair by pair.
-
-    Parameters
-    ----------
-    x, y : array, shape (*batch, dim)
-        The points; batch axes broadcast against each other.
-    scale : float, default 1
-        Multiplies x·y.
-    kernel : Kernel, default kernels.EXPONENTIAL
-        The kernel, such as ``rfk.lookup("relu").kernel``.
-    return_sign : bool, default False
-        Return ``(log, sign)``. Required of kernels that can be negative.
-
-    Returns
-    -------
-    array, shape (*batch), or a tuple of two such arrays
-        In the accumulation dtype; −inf where the kernel is zero.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If arguments do not fit together, a value is not finite, or the kernel is signed and `return_sign` is False.
-    """
-    _check_sign(kernel, return_sign)
-    check_qk(x, y, names=("x", "y"), pairs=True)
-    check_scale(scale)
-    check_finite_arrays(x=x, y=y)
-    xp = namespace(x, y)
-    dtype = accumulator(xp, x, y)
-    root = xp.sqrt(xp.asarray(scale, dtype))
-    x, y = x.astype(dtype) * root, y.astype(dtype) * root
-    products = xp.sum(x * y, -1), _squares(xp, x), _squares(xp, y)
-    log = evaluated(kernel.log, xp, *products)
-    if not return_sign:
-        return log
-    if kernel.sign is not None:
-        return log, evaluated(kernel.sign, xp, *products)
-    return log, xp.where(log == -xp.inf, 0, xp.ones_like(log))
-
-
-def exact_log_normalizer(
-    queries: Any,
-    keys: Any,
-    *,
-    scale: float = 1.0,
-    mask: Any = None,
-    kernel: Kernel = kernels.EXPONENTIAL,
-    return_sign: bool = False,
-) -> Any:
-    """Return log |Σ_s k(√scale q, √scale k_s)| for each query.
-
-    Parameters
-    ----------
-    queries : array, shape (*batch, length, dim)
-        Queries.
-    keys : array, shape (*batch, keys, dim)
-        Keys.
-    scale : float, default 1
-        Multiplies q·k.
-    mask : array of bool, shape (*batch, keys), optional
-        True where a key counts.
-    kernel : Kernel, default kernels.EXPONENTIAL
-        The kernel.
-    return_sign : bool, default False
-        Return ``(log, sign)``. Required of kernels that can be negative.
-
-    Returns
-    -------
-    array, shape (*batch, length), or a tuple of two such arrays
-        In the accumulation dtype; −inf where the sum is zero, as that of no keys.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If arguments do not fit together, a value is not finite, or the kernel is signed and `return_sign` is False.
-    """
-    _check_sign(kernel, return_sign)
-    check_qk(queries, keys, names=("queries", "keys"))
-    check_known(queries=queries, keys=keys)
-    check_mask(mask, keys, queries=queries.shape[:-2])
-    check_scale(scale)
-    check_finite_arrays(queries=queries, keys=keys)
-    xp = namespace(queries, keys)
-    part = exact_partial(queries, keys, keys[..., :0], scale=scale, mask=mask, kernel=kernel)
-    log, sign = partials.log_denominator(xp, part)
-    return (log, sign) if return_sign else log
-
-
-def _check_sign(kernel: Kernel, return_sign: bool) -> None:
-    if kernel.sign is not None and not return_sign:
-        raise ValueError(
-            f"the kernel {kernel.name!r} can be negative: "
-            "pass return_sign=True for the log of the magnitude and the sign"
-        )
 
 
 def _squares(xp: Any, x: Any) -> Any:

@@ -31,7 +31,7 @@ FLOORS = (
     ("fitting", "materialized"),
     ("grouping", "catalog"),
     ("backends",),
-    ("streaming", "blocked", "groups"),
+    ("streaming", "blocked", "groups", "baseline"),
     ("uncertainty",),
     ("attention",),
     ("estimates",),

@@ -11,7 +11,7 @@ import numpy as np
 
 from rfkernels.advise._problem import Problem, first_half, strides
 from rfkernels.attention import attention
-from rfkernels.exact import exact_attention
+from rfkernels.baseline import exact_attention
 from rfkernels.features import draw
 from rfkernels.fitting import Choice, choose, fit, moments
 from rfkernels.fitting.statistics import attended, pooled

@@ -7,11 +7,11 @@ from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from rfkernels import partials
-from rfkernels._arrays import is_jax
+from rfkernels import kernels, partials
+from rfkernels._arrays import is_jax, namespace
 from rfkernels._checks import check_finite_arrays
 from rfkernels.core import Options
-from rfkernels.exact import exact_block
+from rfkernels.exact import exact_block, exact_partial
 from rfkernels.features import Features
 from rfkernels.grouping import BlockState, Far, Plan
 from rfkernels.grouping.fitting import STEPS, Steps
@@ -26,6 +26,23 @@ class Pass(NamedTuple):
     log_normalizer: Any
     sign: Any
     state: Any
+
+
+def exact(
+    q: Any, k: Any, v: Any, options: Options, scale: Any, mask: Any, segments: Any, check: bool, dtype: Any
+) -> Pass:
+    """Run a pass with exact weights of the kernel in the options; the log-normaliser is returned if these ask for it.
+
+    `dtype` is the output's.
+    """
+    if check:
+        check_finite_arrays(q=q, k=k, v=v)
+    xp, causal, window = namespace(q, k, v), options.causal, options.window
+    kernel = kernels.EXPONENTIAL if options.kernel is None else options.kernel
+    seen = {"causal": causal, "window": window, "mask": mask, "segment_ids": segments}
+    part = exact_partial(q, k, v, scale=scale, kernel=kernel, **seen)
+    log, sign = partials.log_denominator(xp, part) if options.full else (None, None)
+    return Pass(partials.normalize(xp, part).astype(dtype), log, sign, None)
 
 
 class Backend(NamedTuple):
@@ -55,6 +72,8 @@ class Backend(NamedTuple):
         ``spread(xp, outputs, share, ratio, least)``: as `rfkernels.partials.spread`.
     few_rows : callable
         ``few_rows(xp, q, k, v, allowed, kernel)``: as `rfkernels.exact.exact_block`.
+    exact : callable
+        ``exact(q, k, v, options, scale, mask, segments, check_finite, dtype)``: as `exact`.
     """
 
     name: str
@@ -66,6 +85,7 @@ class Backend(NamedTuple):
     check_finite: Callable[..., None] = check_finite_arrays
     spread: Callable[..., tuple[Any, Any]] = partials.spread
     few_rows: Callable[..., partials.Partial] = exact_block
+    exact: Callable[[Any, Any, Any, Options, Any, Any, Any, bool, Any], Pass] = exact
 
 
 _MODULES = {"jax": "rfkernels.backends.jax", "numba": "rfkernels.backends.numba", "numpy": "rfkernels.backends.numpy"}

@@ -10,7 +10,7 @@ import numpy as np
 from rfkernels._arrays import dtype_name
 from rfkernels._checks import broadcast_batch, check_finite_arrays
 from rfkernels.backends import Backend, Pass
-from rfkernels.backends.numba import blocks, heads, passes
+from rfkernels.backends.numba import blocks, exact, heads, passes
 from rfkernels.backends.numba.exact_rows import few_rows
 from rfkernels.backends.numba.finite import check_finite
 from rfkernels.backends.numba.group_steps import STEPS
@@ -117,6 +117,6 @@ def _read(state: State, q: Any, features: Features, full: bool, check: bool, dty
     return Pass(out, log, sign, state)
 
 
-BACKEND = Backend("numba", _attend, _write, _read, blocks.attend, STEPS, check_finite, spread, few_rows)
+BACKEND = Backend("numba", _attend, _write, _read, blocks.attend, STEPS, check_finite, spread, few_rows, exact.attend)
 
 __all__ = ["BACKEND", "describe"]

@@ -13,7 +13,9 @@ from rfkernels.backends.numba import threads
 from rfkernels.backends.numba.packing import SHAPES, Layout, PackedWeights, addresses, point
 from rfkernels.backends.numba.records import rows_of
 from rfkernels.backends.numba.schedule_records import Queries, Task
-from rfkernels.features import Features
+from rfkernels.features import Features, SideName
+
+_SIDES: dict[str, SideName] = {"q": "query", "k": "key"}
 
 
 @dataclass(eq=False)
@@ -22,6 +24,8 @@ class Heads:
 
     Parameters
     ----------
+    features : Features or None
+        None where all that queries see is exact.
     window : int or None
         Keys less than so far from a query are seen exactly, and through features all others.
     tasks : array of Task, shape (heads,)
@@ -33,7 +37,7 @@ class Heads:
     """
 
     layout: Layout
-    features: Features
+    features: Features | None
     window: int | None
     tasks: Any
     queries: Any
@@ -64,7 +68,7 @@ def worth_threads(h: Heads) -> bool:
 
 def heads(
     layout: Layout,
-    features: Features,
+    features: Features | None,
     packed: PackedWeights,
     batch: tuple[int, ...],
     arrays: dict[str, Any],
@@ -88,7 +92,7 @@ def heads(
         point(tasks, {"queries": queries})
         shared = queries.shape[1]
     tasks["groups"], tasks["keys"] = shared, 0 if k is None else k.shape[-2]
-    tasks["weights"] = packed.addresses(features.batch, batch)
+    tasks["weights"] = packed.addresses(() if features is None else features.batch, batch)
     return Heads(
         layout=layout,
         features=features,
@@ -103,10 +107,10 @@ def heads(
     )
 
 
-def _plain(layout: Layout, features: Features, name: str, x: Any) -> int:
+def _plain(layout: Layout, features: Features | None, name: str, x: Any) -> int:
     """Whether tiles of an array can be read where they lie: full rows of elements, one after the other."""
-    p, side = layout.plan, features.query if name == "q" else features.key
-    if x is None or x.dtype != layout.dtype or (name != "v" and side.centre is not None):
+    p, side = layout.plan, None if features is None or name == "v" else features.side(_SIDES[name])
+    if x is None or x.dtype != layout.dtype or (side is not None and side.centre is not None):
         return 0
     width, wanted = x.shape[-1], p.width_pad if name == "v" else p.dim_pad
     rows = width == wanted and x.strides[-2:] == (width * p.element, p.element)

@@ -38,6 +38,14 @@ _PLANS = 64
 SHAPES = 256
 """Of arrays for which it is kept where their heads lie."""
 
+_OF_MAPS = (
+    "key_activation",
+    "key_activation_ragged",
+    "key_shift",
+    "query_activation",
+    "hadamard_columns",
+    "hadamard_rows",
+)
 _ADDRESSES = Plan._fields[: Plan._fields.index("element")]
 
 
@@ -82,7 +90,7 @@ def layout(features: Features, bits: int, width: int, names: tuple[str, ...], ch
     if found is None:
         if len(known) >= _PLANS:
             known.clear()
-        found = known[key] = _plan(target, bits, code, sizes, names, check)
+        found = known[key] = plan_of(target, bits, code, sizes, names, check)
     held, shape = found
     dtype = np.float32 if bits == 32 else np.float64
     return Layout(target, dtype, held, kernels.SENTINEL[bits], code, shape, factors)
@@ -91,13 +99,14 @@ def layout(features: Features, bits: int, width: int, names: tuple[str, ...], ch
 _plans: WeakKeyDictionary[Code, dict[tuple[Any, ...], tuple[Held[Plan], tuple[Any, ...]]]] = WeakKeyDictionary()
 
 
-def _plan(
+def plan_of(
     target: Machine,
     bits: int,
     code: tuple[Code, ...],
     sizes: tuple[int, int, int, int],
     names: tuple[str, ...],
     check: bool,
+    tile: int = TILE,
 ) -> tuple[Held[Plan], tuple[Any, ...]]:
     """Return a plan, and what packed weights depend on: the sizes, and whether rows are factored."""
     shared, *own = (part.addresses for part in code)
@@ -107,7 +116,7 @@ def _plan(
     pad = up(rows, step)
     functions = {
         **{name: address for name, address in shared.items() if name in Plan._fields},
-        **dict.fromkeys(("key_shift", "hadamard_columns", "hadamard_rows"), 0),
+        **dict.fromkeys(_OF_MAPS, 0),
         **{name: address for part in own for name, address in part.items()},
         "pack_q": shared[f"pack_{q}"],
         "pack_k": shared[f"pack_{k}"],
@@ -117,7 +126,7 @@ def _plan(
     plan = Plan(
         **functions,
         element=bits // 8,
-        tile=TILE,
+        tile=tile,
         part=PART,
         band_tile=NEAR_TILE,
         row_step=target.rows,
@@ -345,9 +354,9 @@ def _places(sizes: tuple[int, ...], strides: tuple[int, ...], batch: tuple[int, 
     return found.ravel()
 
 
-def lowest(given: Layout, features: Features) -> float:
+def lowest(given: Layout, features: Features | None) -> float:
     """Return the shift of no keys: a sentinel that stands for −inf."""
-    return given.sentinel if features.map.exponential else 0.0
+    return given.sentinel if features is not None and features.map.exponential else 0.0
 
 
 def to_internal(given: Layout, features: Features, state: State) -> State | None:

@@ -56,11 +56,12 @@ class Slots:
 
 
 class Tasks:
-    """Tasks of all heads on the states in slots; in reverse, of keys and rows read backwards."""
+    """Tasks of all heads on the states in slots, or on none; in reverse, of keys and rows read backwards."""
 
-    def __init__(self, h: Heads, slots: Slots, reverse: bool = False) -> None:
-        made = np.repeat(h.tasks[None], len(slots.state.z), 0)
-        made["kv"], made["z"], made["shift"] = slots.addresses()
+    def __init__(self, h: Heads, slots: Slots | None = None, reverse: bool = False) -> None:
+        made = np.repeat(h.tasks[None], 1 if slots is None else len(slots.state.z), 0)
+        if slots is not None:
+            made["kv"], made["z"], made["shift"] = slots.addresses()
         if reverse:
             for name in ("k", "v", "mask"):
                 made[name] += np.where(made[name] == 0, 0, (h.keys - 1) * made[f"{name}_row"])

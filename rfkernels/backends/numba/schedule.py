@@ -19,6 +19,7 @@ from rfkernels.backends.numba.schedule_steps import (
     load_values,
     move_shift,
     no_features,
+    query_rows,
     read_state,
     records,
     rescale,
@@ -173,6 +174,30 @@ def _emit(p: Plan, w: Weights, s: Scratch, t: Task, low: int, high: int) -> int:
                 no_features(p, w, s, n)
             store(p, s, t, index, i, n, high)
             i += n
+    return 0
+
+
+@entry
+def near(plan: int, scratch: int, tasks: int, first: int, last: int, low: int, high: int) -> int:
+    """Let queries low <= i < high of heads first <= h < last see keys exactly, as tasks say, and nothing else.
+
+    Return 1 if some input is not finite.
+    """
+    for head in range(first, last):
+        p, w, s, t = records(plan, scratch, tasks, head)
+        for index in range(t.groups):
+            i, g = low, queries_at(t.queries, index)
+            while i < high:
+                n = min(p.tile, high - i)
+                q = g.q + i * t.q_row
+                fine, x, x_row = query_rows(p, s, t, q, n, w.zeros)
+                if fine == 0:
+                    return 1
+                no_features(p, w, s, n)
+                if add_window(p, w, s, t, q, x, x_row, i, n) == 0:
+                    return 1
+                store(p, s, t, index, i, n, high)
+                i += n
     return 0
 
 

@@ -187,14 +187,20 @@ def write_keys(p: Plan, w: Weights, s: Scratch, t: Task, low: int, high: int) ->
 
 
 @jit
+def query_rows(p: Plan, s: Scratch, t: Task, q: int, count: int, centre: int) -> tuple[int, int, int]:
+    """Return whether queries are finite, where they lie in padded rows, and the rows' stride."""
+    source, to = (q, t.q_row, t.q_column), (p.dim, centre, s.x, p.dim_pad + p.column_step)
+    return _rows(p, p.pack_q, source, t.q_plain, (0, count, up(count, p.row_step)), to)
+
+
+@jit
 def load_queries(p: Plan, w: Weights, s: Scratch, t: Task, q: int, count: int, logs: int) -> tuple[int, int, int]:
     """Project queries; return whether they are finite, where they lie in padded rows, and the rows' stride.
 
     Of an exponential map their offsets matter for logs only.
     """
     rows, q_row = up(count, p.row_step), p.total + p.column_step
-    source, to = (q, t.q_row, t.q_column), (p.dim, w.query_centre, s.x, p.dim_pad + p.column_step)
-    fine, x, x_row = _rows(p, p.pack_q, source, t.q_plain, (0, count, rows), to)
+    fine, x, x_row = query_rows(p, s, t, q, count, w.query_centre)
     if p.hadamard_rows != 0:
         call(p.hadamard_rows, (x, x_row, w.signs, w.norms, s.query, q_row, rows, p.rows // p.dim))
     else:

@@ -1,0 +1,103 @@
+"""Exact attention, tile by tile: no more memory than a pass over features takes, and no features."""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rfkernels._arrays import dtype_name
+from rfkernels._checks import broadcast_batch, check_finite_arrays
+from rfkernels.backends import Pass, exact
+from rfkernels.backends.numba import heads, kernels, schedule, threads
+from rfkernels.backends.numba.heads import Heads, worth_threads
+from rfkernels.backends.numba.jit import Machine, machine
+from rfkernels.backends.numba.packed import packed
+from rfkernels.backends.numba.packing import Layout, PackedWeights, address, plan_of, scratch
+from rfkernels.backends.numba.passes import Tasks, cut
+from rfkernels.backends.numba.records import Held
+from rfkernels.backends.numba.schedule_records import Weights
+from rfkernels.core import Options
+from rfkernels.kernels import Kernel
+
+_TILE = 256
+"""Queries that see a tile of keys before the next is loaded, which takes as long as a few queries do."""
+
+_SPANS = 4
+"""For each thread, at least as many spans of queries, as those of a causal pass see fewer or more keys."""
+
+
+def attend(
+    q: Any, k: Any, v: Any, options: Options, scale: float, mask: Any, segments: Any, check: bool, dtype: Any
+) -> Pass:
+    """Do what `rfkernels.backends.exact` does, for kernels whose log is x·y + κ (|x|² + |y|²)."""
+    kernel = options.kernel
+    if kernel is None or kernel.norm_weight is None:
+        return exact(q, k, v, options, scale, mask, segments, check, dtype)
+    bits = 64 if np.float64 in (q.dtype, k.dtype, v.dtype) else 32
+    names = tuple(dtype_name(np.dtype(x)) for x in (q.dtype, k.dtype, v.dtype, dtype))
+    given, weights = _prepared(machine(), bits, (q.shape[-1], v.shape[-1]), names, check, float(scale), kernel)
+    rows = {"mask": mask, "segments": segments}
+    own = {name: x.shape[:-1] for name, x in rows.items() if x is not None}
+    batch = broadcast_batch(k=k.shape[:-2], v=v.shape[:-2], **own)
+    outer = broadcast_batch(q=q.shape[:-2], keys=batch)
+    out, logs = heads.outputs(outer, q.shape[-2], v.shape[-1], dtype, given.dtype, options.full)
+    arrays = {"q": q, "k": k, "v": v, "out": out, "mask": mask}
+    h = heads.heads(given, None, weights, batch, arrays, logs, q.shape[-2] + k.shape[-2])
+    run = partial(_run, options)
+    fine, _ = run(h, None) if segments is None else packed(h, segments, batch, None, run)
+    if not fine or (check and 0 in (q.shape[-2], k.shape[-2])):
+        check_finite_arrays(q=q, k=k, v=v)
+    return Pass(out, *heads.log_normalizers(logs), None)
+
+
+class _Exact(NamedTuple):
+    """How a pass is laid out, and what it is told of the kernel."""
+
+    layout: Layout
+    weights: PackedWeights
+
+
+@lru_cache(256)
+def _prepared(
+    target: Machine,
+    bits: int,
+    sizes: tuple[int, int],
+    names: tuple[str, ...],
+    check: bool,
+    scale: float,
+    kernel: Kernel,
+) -> _Exact:
+    code, dtype, sentinel = (kernels.shared(target, bits),), np.dtype(f"f{bits // 8}"), kernels.SENTINEL[bits]
+    held, shape = plan_of(target, bits, code, (sizes[0], 0, 0, sizes[1]), names, check, _TILE)
+    p = held.record
+    assert kernel.norm_weight is not None
+    arrays = {
+        "near_parameters": np.array([kernel.norm_weight * scale, 0], dtype),
+        "scale": np.array([scale], dtype),
+        "zeros": np.zeros(max(p.dim_pad, p.width_pad, p.tile + p.column_step), dtype),
+        "lowest": np.full(p.tile + p.column_step, sentinel, dtype),
+    }
+    places = {name: address(x) for name, x in arrays.items()}
+    weights = Weights(**{**dict.fromkeys(Weights._fields, 0), **places})
+    return _Exact(
+        Layout(target, dtype.type, held, sentinel, code, shape, None),
+        PackedWeights([Held(weights)], list(arrays.values())),
+    )
+
+
+def _run(options: Options, h: Heads, start: None) -> tuple[bool, None]:
+    """Run a pass over whole heads; return whether inputs were finite, and no state."""
+    every, ahead = h.keys + h.length, h.keys - h.length if options.causal else 0
+    reach = every if options.window is None else min(int(options.window), every)
+    tasks, plan, tile = Tasks(h), h.layout.held.address, h.layout.plan.tile
+    tasks.set(near=1, near_low=ahead + 1 - reach, near_high=ahead + (1 if options.causal else reach))
+    count = h.threads if worth_threads(h) else 1
+    spans = cut(h.length, max(1, min(_SPANS * count, h.length // tile)) if count > 1 else 1, tile)
+
+    def near(heads: tuple[int, int], low: int, high: int) -> int:
+        return schedule.near(plan, scratch(h.layout), tasks.at(0), *heads, low, high)
+
+    work = [partial(near, heads, *span) for span in reversed(spans) for heads in h.runs()]
+    return threads.run(work, count) == 0, start
