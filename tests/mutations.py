@@ -20,6 +20,7 @@ JUMPS = ("tests/test_numerics.py", "-k", "numba and (jump or ratio or random or 
 NUMPY_JUMPS = ("tests/test_numerics.py", "-k", "numpy and (jump or ratio or random or norms_from or nothing or masked)")
 STATE = ("tests/test_state.py",)
 SCHEDULED = ("tests/test_schedules.py",)
+EXACT = "tests/test_exact.py"
 TURNS = ("tests/test_turns.py",)
 JAX_NUMERICS = ("tests/test_jax_numerics.py", "-k", "jump or later")
 SEGMENTS = ("tests/test_segments.py", "tests/test_jax_segments.py")
@@ -290,6 +291,20 @@ MUTANTS = [
            "(p.gemm_row, 1) if count == 1 else (p.gemm, stop - r)", "(p.gemm_row, 1) if count <= 2 else (p.gemm, stop - r)", (*SCHEDULED, "-k", "few_")),
     Mutant("few: the last block of Hadamard rows is left out", "backends/numba/schedule_steps.py",
            "q_row, rows, p.rows // p.dim))\n    else:\n        gemm, own = _rows_of(p, count)\n        call(gemm, (x, x_row, 1, w.key", "q_row, rows, p.rows // p.dim - 1))\n    else:\n        gemm, own = _rows_of(p, count)\n        call(gemm, (x, x_row, 1, w.key", (*SCHEDULED, "-k", "few_")),
+    Mutant("exact: a window ends a key late", "backends/numba/exact.py",
+           "near_low=ahead + 1 - reach", "near_low=ahead - reach", (EXACT, "-k", "shared")),
+    Mutant("exact: a causal pass sees a key later", "backends/numba/exact.py",
+           "(1 if options.causal else reach)", "(2 if options.causal else reach)", (EXACT, "-k", "shared")),
+    Mutant("exact: lengths that differ begin together", "backends/numba/exact.py",
+           "h.keys - h.length if options.causal else 0", "0", (EXACT, "-k", "threads")),
+    Mutant("exact: one span of those on threads is left out", "backends/numba/exact.py",
+           "for span in reversed(spans)", "for span in reversed(spans[1:] or spans)", (EXACT, "-k", "threads")),
+    Mutant("exact: inputs that are not finite pass", "backends/numba/schedule.py",
+           "fine, x, x_row = query_rows(p, s, t, q, n, w.zeros)", "_, x, x_row = query_rows(p, s, t, q, n, w.zeros)\n                fine = 1", (EXACT, "-k", "finite")),
+    Mutant("exact: norms do not count", "backends/numba/exact.py",
+           "np.array([kernel.norm_weight * scale, 0], dtype)", "np.array([0, 0], dtype)", (EXACT, "-k", "shared")),
+    Mutant("exact: groups are found by the reference", "groups.py",
+           "chosen = choose(backend, q, k, v, mask=mask)", 'chosen = choose("numpy", q, k, v, mask=mask)', ("tests/test_groups.py", "-k", "named")),
     Mutant("tiles: rows behind the last tall one are left out", "backends/numba/products.py",
            "(whole, rows, machine.rows)]", "(whole, whole, machine.rows)]", (*SCHEDULED, "-k", "tiles")),
     Mutant("tiles: tall ones begin where the first do", "backends/numba/products.py",

@@ -525,7 +525,8 @@ DENSE_SHAPES = (
 
 
 @pytest.mark.parametrize("lengths", DENSE_SHAPES, ids=str)
-def test_exact_attention(lengths: tuple[int, int]) -> None:
+@pytest.mark.parametrize("backend", oracle.backends("numpy", "numba"))
+def test_exact_attention(backend: str, lengths: tuple[int, int]) -> None:
     (length, keys), rng = lengths, np.random.default_rng(sum(lengths))
     q, k, v = (oracle.normal(rng, *shape) for shape in ((2, length, 4), (1, keys, 4), (1, keys, 3)))
     wide = [x.astype(np.float64) for x in (q, k, v)]
@@ -538,14 +539,13 @@ def test_exact_attention(lengths: tuple[int, int]) -> None:
             mask = rng.random((1, keys)) < 0.6 if masked else None
             expected = dense(weights, wide[2], causal, window, mask)
             arrays = wide if signed else (q, k, v)  # whose sums may be nearly zero, and double what rounding did
-            got = rfk.exact_attention(*arrays, scale=scale, causal=causal, window=window, mask=mask, kernel=kernel)
+            options = {"scale": scale, "mask": mask, "kernel": kernel, "backend": backend}
+            got = rfk.exact_attention(*arrays, causal=causal, window=window, **options)
             assert got.dtype == arrays[0].dtype
             about = f"{name} {causal=} {window=} {masked=}"
             np.testing.assert_allclose(got, expected, rtol=1e-9 * signed, atol=1e-9 if signed else 3e-5, err_msg=about)
             if not causal and window is None:
-                sums, signs = rfk.exact_log_normalizer(
-                    *wide[:2], scale=scale, mask=mask, kernel=kernel, return_sign=True
-                )
+                sums, signs = rfk.exact_log_normalizer(*wide[:2], return_sign=True, **options)
                 seen = weights if mask is None else np.where(mask[..., None, :], weights, 0)
                 np.testing.assert_allclose(signs * np.exp(sums), seen.sum(-1), rtol=1e-12, atol=1e-12 * keys * signed)
 
