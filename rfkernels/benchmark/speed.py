@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rfkernels.baseline import exact_attention
 from rfkernels.benchmark import peers
 from rfkernels.benchmark.line import Line, Ratio, missing_line, ratio_line, show_threads, time_line
 from rfkernels.benchmark.plan import Plan, allowed_threads, inputs, ours
@@ -17,6 +18,7 @@ from rfkernels.maps import FeatureMap
 
 _OURS = "rfkernels"
 _FAST = "rfkernels, hyperbolic on Hadamard rows"
+_EXACT = "rfkernels exact"
 _PERFORMER = "performer-pytorch"
 _DIRECTIONS = {"bidirectional": False, "causal": True}
 
@@ -92,13 +94,19 @@ def crossover(plan: Plan) -> Iterator[Line]:
             builders = {
                 "torch exact": partial(peers.torch_exact, plan, arrays, is_causal),
                 _OURS: partial(ours, plan, arrays, causal=is_causal),
+                _EXACT: partial(_exact, plan, arrays, is_causal),
             }
             timings = measure(builders, plan.rounds, plan.seconds)
-            name = f"{direction} L={length:,}: torch exact / {_OURS}"
-            line = _line(timings, Ratio(name, "torch exact", _OURS, "> 1" if length >= target else ""))
+            name = f"{direction} L={length:,}: torch exact"
+            line = _line(timings, Ratio(f"{name} / {_OURS}", "torch exact", _OURS, "> 1" if length >= target else ""))
             ratios[length] = line.value
             yield line
+            yield _line(timings, Ratio(f"{name} / {_EXACT}", "torch exact", _EXACT))
         yield _first_faster(direction, ratios, f"<= {target}")
+
+
+def _exact(plan: Plan, arrays: Any, causal: bool) -> Call:
+    return partial(exact_attention, *arrays, causal=causal, backend=plan.backend)
 
 
 def _first_faster(direction: str, ratios: Mapping[int, float], target: str) -> Line:
