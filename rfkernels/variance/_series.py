@@ -27,6 +27,12 @@ _TRACED_TERMS = 512
 _TRACED_REACH = 256
 """Up to this exponent the traced terms hold all that counts: 256 + 12 √256 + 40 are fewer."""
 
+_FAR = 4096
+"""Up to this x NumPy sums the series in powers of x, as many terms as x; beyond, what it tends to."""
+
+_BLURRED = 512
+"""Up to this x |c| the nodes of `ratios` are close enough for what is narrow about a right angle."""
+
 _BLOCK = 1 << 21
 _ANGLES = 160
 
@@ -37,6 +43,11 @@ def log_moment(s: Any, dim: int, cosine: float) -> Any:
     x = xp.where(s > 0, s, 1) / 2
     if cosine == 0 and dim % 2 == 0:
         return xp.where(s > 0, _log_polynomial(xp, x, dim // 2) - x, 0)
+    far = np.zeros(x.shape, bool) if is_jax(s) else x > min(_reach(dim), _BLURRED / max(abs(cosine), 1e-9))
+    if np.any(far):
+        found = log_moment(np.where(far, 1, s), dim, cosine)
+        found[far] = _far_moment(x[far], dim, cosine)
+        return found
     count = _term_count(x, 2 * (1 + max(cosine, 0.0)))
     logs = xp.asarray(_rising(dim, cosine, count), s.dtype)
     order = xp.arange(count, dtype=s.dtype)
@@ -51,6 +62,50 @@ def _log_polynomial(xp: Any, x: Any, n: int) -> Any:
     logs = xp.asarray(_falling(2 * n, n + 1)[1] - _log_factorial(n + 1), x.dtype)
     order = xp.arange(n + 1, dtype=x.dtype)
     return _by_blocks(lambda part: _log_sum(xp, logs + order * xp.log(part)[..., None]), x, n + 1)
+
+
+def _reach(dim: int) -> int:
+    return max(_FAR, 2 * dim)
+
+
+def _far_moment(x: Any, dim: int, cosine: float) -> Any:
+    """Return log C for x beyond `_reach`, any one axis: a mean over ψ = π/2 − 2φ, of which but little counts."""
+    x = x.astype(np.float64)
+    if cosine == 0:
+        return _log_damped(x, dim) - x
+    points, weights = np.polynomial.legendre.leggauss(_ANGLES)
+    whole, steep = math.pi / 2, x * abs(cosine)
+    tails = 14 / np.sqrt(steep + dim) if cosine > 0 else (dim + 14 * math.sqrt(dim) + 40) / steep
+
+    def mean(part: Any, reach: Any) -> Any:
+        angles = reach[:, None] * (1 + points) / 2
+        angles = angles if cosine > 0 else whole - angles
+        logs = (dim - 1) * np.log(np.cos(angles)) + np.log(weights * reach[:, None] / 2)
+        means = part[:, None] * (1 + cosine * np.cos(angles))
+        fall = (1 - cosine) + 2 * cosine * np.sin(angles / 2) ** 2  # 1 − c cos ψ, of equal directions without rounding
+        return _log_sum(np, logs - part[:, None] * fall + _log_damped(means, dim))
+
+    step = max(1, _BLOCK // (dim * _ANGLES))
+    parts = [slice(start, start + step) for start in range(0, x.size, step)]
+    norm = math.log(2) + math.lgamma((dim + 1) / 2) - math.lgamma(dim / 2) - math.log(math.pi) / 2
+    return norm + np.concatenate([mean(x[part], np.minimum(tails, whole)[part]) for part in parts])
+
+
+def _log_damped(x: Any, dim: int) -> Any:
+    """Return log e^(−x) 1F1(dim; n; x)."""
+    far = x > _reach(dim)
+    found = log_kummer(np.where(far, 0, x), dim, dim / 2)
+    order = np.arange(dim - 1)  # all terms of the series in powers of 1/x are had: (1 − dim)_k ends it, or (−n)_k
+    factors = (order - dim / 2) * (order + 1 - dim) / (order + 1)
+    factors = factors[: dim // 2] if dim % 2 == 0 else factors
+    signs = np.cumprod(np.concatenate([[1.0], np.sign(factors)]))
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.abs(factors)))])
+    given = np.log(x[far])
+    terms = logs - np.arange(len(logs)) * given[:, None]
+    top = np.max(terms, -1, initial=0)
+    total = np.log(np.sum(signs * np.exp(terms - top[:, None]), -1)) + top
+    found[far] = math.lgamma(dim / 2) - math.lgamma(dim) + dim / 2 * given + total
+    return found
 
 
 def gap(s: Any, dim: int, cosine: float, log_scale: Any = 0.0) -> Any:
@@ -82,7 +137,10 @@ def _turned(delta: Any, dim: int, cosine: float) -> Any:
     else:
         nodes, weights = ratios(dim)
     for node, weight in zip(nodes, weights, strict=True):
-        mean = delta / 2 * (1 + cosine * node)
+        mean, weight = delta / 2 * (1 + cosine * node), xp.ones_like(delta) * weight
+        if not is_jax(delta):
+            near = np.minimum(mean, _reach(dim))
+            mean, weight = near, weight * np.where(near < mean, _fallen(np.maximum(mean, 1), near, dim), 1)
         count = _term_count(mean, 1.0)
         if dim % 2 == 0:
             count = min(count, dim // 2 + 1)
@@ -96,6 +154,15 @@ def _turned(delta: Any, dim: int, cosine: float) -> Any:
 
         total = total + weight * _by_blocks(poisson, mean, count)
     return total
+
+
+def _fallen(mean: Any, near: Any, dim: int) -> Any:
+    """Return 1F1(dim; n; −mean) / 1F1(dim; n; −near) of large means: it falls like the power −dim, of even dims to 0."""
+    factors = [1.0]
+    for k in range(8):
+        factors.append(factors[-1] * (dim + k) * (dim / 2 + 1 + k) / (k + 1))
+    one, other = (np.polynomial.polynomial.polyval(1 / y, factors) for y in (mean, near))
+    return (near / mean) ** dim * one / other
 
 
 @lru_cache(maxsize=64)
@@ -228,16 +295,30 @@ def _all_positive(s: Any) -> bool:
 
 
 def log_kummer(x: Any, a: float, b: float) -> Any:
-    """Return log 1F1(a; b; x) for x ≥ 0 and b ≥ a > 0; NaN where traced x exceed what so many terms reach."""
+    """Return log e^(−x) 1F1(a; b; x) for x ≥ 0 and a, b > 0; NaN where traced x exceed what so many terms reach."""
     xp = namespace(x)
     inside = xp.where(x > 0, x, 1)
-    count = _term_count(inside, 1.0)
+    least = max(_FAR, 4 * abs((b - a) * (1 - a)))
+    far = np.zeros(x.shape, bool) if is_jax(x) else inside > least
+    near = xp.where(far, 1, inside) if np.any(far) else inside
+    count = _term_count(near, max(1.0, a / b))
     logs = xp.asarray(_kummer(a, b, count), x.dtype)
     order = xp.arange(count, dtype=x.dtype)
-    found = _by_blocks(lambda part: _log_sum(xp, logs + order * xp.log(part)[..., None]), inside, count)
+    found = _by_blocks(lambda part: _log_sum(xp, logs + order * xp.log(part)[..., None]) - part, near, count)
     if is_jax(x):
         found = xp.where(inside <= _TRACED_REACH, found, xp.nan)
+    elif np.any(far):
+        found = np.where(far, _far_kummer(np.where(far, inside, least), a, b), found)
     return xp.where(x > 0, found, 0)
+
+
+def _far_kummer(x: Any, a: float, b: float) -> Any:
+    """Return log e^(−x) 1F1(a; b; x) by the series in powers of 1/x, whose terms fall fourfold at first."""
+    term, total = np.ones_like(x), np.ones_like(x)
+    for k in range(24):
+        term = term * (b - a + k) * (1 - a + k) / ((k + 1) * x)
+        total = total + term
+    return math.lgamma(b) - math.lgamma(a) + (a - b) * np.log(x) + np.log(total)
 
 
 @lru_cache(maxsize=1024)

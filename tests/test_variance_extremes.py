@@ -1,0 +1,54 @@
+"""Errors in closed form where norms are large, differences small, or values in odd units."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rfkernels import samplers, variance
+
+
+@pytest.mark.parametrize("dim", [2, 3, 16, 63])
+@pytest.mark.parametrize("sampler", ["orthogonal", "simplex", samplers.antithetic("simplex")])
+@pytest.mark.parametrize("name", ["positive", "hyperbolic", "trigonometric"])
+@pytest.mark.parametrize("norm", [1e3, 1e6, 1e100])
+def test_coupled_rows_at_any_norm(name: str, sampler: Any, dim: int, norm: float) -> None:
+    """What is coupled is nothing beside the moment of a row, and takes neither time nor memory that grows with s."""
+    x = np.full(dim, norm / math.sqrt(4 * dim))
+    y = -x if name == "trigonometric" else x
+    options: dict[str, Any] = {"count": 4 * dim, "log": True}
+    apart = samplers.antithetic("iid") if "antithetic" in getattr(sampler, "name", sampler) else "iid"
+    found, alone = (variance.relative(name, x, y, sampler=s, **options) for s in (sampler, apart))
+    assert found == pytest.approx(alone, rel=1e-9)
+
+
+@pytest.mark.parametrize("dim", [3, 65, 1023])
+def test_orthogonal_moment_far_out(dim: int) -> None:
+    mp = pytest.importorskip("mpmath").mp
+    with mp.workdps(40):
+        for s in (8191.0, 8193.0, 17000.0, 1e5):
+            exact = mp.log(mp.hyp1f1(dim, mp.mpf(dim) / 2, mp.mpf(s) / 2, maxterms=10**6)) - s
+            found = float(variance.coupling_moment("orthogonal", s, dim, log=True))
+            assert abs(found - exact) <= 1e-14 * s
+
+
+@pytest.mark.parametrize("s", [3000.0, 8000.0, 9000.0, 1e6, 1e12])
+def test_moment_of_equal_directions_in_the_plane(s: float) -> None:
+    """C at c = 1 is (2/π) ∫ cos ψ e^(−x (1 − cos ψ)) (1 + x (1 + cos ψ)) dψ / (4/π) over a quarter turn, x = s/2."""
+    width = 14 / math.sqrt(s / 2)
+    points, weights = np.polynomial.legendre.leggauss(400)
+    angles = width * (1 + points) / 2
+    x = s / 2
+    inner = np.cos(angles) * np.exp(-2 * x * np.sin(angles / 2) ** 2) * (1 + x * (1 + np.cos(angles)))
+    expected = math.log(float(np.sum(weights * inner)) * width / 2)
+    assert variance.coupling_moment(1.0, s, 2, log=True) == pytest.approx(expected, abs=1e-6)
+
+
+def test_cross_moments_far_out() -> None:
+    x = np.array([[200.0, 0.0, 0.0], [3e5, 0.0, 0.0]])
+    other = np.array([0.0, 1.0, 0.0])
+    found = variance.cross_moment("positive", x, -x + other, -3 * x, count=3, sampler="orthogonal")
+    assert np.all(np.isfinite(found))
