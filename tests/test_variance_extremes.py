@@ -52,3 +52,15 @@ def test_cross_moments_far_out() -> None:
     other = np.array([0.0, 1.0, 0.0])
     found = variance.cross_moment("positive", x, -x + other, -3 * x, count=3, sampler="orthogonal")
     assert np.all(np.isfinite(found))
+
+
+@pytest.mark.parametrize("unit", [1e-320, 1e-170, 1e160, 1e300])
+def test_the_unit_of_values_does_not_matter(unit: float) -> None:
+    q, k, v = np.random.default_rng(0).uniform(-1, 1, (3, 12, 4))
+    v = np.round(v * 8) / 8 * 1e3
+    plain = variance.attention_error("positive", q, k, v, count=32)
+    found = variance.attention_error("positive", q, k, v * unit, count=32)
+    np.testing.assert_allclose(found, plain, rtol=1e-9 if unit > 1e-300 else 1e-2)
+    absolute = variance.attention_error("positive", q, k, v, count=32, relative=False)
+    found = variance.attention_error("positive", q, k, v * unit, count=32, relative=False)
+    np.testing.assert_allclose(found / unit, absolute, rtol=1e-9 if unit > 1e-300 else 1e-2)

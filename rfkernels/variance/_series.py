@@ -157,7 +157,7 @@ def _turned(delta: Any, dim: int, cosine: float) -> Any:
 
 
 def _fallen(mean: Any, near: Any, dim: int) -> Any:
-    """Return 1F1(dim; n; −mean) / 1F1(dim; n; −near) of large means: it falls like the power −dim, of even dims to 0."""
+    """Return 1F1(dim; n; −mean) / 1F1(dim; n; −near) of large means, which falls like the power −dim."""
     factors = [1.0]
     for k in range(8):
         factors.append(factors[-1] * (dim + k) * (dim / 2 + 1 + k) / (k + 1))
