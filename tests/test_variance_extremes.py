@@ -64,3 +64,31 @@ def test_the_unit_of_values_does_not_matter(unit: float) -> None:
     absolute = variance.attention_error("positive", q, k, v, count=32, relative=False)
     found = variance.attention_error("positive", q, k, v * unit, count=32, relative=False)
     np.testing.assert_allclose(found / unit, absolute, rtol=1e-9 if unit > 1e-300 else 1e-2)
+
+
+@pytest.mark.parametrize("dim", [2, 3, 64, 65, 1024])
+def test_moments_of_cosines_are_right_or_nan(dim: int) -> None:
+    mp = pytest.importorskip("mpmath").mp
+    with mp.workdps(60):
+        for s in (-0.5, -4.0, -12.0, -20.0, -40.0, -100.0):
+            exact = mp.hyp1f1(dim, mp.mpf(dim) / 2, mp.mpf(s) / 2) * mp.exp(-s)
+            found = float(variance.coupling_moment("orthogonal", s, dim))
+            assert abs(found - exact) <= 1e-3 * abs(exact) or (math.isnan(found) and s < -12)
+
+
+@pytest.mark.parametrize("name", ["hyperbolic", "trigonometric"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("norm", [1e-7, 1e-3, 0.05])
+def test_simplex_rows_of_even_features_at_small_norms(name: str, dtype: Any, norm: float) -> None:
+    """The first order of 1 − C is odd in the cosine: what is left of it at both signs is rounding alone."""
+    dim = 8
+    x = np.zeros(dim, dtype)
+    x[0] = norm
+
+    def excess(x: Any) -> float:
+        both = [variance.relative(name, x, 0 * x, count=2 * dim, sampler=s, log=True) for s in ("simplex", "iid")]
+        return float(both[0] - both[1])
+
+    reference = np.zeros(dim)
+    reference[0] = 0.01
+    assert excess(x) == pytest.approx(excess(reference), abs=1e-3)

@@ -108,15 +108,26 @@ def _log_damped(x: Any, dim: int) -> Any:
     return found
 
 
-def gap(s: Any, dim: int, cosine: float, log_scale: Any = 0.0) -> Any:
-    """Return (1 − C) e^(−log_scale); for s < 0, which trigonometric features have, log_scale must be at least −s."""
+def gap(s: Any, dim: int, cosine: float, log_scale: Any = 0.0, even: bool = False) -> Any:
+    """Return (1 − C) e^(−log_scale), if `even` that of the mean of C at both signs of the cosine.
+
+    For s < 0, which trigonometric features have, log_scale must be at least −s.
+    """
     xp = namespace(s)
     near = abs(s) < 2 * _NEAR
+    turns = (cosine, -cosine) if even and cosine != 0 else (cosine,)
     small = xp.where(near, s, 0) / 2
     series = xp.zeros_like(s)
-    for coefficient in _near(dim, cosine)[::-1]:
-        series = series * small + coefficient
+    for coefficients in list(zip(*(_near(dim, c) for c in turns), strict=True))[::-1]:
+        series = series * small + sum(coefficients) / len(turns)  # of both signs the first, odd ones, are none
     close = series * small * xp.exp(-small - log_scale)
+    far: Any = sum(_far_gap(s, dim, c, log_scale, near) for c in turns)
+    return xp.where(near, close, far / len(turns))
+
+
+def _far_gap(s: Any, dim: int, cosine: float, log_scale: Any, near: Any) -> Any:
+    """Return (1 − C) e^(−log_scale) where s is not near 0."""
+    xp = namespace(s)
     far_positive, far_negative = xp.where(s >= 2 * _NEAR, s, 1), xp.where(s <= -2 * _NEAR, -s, 1)
     logs = log_moment(far_positive, dim, cosine)
     far = -xp.expm1(xp.where(xp.isnan(logs), -xp.inf, logs)) * xp.exp(-log_scale)  # C is nothing beside e^s there
@@ -125,7 +136,7 @@ def gap(s: Any, dim: int, cosine: float, log_scale: Any = 0.0) -> Any:
             far_negative, dim, cosine
         )
         far = xp.where(s > 0, far, turned)
-    return xp.where(near, close, far)
+    return far
 
 
 def _turned(delta: Any, dim: int, cosine: float) -> Any:
