@@ -92,3 +92,15 @@ def test_simplex_rows_of_even_features_at_small_norms(name: str, dtype: Any, nor
     reference = np.zeros(dim)
     reference[0] = 0.01
     assert excess(x) == pytest.approx(excess(reference), abs=1e-3)
+
+
+def test_points_have_coordinates() -> None:
+    nothing = np.zeros((3, 0))
+    for function in (variance.relative, variance.cross_moment):
+        given = (nothing, nothing) if function is variance.relative else (nothing, nothing, nothing)
+        with pytest.raises(ValueError, match=r"x must be at least one wide, got shape \(3, 0\)"):
+            function("positive", *given, count=4)
+    with pytest.raises(ValueError, match=r"x must be at least one wide"):
+        variance.features_needed(0.1, 0.9, "positive", nothing, nothing)
+    with pytest.raises(ValueError, match=r"q must be at least one wide"):
+        variance.attention_error("positive", nothing, nothing, np.ones((3, 2)), count=4)

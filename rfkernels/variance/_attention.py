@@ -18,6 +18,7 @@ from rfkernels.variance._rows import (
     Pair,
     Spread,
     check_count,
+    check_width,
     cosine_of,
     coupled_pairs,
     directions,
@@ -88,6 +89,7 @@ def attention_error(
     form = cross_form(feature_map, sampler, proposal)
     draws = check_count(feature_map, sampler, count)
     check_qkv(q, k, v)
+    check_width("q", q)
     check_mask(mask, k, q=q.shape[:-2], v=v.shape[:-2])
     check_scale(scale)
     check_finite_arrays(q=q, k=k, v=v)

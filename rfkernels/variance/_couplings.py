@@ -32,8 +32,8 @@ def coupling_moment(kind: str | float, s: Any, dim: int, *, log: bool = False) -
     log : bool, default False
         Return log C, of s ≥ 0.
 
-    Where s < 0, C is NaN if it is below about 4096 ε e^(−s), which rounding leaves little of: at s < −28, say, in float64
-    where C is about 1. On JAX, C is NaN beyond s = 256 (128 for a cosine of 1) unless rows are orthogonal and dim is
+    Where s < 0, C is NaN if it is below about 4096 ε e^(−s), which rounding leaves little of: in float64, where C is
+    about 1, at s < −28. On JAX, C is NaN beyond s = 256 (128 for a cosine of 1) unless rows are orthogonal and dim is
     even.
 
     Returns
