@@ -104,3 +104,11 @@ def test_points_have_coordinates() -> None:
         variance.features_needed(0.1, 0.9, "positive", nothing, nothing)
     with pytest.raises(ValueError, match=r"q must be at least one wide"):
         variance.attention_error("positive", nothing, nothing, np.ones((3, 2)), count=4)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 8, 64, 65, 1024])
+def test_ratios_that_are_at_most_one_are(dim: int) -> None:
+    s = np.concatenate([[0.0], np.logspace(-16, 3, 400)])
+    assert np.all(variance.regularized_ratio(s, dim) <= 1)
+    for kind in ("orthogonal", "simplex") if dim > 1 else ():
+        assert np.all(variance.coupling_moment(kind, s, dim) <= 1)

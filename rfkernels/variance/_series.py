@@ -42,7 +42,8 @@ def log_moment(s: Any, dim: int, cosine: float) -> Any:
     xp = namespace(s)
     x = xp.where(s > 0, s, 1) / 2
     if cosine == 0 and dim % 2 == 0:
-        return xp.where(s > 0, _log_polynomial(xp, x, dim // 2) - x, 0)
+        found = xp.where(s > 0, _log_polynomial(xp, x, dim // 2) - x, 0)
+        return np.minimum(found, 0) if xp is np else found
     far = np.zeros(x.shape, bool) if is_jax(s) else x > min(_reach(dim), _BLURRED / max(abs(cosine), 1e-9))
     if np.any(far):
         found = log_moment(np.where(far, 1, s), dim, cosine)
@@ -54,6 +55,8 @@ def log_moment(s: Any, dim: int, cosine: float) -> Any:
     found = _by_blocks(lambda part: _log_sum(xp, logs + order * xp.log(part)[..., None]) - 2 * part, x, count)
     if is_jax(s):
         found = xp.where(2 * (1 + max(cosine, 0.0)) * x <= _TRACED_REACH, found, xp.nan)
+    elif cosine <= 0:
+        found = np.minimum(found, 0)  # which rounding may leave above
     return xp.where(s > 0, found, 0)
 
 
