@@ -601,3 +601,14 @@ def test_numbers_of_numpy_are_numbers() -> None:
     q, k, v = np.random.default_rng(0).standard_normal((3, 2, 64, 8))
     report = advise(q, k, v, counts=(np.int64(8),), windows=(np.int64(16),), tolerance=np.float32(0.1))
     assert json.loads(report.to_json())["tolerance"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("unit", [1e-170, 1e160])
+def test_the_unit_of_values_does_not_matter(unit: float) -> None:
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 32, 4))
+    options: dict[str, Any] = {"counts": (16,), "windows": (None,)}
+    plain, found = (advise(q, k, v * u, **options) for u in (1, unit))
+    for one, other in zip(plain.rows, found.rows, strict=True):
+        np.testing.assert_allclose(other.errors, one.errors, rtol=1e-9)
+        if one.predicted is not None:
+            np.testing.assert_allclose(other.predicted, one.predicted, rtol=1e-9)

@@ -577,3 +577,21 @@ def test_compiled_rows_are_exact(kernel: Any, keys: int) -> None:
     assert np.all(got.shift[:, :, 2] == -np.inf)
     for x, y in zip(got, expected, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("module", ["numpy", "jax.numpy"])
+@pytest.mark.parametrize("unit", [1e-30, 1e-22, 1e14, 1e25, 1e35])
+def test_errors_have_the_unit_of_the_values(unit: float, module: str) -> None:
+    xp = pytest.importorskip(module)
+    q, k, v = (xp.asarray(x, np.float32) for x in np.random.default_rng(0).standard_normal((3, 2, 40, 8)))
+    features = rfk.draw("positive", 8, 128, rng=0)
+    plain, found = (rfk.attention(q, k, v * np.float32(u), features, full=True, error=True) for u in (1, unit))
+    np.testing.assert_allclose(found.error.output / np.float32(unit), plain.error.output, rtol=1e-3)
+    np.testing.assert_allclose(found.output / np.float32(unit), plain.output, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(found.error.inflation, plain.error.inflation, rtol=1e-3)
+
+
+@pytest.mark.parametrize("freedom", [0, -3, 2.7, True, float("nan")])
+def test_degrees_of_freedom_are_positive_integers(freedom: Any) -> None:
+    with pytest.raises(ValueError, match="freedom must be a positive integer"):
+        half_width(np.ones(2), freedom)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels.advise._problem import Problem, head_arrays, root_scale, seen_at
+from rfkernels.advise._problem import Problem, head_arrays, in_units, root_scale, seen_at
 from rfkernels.features import Side
 from rfkernels.fitting import Choice
 
@@ -44,6 +44,7 @@ def predict(problem: Problem, rows: Any, choice: Choice | None, windows: tuple[i
     keys, root = problem.sizes[1], root_scale(problem)
     for column, head in enumerate(np.ndindex(*problem.batch)):
         q, k, v = head_arrays(problem, head)
+        v = in_units(v)
         law = _law(problem, q[rows], k, choice, head)
         squares, size = np.zeros(len(windows)), 0.0
         for i, position in enumerate(seen_at(problem, rows)):

@@ -136,6 +136,12 @@ def head_arrays(problem: Problem, head: tuple[int, ...]) -> tuple[Any, Any, Any]
     return q, k, v
 
 
+def in_units(x: Any) -> Any:
+    """Return numbers divided by the largest of them, so that no square leaves the range of floats."""
+    unit = np.max(np.abs(x))
+    return x / unit if unit > 0 else x
+
+
 def exact_rows(problem: Problem, rows: Any) -> Any:
     """Return exact outputs of some queries, who see all their keys, (*batch, rows, width), in float64."""
     keys, root = problem.sizes[1], root_scale(problem)
@@ -155,5 +161,7 @@ def exact_rows(problem: Problem, rows: Any) -> Any:
 
 def relative_errors(problem: Problem, out: Any, exact: Any) -> tuple[float, ...]:
     """Return |out − exact| / |exact| of each head, in Frobenius norms over its rows; infinite if only exact is zero."""
+    unit = np.maximum(*(np.max(np.abs(x), (-2, -1), keepdims=True) for x in (out.astype(np.float64), exact)))
+    out, exact = (x / np.where(unit > 0, unit, 1) for x in (out, exact))  # so that no square leaves the range
     apart, size = (np.linalg.norm(x, axis=(-2, -1)).ravel() for x in (out - exact, exact))
     return tuple(float(a / s) if s > 0 else 0.0 if a == 0 else math.inf for a, s in zip(apart, size, strict=True))

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, dtype_name, is_jax, namespace
+from rfkernels._arrays import accumulator, dtype_name, is_jax, namespace, stopped
 from rfkernels._checks import check_mask, check_qkv, check_segments, is_tracer, result_dtype
 from rfkernels.backends import choose
 from rfkernels.features import Features, check_features
@@ -134,7 +134,9 @@ def attend(
     dtype = result_dtype(xp, q, k, v)
     rounding = _NARROW.get(dtype_name(dtype), 0.0)
     chosen = choose(options.get("backend"), q, k, v)
-    found = combine(xp, done.output, done.log_normalizer, done.sign, features.count, rounding, chosen.spread)
+    unit = _unit(xp, v, done.output.dtype)
+    found = combine(xp, done.output / unit, done.log_normalizer, done.sign, features.count, rounding, chosen.spread)
+    found = found._replace(output=found.output * unit, error=found.error * unit)
     factors = None
     if check and state is None and features.map.kernel is not None:
         at = _check.positions(q.shape[-2], int(check))
@@ -144,6 +146,13 @@ def attend(
     _warn(error, stacklevel + 1)
     after = None if isinstance(done.state, BlockState) else _groups.whole_state(done.state, features, index)
     return AttentionResult(found.output.astype(dtype), after, found.log_normalizer, found.sign, error)
+
+
+def _unit(xp: Any, v: Any, dtype: Any) -> Any:
+    """Return the largest value where squares of differences between values may leave the range of floats, else 1."""
+    limits, size = xp.finfo(dtype), xp.max(xp.abs(stopped(xp, v).astype(dtype)), initial=0)
+    fits = (size > limits.tiny**0.5 / limits.eps) & (size < limits.max**0.5 * limits.eps)
+    return xp.where(fits | (size == 0), 1, size).astype(dtype)
 
 
 def _errors(found: Estimate, freedom: int, factors: tuple[Any, Any] | None) -> Errors:
@@ -200,8 +209,10 @@ def half_width(error: Any, freedom: int, level: float = 0.95) -> Any:
     Raises
     ------
     ValueError
-        If the level is not between 0 and 1.
+        If the level is not between 0 and 1, or freedom is no positive integer.
     """
+    if isinstance(freedom, bool) or not hasattr(freedom, "__index__") or freedom < 1:
+        raise ValueError(f"freedom must be a positive integer, got {freedom!r}")
     if not 0 < level < 1:
         raise ValueError(f"level must be above 0 and below 1, got {level!r}")
     return error * _quantile(int(freedom), level)

@@ -18,6 +18,7 @@ from rfkernels.variance._rows import (
     Pair,
     Spread,
     check_count,
+    check_width,
     cosine_of,
     coupled_pairs,
     directions,
@@ -88,6 +89,7 @@ def attention_error(
     form = cross_form(feature_map, sampler, proposal)
     draws = check_count(feature_map, sampler, count)
     check_qkv(q, k, v)
+    check_width("q", q)
     check_mask(mask, k, q=q.shape[:-2], v=v.shape[:-2])
     check_scale(scale)
     check_finite_arrays(q=q, k=k, v=v)
@@ -100,7 +102,9 @@ def attention_error(
     coupling = _coupling(form, sampler, spread, draws, dim)
     problem = _Problem(feature_map.offset, form, sampler.antithetic, spread, coupling, dim)
     batch = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
-    q, k, v = (np.broadcast_to(a, (*batch, *a.shape[-2:])) for a in (q * root, k * root, v))
+    unit = np.max(np.abs(v), (-2, -1), keepdims=True, initial=0)  # so that no square of values leaves the range
+    unit = np.where(unit > 0, unit, 1)
+    q, k, v = (np.broadcast_to(a, (*batch, *a.shape[-2:])) for a in (q * root, k * root, v / unit))
     allowed = np.broadcast_to(True if mask is None else np.asarray(mask), (*batch, keys))
     found = np.zeros((*batch, q.shape[-2]))
     step, offset = max(1, _BLOCK // max(1, keys * max(keys, dim))), keys - q.shape[-2]
@@ -111,7 +115,8 @@ def attention_error(
             if causal:
                 seen = seen & (np.arange(keys) <= start + offset + np.arange(len(rows))[:, None])
             found[(*index, slice(start, start + step))] = _rows(problem, rows, k[index], v[index], seen, relative)
-    return found / math.sqrt(draws)
+    with np.errstate(over="ignore"):
+        return found / math.sqrt(draws) * (1 if relative else unit[..., 0])
 
 
 class _Problem(NamedTuple):

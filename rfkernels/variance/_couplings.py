@@ -32,7 +32,9 @@ def coupling_moment(kind: str | float, s: Any, dim: int, *, log: bool = False) -
     log : bool, default False
         Return log C, of s ≥ 0.
 
-    On JAX, C is NaN beyond s = 256 (128 for a cosine of 1) unless rows are orthogonal and dim is even.
+    Where s < 0, C is NaN if it is below about 4096 ε e^(−s), which rounding leaves little of: in float64, where C is
+    about 1, at s < −28. On JAX, C is NaN beyond s = 256 (128 for a cosine of 1) unless rows are orthogonal and dim is
+    even.
 
     Returns
     -------
@@ -53,7 +55,10 @@ def coupling_moment(kind: str | float, s: Any, dim: int, *, log: bool = False) -
         return _series.log_moment(s, dim, cosine)
     positive, negative = xp.where(s > 0, s, 0), xp.where(s < 0, -s, 0)
     scale = negative  # 1 − C grows like e^(−s) for s < 0
-    turned = xp.exp(negative) * (xp.exp(-scale) - _series.gap(-negative, dim, cosine, scale))
+    left = xp.exp(-scale) - _series.gap(-negative, dim, cosine, scale)
+    known = xp.abs(left) > 4096 * xp.finfo(s.dtype).eps
+    with np.errstate(over="ignore"):
+        turned = xp.where(known, xp.exp(negative) * xp.where(known, left, 1), xp.nan)
     return xp.where(s >= 0, xp.exp(_series.log_moment(positive, dim, cosine)), turned)
 
 

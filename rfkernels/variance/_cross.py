@@ -147,7 +147,7 @@ def log_wave(xp: Any, s: Any, dim: int, degree: int, sign: int) -> Any:
     first = a if sign > 0 else b - a  # by Kummer's transformation, which makes all terms positive
     logs = _series.log_kummer(x, first, b)
     power = xp.where(x > 0, degree / 2 * xp.log(xp.where(x > 0, x, 1)), -xp.inf)
-    return start + power + logs - (x if sign > 0 else 0)
+    return start + power + logs + (0 if sign > 0 else x)
 
 
 def zonals(xp: Any, gram: Any, one: Any, other: Any, dim: int, highest: int) -> Iterator[Any]:

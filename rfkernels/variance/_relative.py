@@ -157,8 +157,7 @@ def parts_of(
     if cosine is None or not coupled:
         return Parts(moment.scaled, None, moment.top)
     require_isotropic(form, sampler, spread)
-    both = (cosine, -cosine) if cosine != 0 and (sampler.antithetic or len(form.signs) == 2) else (cosine,)
-    gap = sum(_series.gap(squared, dim, c, moment.top) for c in both) / len(both)
+    gap = _series.gap(squared, dim, cosine, moment.top, even=sampler.antithetic or len(form.signs) == 2)
     return Parts(moment.scaled, gap, moment.top)
 
 

@@ -96,6 +96,7 @@ class Pair(NamedTuple):
 def scaled_pair(x: Any, y: Any, scale: Any, names: tuple[str, str] = ("x", "y")) -> tuple[Any, Pair]:
     """Check points and return their namespace and √scale times each."""
     check_qk(x, y, names=names, pairs=True)
+    check_width(names[0], x)
     check_scale(scale)
     check_finite_arrays(**dict(zip(names, (x, y), strict=True)))
     xp = namespace(x, y, scale)
@@ -175,6 +176,12 @@ def cosine_of(sampler: Sampler, dim: int) -> float | None:
         f"no closed form is known for the coupling of the sampler {sampler.name!r}; "
         "one is for independent, orthogonal and simplex rows and their antithetic pairs"
     )
+
+
+def check_width(name: str, x: Any) -> None:
+    """Require points of at least one coordinate."""
+    if x.shape[-1] == 0:
+        raise ValueError(f"{name} must be at least one wide, got shape {x.shape}")
 
 
 def check_dim(dim: Any) -> None:

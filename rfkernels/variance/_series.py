@@ -27,6 +27,12 @@ _TRACED_TERMS = 512
 _TRACED_REACH = 256
 """Up to this exponent the traced terms hold all that counts: 256 + 12 √256 + 40 are fewer."""
 
+_FAR = 4096
+"""Up to this x NumPy sums the series in powers of x, as many terms as x; beyond, what it tends to."""
+
+_BLURRED = 512
+"""Up to this x |c| the nodes of `ratios` are close enough for what is narrow about a right angle."""
+
 _BLOCK = 1 << 21
 _ANGLES = 160
 
@@ -36,13 +42,21 @@ def log_moment(s: Any, dim: int, cosine: float) -> Any:
     xp = namespace(s)
     x = xp.where(s > 0, s, 1) / 2
     if cosine == 0 and dim % 2 == 0:
-        return xp.where(s > 0, _log_polynomial(xp, x, dim // 2) - x, 0)
+        found = xp.where(s > 0, _log_polynomial(xp, x, dim // 2) - x, 0)
+        return np.minimum(found, 0) if xp is np else found
+    far = np.zeros(x.shape, bool) if is_jax(s) else x > min(_reach(dim), _BLURRED / max(abs(cosine), 1e-9))
+    if np.any(far):
+        found = log_moment(np.where(far, 1, s), dim, cosine)
+        found[far] = _far_moment(x[far], dim, cosine)
+        return found
     count = _term_count(x, 2 * (1 + max(cosine, 0.0)))
     logs = xp.asarray(_rising(dim, cosine, count), s.dtype)
     order = xp.arange(count, dtype=s.dtype)
     found = _by_blocks(lambda part: _log_sum(xp, logs + order * xp.log(part)[..., None]) - 2 * part, x, count)
     if is_jax(s):
         found = xp.where(2 * (1 + max(cosine, 0.0)) * x <= _TRACED_REACH, found, xp.nan)
+    elif cosine <= 0:
+        found = np.minimum(found, 0)  # which rounding may leave above
     return xp.where(s > 0, found, 0)
 
 
@@ -53,15 +67,70 @@ def _log_polynomial(xp: Any, x: Any, n: int) -> Any:
     return _by_blocks(lambda part: _log_sum(xp, logs + order * xp.log(part)[..., None]), x, n + 1)
 
 
-def gap(s: Any, dim: int, cosine: float, log_scale: Any = 0.0) -> Any:
-    """Return (1 − C) e^(−log_scale); for s < 0, which trigonometric features have, log_scale must be at least −s."""
+def _reach(dim: int) -> int:
+    return max(_FAR, 2 * dim)
+
+
+def _far_moment(x: Any, dim: int, cosine: float) -> Any:
+    """Return log C for x beyond `_reach`, any one axis: a mean over ψ = π/2 − 2φ, of which but little counts."""
+    x = x.astype(np.float64)
+    if cosine == 0:
+        return _log_damped(x, dim) - x
+    points, weights = np.polynomial.legendre.leggauss(_ANGLES)
+    whole, steep = math.pi / 2, x * abs(cosine)
+    tails = 14 / np.sqrt(steep + dim) if cosine > 0 else (dim + 14 * math.sqrt(dim) + 40) / steep
+
+    def mean(part: Any, reach: Any) -> Any:
+        angles = reach[:, None] * (1 + points) / 2
+        angles = angles if cosine > 0 else whole - angles
+        logs = (dim - 1) * np.log(np.cos(angles)) + np.log(weights * reach[:, None] / 2)
+        means = part[:, None] * (1 + cosine * np.cos(angles))
+        fall = (1 - cosine) + 2 * cosine * np.sin(angles / 2) ** 2  # 1 − c cos ψ, of equal directions without rounding
+        return _log_sum(np, logs - part[:, None] * fall + _log_damped(means, dim))
+
+    step = max(1, _BLOCK // (dim * _ANGLES))
+    parts = [slice(start, start + step) for start in range(0, x.size, step)]
+    norm = math.log(2) + math.lgamma((dim + 1) / 2) - math.lgamma(dim / 2) - math.log(math.pi) / 2
+    return norm + np.concatenate([mean(x[part], np.minimum(tails, whole)[part]) for part in parts])
+
+
+def _log_damped(x: Any, dim: int) -> Any:
+    """Return log e^(−x) 1F1(dim; n; x)."""
+    far = x > _reach(dim)
+    found = log_kummer(np.where(far, 0, x), dim, dim / 2)
+    order = np.arange(dim - 1)  # all terms of the series in powers of 1/x are had: (1 − dim)_k ends it, or (−n)_k
+    factors = (order - dim / 2) * (order + 1 - dim) / (order + 1)
+    factors = factors[: dim // 2] if dim % 2 == 0 else factors
+    signs = np.cumprod(np.concatenate([[1.0], np.sign(factors)]))
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.abs(factors)))])
+    given = np.log(x[far])
+    terms = logs - np.arange(len(logs)) * given[:, None]
+    top = np.max(terms, -1, initial=0)
+    total = np.log(np.sum(signs * np.exp(terms - top[:, None]), -1)) + top
+    found[far] = math.lgamma(dim / 2) - math.lgamma(dim) + dim / 2 * given + total
+    return found
+
+
+def gap(s: Any, dim: int, cosine: float, log_scale: Any = 0.0, even: bool = False) -> Any:
+    """Return (1 − C) e^(−log_scale), if `even` that of the mean of C at both signs of the cosine.
+
+    For s < 0, which trigonometric features have, log_scale must be at least −s.
+    """
     xp = namespace(s)
     near = abs(s) < 2 * _NEAR
+    turns = (cosine, -cosine) if even and cosine != 0 else (cosine,)
     small = xp.where(near, s, 0) / 2
     series = xp.zeros_like(s)
-    for coefficient in _near(dim, cosine)[::-1]:
-        series = series * small + coefficient
+    for coefficients in list(zip(*(_near(dim, c) for c in turns), strict=True))[::-1]:
+        series = series * small + sum(coefficients) / len(turns)  # of both signs the first, odd ones, are none
     close = series * small * xp.exp(-small - log_scale)
+    far: Any = sum(_far_gap(s, dim, c, log_scale, near) for c in turns)
+    return xp.where(near, close, far / len(turns))
+
+
+def _far_gap(s: Any, dim: int, cosine: float, log_scale: Any, near: Any) -> Any:
+    """Return (1 − C) e^(−log_scale) where s is not near 0."""
+    xp = namespace(s)
     far_positive, far_negative = xp.where(s >= 2 * _NEAR, s, 1), xp.where(s <= -2 * _NEAR, -s, 1)
     logs = log_moment(far_positive, dim, cosine)
     far = -xp.expm1(xp.where(xp.isnan(logs), -xp.inf, logs)) * xp.exp(-log_scale)  # C is nothing beside e^s there
@@ -70,7 +139,7 @@ def gap(s: Any, dim: int, cosine: float, log_scale: Any = 0.0) -> Any:
             far_negative, dim, cosine
         )
         far = xp.where(s > 0, far, turned)
-    return xp.where(near, close, far)
+    return far
 
 
 def _turned(delta: Any, dim: int, cosine: float) -> Any:
@@ -82,7 +151,10 @@ def _turned(delta: Any, dim: int, cosine: float) -> Any:
     else:
         nodes, weights = ratios(dim)
     for node, weight in zip(nodes, weights, strict=True):
-        mean = delta / 2 * (1 + cosine * node)
+        mean, weight = delta / 2 * (1 + cosine * node), xp.ones_like(delta) * weight
+        if not is_jax(delta):
+            near = np.minimum(mean, _reach(dim))
+            mean, weight = near, weight * np.where(near < mean, _fallen(np.maximum(mean, 1), near, dim), 1)
         count = _term_count(mean, 1.0)
         if dim % 2 == 0:
             count = min(count, dim // 2 + 1)
@@ -96,6 +168,15 @@ def _turned(delta: Any, dim: int, cosine: float) -> Any:
 
         total = total + weight * _by_blocks(poisson, mean, count)
     return total
+
+
+def _fallen(mean: Any, near: Any, dim: int) -> Any:
+    """Return 1F1(dim; n; −mean) / 1F1(dim; n; −near) of large means, which falls like the power −dim."""
+    factors = [1.0]
+    for k in range(8):
+        factors.append(factors[-1] * (dim + k) * (dim / 2 + 1 + k) / (k + 1))
+    one, other = (np.polynomial.polynomial.polyval(1 / y, factors) for y in (mean, near))
+    return (near / mean) ** dim * one / other
 
 
 @lru_cache(maxsize=64)
@@ -228,16 +309,30 @@ def _all_positive(s: Any) -> bool:
 
 
 def log_kummer(x: Any, a: float, b: float) -> Any:
-    """Return log 1F1(a; b; x) for x ≥ 0 and b ≥ a > 0; NaN where traced x exceed what so many terms reach."""
+    """Return log e^(−x) 1F1(a; b; x) for x ≥ 0 and a, b > 0; NaN where traced x exceed what so many terms reach."""
     xp = namespace(x)
     inside = xp.where(x > 0, x, 1)
-    count = _term_count(inside, 1.0)
+    least = max(_FAR, 4 * abs((b - a) * (1 - a)))
+    far = np.zeros(x.shape, bool) if is_jax(x) else inside > least
+    near = xp.where(far, 1, inside) if np.any(far) else inside
+    count = _term_count(near, max(1.0, a / b))
     logs = xp.asarray(_kummer(a, b, count), x.dtype)
     order = xp.arange(count, dtype=x.dtype)
-    found = _by_blocks(lambda part: _log_sum(xp, logs + order * xp.log(part)[..., None]), inside, count)
+    found = _by_blocks(lambda part: _log_sum(xp, logs + order * xp.log(part)[..., None]) - part, near, count)
     if is_jax(x):
         found = xp.where(inside <= _TRACED_REACH, found, xp.nan)
+    elif np.any(far):
+        found = np.where(far, _far_kummer(np.where(far, inside, least), a, b), found)
     return xp.where(x > 0, found, 0)
+
+
+def _far_kummer(x: Any, a: float, b: float) -> Any:
+    """Return log e^(−x) 1F1(a; b; x) by the series in powers of 1/x, whose terms fall fourfold at first."""
+    term, total = np.ones_like(x), np.ones_like(x)
+    for k in range(24):
+        term = term * (b - a + k) * (1 - a + k) / ((k + 1) * x)
+        total = total + term
+    return math.lgamma(b) - math.lgamma(a) + (a - b) * np.log(x) + np.log(total)
 
 
 @lru_cache(maxsize=1024)

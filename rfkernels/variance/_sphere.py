@@ -122,4 +122,5 @@ def regularized_ratio(s: Any, dim: int, *, log: bool = False) -> Any:
     kappa = xp.sqrt(xp.where(s > 0, s, 0) * dim)
     logs = kappa[..., None] * (nodes - 1) + log_weights
     found = xp.log(xp.sum(xp.exp(logs - xp.max(logs, -1, keepdims=True)), -1)) + xp.max(logs, -1) + kappa - s / 2
+    found = np.minimum(found, 0) if xp is np else found  # which rounding may leave above
     return found if log else xp.exp(found)
