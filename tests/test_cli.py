@@ -148,8 +148,9 @@ def test_standard_output_that_is_full(command: str, arrays: Any, tmp_path: Path)
     with open("/dev/full", "w") as full:
         done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("Error: cannot write the output: ")
-    assert done.stderr.count("\n") == 1
+    printed = done.stderr.removeprefix("\n")  # rich before version 15 ends the line of a bar that was never drawn
+    assert printed.startswith("Error: cannot write the output: ")
+    assert printed.count("\n") == 1
 
 
 @pytest.mark.parametrize(
