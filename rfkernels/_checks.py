@@ -141,7 +141,12 @@ def _over_keys(x: Any, keys: int, batch: tuple[int, ...]) -> bool:
 
 def is_number(x: Any) -> bool:
     """Whether `x` is a finite real number, which a bool is not."""
-    return isinstance(x, int | float | np.floating | np.integer) and not isinstance(x, bool) and math.isfinite(x)
+    if isinstance(x, bool) or not isinstance(x, int | float | np.floating | np.integer):
+        return False
+    try:
+        return math.isfinite(x)
+    except OverflowError:
+        return False
 
 
 def check_scale(scale: Any) -> None:
