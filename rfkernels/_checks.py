@@ -149,9 +149,19 @@ def is_number(x: Any) -> bool:
         return False
 
 
-def check_scale(scale: Any) -> None:
-    """Require a positive finite number; arrays and tracers pass."""
-    if isinstance(scale, int | float | np.floating | np.integer) and not (is_number(scale) and scale > 0):
+def check_scale(scale: Any, optional: bool = True) -> None:
+    """Require a positive finite number, which may be an array of no axes; None passes if it is optional.
+
+    What JAX traces has no value to look at.
+    """
+    if scale is None and optional:
+        return
+    array = isinstance(scale, np.ndarray) or is_jax(scale)
+    if array and scale.ndim == 0 and (scale.dtype.kind in "iu" or dtype_name(scale.dtype) in FLOATS):
+        if is_tracer(scale):
+            return
+        scale = scale.item()
+    if not (is_number(scale) and scale > 0):
         raise ValueError(f"scale must be a positive finite number, got {scale!r}")
 
 

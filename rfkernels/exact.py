@@ -20,6 +20,7 @@ from rfkernels._checks import (
     check_scale,
     check_segments,
     check_window,
+    require_finite,
     result_dtype,
 )
 from rfkernels.kernels import Kernel, evaluated
@@ -83,6 +84,7 @@ def exact_attention(
     check_mask(mask, k, q=q.shape[:-2], v=v.shape[:-2])
     check_segments(segment_ids, q, k, v=v.shape[:-2])
     check_scale(scale)
+    _check_kernel(kernel)
     check_flags(causal=causal)
     check_window(window)
     if check_finite:
@@ -231,10 +233,12 @@ def exact_log_kernel(
     TypeError, ValueError
         If arguments do not fit together, a value is not finite, or the kernel is signed and `return_sign` is False.
     """
+    _check_kernel(kernel)
     _check_sign(kernel, return_sign)
     check_qk(x, y, names=("x", "y"), pairs=True)
-    check_scale(scale)
-    check_finite_arrays(x=x, y=y)
+    check_scale(scale, optional=False)
+    for name, points in (("x", x), ("y", y)):
+        require_finite(name, points)
     xp = namespace(x, y)
     dtype = accumulator(xp, x, y)
     root = xp.sqrt(xp.asarray(scale, dtype))
@@ -284,19 +288,29 @@ def exact_log_normalizer(
     TypeError, ValueError
         If arguments do not fit together, a value is not finite, or the kernel is signed and `return_sign` is False.
     """
+    _check_kernel(kernel)
     _check_sign(kernel, return_sign)
     check_qk(queries, keys, names=("queries", "keys"))
     check_known(queries=queries, keys=keys)
     check_mask(mask, keys, queries=queries.shape[:-2])
-    check_scale(scale)
-    check_finite_arrays(queries=queries, keys=keys)
+    check_scale(scale, optional=False)
+    for name, points in (("queries", queries), ("keys", keys)):
+        require_finite(name, points)
     xp = namespace(queries, keys)
     part = exact_partial(queries, keys, keys[..., :0], scale=scale, mask=mask, kernel=kernel)
     log, sign = partials.log_denominator(xp, part)
     return (log, sign) if return_sign else log
 
 
+def _check_kernel(kernel: Any) -> None:
+    if not isinstance(kernel, Kernel):
+        raise TypeError(
+            f"kernel must be a Kernel, such as rfkernels.lookup('relu').kernel, got {type(kernel).__name__}"
+        )
+
+
 def _check_sign(kernel: Kernel, return_sign: bool) -> None:
+    check_flags(return_sign=return_sign)
     if kernel.sign is not None and not return_sign:
         raise ValueError(
             f"the kernel {kernel.name!r} can be negative: "

@@ -55,6 +55,12 @@ def changed(state: Any, **fields: Any) -> Any:
     return state._replace(**fields)
 
 
+EXACT: dict[str, Callable[..., Any]] = {
+    "exact attention": lambda scale=1.0, **options: rfk.exact_attention(Q, K, V, scale=scale, **options),
+    "exact kernels": lambda scale=1.0, **options: rfk.exact_log_kernel(Q, Q, scale=scale, **options),
+    "exact sums": lambda scale=1.0, **options: rfk.exact_log_normalizer(Q, K, scale=scale, **options),
+}
+
 # What is refused: what is called, the error, and what the message has to say.
 
 Refusal = tuple[str, Callable[[], Any], type[Exception], tuple[str, ...]]
@@ -124,6 +130,22 @@ SHAPES: list[Refusal] = [
     ("exact mask", lambda: rfk.exact_attention(Q, K, V, mask=np.ones((5, 4), bool)), ValueError, ("mask", "keys")),
     ("exact window", lambda: rfk.exact_attention(Q, K, V, window=0), ValueError, ("window",)),
     ("exact scale", lambda: rfk.exact_attention(Q, K, V, scale=True), ValueError, ("scale", "positive finite", "True")),
+    *(
+        (
+            f"{name} takes no scale {x!r}",
+            lambda call=call, x=x: call(x),
+            ValueError,
+            ("scale", "positive finite number"),
+        )
+        for (name, call), x in itertools.product(
+            EXACT.items(), ("0.5", np.array("0.5"), np.ones(4), [1.0], np.array(-1.0), np.array(True), 1j, 10**400)
+        )
+    ),
+    *(
+        (f"{name} takes no scale None", lambda call=call: call(None), ValueError, ("scale", "got None"))
+        for name, call in EXACT.items()
+        if name != "exact attention"
+    ),
     (
         "counts of given features",
         lambda: rfk.linear_attention(ones(5, 3), ones(7, 4), V),
@@ -172,6 +194,15 @@ TYPES: list[Refusal] = [
     ),
     ("causal of exact attention", lambda: rfk.exact_attention(Q, K, V, causal=1), TypeError, ("causal", "got 1")),
     ("causal of given features", lambda: rfk.linear_attention(K, K, V, causal=1), TypeError, ("causal", "got 1")),
+    *(
+        (
+            f"{name} of a kernel {x!r:.20}",
+            lambda call=call, x=x: call(kernel=x),
+            TypeError,
+            ("kernel must be a Kernel",),
+        )
+        for (name, call), x in itertools.product(EXACT.items(), ("relu", None, rfk.lookup("relu")))
+    ),
     ("features is a name", lambda: attend(features="positive"), TypeError, ("features", "draw", "str")),
     ("features is a map", lambda: attend(features=rfk.lookup("relu")), TypeError, ("features", "FeatureMap")),
     ("backend is unknown", lambda: attend(backend="torch"), ValueError, ("'torch'", "jax, numba, numpy")),
@@ -311,6 +342,20 @@ def test_refused(refusal: Refusal) -> None:
     assert type(caught.value) in (TypeError, ValueError)  # not one of NumPy's own
     for words in says:
         assert words in str(caught.value), f"{str(caught.value)!r} does not say {words!r}"
+
+
+def test_scales_may_be_arrays_of_no_axes() -> None:
+    for call in EXACT.values():
+        for one in (np.array(0.5), np.float32(0.5), np.array(0.5, ml_dtypes.bfloat16)):
+            np.testing.assert_array_equal(call(one), call(0.5))
+        np.testing.assert_array_equal(call(np.array(2)), call(2.0))
+
+
+def test_bad_values_of_exact_kernels_are_not_said_to_pass() -> None:
+    bad = np.where(np.arange(DIM) == 1, np.nan, Q)
+    for call in (rfk.exact_log_kernel, rfk.exact_log_normalizer):
+        with pytest.raises(ValueError, match=r"must be finite, but (y|keys)\[0, 0, 1\] is nan$"):
+            call(Q, bad)
 
 
 @pytest.mark.parametrize("kind", ["draw", "fit", "hybrid"])
