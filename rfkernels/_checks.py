@@ -18,8 +18,7 @@ def check_array(name: str, x: Any, axes: int, masked: str = "masks are given by 
     """Require a NumPy or JAX array of a real floating dtype with at least `axes` axes."""
     if not (isinstance(x, np.ndarray) or is_jax(x)):
         raise TypeError(f"{name} must be a numpy.ndarray or jax.Array, got {type(x).__name__}")
-    if isinstance(x, _NOT_PLAIN):
-        raise TypeError(f"{name} must be a plain array, got {type(x).__name__}; {masked}")
+    check_plain(name, x, masked)
     if isinstance(x, np.ndarray) and not x.dtype.isnative:
         raise TypeError(
             f"{name} must be in this machine's byte order, got {x.dtype.str}; x.astype(x.dtype.newbyteorder('='))"
@@ -29,6 +28,12 @@ def check_array(name: str, x: Any, axes: int, masked: str = "masks are given by 
     if x.ndim < axes:
         expected = "(*batch, length, dim)" if axes == 2 else "(*batch, dim)"
         raise ValueError(f"{name} must have shape {expected}, got {x.shape}")
+
+
+def check_plain(name: str, x: Any, hint: str) -> None:
+    """Refuse arrays of NumPy that mean something else than their numbers, such as masked ones."""
+    if isinstance(x, _NOT_PLAIN):
+        raise TypeError(f"{name} must be a plain array, got {type(x).__name__}; {hint}")
 
 
 def check_known(batch: bool = False, **arrays: Any) -> None:
@@ -90,6 +95,7 @@ def check_mask(mask: Any, k: Any, **shapes: tuple[int, ...]) -> None:
         return
     if not (isinstance(mask, np.ndarray) or is_jax(mask)):
         raise TypeError(f"mask must be a boolean array, got {type(mask).__name__}")
+    check_plain("mask", mask, "what it masks may not be attended: mask.filled(False)")
     if mask.dtype != bool:
         raise TypeError(f"mask must be of dtype bool (True = may be attended), got {mask.dtype}")
     keys = k.shape[-2]
@@ -107,6 +113,7 @@ def check_segments(segments: Any, q: Any, k: Any, **shapes: tuple[int, ...]) -> 
         return
     if not (isinstance(segments, np.ndarray) or is_jax(segments)):
         raise TypeError(f"segment_ids must be an array of integers, got {type(segments).__name__}")
+    check_plain("segment_ids", segments, "masks are given by mask=")
     if segments.dtype.kind not in "iu":
         raise TypeError(f"segment_ids must be of an integer dtype, got {segments.dtype}")
     length, keys = q.shape[-2], k.shape[-2]

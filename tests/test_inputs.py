@@ -61,6 +61,14 @@ EXACT: dict[str, Callable[..., Any]] = {
     "exact sums": lambda scale=1.0, **options: rfk.exact_log_normalizer(Q, K, scale=scale, **options),
 }
 
+
+def masked(name: str, call: Any) -> Any:
+    """Hand over masked positions of keys, masks or segments."""
+    given = {"mask": np.ones(7, bool), "segment_ids": np.zeros(7, int), "heavy": np.array([0, 2])}[name]
+    features = (FEATURES,) if call is rfk.attention else ()
+    return call(K, K, V, *features, **{name: np.ma.array(given, mask=np.arange(len(given)) == 1)})
+
+
 # What is refused: what is called, the error, and what the message has to say.
 
 Refusal = tuple[str, Callable[[], Any], type[Exception], tuple[str, ...]]
@@ -182,6 +190,25 @@ TYPES: list[Refusal] = [
     ),
     ("mask of integers", lambda: attend(mask=np.ones(7, int)), TypeError, ("mask", "bool", "int64")),
     ("mask of floats", lambda: attend(mask=ones(7)), TypeError, ("mask", "float32")),
+    *(
+        (
+            f"{name} of {call.__name__} is masked",
+            lambda name=name, call=call: masked(name, call),
+            TypeError,
+            (f"{name} must be a plain array, got MaskedArray",),
+        )
+        for name, call in (
+            *itertools.product(("mask", "segment_ids"), (rfk.attention, rfk.exact_attention)),
+            ("mask", rfk.linear_attention),
+            ("heavy", rfk.attention),
+        )
+    ),
+    (
+        "mask written to is masked",
+        lambda: write(mask=np.ma.array([True] * 7, mask=[False] * 6 + [True])),
+        TypeError,
+        ("mask must be a plain array", "filled(False)"),
+    ),
     ("mask is a list", lambda: attend(mask=[True] * 7), TypeError, ("mask", "list")),
     *(
         (
