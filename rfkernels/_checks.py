@@ -174,8 +174,9 @@ def check_scale(scale: Any, optional: bool = True) -> None:
 
 def check_batch(batch: Any) -> None:
     """Require a tuple of sizes."""
-    sizes = isinstance(batch, tuple) and all(isinstance(n, int | np.integer) and n >= 0 for n in batch)
-    if not sizes:
+    if not isinstance(batch, tuple) or not all(
+        isinstance(n, int | np.integer) and not isinstance(n, bool) and n >= 0 for n in batch
+    ):
         raise ValueError(f"batch must be a tuple of sizes of at least 0, got {batch!r}")
 
 

@@ -170,7 +170,7 @@ def attention(
     batches = {"q": q.shape[:-2], "v": v.shape[:-2], "features": features.batch, "state": batch_of(state)}
     broadcast_batch(k=k.shape[:-2], **batches)
     check_mask(mask, k, **batches)
-    check_segments(segment_ids, q, k, v=v.shape[:-2], features=features.batch, state=batch_of(state))
+    check_segments(segment_ids, q, k, v=v.shape[:-2], features=features.batch, state=batches["state"])
     check_window(window)
     decode = resume(state, features, k, v, mask, segment_ids, causal, window)
     start = decode.state if decode is not None else begin(state, features, k, v, mask, segment_ids)

@@ -283,6 +283,43 @@ STATES: list[Refusal] = [
         ValueError,
         ("broadcast", "state (3,)"),
     ),
+    *(
+        (
+            f"{field} of a state {what}",
+            lambda call=call, field=field, x=x: call(changed(STATE, **{field: x})),
+            error,
+            (f".{field} must",),
+        )
+        for (what, x, error), field, call in itertools.product(
+            (
+                ("is a list", [[0.0] * WIDTH] * COUNT, TypeError),
+                ("is of integers", np.zeros((COUNT, WIDTH), int), TypeError),
+                ("is complex", np.zeros((COUNT, WIDTH), complex), TypeError),
+                ("is masked", np.ma.zeros((COUNT, WIDTH)), TypeError),
+            ),
+            rfk.State._fields,
+            (write, read, lambda state: attend(state=state), lambda state: rfk.merge_states(STATE, state)),
+        )
+    ),
+    (
+        "merging sums of odd z",
+        lambda: rfk.merge_states(changed(STATE, z=STATE.z[:-1]), STATE),
+        ValueError,
+        ("first must have kv",),
+    ),
+    ("sums of one axis", lambda: read(rfk.State(*(ones(COUNT),) * 3)), ValueError, ("state must have kv",)),
+    (
+        "dtype of a state is no dtype",
+        lambda: rfk.empty_state(FEATURES, 3, dtype="wide"),
+        ValueError,
+        ("float32 or float64", "'wide'"),
+    ),
+    (
+        "batch of a state is a bool",
+        lambda: rfk.empty_state(FEATURES, 3, (True,)),
+        ValueError,
+        ("batch must", "(True,)"),
+    ),
     ("state is a tuple", lambda: write(tuple(STATE)), TypeError, ("state", "tuple")),
     ("state is features", lambda: read(FEATURES), TypeError, ("state", "Features")),
     ("state is a result", lambda: attend(state=attend(full=True)), TypeError, ("state", "AttentionResult")),
