@@ -72,13 +72,13 @@ def check_qk(q: Any, k: Any, names: tuple[str, str] = ("q", "k"), pairs: bool = 
     broadcast_batch(**{names[0]: q.shape[:-own], names[1]: k.shape[:-own]})
 
 
-def check_kv(k: Any, v: Any) -> None:
+def check_kv(k: Any, v: Any, names: tuple[str, str] = ("k", "v")) -> None:
     """Require keys and values of equal length whose batch axes broadcast."""
-    check_array("k", k, 2)
-    check_array("v", v, 2)
+    check_array(names[0], k, 2)
+    check_array(names[1], v, 2)
     if k.shape[-2] != v.shape[-2]:
-        raise ValueError(f"k and v must agree in length, got shapes {k.shape} and {v.shape}")
-    broadcast_batch(k=k.shape[:-2], v=v.shape[:-2])
+        raise ValueError(f"{names[0]} and {names[1]} must agree in length, got shapes {k.shape} and {v.shape}")
+    broadcast_batch(**{names[0]: k.shape[:-2], names[1]: v.shape[:-2]})
 
 
 def check_qkv(q: Any, k: Any, v: Any) -> None:

@@ -134,8 +134,10 @@ def attention(
     (8, 100, 64)
     """
     check_qkv(q, k, v)
-    if not type(causal) is type(full) is type(error) is bool:  # takes less time than the call, at every token
-        check_flags(causal=causal, full=full, error=error)
+    if (
+        not type(causal) is type(full) is type(error) is type(check_finite) is bool
+    ):  # takes less time than the call, at every token
+        check_flags(causal=causal, full=full, error=error, check_finite=check_finite)
     if error:
         if not full:
             raise ValueError("error=True returns standard errors in an AttentionResult: pass full=True as well")
@@ -237,8 +239,8 @@ def linear_attention(
         If arguments do not fit together.
     """
     check_qk(phi_q, phi_k, names=("phi_q", "phi_k"))
-    check_kv(phi_k, v)
-    check_flags(causal=causal)
+    check_kv(phi_k, v, names=("phi_k", "v"))
+    check_flags(causal=causal, check_finite=check_finite)
     if causal:
         check_known(phi_q=phi_q, phi_k=phi_k, v=v)
     check_mask(mask, phi_k, phi_q=phi_q.shape[:-2], v=v.shape[:-2])

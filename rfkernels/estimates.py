@@ -6,7 +6,7 @@ from typing import Any
 
 from rfkernels import core, uncertainty
 from rfkernels._arrays import accumulator, namespace
-from rfkernels._checks import check_array, check_finite_arrays, check_known, check_qk
+from rfkernels._checks import check_array, check_finite_arrays, check_flags, check_known, check_qk
 from rfkernels.attention import attention
 from rfkernels.features import Features, SideName, check_features
 
@@ -40,6 +40,7 @@ def transform(x: Any, features: Features, *, side: SideName, log: bool = False, 
     check_array("x", x, 2)
     check_features(features, "x", x)
     features.side(side)
+    check_flags(log=log, check_finite=check_finite)
     if check_finite:
         check_finite_arrays(x=x)
     xp = namespace(x)
@@ -86,6 +87,7 @@ def log_kernel(x: Any, y: Any, features: Features, *, return_sign: bool = False,
     """
     check_qk(x, y, names=("x", "y"), pairs=True)
     check_features(features, "x", x[..., None, :])
+    check_flags(return_sign=return_sign, check_finite=check_finite)
     if check_finite:
         check_finite_arrays(x=x, y=y)
     xp = namespace(x, y)
@@ -146,6 +148,7 @@ def log_normalizer(
     """
     check_qk(queries, keys, names=("queries", "keys"))
     check_known(queries=queries, keys=keys)
+    check_flags(return_sign=return_sign, error=error, check_finite=check_finite)
     given = {"heavy": heavy, "groups": groups, "scale": scale, "mask": mask}
     given |= {"backend": backend, "check_finite": check_finite}
     arrays = queries, keys, keys[..., :0], features

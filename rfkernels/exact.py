@@ -85,7 +85,7 @@ def exact_attention(
     check_segments(segment_ids, q, k, v=v.shape[:-2])
     check_scale(scale)
     _check_kernel(kernel)
-    check_flags(causal=causal)
+    check_flags(causal=causal, check_finite=check_finite)
     check_window(window)
     if check_finite:
         check_finite_arrays(q=q, k=k, v=v)

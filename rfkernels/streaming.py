@@ -10,6 +10,7 @@ from rfkernels._arrays import accumulator, namespace, record
 from rfkernels._checks import (
     broadcast_batch,
     check_array,
+    check_flags,
     check_known,
     check_kv,
     check_mask,
@@ -247,6 +248,7 @@ def write_state(
     check_kv(k, v)
     check_known(k=k, v=v)
     check_features(features, "k", k)
+    check_flags(check_finite=check_finite)
     check_mask(mask, k, v=v.shape[:-2], features=features.batch, state=batch_of(state))
     start = begin(state, features, k, v, mask)
     return choose(backend, k, v, mask=mask, state=start).write(start, k, v, features, mask, check_finite)
@@ -289,6 +291,7 @@ def read_state(
     check_array("q", q, 2)
     check_known(q=q)
     check_features(features, "q", q)
+    check_flags(full=full, check_finite=check_finite)
     if not isinstance(state, State):
         raise TypeError(f"state must be a State, got {type(state).__name__}")
     batch = batch_of(state)

@@ -62,6 +62,21 @@ EXACT: dict[str, Callable[..., Any]] = {
 }
 
 
+FLAGGED: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
+    "attention": (attend, ("check_finite",)),
+    "attention with groups": (lambda **options: attend(features=None, groups=2, **options), ("check_finite",)),
+    "exact attention": (lambda **options: rfk.exact_attention(Q, K, V, **options), ("check_finite",)),
+    "given features": (lambda **options: rfk.linear_attention(K, K, V, **options), ("check_finite",)),
+    "exact kernels": (EXACT["exact kernels"], ("return_sign",)),
+    "exact sums": (EXACT["exact sums"], ("return_sign",)),
+    "features": (lambda **options: rfk.transform(Q, FEATURES, side="key", **options), ("log", "check_finite")),
+    "kernels": (lambda **options: rfk.log_kernel(Q, Q, FEATURES, **options), ("return_sign", "check_finite")),
+    "sums": (lambda **options: rfk.log_normalizer(Q, K, FEATURES, **options), ("return_sign", "error", "check_finite")),
+    "writing": (write, ("check_finite",)),
+    "reading": (read, ("full", "check_finite")),
+}
+
+
 def masked(name: str, call: Any) -> Any:
     """Hand over masked positions of keys, masks or segments."""
     given = {"mask": np.ones(7, bool), "segment_ids": np.zeros(7, int), "heavy": np.array([0, 2])}[name]
@@ -160,7 +175,18 @@ SHAPES: list[Refusal] = [
         ValueError,
         ("phi_q and phi_k",),
     ),
-    ("given features and v", lambda: rfk.linear_attention(ones(5, 4), ones(6, 4), V), ValueError, ("length",)),
+    (
+        "given features and v",
+        lambda: rfk.linear_attention(ones(5, 4), ones(6, 4), V),
+        ValueError,
+        ("phi_k and v", "length"),
+    ),
+    (
+        "batch of given features",
+        lambda: rfk.linear_attention(K, K, ones(3, 7, 2)),
+        ValueError,
+        ("phi_k (2,)", "v (3,)"),
+    ),
 ]
 
 TYPES: list[Refusal] = [
@@ -218,6 +244,16 @@ TYPES: list[Refusal] = [
             (f"{name} must be True or False", repr(x)),
         )
         for name, x in itertools.product(("causal", "full", "error"), (1, 0, None, "yes", np.array(True)))
+    ),
+    *(
+        (
+            f"{name} of {what} is {x!r}",
+            lambda call=call, name=name, x=x: call(**{name: x}),
+            TypeError,
+            (f"{name} must be True or False",),
+        )
+        for (what, (call, names)), x in itertools.product(FLAGGED.items(), (1, None, "no"))
+        for name in names
     ),
     ("causal of exact attention", lambda: rfk.exact_attention(Q, K, V, causal=1), TypeError, ("causal", "got 1")),
     ("causal of given features", lambda: rfk.linear_attention(K, K, V, causal=1), TypeError, ("causal", "got 1")),
