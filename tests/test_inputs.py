@@ -849,6 +849,32 @@ def test_mixed_dtypes_promote(backend: str) -> None:
         oracle.check_output(got, expected, oracle.DTYPES[result])
 
 
+def test_jax_without_float64_takes_numpy_arrays_of_it() -> None:
+    """NumPy's own dtype, beside arrays of JAX: without a warning, and as if it were float32."""
+    jax = pytest.importorskip("jax")
+    rng = np.random.default_rng(0)
+    double = rng.standard_normal((6, DIM))
+    with jax.enable_x64(False):
+        single, one = jax.numpy.asarray(double), jax.numpy.asarray(rng.standard_normal((6, DIM)))
+        calls: dict[str, Callable[[Any], Any]] = {
+            "features": lambda k: rfk.attention(one, k, k, FEATURES, causal=True, full=True),
+            "window": lambda k: rfk.attention(one, k, k, FEATURES, causal=True, window=2, full=True),
+            "groups": lambda k: rfk.attention(one, k, k, groups=2, full=True),
+            "merged groups": lambda k: rfk.attention(one, k, k, groups=2, causal=True, full=True),
+            "given features": lambda k: rfk.linear_attention(one, k, k),
+            "given features, causal": lambda k: rfk.linear_attention(one, k, k, causal=True),
+            "exact": lambda k: rfk.exact_attention(one, k, k),
+            "exact sums": lambda k: rfk.exact_log_normalizer(one, k),
+            "exact kernels": lambda k: rfk.exact_log_kernel(one, k),
+            "kernels": lambda k: rfk.log_kernel(one, k, FEATURES),
+        }
+        for name, call in calls.items():
+            got, expected = jax.tree.leaves(call(double)), jax.tree.leaves(call(single))
+            for x, y in zip(got, expected, strict=True):
+                assert np.asarray(x).dtype == np.asarray(y).dtype, name
+                np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
 def test_numpy_arrays_with_jax_features_states_and_masks() -> None:
     """What was made by one library works with arrays of the other, or is refused with an error that says so."""
     import jax
