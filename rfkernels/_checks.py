@@ -284,6 +284,15 @@ def is_tracer(x: Any) -> bool:
     return isinstance(x, jax.core.Tracer)
 
 
+def check_untraced(**given: Any) -> None:
+    """Refuse what JAX traces where the other arrays are NumPy's, and so is what computes."""
+    for name, x in given.items():
+        if is_tracer(x):
+            raise TypeError(
+                f"{name} is traced by JAX, but the others are NumPy arrays; give them as jax.numpy.asarray makes them"
+            )
+
+
 def result_dtype(xp: Any, *arrays: Any) -> Any:
     """Return the common dtype of the arrays, which must be one that is computed in."""
     try:

@@ -18,6 +18,7 @@ from rfkernels._checks import (
     check_qk,
     check_qkv,
     check_segments,
+    check_untraced,
     check_window,
     result_dtype,
 )
@@ -176,7 +177,7 @@ def attention(
     check_window(window)
     decode = resume(state, features, k, v, mask, segment_ids, causal, window)
     start = decode.state if decode is not None else begin(state, features, k, v, mask, segment_ids)
-    chosen = choose(backend, q, k, v, mask=mask, segment_ids=segment_ids, state=start)
+    chosen = choose(backend, q, k, v, mask=mask, segment_ids=segment_ids, state=start, features=features)
     xp = namespace(q, k, v)
     keys, values, seen, segments = k, v, mask, segment_ids if k.shape[-2] else None
     if decode is not None:
@@ -247,6 +248,8 @@ def linear_attention(
     if check_finite:
         check_finite_arrays(phi_q=phi_q, phi_k=phi_k, v=v)
     xp = namespace(phi_q, phi_k, v)
+    if xp is np:
+        check_untraced(mask=mask)
     dtype = accumulator(xp, phi_q, phi_k, v)
     run = core.linear_attention if xp is np else compiled(core.linear_attention, "xp", "causal")
     out = run(xp, phi_q.astype(dtype), phi_k.astype(dtype), v.astype(dtype), causal, mask)

@@ -19,6 +19,7 @@ from rfkernels._checks import (
     check_qkv,
     check_scale,
     check_segments,
+    check_untraced,
     check_window,
     require_finite,
     result_dtype,
@@ -90,6 +91,8 @@ def exact_attention(
     if check_finite:
         check_finite_arrays(q=q, k=k, v=v)
     xp = namespace(q, k, v)
+    if xp is np:
+        check_untraced(scale=scale, mask=mask, segment_ids=segment_ids)
     options = {"scale": scale, "causal": causal, "window": window, "mask": mask, "segment_ids": segment_ids}
     part = exact_partial(q, k, v, kernel=kernel, **options)
     return partials.normalize(xp, part).astype(result_dtype(xp, q, k, v))

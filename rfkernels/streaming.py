@@ -251,7 +251,9 @@ def write_state(
     check_flags(check_finite=check_finite)
     check_mask(mask, k, v=v.shape[:-2], features=features.batch, state=batch_of(state))
     start = begin(state, features, k, v, mask)
-    return choose(backend, k, v, mask=mask, state=start).write(start, k, v, features, mask, check_finite)
+    return choose(backend, k, v, mask=mask, state=start, features=features).write(
+        start, k, v, features, mask, check_finite
+    )
 
 
 def read_state(
@@ -297,5 +299,5 @@ def read_state(
     batch = batch_of(state)
     check_state(state, features, None)
     broadcast_batch(q=q.shape[:-2], state=batch, features=features.batch)
-    done = choose(backend, q, state=state).read(state, q, features, full, check_finite, q.dtype)
+    done = choose(backend, q, state=state, features=features).read(state, q, features, full, check_finite, q.dtype)
     return AttentionResult(done.output, state, done.log_normalizer, done.sign) if full else done.output

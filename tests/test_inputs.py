@@ -849,6 +849,29 @@ def test_mixed_dtypes_promote(backend: str) -> None:
         oracle.check_output(got, expected, oracle.DTYPES[result])
 
 
+def test_what_is_traced_beside_numpy_arrays_is_named() -> None:
+    jax = pytest.importorskip("jax")
+    jnp = jax.numpy
+    mask, segments = jnp.ones(7, bool), jnp.zeros(7, int)
+    features = jax.tree.map(jnp.asarray, FEATURES)
+    for name, traced, call in (
+        ("mask", mask, lambda x: rfk.exact_attention(Q, K, V, mask=x)),
+        ("mask", mask, lambda x: rfk.linear_attention(Q, K, V, mask=x)),
+        ("segment_ids", segments, lambda x: rfk.exact_attention(K, K, V, segment_ids=x)),
+        ("scale", 0.5, lambda x: rfk.exact_attention(Q, K, V, scale=x)),
+        ("features", features, lambda x: rfk.attention(Q, K, V, x)),
+        ("features", features, lambda x: rfk.write_state(STATE, K, V, x)),
+        ("features", features, lambda x: rfk.read_state(STATE, Q, x)),
+        ("features", features, lambda x: rfk.transform(Q, x, side="key")),
+        ("features", features, lambda x: rfk.log_kernel(Q, Q, x)),
+        ("features", features, lambda x: rfk.log_normalizer(Q, K, x)),
+    ):
+        with pytest.raises(TypeError, match=rf"{name} is traced by JAX, but the others are NumPy arrays"):
+            jax.jit(call)(traced)
+    out = jax.jit(lambda x: rfk.attention(Q, K, V, x, backend="jax"))(features)
+    np.testing.assert_allclose(out, attend(), rtol=1e-5)
+
+
 def test_jax_without_float64_takes_numpy_arrays_of_it() -> None:
     """NumPy's own dtype, beside arrays of JAX: without a warning, and as if it were float32."""
     jax = pytest.importorskip("jax")
