@@ -51,8 +51,10 @@ def namespace(*arrays: Any) -> Any:
 
 
 def accumulator(xp: Any, *arrays: Any) -> Any:
-    """Return the dtype that sums are kept in: float64 if any array has it, else float32."""
+    """Return the dtype that sums are kept in: float64 if any array has it, and JAX may have it, else float32."""
     double = any(x.dtype == np.float64 for x in arrays if x is not None)
+    if xp is not np:
+        double = double and sys.modules["jax"].dtypes.canonicalize_dtype(np.float64) == np.float64
     return xp.float64 if double else xp.float32
 
 

@@ -18,8 +18,7 @@ def check_array(name: str, x: Any, axes: int, masked: str = "masks are given by 
     """Require a NumPy or JAX array of a real floating dtype with at least `axes` axes."""
     if not (isinstance(x, np.ndarray) or is_jax(x)):
         raise TypeError(f"{name} must be a numpy.ndarray or jax.Array, got {type(x).__name__}")
-    if isinstance(x, _NOT_PLAIN):
-        raise TypeError(f"{name} must be a plain array, got {type(x).__name__}; {masked}")
+    check_plain(name, x, masked)
     if isinstance(x, np.ndarray) and not x.dtype.isnative:
         raise TypeError(
             f"{name} must be in this machine's byte order, got {x.dtype.str}; x.astype(x.dtype.newbyteorder('='))"
@@ -29,6 +28,12 @@ def check_array(name: str, x: Any, axes: int, masked: str = "masks are given by 
     if x.ndim < axes:
         expected = "(*batch, length, dim)" if axes == 2 else "(*batch, dim)"
         raise ValueError(f"{name} must have shape {expected}, got {x.shape}")
+
+
+def check_plain(name: str, x: Any, hint: str) -> None:
+    """Refuse arrays of NumPy that mean something else than their numbers, such as masked ones."""
+    if isinstance(x, _NOT_PLAIN):
+        raise TypeError(f"{name} must be a plain array, got {type(x).__name__}; {hint}")
 
 
 def check_known(batch: bool = False, **arrays: Any) -> None:
@@ -67,13 +72,13 @@ def check_qk(q: Any, k: Any, names: tuple[str, str] = ("q", "k"), pairs: bool = 
     broadcast_batch(**{names[0]: q.shape[:-own], names[1]: k.shape[:-own]})
 
 
-def check_kv(k: Any, v: Any) -> None:
+def check_kv(k: Any, v: Any, names: tuple[str, str] = ("k", "v")) -> None:
     """Require keys and values of equal length whose batch axes broadcast."""
-    check_array("k", k, 2)
-    check_array("v", v, 2)
+    check_array(names[0], k, 2)
+    check_array(names[1], v, 2)
     if k.shape[-2] != v.shape[-2]:
-        raise ValueError(f"k and v must agree in length, got shapes {k.shape} and {v.shape}")
-    broadcast_batch(k=k.shape[:-2], v=v.shape[:-2])
+        raise ValueError(f"{names[0]} and {names[1]} must agree in length, got shapes {k.shape} and {v.shape}")
+    broadcast_batch(**{names[0]: k.shape[:-2], names[1]: v.shape[:-2]})
 
 
 def check_qkv(q: Any, k: Any, v: Any) -> None:
@@ -90,6 +95,7 @@ def check_mask(mask: Any, k: Any, **shapes: tuple[int, ...]) -> None:
         return
     if not (isinstance(mask, np.ndarray) or is_jax(mask)):
         raise TypeError(f"mask must be a boolean array, got {type(mask).__name__}")
+    check_plain("mask", mask, "what it masks may not be attended: mask.filled(False)")
     if mask.dtype != bool:
         raise TypeError(f"mask must be of dtype bool (True = may be attended), got {mask.dtype}")
     keys = k.shape[-2]
@@ -107,6 +113,7 @@ def check_segments(segments: Any, q: Any, k: Any, **shapes: tuple[int, ...]) -> 
         return
     if not (isinstance(segments, np.ndarray) or is_jax(segments)):
         raise TypeError(f"segment_ids must be an array of integers, got {type(segments).__name__}")
+    check_plain("segment_ids", segments, "masks are given by mask=")
     if segments.dtype.kind not in "iu":
         raise TypeError(f"segment_ids must be of an integer dtype, got {segments.dtype}")
     length, keys = q.shape[-2], k.shape[-2]
@@ -141,19 +148,35 @@ def _over_keys(x: Any, keys: int, batch: tuple[int, ...]) -> bool:
 
 def is_number(x: Any) -> bool:
     """Whether `x` is a finite real number, which a bool is not."""
-    return isinstance(x, int | float | np.floating | np.integer) and not isinstance(x, bool) and math.isfinite(x)
+    if isinstance(x, bool) or not isinstance(x, int | float | np.floating | np.integer):
+        return False
+    try:
+        return math.isfinite(x)
+    except OverflowError:
+        return False
 
 
-def check_scale(scale: Any) -> None:
-    """Require a positive finite number; arrays and tracers pass."""
-    if isinstance(scale, int | float | np.floating | np.integer) and not (is_number(scale) and scale > 0):
+def check_scale(scale: Any, optional: bool = True) -> None:
+    """Require a positive finite number, which may be an array of no axes; None passes if it is optional.
+
+    What JAX traces has no value to look at.
+    """
+    if scale is None and optional:
+        return
+    array = isinstance(scale, np.ndarray) or is_jax(scale)
+    if array and scale.ndim == 0 and (scale.dtype.kind in "iu" or dtype_name(scale.dtype) in FLOATS):
+        if is_tracer(scale):
+            return
+        scale = scale.item()
+    if not (is_number(scale) and scale > 0):
         raise ValueError(f"scale must be a positive finite number, got {scale!r}")
 
 
 def check_batch(batch: Any) -> None:
     """Require a tuple of sizes."""
-    sizes = isinstance(batch, tuple) and all(isinstance(n, int | np.integer) and n >= 0 for n in batch)
-    if not sizes:
+    if not isinstance(batch, tuple) or not all(
+        isinstance(n, int | np.integer) and not isinstance(n, bool) and n >= 0 for n in batch
+    ):
         raise ValueError(f"batch must be a tuple of sizes of at least 0, got {batch!r}")
 
 
@@ -259,6 +282,15 @@ def is_tracer(x: Any) -> bool:
     import jax
 
     return isinstance(x, jax.core.Tracer)
+
+
+def check_untraced(**given: Any) -> None:
+    """Refuse what JAX traces where the other arrays are NumPy's, and so is what computes."""
+    for name, x in given.items():
+        if is_tracer(x):
+            raise TypeError(
+                f"{name} is traced by JAX, but the others are NumPy arrays; give them as jax.numpy.asarray makes them"
+            )
 
 
 def result_dtype(xp: Any, *arrays: Any) -> Any:

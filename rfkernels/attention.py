@@ -18,6 +18,7 @@ from rfkernels._checks import (
     check_qk,
     check_qkv,
     check_segments,
+    check_untraced,
     check_window,
     result_dtype,
 )
@@ -134,8 +135,10 @@ def attention(
     (8, 100, 64)
     """
     check_qkv(q, k, v)
-    if not type(causal) is type(full) is type(error) is bool:  # takes less time than the call, at every token
-        check_flags(causal=causal, full=full, error=error)
+    if (
+        not type(causal) is type(full) is type(error) is type(check_finite) is bool
+    ):  # takes less time than the call, at every token
+        check_flags(causal=causal, full=full, error=error, check_finite=check_finite)
     if error:
         if not full:
             raise ValueError("error=True returns standard errors in an AttentionResult: pass full=True as well")
@@ -170,11 +173,11 @@ def attention(
     batches = {"q": q.shape[:-2], "v": v.shape[:-2], "features": features.batch, "state": batch_of(state)}
     broadcast_batch(k=k.shape[:-2], **batches)
     check_mask(mask, k, **batches)
-    check_segments(segment_ids, q, k, v=v.shape[:-2], features=features.batch, state=batch_of(state))
+    check_segments(segment_ids, q, k, v=v.shape[:-2], features=features.batch, state=batches["state"])
     check_window(window)
     decode = resume(state, features, k, v, mask, segment_ids, causal, window)
     start = decode.state if decode is not None else begin(state, features, k, v, mask, segment_ids)
-    chosen = choose(backend, q, k, v, mask=mask, segment_ids=segment_ids, state=start)
+    chosen = choose(backend, q, k, v, mask=mask, segment_ids=segment_ids, state=start, features=features)
     xp = namespace(q, k, v)
     keys, values, seen, segments = k, v, mask, segment_ids if k.shape[-2] else None
     if decode is not None:
@@ -237,14 +240,16 @@ def linear_attention(
         If arguments do not fit together.
     """
     check_qk(phi_q, phi_k, names=("phi_q", "phi_k"))
-    check_kv(phi_k, v)
-    check_flags(causal=causal)
+    check_kv(phi_k, v, names=("phi_k", "v"))
+    check_flags(causal=causal, check_finite=check_finite)
     if causal:
         check_known(phi_q=phi_q, phi_k=phi_k, v=v)
     check_mask(mask, phi_k, phi_q=phi_q.shape[:-2], v=v.shape[:-2])
     if check_finite:
         check_finite_arrays(phi_q=phi_q, phi_k=phi_k, v=v)
     xp = namespace(phi_q, phi_k, v)
+    if xp is np:
+        check_untraced(mask=mask)
     dtype = accumulator(xp, phi_q, phi_k, v)
     run = core.linear_attention if xp is np else compiled(core.linear_attention, "xp", "causal")
     out = run(xp, phi_q.astype(dtype), phi_k.astype(dtype), v.astype(dtype), causal, mask)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from rfkernels import kernels
 from rfkernels._arrays import accumulator, namespace
 from rfkernels._checks import (
-    check_finite_arrays,
     check_flags,
     check_known,
     check_mask,
@@ -15,7 +16,9 @@ from rfkernels._checks import (
     check_qkv,
     check_scale,
     check_segments,
+    check_untraced,
     check_window,
+    require_finite,
     result_dtype,
 )
 from rfkernels.backends import choose
@@ -80,12 +83,16 @@ def exact_attention(
     check_mask(mask, k, q=q.shape[:-2], v=v.shape[:-2])
     check_segments(segment_ids, q, k, v=v.shape[:-2])
     check_scale(scale)
-    check_flags(causal=causal)
+    _check_kernel(kernel)
+    check_flags(causal=causal, check_finite=check_finite)
     check_window(window)
+    xp = namespace(q, k, v)
+    if xp is np:
+        check_untraced(scale=scale, mask=mask, segment_ids=segment_ids)
     chosen = choose(backend, q, k, v, mask=mask, segment_ids=segment_ids)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     options = Options(causal, window, kernel)
-    dtype = result_dtype(namespace(q, k, v), q, k, v)
+    dtype = result_dtype(xp, q, k, v)
     return chosen.exact(q, k, v, options, scale, mask, segment_ids, check_finite, dtype).output
 
 
@@ -115,10 +122,12 @@ def exact_log_kernel(
     TypeError, ValueError
         If arguments do not fit together, a value is not finite, or the kernel is signed and `return_sign` is False.
     """
+    _check_kernel(kernel)
     _check_sign(kernel, return_sign)
     check_qk(x, y, names=("x", "y"), pairs=True)
-    check_scale(scale)
-    check_finite_arrays(x=x, y=y)
+    check_scale(scale, optional=False)
+    for name, points in (("x", x), ("y", y)):
+        require_finite(name, points)
     xp = namespace(x, y)
     dtype = accumulator(xp, x, y)
     root = xp.sqrt(xp.asarray(scale, dtype))
@@ -171,19 +180,29 @@ def exact_log_normalizer(
     TypeError, ValueError
         If arguments do not fit together, a value is not finite, or the kernel is signed and `return_sign` is False.
     """
+    _check_kernel(kernel)
     _check_sign(kernel, return_sign)
     check_qk(queries, keys, names=("queries", "keys"))
     check_known(queries=queries, keys=keys)
     check_mask(mask, keys, queries=queries.shape[:-2])
-    check_scale(scale)
+    check_scale(scale, optional=False)
+    for name, points in (("queries", queries), ("keys", keys)):
+        require_finite(name, points)
     chosen = choose(backend, queries, keys, mask=mask)
-    chosen.check_finite(queries=queries, keys=keys)
     options, dtype = Options(kernel=kernel, full=True), accumulator(namespace(queries, keys), queries, keys)
     found = chosen.exact(queries, keys, keys[..., :0], options, scale, mask, None, False, dtype)
     return (found.log_normalizer, found.sign) if return_sign else found.log_normalizer
 
 
+def _check_kernel(kernel: Any) -> None:
+    if not isinstance(kernel, Kernel):
+        raise TypeError(
+            f"kernel must be a Kernel, such as rfkernels.lookup('relu').kernel, got {type(kernel).__name__}"
+        )
+
+
 def _check_sign(kernel: Kernel, return_sign: bool) -> None:
+    check_flags(return_sign=return_sign)
     if kernel.sign is not None and not return_sign:
         raise ValueError(
             f"the kernel {kernel.name!r} can be negative: "

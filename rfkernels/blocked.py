@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 
 from rfkernels._arrays import is_jax, namespace
-from rfkernels._checks import broadcast_batch, check_array, check_known, check_mask, is_tracer, result_dtype
+from rfkernels._checks import (
+    broadcast_batch,
+    check_array,
+    check_known,
+    check_mask,
+    check_plain,
+    is_tracer,
+    result_dtype,
+)
 from rfkernels.backends import Pass, choose
 from rfkernels.features import Features, check_features
 from rfkernels.fitting import check_map, check_scale
@@ -200,6 +208,7 @@ def _positions(heavy: Any, sample: _Sample, far: Far, causal: bool, state: Block
 
 def _check_positions(heavy: Any, keys: int, causal: bool) -> Any:
     """Require different positions; of a causal pass they may be still to come."""
+    check_plain("heavy", heavy, "leave out the positions that it masks")
     if heavy.dtype.kind not in "iu" or heavy.ndim < 1:
         raise ValueError(f"heavy must hold integers (*batch, heavy), got dtype {heavy.dtype} and shape {heavy.shape}")
     if is_tracer(heavy):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from rfkernels import core, uncertainty
 from rfkernels._arrays import accumulator, namespace
-from rfkernels._checks import check_array, check_finite_arrays, check_known, check_qk
+from rfkernels._checks import check_array, check_finite_arrays, check_flags, check_known, check_qk, check_untraced
 from rfkernels.attention import attention
 from rfkernels.features import Features, SideName, check_features
 
@@ -40,9 +42,12 @@ def transform(x: Any, features: Features, *, side: SideName, log: bool = False, 
     check_array("x", x, 2)
     check_features(features, "x", x)
     features.side(side)
+    check_flags(log=log, check_finite=check_finite)
     if check_finite:
         check_finite_arrays(x=x)
     xp = namespace(x)
+    if xp is np:
+        check_untraced(features=features.projection)
     wide = x.astype(accumulator(xp, x))
     if not log and not features.map.exponential:
         return core.columns(xp, wide, features, side).astype(x.dtype)
@@ -86,9 +91,12 @@ def log_kernel(x: Any, y: Any, features: Features, *, return_sign: bool = False,
     """
     check_qk(x, y, names=("x", "y"), pairs=True)
     check_features(features, "x", x[..., None, :])
+    check_flags(return_sign=return_sign, check_finite=check_finite)
     if check_finite:
         check_finite_arrays(x=x, y=y)
     xp = namespace(x, y)
+    if xp is np:
+        check_untraced(features=features.projection)
     dtype = accumulator(xp, x, y)
     log, sign = core.log_kernel(xp, x.astype(dtype), y.astype(dtype), features)
     return _signed(log, sign, features, return_sign)
@@ -146,6 +154,7 @@ def log_normalizer(
     """
     check_qk(queries, keys, names=("queries", "keys"))
     check_known(queries=queries, keys=keys)
+    check_flags(return_sign=return_sign, error=error, check_finite=check_finite)
     given = {"heavy": heavy, "groups": groups, "scale": scale, "mask": mask}
     given |= {"backend": backend, "check_finite": check_finite}
     arrays = queries, keys, keys[..., :0], features

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels._arrays import elementwise, is_jax
+from rfkernels._checks import is_number
 
 LogKernel = Callable[[Any, Any, Any, Any], Any]
 LogProfile = Callable[[Any, Any], Any]
@@ -44,7 +45,8 @@ class Kernel:
     Raises
     ------
     TypeError, ValueError
-        If a function is none, cannot be hashed, or is not elementwise where it was tried.
+        If a function is none, cannot be hashed, or is not elementwise where it was tried, or `norm_weight` is not a
+        finite number or not that of `log`.
     """
 
     name: str
@@ -58,10 +60,12 @@ class Kernel:
             raise TypeError(f"name must be a string, got {self.name!r}")
         if self.profile is not None:
             _check_profile(self.profile)
-            return
-        for name, function in (("log", self.log), ("sign", self.sign)):
-            if name == "log" or function is not None:
-                _check_elementwise(name, function)
+        else:
+            for name, function in (("log", self.log), ("sign", self.sign)):
+                if name == "log" or function is not None:
+                    _check_elementwise(name, function)
+        if self.norm_weight is not None:
+            _check_norm_weight(self.norm_weight, self.log)
 
     @classmethod
     def of_distance(cls, name: str, profile: LogProfile) -> Kernel:
@@ -107,6 +111,7 @@ def _check_profile(profile: Any) -> None:
 
 
 _X, _Y = np.array([[0.3, -0.8], [1.1, 0.4]]), np.array([[0.5, 0.2], [-0.9, 0.7], [0.1, -1.3]])
+_PAIRS = _X @ _Y.T, (_X * _X).sum(-1)[:, None], (_Y * _Y).sum(-1)[None, :]
 
 
 def _check_elementwise(name: str, function: Any) -> None:
@@ -114,10 +119,9 @@ def _check_elementwise(name: str, function: Any) -> None:
     if not callable(function) or not isinstance(function, Hashable):
         raise TypeError(f"{name} must be a function {name}(xp, dot, xx, yy) that can be hashed, got {function!r}")
     run: Any = function
-    given = _X @ _Y.T, (_X * _X).sum(-1)[:, None], (_Y * _Y).sum(-1)[None, :]
     with np.errstate(all="ignore"):
         whole, row, column = (
-            run(np, *(x[:rows, :columns] for x in given)) for rows, columns in ((2, 3), (1, 3), (2, 1))
+            run(np, *(x[:rows, :columns] for x in _PAIRS)) for rows, columns in ((2, 3), (1, 3), (2, 1))
         )
     if is_jax(whole):  # perhaps of what JAX traces
         return
@@ -135,6 +139,19 @@ def _check_elementwise(name: str, function: Any) -> None:
         raise ValueError(
             f"{name} must be elementwise: {function!r} returned other values, or another shape, for points together "
             "than for each alone"
+        )
+
+
+def _check_norm_weight(weight: Any, log: Any) -> None:
+    """Require κ to be that of the log, which some backends then do not look at."""
+    if not is_number(weight):
+        raise ValueError(f"norm_weight must be a finite number or None, got {weight!r}")
+    dot, xx, yy = _PAIRS
+    values = log(np, *_PAIRS)
+    if not is_jax(values) and not np.allclose(values, dot + weight * (xx + yy), rtol=2.0**-20, atol=2.0**-20):
+        raise ValueError(
+            f"norm_weight must be None, or κ where log is x·y + κ (|x|² + |y|²), got {weight!r} and {log!r}, which is "
+            "another function"
         )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from rfkernels import kernels, moments
 from rfkernels._arrays import elementwise
-from rfkernels._checks import is_number
+from rfkernels._checks import check_flags, is_number
 from rfkernels.activations import Activation, Program, trace
 from rfkernels.kernels import Kernel, LogKernel
 
@@ -51,9 +51,12 @@ class FeatureMap:
 
     Raises
     ------
+    TypeError
+        If the kernel is no Kernel, a function is none, or `nonnegative` is no bool.
     ValueError
         If an activation is not elementwise code that every backend can run, the offset or the slopes are not finite
-        numbers, or a declared exponent does not hold.
+        numbers, a declared exponent does not hold, or an activation that is declared nonnegative is negative where it
+        was tried.
 
     Examples
     --------
@@ -79,6 +82,7 @@ class FeatureMap:
             raise ValueError(f"offset must be a finite number, got {self.offset!r}")
         if self.slopes is not None:
             self._check_exponents(self.slopes)
+        self._check_declared()
 
     @property
     def exponential(self) -> bool:
@@ -88,6 +92,18 @@ class FeatureMap:
     def programs(self) -> tuple[Program, ...]:
         """Trace the activations anew, closures and globals included: what they compute now. Some below never change."""
         return tuple(_traced(x) if x in _FIXED else trace(x) for x in self.activations)
+
+    def _check_declared(self) -> None:
+        """Require the other fields to be of their types, and no activation to be negative where none is said to be."""
+        if self.kernel is not None and not isinstance(self.kernel, Kernel):
+            raise TypeError(f"kernel must be a Kernel or None, got {self.kernel!r}")
+        for name, function in (("log_variance", self.log_variance), ("radii", self.radii)):
+            if function is not None and not callable(function):
+                raise TypeError(f"{name} must be a function or None, got {function!r}")
+        check_flags(nonnegative=self.nonnegative)
+        if self.nonnegative:
+            for activation in self.activations:
+                _check_nonnegative(activation)
 
     def _check_exponents(self, slopes: tuple[float, ...]) -> None:
         if not isinstance(slopes, tuple) or not all(is_number(slope) for slope in slopes):
@@ -102,6 +118,19 @@ class FeatureMap:
             far = np.linspace(-30.0, 30.0, 241)
             if not np.all(np.abs(activation(xp, far, -slope * far)) <= math.e**2):
                 raise ValueError(f"slopes declares the exponent {slope} u + a for {activation!r}, which outgrows it")
+
+
+def _check_nonnegative(activation: Activation) -> None:
+    """Require values of at least zero, but for rounding, near zero as well as far from it."""
+    for reach in (1.0, 5.0, 30.0):
+        u, a = np.linspace(-reach, reach, 121), np.array([[-reach / 10], [0.0], [reach / 10]])
+        with np.errstate(all="ignore"):
+            value = np.asarray(activation(elementwise(np), u, a))
+        finite = np.where(np.isfinite(value), value, 0)
+        if finite.min() < -1e-9 * np.abs(finite).max():
+            raise ValueError(
+                f"nonnegative declares that {activation!r} is never negative, but it can be {finite.min()}"
+            )
 
 
 def _exponential(xp: Any, u: Any, a: Any) -> Any:

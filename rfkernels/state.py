@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels._arrays import namespace, record, stopped
-from rfkernels._checks import broadcast_batch, check_batch
+from rfkernels._checks import broadcast_batch, check_array, check_batch
 from rfkernels.features import Features
 
 
@@ -89,15 +89,32 @@ def empty_state(
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {size!r}")
     check_batch(batch)
-    kind = np.dtype(np.float32 if dtype is None else dtype)
-    if kind not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise ValueError(f"dtype must be float32 or float64, got {kind}")
+    try:
+        kind = np.dtype(np.float32 if dtype is None else dtype)
+    except TypeError:
+        kind = None
+    if kind is None or kind not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
     xp = namespace(features.projection)
     state = empty_sums(xp, features, width, batch, kind)
     if window is None:
         return state
     keys, values = xp.zeros((*batch, window, features.dim), kind), xp.zeros((*batch, window, width), kind)
     return DecodeState(state, keys, values, xp.zeros((*batch, window), bool), 0)
+
+
+def check_sums(name: str, state: State) -> None:
+    """Require sums in arrays of a real floating dtype, of one count."""
+    kv, z, shift = state
+    plain = type(kv) is type(z) is type(shift) is np.ndarray  # most often, and in less time
+    if not (plain and kv.dtype == z.dtype == shift.dtype and kv.dtype.char in "fd"):
+        for field, x in zip(State._fields, state, strict=True):
+            check_array(f"{name}.{field}", x, 0)
+    if kv.ndim < 2 or not kv.shape[:-1] == z.shape == shift.shape:
+        raise ValueError(
+            f"{name} must have kv (*batch, count, width), z and shift (*batch, count), got {kv.shape}, {z.shape} and "
+            f"{shift.shape}"
+        )
 
 
 def empty_sums(xp: Any, features: Features, width: int, batch: tuple[int, ...], dtype: Any) -> State:
@@ -142,13 +159,14 @@ def merge_states(first: State, second: State) -> State:
     Raises
     ------
     TypeError
-        If an argument is not a State.
+        If an argument is not a State, or holds what is no array of a real floating dtype.
     ValueError
-        If counts or widths differ.
+        If counts or widths differ, or batch axes do not broadcast.
     """
     for name, state in (("first", first), ("second", second)):
         if not isinstance(state, State):
             raise TypeError(f"{name} must be a State, got {type(state).__name__}")
+        check_sums(name, state)
     if first.kv.shape[-2:] != second.kv.shape[-2:]:
         raise ValueError(
             f"first and second must agree in (count, width), got {first.kv.shape[-2:]} and {second.kv.shape[-2:]}"

@@ -10,6 +10,7 @@ from rfkernels._arrays import accumulator, namespace, record
 from rfkernels._checks import (
     broadcast_batch,
     check_array,
+    check_flags,
     check_known,
     check_kv,
     check_mask,
@@ -18,7 +19,7 @@ from rfkernels._checks import (
 from rfkernels.backends import Pass, choose
 from rfkernels.features import Features, check_features
 from rfkernels.grouping import BlockState
-from rfkernels.state import DecodeState, State, empty_sums, no_sums
+from rfkernels.state import DecodeState, State, check_sums, empty_sums, no_sums
 
 
 @record
@@ -105,15 +106,17 @@ def begin(
 
 
 def batch_of(state: Any) -> tuple[int, ...]:
-    """Return the batch axes of a state, none for what is not one."""
+    """Return the batch axes of a state, whose sums are checked, and none for what is not one."""
     given = state.state if isinstance(state, DecodeState) else state
-    return tuple(given.kv.shape[:-2]) if isinstance(given, State) else ()
+    if not isinstance(given, State):
+        return ()
+    check_sums("state", given)
+    return tuple(given.kv.shape[:-2])
 
 
 def check_state(state: State, features: Features, width: int | None) -> None:
-    """Require a state of the features' count and, if given, of that width."""
-    count = state.kv.shape[-2]
-    if count != features.count or state.z.shape != state.kv.shape[:-1] or state.shift.shape != state.z.shape:
+    """Require a state, whose sums are checked, of the features' count and, if given, of that width."""
+    if state.kv.shape[-2] != features.count:
         raise ValueError(
             f"state must have kv (*batch, {features.count}, width), z and shift (*batch, {features.count}), "
             f"got {state.kv.shape}, {state.z.shape} and {state.shift.shape}"
@@ -245,9 +248,12 @@ def write_state(
     check_kv(k, v)
     check_known(k=k, v=v)
     check_features(features, "k", k)
+    check_flags(check_finite=check_finite)
     check_mask(mask, k, v=v.shape[:-2], features=features.batch, state=batch_of(state))
     start = begin(state, features, k, v, mask)
-    return choose(backend, k, v, mask=mask, state=start).write(start, k, v, features, mask, check_finite)
+    return choose(backend, k, v, mask=mask, state=start, features=features).write(
+        start, k, v, features, mask, check_finite
+    )
 
 
 def read_state(
@@ -287,9 +293,11 @@ def read_state(
     check_array("q", q, 2)
     check_known(q=q)
     check_features(features, "q", q)
+    check_flags(full=full, check_finite=check_finite)
     if not isinstance(state, State):
         raise TypeError(f"state must be a State, got {type(state).__name__}")
+    batch = batch_of(state)
     check_state(state, features, None)
-    broadcast_batch(q=q.shape[:-2], state=state.kv.shape[:-2], features=features.batch)
-    done = choose(backend, q, state=state).read(state, q, features, full, check_finite, q.dtype)
+    broadcast_batch(q=q.shape[:-2], state=batch, features=features.batch)
+    done = choose(backend, q, state=state, features=features).read(state, q, features, full, check_finite, q.dtype)
     return AttentionResult(done.output, state, done.log_normalizer, done.sign) if full else done.output

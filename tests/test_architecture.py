@@ -20,8 +20,9 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 
 FLOORS = (
     ("_arrays", "_files", "_timing", "activations"),
+    ("_checks",),
     ("kernels",),
-    ("_checks", "moments", "partials", "samplers"),
+    ("moments", "partials", "samplers"),
     ("maps",),
     ("proposals", "spectral"),
     ("features",),

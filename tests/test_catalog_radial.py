@@ -209,7 +209,7 @@ def test_scales_of_any_type(kind: Any) -> None:
 
 @pytest.mark.parametrize("weight", [np.nan, np.inf])
 def test_norm_weights_that_are_no_numbers_are_named(weight: float) -> None:
-    with pytest.raises(ValueError, match=f"kernel must have a finite norm_weight, but that of own is {weight}"):
+    with pytest.raises(ValueError, match=f"norm_weight must be a finite number or None, got {weight}"):
         catalog(12).kernel_sum(data(12)[1], norm_weighted(weight), budget=BUDGET)
 
 

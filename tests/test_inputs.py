@@ -55,6 +55,35 @@ def changed(state: Any, **fields: Any) -> Any:
     return state._replace(**fields)
 
 
+EXACT: dict[str, Callable[..., Any]] = {
+    "exact attention": lambda scale=1.0, **options: rfk.exact_attention(Q, K, V, scale=scale, **options),
+    "exact kernels": lambda scale=1.0, **options: rfk.exact_log_kernel(Q, Q, scale=scale, **options),
+    "exact sums": lambda scale=1.0, **options: rfk.exact_log_normalizer(Q, K, scale=scale, **options),
+}
+
+
+FLAGGED: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
+    "attention": (attend, ("check_finite",)),
+    "attention with groups": (lambda **options: attend(features=None, groups=2, **options), ("check_finite",)),
+    "exact attention": (lambda **options: rfk.exact_attention(Q, K, V, **options), ("check_finite",)),
+    "given features": (lambda **options: rfk.linear_attention(K, K, V, **options), ("check_finite",)),
+    "exact kernels": (EXACT["exact kernels"], ("return_sign",)),
+    "exact sums": (EXACT["exact sums"], ("return_sign",)),
+    "features": (lambda **options: rfk.transform(Q, FEATURES, side="key", **options), ("log", "check_finite")),
+    "kernels": (lambda **options: rfk.log_kernel(Q, Q, FEATURES, **options), ("return_sign", "check_finite")),
+    "sums": (lambda **options: rfk.log_normalizer(Q, K, FEATURES, **options), ("return_sign", "error", "check_finite")),
+    "writing": (write, ("check_finite",)),
+    "reading": (read, ("full", "check_finite")),
+}
+
+
+def masked(name: str, call: Any) -> Any:
+    """Hand over masked positions of keys, masks or segments."""
+    given = {"mask": np.ones(7, bool), "segment_ids": np.zeros(7, int), "heavy": np.array([0, 2])}[name]
+    features = (FEATURES,) if call is rfk.attention else ()
+    return call(K, K, V, *features, **{name: np.ma.array(given, mask=np.arange(len(given)) == 1)})
+
+
 # What is refused: what is called, the error, and what the message has to say.
 
 Refusal = tuple[str, Callable[[], Any], type[Exception], tuple[str, ...]]
@@ -124,13 +153,40 @@ SHAPES: list[Refusal] = [
     ("exact mask", lambda: rfk.exact_attention(Q, K, V, mask=np.ones((5, 4), bool)), ValueError, ("mask", "keys")),
     ("exact window", lambda: rfk.exact_attention(Q, K, V, window=0), ValueError, ("window",)),
     ("exact scale", lambda: rfk.exact_attention(Q, K, V, scale=True), ValueError, ("scale", "positive finite", "True")),
+    *(
+        (
+            f"{name} takes no scale {x!r}",
+            lambda call=call, x=x: call(x),
+            ValueError,
+            ("scale", "positive finite number"),
+        )
+        for (name, call), x in itertools.product(
+            EXACT.items(), ("0.5", np.array("0.5"), np.ones(4), [1.0], np.array(-1.0), np.array(True), 1j, 10**400)
+        )
+    ),
+    *(
+        (f"{name} takes no scale None", lambda call=call: call(None), ValueError, ("scale", "got None"))
+        for name, call in EXACT.items()
+        if name != "exact attention"
+    ),
     (
         "counts of given features",
         lambda: rfk.linear_attention(ones(5, 3), ones(7, 4), V),
         ValueError,
         ("phi_q and phi_k",),
     ),
-    ("given features and v", lambda: rfk.linear_attention(ones(5, 4), ones(6, 4), V), ValueError, ("length",)),
+    (
+        "given features and v",
+        lambda: rfk.linear_attention(ones(5, 4), ones(6, 4), V),
+        ValueError,
+        ("phi_k and v", "length"),
+    ),
+    (
+        "batch of given features",
+        lambda: rfk.linear_attention(K, K, ones(3, 7, 2)),
+        ValueError,
+        ("phi_k (2,)", "v (3,)"),
+    ),
 ]
 
 TYPES: list[Refusal] = [
@@ -160,6 +216,25 @@ TYPES: list[Refusal] = [
     ),
     ("mask of integers", lambda: attend(mask=np.ones(7, int)), TypeError, ("mask", "bool", "int64")),
     ("mask of floats", lambda: attend(mask=ones(7)), TypeError, ("mask", "float32")),
+    *(
+        (
+            f"{name} of {call.__name__} is masked",
+            lambda name=name, call=call: masked(name, call),
+            TypeError,
+            (f"{name} must be a plain array, got MaskedArray",),
+        )
+        for name, call in (
+            *itertools.product(("mask", "segment_ids"), (rfk.attention, rfk.exact_attention)),
+            ("mask", rfk.linear_attention),
+            ("heavy", rfk.attention),
+        )
+    ),
+    (
+        "mask written to is masked",
+        lambda: write(mask=np.ma.array([True] * 7, mask=[False] * 6 + [True])),
+        TypeError,
+        ("mask must be a plain array", "filled(False)"),
+    ),
     ("mask is a list", lambda: attend(mask=[True] * 7), TypeError, ("mask", "list")),
     *(
         (
@@ -170,8 +245,27 @@ TYPES: list[Refusal] = [
         )
         for name, x in itertools.product(("causal", "full", "error"), (1, 0, None, "yes", np.array(True)))
     ),
+    *(
+        (
+            f"{name} of {what} is {x!r}",
+            lambda call=call, name=name, x=x: call(**{name: x}),
+            TypeError,
+            (f"{name} must be True or False",),
+        )
+        for (what, (call, names)), x in itertools.product(FLAGGED.items(), (1, None, "no"))
+        for name in names
+    ),
     ("causal of exact attention", lambda: rfk.exact_attention(Q, K, V, causal=1), TypeError, ("causal", "got 1")),
     ("causal of given features", lambda: rfk.linear_attention(K, K, V, causal=1), TypeError, ("causal", "got 1")),
+    *(
+        (
+            f"{name} of a kernel {x!r:.20}",
+            lambda call=call, x=x: call(kernel=x),
+            TypeError,
+            ("kernel must be a Kernel",),
+        )
+        for (name, call), x in itertools.product(EXACT.items(), ("relu", None, rfk.lookup("relu")))
+    ),
     ("features is a name", lambda: attend(features="positive"), TypeError, ("features", "draw", "str")),
     ("features is a map", lambda: attend(features=rfk.lookup("relu")), TypeError, ("features", "FeatureMap")),
     ("backend is unknown", lambda: attend(backend="torch"), ValueError, ("'torch'", "jax, numba, numpy")),
@@ -224,6 +318,43 @@ STATES: list[Refusal] = [
         lambda: read(rfk.empty_state(FEATURES, WIDTH, (3,))),
         ValueError,
         ("broadcast", "state (3,)"),
+    ),
+    *(
+        (
+            f"{field} of a state {what}",
+            lambda call=call, field=field, x=x: call(changed(STATE, **{field: x})),
+            error,
+            (f".{field} must",),
+        )
+        for (what, x, error), field, call in itertools.product(
+            (
+                ("is a list", [[0.0] * WIDTH] * COUNT, TypeError),
+                ("is of integers", np.zeros((COUNT, WIDTH), int), TypeError),
+                ("is complex", np.zeros((COUNT, WIDTH), complex), TypeError),
+                ("is masked", np.ma.zeros((COUNT, WIDTH)), TypeError),
+            ),
+            rfk.State._fields,
+            (write, read, lambda state: attend(state=state), lambda state: rfk.merge_states(STATE, state)),
+        )
+    ),
+    (
+        "merging sums of odd z",
+        lambda: rfk.merge_states(changed(STATE, z=STATE.z[:-1]), STATE),
+        ValueError,
+        ("first must have kv",),
+    ),
+    ("sums of one axis", lambda: read(rfk.State(*(ones(COUNT),) * 3)), ValueError, ("state must have kv",)),
+    (
+        "dtype of a state is no dtype",
+        lambda: rfk.empty_state(FEATURES, 3, dtype="wide"),
+        ValueError,
+        ("float32 or float64", "'wide'"),
+    ),
+    (
+        "batch of a state is a bool",
+        lambda: rfk.empty_state(FEATURES, 3, (True,)),
+        ValueError,
+        ("batch must", "(True,)"),
     ),
     ("state is a tuple", lambda: write(tuple(STATE)), TypeError, ("state", "tuple")),
     ("state is features", lambda: read(FEATURES), TypeError, ("state", "Features")),
@@ -311,6 +442,20 @@ def test_refused(refusal: Refusal) -> None:
     assert type(caught.value) in (TypeError, ValueError)  # not one of NumPy's own
     for words in says:
         assert words in str(caught.value), f"{str(caught.value)!r} does not say {words!r}"
+
+
+def test_scales_may_be_arrays_of_no_axes() -> None:
+    for call in EXACT.values():
+        for one in (np.array(0.5), np.float32(0.5), np.array(0.5, ml_dtypes.bfloat16)):
+            np.testing.assert_array_equal(call(one), call(0.5))
+        np.testing.assert_array_equal(call(np.array(2)), call(2.0))
+
+
+def test_bad_values_of_exact_kernels_are_not_said_to_pass() -> None:
+    bad = np.where(np.arange(DIM) == 1, np.nan, Q)
+    for call in (rfk.exact_log_kernel, rfk.exact_log_normalizer):
+        with pytest.raises(ValueError, match=r"must be finite, but (y|keys)\[0, 0, 1\] is nan$"):
+            call(Q, bad)
 
 
 @pytest.mark.parametrize("kind", ["draw", "fit", "hybrid"])
@@ -702,6 +847,55 @@ def test_mixed_dtypes_promote(backend: str) -> None:
         with oracle.precision(backend, wide):
             got = rfk.attention(*(oracle.place(x, backend) for x in arrays), FEATURES, backend=backend)
         oracle.check_output(got, expected, oracle.DTYPES[result])
+
+
+def test_what_is_traced_beside_numpy_arrays_is_named() -> None:
+    jax = pytest.importorskip("jax")
+    jnp = jax.numpy
+    mask, segments = jnp.ones(7, bool), jnp.zeros(7, int)
+    features = jax.tree.map(jnp.asarray, FEATURES)
+    for name, traced, call in (
+        ("mask", mask, lambda x: rfk.exact_attention(Q, K, V, mask=x)),
+        ("mask", mask, lambda x: rfk.linear_attention(Q, K, V, mask=x)),
+        ("segment_ids", segments, lambda x: rfk.exact_attention(K, K, V, segment_ids=x)),
+        ("scale", 0.5, lambda x: rfk.exact_attention(Q, K, V, scale=x)),
+        ("features", features, lambda x: rfk.attention(Q, K, V, x)),
+        ("features", features, lambda x: rfk.write_state(STATE, K, V, x)),
+        ("features", features, lambda x: rfk.read_state(STATE, Q, x)),
+        ("features", features, lambda x: rfk.transform(Q, x, side="key")),
+        ("features", features, lambda x: rfk.log_kernel(Q, Q, x)),
+        ("features", features, lambda x: rfk.log_normalizer(Q, K, x)),
+    ):
+        with pytest.raises(TypeError, match=rf"{name} is traced by JAX, but the others are NumPy arrays"):
+            jax.jit(call)(traced)
+    out = jax.jit(lambda x: rfk.attention(Q, K, V, x, backend="jax"))(features)
+    np.testing.assert_allclose(out, attend(), rtol=1e-5)
+
+
+def test_jax_without_float64_takes_numpy_arrays_of_it() -> None:
+    """NumPy's own dtype, beside arrays of JAX: without a warning, and as if it were float32."""
+    jax = pytest.importorskip("jax")
+    rng = np.random.default_rng(0)
+    double = rng.standard_normal((6, DIM))
+    with jax.enable_x64(False):
+        single, one = jax.numpy.asarray(double), jax.numpy.asarray(rng.standard_normal((6, DIM)))
+        calls: dict[str, Callable[[Any], Any]] = {
+            "features": lambda k: rfk.attention(one, k, k, FEATURES, causal=True, full=True),
+            "window": lambda k: rfk.attention(one, k, k, FEATURES, causal=True, window=2, full=True),
+            "groups": lambda k: rfk.attention(one, k, k, groups=2, full=True),
+            "merged groups": lambda k: rfk.attention(one, k, k, groups=2, causal=True, full=True),
+            "given features": lambda k: rfk.linear_attention(one, k, k),
+            "given features, causal": lambda k: rfk.linear_attention(one, k, k, causal=True),
+            "exact": lambda k: rfk.exact_attention(one, k, k),
+            "exact sums": lambda k: rfk.exact_log_normalizer(one, k),
+            "exact kernels": lambda k: rfk.exact_log_kernel(one, k),
+            "kernels": lambda k: rfk.log_kernel(one, k, FEATURES),
+        }
+        for name, call in calls.items():
+            got, expected = jax.tree.leaves(call(double)), jax.tree.leaves(call(single))
+            for x, y in zip(got, expected, strict=True):
+                assert np.asarray(x).dtype == np.asarray(y).dtype, name
+                np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_numpy_arrays_with_jax_features_states_and_masks() -> None:

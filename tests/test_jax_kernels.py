@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -110,6 +111,26 @@ def test_functions_that_are_not_elementwise_are_refused() -> None:
     with pytest.raises(TypeError, match=r"log must be a function log\(xp, dot, xx, yy\) that can be hashed, got None"):
         rfk.Kernel("b", None)  # type: ignore[arg-type]
     assert rfk.Kernel("constant", lambda xp, dot, xx, yy: 0.0).name == "constant"
+
+
+def test_norm_weights_that_are_not_those_of_the_log_are_refused() -> None:
+    for weight in (np.nan, np.inf, "0", True, 1j):
+        with pytest.raises(ValueError, match="norm_weight must be a finite number or None, got"):
+            rfk.Kernel("b", lambda xp, dot, xx, yy: dot, norm_weight=weight)  # type: ignore[arg-type]
+    for log, weight in (
+        (lambda xp, dot, xx, yy: 2 * dot, 0.0),
+        (lambda xp, dot, xx, yy: dot - xx - yy, -0.5),
+        (lambda xp, dot, xx, yy: dot - xx, -1.0),
+    ):
+        with pytest.raises(ValueError, match=r"norm_weight must be None, or κ where log is .* another function"):
+            rfk.Kernel("b", log, norm_weight=weight)
+    assert (
+        rfk.Kernel("b", lambda xp, dot, xx, yy: dot - (xx + yy) / 2, norm_weight=np.float32(-0.5)).norm_weight == -0.5
+    )
+    with pytest.raises(ValueError, match="norm_weight must be None"):
+        dataclasses.replace(rfk.Kernel.of_distance("b", lambda xp, squared: -squared), norm_weight=-0.5)
+    halved = rfk.Kernel.of_distance("b", lambda xp, squared: -squared / 2)
+    assert dataclasses.replace(halved, norm_weight=-0.5).norm_weight == -0.5
 
 
 def test_functions_of_numpy_are_refused_by_jax_alone() -> None:

@@ -167,6 +167,47 @@ def test_offsets_and_slopes_of_any_real_type(number: Any) -> None:
     np.testing.assert_allclose(out, other, rtol=1e-5)
 
 
+FIELDS = {
+    "kernel": (("exponential", rfk.lookup("relu"), 1), TypeError, "a Kernel or None"),
+    "log_variance": ((1.0, "x"), TypeError, "a function or None"),
+    "radii": ((np.ones(3), 2), TypeError, "a function or None"),
+    "nonnegative": ((1, "yes", None), TypeError, "True or False"),
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_fields_of_other_types(name: str) -> None:
+    values, error, says = FIELDS[name]
+    for value in values:
+        with pytest.raises(error, match=f"{name} must be {says}, got"):
+            rfk.FeatureMap((oracle.softplus,), **{name: value})
+
+
+NEGATIVE = {
+    "the identity": lambda xp, u, a: u,
+    "below zero near zero alone": lambda xp, u, a: xp.exp(u) - 1,
+    "below zero far out alone": lambda xp, u, a: 20 - xp.abs(u),
+    "below zero by the norm": lambda xp, u, a: 1 + a + 0 * u,
+    "a constant": lambda xp, u, a: -1e-12,
+}
+
+
+@pytest.mark.parametrize("name", NEGATIVE)
+def test_maps_that_are_negative_are_not_declared_nonnegative(name: str) -> None:
+    assert not rfk.FeatureMap((NEGATIVE[name],)).nonnegative
+    with pytest.raises(ValueError, match=r"nonnegative declares that <function .* is never negative, but it can be -"):
+        rfk.FeatureMap((oracle.softplus, NEGATIVE[name]), nonnegative=True)
+
+
+def test_rounding_makes_no_map_negative() -> None:
+    for activation in (
+        lambda xp, u, a: xp.sqrt(1 + u * u) - 1,
+        lambda xp, u, a: 1 - xp.cos(u),
+        lambda xp, u, a: 0.0 * u,
+    ):
+        assert rfk.FeatureMap((activation,), nonnegative=True).nonnegative
+
+
 EXPONENTS: dict[str, tuple[Any, ...]] = {
     "not exponential in a": (lambda xp, u, a: xp.exp(u), (1.0,), r"not exp\(s\) h\(u, a\)"),
     "exponential in 2a": (lambda xp, u, a: xp.exp(u + 2 * a), (1.0,), r"not exp\(s\) h\(u, a\)"),

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from rfkernels import kernels, partials
 from rfkernels._arrays import is_jax, namespace
-from rfkernels._checks import check_finite_arrays
+from rfkernels._checks import check_finite_arrays, check_untraced
 from rfkernels.core import Options
 from rfkernels.exact import exact_block, exact_partial
 from rfkernels.features import Features
@@ -108,7 +108,8 @@ def load(name: str) -> Backend:
 def choose(name: str | None, *arrays: Any, **others: Any) -> Backend:
     """Return the named backend, or the one for these arrays: jax for jax.Array, numba for numpy.ndarray.
 
-    The `others` follow the arrays' kind: a backend for NumPy arrays refuses them, by name, if they are JAX's.
+    The `others` follow the arrays' kind: a backend for NumPy arrays refuses them, by name, if they are JAX's; of
+    features it refuses those alone that JAX traces.
     """
     any_jax = any(is_jax(x) for x in arrays)
     if name is None:
@@ -123,6 +124,10 @@ def choose(name: str | None, *arrays: Any, **others: Any) -> Backend:
 
 def _fitting(backend: Backend, others: dict[str, Any]) -> Backend:
     for name, given in others.items():
+        if isinstance(given, Features):
+            if backend.name != "jax":
+                check_untraced(**{name: given.projection})
+            continue
         parts = given if isinstance(given, tuple) else (given,)
         if backend.name != "jax" and any(is_jax(x) for x in parts):
             raise TypeError(f"{name} holds a jax.Array, but the others are NumPy arrays; convert it with numpy.asarray")

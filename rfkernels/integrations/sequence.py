@@ -6,7 +6,7 @@ from typing import Any
 
 from rfkernels import partials
 from rfkernels._arrays import accumulator
-from rfkernels._checks import broadcast_batch, check_mask, check_qkv, check_window, result_dtype
+from rfkernels._checks import broadcast_batch, check_flags, check_mask, check_qkv, check_window, result_dtype
 from rfkernels.attention import attention
 from rfkernels.features import Features, check_features
 from rfkernels.integrations.collectives import (
@@ -85,6 +85,7 @@ def sequence_attention(
     keys and values. Values are not checked for NaN and infinity.
     """
     size = axis_size(axis_name)
+    check_flags(causal=causal, full=full)
     check_arguments(q, k, v, features, mask, window)
     check_lengths(q.shape[-2], k.shape[-2], size, causal, window)
     if size == 1 and window is not None:

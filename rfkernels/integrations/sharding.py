@@ -7,7 +7,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from rfkernels._checks import broadcast_batch
+from rfkernels._checks import broadcast_batch, check_flags
 from rfkernels.attention import attention
 from rfkernels.features import Features
 from rfkernels.integrations.placement import Name, Placement
@@ -70,6 +70,7 @@ def sharded_attention(
     jax = _jax()
     if not isinstance(mesh, jax.sharding.Mesh):
         raise TypeError(f"mesh must be a jax.sharding.Mesh, got {type(mesh).__name__}")
+    check_flags(causal=causal, full=full)
     check_arguments(q, k, v, features, mask, window)
     batch = broadcast_batch(q=q.shape[:-2], k=k.shape[:-2], v=v.shape[:-2], features=features.batch)
     size = 1 if axis_name is None else _spread(mesh, "axis_name", axis_name)

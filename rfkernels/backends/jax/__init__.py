@@ -59,7 +59,7 @@ def _read(state: State, q: Any, features: Features, full: bool, check: bool, dty
 
 def _given(rows: Rows, features: Features, state: State) -> Given:
     """Return arrays of JAX; the features and the state in the dtype of sums."""
-    dtype = jax.dtypes.canonicalize_dtype(accumulator(jnp, state.kv, rows.q, rows.k, rows.v))
+    dtype = accumulator(jnp, state.kv, rows.q, rows.k, rows.v)
     rows = Rows(*(None if x is None else jnp.asarray(x) for x in rows))
     features, state = jax.tree.map(lambda x: jnp.asarray(x).astype(dtype), (features, state))
     return Given(rows, features, state)

@@ -24,7 +24,7 @@ from rfkernels.state import State, merge_states
 def attend(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: Any) -> Pass:
     """Run a pass over blocks, as `rfkernels.grouping.schedule` specifies it."""
     held = None if state is None else state.keys
-    sums = jax.dtypes.canonicalize_dtype(accumulator(jnp, rows.q, rows.k, rows.v, held))
+    sums = accumulator(jnp, rows.q, rows.k, rows.v, held)
     rows = Rows(*(jnp.asarray(x) for x in rows))
     far = jax.tree.map(lambda x: jnp.asarray(x).astype(sums), far)
     if state is not None:
