@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ import pytest
 from scipy.special import logsumexp
 
 import rfkernels as rfk
-from rfkernels.catalog import changes, engines, expectations, facade, pilots, store
+from rfkernels.catalog import changes, engines, expectations, facade, invariants, layout, pilots, store
 
 DIM = 6
 
@@ -67,6 +68,51 @@ def test_free_rows_are_taken_back_when_there_is_memory(monkeypatch: pytest.Monke
     monkeypatch.undo()
     catalog.remove([2_000])
     assert len(catalog.store.rows) < 0.6 * room
+
+
+def test_rows_that_cannot_be_laid_out_anew_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = data(3_000)
+    catalog = rfk.Catalog(items)
+    monkeypatch.setattr(layout, "encode", no_memory)
+    catalog.remove(np.arange(2_000))
+    invariants.check_arrays(catalog.store)
+    np.testing.assert_array_equal(catalog.items(catalog.ids), items[2_000:])
+
+
+@pytest.mark.parametrize("step", ["joined", "_take", "_place", "_settle"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_a_change_that_is_broken_off_halfway_is_not_read(
+    step: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    items = data(3_000)
+    catalog = rfk.Catalog(items)
+    catalog.log_normalizer(items[:1])
+    catalog.save(tmp_path / "items")
+    done = getattr(changes, step)
+
+    def broken(*given: Any) -> Any:
+        done(*given)
+        raise error
+
+    monkeypatch.setattr(changes, step, broken)
+    with pytest.raises(error):
+        catalog.update(np.arange(1_500), 2 * items[1_500:])
+    monkeypatch.undo()
+    for read in (
+        lambda: catalog.log_normalizer(items[:1]),
+        lambda: catalog.top(items[:1], 1),
+        lambda: catalog.items([2_000]),
+        lambda: catalog.add(items[:1]),
+        lambda: catalog.save(tmp_path / "items"),
+        lambda: rfk.Catalog(items[:1], ids=[5_000]).merge(catalog),
+        lambda: copy.copy(catalog),
+        catalog.regroup,
+        catalog.__len__,
+    ):
+        with pytest.raises(RuntimeError, match="the catalog is not whole: a change of it was broken off halfway"):
+            read()
+    again = rfk.Catalog.load(tmp_path / "items")
+    np.testing.assert_array_equal(again.items(again.ids), items)
 
 
 def test_estimates_after_a_failed_change_read_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,11 +92,9 @@ def repack(store: Store, total: Any) -> None:
     codes = np.zeros((blocks_of(size), store.codes.shape[1]), np.uint8)
     for old, new, count in zip(store.start.tolist(), start.tolist(), store.count.tolist(), strict=True):
         rows[new : new + count], ids[new : new + count] = (x[old : old + count] for x in (store.rows, store.ids))
-    used = np.flatnonzero(ids >= 0)
-    if not store.slots.flags.writeable:
-        store.slots = np.array(store.slots)
-    store.slots[ids[used]] = used
+    used, slots = np.flatnonzero(ids >= 0), np.array(store.slots)
+    slots[ids[used]] = used
     encode(replace(store, rows=rows, codes=codes, start=start), np.arange(len(start)))
-    store.rows, store.codes, store.ids = rows, codes, ids
-    store.start, store.capacity, store.end = start, capacity, end
     forget(store)
+    # All at once: who breaks this off finds the store as it was, or as it is now.
+    vars(store).update(rows=rows, codes=codes, ids=ids, slots=slots, start=start, capacity=capacity, end=end)
