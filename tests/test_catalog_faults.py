@@ -134,6 +134,24 @@ def test_estimates_after_a_failed_change_read_what_is_there(monkeypatch: pytest.
     assert np.all(np.abs(ratio - 1) < 0.1)
 
 
+def test_masks_are_not_passed_over() -> None:
+    items = data(300)
+    catalog, masked = rfk.Catalog(items), np.ma.array([5, 6], mask=[False, True])
+    for call in (
+        lambda: catalog.remove(masked),
+        lambda: catalog.update(masked, items[:2]),
+        lambda: catalog.add(items[:2], masked + 300),
+        lambda: rfk.Catalog(items[:2], ids=masked),
+        lambda: catalog.items(masked),
+        lambda: catalog.probabilities(items[:1], masked),
+    ):
+        with pytest.raises(TypeError, match="ids must not be masked"):
+            call()
+    with pytest.raises(TypeError, match="values must be a plain array, got MaskedArray"):
+        catalog.expectation(items[:1], np.ma.array(items, mask=items > 0))
+    assert len(catalog) == 300
+
+
 # Forks and tables
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels._checks import first_nonfinite
-from rfkernels.catalog.cells import check_plain
+from rfkernels.catalog.cells import check_plain, plain_ids
 from rfkernels.catalog.plan import fewest_dots
 from rfkernels.catalog.records import Store, Table
 from rfkernels.kernels import Kernel
@@ -47,6 +47,8 @@ def check_queries(queries: Any, table: Table) -> Any:
 
 def check_values(values: Any, store: Store) -> None:
     """Require values (ids, width) for all ids."""
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError("values must be a plain array, got MaskedArray; the catalog takes none that are masked")
     if not isinstance(values, np.ndarray) or values.dtype not in VALUES or values.ndim != 2:
         found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
         expected = "of float16, float32 or float64 in this machine's byte order, (largest id ever in use + 1, width)"
@@ -162,7 +164,7 @@ def check_filled(table: Table) -> None:
 
 def rows_of_ids(store: Store, ids: Any) -> Any:
     """Return the row of each id; one that is not there is a KeyError."""
-    ids = np.asarray(ids)
+    ids = plain_ids(ids)
     ids = ids.astype(np.int64) if ids.size == 0 else ids
     if ids.dtype.kind not in "iu":
         raise TypeError(f"ids must be integers, got {ids.dtype}")

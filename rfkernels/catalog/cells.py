@@ -139,9 +139,16 @@ def check_found(items: Any, square: Any, metric: Any) -> None:
     raise ValueError(f"items must be finite, but items[{row}, {index[0]}] is {value}")
 
 
+def plain_ids(ids: Any) -> Any:
+    """Return ids as an array; those that are masked would count as if they were not."""
+    if isinstance(ids, np.ma.MaskedArray):
+        raise TypeError("ids must not be masked, got MaskedArray; ids.compressed() has those that are not")
+    return np.asarray(ids)
+
+
 def check_ids(ids: Any, count: int) -> Any:
     """Require so many distinct ids from 0 to 2³¹ − 2; return them as int32."""
-    given = np.asarray(ids)
+    given = plain_ids(ids)
     if given.size == 0 and count == 0:
         return np.zeros(0, np.int32)
     if given.dtype.kind not in "iu":

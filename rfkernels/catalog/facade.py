@@ -35,8 +35,8 @@ _DRAWS = 1 << 31
 class Catalog(OfStore):
     """Items y₁ … y_n and fast sums Σ exp(q·y_i) over them, for a few thousand dot products a query.
 
-    Any number of threads may read a catalog at once; a change must not run beside reads or other changes. After one that
-    was broken off halfway, as by KeyboardInterrupt, all that is asked of a catalog raises RuntimeError.
+    Any number of threads may read a catalog at once; a change must not run beside reads or other changes. After one
+    that was broken off halfway, as by KeyboardInterrupt, all that is asked of a catalog raises RuntimeError.
 
     Items are grouped by k-means. A query looks at all of the groups that matter most and draws from the others, by a
     proposal close to exp(q·y): what is returned is unbiased for the sum and comes with its standard error. Sums look at
