@@ -254,20 +254,25 @@ def test_rows_in_another_order_are_refused() -> None:
         store.build(items, rows=np.empty((500, DIM), np.float32, order="F"))
 
 
+@pytest.mark.parametrize(("dtype", "size"), [(np.float64, 1e308), (np.float32, 3e38)])
 @pytest.mark.parametrize("backend", ["numba", "numpy"])
-def test_dot_products_that_do_not_fit(backend: str) -> None:
-    items = data(2_000).astype(np.float64)
-    catalog, huge, values = rfk.Catalog(items), np.full((2, DIM), 1e308), np.ones((2_000, 1))
+def test_dot_products_that_do_not_fit(backend: str, dtype: Any, size: float) -> None:
+    items = data(2_000).astype(dtype)
+    catalog, huge, values = rfk.Catalog(items), np.full((2, DIM), size, dtype), np.ones((2_000, 1))
     calls = {
         "log_normalizer": lambda: catalog.log_normalizer(huge, budget=400, backend=backend),
         "exact": lambda: catalog.log_normalizer(huge, budget=4_000, backend=backend),
         "expectation": lambda: catalog.expectation(huge, values, budget=400, backend=backend),
         "sample": lambda: catalog.sample(huge, 3, backend=backend),
+        "sample exactly": lambda: catalog.sample(huge, 3, exact=True),
         "top": lambda: catalog.top(huge, 3, budget=400, backend=backend),
         "top of all": lambda: catalog.top(huge, 3, budget=4_000, backend=backend),
     }
+    if backend == "numba":
+        with pytest.raises(ValueError, match="that fit"):
+            calls["exact"]()  # and nothing else is said
     for name, call in calls.items():
-        fits = pytest.raises(ValueError, match="queries must have dot products with items that fit float64")
+        fits = pytest.raises(ValueError, match=f"must have dot products with items that fit {np.dtype(dtype)}")
         with np.errstate(over="ignore", invalid="ignore"), fits:
             pytest.fail(f"{name} returned {call()}")
 

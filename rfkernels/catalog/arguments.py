@@ -124,10 +124,10 @@ def check_count(name: str, count: Any, least: int, most: int) -> None:
 
 
 def check_fit(found: Any, table: Table) -> None:
-    """Require that no number of a query is NaN or ∞: then a dot product was too large for the items' dtype."""
-    few = found.size <= _FEW  # of which Python sees sooner
-    if not (all(map(np.inf.__gt__, found.ravel().tolist())) if few else (found < np.inf).all()):
-        bad = np.argwhere(~(found < np.inf))[0, 0]
+    """Require that no number of a query is NaN or beyond the items' dtype: then a dot product was too large for it."""
+    few, most = found.size <= _FEW, float(np.finfo(table.rows.dtype).max)  # of few Python sees sooner
+    if not (all(map(most.__ge__, found.ravel().tolist())) if few else (found <= most).all()):
+        bad = np.argwhere(~(found <= most))[0, 0]
         raise ValueError(f"queries must have dot products with items that fit {table.rows.dtype}; query {bad} has not")
 
 
