@@ -180,6 +180,19 @@ def test_a_fork_beside_a_change_can_read() -> None:
         thread.join()
 
 
+@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning", "ignore:.*fork.*:RuntimeWarning")
+def test_a_fork_can_group_items() -> None:
+    catalog = rfk.Catalog(data(3_000), cells=20)
+    child = multiprocessing.get_context("fork").Process(target=catalog.regroup, kwargs={"cells": 20})
+    try:
+        child.start()
+        child.join(30)
+        assert child.exitcode == 0
+    finally:
+        child.kill()
+
+
 def test_tables_of_other_spreads_are_not_mistaken_for_each_other() -> None:
     items = data(3_000)
     catalog = rfk.Catalog(items)
