@@ -180,7 +180,7 @@ def _reserve(store: Store, group: Any) -> None:
     if store.end + needed(total[np.unique(group[over])]) > len(store.rows):
         try:
             repack(store, total)
-        except BaseException:
+        except Exception:
             drop(store, np.flatnonzero(store.count == 0))  # groups that were given to vacant cells
             store.whole = True
             raise

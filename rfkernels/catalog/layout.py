@@ -92,9 +92,12 @@ def repack(store: Store, total: Any) -> None:
     codes = np.zeros((blocks_of(size), store.codes.shape[1]), np.uint8)
     for old, new, count in zip(store.start.tolist(), start.tolist(), store.count.tolist(), strict=True):
         rows[new : new + count], ids[new : new + count] = (x[old : old + count] for x in (store.rows, store.ids))
-    used, slots = np.flatnonzero(ids >= 0), np.array(store.slots)
-    slots[ids[used]] = used
+    used = np.flatnonzero(ids >= 0)
+    named, whole = ids[used], store.whole
     encode(replace(store, rows=rows, codes=codes, start=start), np.arange(len(start)))
     forget(store)
-    # All at once: who breaks this off finds the store as it was, or as it is now.
-    vars(store).update(rows=rows, codes=codes, ids=ids, slots=slots, start=start, capacity=capacity, end=end)
+    if not store.slots.flags.writeable:
+        store.slots = np.array(store.slots)
+    store.whole = False
+    store.slots[named] = used
+    vars(store).update(rows=rows, codes=codes, ids=ids, start=start, capacity=capacity, end=end, whole=whole)
