@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ import pytest
 from scipy.special import logsumexp
 
 import rfkernels as rfk
-from rfkernels.catalog import changes, engines, expectations, facade, pilots, store
+from rfkernels.catalog import changes, engines, expectations, facade, invariants, layout, pilots, store
 
 DIM = 6
 
@@ -69,6 +70,51 @@ def test_free_rows_are_taken_back_when_there_is_memory(monkeypatch: pytest.Monke
     assert len(catalog.store.rows) < 0.6 * room
 
 
+def test_rows_that_cannot_be_laid_out_anew_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = data(3_000)
+    catalog = rfk.Catalog(items)
+    monkeypatch.setattr(layout, "encode", no_memory)
+    catalog.remove(np.arange(2_000))
+    invariants.check_arrays(catalog.store)
+    np.testing.assert_array_equal(catalog.items(catalog.ids), items[2_000:])
+
+
+@pytest.mark.parametrize("step", ["joined", "_take", "_place", "_settle"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_a_change_that_is_broken_off_halfway_is_not_read(
+    step: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    items = data(3_000)
+    catalog = rfk.Catalog(items)
+    catalog.log_normalizer(items[:1])
+    catalog.save(tmp_path / "items")
+    done = getattr(changes, step)
+
+    def broken(*given: Any) -> Any:
+        done(*given)
+        raise error
+
+    monkeypatch.setattr(changes, step, broken)
+    with pytest.raises(error):
+        catalog.update(np.arange(1_500), 2 * items[1_500:])
+    monkeypatch.undo()
+    for read in (
+        lambda: catalog.log_normalizer(items[:1]),
+        lambda: catalog.top(items[:1], 1),
+        lambda: catalog.items([2_000]),
+        lambda: catalog.add(items[:1]),
+        lambda: catalog.save(tmp_path / "items"),
+        lambda: rfk.Catalog(items[:1], ids=[5_000]).merge(catalog),
+        lambda: copy.copy(catalog),
+        catalog.regroup,
+        catalog.__len__,
+    ):
+        with pytest.raises(RuntimeError, match="the catalog is not whole: a change of it was broken off halfway"):
+            read()
+    again = rfk.Catalog.load(tmp_path / "items")
+    np.testing.assert_array_equal(again.items(again.ids), items)
+
+
 def test_estimates_after_a_failed_change_read_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """The table is made again: half of its arrays are those of the store."""
     items = data(3_000)
@@ -86,6 +132,24 @@ def test_estimates_after_a_failed_change_read_what_is_there(monkeypatch: pytest.
     found = [np.exp(catalog.log_normalizer(items[:2], budget=300, rng=seed)) for seed in range(50)]
     ratio = np.mean(found, 0) / np.exp(exact(items[1_500:], items[:2]))
     assert np.all(np.abs(ratio - 1) < 0.1)
+
+
+def test_masks_are_not_passed_over() -> None:
+    items = data(300)
+    catalog, masked = rfk.Catalog(items), np.ma.array([5, 6], mask=[False, True])
+    for call in (
+        lambda: catalog.remove(masked),
+        lambda: catalog.update(masked, items[:2]),
+        lambda: catalog.add(items[:2], masked + 300),
+        lambda: rfk.Catalog(items[:2], ids=masked),
+        lambda: catalog.items(masked),
+        lambda: catalog.probabilities(items[:1], masked),
+    ):
+        with pytest.raises(TypeError, match="ids must not be masked"):
+            call()
+    with pytest.raises(TypeError, match="values must be a plain array, got MaskedArray"):
+        catalog.expectation(items[:1], np.ma.array(items, mask=items > 0))
+    assert len(catalog) == 300
 
 
 # Forks and tables
@@ -114,6 +178,19 @@ def test_a_fork_beside_a_change_can_read() -> None:
         child.kill()
         done.set()
         thread.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning", "ignore:.*fork.*:RuntimeWarning")
+def test_a_fork_can_group_items() -> None:
+    catalog = rfk.Catalog(data(3_000), cells=20)
+    child = multiprocessing.get_context("fork").Process(target=catalog.regroup, kwargs={"cells": 20})
+    try:
+        child.start()
+        child.join(30)
+        assert child.exitcode == 0
+    finally:
+        child.kill()
 
 
 def test_tables_of_other_spreads_are_not_mistaken_for_each_other() -> None:
@@ -190,20 +267,25 @@ def test_rows_in_another_order_are_refused() -> None:
         store.build(items, rows=np.empty((500, DIM), np.float32, order="F"))
 
 
+@pytest.mark.parametrize(("dtype", "size"), [(np.float64, 1e308), (np.float32, 3e38)])
 @pytest.mark.parametrize("backend", ["numba", "numpy"])
-def test_dot_products_that_do_not_fit(backend: str) -> None:
-    items = data(2_000).astype(np.float64)
-    catalog, huge, values = rfk.Catalog(items), np.full((2, DIM), 1e308), np.ones((2_000, 1))
+def test_dot_products_that_do_not_fit(backend: str, dtype: Any, size: float) -> None:
+    items = data(2_000).astype(dtype)
+    catalog, huge, values = rfk.Catalog(items), np.full((2, DIM), size, dtype), np.ones((2_000, 1))
     calls = {
         "log_normalizer": lambda: catalog.log_normalizer(huge, budget=400, backend=backend),
         "exact": lambda: catalog.log_normalizer(huge, budget=4_000, backend=backend),
         "expectation": lambda: catalog.expectation(huge, values, budget=400, backend=backend),
         "sample": lambda: catalog.sample(huge, 3, backend=backend),
+        "sample exactly": lambda: catalog.sample(huge, 3, exact=True),
         "top": lambda: catalog.top(huge, 3, budget=400, backend=backend),
         "top of all": lambda: catalog.top(huge, 3, budget=4_000, backend=backend),
     }
+    if backend == "numba":
+        with pytest.raises(ValueError, match="that fit"):
+            calls["exact"]()  # and nothing else is said
     for name, call in calls.items():
-        fits = pytest.raises(ValueError, match="queries must have dot products with items that fit float64")
+        fits = pytest.raises(ValueError, match=f"must have dot products with items that fit {np.dtype(dtype)}")
         with np.errstate(over="ignore", invalid="ignore"), fits:
             pytest.fail(f"{name} returned {call()}")
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels._checks import first_nonfinite
-from rfkernels.catalog.cells import check_plain
+from rfkernels.catalog.cells import check_plain, plain_ids
 from rfkernels.catalog.plan import fewest_dots
 from rfkernels.catalog.records import Store, Table
 from rfkernels.kernels import Kernel
@@ -47,6 +47,8 @@ def check_queries(queries: Any, table: Table) -> Any:
 
 def check_values(values: Any, store: Store) -> None:
     """Require values (ids, width) for all ids."""
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError("values must be a plain array, got MaskedArray; the catalog takes none that are masked")
     if not isinstance(values, np.ndarray) or values.dtype not in VALUES or values.ndim != 2:
         found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
         expected = "of float16, float32 or float64 in this machine's byte order, (largest id ever in use + 1, width)"
@@ -122,10 +124,10 @@ def check_count(name: str, count: Any, least: int, most: int) -> None:
 
 
 def check_fit(found: Any, table: Table) -> None:
-    """Require that no number of a query is NaN or ∞: then a dot product was too large for the items' dtype."""
-    few = found.size <= _FEW  # of which Python sees sooner
-    if not (all(map(np.inf.__gt__, found.ravel().tolist())) if few else (found < np.inf).all()):
-        bad = np.argwhere(~(found < np.inf))[0, 0]
+    """Require that no number of a query is NaN or beyond the items' dtype: then a dot product was too large for it."""
+    few, most = found.size <= _FEW, float(np.finfo(table.rows.dtype).max)  # of few Python sees sooner
+    if not (all(map(most.__ge__, found.ravel().tolist())) if few else (found <= most).all()):
+        bad = np.argwhere(~(found <= most))[0, 0]
         raise ValueError(f"queries must have dot products with items that fit {table.rows.dtype}; query {bad} has not")
 
 
@@ -162,7 +164,7 @@ def check_filled(table: Table) -> None:
 
 def rows_of_ids(store: Store, ids: Any) -> Any:
     """Return the row of each id; one that is not there is a KeyError."""
-    ids = np.asarray(ids)
+    ids = plain_ids(ids)
     ids = ids.astype(np.int64) if ids.size == 0 else ids
     if ids.dtype.kind not in "iu":
         raise TypeError(f"ids must be integers, got {ids.dtype}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,9 @@ CHUNK = 8192
 
 PER_CELL = 60
 """Items of the sample that cells are found in, for each cell."""
+
+_IMPORTED_BY = os.getpid()
+"""The process whose threads scikit-learn may have started."""
 
 _ROUNDS = 10
 """Rounds of k-means: more of them improve cells by less than a twentieth part of what random cells lack."""
@@ -59,19 +63,24 @@ def room_for(count: Any) -> Any:
 
 
 def find_centres(sample: Any, cells: int, rng: np.random.Generator) -> Any:
-    """Return the centres of cells by k-means (Lloyd's algorithm from random items, by scikit-learn)."""
+    """Return the centres of cells by k-means (Lloyd's algorithm from random items, by scikit-learn).
+
+    In a forked process on one thread: OpenMP would wait for ever for those that were not forked along.
+    """
     import warnings
 
     try:
         from sklearn.cluster import KMeans
         from sklearn.exceptions import ConvergenceWarning
+        from threadpoolctl import threadpool_limits
     except ImportError as error:
         raise ImportError(
             "a catalog of more than one cell is built with scikit-learn: pip install 'rfkernels[catalog]'"
         ) from error
     seed = int(rng.integers(2**31))
     means = KMeans(cells, init="random", n_init=1, max_iter=_ROUNDS, tol=0, random_state=seed)
-    with warnings.catch_warnings():
+    threads = None if os.getpid() == _IMPORTED_BY else 1
+    with warnings.catch_warnings(), threadpool_limits(threads, user_api="openmp"):
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct items than cells are no fault
         return means.fit(sample).cluster_centers_.astype(sample.dtype)
 
@@ -139,9 +148,16 @@ def check_found(items: Any, square: Any, metric: Any) -> None:
     raise ValueError(f"items must be finite, but items[{row}, {index[0]}] is {value}")
 
 
+def plain_ids(ids: Any) -> Any:
+    """Return ids as an array; those that are masked would count as if they were not."""
+    if isinstance(ids, np.ma.MaskedArray):
+        raise TypeError("ids must not be masked, got MaskedArray; ids.compressed() has those that are not")
+    return np.asarray(ids)
+
+
 def check_ids(ids: Any, count: int) -> Any:
     """Require so many distinct ids from 0 to 2³¹ − 2; return them as int32."""
-    given = np.asarray(ids)
+    given = plain_ids(ids)
     if given.size == 0 and count == 0:
         return np.zeros(0, np.int32)
     if given.dtype.kind not in "iu":

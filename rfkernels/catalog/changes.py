@@ -11,7 +11,8 @@ are those that a fresh build would take, to rounding.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -61,9 +62,11 @@ def add(store: Store, items: Any, ids: Any, *, rng: np.random.Generator | None =
     label, square = nearest(compared(store.metric, items), index(store).packed)
     check_found(items, square, store.metric)
     _begin(store, ids)
-    group = joined(store, label, square)
-    _reserve(store, group)
-    _settle(store, _place(store, items, ids, group, rng))
+    with _moving(store):
+        group = joined(store, label, square)
+        _reserve(store, group)
+        _settle(store, _place(store, items, ids, group, rng))
+    _tidy(store)
 
 
 def remove(store: Store, ids: Any) -> None:
@@ -83,8 +86,10 @@ def remove(store: Store, ids: Any) -> None:
     ids = _held(store, ids)
     _begin(store, ids)
     group = group_of(store, store.slots[ids])
-    _take(store, ids, group)
-    _settle(store, group)
+    with _moving(store):
+        _take(store, ids, group)
+        _settle(store, group)
+    _tidy(store)
 
 
 def update(store: Store, ids: Any, items: Any, *, rng: np.random.Generator | None = None) -> None:
@@ -99,13 +104,24 @@ def update(store: Store, ids: Any, items: Any, *, rng: np.random.Generator | Non
     label, square = nearest(compared(store.metric, items), index(store).packed)
     check_found(items, square, store.metric)
     _begin(store, ids)
-    before, after = group_of(store, store.slots[ids]), joined(store, label, square)
-    stay = before == after
-    _reserve(store, after[~stay])
-    _replace(store, store.slots[ids[stay]], items[stay], store.cell[before[stay]])
-    _take(store, ids[~stay], before[~stay])
-    placed = _place(store, items[~stay], ids[~stay], after[~stay], rng)
-    _settle(store, np.concatenate([before, placed]))
+    before = group_of(store, store.slots[ids])
+    with _moving(store):
+        after = joined(store, label, square)
+        stay = before == after
+        _reserve(store, after[~stay])
+        _replace(store, store.slots[ids[stay]], items[stay], store.cell[before[stay]])
+        _take(store, ids[~stay], before[~stay])
+        placed = _place(store, items[~stay], ids[~stay], after[~stay], rng)
+        _settle(store, np.concatenate([before, placed]))
+    _tidy(store)
+
+
+@contextmanager
+def _moving(store: Store) -> Iterator[None]:
+    """Have a store know that items are being moved: what breaks this off leaves it so."""
+    store.whole = False
+    yield
+    store.whole = True
 
 
 def _replace(store: Store, rows: Any, items: Any, cells: Any) -> None:
@@ -134,8 +150,9 @@ def _begin(store: Store, ids: Any) -> None:
             repack(store, store.count)
         else:
             more = blocks_of(len(rows)) - len(store.codes), store.codes.shape[1]
-            store.codes = np.concatenate([store.codes, np.zeros(more, np.uint8)])
-            store.rows, store.ids = rows, np.append(store.ids, np.full(len(rows) - len(store.ids), -1, np.int32))
+            codes = np.concatenate([store.codes, np.zeros(more, np.uint8)])
+            ids_of = np.append(store.ids, np.full(len(rows) - len(store.ids), -1, np.int32))
+            vars(store).update(rows=rows, codes=codes, ids=ids_of)
     for name, value in vars(store).items():
         if isinstance(value, np.ndarray) and not value.flags.writeable:
             setattr(store, name, np.array(value))
@@ -163,8 +180,9 @@ def _reserve(store: Store, group: Any) -> None:
     if store.end + needed(total[np.unique(group[over])]) > len(store.rows):
         try:
             repack(store, total)
-        except BaseException:
+        except Exception:
             drop(store, np.flatnonzero(store.count == 0))  # groups that were given to vacant cells
+            store.whole = True
             raise
 
 
@@ -192,7 +210,7 @@ def _take(store: Store, ids: Any, group: Any) -> None:
 
 
 def _settle(store: Store, changed: Any) -> None:
-    """Sum groups again, end those without items, and take free rows back if they are many."""
+    """Sum groups again, and end those without items."""
     there = np.zeros(len(store.count), bool)
     there[changed] = True
     changed = np.flatnonzero(there)
@@ -201,6 +219,10 @@ def _settle(store: Store, changed: Any) -> None:
     code.sum_groups(store.rows, changed[~empty], place, store.centres, store.sums, store.squares)
     if empty.any():
         drop(store, changed[empty])
-    if 3 * store.end > 4 * code.room(store.count, LARGEST):
+
+
+def _tidy(store: Store) -> None:
+    """Take free rows back if they are many."""
+    if 3 * store.end > 4 * compiled("catalog_store").room(store.count, LARGEST):
         with suppress(MemoryError):  # the change is done, and free rows can be taken back later
             repack(store, store.count)

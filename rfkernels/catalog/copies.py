@@ -1,15 +1,18 @@
-"""Copies of catalogs, and what is pickled of them."""
+"""What a catalog holds, and copies of it: for other processes, too."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from threading import Lock
 from typing import Any, Self
 
 import numpy as np
 
-from rfkernels.catalog.records import Store
+from rfkernels.catalog.locks import lock_of
+from rfkernels.catalog.records import Store, Table
 
 _OUT_OF_BAND = 5
 """The first protocol of pickle that may leave buffers to whoever calls it, who may hand back those of the original."""
@@ -19,10 +22,27 @@ class OfStore:
     """What is made of a store, and is copied and pickled with all its items in memory."""
 
     _lock: Lock
-    _store: Store
 
     def _set(self, held: Store) -> None:
-        raise NotImplementedError
+        self._lock = lock_of(self)
+        self._held = held
+        self._table: Table | None = None
+
+    @property
+    def _store(self) -> Store:
+        """What is held, unless a change left it halfway."""
+        if not self._held.whole:
+            raise RuntimeError(
+                "the catalog is not whole: a change of it was broken off halfway, or is under way in another thread. "
+                "Load or build it again"
+            )
+        return self._held
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        with self._lock:
+            self._table = None  # whatever becomes of the change: it holds arrays of the store
+            yield
 
     @classmethod
     def from_store(cls, held: Store) -> Self:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,6 @@ from rfkernels.catalog.arguments import (
 from rfkernels.catalog.cells import check_items, held_dtype
 from rfkernels.catalog.copies import OfStore
 from rfkernels.catalog.kernel_sums import Scaled
-from rfkernels.catalog.locks import lock_of
 from rfkernels.catalog.records import Draws, Estimate, Expectation, Store, Table, Top
 from rfkernels.kernels import Kernel
 
@@ -38,7 +35,8 @@ _DRAWS = 1 << 31
 class Catalog(OfStore):
     """Items y₁ … y_n and fast sums Σ exp(q·y_i) over them, for a few thousand dot products a query.
 
-    Any number of threads may read a catalog at once; a change must not run beside reads or other changes.
+    Any number of threads may read a catalog at once; a change must not run beside reads or other changes. After one
+    that was broken off halfway, as by KeyboardInterrupt, all that is asked of a catalog raises RuntimeError.
 
     Items are grouped by k-means. A query looks at all of the groups that matter most and draws from the others, by a
     proposal close to exp(q·y): what is returned is unbiased for the sum and comes with its standard error. Sums look at
@@ -70,17 +68,6 @@ class Catalog(OfStore):
         self, items: Any, *, ids: Any = None, cells: int | None = None, queries: Any = None, rng: Any = 0
     ) -> None:
         self._set(store.build(items, ids, cells=cells, queries=queries, rng=rng))
-
-    def _set(self, held: Store) -> None:
-        self._lock = lock_of(self)
-        self._store = held
-        self._table: Table | None = None
-
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        with self._lock:
-            self._table = None  # whatever becomes of the change: it holds arrays of the store
-            yield
 
     def __len__(self) -> int:
         return int(self._store.count.sum())

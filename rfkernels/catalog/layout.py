@@ -93,10 +93,11 @@ def repack(store: Store, total: Any) -> None:
     for old, new, count in zip(store.start.tolist(), start.tolist(), store.count.tolist(), strict=True):
         rows[new : new + count], ids[new : new + count] = (x[old : old + count] for x in (store.rows, store.ids))
     used = np.flatnonzero(ids >= 0)
+    named, whole = ids[used], store.whole
+    encode(replace(store, rows=rows, codes=codes, start=start), np.arange(len(start)))
+    forget(store)
     if not store.slots.flags.writeable:
         store.slots = np.array(store.slots)
-    store.slots[ids[used]] = used
-    encode(replace(store, rows=rows, codes=codes, start=start), np.arange(len(start)))
-    store.rows, store.codes, store.ids = rows, codes, ids
-    store.start, store.capacity, store.end = start, capacity, end
-    forget(store)
+    store.whole = False
+    store.slots[named] = used
+    vars(store).update(rows=rows, codes=codes, ids=ids, start=start, capacity=capacity, end=end, whole=whole)

@@ -182,6 +182,8 @@ class Store:
         What changes look groups up in: made of the other arrays when it is needed, and not written.
     source : rfkernels.catalog.mapping.Source, optional
         The file that `rows` are mapped from, if they are.
+    whole : bool
+        False while a change moves items, and for good once one was broken off in the midst of that.
     """
 
     rows: Any
@@ -204,3 +206,4 @@ class Store:
     built: int
     index: Index | None = field(default=None, repr=False, compare=False)
     source: Source | None = field(default=None, repr=False, compare=False)
+    whole: bool = field(default=True, repr=False, compare=False)

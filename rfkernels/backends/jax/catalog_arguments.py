@@ -76,6 +76,8 @@ def check_ids(ids: Any, axes: tuple[int, ...]) -> Any:
     """Require an array of integers."""
     if not (isinstance(ids, np.ndarray) or is_jax(ids)):
         raise TypeError(f"ids must be an array of integers, got {type(ids).__name__}")
+    if isinstance(ids, np.ma.MaskedArray):
+        raise TypeError("ids must not be masked, got MaskedArray; ids.compressed() has those that are not")
     if ids.dtype.kind not in "iu":
         raise TypeError(f"ids must be of an integer dtype, got {ids.dtype}")
     if ids.ndim not in axes:

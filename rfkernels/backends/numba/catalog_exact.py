@@ -34,7 +34,7 @@ FEW = 4
 def exact(table: Table, queries: Any) -> Estimate:
     """Return log Σ exp(q·y) over all items; threads share queries, or rows where queries are few."""
     state = _over_all(_add, table, queries, lambda shape: np.full((*shape, 2), [-np.inf, 0.0]))
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         log = np.logaddexp.reduce(state[..., 0] + np.log(state[..., 1]), axis=0)
     items = int(table.count.sum(dtype=np.int64))
     return Estimate(log, np.zeros(len(log)), np.full(len(log), items))
