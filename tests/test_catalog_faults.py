@@ -278,9 +278,10 @@ def test_dot_products_that_do_not_fit(backend: str, dtype: Any, size: float) -> 
         "expectation": lambda: catalog.expectation(huge, values, budget=400, backend=backend),
         "sample": lambda: catalog.sample(huge, 3, backend=backend),
         "sample exactly": lambda: catalog.sample(huge, 3, exact=True),
-        "top": lambda: catalog.top(huge, 3, budget=400, backend=backend),
-        "top of all": lambda: catalog.top(huge, 3, budget=4_000, backend=backend),
     }
+    if dtype is np.float64:  # logits of the largest are of that, whatever the items'
+        calls["top"] = lambda: catalog.top(huge, 3, budget=400, backend=backend)
+        calls["top of all"] = lambda: catalog.top(huge, 3, budget=4_000, backend=backend)
     if backend == "numba":
         with pytest.raises(ValueError, match="that fit"):
             calls["exact"]()  # and nothing else is said

@@ -123,12 +123,12 @@ def check_count(name: str, count: Any, least: int, most: int) -> None:
         raise ValueError(f"{name} must be an integer from {least} to {most}, got {count!r}")
 
 
-def check_fit(found: Any, table: Table) -> None:
-    """Require that no number of a query is NaN or beyond the items' dtype: then a dot product was too large for it."""
-    few, most = found.size <= _FEW, float(np.finfo(table.rows.dtype).max)  # of few Python sees sooner
+def check_fit(found: Any, dtype: Any) -> None:
+    """Require that no number of a query is NaN or beyond a dtype: then a dot product was too large for it."""
+    few, most = found.size <= _FEW, float(np.finfo(dtype).max)  # of few Python sees sooner
     if not (all(map(most.__ge__, found.ravel().tolist())) if few else (found <= most).all()):
         bad = np.argwhere(~(found <= most))[0, 0]
-        raise ValueError(f"queries must have dot products with items that fit {table.rows.dtype}; query {bad} has not")
+        raise ValueError(f"queries must have dot products with items that fit {np.dtype(dtype)}; query {bad} has not")
 
 
 def check_kernel(kernel: Any) -> Kernel:

@@ -43,6 +43,9 @@ SQUARE_EXPONENT, SQUARE_FRACTION, SQUARE_BITS = -3, 2, 4
 UNIT = 2.0**31
 """How many deviations scales are: steps of usual items are in the middle of those that there are."""
 
+NEGLIGIBLE = 0.02
+"""How many deviations means may be from their anchors in each dimension: a fifth of what rounding adds."""
+
 LEAST_SCALE = 0.25
 """The least scale of a dimension, relative to the average: items may differ where those of a sample do not."""
 
@@ -161,5 +164,8 @@ def _number(bits: Any, exponent: int, fraction: int) -> Any:
 
 
 def moved(table: Table) -> Any:
-    """Return the cells whose means are no longer where their anchors are."""
-    return np.flatnonzero((table.means != table.anchors).any(1))
+    """Return the cells whose means are no longer where their anchors are, to within far less than codes round."""
+    if table.codes is None:
+        return np.arange(0)
+    apart = np.abs(table.means - table.anchors)
+    return np.flatnonzero((apart > NEGLIGIBLE * (table.scales / UNIT)).any(1))

@@ -67,5 +67,5 @@ def _estimated(table: Table, queries: Any, budget: int, seed: int, backend: str,
         if takes_all(table, budget)
         else engine.estimate(table, queries, budget, seed, coded)
     )
-    check_fit(found.log_normalizer, table)
+    check_fit(found.log_normalizer, table.rows.dtype)
     return found

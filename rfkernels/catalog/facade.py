@@ -267,7 +267,7 @@ class Catalog(OfStore):
         check_filled(self.table)
         check_count("k", k, 1, len(self))
         found = engines.choose(backend).top(self.table, given, int(k), check_budget(self.table, budget))
-        check_fit(found.logits, self.table)
+        check_fit(found.logits, np.float64)
         return Top(*(part.reshape(*queries.shape[:-1], k) for part in found))
 
     def sample(self, queries: Any, n: int, rng: Any = 0, *, exact: bool = False, backend: str = "numba") -> Draws:
@@ -305,7 +305,7 @@ class Catalog(OfStore):
         check_flags(exact=exact)
         draw = sampling.sample_exactly if exact else engines.choose(backend).sample
         found = draw(self.table, given, int(n), check_generator(rng))
-        check_fit(found.logits + found.log_probability, self.table)
+        check_fit(found.logits + found.log_probability, self.table.rows.dtype)
         return Draws(*(part.reshape(*queries.shape[:-1], n) for part in found))
 
     def kernel_sum(

@@ -49,7 +49,7 @@ def _estimated(table: Table, queries: Any, kernel: Scaled, budget: int, seed: in
         return kernel_sums(table, queries, kernel, budget, seed)
     if given is not None and not given.linear:
         check_logs(kernel.kernel, found.log_normalizer)
-    check_fit(found.log_normalizer, table)
+    check_fit(found.log_normalizer, table.rows.dtype)
     return found
 
 

@@ -68,7 +68,7 @@ def exact(table: Table, queries: Any, values: Any, log_normalizer: Any) -> Any:
     Weights are divided by their own sum so far: normalizers are of products in the dtype of rows, and tell only whether
     these fit it.
     """
-    check_fit(log_normalizer, table)
+    check_fit(log_normalizer, table.rows.dtype)
     mean, held = np.zeros((len(queries), values.shape[1])), np.flatnonzero(table.ids >= 0)
     for start in range(0, len(queries), _TOGETHER):
         own = slice(start, start + _TOGETHER)
@@ -104,7 +104,7 @@ def expect(table: Table, queries: Any, values: Any, budget: int, seed: int) -> W
         if given is None:
             chosen = plan(table, guessed, budget)
             given = by_rows(table, query, chosen, seed, i)
-        check_fit(given.logits[None], table)
+        check_fit(given.logits[None], table.rows.dtype)
         found.append(weigh(given, chosen, values[table.ids[given.rows]]))
     shape = (0, values.shape[1])
     none = Weighed(np.empty(shape), np.empty(shape), np.empty(shape), np.empty(0))

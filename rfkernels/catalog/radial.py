@@ -167,7 +167,7 @@ def exact_radial_sums(table: Table, given: Points) -> Estimate:
 @np.errstate(over="ignore", invalid="ignore")
 def one_radial_sum(table: Table, given: Points, budget: int, seed: int, place: int) -> tuple[float, float, int]:
     """Return the log of one of the sums, its relative standard error, and the dot products that it is worth."""
-    away = 0 if table.codes is None else len(moved(table))
+    away = len(moved(table))
     spent, point = spent_on(table, budget, away), given.points[place]
     log, error, dots = np.nan, np.nan, 0
     nearest = abs(given.factor) * ((table.means.astype(np.float64) - point) ** 2).sum(1)[table.cell].min()

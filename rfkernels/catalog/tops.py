@@ -48,7 +48,7 @@ def top(table: Table, queries: Any, count: int, budget: int) -> Top:
 
     Of equal ones those in the first rows are taken.
     """
-    away = 0 if table.codes is None else len(moved(table))
+    away = len(moved(table))
     given, found = scope(table, budget, count, away), [Top(np.empty((0, count), np.int64), np.empty((0, count)))]
     every = np.arange(len(table.count))
     for query in queries.astype(np.float64):

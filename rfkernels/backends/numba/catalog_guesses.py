@@ -197,8 +197,7 @@ class Prepared(NamedTuple):
 
 def _prepare(table: Table) -> Prepared:
     g = groups_of(table)
-    away = np.arange(0) if table.codes is None else moved(table)
-    return Prepared(g, Known(g, table.rows.nbytes), {}, {}, {}, {}, {}, away, reach(table))
+    return Prepared(g, Known(g, table.rows.nbytes), {}, {}, {}, {}, {}, moved(table), reach(table))
 
 
 prepared = OfTables(_prepare)

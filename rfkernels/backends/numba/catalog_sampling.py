@@ -71,7 +71,7 @@ def sample(table: Table, queries: Any, draws: int, rng: Any) -> Draws:
         return _sample(*own_at, seen, places, wide[part], own[part], u[part], order[part], drawn)
 
     threads.run([partial(share, first) for first in range(0, len(u), _SHARE)], threads.thread_count())
-    check_fit(log, table)
+    check_fit(log, table.rows.dtype)
     return Draws(table.ids[rows].astype(np.int64), log, logits)
 
 
