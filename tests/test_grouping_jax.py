@@ -296,3 +296,26 @@ def test_lowered_for_accelerators(name: str) -> None:
             assert exported.platforms == (platform,)
             assert "func.func public @main" in program
             assert "callback" not in program, "the host would be called"
+
+
+def test_fits_are_compiled_once() -> None:
+    """Eager calls with other numbers of the same shapes."""
+    compiled: list[str] = []
+
+    def heard(name: str, _: float, **__: Any) -> None:
+        if name == "/jax/core/compile/backend_compile_duration":
+            compiled.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    try:
+        for seed in range(3):
+            q, k, v = jax.random.normal(jax.random.key(seed), (3, 2, 90, 6))
+            fit_groups(q, k, 7, v=v)
+            heavy_keys(q, k, 3)
+            rfk.attention(q, k, v, groups=7, window=4)
+            if seed == 0:
+                assert compiled
+                compiled.clear()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(heard)
+    assert not compiled

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, differing, is_jax, matmul, namespace, rows_at
+from rfkernels._arrays import accumulator, compiled, differing, is_jax, matmul, namespace, rows_at
 from rfkernels._checks import check_mask, check_qk
 from rfkernels.fitting import pooled, softmax
 from rfkernels.fitting.choices import check_scale
@@ -52,7 +52,8 @@ def _find(q: Any, k: Any, v: Any, count: int, scale: Any, mask: Any, mass: Any) 
     weight = mass + EVEN / keys * (1 if mask is None else mask.astype(k.dtype))
     if keys > KEYS:
         k, v, weight = _some(xp, k, v, weight, KEYS // 2)
-    centres = rows_at(xp, k, _spread_out(xp, k, metric, weight, count))
+    spread_out = _spread_out if xp is np else compiled(_spread_out, "xp", "count")
+    centres = rows_at(xp, k, spread_out(xp, k, metric, weight, int(count)))
     groups = Groups(centres, metric, metric, None, xp.asarray(scale, k.dtype))
     return with_spread(xp, groups, *_within(xp, groups, k, v, weight > 0))
 
