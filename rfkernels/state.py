@@ -172,6 +172,11 @@ def merge_states(first: State, second: State) -> State:
             f"first and second must agree in (count, width), got {first.kv.shape[-2:]} and {second.kv.shape[-2:]}"
         )
     broadcast_batch(first=first.kv.shape[:-2], second=second.kv.shape[:-2])
+    return merged(first, second)
+
+
+def merged(first: State, second: State) -> State:
+    """Do what `merge_states` does with states that fit, and whose numbers may be symbols."""
     xp = namespace(first.kv, second.kv)
     shift = stopped(xp, xp.maximum(first.shift, second.shift))
     base = xp.where(shift == -xp.inf, 0, shift)

@@ -16,6 +16,7 @@ import pytest
 
 import rfkernels as rfk
 from rfkernels import core
+from rfkernels.state import merged
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # theory/ is not part of the package; last, so that the library stays the installed one
@@ -120,12 +121,12 @@ def failing(measured: Any) -> set[str]:
 
 
 def merge_without_shifts(first: Any, second: Any) -> Any:
-    whole = rfk.merge_states(first, second)
+    whole = merged(first, second)
     return whole._replace(kv=first.kv + second.kv, z=first.z + second.z)
 
 
 def merge_with_the_least_shift(first: Any, second: Any) -> Any:
-    whole = rfk.merge_states(first, second)
+    whole = merged(first, second)
     return whole._replace(shift=np.minimum(first.shift, second.shift))
 
 
@@ -142,7 +143,7 @@ def attend_one_key_late(xp: Any, q: Any, k: Any, v: Any, features: Any, options:
 def test_broken_merges_are_not_monoids() -> None:
     assert failing(monoid.by_symbols(merge_without_shifts)) == {"adds the sums"}
     assert failing(monoid.by_symbols(merge_with_the_least_shift)) >= {"adds the sums", "identity"}
-    assert failing(monoid.by_symbols(lambda first, second: rfk.merge_states(first, first))) >= {
+    assert failing(monoid.by_symbols(lambda first, second: merged(first, first))) >= {
         "commutative",
         "identity",
     }
@@ -150,8 +151,8 @@ def test_broken_merges_are_not_monoids() -> None:
 
 def test_broken_passes_are_not_sums() -> None:
     assert not monoid.of_parts("positive", merge_without_shifts, core.write).holds
-    assert not monoid.of_parts("positive", rfk.merge_states, write_without_rescaling).holds
-    assert monoid.of_parts("relu", rfk.merge_states, write_without_rescaling).holds  # nothing to rescale
+    assert not monoid.of_parts("positive", merged, write_without_rescaling).holds
+    assert monoid.of_parts("relu", merged, write_without_rescaling).holds  # nothing to rescale
     assert not monoid.of_causal("relu", attend_one_key_late).holds
 
 

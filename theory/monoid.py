@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 import rfkernels as rfk
 from rfkernels import Features, Side, State, core
+from rfkernels.state import merged
 from theory._ring import apart, exact
 from theory._verdict import Measured, Result, Verdict
 
@@ -27,7 +28,7 @@ at once, a chunk at a time, or as the merge of the sums of parts; a causal pass 
 position, and is the quadratic sum over the keys up to each query. There is no inverse: a maximum cannot be undone, and
 removing keys means to sum the others again.
 
-All of this is an identity of the library's own code on exact numbers. `merge_states` runs on symbols in every weak
+All of this is an identity of the library's own code on exact numbers. `state.merged` runs on symbols in every weak
 order of three shifts, $-\infty$ among them, which is every case there is; writing and reading run on rational
 numbers, whose exponentials are linearly independent over the rationals (Lindemann and Weierstrass), so that
 equality can be decided.
@@ -167,8 +168,8 @@ def rounding(name: str, size: float) -> tuple[float, float]:
         empty = rfk.empty_state(features, 4, dtype=np.float64)
         assert isinstance(empty, State)
         parts = [rfk.write_state(empty, k[part], v[part], features) for part in (slice(cut), slice(cut, None))]
-        merged = rfk.read_state(rfk.merge_states(*parts), q[-1:], features)
-        off = max(off, float(np.max(np.abs(resumed - whole[cut:]))), float(np.max(np.abs(merged - whole[-1:]))))
+        whole_read = rfk.read_state(merged(*parts), q[-1:], features)
+        off = max(off, float(np.max(np.abs(resumed - whole[cut:]))), float(np.max(np.abs(whole_read - whole[-1:]))))
     return top, off / (np.finfo(np.float64).eps * (1 + top))
 
 
@@ -176,7 +177,7 @@ EXACT = ("positive", "hyperbolic", "relu", "squared_relu", "exp")
 """Maps of rational constants, whose sums can be compared exactly."""
 
 
-def check(merge: Merge = rfk.merge_states, write: Write = core.write, attend: Attend = core.attend) -> Verdict:
+def check(merge: Merge = merged, write: Write = core.write, attend: Attend = core.attend) -> Verdict:
     """Put the monoid to the proof.
 
     Parameters

@@ -12,7 +12,7 @@ import numpy as np
 from rfkernels.backends.numba import schedule, threads
 from rfkernels.backends.numba.heads import Heads, worth_threads
 from rfkernels.backends.numba.packing import address, lowest, scratch, up
-from rfkernels.state import State, merge_states
+from rfkernels.state import State, merged
 
 _PART_BYTES = 1 << 23
 """Memory for the sums of the backward half of a two-sided window, per thread."""
@@ -51,8 +51,8 @@ class Slots:
         """Merge every slot with all before it."""
         for i in range(1, len(self.state.z)):
             before, own = (State(*(x[j] for x in self.state)) for j in (i - 1, i))
-            for array, merged in zip(self.state, merge_states(before, own), strict=True):
-                array[i] = merged
+            for array, both in zip(self.state, merged(before, own), strict=True):
+                array[i] = both
 
 
 class Tasks:
