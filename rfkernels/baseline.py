@@ -62,8 +62,8 @@ def exact_attention(
     segment_ids : array of int, shape (*batch, length), optional
         Packed sequences: keys are seen by queries of the same segment only (see `attention`).
     kernel : Kernel, default kernels.EXPONENTIAL
-        The kernel of the weights. The numba backend has those with a `Kernel.norm_weight`, the exponential and the
-        Gaussian one, and does all others as the numpy backend does.
+        The kernel of the weights. The numba backend has those with a `Kernel.norm_weight`, such as the exponential and,
+        unless norms are so large that rounding matters, the Gaussian one; it does all others as the numpy backend does.
     backend : {"numba", "jax", "numpy"}, optional
         Chosen by the kind of array if not given: numba for numpy.ndarray, jax for jax.Array.
     check_finite : bool, default True
@@ -129,6 +129,8 @@ def exact_log_kernel(
     for name, points in (("x", x), ("y", y)):
         require_finite(name, points)
     xp = namespace(x, y)
+    if xp is np:
+        check_untraced(scale=scale)
     dtype = accumulator(xp, x, y)
     root = xp.sqrt(xp.asarray(scale, dtype))
     x, y = x.astype(dtype) * root, y.astype(dtype) * root
@@ -188,8 +190,11 @@ def exact_log_normalizer(
     check_scale(scale, optional=False)
     for name, points in (("queries", queries), ("keys", keys)):
         require_finite(name, points)
+    xp = namespace(queries, keys)
+    if xp is np:
+        check_untraced(scale=scale, mask=mask)
     chosen = choose(backend, queries, keys, mask=mask)
-    options, dtype = Options(kernel=kernel, full=True), accumulator(namespace(queries, keys), queries, keys)
+    options, dtype = Options(kernel=kernel, full=True), accumulator(xp, queries, keys)
     found = chosen.exact(queries, keys, keys[..., :0], options, scale, mask, None, False, dtype)
     return (found.log_normalizer, found.sign) if return_sign else found.log_normalizer
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 from typing import Any
 
 import ml_dtypes
@@ -126,3 +128,56 @@ def test_no_thread_keeps_more_than_a_pass_over_features(monkeypatch: pytest.Monk
         q, k, v = (oracle.normal(np.random.default_rng(0), length, 64) for _ in range(3))
         rfk.exact_attention(q, k, v)
     assert max(taken) < 1 << 20
+
+
+def test_what_is_let_pass_goes_where_arithmetic_takes_it() -> None:
+    for name, value in itertools.product("qkv", (np.nan, np.inf)):
+        given = dict(zip("qkv", arrays(150, dtype=np.float32), strict=True))
+        given[name][..., 7, 1] = value
+        with np.errstate(all="ignore"):
+            got, expected = both(**given, check_finite=False)
+        assert not np.isfinite(expected).all()
+        np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("options", [{"window": 2}, {"window": 2, "causal": True}], ids=str)
+def test_keys_that_nobody_sees_are_to_be_finite(options: dict[str, Any]) -> None:
+    q, k, v = arrays(3, 700)
+    k[..., 300, 1] = np.nan
+    for queries in (q, q[..., :0, :]):
+        with pytest.raises(ValueError, match=r"^k must be finite"):
+            rfk.exact_attention(queries, k, v, **options)
+
+
+def test_gaussian_kernels_far_from_the_origin() -> None:
+    """Squared norms cancel in the log of the kernel, which is never above 0."""
+    q, k, v = (x.astype(np.float32) for x in arrays(40, dim=8))
+    for size in (1e2, 1e4):
+        far = q + np.float32(size), k + np.float32(size), v
+        np.testing.assert_allclose(*both(*far, kernel=GAUSSIAN, scale=1.0), rtol=1e-4, atol=1e-4)
+        log = rfk.exact_log_normalizer(far[1][..., :1, :], far[1][..., :1, :], kernel=GAUSSIAN)
+        assert (log <= 0).all()
+
+
+def test_no_kernel_is_kept() -> None:
+    def made() -> Any:
+        return rfk.Kernel("own", lambda xp, dot, xx, yy: dot, norm_weight=0.0)
+
+    q, k, v = arrays(20)
+    kernel = made()
+    known = weakref.ref(kernel)
+    np.testing.assert_allclose(rfk.exact_attention(q, k, v, kernel=kernel), rfk.exact_attention(q, k, v))
+    del kernel
+    gc.collect()
+    assert known() is None
+
+
+def test_edges_of_triangles_stay_in_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the last of 64 rows, of which 12 are multiplied at once, in vectors of 2."""
+    monkeypatch.setattr(packing, "machine", lambda: Machine(16, 4, 6))
+    q, k, v = (x[0, 0] for x in arrays(130))
+    features = rfk.draw("positive", 5, 8, rng=0)
+    for window in (None, 3, 64):
+        options = {"causal": True, "window": window}
+        expected = rfk.attention(q, k, v, features, backend="numpy", **options)
+        np.testing.assert_allclose(rfk.attention(q, k, v, features, **options), expected, **CLOSE)

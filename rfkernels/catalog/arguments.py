@@ -124,7 +124,7 @@ def check_count(name: str, count: Any, least: int, most: int) -> None:
 
 
 def check_fit(found: Any, dtype: Any) -> None:
-    """Require that no number of a query is NaN or beyond a dtype: then a dot product was too large for it."""
+    """Require that no number of a query is NaN or above what a dtype has: then a dot product was too large for it."""
     few, most = found.size <= _FEW, float(np.finfo(dtype).max)  # of few Python sees sooner
     if not (all(map(most.__ge__, found.ravel().tolist())) if few else (found <= most).all()):
         bad = np.argwhere(~(found <= most))[0, 0]

@@ -44,7 +44,7 @@ UNIT = 2.0**31
 """How many deviations scales are: steps of usual items are in the middle of those that there are."""
 
 NEGLIGIBLE = 0.02
-"""How many deviations means may be from their anchors in each dimension: a fifth of what rounding adds."""
+"""How many deviations means may be from their anchors: logits of a cell are off by a fifth of what rounding adds."""
 
 LEAST_SCALE = 0.25
 """The least scale of a dimension, relative to the average: items may differ where those of a sample do not."""
@@ -168,4 +168,4 @@ def moved(table: Table) -> Any:
     if table.codes is None:
         return np.arange(0)
     apart = np.abs(table.means - table.anchors)
-    return np.flatnonzero((apart > NEGLIGIBLE * (table.scales / UNIT)).any(1))
+    return np.flatnonzero(np.linalg.norm(apart / (table.scales / UNIT), axis=1) > NEGLIGIBLE)

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels._arrays import accumulator, compiled, differing, is_jax, matmul, namespace, rows_at
-from rfkernels._checks import check_mask, check_qk
+from rfkernels._checks import check_mask, check_qk, check_scale, check_untraced
 from rfkernels.fitting import pooled, softmax
-from rfkernels.fitting.choices import check_scale
+from rfkernels.fitting.choices import check_scale as scale_of
 from rfkernels.grouping.records import Groups
 from rfkernels.grouping.summaries import labels
 
@@ -96,9 +96,13 @@ def checked(q: Any, k: Any, scale: Any, mask: Any, check_finite: Callable[..., N
             raise ValueError(f"{name} must hold at least one vector, got shape {x.shape}")
     if check_finite is not None:
         check_finite(q=q, k=k)
-    if not is_jax(scale):
-        scale = check_scale(scale, q.shape[-1])
     xp = namespace(q, k)
+    if xp is np:
+        check_untraced(scale=scale, mask=mask)
+    if is_jax(scale):
+        check_scale(scale)
+    else:
+        scale = scale_of(scale, q.shape[-1])
     dtype = accumulator(xp, q, k)
     if mask is not None:
         k = xp.broadcast_to(k, (*np.broadcast_shapes(k.shape[:-2], mask.shape[:-1]), *k.shape[-2:]))

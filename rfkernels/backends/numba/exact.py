@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels._arrays import dtype_name
-from rfkernels._checks import broadcast_batch, check_finite_arrays
+from rfkernels._checks import broadcast_batch
 from rfkernels.backends import Pass, exact
 from rfkernels.backends.numba import heads, kernels, schedule, threads
+from rfkernels.backends.numba.finite import check_finite
 from rfkernels.backends.numba.heads import Heads, worth_threads
 from rfkernels.backends.numba.jit import Machine, machine
 from rfkernels.backends.numba.packed import packed
@@ -19,37 +20,51 @@ from rfkernels.backends.numba.passes import Tasks, cut
 from rfkernels.backends.numba.records import Held
 from rfkernels.backends.numba.schedule_records import Weights
 from rfkernels.core import Options
-from rfkernels.kernels import Kernel
 
 _TILE = 256
 """Queries that see a tile of keys before the next is loaded, which takes as long as a few queries do."""
 
 _SPANS = 4
-"""For each thread, at least as many spans of queries, as those of a causal pass see fewer or more keys."""
+"""Spans of queries for each thread, where there are so many tiles: those of a causal pass see fewer or more keys."""
+
+_ROUNDED = 2.0**-13
+"""How much rounding may change logs in which squared norms count, before the reference is asked, which cuts logs."""
 
 
 def attend(
     q: Any, k: Any, v: Any, options: Options, scale: float, mask: Any, segments: Any, check: bool, dtype: Any
 ) -> Pass:
     """Do what `rfkernels.backends.exact` does, for kernels whose log is x·y + κ (|x|² + |y|²)."""
-    kernel = options.kernel
-    if kernel is None or kernel.norm_weight is None:
-        return exact(q, k, v, options, scale, mask, segments, check, dtype)
+    norm_weight = 0.0 if options.kernel is None else options.kernel.norm_weight
+    if check:
+        check_finite(q=q, k=k, v=v)
+    if norm_weight is None or (norm_weight != 0 and _rounding(q, k, scale) > _ROUNDED):
+        return exact(q, k, v, options, scale, mask, segments, False, dtype)
     bits = 64 if np.float64 in (q.dtype, k.dtype, v.dtype) else 32
     names = tuple(dtype_name(np.dtype(x)) for x in (q.dtype, k.dtype, v.dtype, dtype))
-    given, weights = _prepared(machine(), bits, (q.shape[-1], v.shape[-1]), names, check, float(scale), kernel)
+    sizes = q.shape[-1], v.shape[-1]
+    given, weights = _prepared(machine(), bits, sizes, names, not check, float(scale), float(norm_weight))
     rows = {"mask": mask, "segments": segments}
     own = {name: x.shape[:-1] for name, x in rows.items() if x is not None}
     batch = broadcast_batch(k=k.shape[:-2], v=v.shape[:-2], **own)
     outer = broadcast_batch(q=q.shape[:-2], keys=batch)
     out, logs = heads.outputs(outer, q.shape[-2], v.shape[-1], dtype, given.dtype, options.full)
     arrays = {"q": q, "k": k, "v": v, "out": out, "mask": mask}
-    h = heads.heads(given, None, weights, batch, arrays, logs, q.shape[-2] + k.shape[-2])
+    every = q.shape[-2] + k.shape[-2]
+    reach = every if options.window is None else min(int(options.window), every)
+    h = heads.heads(given, None, weights, batch, arrays, logs, reach)
     run = partial(_run, options)
     fine, _ = run(h, None) if segments is None else packed(h, segments, batch, None, run)
-    if not fine or (check and 0 in (q.shape[-2], k.shape[-2])):
-        check_finite_arrays(q=q, k=k, v=v)
+    if not fine:  # NaN and infinity that are let pass go where arithmetic takes them
+        return exact(q, k, v, options, scale, mask, segments, False, dtype)
     return Pass(out, *heads.log_normalizers(logs), None)
+
+
+def _rounding(q: Any, k: Any, scale: Any) -> float:
+    """Return how much rounding may change |x|², at most, in the precision of sums."""
+    double = np.float64 in (q.dtype, k.dtype)
+    largest = max(float(np.einsum("...i,...i->...", x, x, dtype=np.float64).max(initial=0)) for x in (q, k))
+    return float(np.finfo(np.float64 if double else np.float32).eps) * float(scale) * largest
 
 
 class _Exact(NamedTuple):
@@ -67,14 +82,13 @@ def _prepared(
     names: tuple[str, ...],
     check: bool,
     scale: float,
-    kernel: Kernel,
+    norm_weight: float,
 ) -> _Exact:
     code, dtype, sentinel = (kernels.shared(target, bits),), np.dtype(f"f{bits // 8}"), kernels.SENTINEL[bits]
     held, shape = plan_of(target, bits, code, (sizes[0], 0, 0, sizes[1]), names, check, _TILE)
     p = held.record
-    assert kernel.norm_weight is not None
     arrays = {
-        "near_parameters": np.array([kernel.norm_weight * scale, 0], dtype),
+        "near_parameters": np.array([norm_weight * scale, 0], dtype),
         "scale": np.array([scale], dtype),
         "zeros": np.zeros(max(p.dim_pad, p.width_pad, p.tile + p.column_step), dtype),
         "lowest": np.full(p.tile + p.column_step, sentinel, dtype),
@@ -89,8 +103,8 @@ def _prepared(
 
 def _run(options: Options, h: Heads, start: None) -> tuple[bool, None]:
     """Run a pass over whole heads; return whether inputs were finite, and no state."""
-    every, ahead = h.keys + h.length, h.keys - h.length if options.causal else 0
-    reach = every if options.window is None else min(int(options.window), every)
+    ahead, reach = h.keys - h.length if options.causal else 0, h.window
+    assert reach is not None
     tasks, plan, tile = Tasks(h), h.layout.held.address, h.layout.plan.tile
     tasks.set(near=1, near_low=ahead + 1 - reach, near_high=ahead + (1 if options.causal else reach))
     count = h.threads if worth_threads(h) else 1

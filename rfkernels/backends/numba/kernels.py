@@ -296,6 +296,7 @@ def _triangle(e: Emitter, block: int) -> None:
     with e.loop(0, rows) as r:
         total = e.variable(m.constant(0.0))
         edge = e.mul(e.add(b.sdiv(r, e.integer(block)), 1), block)
+        edge = b.select(e.less(edge, rows), edge, rows)
         with e.loop(0, edge, e.lanes) as c:
             index = e.add(e.mul(r, row), c)
             seen = b.icmp_signed("<=", lane, e.splat_number(b.sub(r, c)))
