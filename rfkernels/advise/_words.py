@@ -85,7 +85,7 @@ def _legend(report: Report) -> str:
         f"{IN_RANGE:g}",
         f"time       of a call for all heads of {report.length:,} tokens on this machine's CPU, scaled from the arrays "
         "given:",
-        "           linearly, and as the square for exact attention (this library's, in NumPy); without fitting",
+        "           linearly, and as the square for exact attention (this library's); without fitting",
         "memory     what the keys and values are reduced to, or those themselves for exact attention",
     ]
     if report.length > report.queries:

@@ -113,7 +113,7 @@ def _cost(report: Report) -> Iterator[str]:
     first, last = min(exact), max(exact)
     yield (
         f"Time, {exact[last].heads} heads of {last:,} tokens: {as_time(exact[last].seconds)} for exact attention (this "
-        f"library's, in NumPy), {as_time(linear[last].seconds)} with {TIMED_FEATURES} features: a factor of "
+        f"library's), {as_time(linear[last].seconds)} with {TIMED_FEATURES} features: a factor of "
         f"{as_factor(exact[last].seconds / linear[last].seconds)}. For {last // first} times the tokens ({first:,} to "
         f"{last:,}) exact attention took {as_factor(exact[last].seconds / exact[first].seconds)} times as long, "
         f"features {as_factor(linear[last].seconds / linear[first].seconds)} times."
@@ -121,7 +121,7 @@ def _cost(report: Report) -> Iterator[str]:
     if report.load > 0.3:
         yield (
             f"In the minute before, other processes took {min(report.load, 1):.0%} of this machine. If they went on, "
-            "the times are too long, those of exact attention most, because threads of NumPy wait for each other."
+            "the times are too long, as threads wait for each other."
         )
     row = find(report, "positive", TIMED_FEATURES)
     pairs, held = find(report, EXACT).memory, 2 * report.length * report.dim * 4
