@@ -135,9 +135,7 @@ def attention(
     (8, 100, 64)
     """
     check_qkv(q, k, v)
-    if (
-        not type(causal) is type(full) is type(error) is type(check_finite) is bool
-    ):  # takes less time than the call, at every token
+    if not type(causal) is type(full) is type(error) is type(check_finite) is bool:  # in less time, at every token
         check_flags(causal=causal, full=full, error=error, check_finite=check_finite)
     if error:
         if not full:

@@ -125,12 +125,7 @@ def exact_log_kernel(
     _check_kernel(kernel)
     _check_sign(kernel, return_sign)
     check_qk(x, y, names=("x", "y"), pairs=True)
-    check_scale(scale, optional=False)
-    for name, points in (("x", x), ("y", y)):
-        require_finite(name, points)
-    xp = namespace(x, y)
-    if xp is np:
-        check_untraced(scale=scale)
+    xp = _checked(scale, None, x=x, y=y)
     dtype = accumulator(xp, x, y)
     root = xp.sqrt(xp.asarray(scale, dtype))
     x, y = x.astype(dtype) * root, y.astype(dtype) * root
@@ -187,16 +182,22 @@ def exact_log_normalizer(
     check_qk(queries, keys, names=("queries", "keys"))
     check_known(queries=queries, keys=keys)
     check_mask(mask, keys, queries=queries.shape[:-2])
-    check_scale(scale, optional=False)
-    for name, points in (("queries", queries), ("keys", keys)):
-        require_finite(name, points)
-    xp = namespace(queries, keys)
-    if xp is np:
-        check_untraced(scale=scale, mask=mask)
+    xp = _checked(scale, mask, queries=queries, keys=keys)
     chosen = choose(backend, queries, keys, mask=mask)
     options, dtype = Options(kernel=kernel, full=True), accumulator(xp, queries, keys)
     found = chosen.exact(queries, keys, keys[..., :0], options, scale, mask, None, False, dtype)
     return (found.log_normalizer, found.sign) if return_sign else found.log_normalizer
+
+
+def _checked(scale: Any, mask: Any, **points: Any) -> Any:
+    """Require a scale and finite points; return the namespace of these, beside which JAX traces nothing but its own."""
+    check_scale(scale, optional=False)
+    for name, x in points.items():
+        require_finite(name, x)
+    xp = namespace(*points.values())
+    if xp is np:
+        check_untraced(scale=scale, mask=mask)
+    return xp
 
 
 def _check_kernel(kernel: Any) -> None:

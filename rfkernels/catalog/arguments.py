@@ -141,8 +141,6 @@ def check_kernel(kernel: Any) -> Kernel:
         raise TypeError(f"kernel must be a Kernel or the name of a map that has one, got {kernel!r}")
     if chosen.sign is not None:
         raise ValueError(f"kernel must not be negative, but {chosen.name} can be: its sums have no log")
-    if chosen.norm_weight is not None and not np.isfinite(chosen.norm_weight):
-        raise ValueError(f"kernel must have a finite norm_weight, but that of {chosen.name} is {chosen.norm_weight}")
     return chosen
 
 
