@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import grouped_oracle
@@ -319,3 +321,24 @@ def test_fits_are_compiled_once() -> None:
     finally:
         jax.monitoring.unregister_event_duration_listener(heard)
     assert not compiled
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, scale: fit_groups(x, x, 2, scale=scale),
+        lambda x, scale: heavy_keys(x, x, 2, scale=scale),
+        lambda x, scale: rfk.exact_log_normalizer(x, x, scale=scale),
+        lambda x, scale: rfk.exact_log_kernel(x, x, scale=scale),
+    ],
+    ids=["groups", "heavy", "normalizer", "kernel"],
+)
+def test_scales_of_jax(call: Callable[[Any, Any], Any]) -> None:
+    """Traced beside NumPy arrays they are named; of a wrong value they are refused whatever is beside them."""
+    x = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+    with pytest.raises(TypeError, match="scale is traced by JAX"):
+        jax.jit(partial(call, x))(0.5)
+    for given, bad in itertools.product((x, jnp.asarray(x)), (np.nan, -1.0)):
+        with pytest.raises(ValueError, match="scale must be a positive finite number"):
+            call(given, jnp.float32(bad))
+    jax.tree.map(np.testing.assert_allclose, call(x, jnp.float32(0.5)), call(x, 0.5))
