@@ -209,12 +209,17 @@ def _join_far(
     return np.concatenate([centres, own])
 
 
+def _by_cell(label: Any, cells: int) -> Any:
+    """Return items in the order of their cells; of integers of 16 bits NumPy sorts digits, in a quarter of the time."""
+    return np.argsort(label.astype(np.min_scalar_type(cells)), kind="stable")
+
+
 def _loose(label: Any, square: Any, cells: int, dim: int) -> Any:
     """Return items that lie far beyond most of the outermost group of their cell, the farthest of these if many do."""
     limit, most = max(LOOSE, 1 + SPREAD / dim**0.5), len(label) // RARE
     if most < JOINED:
         return np.arange(0)
-    order = np.argsort(label, kind="stable")
+    order = _by_cell(label, cells)
     found, farther = [np.arange(0)], [np.empty(0)]
     for mine in np.split(order, np.cumsum(np.bincount(label, minlength=cells))[:-1]):
         outermost = mine[np.argpartition(-square[mine], SHELLS[0])[: SHELLS[0]]] if len(mine) > SHELLS[0] else mine[:0]
@@ -228,7 +233,7 @@ def _loose(label: Any, square: Any, cells: int, dim: int) -> Any:
 
 def _shells(label: Any, square: Any, cells: int, rng: np.random.Generator) -> tuple[Any, dict[str, Any]]:
     """Return items in the order of groups, and the groups' arrays."""
-    order = np.argsort(label, kind="stable")
+    order = _by_cell(label, cells)
     ends = np.cumsum(np.bincount(label, minlength=cells))
     count: list[int] = []
     cell: list[int] = []
