@@ -339,10 +339,22 @@ def test_results_are_run_by_name_and_findings_are_written(tmp_path: Path, capsys
     assert "no result has the name three; known are: one, two" in capsys.readouterr().err
 
 
-def test_the_command_runs_results(tmp_path: Path) -> None:
+def test_the_command_runs_results_in_processes(tmp_path: Path) -> None:
     library = str(Path(rfk.__file__).parents[1])
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "theory", "monoid", "--out", str(tmp_path / "out")],
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-m",
+            "theory",
+            "maclaurin",
+            "taylor",
+            "--jobs",
+            "2",
+            "--out",
+            str(tmp_path / "out"),
+        ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([library, str(ROOT)])},
         stdin=subprocess.DEVNULL,
@@ -352,10 +364,12 @@ def test_the_command_runs_results(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("monoid: holds: ")
-    assert lines[1].startswith("1 of 1 results hold")
-    assert "![monoid](monoid.png)" in (tmp_path / "out" / "index.md").read_text(encoding="utf-8")
-    assert (tmp_path / "out" / "monoid.png").read_bytes().startswith(b"\x89PNG")
+    assert [line.split(": ")[:2] for line in lines[:2]] == [["maclaurin", "holds"], ["taylor", "holds"]]
+    assert lines[2].startswith("2 of 2 results hold")
+    index = (tmp_path / "out" / "index.md").read_text(encoding="utf-8")
+    for name in ("maclaurin", "taylor"):
+        assert f"![{name}]({name}.png)" in index
+        assert (tmp_path / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("result", RESULTS.values(), ids=RESULTS)

@@ -6,26 +6,13 @@ Prints a verdict line for each and writes an index with figures; the exit status
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from theory import RESULTS, Result, Verdict
-
-
-def section(result: Result, verdict: Verdict) -> str:
-    """Write up one result in Markdown, with everything that was measured."""
-    rows = [
-        f"| {one.method} | {one.subject} | {' | '.join(one.figures)} | {'yes' if one.holds else 'NO'} |"
-        for one in verdict.measured
-    ]
-    table = ["| method | of | largest deviation | claimed | holds |", "| --- | --- | --- | --- | --- |", *rows]
-    parts = [f"## {result.name}", result.statement.strip(), result.citation, f"**{verdict}**", "\n".join(table)]
-    if verdict.findings:
-        parts.append("\n".join(["Found besides:", "", *(f"- {finding}" for finding in verdict.findings)]))
-    parts.append(f"![{result.name}]({result.name}.png)")
-    return "\n\n".join(parts) + "\n"
+from theory import RESULTS, Result
+from theory._running import run_all
 
 
 def options(arguments: Sequence[str] | None, names: Sequence[str]) -> argparse.Namespace:
@@ -39,10 +26,19 @@ def options(arguments: Sequence[str] | None, names: Sequence[str]) -> argparse.N
         default=where,
         help="where the index and the figures go (default: theory/out)",
     )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        default=os.cpu_count() or 1,
+        help="how many results are checked at once, each in a process of its own (default: one for each processor)",
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which results (default: all): {', '.join(names)}")
     given = parser.parse_args(arguments)
     if unknown := sorted(set(given.names) - set(names)):
         parser.error(f"no result has the name {', '.join(unknown)}; known are: {', '.join(names)}")
+    if given.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {given.jobs}")
     given.out.mkdir(parents=True, exist_ok=True)
     return given
 
@@ -63,16 +59,12 @@ def main(arguments: Sequence[str] | None = None, results: Sequence[Result] = RES
         0 if every result holds, else 1.
     """
     given = options(arguments, [result.name for result in results])
+    wanted = [result for result in results if not given.names or result.name in given.names]
     sections, held = [], []
-    for result in results:
-        if given.names and result.name not in given.names:
-            continue
-        start = time.perf_counter()
-        verdict = result.check()
-        print(f"{result.name}: {verdict} ({time.perf_counter() - start:.1f} s)", flush=True)
-        result.figure().savefig(given.out / f"{result.name}.png", dpi=120)
-        sections.append(section(result, verdict))
-        held.append(verdict.holds)
+    for line, written, holds in run_all(wanted, given.out, given.jobs):
+        print(line, flush=True)
+        sections.append(written)
+        held.append(holds)
     heading = "# Results, as checked\n\nWritten by `python -m theory`.\n"
     index = given.out / "index.md"
     index.write_text("\n".join([heading, *sections]), encoding="utf-8")
