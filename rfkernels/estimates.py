@@ -10,10 +10,19 @@ from rfkernels import core, uncertainty
 from rfkernels._arrays import accumulator, namespace
 from rfkernels._checks import check_array, check_finite_arrays, check_flags, check_known, check_qk, check_untraced
 from rfkernels.attention import attention
+from rfkernels.backends import choose
 from rfkernels.features import Features, SideName, check_features
 
 
-def transform(x: Any, features: Features, *, side: SideName, log: bool = False, check_finite: bool = True) -> Any:
+def transform(
+    x: Any,
+    features: Features,
+    *,
+    side: SideName,
+    log: bool = False,
+    backend: str | None = None,
+    check_finite: bool = True,
+) -> Any:
     """Return φ(x) itself.
 
     Parameters
@@ -26,6 +35,9 @@ def transform(x: Any, features: Features, *, side: SideName, log: bool = False, 
         Which preprocessing applies.
     log : bool, default False
         Return log |φ| and the sign of φ, which hold at norms where φ itself would overflow or vanish.
+    backend : {"numba", "jax", "numpy"}, optional
+        Chosen by the kind of array if not given: numba for numpy.ndarray, jax for jax.Array. Logs of NumPy arrays are
+        computed in NumPy.
     check_finite : bool, default True
         Whether NaN and infinity are refused.
 
@@ -43,16 +55,13 @@ def transform(x: Any, features: Features, *, side: SideName, log: bool = False, 
     check_features(features, "x", x)
     features.side(side)
     check_flags(log=log, check_finite=check_finite)
+    chosen = choose(backend, x, features=features)
+    if not log:
+        return chosen.transform(x, features, side, check_finite)
     if check_finite:
         check_finite_arrays(x=x)
     xp = namespace(x)
-    if xp is np:
-        check_untraced(features=features.projection)
-    wide = x.astype(accumulator(xp, x))
-    if not log and not features.map.exponential:
-        return core.columns(xp, wide, features, side).astype(x.dtype)
-    values, signs = core.transform(xp, wide, features, side)
-    return (values, signs) if log else (signs * xp.exp(values)).astype(x.dtype)
+    return core.transform(xp, x.astype(accumulator(xp, x)), features, side)
 
 
 def _signed(log: Any, sign: Any, features: Features, return_sign: bool) -> Any:

@@ -172,7 +172,10 @@ ATTEND = "import numpy as np, rfkernels as rfk; x = np.ones((3, 2)); f = rfk.dra
     [
         ("import rfkernels", HEAVY | {"scipy", "matplotlib", "click", "rich", "pytest", "sympy", "mpmath"}),
         ("import rfkernels as rfk; rfk.draw('hyperbolic', 4, 8, rng=0); rfk.names(); dir(rfk)", HEAVY),
-        (ATTEND + "rfk.exact_attention(x, x, x, backend='numpy'); rfk.transform(x, f, side='key')", HEAVY),
+        (
+            ATTEND + "rfk.exact_attention(x, x, x, backend='numpy'); rfk.transform(x, f, side='key', backend='numpy')",
+            HEAVY,
+        ),
         (ATTEND + "rfk.log_kernel(x, x, f); rfk.exact_log_kernel(x, x)", HEAVY),
         (ATTEND + "rfk.exact_attention(x, x, x); rfk.exact_log_normalizer(x, x)", {"jax", "jaxlib"}),
         (ATTEND + "rfk.attention(x, x, x, f, backend='numpy')", HEAVY),

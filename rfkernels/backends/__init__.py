@@ -7,12 +7,12 @@ from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from rfkernels import kernels, partials
-from rfkernels._arrays import is_jax, namespace
+from rfkernels import core, kernels, partials
+from rfkernels._arrays import accumulator, is_jax, namespace
 from rfkernels._checks import check_finite_arrays, check_untraced
 from rfkernels.core import Options
 from rfkernels.exact import exact_block, exact_partial
-from rfkernels.features import Features
+from rfkernels.features import Features, SideName
 from rfkernels.grouping import BlockState, Far, Plan
 from rfkernels.grouping.fitting import STEPS, Steps
 from rfkernels.grouping.schedule import Rows
@@ -45,6 +45,18 @@ def exact(
     return Pass(partials.normalize(xp, part).astype(dtype), log, sign, None)
 
 
+def transform(x: Any, features: Features, side: SideName, check: bool) -> Any:
+    """Return φ(x), (*batch, length, count), in the dtype of x."""
+    if check:
+        check_finite_arrays(x=x)
+    xp = namespace(x)
+    wide = x.astype(accumulator(xp, x))
+    if not features.map.exponential:
+        return core.columns(xp, wide, features, side).astype(x.dtype)
+    log, sign = core.transform(xp, wide, features, side)
+    return (sign * xp.exp(log)).astype(x.dtype)
+
+
 class Backend(NamedTuple):
     """The functions that a backend provides.
 
@@ -74,6 +86,8 @@ class Backend(NamedTuple):
         ``few_rows(xp, q, k, v, allowed, kernel)``: as `rfkernels.exact.exact_block`.
     exact : callable
         ``exact(q, k, v, options, scale, mask, segments, check_finite, dtype)``: as `exact`.
+    transform : callable
+        ``transform(x, features, side, check_finite)``: as `transform`.
     """
 
     name: str
@@ -86,6 +100,7 @@ class Backend(NamedTuple):
     spread: Callable[..., tuple[Any, Any]] = partials.spread
     few_rows: Callable[..., partials.Partial] = exact_block
     exact: Callable[[Any, Any, Any, Options, Any, Any, Any, bool, Any], Pass] = exact
+    transform: Callable[[Any, Features, SideName, bool], Any] = transform
 
 
 _MODULES = {"jax": "rfkernels.backends.jax", "numba": "rfkernels.backends.numba", "numpy": "rfkernels.backends.numpy"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,28 @@ def performer(plan: Plan, arrays: Arrays, causal: bool) -> Call:
             return layer(q, k, v)
 
     return call
+
+
+def torch_positive(plan: Plan, x: Any) -> Call:
+    """Positive features of rows, as one writes them: exp(x w − ½x²) / √m."""
+    import torch
+
+    torch.set_num_threads(allowed_threads())
+    w = torch.from_numpy(np.asarray(draw("positive", plan.dim, plan.count, scale=1, rng=0).projection, np.float32).T)
+    rows = torch.from_numpy(x)
+
+    def call() -> Any:
+        with torch.no_grad():
+            return torch.exp(rows @ w - rows.square().sum(-1, keepdim=True) / 2) / plan.count**0.5
+
+    return call
+
+
+def rbf_sampler(plan: Plan, x: Any) -> Call:
+    """As many features of a Gaussian kernel: scikit-learn's RBFSampler."""
+    from sklearn.kernel_approximation import RBFSampler
+
+    return partial(RBFSampler(gamma=0.5, n_components=plan.count, random_state=0).fit(x).transform, x)
 
 
 def jax_plain(plan: Plan, arrays: Arrays, causal: bool = False) -> Call:

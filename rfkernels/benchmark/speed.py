@@ -14,12 +14,15 @@ from rfkernels.benchmark import peers
 from rfkernels.benchmark.line import Line, Ratio, missing_line, ratio_line, show_threads, time_line
 from rfkernels.benchmark.plan import Plan, allowed_threads, inputs, ours
 from rfkernels.benchmark.timing import Call, Timings, measure
+from rfkernels.estimates import transform
+from rfkernels.features import draw
 from rfkernels.maps import FeatureMap
 
 _OURS = "rfkernels"
 _FAST = "rfkernels, hyperbolic on Hadamard rows"
 _EXACT = "rfkernels exact"
 _PERFORMER = "performer-pytorch"
+_RBF = "scikit-learn's RBFSampler"
 _DIRECTIONS = {"bidirectional": False, "causal": True}
 
 
@@ -164,6 +167,21 @@ def window(plan: Plan) -> Iterator[Line]:
         timings = measure(builders, plan.rounds, plan.seconds)
         name = f"{direction} L={plan.length:,}: window of {plan.window} / none"
         yield _line(timings, Ratio(name, "window", "none", "<= 1.35"))
+
+
+def features(plan: Plan) -> Iterator[Line]:
+    """Time features themselves against what users would otherwise write or pick."""
+    x = inputs(plan, plan.single, 1)[0][0]
+    for name, peer, build in (("positive", "torch", peers.torch_positive), ("gaussian", _RBF, peers.rbf_sampler)):
+        timings = measure(
+            {name: partial(_features, plan, x, name), peer: partial(build, plan, x)}, plan.rounds, plan.seconds
+        )
+        yield _line(timings, Ratio(f"{plan.single:,} rows of features: {peer} / {name}", peer, name))
+
+
+def _features(plan: Plan, x: Any, name: str) -> Call:
+    drawn = draw(name, plan.dim, plan.count, scale=1, rng=0)
+    return partial(transform, x, drawn, side="query", backend=plan.backend)
 
 
 def dtypes(plan: Plan) -> Iterator[Line]:

@@ -19,6 +19,7 @@ MEASUREMENTS: dict[str, Measurement] = {
     "exact attention": speed.crossover,
     "feature maps": speed.maps,
     "window": speed.window,
+    "features themselves": speed.features,
     "time per token": scaling.length,
     "memory": processes.memory,
     "threads": scaling.threads,

@@ -20,6 +20,7 @@ from rfkernels.backends.numba.packed import packed
 from rfkernels.backends.numba.packing import Layout, layout, pack_weights, to_internal, to_state
 from rfkernels.backends.numba.spreads import spread
 from rfkernels.backends.numba.threads import thread_count
+from rfkernels.backends.numba.transforms import transform
 from rfkernels.core import Options
 from rfkernels.features import Features
 from rfkernels.state import State
@@ -117,6 +118,18 @@ def _read(state: State, q: Any, features: Features, full: bool, check: bool, dty
     return Pass(out, log, sign, state)
 
 
-BACKEND = Backend("numba", _attend, _write, _read, blocks.attend, STEPS, check_finite, spread, few_rows, exact.attend)
+BACKEND = Backend(
+    "numba",
+    _attend,
+    _write,
+    _read,
+    blocks.attend,
+    STEPS,
+    check_finite,
+    spread,
+    few_rows,
+    exact.attend,
+    transform,
+)
 
 __all__ = ["BACKEND", "describe"]
