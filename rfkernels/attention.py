@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from rfkernels import blocked, core, uncertainty
-from rfkernels._arrays import accumulator, compiled, namespace
+from rfkernels import blocked, uncertainty
+from rfkernels._arrays import namespace
 from rfkernels._checks import (
     broadcast_batch,
     check_finite_arrays,
@@ -18,7 +16,6 @@ from rfkernels._checks import (
     check_qk,
     check_qkv,
     check_segments,
-    check_untraced,
     check_window,
     result_dtype,
 )
@@ -205,7 +202,14 @@ def _options(features: Features, causal: bool, window: int | None, full: bool, p
 
 
 def linear_attention(
-    phi_q: Any, phi_k: Any, v: Any, *, causal: bool = False, mask: Any = None, check_finite: bool = True
+    phi_q: Any,
+    phi_k: Any,
+    v: Any,
+    *,
+    causal: bool = False,
+    mask: Any = None,
+    backend: str | None = None,
+    check_finite: bool = True,
 ) -> Any:
     """Compute attention from features that are given: row t is φ_q(t)·Σ_s φ_k(s) v_sᵀ / φ_q(t)·Σ_s φ_k(s).
 
@@ -224,6 +228,8 @@ def linear_attention(
         Whether query t sees keys up to t only; the last query is aligned with the last key.
     mask : array of bool, shape (*batch, keys), optional
         True where a key may be attended.
+    backend : {"numba", "jax", "numpy"}, optional
+        Chosen by the kind of array if not given: numba for numpy.ndarray, jax for jax.Array.
     check_finite : bool, default True
         Whether NaN and infinity are refused.
 
@@ -243,12 +249,5 @@ def linear_attention(
     if causal:
         check_known(phi_q=phi_q, phi_k=phi_k, v=v)
     check_mask(mask, phi_k, phi_q=phi_q.shape[:-2], v=v.shape[:-2])
-    if check_finite:
-        check_finite_arrays(phi_q=phi_q, phi_k=phi_k, v=v)
-    xp = namespace(phi_q, phi_k, v)
-    if xp is np:
-        check_untraced(mask=mask)
-    dtype = accumulator(xp, phi_q, phi_k, v)
-    run = core.linear_attention if xp is np else compiled(core.linear_attention, "xp", "causal")
-    out = run(xp, phi_q.astype(dtype), phi_k.astype(dtype), v.astype(dtype), causal, mask)
-    return out.astype(result_dtype(xp, phi_q, phi_k, v))
+    chosen, xp = choose(backend, phi_q, phi_k, v, mask=mask), namespace(phi_q, phi_k, v)
+    return chosen.given(phi_q, phi_k, v, causal, mask, check_finite, result_dtype(xp, phi_q, phi_k, v))

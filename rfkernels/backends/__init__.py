@@ -7,8 +7,10 @@ from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rfkernels import core, kernels, partials
-from rfkernels._arrays import accumulator, is_jax, namespace
+from rfkernels._arrays import accumulator, compiled, is_jax, namespace
 from rfkernels._checks import check_finite_arrays, check_untraced
 from rfkernels.core import Options
 from rfkernels.exact import exact_block, exact_partial
@@ -57,6 +59,16 @@ def transform(x: Any, features: Features, side: SideName, check: bool) -> Any:
     return (sign * xp.exp(log)).astype(x.dtype)
 
 
+def given(phi_q: Any, phi_k: Any, v: Any, causal: bool, mask: Any, check: bool, dtype: Any) -> Any:
+    """Return attention from features that are given; `dtype` is the output's."""
+    if check:
+        check_finite_arrays(phi_q=phi_q, phi_k=phi_k, v=v)
+    xp = namespace(phi_q, phi_k, v)
+    sums = accumulator(xp, phi_q, phi_k, v)
+    run = core.linear_attention if xp is np else compiled(core.linear_attention, "xp", "causal")
+    return run(xp, phi_q.astype(sums), phi_k.astype(sums), v.astype(sums), causal, mask).astype(dtype)
+
+
 class Backend(NamedTuple):
     """The functions that a backend provides.
 
@@ -88,6 +100,8 @@ class Backend(NamedTuple):
         ``exact(q, k, v, options, scale, mask, segments, check_finite, dtype)``: as `exact`.
     transform : callable
         ``transform(x, features, side, check_finite)``: as `transform`.
+    given : callable
+        ``given(phi_q, phi_k, v, causal, mask, check_finite, dtype)``: as `given`.
     """
 
     name: str
@@ -101,6 +115,7 @@ class Backend(NamedTuple):
     few_rows: Callable[..., partials.Partial] = exact_block
     exact: Callable[[Any, Any, Any, Options, Any, Any, Any, bool, Any], Pass] = exact
     transform: Callable[[Any, Features, SideName, bool], Any] = transform
+    given: Callable[[Any, Any, Any, bool, Any, bool, Any], Any] = given
 
 
 _MODULES = {"jax": "rfkernels.backends.jax", "numba": "rfkernels.backends.numba", "numpy": "rfkernels.backends.numpy"}

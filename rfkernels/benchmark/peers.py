@@ -63,6 +63,21 @@ def torch_positive(plan: Plan, x: Any) -> Call:
     return call
 
 
+def torch_given(phi_q: Any, phi_k: Any, v: Any) -> Call:
+    """Attention from features that are given, as one writes it: two products and a division."""
+    import torch
+
+    torch.set_num_threads(allowed_threads())
+    of_q, of_k, values = map(torch.from_numpy, (phi_q, phi_k, v))
+
+    def call() -> Any:
+        with torch.no_grad():
+            kv, z = of_k.transpose(-1, -2) @ values, of_k.sum(-2)
+            return (of_q @ kv) / (of_q @ z[..., None])
+
+    return call
+
+
 def rbf_sampler(plan: Plan, x: Any) -> Call:
     """As many features of a Gaussian kernel: scikit-learn's RBFSampler."""
     from sklearn.kernel_approximation import RBFSampler

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rfkernels.attention import linear_attention
 from rfkernels.baseline import exact_attention
 from rfkernels.benchmark import peers
 from rfkernels.benchmark.line import Line, Ratio, missing_line, ratio_line, show_threads, time_line
@@ -177,6 +178,17 @@ def features(plan: Plan) -> Iterator[Line]:
             {name: partial(_features, plan, x, name), peer: partial(build, plan, x)}, plan.rounds, plan.seconds
         )
         yield _line(timings, Ratio(f"{plan.single:,} rows of features: {peer} / {name}", peer, name))
+    rng, (*_, v) = np.random.default_rng(0), inputs(plan, plan.length)
+    phi_q, phi_k = rng.random((2, plan.heads, plan.length, plan.count), np.float32)
+    timings = measure(
+        {
+            _OURS: lambda: partial(linear_attention, phi_q, phi_k, v, backend=plan.backend),
+            "torch": partial(peers.torch_given, phi_q, phi_k, v),
+        },
+        plan.rounds,
+        plan.seconds,
+    )
+    yield _line(timings, Ratio(f"L={plan.length:,} from given features: torch / {_OURS}", "torch", _OURS))
 
 
 def _features(plan: Plan, x: Any, name: str) -> Call:

@@ -10,7 +10,7 @@ import numpy as np
 from rfkernels._arrays import dtype_name
 from rfkernels._checks import broadcast_batch, check_finite_arrays
 from rfkernels.backends import Backend, Pass
-from rfkernels.backends.numba import blocks, exact, heads, passes
+from rfkernels.backends.numba import blocks, exact, given, heads, passes
 from rfkernels.backends.numba.exact_rows import few_rows
 from rfkernels.backends.numba.finite import check_finite
 from rfkernels.backends.numba.group_steps import STEPS
@@ -130,6 +130,7 @@ BACKEND = Backend(
     few_rows,
     exact.attend,
     transform,
+    given.attend,
 )
 
 __all__ = ["BACKEND", "describe"]

@@ -107,6 +107,7 @@ def plan_of(
     names: tuple[str, ...],
     check: bool,
     tile: int = TILE,
+    projects: bool = True,
 ) -> tuple[Held[Plan], tuple[Any, ...]]:
     """Return a plan, and what packed weights depend on: the sizes, and whether rows are factored."""
     shared, *own = (part.addresses for part in code)
@@ -136,7 +137,8 @@ def plan_of(
         dim_pad=up(dim, step),
         rows=rows,
         pad=pad,
-        weight_row=pad + LINE * 8 // bits,  # rows a power of two apart would share a few sets of the cache
+        # Rows a power of two apart would share a few sets of the cache.
+        weight_row=pad + LINE * 8 // bits if projects else 0,
         total=pad * activations,
         width=width,
         width_pad=up(width, step),
@@ -186,7 +188,8 @@ def _allocate(given: Layout) -> Scratch:
         "query_x": p.tile * x,
         "query_term": u,
     }
-    return Scratch(**placed(_memory, sizes, p.element))
+    made = Scratch(**placed(_memory, sizes, p.element))
+    return made if p.weight_row else made._replace(u=made.xt)
 
 
 def placed(memory: Any, sizes: dict[str, int], element: int) -> dict[str, int]:

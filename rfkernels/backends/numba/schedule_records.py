@@ -11,7 +11,8 @@ from rfkernels.backends.numba.records import view
 class Plan(NamedTuple):
     """What is the same for every head of a pass: kernels by address, sizes in elements, flags.
 
-    Kernels of Hadamard rows are at 0 where there are none: what they would project is multiplied.
+    Kernels of Hadamard rows are at 0 where there are none: what they would project is multiplied. Where `weight_row` is
+    0, features are given, and nothing is projected.
     """
 
     gemm: int

@@ -76,7 +76,9 @@ def load_keys(p: Plan, w: Weights, s: Scratch, t: Task, start: int, count: int) 
     if found == 0:
         return 0, columns
     call(p.transpose, (x, x_row, s.xt, u_row, columns, p.dim_pad))
-    if 2 * up(count, p.row_step) <= columns:
+    if p.weight_row == 0:
+        pass  # `u` is where `xt` is
+    elif 2 * up(count, p.row_step) <= columns:
         _project_few(p, w, s, x, x_row, count, columns)
     elif p.hadamard_columns != 0:
         call(p.hadamard_columns, (s.xt, u_row, w.signs, w.norms, s.u, u_row, columns, p.rows // p.dim))
@@ -201,7 +203,10 @@ def load_queries(p: Plan, w: Weights, s: Scratch, t: Task, q: int, count: int, l
     """
     rows, q_row = up(count, p.row_step), p.total + p.column_step
     fine, x, x_row = query_rows(p, s, t, q, count, w.query_centre)
-    if p.hadamard_rows != 0:
+    if p.weight_row == 0:
+        for r in range(rows):
+            call(p.copy, (x + r * x_row * p.element, s.query + r * q_row * p.element, p.pad))
+    elif p.hadamard_rows != 0:
         call(p.hadamard_rows, (x, x_row, w.signs, w.norms, s.query, q_row, rows, p.rows // p.dim))
     else:
         gemm, own = _rows_of(p, count)
