@@ -126,6 +126,7 @@ def test_coupling_in_the_plane(s: float) -> None:
         turned = weights @ (np.exp(s) * np.cos(one @ z) * np.cos(other @ z))
         both = (variance.coupling_moment(kind, -s, 2) + variance.coupling_moment(-math.cos(turn), -s, 2)) / 2
         np.testing.assert_allclose(both, turned, rtol=1e-11, atol=1e-13)
+    assert variance.coupling_moment(np.float32(0.5), s, 2) == variance.coupling_moment(0.5, s, 2)
     np.testing.assert_allclose(variance.coupling_moment("orthogonal", s, 2), math.exp(-s / 2) * (1 + s / 2), rtol=1e-14)
 
 
