@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels._arrays import accumulator, matmul, namespace
-from rfkernels._checks import broadcast_batch, check_array, is_tracer, require_finite
+from rfkernels._checks import broadcast_batch, check_array, is_tracer, magnitude, require_finite
 
 _BLOCK = 256
 
@@ -71,7 +71,7 @@ def check_samples(**samples: Any) -> None:
             continue
         xp = namespace(x)
         dtype = xp.float64 if xp is np else accumulator(xp, x)
-        largest = float(xp.max(xp.abs(x), initial=0))
+        largest = magnitude(x)
         most = math.sqrt(float(xp.finfo(dtype).max) / _ROOM / max(x.size, 1))
         if largest > most:
             raise ValueError(
