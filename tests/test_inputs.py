@@ -374,6 +374,23 @@ STATES: list[Refusal] = [
         ValueError,
         ("window of 4", "3"),
     ),
+    *(
+        (
+            f"decode state with {field} {x!r:.20}",
+            lambda field=field, x=x: attend(causal=True, window=4, state=DECODE._replace(**{field: x})),
+            error,
+            words,
+        )
+        for field, x, error, words in (
+            ("keys", np.ones((4, DIM), int), TypeError, ("state.keys", "dtypes", "int64")),
+            ("keys", [[1.0] * DIM] * 4, TypeError, ("state.keys", "list")),
+            ("values", np.ma.ones((4, WIDTH)), TypeError, ("state.values", "MaskedArray")),
+            ("values", np.ones((3, 4, WIDTH)), ValueError, ("state.values (3,)", "k (2,)")),
+            ("mask", [True] * 4, TypeError, ("state.mask", "list")),
+            ("mask", np.ones((3, 4), bool), ValueError, ("state.mask (3,)", "k (2,)")),
+            ("position", "0", TypeError, ("state.position", "'0'")),
+        )
+    ),
     ("bidirectional decode state", lambda: attend(window=4, state=DECODE), ValueError, ("state=", "bidirectional")),
     ("bidirectional state and window", lambda: attend(window=4, state=STATE), ValueError, ("state=", "bidirectional")),
     ("merging features", lambda: rfk.merge_states(STATE, FEATURES), TypeError, ("second", "Features")),
