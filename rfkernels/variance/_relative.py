@@ -75,8 +75,9 @@ def relative(
     Returns
     -------
     array, shape (*batch)
-        0 (log: −inf) where estimates are exact, as where nothing varies; inf where their variance is infinite, the
-        kernel is 0 and estimates are not, or the number overflows.
+        0 (log: −inf) where estimates are exact, as where nothing varies, and where squares of scaled points are below
+        the range of their type; inf where their variance is infinite, the kernel is 0 and estimates are not, or the
+        number overflows.
 
     Raises
     ------
