@@ -261,6 +261,8 @@ def write_state(
     TypeError, ValueError
         If arguments do not fit together.
     """
+    if not isinstance(state, State):
+        raise TypeError(f"state must be a State, got {type(state).__name__}")
     check_kv(k, v)
     check_known(k=k, v=v)
     check_features(features, "k", k)

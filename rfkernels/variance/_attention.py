@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._checks import check_finite_arrays, check_mask, check_qkv, check_scale
+from rfkernels._checks import check_finite_arrays, check_flags, check_mask, check_qkv, check_scale
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Proposal
 from rfkernels.samplers import Rows, Sampler
@@ -87,6 +87,7 @@ def attention_error(
     TypeError, ValueError
         If shapes or dtypes do not fit, a value is not finite, or no closed form is known, as in `cross_moment`.
     """
+    check_flags(causal=causal, relative=relative)
     feature_map, sampler = resolve(feature_map, sampler)
     form = cross_form(feature_map, sampler, proposal)
     draws = check_count(feature_map, sampler, count)

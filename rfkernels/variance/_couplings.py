@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._checks import is_number
+from rfkernels._checks import check_flags, is_number
 from rfkernels.variance import _series
 from rfkernels.variance._rows import check_dim, check_squares
 
@@ -46,6 +46,7 @@ def coupling_moment(kind: str | float, s: Any, dim: int, *, log: bool = False) -
     ValueError
         If the kind is unknown, the cosine is not in [−1, 1], dim is too small, or a log is asked for s < 0.
     """
+    check_flags(log=log)
     xp, s = check_squares(s, least=-np.inf)
     cosine = _cosine(kind, dim)
     if cosine is None:
