@@ -275,6 +275,16 @@ def _all_finite(x: Any) -> bool:
         return bool(namespace(x).isfinite(x).all())
 
 
+def magnitude(x: Any) -> float:
+    """Return the largest magnitude in an array, 0 of none; of one of JAX's now, as `_all_finite`."""
+    if not is_jax(x):
+        return float(np.max(np.abs(x), initial=0))
+    import jax
+
+    with jax.ensure_compile_time_eval():
+        return float(jax.numpy.max(jax.numpy.abs(x), initial=0))
+
+
 def is_tracer(x: Any) -> bool:
     """Whether JAX traces `x`, so that it has no value to look at."""
     if not is_jax(x):

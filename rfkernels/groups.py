@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels._arrays import read_only
-from rfkernels._checks import check_kv
+from rfkernels._checks import check_flags, check_kv
 from rfkernels.backends import choose
 from rfkernels.grouping import Groups
 from rfkernels.grouping.fitting import check_count, checked, found, heaviest, received
@@ -73,6 +73,7 @@ def fit_groups(
     >>> rfk.attention(q, k, v, groups=groups, window=32).shape
     (8, 512, 64)
     """
+    check_flags(check_finite=check_finite)
     chosen = choose(backend, q, k, v, mask=mask)
     check = chosen.check_finite if check_finite else None
     q, k, scale = checked(q, k, scale, mask, check)
@@ -114,6 +115,7 @@ def heavy_keys(
     TypeError, ValueError
         As `fit_groups`.
     """
+    check_flags(check_finite=check_finite)
     chosen = choose(backend, q, k, mask=mask)
     q, k, scale = checked(q, k, scale, mask, chosen.check_finite if check_finite else None)
     check_count(count, "count")

@@ -279,7 +279,7 @@ def lookup(name: str) -> FeatureMap:
     ValueError
         If no map has that name; the message lists those known.
     """
-    if name not in _TABLE:
+    if not isinstance(name, str) or name not in _TABLE:
         raise ValueError(f"unknown feature map {name!r}; known are: {', '.join(names())}")
     return _TABLE[name]
 
@@ -312,6 +312,7 @@ def register(name: str, feature_map: FeatureMap, *, replace: bool = False) -> Fe
         raise TypeError(f"feature_map must be a FeatureMap, got {type(feature_map).__name__}")
     if not isinstance(name, str) or not name:
         raise ValueError(f"name must be a non-empty str, got {name!r}")
+    check_flags(replace=replace)
     if name in _TABLE and not replace:
         raise ValueError(
             f"the feature map {name!r} exists; pass replace=True to replace it. Known: {', '.join(names())}"

@@ -14,13 +14,26 @@ be negative where the kernel is small.
 from __future__ import annotations
 
 import math
-from functools import cache, partial
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from rfkernels._arrays import namespace
 from rfkernels.kernels import Kernel, squared_distance
 from rfkernels.maps import FeatureMap, Radii, register
 from rfkernels.samplers import Normal
+
+
+@dataclass(frozen=True)
+class _With:
+    """A function whose last arguments are given: equal to its copies and pickles, as `functools.partial` is not."""
+
+    function: Callable[..., Any]
+    given: tuple[Any, ...]
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments, *self.given)
 
 
 def _cosine(xp: Any, u: Any, a: Any) -> Any:
@@ -90,7 +103,7 @@ def _gamma(normal: Normal, count: int, degrees: int, width: float) -> Any:
 
 def _stationary(name: str, log: Any, radii: Radii | None) -> FeatureMap:
     kernel = Kernel.of_distance(name, log)
-    return FeatureMap((_cosine, _sine), kernel=kernel, log_variance=partial(_log_variance, log=log), radii=radii)
+    return FeatureMap((_cosine, _sine), kernel=kernel, log_variance=_With(_log_variance, (log,)), radii=radii)
 
 
 def fourier() -> FeatureMap:
@@ -151,8 +164,8 @@ def matern(order: float) -> FeatureMap:
 
 @cache
 def _matern(degrees: int) -> FeatureMap:
-    log = partial(_log_matern, order=degrees / 2)
-    return _stationary(f"matern({degrees}/2)", log, partial(_student, degrees=degrees))
+    log = _With(_log_matern, (degrees / 2,))
+    return _stationary(f"matern({degrees}/2)", log, _With(_student, (degrees,)))
 
 
 def laplacian() -> FeatureMap:
@@ -194,8 +207,8 @@ def rational_quadratic(alpha: float) -> FeatureMap:
 
 @cache
 def _rational_quadratic(degrees: int) -> FeatureMap:
-    log = partial(_log_rational, alpha=degrees / 2, width=degrees)
-    return _stationary(f"rational_quadratic({degrees}/2)", log, partial(_gamma, degrees=degrees, width=degrees))
+    log = _With(_log_rational, (degrees / 2, degrees))
+    return _stationary(f"rational_quadratic({degrees}/2)", log, _With(_gamma, (degrees, degrees)))
 
 
 def cauchy() -> FeatureMap:
@@ -222,7 +235,7 @@ _FOURIER = FeatureMap((_cosine, _sine))
 _GAUSSIAN = FeatureMap(
     (_cosine, _sine), kernel=Kernel("gaussian", _log_gaussian, norm_weight=-0.5), log_variance=_log_variance_gaussian
 )
-_CAUCHY = _stationary("cauchy", partial(_log_rational, alpha=1, width=1), partial(_gamma, degrees=2, width=1))
+_CAUCHY = _stationary("cauchy", _With(_log_rational, (1, 1)), _With(_gamma, (2, 1)))
 
 NAMED = {
     "cauchy": cauchy(),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, namespace, record
+from rfkernels._arrays import accumulator, is_jax, namespace, record
 from rfkernels._checks import (
     broadcast_batch,
     check_array,
@@ -160,6 +160,10 @@ def resume(
 
 def _check_pending(state: DecodeState, k: Any, v: Any, window: int) -> None:
     """Require what a decode state holds to fit the new keys and values, and to be as much as the window needs."""
+    check_array("state.keys", state.keys, 2)
+    check_array("state.values", state.values, 2)
+    if not (isinstance(state.mask, np.ndarray) or is_jax(state.mask)) or state.mask.ndim < 1:
+        raise TypeError(f"state.mask must be a boolean array (*batch, window), got {type(state.mask).__name__}")
     pending = state.mask.shape[-1]
     shapes = (state.keys.shape[-2:], state.values.shape[-2:])
     expected = ((pending, k.shape[-1]), (pending, v.shape[-1]))
@@ -168,9 +172,21 @@ def _check_pending(state: DecodeState, k: Any, v: Any, window: int) -> None:
             f"state must hold keys (*batch, {pending}, {k.shape[-1]}), values (*batch, {pending}, {v.shape[-1]}) and a "
             f"boolean mask (*batch, {pending}), got {state.keys.shape}, {state.values.shape} and {state.mask.dtype}"
         )
-    seen = state.position if isinstance(state.position, int | np.integer) else pending
+    broadcast_batch(
+        **{"state.keys": state.keys.shape[:-2], "state.values": state.values.shape[:-2]},
+        **{"state.mask": state.mask.shape[:-1], "k": k.shape[:-2], "v": v.shape[:-2]},
+    )
+    position = state.position
+    if isinstance(position, bool) or not (isinstance(position, int) or _is_integer(position)):
+        raise TypeError(f"state.position must be an integer or an array of one, got {position!r}")
+    seen = position if isinstance(position, int | np.integer) else pending
     if pending > window or pending < min(window, seen):
         raise ValueError(f"state was made with a window of {pending}, got window={window}")
+
+
+def _is_integer(x: Any) -> bool:
+    """Whether `x` is a NumPy number, or an array of no axes, of an integer dtype."""
+    return hasattr(x, "dtype") and x.dtype.kind in "iu" and x.ndim == 0
 
 
 def extend(xp: Any, decode: DecodeState, k: Any, v: Any, mask: Any, segments: Any) -> tuple[Any, Any, Any, Any]:
@@ -245,6 +261,8 @@ def write_state(
     TypeError, ValueError
         If arguments do not fit together.
     """
+    if not isinstance(state, State):
+        raise TypeError(f"state must be a State, got {type(state).__name__}")
     check_kv(k, v)
     check_known(k=k, v=v)
     check_features(features, "k", k)

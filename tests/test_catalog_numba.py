@@ -23,6 +23,7 @@ from rfkernels.backends.numba import (
     catalog_sampling,
     catalog_sums,
 )
+from rfkernels.backends.numba.catalog_plan_groups import complete
 from rfkernels.backends.numba.catalog_plan_kernels import plan_kernels
 from rfkernels.backends.numba.jit import machine
 from rfkernels.catalog import Catalog, means, plan, sampling
@@ -397,3 +398,21 @@ def test_random_numbers_are_those_of_the_specification(width: str, monkeypatch: 
     given = sizes.ctypes.data, len(sizes), state, out.ctypes.data
     ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 4)(code.addresses["offsets"])(*given)
     np.testing.assert_array_equal(out, (plan.uniforms(11, 4, 24) * 2.0**30).astype(np.int32))
+
+
+@pytest.mark.parametrize(
+    ("ends", "mass", "expected"),
+    [
+        ([3, 5, 8], [1.0, 2.0, 3.0], [3, 5, 8]),  # all begin before the last end
+        ([3, 5, 7], [1.0, 2.0, 3.0], [3, 5, 8]),
+        ([3, 7, 7], [1.0, 5.0, 1e-9], [3, 8, 8]),  # the last is too small for any
+        ([3, 7, 7], [1.0, 5.0, 0.0], [3, 8, 8]),
+        ([0, 0], [0.0, 1.0], [0, 8]),
+    ],
+)
+def test_runs_that_rounding_leaves_over_are_of_a_part_that_is_large(
+    ends: list[int], mass: list[float], expected: list[int]
+) -> None:
+    given = np.array(ends)
+    complete.py_func(given, np.array(mass), 8, sum(mass))
+    np.testing.assert_array_equal(given, expected)

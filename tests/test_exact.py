@@ -159,6 +159,18 @@ def test_gaussian_kernels_far_from_the_origin() -> None:
         assert (log <= 0).all()
 
 
+@pytest.mark.parametrize(("dtype", "size"), [(np.float32, 1.3e19), (np.float64, 9e153)])
+def test_logs_near_the_lowest_number_count(dtype: Any, size: float) -> None:
+    q, k = (size * np.array(x, dtype) for x in ([[1], [-1], [0.1]], [[-1], [-0.5]]))
+    v = np.array([[1], [2]], dtype)
+    for options in ({}, {"window": 1}):
+        np.testing.assert_array_equal(*both(q, k[: len(q)], v, **options))
+    logs = [rfk.exact_log_normalizer(q, k, backend=name) for name in ("numba", "numpy")]
+    np.testing.assert_allclose(*logs, rtol=1e-6)
+    mask = np.zeros(2, bool)
+    assert not np.any(both(q, k, v, mask=mask))
+
+
 def test_no_kernel_is_kept() -> None:
     def made() -> Any:
         return rfk.Kernel("own", lambda xp, dot, xx, yy: dot, norm_weight=0.0)

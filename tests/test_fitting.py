@@ -521,6 +521,22 @@ def test_equal_queries_are_exact_up_to_the_prior() -> None:
     np.testing.assert_allclose(rfk.log_kernel(q, k, features), (q * k).sum(-1) / math.sqrt(3), atol=0.05)
 
 
+@pytest.mark.parametrize("method", ["affine", "tilted", "centred", "centred_isotropic"])
+def test_where_keys_lie_does_not_matter_once_means_are_subtracted(method: str) -> None:
+    q, k = sample(0, 60, 3), sample(1, 60, 3)
+    near, far = (fitting.fit(q, keys, 16, method=method, rng=0) for keys in (k, k + 1e6))
+    np.testing.assert_allclose(far.projection, near.projection, rtol=1e-7, atol=1e-7)
+    np.testing.assert_allclose(far.key.centre, near.key.centre + 1e6)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_equal_keys_are_not_taken_for_certain_to_return(dtype: Any) -> None:
+    """They spread as their norm does, over n: rounding of their mean says nothing."""
+    keys = fitting.moments(np.tile(np.array([0.1, 0.2, 0.3], dtype), (50, 1)))
+    matrix = fitting.choose(fitting.moments(sample(0, 50, 3)), keys).key.matrix
+    assert np.linalg.norm(matrix) < 100
+
+
 # JAX ------------------------------------------------------------------------------------------------------------------
 
 
@@ -638,7 +654,33 @@ Q, K = sample(1, 5, 4), sample(2, 6, 4)
             r"without batch axes, got a root of shape \(1, 4, 4\)",
             lambda: fitting.relative(choose(Q[None], K[None], "affine"), Q[0], K[0], count=4),
         ),
-        (TypeError, "queries and keys must be Moments", lambda: fitting.choose(Q, K)),
+        (TypeError, "queries must be Moments .*, got ndarray", lambda: fitting.choose(Q, K)),
+        (TypeError, "second must be Moments .*, got int", lambda: fitting.merge(fitting.moments(Q), 3)),
+        (TypeError, "first.count must be an array, got int", lambda: fitting.merge(fitting.Moments(1, 2, 3), Q)),
+        (
+            ValueError,
+            r"second must have count \(\*batch\), .* got \(\), \(4,\) and \(4,\)",
+            lambda: fitting.merge(fitting.moments(Q), fitting.Moments(np.ones(()), np.ones(4), np.ones(4))),
+        ),
+        (
+            ValueError,
+            r"first and second must agree in dim, got means of shapes \(4,\) and \(3,\)",
+            lambda: fitting.merge(fitting.moments(Q), fitting.moments(Q[:, :3])),
+        ),
+        (
+            ValueError,
+            r"batch axes do not broadcast: first \(2,\), second \(3,\)",
+            lambda: fitting.merge(*(fitting.moments(np.stack([Q] * n)) for n in (2, 3))),
+        ),
+        (
+            ValueError,
+            r"cross must have shape \(\*batch, 4, 4\), got \(3,\)",
+            lambda: fitting.choose(fitting.moments(Q), fitting.moments(K), cross=np.ones(3)),
+        ),
+        (TypeError, "given must be a Choice .*, got int", lambda: fitting.bind(3, Q)),
+        (TypeError, "given must be a Choice .*, got int", lambda: fitting.relative(3, Q[0], K[0], count=4)),
+        (ValueError, r"k must have squares .* but it has 1e\+200", lambda: fitting.fit(Q, K + 1e200, 8, rng=0)),
+        (ValueError, r"x must have squares .* but it has 1e\+153", lambda: fitting.moments(Q + 1e153)),
         (TypeError, "q must be a numpy.ndarray", lambda: fitting.fit(Q.tolist(), K, 8, rng=0)),
         (TypeError, "x must be a numpy.ndarray", lambda: fitting.moments([[1.0]])),
         (ValueError, r"^x must be finite, but x\[1, 0\] is nan$", lambda: fitting.moments(np.array([[1.0], [np.nan]]))),

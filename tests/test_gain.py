@@ -115,3 +115,9 @@ def test_methods_are_names_that_are_known() -> None:
             fitting.gain(q, k, methods=methods)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="on must be queries and keys, got 1"):
         fitting.gain(q, k, on=(q,))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="on must be a tuple of queries and keys, got int"):
+        fitting.gain(q, k, on=5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"keys of on must be a numpy.ndarray or jax.Array, got int"):
+        fitting.gain(q, k, on=(q, 1))
+    with pytest.raises(ValueError, match=r"methods must be a tuple of names, .*; got 5"):
+        fitting.gain(q, k, methods=5)  # type: ignore[arg-type]

@@ -32,6 +32,7 @@ def ones(*shape: int, dtype: Any = np.float32) -> Any:
 
 Q, K, V = ones(2, 5, DIM), ones(2, 7, DIM), ones(2, 7, WIDTH)
 STATE = rfk.empty_state(FEATURES, WIDTH)
+TAYLOR = rfk.materialized.taylor(DIM, 1)
 DECODE = rfk.empty_state(FEATURES, WIDTH, window=4)
 
 
@@ -360,6 +361,26 @@ STATES: list[Refusal] = [
     ("state is features", lambda: read(FEATURES), TypeError, ("state", "Features")),
     ("state is a result", lambda: attend(state=attend(full=True)), TypeError, ("state", "AttentionResult")),
     ("writing a decode state", lambda: write(DECODE), TypeError, ("state", "DecodeState")),
+    ("writing to no state", lambda: write(None), TypeError, ("state must be a State", "NoneType")),
+    ("looking up a list", lambda: rfk.lookup([1]), ValueError, ("unknown feature map [1]",)),
+    *(
+        (f"flag {name}, {i}", lambda call=call: call(), TypeError, (f"{name} must be True or False, got 'no'",))
+        for i, (name, call) in enumerate(
+            (
+                ("replace", lambda: rfk.register("own", FEATURES.map, replace="no")),
+                ("check_finite", lambda: rfk.fit_groups(Q, K, 2, check_finite="no")),
+                ("check_finite", lambda: rfk.heavy_keys(Q, K, 2, check_finite="no")),
+                ("log", lambda: rfk.variance.relative("positive", Q, Q, count=4, log="no")),
+                ("log", lambda: rfk.variance.coupling_moment("simplex", 1.0, 3, log="no")),
+                ("causal", lambda: rfk.variance.attention_error("positive", Q, K, V, count=4, causal="no")),
+                ("relative", lambda: rfk.variance.attention_error("positive", Q, K, V, count=4, relative="no")),
+                ("log", lambda: rfk.materialized.transform(Q, TAYLOR, side="key", log="no")),
+                ("check_finite", lambda: rfk.materialized.log_kernel(Q, Q, TAYLOR, check_finite="no")),
+                ("log", lambda: rfk.materialized.relative_error(Q, Q, TAYLOR, log="no")),
+                ("each", lambda: rfk.materialized.optimal_rate(Q, Q, each="no")),
+            )
+        )
+    ),
     ("reading a decode state", lambda: read(DECODE), TypeError, ("state", "DecodeState")),
     ("decode state without window", lambda: attend(causal=True, state=DECODE), TypeError, ("DecodeState", "window=")),
     (
@@ -373,6 +394,23 @@ STATES: list[Refusal] = [
         lambda: attend(causal=True, window=3, state=DECODE),
         ValueError,
         ("window of 4", "3"),
+    ),
+    *(
+        (
+            f"decode state with {field} of {type(x).__name__}",
+            lambda field=field, x=x: attend(causal=True, window=4, state=DECODE._replace(**{field: x})),
+            error,
+            words,
+        )
+        for field, x, error, words in (
+            ("keys", np.ones((4, DIM), int), TypeError, ("state.keys", "dtypes", "int64")),
+            ("keys", [[1.0] * DIM] * 4, TypeError, ("state.keys", "list")),
+            ("values", np.ma.ones((4, WIDTH)), TypeError, ("state.values", "MaskedArray")),
+            ("values", np.ones((3, 4, WIDTH)), ValueError, ("state.values (3,)", "k (2,)")),
+            ("mask", [True] * 4, TypeError, ("state.mask", "list")),
+            ("mask", np.ones((3, 4), bool), ValueError, ("state.mask (3,)", "k (2,)")),
+            ("position", "0", TypeError, ("state.position", "'0'")),
+        )
     ),
     ("bidirectional decode state", lambda: attend(window=4, state=DECODE), ValueError, ("state=", "bidirectional")),
     ("bidirectional state and window", lambda: attend(window=4, state=STATE), ValueError, ("state=", "bidirectional")),

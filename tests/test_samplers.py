@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -556,3 +557,16 @@ def test_a_jax_key_draws_a_batch() -> None:
     for key in (jax.random.key(3), jax.random.PRNGKey(3)):
         one, other = np.asarray(rfk.draw("positive", 4, 8, sampler="iid", batch=(2,), rng=key).projection)
         assert np.all(one != other)
+
+
+@pytest.mark.parametrize("sampler", [*samplers.names(), samplers.antithetic("sobol")])
+def test_samplers_are_equal_to_their_pickles(sampler: Any) -> None:
+    given = samplers.resolve(sampler)
+    copy = pickle.loads(pickle.dumps(given))
+    assert copy == given
+    assert hash(copy) == hash(given)
+
+
+def test_samplers_made_alike_are_equal() -> None:
+    assert samplers.antithetic("iid") == samplers.antithetic("iid") != samplers.antithetic("simplex")
+    assert samplers.quasi("sobol") == samplers.sobol != samplers.quasi("halton")

@@ -302,7 +302,8 @@ def test_maps_are_plain_records(name: str) -> None:
     assert not feature_map.nonnegative
     assert len(feature_map.activations) == 2
     copy = pickle.loads(pickle.dumps(feature_map))
-    assert copy.kernel.name == feature_map.kernel.name  # type: ignore[union-attr]
+    assert copy == feature_map
+    assert hash(copy) == hash(feature_map)
     assert copy.programs() == feature_map.programs()
 
 

@@ -342,6 +342,19 @@ def test_an_empty_state() -> None:
     assert decode.position == 0
 
 
+@pytest.mark.parametrize("part", [..., (0, 0), (0, -1)])
+@pytest.mark.parametrize("backend", ["numpy", oracle.DEFAULT])
+def test_shifts_that_are_no_number_are_not_passed_over(part: Any, backend: str) -> None:
+    features, q = features_of("positive"), np.ones((2, 3, DIM))
+    state = rfk.write_state(rfk.empty_state(features, 5, (2,), np.float64), q, np.ones((2, 3, 5)), features)
+    state.shift[part] = np.nan
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(rfk.read_state(state, q, features, backend=backend)[0]).all()
+        for causal in (False, True):
+            out = rfk.attention(q, q, np.ones((2, 3, 5)), features, causal=causal, state=state, backend=backend)
+            assert np.isnan(out[0]).all()
+
+
 # Windowed streams
 
 

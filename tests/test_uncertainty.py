@@ -513,6 +513,10 @@ def test_half_widths() -> None:
     assert half_width(np.array(1.0), 31, 0.5) == pytest.approx(0.682483, rel=1e-4)
     with pytest.raises(ValueError, match="level must be above 0"):
         half_width(np.array(1.0), 7, 1.0)
+    with pytest.raises(ValueError, match=r"level must be above 0 and below 1, got .0.9."):
+        half_width(np.array(1.0), 7, "0.9")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"error must be Errors, .* got float"):
+        trusted(0.5)  # type: ignore[arg-type]
 
 
 def test_heavy_positions_and_groups_with_axes_of_their_own() -> None:

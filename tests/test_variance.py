@@ -126,6 +126,7 @@ def test_coupling_in_the_plane(s: float) -> None:
         turned = weights @ (np.exp(s) * np.cos(one @ z) * np.cos(other @ z))
         both = (variance.coupling_moment(kind, -s, 2) + variance.coupling_moment(-math.cos(turn), -s, 2)) / 2
         np.testing.assert_allclose(both, turned, rtol=1e-11, atol=1e-13)
+    assert variance.coupling_moment(np.float32(0.5), s, 2) == variance.coupling_moment(0.5, s, 2)
     np.testing.assert_allclose(variance.coupling_moment("orthogonal", s, 2), math.exp(-s / 2) * (1 + s / 2), rtol=1e-14)
 
 
@@ -653,6 +654,12 @@ def test_refusals() -> None:
         ("confidence", lambda: variance.features_needed(0.1, 1.0, "positive", x, x)),
         ("error", lambda: variance.tail_bound("positive", x, x, 0.0, count=8)),
         ("error must be a positive", lambda: variance.tail_bound("positive", x, x, True, count=8)),
+        ("scale .* got None", lambda: variance.relative("positive", x, x, count=8, scale=None)),
+        ("scale .* got None", lambda: variance.cross_moment("positive", x, x, x, count=8, scale=None)),
+        ("scale .* got None", lambda: variance.term_bound("positive", x, x, scale=None)),
+        ("scale .* got None", lambda: variance.tail_bound("positive", x, x, 0.1, count=8, scale=None)),
+        ("scale .* got None", lambda: variance.features_needed(0.1, 0.9, "positive", x, x, scale=None)),
+        ("scale .* got None", lambda: variance.optimal_proposal(x, x, scale=None)),
         ("side", lambda: variance.tail_bound("positive", x, x, 0.1, count=8, side="both")),
         ("biased", lambda: variance.features_needed(0.1, 0.9, "positive", x, x, sampler="regularized")),
         ("kind", lambda: variance.coupling_moment("haar", 1.0, 4)),

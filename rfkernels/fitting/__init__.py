@@ -16,12 +16,12 @@ from __future__ import annotations
 from typing import Any
 
 from rfkernels import samplers
-from rfkernels._checks import check_finite_arrays, check_qk
+from rfkernels._checks import check_qk
 from rfkernels.features import Features, draw
 from rfkernels.fitting.choices import METHODS, Choice, bind, check_map, check_scale, choose, decide
 from rfkernels.fitting.errors import relative
 from rfkernels.fitting.gains import Gain, gain
-from rfkernels.fitting.statistics import Moments, merge, moments, pooled, softmax
+from rfkernels.fitting.statistics import Moments, check_samples, merge, moments, pooled, softmax
 from rfkernels.maps import FeatureMap
 from rfkernels.samplers import Rows, Sampler
 
@@ -148,5 +148,5 @@ def _check_samples(q: Any, k: Any) -> int:
     for name, x in (("q", q), ("k", k)):
         if x.shape[-2] == 0:
             raise ValueError(f"{name} must hold at least one vector to fit to, got shape {x.shape}")
-    check_finite_arrays(q=q, k=k)
+    check_samples(q=q, k=k)
     return int(q.shape[-1])

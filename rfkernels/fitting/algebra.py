@@ -11,6 +11,9 @@ from rfkernels.variance import optimal_variance
 _STEPS = 10
 """Of Newton's iteration: more than it takes for singular values that are 10⁸ apart."""
 
+_ROUNDED = 8
+"""Units of rounding that equal vectors may lie apart from their mean."""
+
 
 def best_spread(xp: Any, energy: Any) -> Any:
     """Return ρ, with rows of variance (1 + ρ)/2, from λ = E z² along an axis; 1 where there is nothing to gain.
@@ -24,13 +27,14 @@ def best_spread(xp: Any, energy: Any) -> Any:
 def regular(xp: Any, second: Any, given: Moments, prior: float, scale: float) -> Any:
     """Add `prior` samples that spread alike in all directions, so that a second moment is positive definite.
 
-    They spread as much as those seen, and besides by |mean|²/n², lest few or equal vectors be taken for certain to
-    return; by 1 if all were zero.
+    They spread as much as those seen; and besides by |mean|² e^(2 − 2n), lest a few vectors be taken for certain to
+    return, which no longer tells where they are once n is some dozen. Equal vectors spread by |mean|²/n², zeros by 1.
     """
     dim, eps = second.shape[-1], xp.finfo(second.dtype).eps
-    count = given.count
-    unseen = xp.maximum(1 / xp.maximum(count, 1) ** 2, eps) * scale * xp.sum(given.mean**2, -1)
-    total = (xp.trace(second, axis1=-2, axis2=-1) + unseen) / dim
+    count, squared = given.count, scale * xp.sum(given.mean**2, -1)
+    seen, few = xp.trace(second, axis1=-2, axis2=-1), xp.exp(2 - 2 * count)
+    share = xp.where(seen > (_ROUNDED * eps) ** 2 * squared, few, 1 / xp.maximum(count, 1) ** 2)
+    total = (seen + share * squared) / dim
     total = xp.where(total > 0, total, 1) * prior / (count + prior)
     return second * (count / (count + prior))[..., None, None] + total[..., None, None] * xp.eye(
         dim, dtype=second.dtype

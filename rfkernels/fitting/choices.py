@@ -12,7 +12,7 @@ from rfkernels._arrays import matmul, namespace, read_only
 from rfkernels._checks import is_number
 from rfkernels.features import Blocks, Features, Side
 from rfkernels.fitting.algebra import apply, balance, between, regular, rows_root, second_moment
-from rfkernels.fitting.statistics import Moments, attended, moments
+from rfkernels.fitting.statistics import Moments, attended, check_moments, moments
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Gaussian
 
@@ -93,7 +93,7 @@ def choose(
     TypeError, ValueError
         If the method is unknown, an argument is out of range, or dims differ.
     """
-    scale = _check_moments(queries, keys, scale, prior)
+    scale = _check_moments(queries, keys, scale, prior, cross)
     chosen, xp = _method(method), namespace(*queries, *keys)
     queries, keys = _broadcast(xp, queries, keys)
     a, b = (x.mean if chosen.centred else xp.zeros_like(x.mean) for x in (queries, keys))
@@ -154,6 +154,7 @@ def bind(
     TypeError, ValueError
         If the map has another optimum than positive features, or rows are not of that dim.
     """
+    check_choice(given)
     feature_map = check_map(feature_map)
     xp = namespace(rows, given.proposal.root, given.log_weight)
     dtype = xp.result_type(given.proposal.root.dtype, xp.float32)
@@ -172,6 +173,12 @@ def bind(
     query, key = (Side(*(kept(x) for x in side)) for side in (given.query, given.key))
     scale = kept(xp.asarray(given.scale, dtype))
     return Features(feature_map, kept(drawn), kept(log_weight), query, key, scale, blocks)
+
+
+def check_choice(given: Any) -> None:
+    """Require what `choose` returns."""
+    if not isinstance(given, Choice):
+        raise TypeError(f"given must be a Choice (see rfkernels.fitting.choose), got {type(given).__name__}")
 
 
 def check_map(feature_map: str | FeatureMap) -> FeatureMap:
@@ -200,20 +207,15 @@ def check_scale(scale: Any, dim: int) -> float:
     return float(scale)
 
 
-def _check_moments(queries: Moments, keys: Moments, scale: Any, prior: Any) -> float:
+def _check_moments(queries: Moments, keys: Moments, scale: Any, prior: Any, cross: Any) -> float:
     """Require moments that go together; return the scale."""
-    if not isinstance(queries, Moments) or not isinstance(keys, Moments):
-        raise TypeError(
-            f"queries and keys must be Moments (see moments), got {type(queries).__name__} and {type(keys).__name__}"
-        )
+    check_moments(queries=queries, keys=keys)
     dim = queries.mean.shape[-1]
-    if keys.mean.shape[-1] != dim:
-        raise ValueError(
-            f"queries and keys must agree in dim, got means of shapes {queries.mean.shape} and {keys.mean.shape}"
-        )
     for name, given in (("queries", queries), ("keys", keys)):
         if namespace(given.count) is np and not np.all(np.asarray(given.count) > 0):
             raise ValueError(f"moments of {name} must be of at least one vector, got a count of {np.min(given.count)}")
     if not (is_number(prior) and prior > 0):
         raise ValueError(f"prior must be a positive finite number, got {prior!r}")
+    if cross is not None and np.shape(cross)[-2:] != (dim, dim):
+        raise ValueError(f"cross must have shape (*batch, {dim}, {dim}), got {np.shape(cross)}")
     return check_scale(scale, dim)

@@ -9,7 +9,7 @@ from rfkernels import variance
 from rfkernels._arrays import accumulator, matmul, namespace
 from rfkernels._checks import check_qk
 from rfkernels.features import Side
-from rfkernels.fitting.choices import Choice, check_map
+from rfkernels.fitting.choices import Choice, check_choice, check_map
 from rfkernels.maps import FeatureMap
 from rfkernels.samplers import Rows, Sampler
 
@@ -53,6 +53,7 @@ def relative(
     TypeError, ValueError
         If shapes do not fit, the choice has batch axes, or no closed form is known.
     """
+    check_choice(given)
     check_qk(x, y, names=("x", "y"), pairs=True)
     if given.proposal.root.ndim != 2:
         raise ValueError(f"the choice must be without batch axes, got a root of shape {given.proposal.root.shape}")

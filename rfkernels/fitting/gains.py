@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels import variance
-from rfkernels._checks import check_finite_arrays, check_qk
+from rfkernels._checks import check_qk
 from rfkernels.features import Side
 from rfkernels.fitting.choices import METHODS, Choice, check_scale, decide
 from rfkernels.fitting.errors import relative
-from rfkernels.fitting.statistics import pooled
+from rfkernels.fitting.statistics import check_samples, pooled
 from rfkernels.proposals import Gaussian
 
 _QUERIES, _KEYS = 64, 256
@@ -111,12 +111,14 @@ def gain(
     """
     names = (*sorted(METHODS), "tilted") if methods is None else methods
     known = {*METHODS, "tilted"}
-    if isinstance(names, str) or not known.issuperset(names):
+    if not isinstance(names, tuple | list) or not all(isinstance(name, str) and name in known for name in names):
         raise ValueError(f"methods must be a tuple of names, each of {', '.join(sorted(known))}; got {methods!r}")
+    if on is not None and not isinstance(on, tuple | list):
+        raise TypeError(f"on must be a tuple of queries and keys, got {type(on).__name__}")
     if on is not None and len(on) != 2:
         raise ValueError(f"on must be queries and keys, got {len(on)} of them")
     samples = _checked(q, k)
-    asked = samples if on is None else _checked(*on)
+    asked = samples if on is None else _checked(*on, names=("queries of on", "keys of on"))
     if (asked[1].shape[:-2], asked[1].shape[-1]) != (samples[1].shape[:-2], samples[1].shape[-1]):
         raise ValueError(f"on must have the batch axes and dim of k, got {asked[1].shape} and {samples[1].shape}")
     scale = check_scale(scale, samples[0].shape[-1])
@@ -134,13 +136,14 @@ def gain(
     return Gain(("unfitted", *names), *found)
 
 
-def _checked(q: Any, k: Any) -> tuple[Any, Any]:
+def _checked(q: Any, k: Any, names: tuple[str, str] = ("q", "k")) -> tuple[Any, Any]:
     """Require samples that fit together; return them in float64 with the batch axes of keys."""
-    check_qk(q, k)
-    for name, x in (("q", q), ("k", k)):
+    check_qk(q, k, names)
+    samples = dict(zip(names, (q, k), strict=True))
+    for name, x in samples.items():
         if x.shape[-2] == 0:
             raise ValueError(f"{name} must hold at least one vector to fit to, got shape {x.shape}")
-    check_finite_arrays(q=q, k=k)
+    check_samples(**samples)
     keys = np.asarray(k, np.float64)
     queries = pooled(np.asarray(q, np.float64), keys.shape[:-2])
     return np.broadcast_to(queries, (*keys.shape[:-2], *queries.shape[-2:])), keys

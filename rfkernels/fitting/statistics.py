@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels._arrays import accumulator, matmul, namespace
-from rfkernels._checks import check_array, require_finite
+from rfkernels._checks import broadcast_batch, check_array, is_tracer, magnitude, require_finite
 
 _BLOCK = 256
+
+_ROOM = 1024
+"""How many times the sum of all squares the largest number is that is computed from moments."""
 
 
 class Moments(NamedTuple):
@@ -50,7 +53,7 @@ def moments(x: Any) -> Moments:
         If `x` is no array of that shape and of floats, or a value is not finite.
     """
     check_array("x", x, 2)
-    require_finite("x", x)
+    check_samples(x=x)
     xp = namespace(x)
     x = x.astype(xp.float64 if xp is np else accumulator(xp, x))
     length = x.shape[-2]
@@ -58,6 +61,44 @@ def moments(x: Any) -> Moments:
     apart = x - mean[..., None, :]
     count = xp.full(x.shape[:-2], length, dtype=x.dtype)
     return Moments(count, mean, matmul(xp, xp.swapaxes(apart, -1, -2), apart))
+
+
+def check_samples(**samples: Any) -> None:
+    """Require finite vectors whose squares, and sums of these, are in the range of floats; tracers pass."""
+    for name, x in samples.items():
+        require_finite(name, x)
+        if is_tracer(x):
+            continue
+        xp = namespace(x)
+        dtype = xp.float64 if xp is np else accumulator(xp, x)
+        largest = magnitude(x)
+        most = math.sqrt(float(xp.finfo(dtype).max) / _ROOM / max(x.size, 1))
+        if largest > most:
+            raise ValueError(
+                f"{name} must have squares whose sums are in the range of floats, as of numbers up to {most:.0e}, but "
+                f"it has {largest:.0e}"
+            )
+
+
+def check_moments(**given: Any) -> None:
+    """Require moments of one dim whose batch axes broadcast."""
+    for name, found in given.items():
+        if not isinstance(found, Moments):
+            raise TypeError(f"{name} must be Moments (see rfkernels.fitting.moments), got {type(found).__name__}")
+        for field, x in zip(Moments._fields, found, strict=True):
+            if not hasattr(x, "shape"):
+                raise TypeError(f"{name}.{field} must be an array, got {type(x).__name__}")
+        *batch, dim = found.mean.shape or (None,)
+        if (found.count.shape, found.scatter.shape) != (tuple(batch), (*batch, dim, dim)):
+            raise ValueError(
+                f"{name} must have count (*batch), mean (*batch, dim) and scatter (*batch, dim, dim), got "
+                f"{found.count.shape}, {found.mean.shape} and {found.scatter.shape}"
+            )
+    means = {name: found.mean.shape for name, found in given.items()}
+    if len({shape[-1] for shape in means.values()}) > 1:
+        listed = " and ".join(map(str, means.values()))
+        raise ValueError(f"{' and '.join(means)} must agree in dim, got means of shapes {listed}")
+    broadcast_batch(**{name: shape[:-1] for name, shape in means.items()})
 
 
 def merge(first: Moments, second: Moments) -> Moments:
@@ -71,7 +112,15 @@ def merge(first: Moments, second: Moments) -> Moments:
     Returns
     -------
     Moments
+
+    Raises
+    ------
+    TypeError
+        If an argument is no Moments of arrays.
+    ValueError
+        If their shapes do not fit.
     """
+    check_moments(first=first, second=second)
     xp = namespace(*first, *second)
     count = first.count + second.count
     share = second.count / xp.where(count == 0, 1, count)

@@ -10,7 +10,7 @@ import numpy as np
 
 from rfkernels import partials
 from rfkernels._arrays import accumulator, namespace
-from rfkernels._checks import broadcast_batch, check_array, check_finite_arrays, check_qk
+from rfkernels._checks import broadcast_batch, check_array, check_finite_arrays, check_flags, check_qk
 from rfkernels.features import SideName
 from rfkernels.materialized import hybrid, maclaurin, monomials, polynomial
 from rfkernels.materialized._records import register_pytree
@@ -86,6 +86,7 @@ def transform(x: Any, features: Materialized, *, side: SideName, log: bool = Fal
     kind = _check(features, "x", x)
     if side not in ("query", "key"):
         raise ValueError(f"side must be 'query' or 'key', got {side!r}")
+    check_flags(log=log, check_finite=check_finite)
     if check_finite:
         check_finite_arrays(x=x)
     xp = namespace(x)
@@ -117,6 +118,7 @@ def log_kernel(x: Any, y: Any, features: Materialized, *, check_finite: bool = T
     """
     check_qk(x, y, names=("x", "y"), pairs=True)
     kind = _check(features, "x", x[..., None, :])
+    check_flags(check_finite=check_finite)
     if check_finite:
         check_finite_arrays(x=x, y=y)
     xp = namespace(x, y)
@@ -159,6 +161,7 @@ def relative_error(x: Any, y: Any, features: Materialized, *, log: bool = False)
     ValueError
         If arguments do not fit together, or the rows of a hybrid are coupled in a way of which no closed form is known.
     """
+    check_flags(log=log)
     kind, x, y = _scaled_pairs(x, y, features)
     found = kind.log_error(x, y, features)
     return found if log else np.exp(found)

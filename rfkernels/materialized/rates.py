@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._checks import check_array, check_finite_arrays, check_scale
+from rfkernels._checks import check_array, check_finite_arrays, check_flags, check_scale
 from rfkernels.materialized.maclaurin import Law
 
 
@@ -38,6 +38,7 @@ def optimal_rate(x: Any, y: Any, *, scale: float | None = None, each: bool = Fal
     ValueError
         If arguments do not fit together, or a rate would be zero, since a coordinate vanishes in all points.
     """
+    check_flags(each=each)
     x, y = _points(x, y, scale)
     products = np.mean(x * x, 0) * np.mean(y * y, 0)
     rates = np.sqrt(products if each else np.mean(products))

@@ -10,7 +10,7 @@ sampler says so in its field ``host``.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rfkernels._arrays import namespace
@@ -128,7 +128,7 @@ def quasi(engine: Literal["sobol", "halton"] = "sobol") -> Sampler:
     """
     if engine not in ("sobol", "halton"):
         raise ValueError(f"engine must be 'sobol' or 'halton', got {engine!r}")
-    return Sampler(engine, _host.sequence(engine), host=True)
+    return Sampler(engine, _host.Sequence(engine), host=True)
 
 
 sobol = quasi("sobol")
@@ -168,14 +168,20 @@ def antithetic(sampler: str | Sampler | Rows) -> Sampler:
     half = resolve(sampler)
     if half.antithetic:
         raise ValueError(f"the rows of {half.name!r} are antithetic already")
+    return replace(half, name=f"antithetic({half.name})", rows=_Pairs(half), antithetic=True)
 
-    def pairs(normal: Normal, count: int, dim: int) -> Any:
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Rows of a sampler and their negatives."""
+
+    half: Sampler
+
+    def __call__(self, normal: Normal, count: int, dim: int) -> Any:
         if count % 2:
             raise ValueError(f"antithetic rows come in pairs: their count must be even, got {count}")
-        first = half(normal, count // 2, dim)
+        first = self.half(normal, count // 2, dim)
         return namespace(first).concatenate([first, -first])
-
-    return replace(half, name=f"antithetic({half.name})", rows=pairs, antithetic=True)
 
 
 def names() -> tuple[str, ...]:

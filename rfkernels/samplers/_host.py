@@ -5,11 +5,12 @@ JAX has no inverse of the incomplete gamma function, which the quantiles of a no
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rfkernels.samplers._record import Normal, Rows
+from rfkernels.samplers._record import Normal
 from rfkernels.samplers._rotations import haar
 
 _BITS = 30
@@ -49,20 +50,21 @@ def paired(normal: Normal, count: int, dim: int) -> Any:
     return directions * _chi_quantile(special.ndtr(draws), special.ndtr(-draws), dim)[:, None]
 
 
-def sequence(engine: str) -> Rows:
-    """Return what draws rows from a scrambled sequence of SciPy, through the normal quantile."""
+@dataclass(frozen=True)
+class Sequence:
+    """Rows of a scrambled sequence of SciPy, through the normal quantile."""
 
-    def rows(normal: Normal, count: int, dim: int) -> Any:
+    engine: str
+
+    def __call__(self, normal: Normal, count: int, dim: int) -> Any:
         from scipy import special
         from scipy.stats import qmc
 
         words = np.asarray(normal((8,)), np.float64).view(np.uint64)
         seed = np.random.default_rng(words.tolist())
-        if engine == "sobol":
+        if self.engine == "sobol":
             points = qmc.Sobol(dim, seed=seed, bits=_BITS).random_base2((count - 1).bit_length())[:count]
         else:
             points = qmc.Halton(dim, seed=seed).random(count)
         # A point may be 0 or round to 1, whose quantiles are infinite: both ends move inwards by half a cell.
         return special.ndtri(points * (1 - 2.0**-_BITS) + 2.0 ** -(_BITS + 1))
-
-    return rows

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels._arrays import accumulator, dtype_name, is_jax, namespace, stopped
-from rfkernels._checks import check_mask, check_qkv, check_segments, is_tracer, result_dtype
+from rfkernels._checks import check_mask, check_qkv, check_segments, is_number, is_tracer, result_dtype
 from rfkernels.backends import choose
 from rfkernels.features import Features, check_features
 from rfkernels.grouping import BlockState, Groups
@@ -183,7 +183,14 @@ def trusted(error: Errors) -> Any:
     -------
     array of bool, shape (*batch)
         False without axes if errors were not checked.
+
+    Raises
+    ------
+    TypeError
+        If `error` is no Errors.
     """
+    if not isinstance(error, Errors):
+        raise TypeError(f"error must be Errors, such as result.error, got {type(error).__name__}")
     if error.inflation is None:
         return np.asarray(False)
     return (error.inflation <= LIMIT) & (error.log_inflation <= LIMIT)
@@ -213,7 +220,7 @@ def half_width(error: Any, freedom: int, level: float = 0.95) -> Any:
     """
     if isinstance(freedom, bool) or not hasattr(freedom, "__index__") or freedom < 1:
         raise ValueError(f"freedom must be a positive integer, got {freedom!r}")
-    if not 0 < level < 1:
+    if not (is_number(level) and 0 < level < 1):
         raise ValueError(f"level must be above 0 and below 1, got {level!r}")
     return error * _quantile(int(freedom), level)
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._checks import check_finite_arrays, check_mask, check_qkv, check_scale
+from rfkernels._checks import check_finite_arrays, check_flags, check_mask, check_qkv, check_scale
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Proposal
 from rfkernels.samplers import Rows, Sampler
@@ -50,9 +50,10 @@ def attention_error(
 
     The delta method: to first order in the errors of kernels the output is off by Σ_j A_j (k̂_j/k_j − 1)(v_j − o), A
     and o being exact weights and output, so that its mean square is Σ_ij A_i A_j M_ij (v_i − o)·(v_j − o) with M_ij of
-    `cross_moment`. It is exact in the limit of many features, and right to a few percent while it is below 0.1. Above
-    0.3 or so it overestimates, without limit: outputs of nonnegative features stay among the values, whose spread is
-    all that they can err by. Read such a prediction as "does not work", not as a number.
+    `cross_moment`. It is exact in the limit of many features, and right to a few percent where they are many, at
+    errors of a hundredth or two; of trigonometric features up to 0.1. Outputs of nonnegative features stay among the
+    values, whose spread is all that they can err by: of rows in which a few draws decide, the prediction is too large
+    by up to a half at 0.1, and without limit above 0.3 or so. Read it as "does not work" there, not as a number.
 
     Parameters
     ----------
@@ -78,13 +79,15 @@ def attention_error(
     Returns
     -------
     numpy.ndarray of float64, shape (*batch, length)
-        0 where nothing or one key may be attended; inf beyond the range of floats. Computed on the host.
+        0 where nothing or one key may be attended, and where squares of scaled points are below the range of floats;
+        inf beyond that range. Computed on the host.
 
     Raises
     ------
     TypeError, ValueError
         If shapes or dtypes do not fit, a value is not finite, or no closed form is known, as in `cross_moment`.
     """
+    check_flags(causal=causal, relative=relative)
     feature_map, sampler = resolve(feature_map, sampler)
     form = cross_form(feature_map, sampler, proposal)
     draws = check_count(feature_map, sampler, count)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from rfkernels._checks import check_flags, is_number
 from rfkernels.variance import _series
 from rfkernels.variance._rows import check_dim, check_squares
 
@@ -45,6 +46,7 @@ def coupling_moment(kind: str | float, s: Any, dim: int, *, log: bool = False) -
     ValueError
         If the kind is unknown, the cosine is not in [−1, 1], dim is too small, or a log is asked for s < 0.
     """
+    check_flags(log=log)
     xp, s = check_squares(s, least=-np.inf)
     cosine = _cosine(kind, dim)
     if cosine is None:
@@ -70,7 +72,7 @@ def _cosine(kind: Any, dim: int) -> float | None:
         if dim < 2:
             raise ValueError(f"coupled directions need a dim of at least 2, got {dim}")
         return 0.0 if kind == "orthogonal" else -1 / (dim - 1)
-    if isinstance(kind, int | float) and not isinstance(kind, bool) and -1 <= kind <= 1 and dim > 1:
+    if is_number(kind) and -1 <= kind <= 1 and dim > 1:
         return float(kind)
     raise ValueError(
         f"kind must be 'independent', 'orthogonal', 'simplex' or a cosine of directions in more than one dimension, "

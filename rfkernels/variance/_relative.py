@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rfkernels._checks import check_flags
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Proposal
 from rfkernels.samplers import Rows, Sampler
@@ -75,8 +76,9 @@ def relative(
     Returns
     -------
     array, shape (*batch)
-        0 (log: −inf) where estimates are exact, as where nothing varies; inf where their variance is infinite, the
-        kernel is 0 and estimates are not, or the number overflows.
+        0 (log: −inf) where estimates are exact, as where nothing varies, and where squares of scaled points are below
+        the range of their type; inf where their variance is infinite, the kernel is 0 and estimates are not, or the
+        number overflows.
 
     Raises
     ------
@@ -99,6 +101,7 @@ def relative(
     >>> print(f"{variance.relative('positive', x, y, count=64):.4f}")
     0.0231
     """
+    check_flags(log=log)
     feature_map, sampler = resolve(feature_map, sampler)
     draws = check_count(feature_map, sampler, count)
     xp, pair = scaled_pair(x, y, scale)

@@ -97,7 +97,7 @@ def scaled_pair(x: Any, y: Any, scale: Any, names: tuple[str, str] = ("x", "y"))
     """Check points and return their namespace and √scale times each."""
     check_qk(x, y, names=names, pairs=True)
     check_width(names[0], x)
-    check_scale(scale)
+    check_scale(scale, optional=False)
     check_finite_arrays(**dict(zip(names, (x, y), strict=True)))
     xp = namespace(x, y, scale)
     dtype = accumulator(xp, x, y)

@@ -55,7 +55,8 @@ def attend(
     h = heads.heads(given, None, weights, batch, arrays, logs, reach)
     run = partial(_run, options)
     fine, _ = run(h, None) if segments is None else packed(h, segments, batch, None, run)
-    if not fine:  # NaN and infinity that are let pass go where arithmetic takes them
+    # NaN and infinity that are let pass go where arithmetic takes them; logs near the lowest number count as none here
+    if not fine or (_nothing(out, logs) and _largest(q, k) * float(scale) > -given.sentinel / 2):
         return exact(q, k, v, options, scale, mask, segments, False, dtype)
     return Pass(out, *heads.log_normalizers(logs), None)
 
@@ -63,8 +64,17 @@ def attend(
 def _rounding(q: Any, k: Any, scale: Any) -> float:
     """Return how much rounding may change |x|², at most, in the precision of sums."""
     double = np.float64 in (q.dtype, k.dtype)
-    largest = max(float(np.einsum("...i,...i->...", x, x, dtype=np.float64).max(initial=0)) for x in (q, k))
-    return float(np.finfo(np.float64 if double else np.float32).eps) * float(scale) * largest
+    return float(np.finfo(np.float64 if double else np.float32).eps) * float(scale) * _largest(q, k)
+
+
+def _largest(*arrays: Any) -> float:
+    """Return the largest squared norm of all vectors."""
+    return max(float(np.einsum("...i,...i->...", x, x, dtype=np.float64).max(initial=0)) for x in arrays)
+
+
+def _nothing(out: Any, logs: tuple[Any, Any] | None) -> bool:
+    """Whether some row seems to have seen no key."""
+    return bool((logs[0] == 0).any() if logs else out.shape[-1] and not out.any(-1).all())
 
 
 class _Exact(NamedTuple):

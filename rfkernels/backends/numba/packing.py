@@ -376,6 +376,9 @@ def to_internal(given: Layout, features: Features, state: State) -> State | None
         kv[:, inside, : p.width] = state.kv[..., outside, :].reshape(n, p.rows, p.width)
         z[:, inside] = state.z[..., outside].reshape(n, p.rows)
         shift[:, inside] = np.maximum(state.shift[..., outside].reshape(n, p.rows).astype(given.dtype), given.sentinel)
+    unknown = np.isnan(shift)
+    if unknown.any():  # comparisons pass NaN over: the sums keep it, which everything is made of
+        kv[unknown], z[unknown], shift[unknown] = np.nan, np.nan, 0
     return State(kv, z, shift)
 
 
