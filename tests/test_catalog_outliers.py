@@ -201,3 +201,15 @@ def test_compiled_code_takes_items_that_codes_tell_nothing_of() -> None:
     exact = logsumexp(q.astype(np.float64) @ y.T.astype(np.float64), axis=1)
     found = Catalog(y).log_normalizer(q, budget=2000, full=True)
     assert (np.abs(found.log_normalizer - exact) < 0.5).all()
+
+
+@pytest.mark.parametrize(("seed", "count", "dim", "wild"), [(0, ITEMS, DIM, 1.0), (5, 20_000, 1, 0.0)])
+def test_groups_that_are_guessed_far_too_large_leave_others_their_digits(
+    seed: int, count: int, dim: int, wild: float
+) -> None:
+    """Items at many distances share cells: control variates are relative to what is drawn from, with codes or none."""
+    rng = np.random.default_rng(seed)
+    y = (rng.normal(size=(count, dim)) * np.exp(wild * rng.normal(size=(count, 1)))).astype(np.float32)
+    q = asked() if dim == DIM else np.linspace(-10, 10, 240, dtype=np.float32)[:, None]
+    found = Catalog(y, cells=20 if wild else None).log_normalizer(q, budget=DOTS if wild else 2 * DOTS, full=True)
+    assert share_held(found, logsumexp(q.astype(np.float64) @ y.T.astype(np.float64), axis=1)) > 0.99

@@ -595,6 +595,11 @@ def test_when_cells_are_outgrown() -> None:
     held = store.build(items)
     store.update(held, np.arange(2000), items + 1)
     assert store.outgrown(held), "all items moved one way"
+    held = store.build(items)
+    store.update(held, np.arange(2000), 1.2 * items)
+    assert not store.outgrown(held)
+    store.update(held, np.arange(2000), 1.6 * items)
+    assert store.outgrown(held), "items are wider apart, and no group is of far ones any more"
     assert not store.outgrown(store.build(items[:0]))
 
 

@@ -95,6 +95,11 @@ def scales_of(shape: Any, spread: float) -> Any:
     return (UNIT * np.sqrt(square)).astype(shape.dtype)
 
 
+def spread_of(scales: Any) -> float:
+    """Return the mean square that scales were found for, to a few percent; 1 where items did not vary."""
+    return float(((scales.astype(np.float64) / UNIT) ** 2).sum())
+
+
 def cost(table: Table) -> float:
     """Return what reading a code costs, in dot products: bytes over bytes."""
     return float(table.codes.shape[1] / (BLOCK * table.rows.shape[1] * table.rows.dtype.itemsize))

@@ -410,7 +410,7 @@ class Catalog(OfStore):
 
     @property
     def outgrown(self) -> bool:
-        """Whether items have doubled or halved in number or moved together since cells were found: see `regroup`."""
+        """Whether items doubled or halved in number or moved together or apart since cells were found (`regroup`)."""
         return store.outgrown(self._store)
 
     def save(self, path: str | Path) -> None:

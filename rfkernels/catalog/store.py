@@ -10,12 +10,12 @@ import numpy as np
 from rfkernels.catalog.building import build, build_chosen, encode, place
 from rfkernels.catalog.cells import MOST, default_cells
 from rfkernels.catalog.changes import add, remove, update
-from rfkernels.catalog.codes import blocks_of
+from rfkernels.catalog.codes import blocks_of, spread_of
 from rfkernels.catalog.invariants import LAYOUT
 from rfkernels.catalog.lookup import GROUPS
 from rfkernels.catalog.metric import alike, metric_of
 from rfkernels.catalog.records import Store
-from rfkernels.catalog.tables import cell_sums, spreads_of, table
+from rfkernels.catalog.tables import cell_sums, spreads_of, table, typical_spread
 
 __all__ = ["add", "build", "merge", "outgrown", "regroup", "remove", "table", "update"]
 
@@ -24,6 +24,9 @@ _CELLS = 2
 
 _DRIFT = 0.25
 """How much of the squared distances from centres may be due to means of cells that have moved away from there."""
+
+_WIDER = 2.0
+"""Times the squared distances from means that there were when cells were found, up to which groups suit items."""
 
 
 def merge(a: Store, b: Store, *, most: int | None = None) -> Store:
@@ -120,9 +123,11 @@ def outgrown(store: Store) -> bool:
     """Whether cells no longer suit the items, so that `regroup` is worth its time; results are right either way.
 
     That is so when there are twice or half as many items as when the cells were found, and when items have moved away
-    together: when Σ_c n_c |mean_c − centre_c|² is more than a quarter of the sum of squared distances from centres.
+    together: when Σ_c n_c |mean_c − centre_c|² is more than a quarter of the sum of squared distances from centres; or
+    apart: when squared distances from means have doubled.
     """
     number, sums = cell_sums(store)
     moved = (np.einsum("ij,ij->i", sums, sums) / np.maximum(number, 1)).sum()
     count = int(number.sum())
-    return not store.built <= 2 * count <= 4 * store.built or bool(moved > _DRIFT * store.squares.sum())
+    apart = typical_spread(table(store)) > _WIDER * spread_of(store.scales)
+    return apart or not store.built <= 2 * count <= 4 * store.built or bool(moved > _DRIFT * store.squares.sum())

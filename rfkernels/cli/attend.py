@@ -164,5 +164,5 @@ def _say(out: Path, output: Any, seconds: float, compared: Comparison | None) ->
             f"relative error against exact attention on {compared.rows} query rows: {as_error(compared.error)}\n"
             f"averaging the values, which ignores queries and keys: {as_error(compared.average_error)}"
         )
-        if compared.rows and compared.error >= compared.average_error:
+        if compared.error > 0 and compared.error >= compared.average_error:
             errors.print("These features are of no use here: try more of them, or --window for exact weights nearby.")

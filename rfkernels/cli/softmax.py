@@ -214,7 +214,8 @@ def _kernel(settings: Settings) -> rfk.Kernel:
 def _catalog(inputs: Inputs, settings: Settings) -> rfk.Catalog:
     items = inputs.arrays.get("items")
     if items is not None:
-        check_array("items", items, 2)
+        if items.ndim != 2:
+            raise ValueError(f"items must have shape (items, dim), got {items.shape}")
         _check_top(settings, len(items))
         return rfk.Catalog(items, queries=_asked(inputs.arrays["queries"], settings), rng=settings.seed)
     try:

@@ -298,8 +298,11 @@ def _choose(
     if note(r, n, i, (items, opened, runs), (top, total, noise)):
         if listed:
             sum_others(g, s, n, i, opened)
+        # Next to opened groups that were guessed far too large, all others may be less than single precision has.
+        scale = min(total, 1.0)
+        n.measures[i, 0] += math.log(scale)
         for c in range(len(g.held)):
-            n.slopes[i, c] = s.far[c] / max(s.items[c], 1.0)
+            n.slopes[i, c] = s.far[c] / (scale * max(s.items[c], 1.0))
     if runs > 0 and closely:
         draw_groups(r, g, s, n, i, state)
     elif runs > 0:
