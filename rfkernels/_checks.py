@@ -103,7 +103,7 @@ def check_mask(mask: Any, k: Any, **shapes: tuple[int, ...]) -> None:
     if not _over_keys(mask, keys, batch):
         raise ValueError(
             f"mask must be over keys, (*batch, {keys}) with axes that broadcast to {batch}, got {mask.shape}; "
-            "linear attention cannot honour a mask over pairs of queries and keys, only causal=, window= and key masks"
+            "a mask over pairs of queries and keys cannot be honoured; attention has causal= and window= instead"
         )
 
 

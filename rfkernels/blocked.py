@@ -18,9 +18,9 @@ from rfkernels._checks import (
 )
 from rfkernels.backends import Pass, choose
 from rfkernels.features import Features, check_features
-from rfkernels.fitting import check_map, check_scale
+from rfkernels.fitting import check_map
 from rfkernels.grouping import BlockState, Far, Groups, Plan, plan_for, summaries
-from rfkernels.grouping.fitting import Steps, check_count, checked, found, heaviest, received
+from rfkernels.grouping.fitting import Steps, check_count, checked, found, heaviest, received, scale_for
 from rfkernels.grouping.schedule import Rows
 
 
@@ -137,13 +137,13 @@ def _far(sample: _Sample, features: Features | None, groups: Any, scale: Any, ca
         )
     check_count(groups, "groups, if not a Groups (see rfkernels.fit_groups),")
     if causal and features is None:
-        return Far(None, None, check_scale(scale, k.shape[-1]))
+        return Far(None, None, scale_for(scale, sample.q, k))
     if causal:
         raise ValueError(
             "groups must be a Groups (rfkernels.fit_groups) where a causal pass has features as well: groups that are "
             f"merged from the keys themselves have no centres for features to be of what is left; got {groups!r}"
         )
-    scale = check_scale(scale, k.shape[-1]) if features is None else _number(features.scale)
+    scale = scale_for(scale, sample.q, k) if features is None else _number(features.scale)
     fitted = sample.groups(int(groups), scale, moving=features is None)
     return Far(fitted, features, fitted.scale)
 

@@ -330,8 +330,10 @@ def test_fits_are_compiled_once() -> None:
         lambda x, scale: heavy_keys(x, x, 2, scale=scale),
         lambda x, scale: rfk.exact_log_normalizer(x, x, scale=scale),
         lambda x, scale: rfk.exact_log_kernel(x, x, scale=scale),
+        lambda x, scale: rfk.attention(x, x, x, groups=2, scale=scale),
+        lambda x, scale: rfk.attention(x, x, x, groups=2, scale=scale, causal=True),
     ],
-    ids=["groups", "heavy", "normalizer", "kernel"],
+    ids=["groups", "heavy", "normalizer", "kernel", "attention", "causal attention"],
 )
 def test_scales_of_jax(call: Callable[[Any, Any], Any]) -> None:
     """Traced beside NumPy arrays they are named; of a wrong value they are refused whatever is beside them."""
@@ -342,3 +344,5 @@ def test_scales_of_jax(call: Callable[[Any, Any], Any]) -> None:
         with pytest.raises(ValueError, match="scale must be a positive finite number"):
             call(given, jnp.float32(bad))
     jax.tree.map(np.testing.assert_allclose, call(x, jnp.float32(0.5)), call(x, 0.5))
+    close = partial(np.testing.assert_allclose, rtol=1e-5)
+    jax.tree.map(close, jax.jit(partial(call, jnp.asarray(x)))(0.5), call(jnp.asarray(x), 0.5))

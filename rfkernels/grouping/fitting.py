@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, compiled, differing, is_jax, matmul, namespace, rows_at
-from rfkernels._checks import check_mask, check_qk, check_scale, check_untraced
+from rfkernels._arrays import accumulator, compiled, differing, matmul, namespace, rows_at
+from rfkernels._checks import check_mask, check_qk, check_scale, check_untraced, is_tracer
 from rfkernels.fitting import pooled, softmax
-from rfkernels.fitting.choices import check_scale as scale_of
 from rfkernels.grouping.records import Groups
 from rfkernels.grouping.summaries import labels
 
@@ -98,16 +97,23 @@ def checked(q: Any, k: Any, scale: Any, mask: Any, check_finite: Callable[..., N
         check_finite(q=q, k=k)
     xp = namespace(q, k)
     if xp is np:
-        check_untraced(scale=scale, mask=mask)
-    if is_jax(scale):
-        check_scale(scale)
-    else:
-        scale = scale_of(scale, q.shape[-1])
+        check_untraced(mask=mask)
+    scale = scale_for(scale, q, k)
     dtype = accumulator(xp, q, k)
     if mask is not None:
         k = xp.broadcast_to(k, (*np.broadcast_shapes(k.shape[:-2], mask.shape[:-1]), *k.shape[-2:]))
     q, k = (x if x.dtype == dtype else x.astype(dtype) for x in (pooled(q, tuple(k.shape[:-2])), k))
     return q, k, scale
+
+
+def scale_for(scale: Any, q: Any, k: Any) -> Any:
+    """Return a positive finite number, 1/√dim if it is None, or what JAX traces beside arrays of its own."""
+    check_scale(scale)
+    if is_tracer(scale):
+        if namespace(q, k) is np:
+            check_untraced(scale=scale)
+        return scale
+    return 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
 
 
 def received(q: Any, k: Any, scale: Any, mask: Any, steps: Steps) -> Any:
