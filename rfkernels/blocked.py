@@ -20,7 +20,7 @@ from rfkernels.backends import Pass, choose
 from rfkernels.features import Features, check_features
 from rfkernels.fitting import check_map
 from rfkernels.grouping import BlockState, Far, Groups, Plan, plan_for, summaries
-from rfkernels.grouping.fitting import Steps, check_count, checked, found, heaviest, received, scale_for
+from rfkernels.grouping.fitting import Steps, check_count, checked, found, heaviest, received, scale_for, unmasked
 from rfkernels.grouping.schedule import Rows
 
 
@@ -55,6 +55,7 @@ def attend(
     chosen = choose(backend, q, k, v, mask=mask)
     if check_finite:
         chosen.check_finite(q=q, k=k, v=v)
+    k, v = unmasked(k, mask), unmasked(v, mask)
     sample = _Sample(q, k, v, mask, chosen.steps)
     far = _far(sample, features, groups, scale, causal)
     shapes = {"features": () if features is None else features.batch}

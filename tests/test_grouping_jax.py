@@ -344,5 +344,16 @@ def test_scales_of_jax(call: Callable[[Any, Any], Any]) -> None:
         with pytest.raises(ValueError, match="scale must be a positive finite number"):
             call(given, jnp.float32(bad))
     jax.tree.map(np.testing.assert_allclose, call(x, jnp.float32(0.5)), call(x, 0.5))
-    close = partial(np.testing.assert_allclose, rtol=1e-5)
-    jax.tree.map(close, jax.jit(partial(call, jnp.asarray(x)))(0.5), call(jnp.asarray(x), 0.5))
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, jax.jit(partial(call, jnp.asarray(x)))(0.5), call(x, 0.5))
+
+
+def test_groups_of_padded_keys_of_any_size_and_value() -> None:
+    """Where values are traced nobody looks for what is not finite; products of four of these queries and keys vanish."""
+    q, k, v = (normal(20, n, seed=n).astype(np.float32) for n in (DIM, DIM, WIDTH))
+    mask = jnp.arange(20) % 3 != 0
+    run = jax.jit(partial(rfk.attention, groups=4, mask=mask))
+    expected = run(q, k, v)
+    keys, values = (jnp.where(mask[:, None], x, np.nan) for x in (k, v))
+    np.testing.assert_allclose(run(2.0**-60 * q, 2.0**60 * keys, values), expected, rtol=1e-5)
+    np.testing.assert_allclose(run(2.0**60 * q, 2.0**-60 * keys, values), expected, rtol=1e-5)
