@@ -15,6 +15,7 @@ from rfkernels._checks import (
     check_plain,
     is_tracer,
     result_dtype,
+    static_hint,
 )
 from rfkernels.backends import Pass, choose
 from rfkernels.features import Features, check_features
@@ -135,6 +136,7 @@ def _far(sample: _Sample, features: Features | None, groups: Any, scale: Any, ca
     if not isinstance(groups, int | np.integer):
         raise TypeError(
             f"groups must be a Groups (see rfkernels.fit_groups) or a number of them, got {type(groups).__name__}"
+            f"{static_hint(groups)}"
         )
     check_count(groups, "groups, if not a Groups (see rfkernels.fit_groups),")
     if causal and features is None:
@@ -211,7 +213,10 @@ def _check_positions(heavy: Any, keys: int, causal: bool) -> Any:
     """Require different positions; of a causal pass they may be still to come."""
     check_plain("heavy", heavy, "leave out the positions that it masks")
     if heavy.dtype.kind not in "iu" or heavy.ndim < 1:
-        raise ValueError(f"heavy must hold integers (*batch, heavy), got dtype {heavy.dtype} and shape {heavy.shape}")
+        raise ValueError(
+            f"heavy must hold integers (*batch, heavy), got dtype {heavy.dtype} and shape {heavy.shape}"
+            f"{static_hint(heavy, 'a number')}"
+        )
     if is_tracer(heavy):
         return heavy
     given = np.sort(np.asarray(heavy), -1)

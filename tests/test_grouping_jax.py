@@ -357,3 +357,10 @@ def test_groups_of_padded_keys_of_any_size_and_value() -> None:
     keys, values = (jnp.where(mask[:, None], x, np.nan) for x in (k, v))
     np.testing.assert_allclose(run(2.0**-60 * q, 2.0**60 * keys, values), expected, rtol=1e-5)
     np.testing.assert_allclose(run(2.0**60 * q, 2.0**-60 * keys, values), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["window", "groups", "heavy"])
+def test_numbers_that_must_be_static_are_named(name: str) -> None:
+    x = jnp.ones((4, DIM))
+    with pytest.raises((TypeError, ValueError), match=f"^{name} must .* under jax.jit .* must be static"):
+        jax.jit(lambda n: rfk.attention(x, x, x, rfk.draw("positive", DIM, 4, rng=0), **{name: n}))(3)
