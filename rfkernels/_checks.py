@@ -103,7 +103,7 @@ def check_mask(mask: Any, k: Any, **shapes: tuple[int, ...]) -> None:
     if not _over_keys(mask, keys, batch):
         raise ValueError(
             f"mask must be over keys, (*batch, {keys}) with axes that broadcast to {batch}, got {mask.shape}; "
-            "linear attention cannot honour a mask over pairs of queries and keys, only causal=, window= and key masks"
+            "a mask over pairs of queries and keys cannot be honoured; attention has causal= and window= instead"
         )
 
 
@@ -185,8 +185,12 @@ def check_flags(**flags: Any) -> None:
     for name, flag in flags.items():
         if flag is True or flag is False or isinstance(flag, np.bool_):
             continue
-        hint = "; under jax.jit it must be static (static_argnames)" if is_tracer(flag) else ""
-        raise TypeError(f"{name} must be True or False, got {flag!r}{hint}")
+        raise TypeError(f"{name} must be True or False, got {flag!r}{static_hint(flag)}")
+
+
+def static_hint(x: Any, what: str = "it") -> str:
+    """Return what an error says of an argument that is no array, but traced by JAX."""
+    return f"; under jax.jit {what} must be static (static_argnames)" if is_tracer(x) else ""
 
 
 def check_key(rng: Any) -> None:
@@ -199,10 +203,9 @@ def check_key(rng: Any) -> None:
     except (TypeError, ValueError):
         single = False
     if not single:
-        hint = "; under jax.jit an int must be static (static_argnames)" if is_tracer(rng) else ""
         raise TypeError(
             "rng must be an int, SeedSequence, numpy Generator or a single JAX key, got a jax.Array of dtype "
-            f"{rng.dtype} and shape {rng.shape}{hint}"
+            f"{rng.dtype} and shape {rng.shape}{static_hint(rng, 'an int')}"
         )
 
 
@@ -211,7 +214,7 @@ def check_window(window: Any) -> None:
     if window is None:
         return
     if isinstance(window, bool) or not isinstance(window, int | np.integer) or window < 1:
-        raise ValueError(f"window must be a positive integer or None, got {window!r}")
+        raise ValueError(f"window must be a positive integer or None, got {window!r}{static_hint(window)}")
 
 
 def check_finite_arrays(**arrays: Any) -> None:

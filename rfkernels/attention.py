@@ -84,7 +84,7 @@ def attention(
         causal, groups are merged from keys as they leave the window, which no later key touches. With `features`,
         each key's weight is estimated from what is left of it once the centre of its group is subtracted, without bias
         if centres do not depend on the rows of the features; causal then needs a Groups.
-    scale : float, optional
+    scale : float or array, shape (), optional
         Multiplies q·k where `groups` is a number and there are no features, which have their own; 1/√dim by default.
     mask : array of bool, shape (*batch, keys), optional
         True where a key may be attended.

@@ -15,12 +15,13 @@ from rfkernels._checks import (
     check_plain,
     is_tracer,
     result_dtype,
+    static_hint,
 )
 from rfkernels.backends import Pass, choose
 from rfkernels.features import Features, check_features
-from rfkernels.fitting import check_map, check_scale
+from rfkernels.fitting import check_map
 from rfkernels.grouping import BlockState, Far, Groups, Plan, plan_for, summaries
-from rfkernels.grouping.fitting import Steps, check_count, checked, found, heaviest, received
+from rfkernels.grouping.fitting import Steps, check_count, checked, found, heaviest, received, scale_for, unmasked
 from rfkernels.grouping.schedule import Rows
 
 
@@ -55,6 +56,7 @@ def attend(
     chosen = choose(backend, q, k, v, mask=mask)
     if check_finite:
         chosen.check_finite(q=q, k=k, v=v)
+    k, v = unmasked(k, mask), unmasked(v, mask)
     sample = _Sample(q, k, v, mask, chosen.steps)
     far = _far(sample, features, groups, scale, causal)
     shapes = {"features": () if features is None else features.batch}
@@ -134,16 +136,17 @@ def _far(sample: _Sample, features: Features | None, groups: Any, scale: Any, ca
     if not isinstance(groups, int | np.integer):
         raise TypeError(
             f"groups must be a Groups (see rfkernels.fit_groups) or a number of them, got {type(groups).__name__}"
+            f"{static_hint(groups)}"
         )
     check_count(groups, "groups, if not a Groups (see rfkernels.fit_groups),")
     if causal and features is None:
-        return Far(None, None, check_scale(scale, k.shape[-1]))
+        return Far(None, None, scale_for(scale, sample.q, k))
     if causal:
         raise ValueError(
             "groups must be a Groups (rfkernels.fit_groups) where a causal pass has features as well: groups that are "
             f"merged from the keys themselves have no centres for features to be of what is left; got {groups!r}"
         )
-    scale = check_scale(scale, k.shape[-1]) if features is None else _number(features.scale)
+    scale = scale_for(scale, sample.q, k) if features is None else _number(features.scale)
     fitted = sample.groups(int(groups), scale, moving=features is None)
     return Far(fitted, features, fitted.scale)
 
@@ -210,7 +213,10 @@ def _check_positions(heavy: Any, keys: int, causal: bool) -> Any:
     """Require different positions; of a causal pass they may be still to come."""
     check_plain("heavy", heavy, "leave out the positions that it masks")
     if heavy.dtype.kind not in "iu" or heavy.ndim < 1:
-        raise ValueError(f"heavy must hold integers (*batch, heavy), got dtype {heavy.dtype} and shape {heavy.shape}")
+        raise ValueError(
+            f"heavy must hold integers (*batch, heavy), got dtype {heavy.dtype} and shape {heavy.shape}"
+            f"{static_hint(heavy, 'a number')}"
+        )
     if is_tracer(heavy):
         return heavy
     given = np.sort(np.asarray(heavy), -1)

@@ -17,6 +17,9 @@ from rfkernels.kernels import Kernel
 from rfkernels.partials import Partial
 from rfkernels.state import State
 
+ANYWHERE = 0.75
+"""What is activated in place of masked keys, which are zeros: there, unlike at 0, √ and the like have a derivative."""
+
 
 class Options(NamedTuple):
     """What a pass computes, beyond its arrays; `full` asks for the state and the normaliser as well."""
@@ -92,6 +95,8 @@ def raised(xp: Any, shift: Any, exponent: Any, features: Features) -> Any:
 def key_features(xp: Any, u: Any, exponent: Any, shift: Any, features: Features, mask: Any = None) -> Any:
     """Return h of keys, divided by exp(shift), and zero where masked."""
     base = xp.where(shift == -xp.inf, 0, shift)
+    if mask is not None:
+        u = xp.where(mask[..., None], u, ANYWHERE)
     phi = activate(xp, features, u, exponent - base[..., None, :])
     return phi if mask is None else xp.where(mask[..., None], phi, 0)
 

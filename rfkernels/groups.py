@@ -10,7 +10,7 @@ from rfkernels._arrays import read_only
 from rfkernels._checks import check_flags, check_kv
 from rfkernels.backends import choose
 from rfkernels.grouping import Groups
-from rfkernels.grouping.fitting import check_count, checked, found, heaviest, received
+from rfkernels.grouping.fitting import check_count, checked, found, heaviest, received, unmasked
 
 
 def fit_groups(
@@ -81,6 +81,7 @@ def fit_groups(
         check_kv(k, v)
         if check is not None:
             check(v=v)
+        v = unmasked(v, mask)
     check_count(count, "count")
     groups = found(q, k, v, count, scale, mask, received(q, k, scale, mask, chosen.steps), chosen.steps)
     return Groups(*(read_only(x) if isinstance(x, np.ndarray) else x for x in groups))

@@ -533,7 +533,7 @@ def refusals() -> None:
     refused("as many queries as keys", lambda: run(q[:, :3], k, v, f, causal=True))
     refused("the 3 devices of axis 'sequence' do not divide", lambda: run(q[:, :5], k, v, f))
     refused(
-        "linear attention cannot honour a mask over pairs",
+        "a mask over pairs of queries and keys cannot be honoured",
         lambda: run(q, k, v, f, mask=np.ones((2, 3, 3 * PART), bool)),
     )
     refused(

@@ -584,6 +584,12 @@ def test_jax_fits_inside_jit_with_a_key() -> None:
     np.testing.assert_allclose(rfk.log_kernel(q, k, inside), rfk.log_kernel(q, k, outside), atol=1e-4)
 
 
+def test_numpy_samples_and_a_key_of_jax_make_arrays_of_jax() -> None:
+    jax = pytest.importorskip("jax")
+    features = fitting.fit(sample(1, 30, 4, 1.0), sample(2, 30, 4, 1.0), 16, sampler="iid", rng=jax.random.key(0))
+    assert all(isinstance(x, jax.Array) and x.dtype == np.float32 for x in jax.tree.leaves(features))
+
+
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 Q, K = sample(1, 5, 4), sample(2, 6, 4)

@@ -398,6 +398,19 @@ def test_linen_streams_what_it_attends(window: int | None) -> None:
     close(whole.apply(parameters, X), ours.apply(parameters, X))
 
 
+def test_nnx_restores_features_and_state() -> None:
+    """As checkpoints do: into a module that has others."""
+    saved, restored = (our_nnx.StreamingAttention(rfk.draw("positive", H, 4, rng=seed)) for seed in (0, 1))
+    for layer in (saved, restored):
+        layer.reset(batch=(), heads=1, width=H)
+    saved(*[jnp.ones((3, 1, H))] * 3)
+    state = nnx.state(restored)
+    nnx.replace_by_pure_dict(state, nnx.to_pure_dict(nnx.state(saved)))
+    nnx.update(restored, state)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(restored), nnx.state(saved))
+    np.testing.assert_array_equal(restored.features.projection, saved.features.projection)
+
+
 @pytest.mark.parametrize("window", [None, 2])
 @pytest.mark.parametrize("key_heads", [N, K])
 def test_nnx_streams_what_it_attends(window: int | None, key_heads: int) -> None:
@@ -446,6 +459,10 @@ def test_plain_functions_decode_in_a_loop(window: int | None) -> None:
 
 
 def test_what_the_streaming_layers_refuse() -> None:
+    with pytest.raises(TypeError, match="features must be a Features"):
+        our_linen.StreamingAttention(None).apply({}, Q, KEYS, VALUES)
+    with pytest.raises(ValueError, match="batch must be a tuple of sizes of at least 0, got 2"):
+        our_nnx.StreamingAttention(FEATURES).reset(batch=2, heads=1, width=H)
     for layer in (our_linen.StreamingAttention(FEATURES), our_nnx.StreamingAttention(FEATURES)):
         call = layer if isinstance(layer, nnx.Module) else partial(layer.apply, {})
         for options, text in (

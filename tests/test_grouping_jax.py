@@ -330,8 +330,10 @@ def test_fits_are_compiled_once() -> None:
         lambda x, scale: heavy_keys(x, x, 2, scale=scale),
         lambda x, scale: rfk.exact_log_normalizer(x, x, scale=scale),
         lambda x, scale: rfk.exact_log_kernel(x, x, scale=scale),
+        lambda x, scale: rfk.attention(x, x, x, groups=2, scale=scale),
+        lambda x, scale: rfk.attention(x, x, x, groups=2, scale=scale, causal=True),
     ],
-    ids=["groups", "heavy", "normalizer", "kernel"],
+    ids=["groups", "heavy", "normalizer", "kernel", "attention", "causal attention"],
 )
 def test_scales_of_jax(call: Callable[[Any, Any], Any]) -> None:
     """Traced beside NumPy arrays they are named; of a wrong value they are refused whatever is beside them."""
@@ -342,3 +344,23 @@ def test_scales_of_jax(call: Callable[[Any, Any], Any]) -> None:
         with pytest.raises(ValueError, match="scale must be a positive finite number"):
             call(given, jnp.float32(bad))
     jax.tree.map(np.testing.assert_allclose, call(x, jnp.float32(0.5)), call(x, 0.5))
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, jax.jit(partial(call, jnp.asarray(x)))(0.5), call(x, 0.5))
+
+
+def test_groups_of_padded_keys_of_any_size_and_value() -> None:
+    """Where values are traced nobody looks for what is not finite; products of four of these queries and keys vanish."""
+    q, k, v = (normal(20, n, seed=n).astype(np.float32) for n in (DIM, DIM, WIDTH))
+    mask = jnp.arange(20) % 3 != 0
+    run = jax.jit(partial(rfk.attention, groups=4, mask=mask))
+    expected = run(q, k, v)
+    keys, values = (jnp.where(mask[:, None], x, np.nan) for x in (k, v))
+    np.testing.assert_allclose(run(2.0**-60 * q, 2.0**60 * keys, values), expected, rtol=1e-5)
+    np.testing.assert_allclose(run(2.0**60 * q, 2.0**-60 * keys, values), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["window", "groups", "heavy"])
+def test_numbers_that_must_be_static_are_named(name: str) -> None:
+    x = jnp.ones((4, DIM))
+    with pytest.raises((TypeError, ValueError), match=f"^{name} must .* under jax.jit .* must be static"):
+        jax.jit(lambda n: rfk.attention(x, x, x, rfk.draw("positive", DIM, 4, rng=0), **{name: n}))(3)

@@ -267,6 +267,33 @@ def test_merged_groups_count_every_key_once() -> None:
 
 
 @pytest.mark.parametrize("backend", oracle.backends("numpy", "numba"))
+@pytest.mark.parametrize(("of_q", "of_k"), [(2.0**-60, 2.0**60), (2.0**60, 2.0**-60), (2.0**50, 2.0**50)])
+def test_groups_of_keys_of_any_size(of_q: float, of_k: float, backend: str) -> None:
+    """Products of four of them are out of range. Of large logits the exact ones are expected, as all keys are centres."""
+    q, k, v = (normal(2, 30, n, seed=n).astype(np.float32) for n in (DIM, DIM, WIDTH))
+    given, groups = (np.float32(of_q) * q, np.float32(of_k) * k, v), 5 if of_q * of_k == 1 else 30
+    got = rfk.attention(*given, groups=groups, window=4, backend=backend)
+    expected = (
+        rfk.attention(q, k, v, groups=5, window=4, backend=backend) if groups == 5 else rfk.exact_attention(*given)
+    )
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", oracle.backends("numpy", "numba"))
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_masked_keys_of_any_value_are_in_no_group(value: float, causal: bool, backend: str) -> None:
+    q, k, v = (normal(40, n, seed=n).astype(np.float32) for n in (DIM, DIM, WIDTH))
+    mask = np.arange(40) % 3 != 0
+    options: dict[str, Any] = {"mask": mask, "check_finite": False, "backend": backend}
+    keys, values = (np.where(mask[:, None], x, np.float32(value)) for x in (k, v))
+    call = {**options, "groups": 4, "window": 4, "causal": causal}
+    np.testing.assert_array_equal(rfk.attention(q, keys, values, **call), rfk.attention(q, k, v, **call))
+    for x, y in zip(fit_groups(q, k, 4, v=v, **options), fit_groups(q, keys, 4, v=values, **options), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("backend", oracle.backends("numpy", "numba"))
 @pytest.mark.parametrize("value", [np.nan, 1e19, 1e30])
 def test_merging_ends_whatever_the_keys(value: float, backend: str) -> None:
     """Squares that overflow, what is not a number, and logits of other keys whose weights overflow beside it."""

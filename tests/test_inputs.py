@@ -133,7 +133,7 @@ SHAPES: list[Refusal] = [
         "mask L×S, batched",
         lambda: attend(mask=np.ones((2, 7, 5), bool)),
         ValueError,
-        ("mask", "(*batch, 7)", "cannot honour"),
+        ("mask", "(*batch, 7)", "cannot be honoured"),
     ),
     ("mask L×S of the right width", lambda: attend(mask=np.ones((5, 7), bool)), ValueError, ("mask",)),
     ("mask has no axis", lambda: attend(mask=np.array(True)), ValueError, ("mask", "()")),

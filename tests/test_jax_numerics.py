@@ -118,6 +118,19 @@ def test_masked_keys_of_any_value_do_not_count() -> None:
             oracle.check_result(result, expected, np.float32, f"{options} {value}")
 
 
+def test_rows_that_fill_up_chunks_or_are_masked_need_no_derivative() -> None:
+    """√|u| has none at 0, which is what masked keys are multiplied to."""
+    root = rfk.FeatureMap((lambda xp, u, a: xp.sqrt(xp.abs(u)),), nonnegative=True)
+    features = jax.tree.map(jnp.float32, rfk.draw(root, 4, 6, rng=0))
+    q, k, v = (jnp.asarray(x[..., :5, :]) for x in inputs(2))
+    mask = jnp.arange(5) % 3 != 0
+    for causal in (False, True):
+        gradient = jax.grad(lambda f, causal=causal: rfk.attention(q, k, v, f, causal=causal, mask=mask).sum())(
+            features
+        )
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
+
+
 @pytest.mark.parametrize("schedule", ["bidirectional", "causal", "windowed causal"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_in_and_out(dtype: str, schedule: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from rfkernels import kernels, maps
-from rfkernels._arrays import matmul, namespace, read_only
+from rfkernels._arrays import accumulator, matmul, namespace, read_only
 from rfkernels._checks import is_number
 from rfkernels.features import Blocks, Features, Side
 from rfkernels.fitting.algebra import apply, balance, between, regular, rows_root, second_moment
@@ -157,7 +157,7 @@ def bind(
     check_choice(given)
     feature_map = check_map(feature_map)
     xp = namespace(rows, given.proposal.root, given.log_weight)
-    dtype = xp.result_type(given.proposal.root.dtype, xp.float32)
+    dtype = accumulator(xp, given.proposal.root)
     rows, root = xp.asarray(rows, dtype), xp.asarray(given.proposal.root, dtype)
     if rows.ndim < 2 or rows.shape[-1] != root.shape[-1]:
         raise ValueError(f"rows must have shape (*batch, rows, {root.shape[-1]}), got {rows.shape}")
@@ -168,7 +168,9 @@ def bind(
     log_weight = log_ratio / 2 + given.log_weight[..., None]
 
     def kept(array: Any) -> Any:
-        return array if array is None or xp is not np else read_only(array)
+        if array is None:
+            return None
+        return read_only(array) if xp is np else xp.asarray(array, dtype)
 
     query, key = (Side(*(kept(x) for x in side)) for side in (given.query, given.key))
     scale = kept(xp.asarray(given.scale, dtype))

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, compiled, differing, is_jax, matmul, namespace, rows_at
-from rfkernels._checks import check_mask, check_qk, check_scale, check_untraced
+from rfkernels._arrays import accumulator, compiled, differing, matmul, namespace, rows_at, stopped
+from rfkernels._checks import check_mask, check_qk, check_scale, check_untraced, is_tracer
 from rfkernels.fitting import pooled, softmax
-from rfkernels.fitting.choices import check_scale as scale_of
 from rfkernels.grouping.records import Groups
 from rfkernels.grouping.summaries import labels
 
@@ -21,6 +20,9 @@ _QUERIES, MEASURE, KEYS = 32, 1024, 2048
 
 EVEN = 0.1
 """What share of the attention of all is spread evenly when keys are weighed, so that none weighs nothing."""
+
+_USUAL = 24
+"""Powers of two up to which products of two queries, two keys and their number are in the range of float32."""
 
 
 class Steps(NamedTuple):
@@ -39,9 +41,32 @@ class Steps(NamedTuple):
 
 
 def found(q: Any, k: Any, v: Any, count: int, scale: Any, mask: Any, mass: Any, steps: Steps) -> Groups:
-    """Do what `fit_groups` does, with arguments checked and in the dtype of sums; `mass` is what keys `received`."""
+    """Do what `fit_groups` does, with arguments checked and in the dtype of sums; `mass` is what keys `received`.
+
+    Products of two queries and two keys may leave the range of float32: those of unusual size are measured in units of
+    their own. A factor of the metric is free, and one halfway between both units keeps what is made of it in range.
+    """
+    xp = namespace(q, k)
     v = v if v is None or v.dtype == k.dtype else v.astype(k.dtype)
-    return steps.find(q, k, v, count, scale, mask, mass)
+    of_q, of_k = _unit(xp, q), _unit(xp, k)
+    if xp is np and not (of_q.any() or of_k.any()):
+        return steps.find(q, k, v, count, scale, mask, mass)
+
+    def power(exponent: Any) -> Any:
+        return xp.ldexp(xp.ones_like(exponent, k.dtype), exponent)
+
+    groups = steps.find(q * power(-of_q), k * power(-of_k), v, count, scale, mask, mass)
+    half = (of_q - of_k) // 2
+    metric, spread = groups.metric * power(half), groups.spread * power(-half)
+    cross = None if groups.cross is None else groups.cross * power(-half - of_k)
+    return Groups(groups.centres * power(of_k), metric, spread, cross, groups.scale)
+
+
+def _unit(xp: Any, x: Any) -> Any:
+    """Return the exponent of the largest number of each head, (*batch, 1, 1), of two; 0 where that is of usual size."""
+    largest = xp.max(xp.abs(stopped(xp, x)), (-2, -1), keepdims=True, initial=0)
+    exponent = xp.frexp(largest)[1]
+    return xp.where((abs(exponent) > _USUAL) & (largest > 0) & (largest < np.inf), exponent, 0)
 
 
 def _find(q: Any, k: Any, v: Any, count: int, scale: Any, mask: Any, mass: Any) -> Groups:
@@ -98,16 +123,28 @@ def checked(q: Any, k: Any, scale: Any, mask: Any, check_finite: Callable[..., N
         check_finite(q=q, k=k)
     xp = namespace(q, k)
     if xp is np:
-        check_untraced(scale=scale, mask=mask)
-    if is_jax(scale):
-        check_scale(scale)
-    else:
-        scale = scale_of(scale, q.shape[-1])
+        check_untraced(mask=mask)
+    scale = scale_for(scale, q, k)
     dtype = accumulator(xp, q, k)
     if mask is not None:
-        k = xp.broadcast_to(k, (*np.broadcast_shapes(k.shape[:-2], mask.shape[:-1]), *k.shape[-2:]))
+        k = xp.broadcast_to(unmasked(k, mask), (*np.broadcast_shapes(k.shape[:-2], mask.shape[:-1]), *k.shape[-2:]))
     q, k = (x if x.dtype == dtype else x.astype(dtype) for x in (pooled(q, tuple(k.shape[:-2])), k))
     return q, k, scale
+
+
+def unmasked(x: Any, mask: Any) -> Any:
+    """Return keys or values with zeros where they are masked: what is there may be of any size, or not finite."""
+    return x if x is None or mask is None else namespace(x).where(mask[..., None], x, x.dtype.type(0))
+
+
+def scale_for(scale: Any, q: Any, k: Any) -> Any:
+    """Return a positive finite number, 1/√dim if it is None, or what JAX traces beside arrays of its own."""
+    check_scale(scale)
+    if is_tracer(scale):
+        if namespace(q, k) is np:
+            check_untraced(scale=scale)
+        return scale
+    return 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
 
 
 def received(q: Any, k: Any, scale: Any, mask: Any, steps: Steps) -> Any:

@@ -23,7 +23,7 @@ class Groups(NamedTuple):
         Centres, as keys are given.
     metric : array, shape (*batch, dim, dim)
         M of the squared distance (k − c)ᵀ M (k − c), the mean square of what logits differ by if M is the second
-        moment of queries.
+        moment of queries. `fit_groups` multiplies it by a power of two where queries or keys are beyond 10⁷ or 10⁻⁷.
     spread : array, shape (*batch, dim, dim)
         The covariance of keys within their groups, divided by its mean in the metric: that of a group is taken to be
         this times the mean of its own (k − mean)ᵀ M (k − mean).

@@ -43,6 +43,8 @@ class Heads(NamedTuple):
 
 def split_heads(query: Any, key: Any, value: Any, features: Features) -> Heads:
     """Move heads to the batch axes."""
+    if not isinstance(features, Features):
+        raise TypeError(f"features must be a Features (see rfkernels.draw), got {type(features).__name__}")
     for name, x in (("query", query), ("key", key), ("value", value)):
         if x.ndim < 3:
             raise ValueError(f"{name} must have shape (*batch, length, heads, dim), got {x.shape}")

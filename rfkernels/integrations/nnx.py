@@ -14,6 +14,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from rfkernels import Features
+from rfkernels._checks import check_batch
 from rfkernels.integrations._layout import attend, read_stream_mask, split_heads, stream_state
 from rfkernels.integrations.flax import promoted, refuse
 
@@ -28,7 +29,8 @@ class StreamingAttention(nnx.Module):
     Parameters
     ----------
     features : Features
-        What `draw` returned: one set, or one for each head of keys as batch axes ``(heads,)``.
+        What `draw` returned: one set, or one for each head of keys as batch axes ``(heads,)``. The module holds them
+        as an `nnx.Variable`, which is no parameter.
     window : int, optional
         Exact weights for the last `window` keys, as in `attention`. The cache holds them.
 
@@ -45,7 +47,7 @@ class StreamingAttention(nnx.Module):
     """
 
     def __init__(self, features: Features, window: int | None = None) -> None:
-        self.features = nnx.data(jax.tree.map(jnp.asarray, features))
+        self.features = nnx.Variable(jax.tree.map(jnp.asarray, features))
         self.window = window
         self.state: nnx.Cache[Any] | None = nnx.data(None)
 
@@ -73,8 +75,9 @@ class StreamingAttention(nnx.Module):
         dtype : dtype, default float32
             float32 or float64; that of the sums.
         """
+        check_batch(batch)
         group = () if query_heads in (None, heads) else (1,)
-        empty = stream_state(self.features, (*batch, heads, *group), width, self.window, dtype)
+        empty = stream_state(self.features.get_value(), (*batch, heads, *group), width, self.window, dtype)
         self.state = nnx.Cache(empty)
 
     def __call__(
@@ -108,7 +111,7 @@ class StreamingAttention(nnx.Module):
         array, shape (*batch, length, heads, dim)
         """
         refuse(None, 0.0 if deterministic else dropout_rate, module)
-        heads = split_heads(*promoted(query, key, value, dtype), self.features)
+        heads = split_heads(*promoted(query, key, value, dtype), self.features.get_value())
         seen = read_stream_mask(heads, mask)
         if self.state is None:
             return attend(heads, mask=seen, causal=True, window=self.window).output

@@ -43,13 +43,16 @@ def _along(x: Any, start: int, stop: int, tail: int) -> Any:
 
 
 def cut(rows: Rows, size: int) -> Rows:
-    """Put chunks on a leading axis; the last is filled up with masked keys, and segments go on as they end."""
+    """Put chunks on a leading axis; the last is filled up with masked keys, and all else goes on as it ends.
+
+    At a query of zeros an activation may have no derivative; where the last one is, it is needed anyway.
+    """
     given = rows.q if rows.q is not None else rows.k
     length = given.shape[-2]
     missing = -length % size
     if missing and rows.k is not None and rows.mask is None:
         rows = rows._replace(mask=jnp.ones(length, bool))
-    modes = Rows("constant", "constant", "constant", "constant", "edge", "edge")
+    modes = Rows("edge", "constant", "constant", "constant", "edge", "edge")
     fields = zip(rows, TAILS, modes, strict=True)
     return Rows(*(None if x is None else _cut(x, size, missing, tail, mode) for x, tail, mode in fields))
 
