@@ -88,7 +88,7 @@ def exact_attention(
     check_window(window)
     xp = namespace(q, k, v)
     if xp is np:
-        check_untraced(scale=scale, mask=mask, segment_ids=segment_ids)
+        check_untraced(scale=scale)
     chosen = choose(backend, q, k, v, mask=mask, segment_ids=segment_ids)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     options = Options(causal, window, kernel)

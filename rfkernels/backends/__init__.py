@@ -153,12 +153,16 @@ def choose(name: str | None, *arrays: Any, **others: Any) -> Backend:
 
 
 def _fitting(backend: Backend, others: dict[str, Any]) -> Backend:
+    if backend.name == "jax":
+        return backend
     for name, given in others.items():
         if isinstance(given, Features):
-            if backend.name != "jax":
-                check_untraced(**{name: given.projection})
+            check_untraced(**{name: given.projection})
             continue
-        parts = given if isinstance(given, tuple) else (given,)
-        if backend.name != "jax" and any(is_jax(x) for x in parts):
-            raise TypeError(f"{name} holds a jax.Array, but the others are NumPy arrays; convert it with numpy.asarray")
+        for x in given if isinstance(given, tuple) else (given,):
+            check_untraced(**{name: x})
+            if is_jax(x):
+                raise TypeError(
+                    f"{name} holds a jax.Array, but the others are NumPy arrays; convert it with numpy.asarray"
+                )
     return backend
