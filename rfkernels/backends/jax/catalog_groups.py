@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rfkernels._arrays import matmul
-from rfkernels.backends.jax.catalog_arguments import check_count, check_filled
+from rfkernels.backends.jax.catalog_arguments import check_count, check_filled, check_key
 from rfkernels.backends.jax.catalog_rows import guesses, means_of, on_each
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
 from rfkernels.catalog.cells import SHELLS
@@ -48,6 +48,7 @@ def regrouped(table: DeviceTable | Sharded, key: Any, *, rounds: int = 3) -> Dev
     """
     check_filled(table)
     check_count("rounds", rounds)
+    check_key(key)
     made: DeviceTable | Sharded = on_each(table, _regrouping(rounds), key)
     return made
 
