@@ -197,11 +197,11 @@ def test_parts_hold_each_item_once_and_are_even(catalog: Catalog, held: Any) -> 
             np.testing.assert_allclose(np.concatenate(own).mean(0), mean, atol=1e-12)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_parts_stay_as_they_are_while_the_catalog_changes(parts: int) -> None:
-    made = Catalog(eight_catalogs.items()[:500], cells=3)
-    (held, *_), before = jax_catalog.split(made.table, parts), made.items(np.arange(500))
-    made.update(held.ids[:1], np.nextafter(made.items(held.ids[:1]), 0))
+def test_a_part_stays_as_it_is_while_the_catalog_changes() -> None:
+    """Also one of all items, whose rows are those of the catalog where there is one group."""
+    made = Catalog(eight_catalogs.items()[:40], cells=1)
+    (held,), before = jax_catalog.split(made.table, 1), made.items(np.arange(40))
+    made.update(np.arange(40), np.nextafter(before, 0))
     np.testing.assert_array_equal(held.rows, before[held.ids])
 
 
