@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from rfkernels.backends.jax import catalog as jax_catalog
-from rfkernels.backends.jax import catalog_draws
+from rfkernels.backends.jax import catalog_draws, catalog_groups
 from rfkernels.catalog import Catalog, means, sampling
 from rfkernels.catalog.cells import shell_sizes
 from rfkernels.catalog.plan import guess, plan, rows_of
@@ -343,6 +343,17 @@ def everything(table: Any, queries: Any, values: Any, seed: Any) -> Any:
         jax_catalog.probabilities(table, queries, ids, BUDGET, key),
     )
     return jax.tree.leaves(parts)
+
+
+def test_nearest_means_far_from_the_origin() -> None:
+    """Of items whose distances from the origin round by more than they lie apart in single precision."""
+    rng = np.random.default_rng(0)
+    means = np.float32(30_000 + rng.integers(-9, 9, (40, DIM)))
+    rows = means[rng.integers(40, size=300)] + rng.integers(-3, 3, (300, DIM)).astype(np.float32)
+    square = ((rows[:, None] - means.astype(np.float64)) ** 2).sum(-1)
+    cell, least = catalog_groups._nearest(jnp.asarray(rows), jnp.asarray(means))
+    np.testing.assert_array_equal(square[np.arange(300), np.asarray(cell)], square.min(1))
+    np.testing.assert_array_equal(least, square.min(1))
 
 
 def test_lowered_for_accelerators(case: Case, values: Any) -> None:
