@@ -193,16 +193,20 @@ def static_hint(x: Any, what: str = "it") -> str:
     return f"; under jax.jit {what} must be static (static_argnames)" if is_tracer(x) else ""
 
 
-def check_key(rng: Any) -> None:
-    """Require an array of JAX to be one key of its random numbers, typed or raw."""
+def is_key(x: Any) -> bool:
+    """Whether an array is one key of JAX's random numbers, typed or raw."""
     import jax
 
     try:
-        typed = jax.numpy.issubdtype(rng.dtype, jax.dtypes.prng_key)
-        single = (rng if typed else jax.random.wrap_key_data(rng)).ndim == 0
+        typed = jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return bool((x if typed else jax.random.wrap_key_data(x)).ndim == 0)
     except (TypeError, ValueError):
-        single = False
-    if not single:
+        return False
+
+
+def check_key(rng: Any) -> None:
+    """Require an array of JAX to be one key of its random numbers, typed or raw."""
+    if not is_key(rng):
         raise TypeError(
             "rng must be an int, SeedSequence, numpy Generator or a single JAX key, got a jax.Array of dtype "
             f"{rng.dtype} and shape {rng.shape}{static_hint(rng, 'an int')}"

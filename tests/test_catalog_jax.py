@@ -197,6 +197,14 @@ def test_parts_hold_each_item_once_and_are_even(catalog: Catalog, held: Any) -> 
             np.testing.assert_allclose(np.concatenate(own).mean(0), mean, atol=1e-12)
 
 
+def test_a_part_stays_as_it_is_while_the_catalog_changes() -> None:
+    """Also one of all items, whose rows are those of the catalog where there is one group."""
+    made = Catalog(eight_catalogs.items()[:40], cells=1)
+    (held,), before = jax_catalog.split(made.table, 1), made.items(np.arange(40))
+    made.update(np.arange(40), np.nextafter(before, 0))
+    np.testing.assert_array_equal(held.rows, before[held.ids])
+
+
 def test_refusals(catalog: Catalog) -> None:
     table, key = jax_catalog.device_table(catalog.table), jax.random.key(0)
     queries, mesh = np.ones((2, DIM)), jax.sharding.Mesh(np.array(jax.devices()[:1]), ("items",))
@@ -216,7 +224,18 @@ def test_refusals(catalog: Catalog) -> None:
         jax_catalog.split(catalog.table, CELLS + 1)
     with pytest.raises(ValueError, match=r"axis must be an axis of the mesh, .* got 'rows'"):
         jax_catalog.sharded([catalog.table], mesh, "rows")
+    for call in (
+        lambda: jax_catalog.device_table(catalog),
+        lambda: jax_catalog.split(catalog, 2),
+        lambda: jax_catalog.sharded([catalog], mesh, "items"),
+    ):
+        with pytest.raises(TypeError, match=r"table must be that of a catalog, Catalog\.table, got Catalog"):
+            call()
+    with pytest.raises(TypeError, match="got DeviceTable"):
+        jax_catalog.split(table, 2)
     grid = jax.sharding.AbstractMesh((2,), ("items",))
+    with pytest.raises(TypeError, match=r"tables must be of items of one dtype, got \['float64', 'float32'\]"):
+        jax_catalog.sharded([catalog.table, Catalog(np.ones((1, DIM), np.float32)).table], grid, "items")
     with pytest.raises(ValueError, match="tables must share no id, but 0 is in two of them"):
         jax_catalog.sharded([Catalog(np.ones((1, DIM))).table] * 2, grid, "items")
     with pytest.raises(ValueError, match="axis 'items' has 1 devices, but there are 2 tables"):

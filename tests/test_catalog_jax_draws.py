@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from rfkernels.backends.jax import catalog as jax_catalog
-from rfkernels.backends.jax import catalog_draws
+from rfkernels.backends.jax import catalog_draws, catalog_groups
 from rfkernels.catalog import Catalog, means, sampling
 from rfkernels.catalog.cells import shell_sizes
 from rfkernels.catalog.plan import guess, plan, rows_of
@@ -345,6 +345,17 @@ def everything(table: Any, queries: Any, values: Any, seed: Any) -> Any:
     return jax.tree.leaves(parts)
 
 
+def test_nearest_means_far_from_the_origin() -> None:
+    """Of items whose distances from the origin round by more than they lie apart in single precision."""
+    rng = np.random.default_rng(0)
+    means = np.float32(30_000 + rng.integers(-9, 9, (40, DIM)))
+    rows = means[rng.integers(40, size=300)] + rng.integers(-3, 3, (300, DIM)).astype(np.float32)
+    square = ((rows[:, None] - means.astype(np.float64)) ** 2).sum(-1)
+    cell, least = catalog_groups._nearest(jnp.asarray(rows), jnp.asarray(means))
+    np.testing.assert_array_equal(square[np.arange(300), np.asarray(cell)], square.min(1))
+    np.testing.assert_array_equal(least, square.min(1))
+
+
 def test_lowered_for_accelerators(case: Case, values: Any) -> None:
     with jax.enable_x64(False):
         table, queries = jax_catalog.device_table(case.catalog.table), jnp.ones((3, DIM), jnp.float32)
@@ -422,6 +433,22 @@ def test_refusals(case: Case, values: Any) -> None:
         jax_catalog.with_rows(table, np.array([8]), np.ones((1, DIM)))
     with pytest.raises(ValueError, match=r"vectors must be finite, but vectors\[0, 0\] is nan"):
         jax_catalog.with_rows(table, case.ids[:1], np.full((1, DIM), np.nan))
+    with jax.enable_x64(False), pytest.raises(ValueError, match=r"vectors must be finite, but vectors\[0, 0\] is inf"):
+        own = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.float64 else x, table)
+        jax_catalog.with_rows(own, case.ids[:1], np.full((1, DIM), 1e300))
+    with pytest.raises(TypeError, match="whole must be True or False, got 'no'"):
+        jax_catalog.sample(table, queries, 5, key, whole="no")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="whole must be True or False, got 0"):
+        jax_catalog.log_probability(table, queries, case.ids[:1], whole=0)  # type: ignore[arg-type]
+    for given, told in ((0, "a key of jax.random, .* got 0"), (jax.random.split(key), r"a single key .* shape \(2,\)")):
+        for call in (
+            lambda given: jax_catalog.sample(table, queries, 5, given),
+            lambda given: jax_catalog.expectation(table, queries, values, BUDGET, given),
+            lambda given: jax_catalog.estimate(table, queries, BUDGET, given),
+            lambda given: jax_catalog.regrouped(table, given),
+        ):
+            with pytest.raises(TypeError, match=f"key must be {told}"):
+                call(given)
     with pytest.raises(TypeError, match=r"rounds must be an int, got 1\.5"):
         jax_catalog.regrouped(table, key, rounds=1.5)
     empty = Catalog(np.ones((1, DIM)))
@@ -429,6 +456,8 @@ def test_refusals(case: Case, values: Any) -> None:
     none = jax_catalog.device_table(empty.table)
     with pytest.raises(ValueError, match="table must hold items, it has none"):
         jax_catalog.sample(none, queries, 5, key)
+    with pytest.raises(ValueError, match="table must hold items, it has none"):
+        jax_catalog.probabilities(none, queries, np.zeros(1, int), BUDGET, key)
     large = case.catalog.table._replace(count=case.catalog.table.count + 512)
     with pytest.raises(ValueError, match=r"groups of 512 items at most, got one of \d+"):
         jax_catalog.device_table(large)

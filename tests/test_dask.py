@@ -215,3 +215,22 @@ def test_an_item_that_is_not_finite_is_named() -> None:
     bad[2 * CHUNK + 3, 1] = np.nan
     with pytest.raises(ValueError, match=rf"chunk that begins with row {2 * CHUNK}: .*items\[3, 1\] is nan"):
         catalog_from_dask(chunked(bad))
+
+
+UNLIKE: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
+    "masked": (lambda x: np.ma.masked_greater(x, 3), TypeError, "items must be a plain array, got MaskedArray"),
+    "fewer rows": (lambda x: x[1:], ValueError, "items must have 256 rows, as Dask was told of the chunk, got 255"),
+    "more rows": (lambda x: x[[0, *range(len(x))]], ValueError, "items must have 256 rows, .* got 257"),
+    "fewer columns": (lambda x: x[:, 1:], ValueError, r"items must have shape \(items, 5\), .* got \(256, 4\)"),
+    "more digits": (lambda x: x.astype(np.float64), TypeError, "items must have .* holds float32, got float64"),
+    "no array": (lambda x: x.tolist(), TypeError, "items must be a numpy.ndarray or jax.Array, got list"),
+}
+
+
+@pytest.mark.parametrize("case", UNLIKE)
+def test_chunks_that_are_not_what_dask_was_told(case: str) -> None:
+    """They hold masked items, or others than are counted on, which would be taken, lost or rounded."""
+    load, kind, text = UNLIKE[case]
+    items = chunked(NUMBERS[:CHUNK]).map_blocks(load, dtype=NUMBERS.dtype, meta=NUMBERS[:0])
+    with pytest.raises(kind, match=f"in the chunk that begins with row 0: {text}"):
+        catalog_from_dask(items, ids=np.arange(CHUNK))

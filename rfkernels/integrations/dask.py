@@ -67,10 +67,11 @@ def catalog_from_dask(
     Raises
     ------
     TypeError
-        If items are not a Dask array of floats, or the client is not one that waits for results.
+        If items are not a Dask array of floats, a chunk is masked or would have to be rounded to the dtype that Dask
+        was told, or the client is not one that waits for results.
     ValueError
         If items are not of two axes, or have chunks that are empty or of unknown size; if ids, cells or queries do not
-        fit; if an item is not finite.
+        fit; if a chunk has not the shape that Dask was told, or an item is not finite.
     """
     _check_items(items)
     if client is not None and (not isinstance(client, distributed.Client) or client.asynchronous):
@@ -82,11 +83,11 @@ def catalog_from_dask(
         raise ValueError(f"cells must be an integer from 1 to the number of items, {count}, got {cells!r}")
     metric = delayed(metric_of(queries, items.shape[1], held_dtype(items)))
     seeds = np.random.SeedSequence(check_seed(rng)).spawn(len(lengths))
-    begin = np.cumsum([0, *lengths])
+    begin = np.cumsum([0, *lengths]).tolist()
     stores = [
         delayed(_built)(
             block,
-            int(first),
+            range(first, first + length),
             None if ids is None else ids[first : first + length],
             max(1, round(cells * length / count)),
             metric,
@@ -124,17 +125,19 @@ def _check_items(items: Any) -> None:
         )
 
 
-def _built(items: Any, first: int, ids: Any, cells: int, metric: Any, seed: np.random.SeedSequence) -> Store:
-    """Build a chunk on a worker; errors tell where it lies.
+def _built(items: Any, own: range, ids: Any, cells: int, metric: Any, seed: np.random.SeedSequence) -> Store:
+    """Build a chunk of its own rows on a worker, if it is what Dask was told of it; errors tell where it lies.
 
     On one thread: workers have others to do, and the order in which threads add up would change last bits.
     """
     from threadpoolctl import threadpool_limits
 
-    ids = np.arange(first, first + len(items), dtype=np.int32) if ids is None else ids
+    ids = np.arange(own.start, own.stop, dtype=np.int32) if ids is None else ids
     try:
+        given = check_items(items, metric.shape[1], metric.dtype)
+        if len(given) != len(own):
+            raise ValueError(f"items must have {len(own)} rows, as Dask was told of the chunk, got {len(given)}")
         with threadpool_limits(1, user_api="openmp"):
-            rows = np.empty(items.shape, metric.dtype)
-            return build_chosen(check_items(np.asarray(items)), None, ids, cells, seed, rows, metric)
+            return build_chosen(given, None, ids, cells, seed, np.empty(given.shape, metric.dtype), metric)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"in the chunk that begins with row {first}: {error}") from error
+        raise type(error)(f"in the chunk that begins with row {own.start}: {error}") from error

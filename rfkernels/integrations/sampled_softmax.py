@@ -16,11 +16,12 @@ except ModuleNotFoundError as error:
 import numpy as np
 
 from rfkernels._arrays import accumulator, stopped
-from rfkernels._checks import check_array, check_finite_arrays, is_tracer, result_dtype
+from rfkernels._checks import check_array, check_finite_arrays, check_flags, check_plain, is_tracer, result_dtype
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
 
+_MASKED = "a draw that is masked would count all the same"
 _ABOVE_ZERO = 1e-3  # by how much rounding may raise the log of a probability
 
 
@@ -96,6 +97,7 @@ def sampled_softmax_loss(
     >>> round(float(loss[0]), 4)  # of four equal logits
     1.3863
     """
+    check_flags(check_finite=check_finite)
     check_array("queries", queries, 1)
     check_array("items", items, 2)
     _check_shapes(queries, items, bias)
@@ -148,6 +150,7 @@ def _check_ids(count: int, **given: Any) -> None:
     for name, ids in given.items():
         if not isinstance(ids, np.ndarray | jax.Array):
             raise TypeError(f"{name} must be an array of integers, got {type(ids).__name__}")
+        check_plain(name, ids, _MASKED)
         if ids.dtype.kind not in "iu":
             raise TypeError(f"{name} must be of an integer dtype, got {ids.dtype}")
         if is_tracer(ids):
@@ -167,6 +170,7 @@ def _check_draws(batch: tuple[int, ...], targets: tuple[int, ...], negatives: tu
     if negatives[:-1] not in ((), batch) or negatives in ((), (0,), (*batch, 0)):
         shape = ", ".join(str(n) for n in (*batch, "n"))
         raise ValueError(f"negatives must have shape ({shape}) or (n,) with n at least 1, got {negatives}")
+    check_plain("log_probability", log_p, _MASKED)
     expected = (*batch, negatives[-1])
     try:
         fits = np.broadcast_shapes(np.shape(log_p), expected) == expected

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from rfkernels.backends.jax.catalog_arguments import check_known, check_queries
+from rfkernels.backends.jax.catalog_arguments import check_filled, check_known, check_queries
 from rfkernels.backends.jax.catalog_draws import check_each, log_probability, sample
 from rfkernels.backends.jax.catalog_groups import regrouped
 from rfkernels.backends.jax.catalog_kernels import kernel_sum
@@ -91,9 +91,10 @@ def probabilities(table: DeviceTable | Sharded, queries: Any, ids: Any, budget: 
     KeyError
         If an id is not in the table; under `jax.jit` its probability is 0.
     TypeError, ValueError
-        If arguments do not fit together.
+        If arguments do not fit together, or the table has no items.
     """
     queries = check_queries(table, queries)
+    check_filled(table)
     each = check_each(ids, queries)
     logits = logits_of(table, queries, each)
     check_known(ids, logits > -jnp.inf)

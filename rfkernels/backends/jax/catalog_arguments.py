@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rfkernels._arrays import is_jax
-from rfkernels._checks import check_array, is_tracer, require_finite
+from rfkernels._checks import check_array, is_key, is_tracer, require_finite
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
 from rfkernels.catalog.plan import FEWEST_RUNS, RUN
 
@@ -43,6 +43,14 @@ def check_queries(table: DeviceTable | Sharded, queries: Any) -> Any:
         held = jnp.asarray(queries, own.rows.dtype)
     require_finite("queries", held)
     return held
+
+
+def check_key(key: Any) -> None:
+    """Require one key of JAX's random numbers."""
+    if not (isinstance(key, np.ndarray) or is_jax(key)):
+        raise TypeError(f"key must be a key of jax.random, as jax.random.key(0) is, got {key!r}")
+    if not is_key(key):
+        raise TypeError(f"key must be a single key of jax.random, got {key.dtype} of shape {key.shape}")
 
 
 def check_count(name: str, x: Any, least: int = 0) -> None:

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from rfkernels._arrays import matmul, stopped
+from rfkernels._checks import check_flags
 from rfkernels.backends.jax.catalog_arguments import (
     check_count,
     check_filled,
     check_ids,
+    check_key,
     check_known,
     check_queries,
     each_query,
@@ -76,7 +78,9 @@ def sample(
     """
     queries, own = check_queries(table, queries), parts_of(table)[0]
     check_count("n", n)
+    check_key(key)
     check_count("head", head)
+    check_flags(whole=whole)
     check_filled(table)
     how = How(head, bool(whole))
     if isinstance(table, Sharded):
@@ -110,6 +114,7 @@ def log_probability(
     """
     queries, own = check_queries(table, queries), parts_of(table)[0]
     check_count("head", head)
+    check_flags(whole=whole)
     check_filled(table)
     each = check_each(ids, queries)
     how = How(head, bool(whole))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rfkernels._arrays import matmul
-from rfkernels.backends.jax.catalog_arguments import check_count, check_filled
+from rfkernels.backends.jax.catalog_arguments import check_count, check_filled, check_key
 from rfkernels.backends.jax.catalog_rows import guesses, means_of, on_each
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
 from rfkernels.catalog.cells import SHELLS
@@ -48,6 +48,7 @@ def regrouped(table: DeviceTable | Sharded, key: Any, *, rounds: int = 3) -> Dev
     """
     check_filled(table)
     check_count("rounds", rounds)
+    check_key(key)
     made: DeviceTable | Sharded = on_each(table, _regrouping(rounds), key)
     return made
 
@@ -119,11 +120,17 @@ def _shells(size: Any) -> tuple[Any, Callable[[Any], Any]]:
 
 
 def _nearest(rows: Any, means: Any) -> tuple[Any, Any]:
-    """Return the nearest mean of each row, and the squared distance from it."""
-    half = jnp.sum(means * means, 1) / 2
+    """Return the nearest mean of each row, and the squared distance from it.
+
+    Products are of what lies between them and the middle of the means: far from the origin, those of the rows as they
+    are would be mostly rounding.
+    """
+    middle = jnp.median(means, 0)
+    away = means - middle
+    half = jnp.sum(away * away, 1) / 2
 
     def one(row: Any) -> tuple[Any, Any]:
-        found = jnp.argmin(half - matmul(jnp, means, row)).astype(jnp.int32)
+        found = jnp.argmin(half - matmul(jnp, away, row - middle)).astype(jnp.int32)
         apart = row - means[found]
         return found, matmul(jnp, apart, apart)
 

@@ -11,7 +11,14 @@ import numpy as np
 
 from rfkernels._arrays import is_jax, matmul, stopped
 from rfkernels._checks import check_array
-from rfkernels.backends.jax.catalog_arguments import check_filled, check_places, check_queries, each_query, parts_of
+from rfkernels.backends.jax.catalog_arguments import (
+    check_filled,
+    check_key,
+    check_places,
+    check_queries,
+    each_query,
+    parts_of,
+)
 from rfkernels.backends.jax.catalog_plan import finite, guessed, placed, planned
 from rfkernels.backends.jax.catalog_proposal import rows_at
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
@@ -51,6 +58,7 @@ def expectation(table: DeviceTable | Sharded, queries: Any, values: Any, budget:
     """
     own, queries, places = parts_of(table)[0], check_queries(table, queries), check_places(table, budget)
     check_filled(table)
+    check_key(key)
     values = _check_values(values, own)
     if isinstance(table, Sharded):
         return Expectation(*_of_mesh(own, queries, values, key, places=places, mesh=table.mesh, axis=table.axis))

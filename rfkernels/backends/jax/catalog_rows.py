@@ -58,7 +58,9 @@ def with_rows(table: DeviceTable | Sharded, ids: Any, vectors: Any) -> DeviceTab
     check_array("vectors", vectors, 1)
     if vectors.shape != (len(given), dim):
         raise ValueError(f"vectors must have shape ({len(given)}, {dim}), a row for each id, got {vectors.shape}")
-    require_finite("vectors", vectors)
+    with np.errstate(over="ignore"):
+        held = jnp.asarray(vectors, own.rows.dtype)
+    require_finite("vectors", held)
     if not is_tracer(given):
         known = np.asarray(given)[np.asarray(given) >= 0]
         ordered = np.sort(known)
@@ -67,7 +69,7 @@ def with_rows(table: DeviceTable | Sharded, ids: Any, vectors: Any) -> DeviceTab
             raise ValueError(f"ids must be distinct, but {twice[0]} occurs more than once")
     check_known(given, _known(own, given) | (given == -1))
     made: DeviceTable | Sharded
-    made = on_each(table, _replaced, given, stopped(jnp, jnp.asarray(vectors, own.rows.dtype)))
+    made = on_each(table, _replaced, given, stopped(jnp, held))
     return made
 
 

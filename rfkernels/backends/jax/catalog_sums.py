@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rfkernels._arrays import matmul, stopped
-from rfkernels.backends.jax.catalog_arguments import check_places, each_query, parts_of
+from rfkernels.backends.jax.catalog_arguments import check_key, check_places, each_query, parts_of
 from rfkernels.backends.jax.catalog_plan import Places, Plan, finite, guessed, placed, planned
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
 from rfkernels.catalog.plan import RUN, Guess
@@ -64,6 +64,7 @@ def summed(table: DeviceTable | Sharded, queries: Any, budget: int, key: Any, we
     """Estimate logs of sums of weights over the items of a table, for queries that were checked."""
     own, devices = parts_of(table)
     places = check_places(table, budget)
+    check_key(key)
     if isinstance(table, Sharded):
         how = {"places": places, "mesh": table.mesh, "axis": table.axis}
         log, error, taken = _of_mesh(own, queries, key, scale, weights=weights, **how)

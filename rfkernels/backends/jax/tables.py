@@ -11,6 +11,7 @@ import numpy as np
 
 from rfkernels.catalog.cells import LARGEST, chunks
 from rfkernels.catalog.metric import compared
+from rfkernels.catalog.records import Table
 
 
 class DeviceTable(NamedTuple):
@@ -68,6 +69,7 @@ def compact(table: Any) -> DeviceTable:
     """Return the arrays of a `Table` without the rows that belong to no group, still in the host's memory."""
     if isinstance(table, DeviceTable):
         return table
+    _check_table(table)
     start, count = np.asarray(table.start), np.asarray(table.count)
     ends = np.cumsum(count, dtype=np.int64)
     begin = ends - count
@@ -84,6 +86,11 @@ def compact(table: Any) -> DeviceTable:
     slots[ids] = np.arange(len(ids))
     settled, seen = np.ones(len(table.means), bool), _seen(table, rows, begin)
     return DeviceTable(rows, ids, begin, count, cell, table.spread, table.means, table.shape, seen, slots, settled)
+
+
+def _check_table(table: Any) -> None:
+    if not isinstance(table, Table):
+        raise TypeError(f"table must be that of a catalog, Catalog.table, got {type(table).__name__}")
 
 
 def _seen(table: Any, rows: Any, begin: Any) -> Any:
@@ -117,6 +124,8 @@ def device_table(table: Any, device: Any = None) -> DeviceTable:
 
     Raises
     ------
+    TypeError
+        If the table is not that of a catalog.
     ValueError
         If there are 2**31 items or more, or more than 512 in a group, which a catalog never has.
     """
@@ -145,9 +154,12 @@ def split(table: Any, parts: int) -> list[DeviceTable]:
 
     Raises
     ------
+    TypeError
+        If the table is not that of a catalog.
     ValueError
         If there are fewer cells than parts.
     """
+    _check_table(table)
     cells = len(table.means)
     if not 1 <= parts <= cells:
         raise ValueError(f"parts must be from 1 to the number of cells, {cells}, got {parts}")
@@ -164,7 +176,8 @@ def _cells_of(table: Any, cells: Any) -> DeviceTable:
     number[cells] = np.arange(len(cells))
     own = number[table.cell] >= 0
     groups = {name: getattr(table, name)[own] for name in ("start", "count", "spread")}
-    return compact(table._replace(**groups, cell=number[table.cell[own]], means=table.means[cells]))
+    part = compact(table._replace(**groups, cell=number[table.cell[own]], means=table.means[cells]))
+    return DeviceTable(*map(np.array, part))  # one part of all may be the catalog's own memory
 
 
 def sharded(tables: Any, mesh: Any, axis: str) -> Sharded:
@@ -186,6 +199,8 @@ def sharded(tables: Any, mesh: Any, axis: str) -> Sharded:
 
     Raises
     ------
+    TypeError
+        If the tables are not those of catalogs or parts of one, or their items differ in dtype.
     ValueError
         If the mesh has no such axis, there is not one table for each of its devices, their items differ in length, or
         an id is in two of them.
@@ -197,6 +212,8 @@ def sharded(tables: Any, mesh: Any, axis: str) -> Sharded:
     parts = [compact(table) for table in tables]
     if len({part.rows.shape[1:] for part in parts}) > 1:
         raise ValueError(f"tables must be of items of one length, got {[part.rows.shape[1] for part in parts]}")
+    if len({part.rows.dtype for part in parts}) > 1:
+        raise TypeError(f"tables must be of items of one dtype, got {[str(part.rows.dtype) for part in parts]}")
     _check_ids(parts)
     spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis))
 
