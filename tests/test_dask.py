@@ -60,14 +60,31 @@ def expected() -> Catalog:
 
 def test_all_items_are_there(expected: Catalog) -> None:
     check_holds(expected)
+    check_holds(catalog_from_dask(chunked(), regroup=False))
+
+
+def cell_count(**options: Any) -> int:
+    return len(catalog_from_dask(chunked(), **options).table.means)
 
 
 def test_as_many_cells_as_of_one_build(expected: Catalog) -> None:
-    """To the rounding of the share of each chunk: every cell of a merged catalog costs a dot product."""
+    """Of cells that stay, to the rounding of the share of each chunk: every cell costs a dot product."""
     chunks = -(-ITEMS // CHUNK)
-    assert abs(len(expected.table.means) - 0.63 * ITEMS**0.5) <= 1 + chunks / 2
-    assert len(catalog_from_dask(chunked(), cells=60).table.means) == pytest.approx(60, abs=chunks / 2)
-    assert len(catalog_from_dask(chunked(), cells=1).table.means) == chunks
+    assert len(expected.table.means) == len(Catalog(NUMBERS).table.means)
+    assert abs(cell_count(regroup=False) - 0.63 * ITEMS**0.5) <= 1 + chunks / 2
+    assert cell_count(cells=60, regroup=False) == pytest.approx(60, abs=chunks / 2)
+    assert cell_count(cells=1, regroup=False) == chunks
+    assert [cell_count(cells=cells) for cells in (1, 60)] == [1, 60]
+
+
+def test_cells_found_anew_are_as_close_as_those_of_one_build(expected: Catalog) -> None:
+    def spread(catalog: Catalog) -> float:
+        table = catalog.table
+        return float(sum(np.min(np.sum((table.means - x) ** 2, 1)) for x in NUMBERS))
+
+    one = spread(Catalog(NUMBERS))
+    assert spread(expected) < 1.05 * one
+    assert spread(catalog_from_dask(chunked(), rng=7, regroup=False)) > 1.2 * one
 
 
 def test_the_seed_and_the_chunks_decide(expected: Catalog) -> None:
@@ -82,7 +99,8 @@ def test_past_queries_reach_all_chunks() -> None:
     check_holds(catalog)
     alone = Catalog(NUMBERS, queries=past).store
     np.testing.assert_array_equal(catalog.store.metric, alone.metric)
-    assert len(catalog.store.centres) > 0.8 * len(alone.centres), "cells of chunks lie side by side"
+    apart = catalog_from_dask(chunked(), rng=7, queries=past, regroup=False)
+    assert len(apart.store.centres) > 0.8 * len(alone.centres), "cells of chunks lie side by side"
     with pytest.raises(ValueError, match=r"^queries must have shape \(queries, 5\), got \(50, 4\)"):
         catalog_from_dask(chunked(), queries=past[:, :4])
 
@@ -90,7 +108,7 @@ def test_past_queries_reach_all_chunks() -> None:
 def test_chunks_start_from_seeds_of_their_own() -> None:
     """Items that are the same in two chunks are not ordered alike in both."""
     twice = np.concatenate([NUMBERS[:CHUNK], NUMBERS[:CHUNK]])
-    rows = catalog_from_dask(chunked(twice), rng=7).store.rows
+    rows = catalog_from_dask(chunked(twice), rng=7, regroup=False).store.rows
     assert not np.array_equal(rows[:CHUNK], rows[-CHUNK:])
 
 

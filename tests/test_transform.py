@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from typing import Any
 
 import ml_dtypes
@@ -112,3 +113,12 @@ def test_a_backend_that_is_named() -> None:
     features = rfk.draw("positive", 5, 14, rng=0)
     with pytest.raises(ValueError, match="unknown backend 'torch'"):
         rfk.transform(rows(3, 5), features, side="key", backend="torch")
+
+
+@pytest.mark.parametrize(("name", "scale"), [("positive", 1e60), ("relu", 1e80)])
+def test_scales_beyond_the_dtype_are_refused(name: str, scale: float) -> None:
+    x, features = rows(3, 5, dtype=np.float32), rfk.draw(name, 5, 14, scale=scale, rng=0)
+    for call in (lambda: rfk.transform(x, features, side="key"), lambda: rfk.attention(x, x, x, features)):
+        with pytest.raises(ValueError, match=f"features must fit float32, .* got scale {re.escape(f'{scale:.3g}')};"):
+            call()
+    assert np.isfinite(rfk.transform(x.astype(np.float64), features, side="key")).all()

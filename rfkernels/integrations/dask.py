@@ -16,6 +16,7 @@ except ModuleNotFoundError as error:
 
 import numpy as np
 
+from rfkernels._checks import check_flags
 from rfkernels.catalog import Catalog, store
 from rfkernels.catalog.arguments import check_seed
 from rfkernels.catalog.building import build_chosen
@@ -32,16 +33,17 @@ def catalog_from_dask(
     ids: Any = None,
     cells: int | None = None,
     queries: Any = None,
+    regroup: bool = True,
     rng: int = 0,
     client: Any = None,
 ) -> Catalog:
     """Build one catalog from the rows of a Dask array.
 
     Each chunk of rows becomes a catalog of its own on a worker, with cells in proportion to its rows; neighbours are
-    merged two by two until one is left, which comes to this process and has to fit its memory. Cells stay those of the
-    chunks, so chunks are best of items that are alike or in random order; `Catalog.regroup` finds common cells. The
-    result is the same for the same chunks and seed, whichever worker does what, and though workers die: what a dead
-    one held is computed again by others, as often as Dask's setting ``distributed.scheduler.allowed-failures`` allows.
+    merged two by two until one is left, in which cells are found anew, and which comes to this process and has to fit
+    its memory. The result is the same for the same chunks and seed, whichever worker does what, and though workers die:
+    what a dead one held is computed again by others, as often as Dask's setting
+    ``distributed.scheduler.allowed-failures`` allows.
 
     Parameters
     ----------
@@ -54,6 +56,10 @@ def catalog_from_dask(
         About how many cells there are in all, at least one for each chunk; about 0.63 √items by default.
     queries : array, shape (count, dim), optional
         Past queries, as for `Catalog`; every worker is sent them.
+    regroup : bool, default True
+        Whether cells are found anew in all items, as by `Catalog.regroup`, for which one worker holds these twice.
+        Otherwise cells stay those of the chunks, each of which has a few for items from everywhere: estimates are as
+        right, and less precise the more chunks there are, unless a chunk is of items that are alike.
     rng : int, default 0
         Where grouping starts from. Chunks start from children of it.
     client : distributed.Client, optional
@@ -78,11 +84,12 @@ def catalog_from_dask(
         raise TypeError(f"client must be a distributed.Client that is not asynchronous, got {client!r}")
     count, lengths = items.shape[0], items.chunks[0]
     ids = None if ids is None else check_ids(ids, count)
-    cells = default_cells(count) if cells is None else cells
+    check_flags(regroup=regroup)
+    wanted, cells = cells, default_cells(count) if cells is None else cells
     if isinstance(cells, bool) or not isinstance(cells, int | np.integer) or not 1 <= cells <= count:
         raise ValueError(f"cells must be an integer from 1 to the number of items, {count}, got {cells!r}")
     metric = delayed(metric_of(queries, items.shape[1], held_dtype(items)))
-    seeds = np.random.SeedSequence(check_seed(rng)).spawn(len(lengths))
+    *seeds, last = np.random.SeedSequence(check_seed(rng)).spawn(len(lengths) + 1)
     begin = np.cumsum([0, *lengths]).tolist()
     stores = [
         delayed(_built)(
@@ -90,6 +97,7 @@ def catalog_from_dask(
             range(first, first + length),
             None if ids is None else ids[first : first + length],
             max(1, round(cells * length / count)),
+            wanted is None,
             metric,
             seed,
         )
@@ -100,6 +108,8 @@ def catalog_from_dask(
     while len(stores) > 1:
         pairs = [stores[i : i + 2] for i in range(0, len(stores), 2)]
         stores = [delayed(store.merge)(*pair, most=count) if len(pair) == 2 else pair[0] for pair in pairs]
+    if regroup and len(lengths) > 1:
+        stores = [delayed(_regrouped)(stores[0], wanted, last)]
     made = compute(stores[0])[0] if client is None else client.compute(stores[0]).result()
     return Catalog.from_store(made)
 
@@ -125,7 +135,17 @@ def _check_items(items: Any) -> None:
         )
 
 
-def _built(items: Any, own: range, ids: Any, cells: int, metric: Any, seed: np.random.SeedSequence) -> Store:
+def _regrouped(merged: Store, cells: int | None, seed: np.random.SeedSequence) -> Store:
+    """Find cells anew, on one thread as well."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="openmp"):
+        return store.regroup(merged, seed, cells=cells)
+
+
+def _built(
+    items: Any, own: range, ids: Any, cells: int, apart: bool, metric: Any, seed: np.random.SeedSequence
+) -> Store:
     """Build a chunk of its own rows on a worker, if it is what Dask was told of it; errors tell where it lies.
 
     On one thread: workers have others to do, and the order in which threads add up would change last bits.
@@ -138,6 +158,6 @@ def _built(items: Any, own: range, ids: Any, cells: int, metric: Any, seed: np.r
         if len(given) != len(own):
             raise ValueError(f"items must have {len(own)} rows, as Dask was told of the chunk, got {len(given)}")
         with threadpool_limits(1, user_api="openmp"):
-            return build_chosen(given, None, ids, cells, seed, np.empty(given.shape, metric.dtype), metric)
+            return build_chosen(given, None, ids, cells, seed, np.empty(given.shape, metric.dtype), metric, apart)
     except (TypeError, ValueError) as error:
         raise type(error)(f"in the chunk that begins with row {own.start}: {error}") from error

@@ -240,7 +240,14 @@ def _pack_weights(given: Layout, features: Features) -> PackedWeights:
     arrays: list[Any] = []
 
     def keep(array: Any) -> tuple[int, int]:
-        packed = np.ascontiguousarray(array, given.dtype)
+        try:
+            with np.errstate(over="raise"):
+                packed = np.ascontiguousarray(array, given.dtype)
+        except FloatingPointError as error:
+            raise ValueError(
+                f"features must fit {np.dtype(given.dtype)}, in which arrays of these dtypes are computed, also times "
+                f"their scale, got scale {float(features.scale):.3g}; give arrays of float64 or a smaller scale"
+            ) from error
         arrays.append(packed)
         return packed.ctypes.data, packed.nbytes // max(sets, 1)
 
