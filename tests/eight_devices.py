@@ -513,8 +513,12 @@ def batches_on_a_mesh_with_explicit_axes(causal: bool) -> None:
 
     grid = jax.make_mesh((DEVICES,), ("data",), (jax.sharding.AxisType.Explicit,))
     f, given = features(), inputs(70, batch=(DEVICES,))
-    placed = (jax.device_put(x, NamedSharding(grid, PartitionSpec("data"))) for x in given.values())
-    same(jax.jit(functools.partial(rfk.attention, causal=causal))(*placed, f), expected(given, f, causal=causal))
+    placed = [jax.device_put(x, NamedSharding(grid, PartitionSpec("data"))) for x in given.values()]
+    run = jax.jit(functools.partial(rfk.attention, causal=causal))
+    same(run(*placed, f), expected(given, f, causal=causal))
+    if causal:
+        packed = {"segment_ids": np.arange(70) // 30}
+        same(run(*placed, f, **packed), rfk.attention(*given.values(), f, causal=True, **packed))
 
 
 # What is refused

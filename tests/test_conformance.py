@@ -626,7 +626,7 @@ def test_features_and_kernels_agree_with_attention(name: str) -> None:
     assert phi_q.shape == (2, 9, features.count)
     for side, x, phi in (("query", q, phi_q), ("key", k, phi_k)):
         log, sign = rfk.transform(x, features, side=side, log=True)
-        np.testing.assert_allclose(sign * np.exp(log), phi, rtol=1e-12)
+        np.testing.assert_allclose(sign * np.exp(log), phi, rtol=1e-12, atol=1e-14)
     estimates = phi_q @ np.swapaxes(phi_k, -1, -2)
     log, sign = oracle.log_estimates(q, k, features)
     scale = np.abs(phi_q) @ np.abs(np.swapaxes(phi_k, -1, -2))

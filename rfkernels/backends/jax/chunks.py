@@ -52,17 +52,23 @@ def cut(rows: Rows, size: int) -> Rows:
     missing = -length % size
     if missing and rows.k is not None and rows.mask is None:
         rows = rows._replace(mask=jnp.ones(length, bool))
-    modes = Rows("edge", "constant", "constant", "constant", "edge", "edge")
-    fields = zip(rows, TAILS, modes, strict=True)
-    return Rows(*(None if x is None else _cut(x, size, missing, tail, mode) for x, tail, mode in fields))
+    repeated = Rows(q=True, k=False, v=False, mask=False, of_query=True, of_key=True)
+    fields = zip(rows, TAILS, repeated, strict=True)
+    return Rows(*(None if x is None else _cut(x, size, missing, tail, again) for x, tail, again in fields))
 
 
-def _cut(x: Any, size: int, missing: int, tail: int, mode: Any) -> Any:
+def _cut(x: Any, size: int, missing: int, tail: int, again: bool) -> Any:
     axis = x.ndim - tail
     if missing:
-        x = jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)], mode)
+        x = lax.concatenate([x, _filling(x, missing, axis, again)], axis)
     x = x.reshape(*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :])
     return jnp.moveaxis(x, axis, 0)
+
+
+def _filling(x: Any, count: int, axis: int, again: bool) -> Any:
+    """Return the last row so many times, or zeros; `jnp.pad` would slice axes that lie on a mesh."""
+    last = lax.slice_in_dim(x, x.shape[axis] - 1, x.shape[axis], axis=axis)
+    return jnp.repeat(last if again else jnp.zeros_like(last), count, axis, total_repeat_length=count)
 
 
 def join(x: Any, length: int, tail: int) -> Any:
