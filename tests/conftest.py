@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,7 +41,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: files[item.path] % 8)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs() -> Iterator[None]:
+    """Free what JAX compiled for a file: it is of no use to the next, and adds up to gigabytes."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    gc.set_threshold(
+        100_000, 20, 100
+    )  # tracing makes millions of objects that live; looking for others took a tenth of the time
     expected = os.environ.get("RFKERNELS_UNDER_TEST")
     if expected is not None and not Path(rfkernels.__file__).is_relative_to(expected):
         raise pytest.UsageError(
