@@ -21,6 +21,7 @@ NUMPY_JUMPS = ("tests/test_numerics.py", "-k", "numpy and (jump or ratio or rand
 STATE = ("tests/test_state.py",)
 SCHEDULED = ("tests/test_schedules.py",)
 EXACT = "tests/test_exact.py"
+TRANSFORM, GIVEN = "tests/test_transform.py", "tests/test_given_numba.py"
 TURNS = ("tests/test_turns.py",)
 JAX_NUMERICS = ("tests/test_jax_numerics.py", "-k", "jump or later")
 SEGMENTS = ("tests/test_segments.py", "tests/test_jax_segments.py")
@@ -291,6 +292,24 @@ MUTANTS = [
            "(p.gemm_row, 1) if count == 1 else (p.gemm, stop - r)", "(p.gemm_row, 1) if count <= 2 else (p.gemm, stop - r)", (*SCHEDULED, "-k", "few_")),
     Mutant("few: the last block of Hadamard rows is left out", "backends/numba/schedule_steps.py",
            "q_row, rows, p.rows // p.dim))\n    else:\n        gemm, own = _rows_of(p, count)\n        call(gemm, (x, x_row, 1, w.key", "q_row, rows, p.rows // p.dim - 1))\n    else:\n        gemm, own = _rows_of(p, count)\n        call(gemm, (x, x_row, 1, w.key", (*SCHEDULED, "-k", "few_")),
+    Mutant("features: the key side is projected as the query side", "backends/numba/transforms.py",
+           'own = features if side == "query" else _turned(features)', "own = features", (TRANSFORM, "-k", "both_sides")),
+    Mutant("features: queries are divided by the count", "backends/numba/transforms.py",
+           "math.log(features.count) / 2", "0.0", (TRANSFORM, "-k", "both_sides")),
+    Mutant("features: one activation over the other", "backends/numba/transforms.py", "out += apart", "out += 0", (TRANSFORM, "-k", "both_sides")),
+    Mutant("features: a span on threads is left out", "backends/numba/transforms.py",
+           "for span in spans for some", "for span in spans[1:] or spans for some", (TRANSFORM, "-k", "threads")),
+    Mutant("given features: projections lie elsewhere", "backends/numba/packing.py",
+           "return made if p.weight_row else made._replace(u=made.xt)", "return made", (GIVEN, "-k", "lengths")),
+    Mutant("given features: queries are cut off", "backends/numba/schedule_steps.py",
+           "s.query + r * q_row * p.element, p.pad))", "s.query + r * q_row * p.element, p.pad - p.column_step))", (GIVEN, "-k", "lengths")),
+    Mutant("given features: a causal pass sees all", "backends/numba/given.py",
+           "(passes.causal if causal else passes.bidirectional)", "passes.bidirectional", (GIVEN, "-k", "lengths")),
+    Mutant("given features: batches of the mask do not count", "backends/numba/given.py",
+           'own = {} if mask is None else {"mask": mask.shape[:-1]}', "own = {}", (GIVEN, "-k", "lengths")),
+    Mutant("Dask: cells of chunks stay", "integrations/dask.py", "if regroup and len(lengths) > 1:", "if False:", (DASK, "-k", "anew")),
+    Mutant("sequences on a mesh: the last query is not repeated", "backends/jax/chunks.py",
+           "last if again else jnp.zeros_like(last)", "jnp.zeros_like(last)", ("tests/test_jax_numerics.py", "-k", "no_derivative")),
     Mutant("exact: a window ends a key late", "backends/numba/exact.py",
            "near_low=ahead + 1 - reach", "near_low=ahead - reach", (EXACT, "-k", "shared")),
     Mutant("exact: a causal pass sees a key later", "backends/numba/exact.py",
@@ -481,7 +500,7 @@ MUTANTS = [
     Mutant("advice to use what is slower", "advise/_report.py", "if row.seconds >= exact.seconds:", "if False:", (ADVISE, "-k", "decided")),
     Mutant("steps that are worse are kept", "integrations/optax.py", "better = finite & (found < least) & (stopped == \"steps\")", "better = finite & (stopped == \"steps\")", (CALIBRATION, "-k", "no_step_is_kept")),
     Mutant("heads whose output is zero", "integrations/optax.py", "error / jnp.where(nothing, 1, size))", "error / size)", (CALIBRATION, "-k", "zeros")),
-    Mutant("gain on the sample it was fitted to", "fitting/gains.py", "asked = samples if on is None else _checked(*on)", "asked = samples", ("tests/test_gain.py",)),
+    Mutant("gain on the sample it was fitted to", "fitting/gains.py", "asked = samples if on is None else _checked(*on, names=(\"queries of on\", \"keys of on\"))", "asked = samples", ("tests/test_gain.py",)),
     # Catalogs
     Mutant("codes: cells that moved, as specified", "catalog/codes.py", "anchored[changed] = table.anchors[changed] @ query", "pass", (CODES, "-k", "moved_away")),
     Mutant("codes: cells that moved, compiled", "backends/numba/catalog_scans.py", "k.anchored[c.moved[j]] = total", "pass", (CODES, "-k", "moved_away")),
@@ -740,7 +759,7 @@ MUTANTS = [
     Mutant("tops on JAX: means alone", "backends/jax/catalog_tops.py", "* beyond\n", "* 0 * beyond\n", (JAX_TOPS, "-k", "specification")),
     Mutant("tops on JAX: the first items of groups", "backends/jax/catalog_tops.py", "place - (ends[rank] - table.count[group])", "0 * place", (JAX_TOPS, "-k", "specification")),
     Mutant("tops on JAX: each device its own", "backends/jax/catalog_tops.py", "return jax.vmap(partial(_largest, k))(ids, logits)", "return own", (JAX_CATALOG, "-k", "largest")),
-    Mutant("Dask: chunks number their own rows", "integrations/dask.py", "np.arange(first, first + len(items), dtype=np.int32) if", "np.arange(len(items)) if", (DASK, "-k", "all_items")),
+    Mutant("Dask: chunks number their own rows", "integrations/dask.py", "np.arange(own.start, own.stop, dtype=np.int32) if", "np.arange(len(own)) if", (DASK, "-k", "all_items")),
     Mutant("softmax command: one seed for all batches", "cli/softmax.py", "settings.seed + (first << 32)", "settings.seed", (SOFTMAX, "-k", "drawn_independently")),
     Mutant("softmax command: bandwidth", "cli/softmax.py", "bandwidth**-2", "1 / bandwidth", (SOFTMAX, "-k", "gaussian_sums")),
     # Kernels for a GPU, and causal tiles of accelerators together
@@ -769,7 +788,7 @@ MUTANTS = [
     Mutant("items that are told are no dot products", "backends/numba/catalog_scans.py", "        out[2] += untold\n", "", (OUTLIERS, "-k", "dots")),
     Mutant("sums that cancel are kept", "catalog/scans.py", "CANCELLED * parts.sum() if widened else 0.0", "0.0", (OUTLIERS, "-k", "points and numpy")),
     Mutant("sums that cancel are kept by compiled code", "backends/numba/catalog_scans.py", "CANCELLED * s.numbers[1] if r.widened > 0 else 0.0", "0.0", (OUTLIERS, "-k", "points and numba")),
-    Mutant("loose items stay in their groups", "catalog/building.py", "if cells is None else np.arange(0)", "if False else np.arange(0)", (OUTLIERS, "-k", "few_items or own")),
+    Mutant("loose items stay in their groups", "catalog/building.py", "if apart else np.arange(0)", "if False else np.arange(0)", (OUTLIERS, "-k", "few_items or own")),
     Mutant("any number of items is loose", "catalog/building.py", "kind=\"stable\")[:most]])", "kind=\"stable\")])", (OUTLIERS, "-k", "loose")),
     Mutant("code is compiled by each thread", "backends/numba/jit.py", "            with _lock:\n                if key not in known:\n", "            if True:\n                if True:\n", ("tests/test_concurrency.py", "-k", "same_code")),
     Mutant("scales at which no distance is a number", "catalog/spheres.py", "at = xp.where(at == at, at, LEVELS - 1)", "at = at + 0", (PROFILES, "-k", "no_distance and numpy")),
