@@ -46,6 +46,8 @@ def test_nothing_is_seen() -> None:
     assert_same(phi_q, phi_k, v, mask=none)
     np.testing.assert_array_equal(rfk.linear_attention(phi_q, phi_k, v, mask=none), 0)
     np.testing.assert_array_equal(rfk.linear_attention(phi_q, phi_k[..., :3, :], v[:, :3], causal=True)[..., :67, :], 0)
+    assert_same(phi_q[..., :0], phi_k[..., :0], v)
+    assert_same(phi_q, phi_k, v[..., :0])
 
 
 def test_arrays_that_lie_otherwise() -> None:

@@ -49,7 +49,7 @@ def _prepared(
     dtype = np.dtype(f"f{bits // 8}")
     zeros = np.zeros(max(held.record.total, held.record.width_pad, held.record.tile + held.record.column_step), dtype)
     places = dict.fromkeys(Weights._fields, 0)
-    for name in ("zeros", "log_weight", "base", "query_parameters", "key_parameters", "query_centre", "key_centre"):
-        places[name] = address(zeros)
+    own = "log_weight", "query_parameters", "key_parameters", "query_centre", "key_centre"
+    places |= dict.fromkeys((*own, "zeros", "base", "lowest"), address(zeros))
     weights = PackedWeights([Held(Weights(**places))], [zeros])
     return Layout(target, dtype.type, held, kernels.SENTINEL[bits], code, shape, None), weights
