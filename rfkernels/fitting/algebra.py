@@ -12,7 +12,7 @@ _STEPS = 10
 """Of Newton's iteration: more than it takes for singular values that are 10⁸ apart."""
 
 _ROUNDED = 8
-"""Units of rounding that equal vectors may lie apart from their mean."""
+"""Units of rounding, times their number, that equal vectors may lie apart from their mean, which is of their sum."""
 
 
 def best_spread(xp: Any, energy: Any) -> Any:
@@ -33,7 +33,8 @@ def regular(xp: Any, second: Any, given: Moments, prior: float, scale: float) ->
     dim, eps = second.shape[-1], xp.finfo(second.dtype).eps
     count, squared = given.count, scale * xp.sum(given.mean**2, -1)
     seen, few = xp.trace(second, axis1=-2, axis2=-1), xp.exp(2 - 2 * count)
-    share = xp.where(seen > (_ROUNDED * eps) ** 2 * squared, few, 1 / xp.maximum(count, 1) ** 2)
+    many = xp.maximum(count, 1)
+    share = xp.where(seen > (_ROUNDED * eps * many) ** 2 * squared, few, 1 / many**2)
     total = (seen + share * squared) / dim
     total = xp.where(total > 0, total, 1) * prior / (count + prior)
     return second * (count / (count + prior))[..., None, None] + total[..., None, None] * xp.eye(
