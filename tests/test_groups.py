@@ -279,6 +279,14 @@ def test_groups_of_keys_of_any_size(of_q: float, of_k: float, backend: str) -> N
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "size"), [(np.float32, 1e-40), (np.float64, 1e-310)])
+def test_groups_of_subnormal_keys(dtype: Any, size: float) -> None:
+    q, k, v = (normal(30, n, seed=n).astype(dtype) for n in (DIM, DIM, WIDTH))
+    for given in ((q, dtype(size) * k), (dtype(size) * q, k)):
+        expected = np.broadcast_to(v.mean(0), v.shape)
+        np.testing.assert_allclose(rfk.attention(*given, v, groups=5, window=4), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("backend", oracle.backends("numpy", "numba"))
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])

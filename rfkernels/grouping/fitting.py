@@ -63,9 +63,12 @@ def found(q: Any, k: Any, v: Any, count: int, scale: Any, mask: Any, mass: Any, 
 
 
 def _unit(xp: Any, x: Any) -> Any:
-    """Return the exponent of the largest number of each head, (*batch, 1, 1), of two; 0 where that is of usual size."""
+    """Return the exponent of the largest number of each head, (*batch, 1, 1), of two; 0 where that is of usual size.
+
+    Of subnormal numbers it is that of the least normal one, whose inverse is in range.
+    """
     largest = xp.max(xp.abs(stopped(xp, x)), (-2, -1), keepdims=True, initial=0)
-    exponent = xp.frexp(largest)[1]
+    exponent = xp.maximum(xp.frexp(largest)[1], xp.finfo(x.dtype).minexp)
     return xp.where((abs(exponent) > _USUAL) & (largest > 0) & (largest < np.inf), exponent, 0)
 
 
