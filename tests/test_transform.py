@@ -104,9 +104,11 @@ def test_what_is_not_finite_is_refused_or_passed_on(bad: float) -> None:
     x[77, 3] = bad
     with pytest.raises(ValueError, match=r"x .*(77, 3)"):
         rfk.transform(x, features, side="key")
-    found = rfk.transform(x, features, side="key", check_finite=False)
-    assert not np.isfinite(found[77]).all() or (found[77] == 0).any()
-    np.testing.assert_array_equal(found[:77], rfk.transform(x[:77], features, side="key"))
+    for name in ("positive", "gaussian", "elu+1"):
+        own = rfk.draw(name, 5, 14, rng=0)
+        found = rfk.transform(x, own, side="key", check_finite=False)
+        assert np.isnan(found[77]).all() if np.isnan(bad) else not np.isfinite(found[77]).all()
+        np.testing.assert_array_equal(found[:77], rfk.transform(x[:77], own, side="key"))
 
 
 def test_a_backend_that_is_named() -> None:

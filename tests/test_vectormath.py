@@ -167,7 +167,7 @@ def test_absolute_accuracy(name: str, bits: int, lanes: int) -> None:
 @pytest.mark.parametrize(("bits", "lanes"), SHAPES)
 @pytest.mark.parametrize("name", ABSOLUTE)
 def test_large_arguments_stay_bounded(name: str, bits: int, lanes: int) -> None:
-    x = np.concatenate([np.geomspace(1e4, 3e38, 5000), [np.inf]]).astype(DTYPES[bits])
+    x = np.geomspace(1e4, 3e38, 5000).astype(DTYPES[bits])
     got = unary(name, bits, lanes)(np.concatenate([x, -x]))
     assert np.isfinite(got).all()
     assert np.abs(got).max() <= 1
@@ -175,13 +175,13 @@ def test_large_arguments_stay_bounded(name: str, bits: int, lanes: int) -> None:
 
 EDGES: dict[str, list[tuple[float, float]]] = {
     "abs": [(-0.0, 0.0), (-np.inf, np.inf), (-2.5, 2.5)],
-    "cos": [(0.0, 1.0)],
+    "cos": [(0.0, 1.0), (np.inf, np.nan), (-np.inf, np.nan), (np.nan, np.nan)],
     "erf": [(0.0, 0.0), (6.0, 1.0), (-6.0, -1.0), (1e30, 1.0), (-np.inf, -1.0), (np.inf, 1.0), (np.nan, np.nan)],
     "exp": [(0.0, 1.0), (-0.0, 1.0), (-1e30, 0.0), (-np.inf, 0.0), (np.inf, np.inf), (1e30, np.inf), (np.nan, np.nan)],
     "expm1": [(0.0, 0.0), (-1e30, -1.0), (-np.inf, -1.0), (np.inf, np.inf), (1e30, np.inf), (np.nan, np.nan)],
     "log": [(1.0, 0.0), (0.0, -np.inf), (-0.0, -np.inf), (np.inf, np.inf), (-1.0, np.nan), (-np.inf, np.nan)],
     "log1p": [(0.0, 0.0), (-1.0, -np.inf), (np.inf, np.inf), (-2.0, np.nan), (-np.inf, np.nan), (np.nan, np.nan)],
-    "sin": [(0.0, 0.0), (-0.0, 0.0)],
+    "sin": [(0.0, 0.0), (-0.0, 0.0), (np.inf, np.nan), (-np.inf, np.nan), (np.nan, np.nan)],
     "sqrt": [(0.0, 0.0), (np.inf, np.inf), (-1.0, np.nan), (4.0, 2.0)],
     "square": [(-3.0, 9.0), (-np.inf, np.inf)],
     "tanh": [(0.0, 0.0), (1e30, 1.0), (-1e30, -1.0), (np.inf, 1.0), (-np.inf, -1.0), (30.0, 1.0)],

@@ -268,13 +268,13 @@ class VectorMath:
         return self._log(y, self.div(self.sub(x, self.sub(y, one)), y))
 
     def sin(self, x: ir.Value) -> ir.Value:
-        """Sine; accurate to 1e4 (float32) or 1e6 (float64), beyond that merely some number in [-1, 1]."""
+        """Sine; accurate to 1e4 (float32) or 1e6 (float64), beyond that some number in [-1, 1]; nan of infinity."""
         rounder = self.constant(self._rounder)
         shifted = self.fma(x, self.constant(1.0 / math.pi), rounder)
         return self._sin(x, shifted, self.sub(shifted, rounder))
 
     def cos(self, x: ir.Value) -> ir.Value:
-        """Cosine; accurate to 1e4 (float32) or 1e6 (float64), beyond that merely some number in [-1, 1]."""
+        """Cosine, as accurate as `sin`."""
         rounder, half = self.constant(self._rounder), self.constant(0.5)
         shifted = self.add(self.fma(x, self.constant(1.0 / math.pi), half), rounder)
         return self._sin(x, shifted, self.sub(self.sub(shifted, rounder), half))
@@ -345,7 +345,7 @@ class VectorMath:
         # Rounding could pass 1, and a failed reduction anything; minimum and maximum return the bound for a nan.
         y = self.maximum(self.constant(-1.0), self.minimum(self.constant(1.0), y))
         sign = self.builder.shl(self._bits(shifted), self._whole(self.bits - 1))
-        return self._float(self.builder.xor(self._bits(y), sign))
+        return self.add(self._float(self.builder.xor(self._bits(y), sign)), self.sub(x, x))
 
     def _reduced(self, x: ir.Value, n: ir.Value, period: Sequence[float]) -> ir.Value:
         for part in period:
