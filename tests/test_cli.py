@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 import rfkernels as rfk
 import rfkernels.benchmark
 import rfkernels.cli
+from rfkernels.backends import load
 from rfkernels.benchmark import Line
 from rfkernels.cli import commands, doctor, files, measure, pictures, run, words
 from rfkernels.cli.output import BadInput, as_bytes, as_error, as_factor, as_time
@@ -649,6 +650,18 @@ def test_doctor_survives_a_broken_jax() -> None:
     assert result.exit_code == 0
     assert re.search(r"^backend jax +FAILED \(jax is broken\)", result.stdout, re.MULTILINE)
     assert re.search(r"^backend numba +ok", result.stdout, re.MULTILINE)
+
+
+def test_a_broken_numba_is_compared_with_what_does_not_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> Any:
+        if name == "numba":
+            raise ImportError("numba is broken")
+        return load(name)
+
+    monkeypatch.setattr("rfkernels.backends.load", broken)
+    assert doctor.self_test("numpy") < 1e-6
+    with pytest.raises(ImportError, match="numba is broken"):
+        doctor.self_test("numba")
 
 
 @pytest.mark.usefixtures("no_jax")

@@ -105,7 +105,7 @@ def rows_of(features: Features, x: Array, y: Array) -> Rows:
         (log_x, sign_x), (log_y, sign_y) = (transform(p, features, side=side, log=True) for p, side in sides)
         product, norms = by_activation(sign_x * sign_y * np.exp(log_x + log_y)), (np.zeros(()), np.zeros(()))
     else:
-        one, other = (by_activation(transform(point, features, side=side)) for point, side in sides)
+        one, other = (by_activation(transform(p, features, side=side, backend="numpy")) for p, side in sides)
         product = one * other
         norms = tuple(np.sqrt(features.rows * np.sum(columns**2, -2)) for columns in (one, other))
     return Rows(features.rows * product.sum(-2), norms)  # φ holds m^-½ on each side, for all rows together
