@@ -545,6 +545,20 @@ def test_jax_arrays_are_not_for_other_backends() -> None:
         attend(jnp.ones((5, 4), int), backend="jax")
 
 
+def test_numpy_arrays_go_to_jax_where_it_is_named() -> None:
+    import jax
+
+    calls: tuple[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]], ...] = (
+        (rfk.transform, (Q, FEATURES), {"side": "query"}),
+        (rfk.linear_attention, (Q, K, V), {}),
+        (rfk.exact_attention, (Q, K, V), {}),
+    )
+    for call, arguments, options in calls:
+        found = call(*arguments, backend="jax", **options)
+        assert isinstance(found, jax.Array)
+        np.testing.assert_allclose(found, call(*arguments, backend="numpy", **options), rtol=1e-4)
+
+
 def test_a_backend_whose_package_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     from rfkernels import backends
 

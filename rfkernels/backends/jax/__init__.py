@@ -7,7 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.dtypes import canonicalize_dtype
 
+from rfkernels import backends
 from rfkernels._arrays import accumulator
 from rfkernels._checks import check_finite_arrays
 from rfkernels.backends import Backend, Pass
@@ -17,7 +19,7 @@ from rfkernels.backends.jax.heads import Given, Result, over_heads
 from rfkernels.backends.jax.schedule import Finish, Found, Sizes
 from rfkernels.backends.jax.tiles import Carry, kept, normalized
 from rfkernels.core import Options
-from rfkernels.features import Features
+from rfkernels.features import Features, SideName
 from rfkernels.partials import Partial
 from rfkernels.state import State
 
@@ -126,4 +128,29 @@ def _reading(given: Given, full: bool, dtype: Any, programs: Any) -> Any:
     return over_heads(run, given)[0]
 
 
-BACKEND = Backend("jax", _attend, _write, _read, blocks.attend)
+def _exact(
+    q: Any, k: Any, v: Any, options: Options, scale: Any, mask: Any, segments: Any, check: bool, dtype: Any
+) -> Pass:
+    q, k, v = map(jnp.asarray, (q, k, v))
+    return backends.exact(q, k, v, options, scale, mask, segments, check, canonicalize_dtype(dtype))
+
+
+def _transform(x: Any, features: Features, side: SideName, check: bool) -> Any:
+    return backends.transform(jnp.asarray(x), features, side, check)
+
+
+def _from_features(phi_q: Any, phi_k: Any, v: Any, causal: bool, mask: Any, check: bool, dtype: Any) -> Any:
+    phi_q, phi_k, v = map(jnp.asarray, (phi_q, phi_k, v))
+    return backends.given(phi_q, phi_k, v, causal, mask, check, canonicalize_dtype(dtype))
+
+
+BACKEND = Backend(
+    "jax",
+    _attend,
+    _write,
+    _read,
+    blocks.attend,
+    exact=_exact,
+    transform=_transform,
+    given=_from_features,
+)
