@@ -20,7 +20,7 @@ from rfkernels.backends.numba.emitter import Emitter
 from rfkernels.backends.numba.hadamard_kernels import projections
 from rfkernels.backends.numba.jit import Code, Machine, compile_module, machine
 from rfkernels.backends.numba.lowering import emit
-from rfkernels.backends.numba.packing import Layout, PackedWeights, address, pack_weights, plan_of, scratch
+from rfkernels.backends.numba.packing import Layout, address, pack_weights, plan_of, scratch
 from rfkernels.backends.numba.passes import Tasks
 from rfkernels.backends.numba.records import Held
 from rfkernels.backends.numba.schedule_records import queries_at
@@ -35,10 +35,11 @@ def transform(x: Any, features: Features, side: SideName, check: bool) -> Any:
     out = np.empty((*batch, x.shape[-2], features.count), x.dtype)
     own = features if side == "query" else _turned(features)
     given, activation = _layout(own, x, check)
-    weights = _weights(given, own)
-    h = heads.heads(given, own, weights, batch, {"q": x, "out": out}, None)
+    h = heads.heads(given, own, pack_weights(given, own), batch, {"q": x, "out": out}, None)
     tasks, tile = Tasks(h), given.plan.tile
-    divisor = np.full(tile + given.plan.column_step, 1 if own.map.exponential else math.sqrt(own.count), given.dtype)
+    # Exponents of queries hold the count already, which attention divides by: twice what features are divided by.
+    root = math.sqrt(own.count)
+    divisor = np.full(tile + given.plan.column_step, 1 / root if own.map.exponential else root, given.dtype)
 
     def write(some: tuple[int, int], low: int, high: int) -> int:
         own = given.held.address, scratch(given), tasks.at(0), activation.addresses["features"], address(divisor)
@@ -115,16 +116,6 @@ def _plan(
 ) -> tuple[Held[Any], tuple[Any, ...]]:
     wide = f"float{bits}"
     return plan_of(target, bits, code, sizes, (name, wide, wide, name), check)
-
-
-def _weights(given: Layout, features: Features) -> PackedWeights:
-    """Pack weights; queries of exponential maps are divided by the count in attention, and by its root here."""
-    packed = pack_weights(given, features)
-    if not features.map.exponential:
-        return packed
-    log_weight = packed.arrays[0] + given.dtype(math.log(features.count) / 2)
-    own = [x.record._replace(log_weight=address(log_weight[i])) for i, x in enumerate(packed.sets)]
-    return PackedWeights([Held(x) for x in own], [packed, log_weight])
 
 
 @lru_cache(64)
