@@ -42,7 +42,7 @@ def run_known(out: Path, name: str) -> tuple[str, str, bool]:
 
 def run_all(results: Sequence[Result], out: Path, jobs: int) -> Iterator[tuple[str, str, bool]]:
     """Run results in order, those of the theory in so many processes."""
-    if min(jobs, len(results)) == 1 or not set(results) <= set(RESULTS):
+    if min(jobs, len(results)) <= 1 or not set(results) <= set(RESULTS):
         yield from map(partial(run, out), results)
         return
     with ProcessPoolExecutor(min(jobs, len(results)), multiprocessing.get_context("spawn")) as pool:

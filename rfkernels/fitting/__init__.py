@@ -117,8 +117,9 @@ def fit(
     TypeError
         If an argument has the wrong type.
     ValueError
-        If shapes do not fit, a sample is empty or not finite, a name is unknown, the map has another optimum than
-        positive features, the rows of the sampler are not normal, or a number is out of range.
+        If shapes do not fit, a sample is empty or not finite or has squares beyond the range of floats, a name is
+        unknown, the map has another optimum than positive features, the rows of the sampler are not normal, or a
+        number is out of range.
 
     Examples
     --------

@@ -50,7 +50,7 @@ def moments(x: Any) -> Moments:
     Raises
     ------
     TypeError, ValueError
-        If `x` is no array of that shape and of floats, or a value is not finite.
+        If `x` is no array of that shape and of floats, a value is not finite, or squares leave the range of floats.
     """
     check_array("x", x, 2)
     check_samples(x=x)
