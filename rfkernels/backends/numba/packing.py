@@ -31,7 +31,6 @@ PART = 32
 NEAR_TILE = 192
 """Keys in a tile of exact weights: with a window of 128, all that a tile of queries sees."""
 
-
 _PLANS = 64
 """That are kept for each map."""
 
