@@ -22,10 +22,10 @@ from rfkernels.catalog.records import Estimate
 from rfkernels.catalog.scans import NOTHING
 from rfkernels.catalog.trust import FEW
 
-
 _ABOVE = 40.0
-"""How far above all logits that were met a guess may lie for the control variate to be used: next to that of a stale one
-they would be nothing in single precision.
+"""How far above all logits that were met a guess may lie for the control variate to be used.
+
+Next to a stale one that lies farther above, they would be nothing in single precision.
 """
 
 
