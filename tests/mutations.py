@@ -520,7 +520,7 @@ MUTANTS = [
     Mutant("codes: of items that were replaced", "catalog/changes.py", "    if store.codes.shape[1]:\n", "    if False:\n", (CODES, "-k", "follow")),
     Mutant("codes: of groups that moved", "catalog/layout.py", "    encode(store, moved_or_born)\n", "", (CODES, "-k", "follow")),
     Mutant("codes: of groups laid out anew", "catalog/layout.py", "    encode(replace(store, rows=rows, codes=codes, start=start), np.arange(len(start)))\n", "", (CODES, "-k", "follow")),
-    Mutant("codes: of another catalog", "catalog/store.py", "    encode(store, np.arange(len(a.start), len(store.start)))\n", "", (CODES, "-k", "follow")),
+    Mutant("codes: of another catalog", "catalog/store.py", "    encode(store, np.arange(len(store.start)))\n", "", (CODES, "-k", "follow")),
     Mutant("codes: steps with the numbers beside them", "backends/numba/catalog_lanes.py", "b.or_(b.and_(words, _same(words, mask)), _same(words, first))", "b.or_(words, _same(words, first))", (CODES, "-k", "as_specified")),
     Mutant("codes: squares are those of normal numbers, as specified", "catalog/codes.py", "return _number(square, SQUARE_EXPONENT, SQUARE_FRACTION) * step**2", "return step**2", (CODES, "-k", "squares or unlike")),
     Mutant("codes: squares are those of normal numbers, compiled", "backends/numba/catalog_lanes.py", "high = b.shl(b.lshr(words, _same(words, 16 + 1 + STEP_BITS)), _same(words, place + 1))", "high = _same(words, 12 << place)", (RADIAL, "-k", "as_specified")),

@@ -23,7 +23,7 @@ from test_catalog_outliers import catalog as with_outliers
 import rfkernels
 from rfkernels.backends.jax import catalog as jax_catalog
 from rfkernels.backends.jax import catalog_arguments, catalog_sums
-from rfkernels.backends.jax.catalog_plan import guessed, planned
+from rfkernels.backends.jax.catalog_plan import Places, Plan, guessed, planned
 from rfkernels.catalog import Catalog, estimates, plan
 
 CELLS, DIM = eight_catalogs.CELLS, eight_catalogs.DIM
@@ -138,6 +138,16 @@ def test_errors_are_as_predicted_where_tails_are_heavy(predicted: float, dtype: 
         np.testing.assert_allclose(got, expected, rtol=1e-12 if dtype == "float64" else 1e-4)
     with jax.enable_x64(True):
         assert catalog_sums._trusted(jnp.zeros(4), 0, 0, jnp.asarray(1.0)) == 0
+
+
+def test_a_stale_guess_far_above_all_that_is_met_takes_no_digits() -> None:
+    """Next to it all weights are zero in single precision, and so was the sum."""
+    ones = jnp.ones(1)
+    stale = Plan(100 * ones, 100.0, ones, ones > 0, jnp.zeros(1, int), 32, ones, 101.0)
+    held = Places(jnp.zeros(128, bool), jnp.zeros(128, int), None)
+    table = jax_catalog.device_table(Catalog(np.ones((1, DIM), np.float32)).table)
+    log, _, _ = catalog_sums._one(table, stale, held, jnp.full(32, 4.0), jnp.zeros(128))
+    assert log == pytest.approx(np.log(32))
 
 
 def test_a_query_draws_the_same_in_any_company(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,6 +128,17 @@ def test_too_many_such_items_are_left_to_rows() -> None:
         assert share_held(found, exact) > 0.9
 
 
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_items_that_hold_the_sum_are_taken_beside_those_that_codes_tell_little_of(backend: str) -> None:
+    """What codes of few far items might hide is more than the sum, and all others would count as their codes say."""
+    rng = np.random.default_rng(3)
+    y = (rng.normal(size=(20_000, 16)) * np.exp(rng.normal(size=(20_000, 1)))).astype(np.float32)
+    q = (0.3 * rng.normal(size=(150, 16))).astype(np.float32)[[7, 31, 37, 79, 86, 105, 140]]
+    exact = logsumexp(q.astype(np.float64) @ y.T.astype(np.float64), axis=1)
+    found = Catalog(y, cells=20).log_normalizer(q, budget=2000, full=True, backend=backend)
+    assert share_held(found, exact) == 1
+
+
 @cache
 def mild() -> tuple[Any, Catalog]:
     """Items of which a few lie five times farther out than others: not far from all, but from those of their cell."""

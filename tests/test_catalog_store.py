@@ -601,6 +601,19 @@ def test_when_cells_are_outgrown() -> None:
     store.update(held, np.arange(2000), 1.6 * items)
     assert store.outgrown(held), "items are wider apart, and no group is of far ones any more"
     assert not store.outgrown(store.build(items[:0]))
+    assert not store.outgrown(store.build(np.repeat(items[:20], 50, axis=0))), "of means that rounding alone moves"
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.0, 10.0])
+def test_merged_cells_are_not_outgrown_by_either_ones_items(factor: float) -> None:
+    items = normal(1000, 3)
+    one, other = store.build(items), store.build(np.float32(factor) * items, np.arange(1000, 2000))
+    none = store.build(items[:0])
+    for held in (store.merge(one, other), store.merge(none, other), store.merge(other, none)):
+        assert not store.outgrown(held)
+        store.update(held, np.arange(1000, 2000), np.float32(20 * (1 + factor)) * items)
+        assert store.outgrown(held)
+    np.testing.assert_array_equal(store.merge(one, other).scales, store.merge(other, one).scales)
 
 
 # Refusals

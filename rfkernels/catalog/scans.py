@@ -32,8 +32,9 @@ CHECKED, FEWEST_CHECKS = (6, 12), 32
 With more of them, estimates err less by rounding, and more by what is not looked at.
 """
 
-MOST = 60.0
-"""The largest variance of a logit by rounding: codes of more tell nothing, nor would exponentials fit single precision.
+MOST = 12.0
+"""The largest variance of a logit by rounding: codes of more tell nothing. What they might hide would also take all dot
+products from items that hold the sum, which would count as their codes say.
 
 Of blocks with more, items are taken instead, as far as half of those that are taken again suffices: else codes are not
 read at all.

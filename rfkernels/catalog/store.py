@@ -15,7 +15,7 @@ from rfkernels.catalog.invariants import LAYOUT
 from rfkernels.catalog.lookup import GROUPS
 from rfkernels.catalog.metric import alike, metric_of
 from rfkernels.catalog.records import Store
-from rfkernels.catalog.tables import cell_sums, spreads_of, table, typical_spread
+from rfkernels.catalog.tables import spreads_of, table, typical_spread
 
 __all__ = ["add", "build", "merge", "outgrown", "regroup", "remove", "table", "update"]
 
@@ -86,18 +86,23 @@ def _side_by_side(a: Store, b: Store) -> Store:
     held = np.flatnonzero(b.slots >= 0)
     slots[held] = b.slots[held] + a.end
     rows, ids = (np.concatenate([x[: a.end], y[: b.end]]) for x, y in ((a.rows, b.rows), (a.ids, b.ids)))
-    codes, own = np.zeros((blocks_of(len(rows)), a.codes.shape[1]), np.uint8), blocks_of(a.end)
-    codes[:own] = a.codes[:own]
     given = {
         "slots": slots,
         "shape": _pooled(a, b),
-        "codes": codes,
-        "scales": a.scales.copy(),
+        "codes": np.zeros((blocks_of(len(rows)), a.codes.shape[1]), np.uint8),
+        "scales": _pooled_scales(a, b),
         "metric": a.metric.copy(),
     }
     store = Store(rows, ids, end=a.end + b.end, built=a.built + b.built, **given, **joined)
-    encode(store, np.arange(len(a.start), len(store.start)))
+    encode(store, np.arange(len(store.start)))
     return store
+
+
+def _pooled_scales(a: Store, b: Store) -> Any:
+    """Return scales of codes whose squares are the mean over all items of those that each was coded with."""
+    own, other = (float(x.count.sum()) ** 0.5 for x in (a, b))
+    whole = np.hypot(own, other) or 1.0
+    return np.hypot(own / whole * a.scales, other / whole * b.scales).astype(a.scales.dtype)
 
 
 def _pooled(a: Store, b: Store) -> Any:
@@ -123,11 +128,11 @@ def outgrown(store: Store) -> bool:
     """Whether cells no longer suit the items, so that `regroup` is worth its time; results are right either way.
 
     That is so when there are twice or half as many items as when the cells were found, and when items have moved away
-    together: when Σ_c n_c |mean_c − centre_c|² is more than a quarter of the sum of squared distances from centres; or
-    apart: when squared distances from means have doubled.
+    together: when Σ_c n_c |mean_c − mean_c then|² is more than a quarter of the sum of squared distances from centres;
+    or apart: when squared distances from means have doubled.
     """
-    number, sums = cell_sums(store)
-    moved = (np.einsum("ij,ij->i", sums, sums) / np.maximum(number, 1)).sum()
-    count = int(number.sum())
-    apart = typical_spread(table(store)) > _WIDER * spread_of(store.scales)
+    held, count = table(store), int(store.count.sum())
+    away = held.means.astype(np.float64) - store.anchors
+    moved = np.bincount(store.cell, store.count, len(away)) @ np.einsum("ij,ij->i", away, away)
+    apart = typical_spread(held) > _WIDER * spread_of(store.scales)
     return apart or not store.built <= 2 * count <= 4 * store.built or bool(moved > _DRIFT * store.squares.sum())

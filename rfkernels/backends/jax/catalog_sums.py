@@ -22,6 +22,12 @@ from rfkernels.catalog.records import Estimate
 from rfkernels.catalog.scans import NOTHING
 from rfkernels.catalog.trust import FEW
 
+_ABOVE = 40.0
+"""How far above all logits that were met a guess may lie for the control variate to be used.
+
+Next to a stale one that lies farther above, they would be nothing in single precision.
+"""
+
 
 class Weights(Protocol):
     """What items weigh; equal ones are compiled for once. `scale` is the caller's, and may be traced."""
@@ -126,11 +132,13 @@ def _estimated(table: DeviceTable, queries: Any, key: Any, scale: Any, weights: 
 def _one(table: DeviceTable, plan: Plan, held: Places, expected: Any, logits: Any) -> tuple[Any, Any, Any]:
     run = jnp.arange(len(expected)) < plan.runs
     taken = jnp.where(jnp.repeat(run, RUN) | held.opened, logits, -jnp.inf)
-    top = jnp.maximum(jnp.where(jnp.any(plan.slopes > 0), plan.top, -jnp.inf), jnp.max(taken))
+    largest = jnp.max(taken)
+    likely = plan.top - largest < _ABOVE
+    top = jnp.maximum(jnp.where(likely & jnp.any(plan.slopes > 0), plan.top, -jnp.inf), largest)
     weights = jnp.exp(taken - finite(top))
     cell = table.cell[held.group]
     # Over a whole cell this part sums to 0: what opened groups have of it, the others lack.
-    slopes = jnp.where(plan.slopes > 0, jnp.exp(jnp.minimum(plan.top - finite(top), 0)) * plan.slopes, 0)
+    slopes = jnp.where(likely & (plan.slopes > 0), jnp.exp(jnp.minimum(plan.top - finite(top), 0)) * plan.slopes, 0)
     moved = slopes[cell] * (logits - plan.centre[cell])
     head, known = (jnp.sum(jnp.where(held.opened, x, 0)) for x in (weights, moved))
     expected = jnp.where(run, expected, 1)
