@@ -790,7 +790,7 @@ MUTANTS = [
     Mutant("items that are told are no dot products", "backends/numba/catalog_scans.py", "        out[2] += untold\n", "", (OUTLIERS, "-k", "dots")),
     Mutant("sums that cancel are kept", "catalog/scans.py", "CANCELLED * parts.sum() if widened else 0.0", "0.0", (OUTLIERS, "-k", "points and numpy")),
     Mutant("sums that cancel are kept by compiled code", "backends/numba/catalog_scans.py", "CANCELLED * s.numbers[1] if r.widened > 0 else 0.0", "0.0", (OUTLIERS, "-k", "points and numba")),
-    Mutant("loose items stay in their groups", "catalog/building.py", "if apart else np.arange(0)", "if False else np.arange(0)", (OUTLIERS, "-k", "few_items or own")),
+    Mutant("loose items stay in their groups", "catalog/building.py", "if cells is None else np.arange(0)", "if False else np.arange(0)", (OUTLIERS, "-k", "few_items or own")),
     Mutant("any number of items is loose", "catalog/building.py", "kind=\"stable\")[:most]])", "kind=\"stable\")])", (OUTLIERS, "-k", "loose")),
     Mutant("code is compiled by each thread", "backends/numba/jit.py", "            with _lock:\n                if key not in known:\n", "            if True:\n                if True:\n", ("tests/test_concurrency.py", "-k", "same_code")),
     Mutant("scales at which no distance is a number", "catalog/spheres.py", "at = xp.where(at == at, at, LEVELS - 1)", "at = at + 0", (PROFILES, "-k", "no_distance and numpy")),

@@ -728,3 +728,22 @@ def test_bench_json(asked: list[bool]) -> None:
     assert [line["value"] for line in found["lines"]] == [25.0, 1.5, None]
     assert {line["met"] for line in found["lines"]} == {None}  # targets are those of the full sizes
     assert set(found["lines"][0]) == {"name", "value", "unit", "target", "detail", "met"}
+
+
+def test_no_time_of_the_demo_is_that_of_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exact attention takes seconds to compile where nothing has been, and milliseconds after that."""
+    calls: list[str] = []
+    exact = rfk.exact_attention
+
+    def called(*arrays: Any, **options: Any) -> Any:
+        calls.append("called")
+        return exact(*arrays, **options)
+
+    def timed(call: Any) -> Any:
+        calls.append("timed")
+        return call(), 1.0
+
+    monkeypatch.setattr("rfkernels.exact_attention", called)
+    monkeypatch.setattr(measure, "fastest", timed)
+    measure._goal(measure.load_heads(1), causal=False)
+    assert calls == ["called", "timed", "called"]

@@ -315,7 +315,7 @@ def test_a_false_result_makes_the_command_fail(tmp_path: Path, capsys: pytest.Ca
     main = importlib.import_module("theory.__main__").main
     assert main(["--out", str(tmp_path)], results) == 0
     results.append(theory.Result("bad", "s", "c", lambda: theory.Verdict((true, wrong)), drawn))
-    assert main(["--out", str(tmp_path)], results) == 1
+    assert main(["--jobs", "1", "--out", str(tmp_path)], results) == 1
     assert "bad: FALSE for x (cubature): cubature 1.0e-03 is not <= 1e-12" in capsys.readouterr().out
     assert "| NO |" in (tmp_path / "index.md").read_text(encoding="utf-8")
 

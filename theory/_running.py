@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from theory import RESULTS, Result, Verdict
+from theory import Result, Verdict
 
 
 def section(result: Result, verdict: Verdict) -> str:
@@ -35,15 +35,10 @@ def run(out: Path, result: Result) -> tuple[str, str, bool]:
     return line, section(result, verdict), verdict.holds
 
 
-def run_known(out: Path, name: str) -> tuple[str, str, bool]:
-    """Run one of the results of the theory, by name: to another process its functions cannot be sent."""
-    return run(out, next(result for result in RESULTS if result.name == name))
-
-
 def run_all(results: Sequence[Result], out: Path, jobs: int) -> Iterator[tuple[str, str, bool]]:
-    """Run results in order, those of the theory in so many processes."""
-    if min(jobs, len(results)) <= 1 or not set(results) <= set(RESULTS):
+    """Run results, in so many processes if there are more than one of both; return what became of each, in order."""
+    if min(jobs, len(results)) <= 1:
         yield from map(partial(run, out), results)
         return
     with ProcessPoolExecutor(min(jobs, len(results)), multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(partial(run_known, out), [result.name for result in results])
+        yield from pool.map(partial(run, out), results)

@@ -108,10 +108,8 @@ def place(rows: Any, count: int, dim: int, dtype: Any, items: Any) -> Any:
     return rows
 
 
-def build_chosen(
-    items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any, rows: Any, metric: Any, apart: bool | None = None
-) -> Store:
-    """Build from all items, or from those chosen by position; loose ones lie apart if so told, or if no cells are."""
+def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any, rows: Any, metric: Any) -> Store:
+    """Build from all items, or from those chosen by position."""
     rng, n = check_generator(rng), len(ids)
     most = max(1, n)
     wanted = default_cells(n) if cells is None else cells
@@ -125,8 +123,7 @@ def build_chosen(
     beyond = min(OUT**2 * _median(square[places]), float(np.finfo(square.dtype).max))
     far = np.flatnonzero(square > beyond) if beyond else np.arange(0)
     centres = _join_far(items, chosen, centres, (label, square), far, len(far), rng, metric)
-    apart = cells is None if apart is None else apart
-    loose = _loose(label, square, len(centres), rows.shape[1]) if apart else np.arange(0)
+    loose = _loose(label, square, len(centres), rows.shape[1]) if cells is None else np.arange(0)
     centres = _join_far(items, chosen, centres, (label, square), loose, len(loose) // JOINED, rng, metric)
     used = np.bincount(label, minlength=len(centres)) > 0
     if n:

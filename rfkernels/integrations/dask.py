@@ -97,7 +97,6 @@ def catalog_from_dask(
             range(first, first + length),
             None if ids is None else ids[first : first + length],
             max(1, round(cells * length / count)),
-            wanted is None,
             metric,
             seed,
         )
@@ -143,9 +142,7 @@ def _regrouped(merged: Store, cells: int | None, seed: np.random.SeedSequence) -
         return store.regroup(merged, seed, cells=cells)
 
 
-def _built(
-    items: Any, own: range, ids: Any, cells: int, apart: bool, metric: Any, seed: np.random.SeedSequence
-) -> Store:
+def _built(items: Any, own: range, ids: Any, cells: int, metric: Any, seed: np.random.SeedSequence) -> Store:
     """Build a chunk of its own rows on a worker, if it is what Dask was told of it; errors tell where it lies.
 
     On one thread: workers have others to do, and the order in which threads add up would change last bits.
@@ -158,6 +155,6 @@ def _built(
         if len(given) != len(own):
             raise ValueError(f"items must have {len(own)} rows, as Dask was told of the chunk, got {len(given)}")
         with threadpool_limits(1, user_api="openmp"):
-            return build_chosen(given, None, ids, cells, seed, np.empty(given.shape, metric.dtype), metric, apart)
+            return build_chosen(given, None, ids, cells, seed, np.empty(given.shape, metric.dtype), metric)
     except (TypeError, ValueError) as error:
         raise type(error)(f"in the chunk that begins with row {own.start}: {error}") from error

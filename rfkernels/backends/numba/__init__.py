@@ -124,13 +124,13 @@ BACKEND = Backend(
     _write,
     _read,
     blocks.attend,
-    STEPS,
-    check_finite,
-    spread,
-    few_rows,
-    exact.attend,
-    transform,
-    given.attend,
+    steps=STEPS,
+    check_finite=check_finite,
+    spread=spread,
+    few_rows=few_rows,
+    exact=exact.attend,
+    transform=transform,
+    given=given.attend,
 )
 
 __all__ = ["BACKEND", "describe"]

@@ -76,14 +76,8 @@ def load_keys(p: Plan, w: Weights, s: Scratch, t: Task, start: int, count: int) 
     if found == 0:
         return 0, columns
     call(p.transpose, (x, x_row, s.xt, u_row, columns, p.dim_pad))
-    if p.weight_row == 0:
-        pass  # `u` is where `xt` is
-    elif 2 * up(count, p.row_step) <= columns:
-        _project_few(p, w, s, x, x_row, count, columns)
-    elif p.hadamard_columns != 0:
-        call(p.hadamard_columns, (s.xt, u_row, w.signs, w.norms, s.u, u_row, columns, p.rows // p.dim))
-    else:
-        call(p.gemm, (w.key, 1, p.weight_row, s.xt, u_row, s.u, u_row, p.pad, columns, p.dim))
+    if p.weight_row != 0:  # of features that are given `u` is where `xt` is
+        _project_columns(p, w, s, x, x_row, count, columns)
     y, y_rows = s.xt, p.dim
     if w.key_matrix != 0:
         y = s.y
@@ -97,6 +91,18 @@ def load_keys(p: Plan, w: Weights, s: Scratch, t: Task, start: int, count: int) 
 def _rows_of(p: Plan, count: int) -> tuple[int, int]:
     """Return what multiplies so many rows by a matrix, and how many it takes."""
     return (p.gemm_row, 1) if count == 1 else (p.gemm, up(count, p.row_step))
+
+
+@jit
+def _project_columns(p: Plan, w: Weights, s: Scratch, x: int, x_row: int, count: int, columns: int) -> None:
+    """Project keys that lie in columns, or in rows if these are few."""
+    u_row = p.tile + p.column_step
+    if 2 * up(count, p.row_step) <= columns:
+        _project_few(p, w, s, x, x_row, count, columns)
+    elif p.hadamard_columns != 0:
+        call(p.hadamard_columns, (s.xt, u_row, w.signs, w.norms, s.u, u_row, columns, p.rows // p.dim))
+    else:
+        call(p.gemm, (w.key, 1, p.weight_row, s.xt, u_row, s.u, u_row, p.pad, columns, p.dim))
 
 
 @jit

@@ -37,7 +37,7 @@ def transform(x: Any, features: Features, side: SideName, check: bool) -> Any:
     given, activation = _layout(own, x, check)
     h = heads.heads(given, own, pack_weights(given, own), batch, {"q": x, "out": out}, None)
     tasks, tile = Tasks(h), given.plan.tile
-    # Exponents of queries hold the count already, which attention divides by: twice what features are divided by.
+    # Attention divides by the count, which the exponents of its queries hold; features are to be divided by the root.
     root = math.sqrt(own.count)
     divisor = np.full(tile + given.plan.column_step, 1 / root if own.map.exponential else root, given.dtype)
 
