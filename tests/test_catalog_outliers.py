@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 from test_catalog_numba import BUDGET, queries, table
 
 from rfkernels.catalog import Catalog, codes, plan, scans
-from rfkernels.catalog.building import _loose
+from rfkernels.catalog.building import _inwards, _loose
 from rfkernels.catalog.records import Estimate
 
 ITEMS, DIM, FAR = 6000, 8, 25
@@ -170,17 +170,21 @@ def test_items_far_beyond_their_group_have_cells_of_their_own() -> None:
     assert len(t.means) <= 89 + 89 // 8
 
 
+def loose(label: Any, square: Any, cells: int, dim: int) -> Any:
+    return _loose(*_inwards(label, square, cells), square, dim)
+
+
 def test_which_items_are_loose() -> None:
     """Of each cell those far beyond half of the farthest 32; the farthest of all where these are too many."""
     sizes = 12_300, 500, 40, 20
     square = np.concatenate([np.linspace(1, 1.2, sizes[0]), np.full(500, 3.0), np.zeros(40), np.linspace(1, 9, 20)])
     square[[7, 11_999, 12_400]] = 1.9, 9.0, 4.9
     label = np.repeat(np.arange(4), sizes).astype(np.int32)
-    assert _loose(label, square, 4, 50).tolist() == [11_999, 12_400]
-    assert _loose(label, square, 4, 16).tolist() == [11_999]
-    assert not len(_loose(label[:12_000], square[:12_000], 1, 50))
+    assert loose(label, square, 4, 50).tolist() == [11_999, 12_400]
+    assert loose(label, square, 4, 16).tolist() == [11_999]
+    assert not len(loose(label[:12_000], square[:12_000], 1, 50))
     square[12_300 : 12_300 + 500] = np.tile(np.r_[np.full(20, 3.0), 9.0, np.full(4, 3.0)], 20) + np.arange(500) / 1e4
-    assert _loose(label, square, 4, 50).tolist() == [11_999]
+    assert loose(label, square, 4, 50).tolist() == [11_999]
 
 
 def test_few_items_are_loose() -> None:
@@ -188,7 +192,7 @@ def test_few_items_are_loose() -> None:
     square = np.ones((4, 3200))
     square[:, :15] = 2 + np.arange(60).reshape(15, 4).T
     label = np.repeat(np.arange(4), 3200).astype(np.int32)
-    found = _loose(label, square.ravel(), 4, 50)
+    found = loose(label, square.ravel(), 4, 50)
     assert len(found) == 4 * 3200 // 256 == 50
     assert sorted(square.ravel()[found]) == [*range(12, 62)]
 

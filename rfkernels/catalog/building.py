@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -123,17 +124,19 @@ def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any,
     beyond = min(OUT**2 * _median(square[places]), float(np.finfo(square.dtype).max))
     far = np.flatnonzero(square > beyond) if beyond else np.arange(0)
     centres = _join_far(items, chosen, centres, (label, square), far, len(far), rng, metric)
-    loose = _loose(label, square, len(centres), rows.shape[1]) if cells is None else np.arange(0)
-    centres = _join_far(items, chosen, centres, (label, square), loose, len(loose) // JOINED, rng, metric)
-    used = np.bincount(label, minlength=len(centres)) > 0
+    order, held_by = _inwards(label, square, len(centres))
+    loose = _loose(order, held_by, square, rows.shape[1]) if cells is None else np.arange(0)
+    if len(loose):
+        centres = _join_far(items, chosen, centres, (label, square), loose, len(loose) // JOINED, rng, metric)
+        order, held_by = _inwards(label, square, len(centres), order)
     if n:
-        centres, label = centres[used], (np.cumsum(used, dtype=np.int32) - 1)[label]
-    order, groups = _shells(label, square, len(centres), rng)
+        centres, held_by = centres[held_by > 0], held_by[held_by > 0]
+    groups = _shells(order, held_by, square, rng)
     where, count = np.empty(n, np.int32), groups["count"]
     where[order] = np.arange(n) + np.repeat(groups["start"] - np.cumsum(count, dtype=np.int64) + count, count)
     del order, label, square, places
-    for part in chunks(n):
-        rows[where[part]] = _read(items, chosen, part, rows.dtype)
+    for part in chunks(n, rows.shape[1]):
+        compiled("catalog_store").copy(_read(items, chosen, part, rows.dtype), rows, where[part])
     held, slots = np.full(len(rows), -1, np.int32), np.full(int(ids.max(initial=-1)) + 1, -1, np.int32)
     held[where], slots[ids] = ids, where
     sums, squares = np.empty((len(groups["start"]), rows.shape[1])), np.empty(len(groups["start"]))
@@ -176,7 +179,7 @@ def _means(sample: Any, cells: int, rng: np.random.Generator, metric: Any) -> An
 def _assign(items: Any, chosen: Any, n: int, centres: Any, metric: Any) -> tuple[Any, Any]:
     """Return each item's cell and its squared distance from the centre, as items are compared."""
     label, square, packed = np.empty(n, np.int32), np.empty(n, centres.dtype), pack(compared(metric, centres))
-    for part in chunks(n):
+    for part in chunks(n, centres.shape[1]):
         own = compared(metric, _read(items, chosen, part, centres.dtype))
         label[part], square[part] = nearest(own, packed)
     check_found(items, square, metric)
@@ -209,38 +212,47 @@ def _join_far(
     return np.concatenate([centres, own])
 
 
-def _by_cell(label: Any, cells: int) -> Any:
-    """Return items in the order of their cells; of integers of 16 bits NumPy sorts digits, in a quarter of the time."""
-    return np.argsort(label.astype(np.min_scalar_type(cells)), kind="stable")
+def _inwards(label: Any, square: Any, cells: int, known: Any = None) -> tuple[Any, Any]:
+    """Return items cell by cell, the outermost first, and how many each cell has.
+
+    What is `known` is such an order from before some items joined new cells, behind the others.
+    """
+    # Of integers of 16 bits NumPy sorts digits, in a quarter of the time.
+    key = (label if known is None else label[known]).astype(np.min_scalar_type(cells))
+    order = np.argsort(key, kind="stable")
+    if known is not None:
+        order = known[order]
+    count = np.bincount(label, minlength=cells)
+    for a, b in pairwise([0, *np.cumsum(count).tolist()]):
+        mine = order[a:b]
+        away = square[mine]
+        if (away[1:] > away[:-1]).any():
+            mine[:] = mine[np.argsort(-away)]
+    return order, count
 
 
-def _loose(label: Any, square: Any, cells: int, dim: int) -> Any:
+def _loose(order: Any, count: Any, square: Any, dim: int) -> Any:
     """Return items that lie far beyond most of the outermost group of their cell, the farthest of these if many do."""
-    limit, most = max(LOOSE, 1 + SPREAD / dim**0.5), len(label) // RARE
+    limit, most = max(LOOSE, 1 + SPREAD / dim**0.5), len(order) // RARE
     if most < JOINED:
         return np.arange(0)
-    order = _by_cell(label, cells)
-    found, farther = [np.arange(0)], [np.empty(0)]
-    for mine in np.split(order, np.cumsum(np.bincount(label, minlength=cells))[:-1]):
-        outermost = mine[np.argpartition(-square[mine], SHELLS[0])[: SHELLS[0]]] if len(mine) > SHELLS[0] else mine[:0]
-        half = _median(square[outermost])
-        own = square[outermost] / half if half else np.zeros(len(outermost))
-        found.append(outermost[own > limit])
-        farther.append(own[own > limit])
-    places = np.concatenate(found)
-    return np.sort(places[np.argsort(-np.concatenate(farther), kind="stable")[:most]])
+    some = count > SHELLS[0]
+    outermost = order[(np.cumsum(count) - count)[some, None] + np.arange(SHELLS[0])]
+    away, row = square[outermost], np.arange(len(outermost))
+    beyond = (away > 0).sum(1)  # where none is, items lie on the centre
+    half = (away[row, (beyond - 1) // 2] + away[row, beyond // 2]) / 2
+    own = np.divide(away, half[:, None], out=np.zeros_like(away), where=half[:, None] > 0)
+    places, farther = outermost[own > limit], own[own > limit]
+    return np.sort(places[np.argsort(-farther, kind="stable")[:most]])
 
 
-def _shells(label: Any, square: Any, cells: int, rng: np.random.Generator) -> tuple[Any, dict[str, Any]]:
-    """Return items in the order of groups, and the groups' arrays."""
-    order = _by_cell(label, cells)
-    ends = np.cumsum(np.bincount(label, minlength=cells))
+def _shells(order: Any, held: Any, square: Any, rng: np.random.Generator) -> dict[str, Any]:
+    """Cut cells of so many items into groups and return the arrays of these; shuffle items within them."""
     count: list[int] = []
     cell: list[int] = []
     edge: list[Any] = []
-    for c, mine in enumerate(np.split(order, ends[:-1])):
-        mine[:] = mine[np.argsort(-square[mine], kind="stable")]
-        sizes = shell_sizes(len(mine))
+    for c, (a, b) in enumerate(pairwise([0, *np.cumsum(held).tolist()])):
+        mine, sizes = order[a:b], shell_sizes(b - a)
         last = np.cumsum(sizes, dtype=np.int64)
         count += sizes
         cell += [c] * len(sizes)
@@ -252,7 +264,7 @@ def _shells(label: Any, square: Any, cells: int, rng: np.random.Generator) -> tu
     place, start = np.argsort(counts % BLOCK != 0, kind="stable"), np.empty(len(counts), np.int64)
     start[place] = np.cumsum(counts[place], dtype=np.int64) - counts[place]
     cells_of, edges = np.asarray(cell, np.int32), np.asarray(edge, square.dtype)
-    return order, {"start": start, "count": counts, "capacity": counts.copy(), "cell": cells_of, "edge": edges}
+    return {"start": start, "count": counts, "capacity": counts.copy(), "cell": cells_of, "edge": edges}
 
 
 def _median(x: Any) -> float:
@@ -268,18 +280,23 @@ def _shape(store: Store, sample: Any) -> Any:
     """
     dim, means, packed = store.rows.shape[1], table(store).means, pack(compared(store.metric, store.centres))
     label, away = np.empty(len(sample), np.int32), np.empty(len(sample), sample.dtype)
-    product = np.zeros((dim, dim))
 
-    def sizes(apart: Any) -> Any:
-        return np.sqrt(np.einsum("ij,ij->i", apart, apart, dtype=np.float64))
+    def apart(part: slice) -> Any:
+        own = means[label[part]]
+        return np.subtract(sample[part], own, out=own)
 
-    for part in chunks(len(sample)):
+    def sizes(own: Any) -> Any:
+        return np.sqrt(np.einsum("ij,ij->i", own, own, dtype=np.float64))
+
+    def product(own: Any, limit: Any) -> Any:
+        own /= limit[:, None]  # squares of the largest items fit no number
+        return own.T @ own
+
+    for part in chunks(*sample.shape):
         label[part] = nearest(compared(store.metric, sample[part]), packed)[0]
-        away[part] = sizes(sample[part] - means[label[part]])
-    most = FAR * _median(away) or 1.0
-    for part in chunks(len(sample)):
-        apart = sample[part] - means[label[part]]
-        apart /= np.maximum(away[part], most)[:, None]  # squares of the largest items fit no number
-        product += apart.T @ apart
-    total = np.trace(product)
-    return (product / total if total > 0 else np.eye(dim) / dim).astype(store.rows.dtype)
+        away[part] = sizes(apart(part))
+    most, total = FAR * _median(away) or 1.0, np.zeros((dim, dim))
+    for part in chunks(*sample.shape):
+        total += product(apart(part), np.maximum(away[part], most))
+    trace = np.trace(total)
+    return (total / trace if trace > 0 else np.eye(dim) / dim).astype(store.rows.dtype)

@@ -22,8 +22,8 @@ LARGEST = 512
 MOST = 2**31 - 2
 """The largest id, and the most rows."""
 
-CHUNK = 8192
-"""Items that are read at a time."""
+CHUNK = 1 << 19
+"""Numbers that are read at a time, of whole items."""
 
 PER_CELL = 60
 """Items of the sample that cells are found in, for each cell."""
@@ -97,9 +97,10 @@ def nearest(items: Any, packed: Any) -> tuple[Any, Any]:
     return found
 
 
-def chunks(count: int) -> Iterator[slice]:
+def chunks(count: int, dim: int) -> Iterator[slice]:
     """Cut so many items into parts that are read at a time."""
-    return (slice(a, min(a + CHUNK, count)) for a in range(0, count, CHUNK))
+    step = max(1, CHUNK // dim)
+    return (slice(a, min(a + step, count)) for a in range(0, count, step))
 
 
 def spans(start: Any, count: Any) -> Any:

@@ -52,13 +52,13 @@ def metric_of(queries: Any, dim: int, dtype: Any) -> Any:
     require_finite("queries", queries)
     given = np.asarray(queries)
     # Largest numbers first: squares of subnormal or huge ones are none.
-    largest = np.concatenate([np.abs(given[part].astype(np.float64)).max(1) for part in chunks(len(given))] or [[]])
+    largest = np.concatenate([np.abs(given[part].astype(np.float64)).max(1) for part in chunks(*given.shape)] or [[]])
     if not largest.any():
         raise ValueError(f"queries must not all be 0, got {len(given)} of them")
     unit = float(largest.max())
-    sizes = np.concatenate([_size(given[part].astype(np.float64) / unit) for part in chunks(len(given))])
+    sizes = np.concatenate([_size(given[part].astype(np.float64) / unit) for part in chunks(*given.shape)])
     most, moment = FAR * np.median(sizes[sizes > 0]), np.zeros((dim, dim))
-    for part in chunks(len(given)):
+    for part in chunks(*given.shape):
         own = given[part].astype(np.float64) / unit * (most / np.maximum(sizes[part], most))[:, None]
         moment += own.T @ own
     size, axes = np.linalg.eigh(moment + np.trace(moment) / (len(given) * dim) * np.eye(dim))

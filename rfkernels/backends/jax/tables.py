@@ -99,7 +99,7 @@ def _seen(table: Any, rows: Any, begin: Any) -> Any:
     if table.metric is None or not len(table.metric) or not spread.any():
         return np.ones_like(table.spread)
     cell, square = np.repeat(table.cell, table.count), np.empty(len(rows))
-    for part in chunks(len(rows)):
+    for part in chunks(*rows.shape):
         apart = compared(table.metric, rows[part] - table.means[cell[part]])
         square[part] = np.einsum("ij,ij->i", apart, apart, dtype=np.float64)
     found = np.add.reduceat(square, begin)  # a sum for each group

@@ -26,7 +26,7 @@ from rfkernels.catalog.codes import (
 _jit = jit_with("contract", entry=True, allocates=True)
 """With products and sums contracted."""
 
-_fast = jit_with("contract", "reassoc", "nsz", "nnan", allocates=True)
+_fast = jit_with("contract", "reassoc", "nsz", "nnan")
 """With sums in any order."""
 
 _WIDER, _TAILS = 1.5, 3.0
@@ -45,9 +45,14 @@ def _encode_groups(
 ) -> int:
     room = room_of(scales)
     for g in groups:
-        for i in range(start[g], start[g] + count[g]):
-            encode_row(rows[i], anchors[cell[g]], i, codes, room)
+        _encode_run(rows, start[g], start[g] + count[g], anchors, cell[g], codes, room)
     return 0
+
+
+@_fast
+def _encode_run(rows: Any, first: int, last: int, anchors: Any, cell: int, codes: Any, room: Any) -> None:
+    for i in range(first, last):
+        encode_row(rows[i], anchors[cell], i, codes, room)
 
 
 @_jit
@@ -91,24 +96,24 @@ def encode_row(row: Any, anchor: Any, place: int, codes: Any, room: Any) -> None
     """Write the code of an item: the step is that of normal numbers or, where some lie far out, the best of a few."""
     apart, inverse, part, numbers, bits = room
     dim, block, lane = len(row), place // BLOCK, place % BLOCK
-    square = largest = away = row[0] * 0
+    kind = type(row[0])
+    square = away = kind(0)
     for k in range(dim):
         own = (row[k] - anchor[k]) * inverse[k]
         apart[k] = own
         square += own * own
         away += part[k] * own * own
-        largest = max(largest, abs(own))
-    step = np.sqrt(square / dim)
-    scale = type(step)(0)
+    step = np.sqrt(square / kind(dim))
+    scale = kind(0)
     if 0 < step < np.inf:
-        best = step * type(step)(STEP)
-        if largest > _TAILS * step:
-            best = _least(apart, best, largest)
+        best = step * kind(STEP)
+        if _any_beyond(apart, kind(_TAILS) * step):
+            best = _least(apart, best)
         scale = _quantised(apart, best, numbers)
     else:
         numbers[:dim] = MIDDLE
     found = _bits(scale, EXPONENT, FRACTION, STEP_BITS, bits)
-    step = type(step)(_number(found, EXPONENT, FRACTION, bits)) / type(step)(STEP)
+    step = kind(_number(found, EXPONENT, FRACTION, bits)) / kind(STEP)
     square = _bits(away / (step * step), SQUARE_EXPONENT, SQUARE_FRACTION, SQUARE_BITS, bits)
     found = square >> 1 << STEP_BITS + 1 | found << 1 | square & 1
     half, beside = TOGETHER // 2, 1 <= dim % TOGETHER <= TOGETHER // 2
@@ -144,28 +149,41 @@ def _level(x: Any, inverse: Any) -> Any:
 @_fast
 def _quantised(apart: Any, step: Any, numbers: Any) -> Any:
     """Write numbers from 0 to 15, and return the step that suits them best."""
-    inverse, product = 1 / step, step * 0
-    square = product
+    kind = type(step)
+    inverse = kind(1) / step
+    product = square = kind(0)
     for k in range(len(apart)):
         own = _level(apart[k], inverse)
-        numbers[k] = np.uint8(own + type(step)(MIDDLE))
+        numbers[k] = np.uint8(own + kind(MIDDLE))
         product += own * apart[k]
         square += own * own
     return product / square
 
 
 @_fast
-def _least(apart: Any, step: Any, largest: Any) -> Any:
+def _any_beyond(apart: Any, limit: Any) -> bool:
+    """Counted, as sums are vectorized and maxima are not."""
+    count = 0
+    for k in range(len(apart)):
+        count += np.abs(apart[k]) > limit
+    return count > 0
+
+
+@_fast
+def _least(apart: Any, step: Any) -> Any:
     """Return the step of the least squared error, of this one and wider ones, up to where none is cut off."""
-    best, least = step, step * 0 + np.inf
+    kind = type(step)
+    best, least, largest = step, kind(np.inf), kind(0)
+    for k in range(len(apart)):
+        largest = max(largest, abs(apart[k]))
     while True:
-        error, inverse = step * 0, 1 / step
+        error, inverse = kind(0), kind(1) / step
         for k in range(len(apart)):
             own = _level(apart[k], inverse) * step - apart[k]
             error += own * own
         if error < least:
             best, least = step, error
-        widest = largest / type(step)(LEVELS - 1 - MIDDLE)
+        widest = largest / kind(LEVELS - 1 - MIDDLE)
         if step >= widest:
             return best
-        step = min(step * type(step)(_WIDER), widest)
+        step = min(step * kind(_WIDER), widest)

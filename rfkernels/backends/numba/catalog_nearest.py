@@ -18,7 +18,7 @@ from rfkernels.backends.numba.packing import up
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _ITEMS = 64
-"""Items that meet a tile of centres while that is in the fastest cache; a multiple of every register tile."""
+"""Items, or a few more, that meet a tile of centres while that is in the fastest cache: whole register tiles."""
 
 
 class Packed(NamedTuple):
@@ -73,9 +73,11 @@ def nearest(x: Any, packed: Packed) -> tuple[Any, Any]:
     lanes, work = target.lanes(8 * x.itemsize), x.size * len(packed.centres)
     workers = 1 if work < threads.LIGHT_WORK else threads.thread_count()
     code = _kernel(target, 8 * x.itemsize)
-    step = max(_ITEMS, up(-(-len(x) // workers), _ITEMS)) if len(x) < 4096 * workers else 4096
+    tile, many = target.tall, up(_ITEMS, target.tall)
+    step = max(many, up(-(-len(x) // workers), many)) if len(x) < 4096 * workers else up(4096, many)
+    kernel = code.addresses["nearest"], lanes, tile, many
     tasks = [
-        partial(_nearest, code.addresses["nearest"], lanes, x[a : a + step], packed, label[a : a + step], square[a:])
+        partial(_nearest, kernel, x[a : a + step], packed, label[a : a + step], square[a:])
         for a in range(0, len(x), step)
     ]
     if len(tasks) == 1:
@@ -99,10 +101,10 @@ def _emit(e: Emitter, target: Machine) -> None:
     """Scores are x·e − |e|²/2; rows are a multiple of the register tile, and so are centres."""
     x, dim, turned, row, half, rows, top, place = e.arguments
     b, m, number = e.builder, e.math, ir.VectorType(ir.IntType(32), e.lanes)
-    tile = [(r, v) for r in range(target.rows) for v in range(target.vectors)]
-    with e.loop(0, row, target.vectors * e.lanes) as j, e.loop(0, rows, target.rows) as i:
+    tile = [(r, v) for r in range(target.tall) for v in range(target.vectors)]
+    with e.loop(0, row, target.vectors * e.lanes) as j, e.loop(0, rows, target.tall) as i:
         sums = [e.variable(e.load_vector(half, e.add(j, v * e.lanes))) for _, v in tile]
-        starts = [e.mul(e.add(i, r), dim) for r in range(target.rows)]
+        starts = [e.mul(e.add(i, r), dim) for r in range(target.tall)]
         with e.loop(0, dim) as k:
             right = [e.load_vector(turned, e.add(e.mul(k, row), j, v * e.lanes)) for v in range(target.vectors)]
             for r, start in enumerate(starts):
@@ -110,7 +112,7 @@ def _emit(e: Emitter, target: Machine) -> None:
                 for v, centre in enumerate(right):
                     total = sums[r * target.vectors + v]
                     total.set(m.fma(left, centre, total.get()))
-        for r in range(target.rows):
+        for r in range(target.tall):
             at = e.mul(e.add(i, r), e.lanes)
             best, where = e.load_vector(top, at), b.bitcast(e.load_vector(place, at, ir.IntType(32)), number)
             for v in range(target.vectors):
@@ -124,21 +126,21 @@ def _emit(e: Emitter, target: Machine) -> None:
 
 
 @jit_with(entry=True, allocates=True)
-def _nearest(kernel: int, lanes: int, x: Any, packed: Any, label: Any, square: Any) -> int:
-    """Compare _ITEMS items at a time with all centres; distances are taken from the items as they are."""
-    centres, origin, turned, half = packed
+def _nearest(kernel: tuple[int, int, int, int], x: Any, packed: Any, label: Any, square: Any) -> int:
+    """Compare some items at a time with all centres; distances are taken from the items as they are."""
+    (address, lanes, tile, many), (centres, origin, turned, half) = kernel, packed
     dim, cells = turned.shape
-    own = np.zeros((_ITEMS, dim), x.dtype)
-    top, place = np.empty((_ITEMS, lanes), x.dtype), np.empty((_ITEMS, lanes), np.int32)
-    for first in range(0, len(x), _ITEMS):
-        here = min(_ITEMS, len(x) - first)
+    own = np.zeros((many, dim), x.dtype)
+    top, place = np.empty((many, lanes), x.dtype), np.empty((many, lanes), np.int32)
+    for first in range(0, len(x), many):
+        here = min(many, len(x) - first)
         for i in range(here):
             for k in range(dim):
                 own[i, k] = x[first + i, k] - origin[k]
         top[:], place[:] = -np.inf, 0
-        rows = (here + 7) // 8 * 8
+        rows = (here + tile - 1) // tile * tile
         arrays = own.ctypes.data, dim, turned.ctypes.data, cells, half.ctypes.data, rows
-        call(kernel, (*arrays, top.ctypes.data, place.ctypes.data))
+        call(address, (*arrays, top.ctypes.data, place.ctypes.data))
         for i in range(here):
             best, at = top[i, 0], place[i, 0]
             for lane in range(1, lanes):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from rfkernels.backends.numba import threads
 from rfkernels.backends.numba.catalog_encoding import copy_code, encode_row, room_of
 from rfkernels.backends.numba.catalog_groups import on_threads
 from rfkernels.backends.numba.compiling import jit_with
@@ -48,6 +50,21 @@ def _sum(rows: Any, groups: Any, start: Any, count: Any, cell: Any, centres: Any
         for k in range(dim):
             sums[g, k] = own[k]
         squares[g] = square.sum()
+    return 0
+
+
+def copy(items: Any, rows: Any, where: Any) -> None:
+    """Copy items (count, dim), of the dtype of rows, to those of rows (room, dim) that are named."""
+    given, to = np.require(items, rows.dtype, ["C", "W", "E"]), np.asarray(rows)
+    workers = 1 if given.size < threads.LIGHT_WORK else threads.thread_count()
+    cuts = np.linspace(0, len(given), workers + 1).astype(np.int64).tolist()
+    threads.run([partial(_copy, given[a:b], to, where[a:b]) for a, b in pairwise(cuts)], workers)
+
+
+@_jit
+def _copy(items: Any, rows: Any, where: Any) -> int:
+    for i in range(len(items)):
+        rows[where[i]] = items[i]
     return 0
 
 
