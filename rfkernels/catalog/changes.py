@@ -198,7 +198,7 @@ def _place(store: Store, items: Any, ids: Any, group: Any, rng: np.random.Genera
         moved = move(store, items[chosen], ids[chosen], group[chosen], rng or np.random.default_rng(seed))
         items, ids, group, chance = (x[~over] for x in (items, ids, group, chance))
     place, sums = (store.start, store.count, store.cell), (store.centres, store.sums, store.squares)
-    grid = store.anchors, store.scales, store.codes
+    grid = store.anchors, compiled("catalog_encoding").room_of(store.scales), store.codes
     code.put(np.asarray(store.rows), store.ids, store.slots, place, *sums, grid, (items, ids, group, chance))
     return moved
 

@@ -23,7 +23,7 @@ from rfkernels.catalog.codes import (
     TOGETHER,
 )
 
-_jit = jit_with("contract", entry=True, allocates=True)
+_jit = jit_with("contract", entry=True)
 """With products and sums contracted."""
 
 _fast = jit_with("contract", "reassoc", "nsz", "nnan")
@@ -36,42 +36,41 @@ _WIDER, _TAILS = 1.5, 3.0
 def encode_groups(rows: Any, groups: Any, place: tuple[Any, Any, Any], grid: tuple[Any, Any], codes: Any) -> None:
     """Write the codes of the items of some groups; `grid` are anchors and scales, the rest is as in `sum_groups`."""
     if codes.shape[1]:
-        on_threads(partial(_encode_groups, np.asarray(rows)), groups, place, (*grid, codes), rows.shape[1])
+        on_threads(partial(_with_room, np.asarray(rows)), groups, place, (*grid, codes), rows.shape[1])
+
+
+def encode(rows: Any, chosen: Any, cells: Any, anchors: Any, scales: Any, codes: Any) -> None:
+    """Write the codes of some rows of cells."""
+    _encode_rows(rows, chosen, cells, anchors, codes, room_of(scales))
+
+
+def room_of(scales: Any) -> Any:
+    """Return room for an item, one over scales, parts of their squares, and room for codes and bits of a number."""
+    codes, bits = np.zeros(len(scales) + TOGETHER, np.uint8), np.empty(1, np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):  # those of no items are 0
+        part = np.square(scales / scales.max())
+        return np.empty_like(scales), 1 / scales, part / part.sum(), codes, (bits, bits.view(np.uint32))
+
+
+def _with_room(rows: Any, groups: Any, start: Any, count: Any, cell: Any, anchors: Any, scales: Any, codes: Any) -> int:
+    return _encode_groups(rows, groups, start, count, cell, anchors, codes, room_of(scales))
 
 
 @_jit
 def _encode_groups(
-    rows: Any, groups: Any, start: Any, count: Any, cell: Any, anchors: Any, scales: Any, codes: Any
+    rows: Any, groups: Any, start: Any, count: Any, cell: Any, anchors: Any, codes: Any, room: Any
 ) -> int:
-    room = room_of(scales)
     for g in groups:
-        _encode_run(rows, start[g], start[g] + count[g], anchors, cell[g], codes, room)
+        for i in range(start[g], start[g] + count[g]):
+            encode_row(rows[i], anchors[cell[g]], i, codes, room)
     return 0
 
 
-@_fast
-def _encode_run(rows: Any, first: int, last: int, anchors: Any, cell: int, codes: Any, room: Any) -> None:
-    for i in range(first, last):
-        encode_row(rows[i], anchors[cell], i, codes, room)
-
-
 @_jit
-def encode(rows: Any, chosen: Any, cells: Any, anchors: Any, scales: Any, codes: Any) -> int:
-    """Write the codes of some rows of cells."""
-    room = room_of(scales)
+def _encode_rows(rows: Any, chosen: Any, cells: Any, anchors: Any, codes: Any, room: Any) -> int:
     for i in range(len(chosen)):
         encode_row(rows[chosen[i]], anchors[cells[i]], chosen[i], codes, room)
     return 0
-
-
-@_jit
-def room_of(scales: Any) -> Any:
-    """Return room for an item, one over scales, parts of their squares, and room for codes and bits of a number."""
-    part = scales / scales.max()
-    part *= part
-    part /= part.sum()
-    codes, bits = np.zeros(len(scales) + TOGETHER, np.uint8), np.empty(1, np.float32)
-    return np.empty_like(scales), 1 / scales, part, codes, (bits, bits.view(np.uint32))
 
 
 @_fast

@@ -10,7 +10,7 @@ import numpy as np
 from llvmlite import ir
 
 from rfkernels.backends.numba import threads
-from rfkernels.backends.numba.compiling import call, jit_with
+from rfkernels.backends.numba.compiling import call, entry, jit_with
 from rfkernels.backends.numba.emitter import Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module, compiled_once, machine
 from rfkernels.backends.numba.packing import up
@@ -75,11 +75,17 @@ def nearest(x: Any, packed: Packed) -> tuple[Any, Any]:
     code = _kernel(target, 8 * x.itemsize)
     tile, many = target.tall, up(_ITEMS, target.tall)
     step = max(many, up(-(-len(x) // workers), many)) if len(x) < 4096 * workers else up(4096, many)
-    kernel = code.addresses["nearest"], lanes, tile, many
-    tasks = [
-        partial(_nearest, kernel, x[a : a + step], packed, label[a : a + step], square[a:])
-        for a in range(0, len(x), step)
-    ]
+    kernel = code.addresses["nearest"], lanes, tile
+
+    def task(a: int) -> int:
+        room = (
+            np.zeros((many, x.shape[1]), x.dtype),
+            np.empty((many, lanes), x.dtype),
+            np.empty((many, lanes), np.int32),
+        )
+        return _nearest(kernel, x[a : a + step], packed, label[a : a + step], square[a:], room)
+
+    tasks = [partial(task, a) for a in range(0, len(x), step)]
     if len(tasks) == 1:
         tasks[0]()
     else:
@@ -125,13 +131,11 @@ def _emit(e: Emitter, target: Machine) -> None:
     e.finish()
 
 
-@jit_with(entry=True, allocates=True)
-def _nearest(kernel: tuple[int, int, int, int], x: Any, packed: Any, label: Any, square: Any) -> int:
+@entry
+def _nearest(kernel: tuple[int, int, int], x: Any, packed: Any, label: Any, square: Any, room: Any) -> int:
     """Compare some items at a time with all centres; distances are taken from the items as they are."""
-    (address, lanes, tile, many), (centres, origin, turned, half) = kernel, packed
-    dim, cells = turned.shape
-    own = np.zeros((many, dim), x.dtype)
-    top, place = np.empty((many, lanes), x.dtype), np.empty((many, lanes), np.int32)
+    (address, lanes, tile), (centres, origin, turned, half), (own, top, place) = kernel, packed, room
+    (dim, cells), many = turned.shape, len(own)
     for first in range(0, len(x), many):
         here = min(many, len(x) - first)
         for i in range(here):

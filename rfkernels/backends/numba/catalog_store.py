@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from rfkernels.backends.numba import threads
-from rfkernels.backends.numba.catalog_encoding import copy_code, encode_row, room_of
+from rfkernels.backends.numba.catalog_encoding import copy_code, encode_row
 from rfkernels.backends.numba.catalog_groups import on_threads
-from rfkernels.backends.numba.compiling import jit_with
+from rfkernels.backends.numba.compiling import jit, jit_with
 
 _jit = jit_with("contract", entry=True, allocates=True)
 """With products and sums contracted."""
@@ -47,9 +47,10 @@ def _sum(rows: Any, groups: Any, start: Any, count: Any, cell: Any, centres: Any
                 apart = np.float64(rows[i, k]) - np.float64(centre[k])
                 own[k] += apart
                 square[k] += apart * apart
+        squares[g] = 0
         for k in range(dim):
             sums[g, k] = own[k]
-        squares[g] = square.sum()
+            squares[g] += square[k]
     return 0
 
 
@@ -64,8 +65,15 @@ def copy(items: Any, rows: Any, where: Any) -> None:
 @_jit
 def _copy(items: Any, rows: Any, where: Any) -> int:
     for i in range(len(items)):
-        rows[where[i]] = items[i]
+        _copy_row(rows, where[i], items, i)
     return 0
+
+
+@jit
+def _copy_row(rows: Any, to: int, given: Any, place: int) -> None:
+    """Numbers one by one: Numba compiles assignments of arrays with the text of errors that cannot occur."""
+    for k in range(rows.shape[1]):
+        rows[to, k] = given[place, k]
 
 
 @_jit
@@ -126,7 +134,8 @@ def take(rows: Any, codes: Any, ids: Any, slots: Any, place: tuple[Any, Any], gi
         last = start[g] + count[g]
         slots[given[j]] = -1
         if row != last:
-            rows[row], ids[row] = rows[last], ids[last]
+            _copy_row(rows, row, rows, last)
+            ids[row] = ids[last]
             copy_code(codes, row, last)
             slots[ids[row]] = row
         ids[last] = -1
@@ -149,16 +158,17 @@ def put(
     Each changes places with a random item of its group or none, as in the inside-out shuffle of Fisher and Yates: an
     order that was random stays so.
     """
-    (start, count, cell), (items, new, group, chance), (anchors, scales, codes) = place, given, grid
-    room = room_of(scales)
+    (start, count, cell), (items, new, group, chance), (anchors, room, codes) = place, given, grid
     for j in range(len(new)):
         g = group[j]
         last, at = start[g] + count[g], start[g] + int(chance[j] * (count[g] + 1))
         if at != last:
-            rows[last], ids[last] = rows[at], ids[at]
+            _copy_row(rows, last, rows, at)
+            ids[last] = ids[at]
             copy_code(codes, last, at)
             slots[ids[last]] = last
-        rows[at], ids[at], slots[new[j]] = items[j], new[j], at
+        _copy_row(rows, at, items, j)
+        ids[at], slots[new[j]] = new[j], at
         if codes.shape[1]:
             encode_row(rows[at], anchors[cell[g]], at, codes, room)
         count[g] += 1
