@@ -39,7 +39,7 @@ def jit_with(*fastmath: str, entry: bool = False, allocates: bool = False) -> Ca
     Only functions that allocate arrays count references to those they are given.
     """
     options: dict[str, Any] = {"nogil": True, "fastmath": set(fastmath) or False}
-    options |= {"no_cpython_wrapper": not entry, "_nrt": allocates}
+    options |= {"no_cpython_wrapper": not entry, "no_cfunc_wrapper": True, "_nrt": allocates}
 
     def compiled(function: Function) -> Function:
         name = function.__qualname__
