@@ -575,7 +575,8 @@ def test_command_prints_json_alone(saved: Callable[..., Result]) -> None:
         (("--features", 3), "--features must be even, for antithetic pairs of rows, got 3"),
         (("--force",), "--force is for --picture, which is not given"),
         (("--length", 0), "--length"),
-        (("--picture", "-"), "--picture must name a file"),
+        (("--picture", "a.txt"), "--picture a.txt: expected a name that ends in .png, got '.txt'"),
+        (("--seed", "1e3"), "'1e3' is not a valid integer."),
         (("--picture", "nowhere/a.png"), "--picture nowhere/a.png: there is no directory nowhere"),
     ],
 )
