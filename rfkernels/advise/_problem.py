@@ -160,8 +160,15 @@ def exact_rows(problem: Problem, rows: Any) -> Any:
 
 
 def relative_errors(problem: Problem, out: Any, exact: Any) -> tuple[float, ...]:
-    """Return |out − exact| / |exact| of each head, in Frobenius norms over its rows; infinite if only exact is zero."""
-    unit = np.maximum(*(np.max(np.abs(x), (-2, -1), keepdims=True) for x in (out.astype(np.float64), exact)))
+    """Return |out − exact| / |exact| of each head, in Frobenius norms over its rows.
+
+    It is infinite if only exact is zero, or `out` not finite.
+    """
+    out = out.astype(np.float64)
+    finite = np.isfinite(out).all((-2, -1))
+    out = np.where(finite[..., None, None], out, 0)
+    unit = np.maximum(*(np.max(np.abs(x), (-2, -1), keepdims=True) for x in (out, exact)))
     out, exact = (x / np.where(unit > 0, unit, 1) for x in (out, exact))  # so that no square leaves the range
-    apart, size = (np.linalg.norm(x, axis=(-2, -1)).ravel() for x in (out - exact, exact))
-    return tuple(float(a / s) if s > 0 else 0.0 if a == 0 else math.inf for a, s in zip(apart, size, strict=True))
+    apart, size = (np.linalg.norm(x, axis=(-2, -1)) for x in (out - exact, exact))
+    pairs = zip(np.where(finite, apart, np.inf).ravel(), size.ravel(), strict=True)
+    return tuple(float(a / s) if s > 0 else 0.0 if a == 0 else math.inf for a, s in pairs)
