@@ -737,13 +737,20 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 def test_bench_prints_lines_and_a_table(asked: list[bool]) -> None:
     result = invoke("bench")
     assert (result.exit_code, asked) == (0, [False])
-    assert "absent: not measured (not measured: no module named torch)" not in result.stdout
     assert [line.split() for line in result.stdout.splitlines()[1:]] == [
         ["fast", "25", "x", ">=", "20", "met"],
         ["slow", "1.5", "x", "<=", "1.3", "missed"],
         ["absent", "not", "measured", ">=", "200"],
     ]
-    assert result.stderr.splitlines()[0] == "fast: 25 x (1 ms, 25 ms)"
+    said = result.stderr.splitlines()
+    assert (said[0], said[2]) == ("fast: 25 x (1 ms, 25 ms)", "absent: not measured: no module named torch")
+
+
+def test_bench_refuses_threads_that_are_no_number(asked: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RFKERNELS_NUM_THREADS", "many")
+    result = invoke("bench")
+    assert (result.exit_code, result.stdout, asked) == (2, "", [])
+    assert "RFKERNELS_NUM_THREADS must be a positive integer, got 'many'" in result.stderr
 
 
 def test_bench_json(asked: list[bool]) -> None:
