@@ -515,6 +515,7 @@ def test_json_is_strict_and_complete() -> None:
         ({"v": np.full((2, 96, 8), np.nan)}, ValueError, r"v must be finite, but v\[0, 0, 0\] is nan"),
         ({"v": np.ones((2, 95, 8))}, ValueError, "k and v must agree in length"),
         ({"k": [[1.0]]}, TypeError, "k must be a numpy.ndarray or jax.Array, got list"),
+        ({"causal": "no"}, TypeError, "causal must be True or False, got 'no'"),
     ],
 )
 def test_what_is_refused(change: dict[str, Any], kind: type[Exception], said: str) -> None:

@@ -362,6 +362,8 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"features": rfk.draw("positive", 5, 8, rng=0)}, ValueError, "features are of dim 5"),
         ({"steps": 0}, ValueError, "steps must be a positive integer"),
         ({"patience": 1.5}, ValueError, "patience must be a positive integer"),
+        ({"learning_rate": True}, ValueError, "learning_rate must be a number above 0"),
+        ({"causal": "no"}, TypeError, "causal must be True or False, got 'no'"),
         ({"learning_rate": -1.0}, ValueError, "learning_rate must be a number above 0"),
         ({"holdout": 0.5}, ValueError, "holdout must be a number above 0 and below 0.5"),
         ({"window": 0}, ValueError, "window must be a positive integer"),

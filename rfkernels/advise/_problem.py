@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels import kernels, partials
-from rfkernels._checks import check_finite_arrays, check_qkv, check_scale, check_window, is_number
+from rfkernels._checks import check_finite_arrays, check_flags, check_qkv, check_scale, check_window, is_number
 from rfkernels.exact import exact_block
 
 _PAIRS = 1 << 22
@@ -53,6 +53,7 @@ def pose(
         wrong = isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least
         if wrong and not (name == "length" and value is None):
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    check_flags(causal=causal)
     check_qkv(q, k, k if v is None else v)
     check_scale(scale)
     arrays = {"q": q, "k": k} | ({} if v is None else {"v": v})
