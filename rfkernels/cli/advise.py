@@ -23,10 +23,15 @@ _POSITIVE = Integer(min=1)
 @click.argument("k", type=_FILE)
 @click.argument("v", type=_FILE, required=False)
 @click.option("--causal", is_flag=True, help="Query t sees keys up to t only.")
-@click.option("--length", type=_POSITIVE, help="How many queries times and memory are for; those given by default.")
+@click.option("--length", type=_POSITIVE, help="State times and memory for so many queries; for those in Q by default.")
 @click.option("--tolerance", type=float, default=0.1, show_default=True, help="The relative error that is accepted.")
 @click.option(
-    "--features", type=_POSITIVE, multiple=True, default=(64, 256, 1024), show_default=True, help="Columns to try."
+    "--features",
+    type=_POSITIVE,
+    multiple=True,
+    default=(64, 256, 1024),
+    show_default=True,
+    help="Feature columns to try; may be repeated.",
 )
 @click.option(
     "--window",
@@ -34,7 +39,7 @@ _POSITIVE = Integer(min=1)
     multiple=True,
     default=(32, 128),
     show_default=True,
-    help="Windows to try, and none.",
+    help="Windows to try, besides none; may be repeated.",
 )
 @click.option("--scale", type=float, help="Multiplies q·k; 1/√dim if not given.")
 @click.option("--sample", type=_POSITIVE, default=256, show_default=True, help="Queries of each head to measure.")
