@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import Phase, find, given, settings
-from hypothesis import strategies as st
 from scipy import integrate, stats
 
 import rfkernels as rfk
@@ -804,9 +803,12 @@ def test_parallel_opposed_and_vanishing_pairs_are_found() -> None:
         (lambda: rst.pairs(angle=(1.0, 0.5)), "angle must be two increasing numbers"),
         (lambda: rst.matrices(stretch=(0.0, 1.0)), "stretch must be two increasing positive numbers"),
         (lambda: rst.scales(2.0, 1.0), "low and high must be increasing positive numbers"),
+        (lambda: found(rst.shapes(longest=0), bool), "longest must be at least 1, got 0"),
+        (lambda: found(rst.batches(dim=0), bool), "dim must be at least 1, got 0"),
+        (lambda: found(rst.batches(norm=-1.0), bool), "norm must be positive and finite"),
     ],
 )
-def test_strategies_refuse_what_has_no_examples(make: Callable[[], st.SearchStrategy[Any]], said: str) -> None:
+def test_strategies_refuse_what_has_no_examples(make: Callable[[], Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make()
 
