@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 import rfkernels as rfk
 from rfkernels._timing import fastest
 from rfkernels.advise import Report, Row, advise, decide
+from rfkernels.advise import _estimators as estimators
 from rfkernels.advise import _measure as measuring
 from rfkernels.advise import _predict as predicting
 from rfkernels.advise import _problem as problems
@@ -162,6 +163,27 @@ def test_dtypes_and_arrays_of_jax(dtype: str) -> None:
         np.testing.assert_allclose(row.errors, other.errors, rtol=0.05, err_msg=row.label)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_plain_average_of_many_values_in_half_precision(causal: bool) -> None:
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    q, k, v = (x.astype(bfloat16) for x in arrays(length=3000))
+    v = v + bfloat16(1)
+    problem = problems.pose(q, k, v, causal=causal, length=None, scale=None, sample=1, rng=0)
+    average, *_ = estimators.ESTIMATORS
+    expected = v.astype(float).mean(-2)
+    for out in (average.attend(problem, None, None), pasted(average.lines(problem, None, None), q, k, v)):
+        np.testing.assert_allclose(np.asarray(out, float)[..., -1, :], expected, rtol=1e-5)
+
+
+def test_outputs_that_are_not_finite_have_an_infinite_error() -> None:
+    q, k, v = (x.astype(np.float32) for x in arrays())
+    v[0] = np.finfo(np.float32).max
+    report = advise(q, k, v, counts=(16,), windows=(None,))
+    assert report.find("plain average").errors[0] == np.inf
+    assert np.isfinite(report.find("plain average").errors[1])
+    assert not any(np.isnan(row.errors).any() for row in report.rows)
+
+
 def test_windows_that_reach_all_keys_are_left_out() -> None:
     q, k, v = arrays(length=32)
     labels = [row.label for row in advise(q, k, v, counts=(16,), windows=(None, 31, 32, 128)).rows]
@@ -235,15 +257,16 @@ def test_times_and_memory_are_those_at_the_length(monkeypatch: pytest.MonkeyPatc
     assert report.exact.memory == 2 * 960 * (8 + 8) * 4
 
 
-@pytest.mark.parametrize("window", [None, 12, 33])
-def test_memory_of_groups_is_that_of_the_state_of_a_causal_pass(window: int | None) -> None:
-    q, k, v = (x.astype(np.float32) for x in arrays())
-    found = advise(q, k, v[..., :5], causal=True, counts=(16,), windows=(window,)).find("groups, heavy", 8, window)
-    scope: dict[str, Any] = {"rfk": rfk, "q": q, "k": k, "v": v[..., :5]}
-    exec(found.call.replace("heavy=16", "heavy=16, full=True"), scope)
-    state = scope["out"].state
-    held = (*state.sums, state.keys, state.values, state.heavy_keys, state.heavy_values, state.mass, state.within)
-    assert found.memory == sum(x.nbytes for x in held)
+@pytest.mark.parametrize(("window", "dtype"), [(None, "float32"), (12, "float16"), (33, "float64")])
+def test_memory_with_heavy_keys_is_that_of_the_state_of_a_causal_pass(window: int | None, dtype: str) -> None:
+    q, k, v = (x.astype(dtype) for x in arrays())
+    report = advise(q, k, v[..., :5], causal=True, counts=(16,), windows=(window,))
+    for found in report.find("groups, heavy", 8, window), report.find("fit, tilted, heavy", 16, window):
+        scope: dict[str, Any] = {"rfk": rfk, "q": q, "k": k, "v": v[..., :5]}
+        exec(found.call.replace("heavy=16", "heavy=16, full=True"), scope)
+        state = scope["out"].state
+        held = [*state.sums, state.keys, state.values, state.heavy_keys, state.heavy_values, state.mass, state.within]
+        assert found.memory == sum(x.nbytes for x in held if x is not None)
 
 
 def test_groups_of_few_keys_are_left_out() -> None:
@@ -492,6 +515,7 @@ def test_json_is_strict_and_complete() -> None:
         ({"v": np.full((2, 96, 8), np.nan)}, ValueError, r"v must be finite, but v\[0, 0, 0\] is nan"),
         ({"v": np.ones((2, 95, 8))}, ValueError, "k and v must agree in length"),
         ({"k": [[1.0]]}, TypeError, "k must be a numpy.ndarray or jax.Array, got list"),
+        ({"causal": "no"}, TypeError, "causal must be True or False, got 'no'"),
     ],
 )
 def test_what_is_refused(change: dict[str, Any], kind: type[Exception], said: str) -> None:
@@ -575,7 +599,8 @@ def test_command_prints_json_alone(saved: Callable[..., Result]) -> None:
         (("--features", 3), "--features must be even, for antithetic pairs of rows, got 3"),
         (("--force",), "--force is for --picture, which is not given"),
         (("--length", 0), "--length"),
-        (("--picture", "-"), "--picture must name a file"),
+        (("--picture", "a.txt"), "--picture a.txt: expected a name that ends in .png, got '.txt'"),
+        (("--seed", "1e3"), "'1e3' is not a valid integer."),
         (("--picture", "nowhere/a.png"), "--picture nowhere/a.png: there is no directory nowhere"),
     ],
 )

@@ -349,6 +349,12 @@ def test_the_heaviest_come_first_among_equals() -> None:
         np.testing.assert_array_equal(fitting.heaviest(mass, None, count), expected)
 
 
+@pytest.mark.parametrize("shared", [(1,), ()])
+def test_values_of_heads_whose_keys_are_one(shared: tuple[int, ...]) -> None:
+    q, k, v = inputs(100, 100, batch=(3,))
+    assert_same(*both(q, k[0].reshape(*shared, *k.shape[1:]), v, groups=6, heavy=4), tol=1e-10)
+
+
 def test_groups_and_heavy_keys_of_the_input_itself() -> None:
     """What attention finds by itself is what one finds and hands over."""
     q, k, v = inputs(400, 400, batch=(2, 4), shared=(2, 1))

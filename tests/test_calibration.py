@@ -135,6 +135,14 @@ def test_values_of_zeros_are_estimated_without_error() -> None:
     assert found.test.learned[1] < found.test.start[1]
 
 
+@pytest.mark.parametrize(("dtype", "sizes"), [(np.float32, (2.0**-100, 2.0**120)), (np.float64, (2.0**-300, 2.0**900))])
+def test_errors_do_not_depend_on_the_size_of_values(dtype: Any, sizes: tuple[float, float]) -> None:
+    q, k, v = (x.astype(dtype) for x in captured(0))
+    found, sized = learned(q, k, v), learned(q, k, v * np.array(sizes, dtype)[:, None, None])
+    np.testing.assert_array_equal(sized.validation, found.validation)
+    np.testing.assert_array_equal(sized.test, found.test)
+
+
 def test_an_estimate_of_what_is_nothing_has_an_infinite_error() -> None:
     """A value that all but one key share is zero, and that key's weight vanishes in exact attention alone."""
     q, k, v = (np.full((1, 96, DIM), value, np.float32) for value in (6, 6, 0))
@@ -174,9 +182,8 @@ def test_no_step_is_kept_that_makes_it_worse() -> None:
 def test_a_head_that_breaks_keeps_the_start_and_leaves_the_others_alone() -> None:
     q, k, v = captured(0)
     start = rfk.fit(q, k, 8, rng=3)
-    broken = v.copy()
-    broken[0] *= np.float32(1e25)  # its square is infinite in float32
-    found = learned(q, k, broken, features=start)
+    large = np.array([1e25, 1], np.float32)[:, None, None]  # its square is infinite in float32
+    found = learned(large * q, large * k, v, features=start)
     assert list(found.stopped) == ["not finite", "steps"]
     assert found.best[0] == 0 < found.best[1]
     np.testing.assert_array_equal(found.features.projection[0], start.projection[0])
@@ -355,6 +362,8 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"features": rfk.draw("positive", 5, 8, rng=0)}, ValueError, "features are of dim 5"),
         ({"steps": 0}, ValueError, "steps must be a positive integer"),
         ({"patience": 1.5}, ValueError, "patience must be a positive integer"),
+        ({"learning_rate": True}, ValueError, "learning_rate must be a number above 0"),
+        ({"causal": "no"}, TypeError, "causal must be True or False, got 'no'"),
         ({"learning_rate": -1.0}, ValueError, "learning_rate must be a number above 0"),
         ({"holdout": 0.5}, ValueError, "holdout must be a number above 0 and below 0.5"),
         ({"window": 0}, ValueError, "window must be a positive integer"),
@@ -370,6 +379,11 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"q": captured(0)[0][:0], "k": captured(0)[1][:0], "v": None}, ValueError, "there must be at least one head"),
         ({"q": captured(0)[0][:0], "k": captured(0)[1][:1], "v": None}, ValueError, "there must be at least one head"),
         ({"v": np.full_like(captured(0)[2], np.inf)}, ValueError, "v must be finite"),
+        (
+            {"k": captured(0)[1].astype(float) * 1e40},
+            ValueError,
+            "k must fit float32, in which features are learned, got a number of",
+        ),
         (
             {"q": [captured(0)[0]] * 2, "k": [captured(0)[1], captured(0)[1][:1]], "v": None},
             ValueError,

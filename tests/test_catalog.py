@@ -200,6 +200,10 @@ def test_expectations() -> None:
     exact = catalog().expectation(queries, values, budget=2 * ITEMS, full=True)
     np.testing.assert_allclose(exact.mean, weights @ values, rtol=1e-10)
     assert not exact.standard_error.any()
+    for given, shape in ((queries, (len(queries),)), (queries[0], ())):
+        several, one = (catalog().expectation(given, x, budget=BUDGET, full=True) for x in (values, values[:, 1]))
+        assert one.mean.shape == one.standard_error.shape == shape
+        np.testing.assert_allclose(one, [part[..., 1] for part in several], rtol=1e-12)
     found = [catalog().expectation(queries, values, budget=BUDGET, full=True, rng=seed) for seed in range(SEEDS)]
     mean, error = (np.stack(part) for part in zip(*found, strict=True))
     assert 0.9 < (np.abs(mean - weights @ values) <= 1.96 * error).mean() < 0.98
@@ -392,16 +396,16 @@ def test_ids_are_of_one_dtype(backend: str) -> None:
         (lambda c, q: c.probabilities(q, [3_000]), KeyError, "ids must be .* not hold 3000"),
         (lambda c, q: c.probabilities(q, [-1]), KeyError, "ids must be .* not hold -1"),
         (lambda c, q: c.probabilities(q, [0.5]), TypeError, "ids must be integers"),
-        (lambda c, q: c.expectation(q, q), ValueError, r"values must have shape \(3000, width\)"),
+        (lambda c, q: c.expectation(q, q), ValueError, r"values must have shape \(3000, width\) or \(3000,\), got"),
         (lambda c, q: c.top(q, 0), ValueError, "k must be an integer from 1 to 3000"),
         (lambda c, q: c.sample(q, -1), ValueError, "n must be an integer from 0"),
         (lambda c, q: c.kernel_sum(q, "no such"), ValueError, "no such"),
         (lambda c, q: c.kernel_sum(q, scale=-1.0), ValueError, "scale must be a number between 0 and inf"),
         (lambda c, q: c.kernel_sum(q, scale=np.float32("nan")), ValueError, "scale must be a number"),
         (
-            lambda c, q: c.expectation(q, q[0]),
+            lambda c, q: c.expectation(q, np.arange(ITEMS)),
             TypeError,
-            r"values must be a numpy.ndarray of float16, .* got float64 \(8,\)",
+            r"values must be a numpy.ndarray of float16, .* a number or a row for each id, got int64 \(3000,\)",
         ),
         (lambda c, q: c.expectation(q, np.full((ITEMS, 1), np.nan)), ValueError, r"values\[0, 0\] is nan"),
         (lambda c, q: c.log_normalizer(q, budget=2000.0), ValueError, "budget must be a positive integer.*got 2000.0"),

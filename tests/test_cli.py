@@ -154,6 +154,27 @@ def test_standard_output_that_is_full(command: str, arrays: Any, tmp_path: Path)
     assert printed.count("\n") == 1
 
 
+def test_closed_standard_output_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(rfkernels.cli, "commands", lambda **_: pytest.fail("it went to work"))
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(SystemExit) as caught:
+        run()
+    assert (caught.value.code, capsys.readouterr().err) == (
+        1,
+        "Error: standard output is closed; it may be /dev/null\n",
+    )
+
+
+def test_closed_standard_error_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["rfkernels", "demo", "--out", str(tmp_path / "nowhere")])
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(SystemExit) as caught:
+        run()
+    sys.stderr.close()
+    assert caught.value.code == 2
+
+
 @pytest.mark.parametrize(
     ("written", "expected"),
     [
@@ -295,7 +316,9 @@ BROKEN = {
     "text": Broken(b"1,2,3\n", (), "k: {k} is not a .npy file"),
     "pickle": Broken(pickle.dumps({"k": 1}), (), "k: {k} is a pickle"),
     "objects": Broken(np.array([1, None], object), (), "k: {k} holds Python objects"),
-    "archive": Broken(archive, (), "k: {k} is an archive of several arrays (.npz)"),
+    "archive": Broken(
+        archive, (), "k: {k} is an archive (.npz), of which the array meant has to be saved alone; expected a .npy"
+    ),
     "cut header": Broken(lambda folder: npy(KEYS, folder)[:40], (), "k: {k} is damaged"),
     "cut data": Broken(lambda folder: npy(KEYS, folder)[:-5], (), "k: {k} is truncated"),
     "no data": Broken(lambda folder: npy(KEYS, folder)[:128], (), "k: {k} is truncated"),
@@ -384,11 +407,13 @@ def test_attend_replaces_a_file_only_when_told_to(arrays: Any, tmp_path: Path) -
     assert np.load(out).shape == (2, 90, 8)
 
 
-@pytest.mark.parametrize("target", [".", "nowhere/out.npy", os.devnull])
+@pytest.mark.parametrize("target", [".", "nowhere/out.npy", os.devnull, "-", "out.txt", "folder.npy", "null.npy"])
 def test_attend_refuses_impossible_targets_at_once(
     target: str, arrays: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rfk, "attention", lambda *_, **__: pytest.fail("it went to work"))
+    (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "null.npy").symlink_to(os.devnull)
     files = (tmp_path / f"{name}.npy" for name in "qkv")
     result = invoke("attend", *files, "--force", "--out", tmp_path / target)
     assert result.exit_code == 2
@@ -712,13 +737,20 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 def test_bench_prints_lines_and_a_table(asked: list[bool]) -> None:
     result = invoke("bench")
     assert (result.exit_code, asked) == (0, [False])
-    assert "absent: not measured (not measured: no module named torch)" not in result.stdout
     assert [line.split() for line in result.stdout.splitlines()[1:]] == [
         ["fast", "25", "x", ">=", "20", "met"],
         ["slow", "1.5", "x", "<=", "1.3", "missed"],
         ["absent", "not", "measured", ">=", "200"],
     ]
-    assert result.stderr.splitlines()[0] == "fast: 25 x (1 ms, 25 ms)"
+    said = result.stderr.splitlines()
+    assert (said[0], said[2]) == ("fast: 25 x (1 ms, 25 ms)", "absent: not measured: no module named torch")
+
+
+def test_bench_refuses_threads_that_are_no_number(asked: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RFKERNELS_NUM_THREADS", "many")
+    result = invoke("bench")
+    assert (result.exit_code, result.stdout, asked) == (2, "", [])
+    assert "RFKERNELS_NUM_THREADS must be a positive integer, got 'many'" in result.stderr
 
 
 def test_bench_json(asked: list[bool]) -> None:

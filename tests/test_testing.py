@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import Phase, find, given, settings
-from hypothesis import strategies as st
 from scipy import integrate, stats
 
 import rfkernels as rfk
@@ -253,12 +252,15 @@ def test_features_are_integrated_over_other_rows() -> None:
     testing.assert_unbiased(shifted, X, Y, kernel=kernel)
     with pytest.raises(AssertionError, match="'positive' is biased"):
         testing.assert_unbiased(shifted, X, Y)
-    with pytest.raises(ValueError, match="scale is that of the features"):
-        testing.assert_unbiased(drawn, X, Y, scale=1.0)
-    with pytest.raises(ValueError, match="no batch axes"):
-        testing.assert_unbiased(rfk.draw("positive", 5, 8, batch=(2,), rng=0), X, Y)
-    with pytest.raises(ValueError, match="features are of dim 4, but x and y of 5"):
-        testing.assert_unbiased(rfk.draw("positive", 4, 8, rng=0), X, Y)
+    for holds in (testing.assert_unbiased, testing.assert_positive):
+        with pytest.raises(ValueError, match="scale is that of the features"):
+            holds(drawn, X, Y, scale=1.0)
+        with pytest.raises(ValueError, match="no batch axes"):
+            holds(rfk.draw("positive", 5, 8, batch=(2,), rng=0), X, Y)
+        with pytest.raises(ValueError, match="features are of dim 4, but x and y of 5"):
+            holds(rfk.draw("positive", 4, 8, rng=0), X, Y)
+        with pytest.raises(ValueError, match="scale must be a positive finite number, got -1"):
+            holds("positive", X, Y, scale=-1)
     proposed = rfk.draw("positive", 5, 8, proposal=rfk.proposals.isotropic(1.5), rng=0)
     with pytest.raises(ValueError, match="come from a proposal"):
         testing.assert_unbiased(proposed, X, Y)
@@ -485,6 +487,9 @@ def test_the_law_of_rows_on_a_sphere() -> None:
         testing.assert_marginal_law(Sampler("other", wide, law="hadamard"), 4)
     with pytest.raises(ValueError, match="count must be at least dim = 4, got 3"):
         testing.assert_marginal_law("iid", 4, count=3)
+    for dim, rows in ((0, None), (4, 0)):
+        with pytest.raises(ValueError, match="dim and rows must be at least 1, got"):
+            testing.assert_marginal_law("iid", dim, rows=rows)
 
 
 LAWS = {
@@ -523,6 +528,16 @@ def test_rows_that_cannot_be_judged_are_refused() -> None:
     for shape in ((4,), (3, 4), (4, 0), (2, 4, 2)):
         with pytest.raises(ValueError, match="rows must have shape"):
             testing.assert_law_of_rows(np.ones(shape))
+    with pytest.raises(ValueError, match="false_alarm must be a probability"):
+        testing.assert_law_of_rows(np.ones((4, 2)), false_alarm=0.0)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_rows_that_are_not_finite_fail(odd: float) -> None:
+    rows = LAWS["normal"](np.random.default_rng(3))
+    rows[7, 1] = odd
+    with pytest.raises(AssertionError, match="rows are not finite: row 7 is"):
+        testing.assert_law_of_rows(rows)
 
 
 def test_correct_rows_fail_as_rarely_as_promised() -> None:
@@ -648,6 +663,15 @@ def test_a_sample_that_cannot_tell_is_refused() -> None:
         testing.assert_unbiased_by_sampling(lognormal, 0.0, variance=1.0)  # one percent of nothing
     with pytest.raises(ValueError, match="estimates would be needed"):
         testing.assert_unbiased_by_sampling(lognormal, 1.0, variance=1.0, detect=1e-4)
+    for name, value in (("false_alarm", 0), ("false_alarm", np.nan), ("miss", 0), ("miss", 1.0)):
+        with pytest.raises(ValueError, match=f"{name} must be a probability above 0 and below 1, got {value}"):
+            testing.assert_unbiased_by_sampling(lognormal, 1.0, variance=1.0, **{name: value})
+    with pytest.raises(ValueError, match=r"detect must broadcast to the shape \(2,\), got \(3,\)"):
+        testing.assert_unbiased_by_sampling(lognormal, [1.0, 1.0], variance=1.0, detect=np.ones(3))
+    with pytest.raises(ValueError, match=r"must return at least one estimate, got shape \(0, 2\)"):
+        testing.assert_unbiased_by_sampling(lambda rng: np.ones((0, 2)), [1.0, 1.0], variance=1.0)
+    with pytest.raises(ValueError, match="must be finite numbers, got inf"):
+        testing.assert_unbiased_by_sampling(lognormal, np.inf, variance=1.0, detect=1.0)
 
 
 def test_estimates_of_drawn_features() -> None:
@@ -779,9 +803,12 @@ def test_parallel_opposed_and_vanishing_pairs_are_found() -> None:
         (lambda: rst.pairs(angle=(1.0, 0.5)), "angle must be two increasing numbers"),
         (lambda: rst.matrices(stretch=(0.0, 1.0)), "stretch must be two increasing positive numbers"),
         (lambda: rst.scales(2.0, 1.0), "low and high must be increasing positive numbers"),
+        (lambda: found(rst.shapes(longest=0), bool), "longest must be at least 1, got 0"),
+        (lambda: found(rst.batches(dim=0), bool), "dim must be at least 1, got 0"),
+        (lambda: found(rst.batches(norm=-1.0), bool), "norm must be positive and finite"),
     ],
 )
-def test_strategies_refuse_what_has_no_examples(make: Callable[[], st.SearchStrategy[Any]], said: str) -> None:
+def test_strategies_refuse_what_has_no_examples(make: Callable[[], Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make()
 
@@ -866,8 +893,15 @@ def test_what_happens_too_often_is_noticed() -> None:
         (np.zeros(3), 0.1, r"must be bool of shape \(trials, \*events\), got float64 of \(3,\)"),
         (np.zeros((0, 2), bool), 0.1, r"got bool of \(0, 2\)"),
         (np.zeros(3, bool), -0.1, "bound must not be negative, got -0.1"),
+        (np.zeros((3, 2), bool), [0.1] * 3, r"bound must broadcast to the shape \(2,\), got \(3,\)"),
     ],
 )
-def test_trials_that_cannot_be_judged(happened: Any, bound: float, message: str) -> None:
+def test_trials_that_cannot_be_judged(happened: Any, bound: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         testing.assert_probability_at_most(happened, bound)
+
+
+def test_an_alarm_that_is_no_probability_is_refused() -> None:
+    for value in (0, 2, np.nan):
+        with pytest.raises(ValueError, match="false_alarm must be a probability"):
+            testing.assert_probability_at_most(np.ones(9, bool), 0.5, false_alarm=value)

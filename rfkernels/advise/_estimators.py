@@ -83,17 +83,19 @@ def _nothing(_problem: Problem, _count: int) -> None:
 
 def _average(problem: Problem, _prepared: Any, _window: int | None) -> Any:
     v, (queries, keys) = problem.v, problem.sizes
-    out = v.mean(-2, keepdims=True)
-    if problem.causal:
-        out = (v.cumsum(-2, dtype=np.result_type(v, np.float32)) / np.arange(1, keys + 1)[:, None])[..., -queries:, :]
+    dtype = np.result_type(v, np.float32)
+    with np.errstate(over="ignore"):  # the error of such an output is infinite
+        out = v.mean(-2, keepdims=True, dtype=dtype)
+        if problem.causal:
+            out = (v.cumsum(-2, dtype=dtype) / np.arange(1, keys + 1)[:, None])[..., -queries:, :]
     return np.broadcast_to(out, (*problem.batch, queries, v.shape[-1]))
 
 
 def _average_lines(problem: Problem, _count: int | None, _window: int | None) -> str:
+    dtype = "dtype=np.result_type(v, np.float32)"
     if not problem.causal:
-        return "out = v.mean(-2, keepdims=True)  # the same for every query"
-    summed = "v.cumsum(-2, dtype=np.result_type(v, np.float32))"
-    return f"out = ({summed} / np.arange(1, v.shape[-2] + 1)[:, None])[..., -{problem.sizes[0]}:, :]"
+        return f"out = v.mean(-2, keepdims=True, {dtype})  # the same for every query"
+    return f"out = (v.cumsum(-2, {dtype}) / np.arange(1, v.shape[-2] + 1)[:, None])[..., -{problem.sizes[0]}:, :]"
 
 
 def _average_kept(problem: Problem, _prepared: Any, _window: int | None) -> int:
@@ -111,10 +113,20 @@ def _linear(problem: Problem, features: Any, window: int | None, heavy: int | No
 
 
 def _linear_kept(problem: Problem, features: Any, window: int | None, heavy: int = 0) -> int:
-    dtype = np.result_type(problem.k, problem.v, np.float32)
     batch = np.broadcast_shapes(problem.k.shape[:-2], problem.v.shape[:-2], features.batch)
-    state: Any = empty_state(features, problem.v.shape[-1], batch, dtype)
-    return sum(int(x.nbytes) for x in state) + positions_bytes(problem, (window or 0) + heavy)
+    state: Any = empty_state(features, problem.v.shape[-1], batch, np.result_type(problem.k, problem.v, np.float32))
+    near = _blocks_bytes(problem, window, heavy) if heavy else positions_bytes(problem, window or 0)
+    return sum(int(x.nbytes) for x in state) + near
+
+
+def _blocks_bytes(problem: Problem, window: int | None, heavy: int, sums: int = 0) -> int:
+    """Return the bytes of so many sums, of the keys and values of blocks that are exact, and of heavy ones."""
+    plan = plan_for(window, problem.causal)
+    near = 0 if plan.reach is None else (plan.reach + 1) * plan.block
+    k, v = problem.k, problem.v
+    heads = math.prod(np.broadcast_shapes(k.shape[:-2], v.shape[:-2]))
+    numbers: int = heads * (sums + (near + heavy) * (k.shape[-1] + v.shape[-1]))
+    return numbers * int(np.result_type(k, v, np.float32).itemsize)
 
 
 def _drawn(problem: Problem, count: int) -> Any:
@@ -168,15 +180,9 @@ def _groups_lines(problem: Problem, count: int | None, window: int | None, heavy
 
 
 def _groups_kept(problem: Problem, count: int, window: int | None, heavy: int = 0) -> int:
-    merged = count if problem.causal else 0
-    plan = plan_for(window, problem.causal, merged=merged)
-    near = 0 if plan.reach is None else (plan.reach + 1) * plan.block
-    k, v = problem.k, problem.v
-    heads = math.prod(np.broadcast_shapes(k.shape[:-2], v.shape[:-2]))
-    dim, width = k.shape[-1], v.shape[-1]
-    sums: int = count * (dim + width + 3) + (dim * (dim + width) + merged + plan.block if problem.causal else 0)
-    size = int(np.result_type(k, v, np.float32).itemsize)
-    return heads * sums * size + positions_bytes(problem, near + heavy)
+    dim, width = problem.k.shape[-1], problem.v.shape[-1]
+    merging = dim * (dim + width) + count + plan_for(window, causal=True).block if problem.causal else 0
+    return _blocks_bytes(problem, window, heavy, count * (dim + width + 3) + merging)
 
 
 def _groups_counts(problem: Problem, counts: tuple[int, ...]) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 The delta method of `rfkernels.variance.attention_error`, for what that has no room for: fitted parameters, and keys
 near a query that are exact. With weights A, output o and cross moments M_ij of one draw, the mean square error is
 Σ_ij A_i A_j (M_ij − 1) (v_i − o)·(v_j − o) / draws over the keys i, j that are estimated. Rows of different draws
-are taken to be independent; those that are orthogonal err a little less.
+are taken to be independent; those that are orthogonal err less, above all in few dimensions.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels import kernels, partials
-from rfkernels._checks import check_finite_arrays, check_qkv, check_scale, check_window, is_number
+from rfkernels._checks import check_finite_arrays, check_flags, check_qkv, check_scale, check_window, is_number
 from rfkernels.exact import exact_block
 
 _PAIRS = 1 << 22
@@ -53,6 +53,7 @@ def pose(
         wrong = isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least
         if wrong and not (name == "length" and value is None):
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    check_flags(causal=causal)
     check_qkv(q, k, k if v is None else v)
     check_scale(scale)
     arrays = {"q": q, "k": k} | ({} if v is None else {"v": v})
@@ -160,8 +161,15 @@ def exact_rows(problem: Problem, rows: Any) -> Any:
 
 
 def relative_errors(problem: Problem, out: Any, exact: Any) -> tuple[float, ...]:
-    """Return |out − exact| / |exact| of each head, in Frobenius norms over its rows; infinite if only exact is zero."""
-    unit = np.maximum(*(np.max(np.abs(x), (-2, -1), keepdims=True) for x in (out.astype(np.float64), exact)))
+    """Return |out − exact| / |exact| of each head, in Frobenius norms over its rows.
+
+    It is infinite if only exact is zero, or `out` not finite.
+    """
+    out = out.astype(np.float64)
+    finite = np.isfinite(out).all((-2, -1))
+    out = np.where(finite[..., None, None], out, 0)
+    unit = np.maximum(*(np.max(np.abs(x), (-2, -1), keepdims=True) for x in (out, exact)))
     out, exact = (x / np.where(unit > 0, unit, 1) for x in (out, exact))  # so that no square leaves the range
-    apart, size = (np.linalg.norm(x, axis=(-2, -1)).ravel() for x in (out - exact, exact))
-    return tuple(float(a / s) if s > 0 else 0.0 if a == 0 else math.inf for a, s in zip(apart, size, strict=True))
+    apart, size = (np.linalg.norm(x, axis=(-2, -1)) for x in (out - exact, exact))
+    pairs = zip(np.where(finite, apart, np.inf).ravel(), size.ravel(), strict=True)
+    return tuple(float(a / s) if s > 0 else 0.0 if a == 0 else math.inf for a, s in pairs)

@@ -129,13 +129,10 @@ def ours(
 
 
 def allowed_threads() -> int:
-    """Return RFKERNELS_NUM_THREADS if that is set, else the number of cores this process may run on."""
-    wanted = os.environ.get(THREADS_VARIABLE)
-    if wanted:
-        return int(wanted)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many threads the library uses: RFKERNELS_NUM_THREADS, or the cores that this process may run on."""
+    from rfkernels.backends.numba import threads
+
+    return threads.thread_count()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels._arrays import namespace
-from rfkernels._checks import check_window
+from rfkernels._checks import check_flags, check_window, is_number
 from rfkernels.calibration.data import Blocks, Sequences, Split, check_sequences, drawn, every, listed, split, together
 from rfkernels.calibration.parameters import flattened, full, kept, widened
 from rfkernels.calibration.report import Calibration, Errors, History, Progress, bar, end_bar
@@ -118,6 +118,7 @@ def calibrate(
     batch = check_sequences(queries, keys, values)
     _check_numbers(steps, learning_rate, holdout, patience)
     check_window(window)
+    check_flags(causal=causal)
     if not (isinstance(progress, bool) or callable(progress)):
         raise TypeError(f"progress must be a bool or a callable, got {type(progress).__name__}")
     if (count is None) == (features is None):
@@ -199,7 +200,7 @@ def _check_numbers(steps: Any, learning_rate: Any, holdout: Any, patience: Any) 
         if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
             raise ValueError(f"{name} must be a positive integer, got {number!r}")
     for name, number, most in (("learning_rate", learning_rate, math.inf), ("holdout", holdout, 0.5)):
-        if not isinstance(number, int | float | np.floating) or not 0 < number < most:
+        if not (is_number(number) and 0 < number < most):
             raise ValueError(f"{name} must be a number above 0 and below {most}, got {number!r}")
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import namespace
+from rfkernels._arrays import accumulator, namespace
 from rfkernels._checks import check_finite_arrays, check_kv, check_qk
 from rfkernels.fitting.statistics import pooled
 
@@ -82,6 +83,7 @@ def check_sequences(q: list[Any], k: list[Any], v: list[Any] | None) -> tuple[in
         raise ValueError(f"q and k must be at least one wide, {shapes}")
     if 0 in (*q[0].shape[:-2], *k[0].shape[:-2]):
         raise ValueError(f"there must be at least one head, {shapes}")
+    _check_range(q=q, k=k)
     for other, values in zip(k, v or [], strict=v is not None):
         check_kv(other, values)
         if values.shape[:-2] != other.shape[:-2] or values.shape[-1] != (v or [])[0].shape[-1]:
@@ -92,8 +94,21 @@ def check_sequences(q: list[Any], k: list[Any], v: list[Any] | None) -> tuple[in
     return tuple(k[0].shape[:-2])
 
 
+def _check_range(**sequences: list[Any]) -> None:
+    """Require finite arrays to be so in float32."""
+    for name, given in sequences.items():
+        largest = max(float(abs(x).max()) for x in given)
+        if largest > float(np.finfo(np.float32).max):
+            raise ValueError(
+                f"{name} must fit float32, in which features are learned, got a number of size {largest:.3g}"
+            )
+
+
 def together(q: list[Any], k: list[Any], v: list[Any] | None) -> Sequences:
-    """Pad sequences to one length, in float32; queries move to the head whose keys they share."""
+    """Pad sequences to one length, in float32; queries move to the head whose keys they share.
+
+    Values are divided by the largest of their head: errors are relative, and squares must not leave float32.
+    """
     batch = tuple(k[0].shape[:-2])
     heads = math.prod(batch)
     queries = []
@@ -103,7 +118,14 @@ def together(q: list[Any], k: list[Any], v: list[Any] | None) -> Sequences:
         queries.append(own.reshape(heads, -1, x.shape[-2], x.shape[-1]))
     flat = [[x.reshape(heads, *x.shape[-2:]) for x in given] for given in (k, v or [])]
     length, keys = (np.array([x.shape[-2] for x in given], np.int32) for given in (queries, k))
-    return Sequences(_padded(queries), _padded(flat[0]), _padded(flat[1]) if v else None, length, keys)
+    return Sequences(_padded(queries), _padded(flat[0]), _padded(_in_units(flat[1])) if v else None, length, keys)
+
+
+def _in_units(v: list[Any]) -> list[Any]:
+    xp = namespace(*v)
+    wide = [x.astype(accumulator(xp, x)) for x in v]
+    unit = reduce(xp.maximum, (xp.max(abs(x), (-2, -1), keepdims=True) for x in wide))
+    return [x / xp.where(unit > 0, unit, 1) for x in wide]
 
 
 def _padded(given: list[Any]) -> Any:

@@ -45,16 +45,19 @@ def check_queries(queries: Any, table: Table) -> Any:
     return given
 
 
-def check_values(values: Any, store: Store) -> None:
-    """Require values (ids, width) for all ids."""
+def check_values(values: Any, store: Store) -> Any:
+    """Require values (ids, width) or (ids,) for all ids; return them as (ids, width)."""
     if isinstance(values, np.ma.MaskedArray):
         raise TypeError("values must be a plain array, got MaskedArray; the catalog takes none that are masked")
-    if not isinstance(values, np.ndarray) or values.dtype not in VALUES or values.ndim != 2:
+    if not isinstance(values, np.ndarray) or values.dtype not in VALUES or values.ndim not in (1, 2):
         found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
-        expected = "of float16, float32 or float64 in this machine's byte order, (largest id ever in use + 1, width)"
+        expected = "of float16, float32 or float64 in this machine's byte order, with a number or a row for each id"
         raise TypeError(f"values must be a numpy.ndarray {expected}, got {found}")
     if len(values) < len(store.slots):
-        raise ValueError(f"values must have shape ({len(store.slots)}, width), got {values.shape}")
+        raise ValueError(
+            f"values must have shape ({len(store.slots)}, width) or ({len(store.slots)},), got {values.shape}"
+        )
+    return values if values.ndim == 2 else values[:, None]
 
 
 def check_means(mean: Any, values: Any, table: Table) -> None:

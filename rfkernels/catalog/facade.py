@@ -204,8 +204,8 @@ class Catalog(OfStore):
         ----------
         queries : array, shape (queries, dim) or (dim,)
             The queries.
-        values : array, shape (largest id ever in use + 1, width)
-            The value of each id; those of ids that are not in the catalog, or not taken, do not matter.
+        values : array, shape (largest id ever in use + 1, width) or (largest id ever in use + 1,)
+            The value of each id, a float; those of ids that are not in the catalog, or not taken, do not matter.
         budget, rng, backend
             As in `log_normalizer`. From all to one in six dot products are with items, whose values are looked at too.
         error : float, optional
@@ -220,7 +220,7 @@ class Catalog(OfStore):
         Returns
         -------
         array, shape (queries, width) or (width,), or Expectation
-            A ratio of unbiased estimates; its bias falls as one over the budget.
+            A ratio of unbiased estimates; its bias falls as one over the budget. Of values without width, without.
 
         Raises
         ------
@@ -229,12 +229,12 @@ class Catalog(OfStore):
         """
         table = self.table
         given, budget = check_queries(queries, table), check_budget(table, budget)
-        check_values(values, self._store)
+        columns = check_values(values, self._store)
         check_filled(table)
         check_error(error)
         check_flags(full=full)
-        found = expectations.expected(table, given, values, budget, error, check_seed(rng), backend)
-        found = Expectation(*(part.reshape(*queries.shape[:-1], values.shape[1]) for part in found))
+        found = expectations.expected(table, given, columns, budget, error, check_seed(rng), backend)
+        found = Expectation(*(part.reshape((*queries.shape[:-1], *values.shape[1:])) for part in found))
         return found if full else found.mean
 
     def top(self, queries: Any, k: int, *, budget: int | None = None, backend: str = "numba") -> Top:

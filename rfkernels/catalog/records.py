@@ -80,7 +80,7 @@ class Expectation(NamedTuple):
 
     Parameters
     ----------
-    mean : array, shape (queries, width)
+    mean : array, shape (queries, width), or (queries,) of values without width
         Σ p_i v_i, with p the softmax: the ratio of two unbiased estimates, whose bias falls as one over the budget.
     standard_error : array, shape (queries, width)
         Its standard error to first order, as differences of draws show it, and for what few draws do not show, what is

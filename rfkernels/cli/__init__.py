@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import traceback
@@ -40,6 +41,7 @@ for _command in (demo.demo, advise.advise, attend.attend, softmax.softmax, bench
 
 def run() -> None:
     """Run the command that the arguments name; what no command foresaw is one line on stderr and exit status 1."""
+    _require_output()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         commands(prog_name="rfkernels")
@@ -47,6 +49,15 @@ def run() -> None:
         if "--traceback" in sys.argv:
             traceback.print_exc()
         print(f"Error: {_said(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _require_output() -> None:
+    """Refuse to run with standard output closed, where results would be lost in silence; errors may be lost."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the program
+    if sys.stdout is None:
+        print("Error: standard output is closed; it may be /dev/null", file=sys.stderr)
         sys.exit(1)
 
 

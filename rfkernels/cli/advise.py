@@ -11,11 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rfkernels.advise import Report
 from rfkernels.advise import advise as run
 from rfkernels.cli.attend import Inputs, _usable
-from rfkernels.cli.files import check_target, load_array, whole_file
-from rfkernels.cli.output import BadInput, console
+from rfkernels.cli.files import check_suffix, check_target, load_array, whole_file
+from rfkernels.cli.output import BadInput, Integer, console
 
 _FILE = click.Path(path_type=Path)
-_POSITIVE = click.IntRange(min=1)
+_POSITIVE = Integer(min=1)
 
 
 @click.command(short_help="What to expect on your own .npy files, and what to use.")
@@ -23,10 +23,15 @@ _POSITIVE = click.IntRange(min=1)
 @click.argument("k", type=_FILE)
 @click.argument("v", type=_FILE, required=False)
 @click.option("--causal", is_flag=True, help="Query t sees keys up to t only.")
-@click.option("--length", type=_POSITIVE, help="How many queries times and memory are for; those given by default.")
+@click.option("--length", type=_POSITIVE, help="State times and memory for so many queries; for those in Q by default.")
 @click.option("--tolerance", type=float, default=0.1, show_default=True, help="The relative error that is accepted.")
 @click.option(
-    "--features", type=_POSITIVE, multiple=True, default=(64, 256, 1024), show_default=True, help="Columns to try."
+    "--features",
+    type=_POSITIVE,
+    multiple=True,
+    default=(64, 256, 1024),
+    show_default=True,
+    help="Feature columns to try; may be repeated.",
 )
 @click.option(
     "--window",
@@ -34,11 +39,11 @@ _POSITIVE = click.IntRange(min=1)
     multiple=True,
     default=(32, 128),
     show_default=True,
-    help="Windows to try, and none.",
+    help="Windows to try, besides none; may be repeated.",
 )
 @click.option("--scale", type=float, help="Multiplies q·k; 1/√dim if not given.")
 @click.option("--sample", type=_POSITIVE, default=256, show_default=True, help="Queries of each head to measure.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random features.")
+@click.option("--seed", type=Integer(min=0), default=0, show_default=True, help="Seed of the random features.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 @click.option("--picture", type=_FILE, help="Write a picture (PNG), with a row for each head, to this file.")
 @click.option("--force", is_flag=True, help="Replace a picture that exists.")
@@ -64,8 +69,7 @@ def advise(
     if picture is None and force:
         raise BadInput("--force is for --picture, which is not given")
     if picture is not None:
-        if picture == Path("-"):
-            raise BadInput("--picture must name a file, got -")
+        check_suffix(picture, [".png"], "--picture")
         check_target(picture, force, "--picture")
     for count in features:
         if count % 2:

@@ -14,8 +14,8 @@ import numpy as np
 import rfkernels as rfk
 from rfkernels._checks import check_mask, check_qkv
 from rfkernels.cli.compare import Comparison, compare_rows
-from rfkernels.cli.files import check_target, load_array, whole_file
-from rfkernels.cli.output import BadInput, as_bytes, as_error, as_time, console, print_json
+from rfkernels.cli.files import check_suffix, check_target, load_array, whole_file
+from rfkernels.cli.output import BadInput, Integer, as_bytes, as_error, as_time, console, print_json
 
 _FILE = click.Path(path_type=Path)
 
@@ -46,16 +46,16 @@ class Settings(NamedTuple):
 @click.argument("v", type=_FILE)
 @click.option("-o", "--out", type=_FILE, required=True, help="The .npy file to write.")
 @click.option("--map", default="positive", show_default=True, help=f"One of {', '.join(rfk.names())}.")
-@click.option("--features", type=click.IntRange(min=1), default=256, show_default=True, help="Feature columns.")
+@click.option("--features", type=Integer(min=1), default=256, show_default=True, help="Feature columns.")
 @click.option("--sampler", default="orthogonal", show_default=True, help=f"One of {', '.join(rfk.samplers.names())}.")
 @click.option("--causal", is_flag=True, help="Query t sees keys up to t only.")
-@click.option("--window", type=click.IntRange(min=1), help="Exact weights for keys less than this many positions away.")
+@click.option("--window", type=Integer(min=1), help="Exact weights for keys less than this many positions away.")
 @click.option("--mask", type=_FILE, help="A .npy file of bool, (*batch, keys): True where a key may be attended.")
 @click.option("--scale", type=float, help="Multiplies q·k; 1/√dim if not given.")
 @click.option(
     "--backend", type=click.Choice(["numba", "numpy"]), default="numba", show_default=True, help="Compiled or not."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random features.")
+@click.option("--seed", type=Integer(min=0), default=0, show_default=True, help="Seed of the random features.")
 @click.option("--compare", is_flag=True, help="Measure the error against exact attention on at most 256 query rows.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary to stdout as JSON.")
 @click.option("--force", is_flag=True, help="Replace the output file if it exists.")
@@ -69,6 +69,7 @@ def attend(
     \b
     Example: rfkernels attend q.npy k.npy v.npy -o out.npy --causal --window 128 --compare
     """  # noqa: D301 - \b keeps click from joining lines
+    check_suffix(out, [".npy"])
     check_target(out, force)
     files = {"q": q, "k": k, "v": v} | ({} if mask is None else {"mask": mask})
     inputs = Inputs({name: load_array(name, path) for name, path in files.items()}, files)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
-from rfkernels.cli.output import console, print_json, table
+from rfkernels.cli.output import BadInput, console, print_json, table
 
 if TYPE_CHECKING:
     from rfkernels.benchmark import Line
@@ -26,11 +26,17 @@ def bench(quick: bool, as_json: bool) -> None:
     Example: rfkernels bench --quick
     """  # noqa: D301 - \b keeps click from joining lines
     from rfkernels import benchmark
+    from rfkernels.benchmark.plan import allowed_threads
 
+    try:
+        allowed_threads()
+    except ValueError as error:
+        raise BadInput(str(error)) from error
     errors = console(stderr=True)
 
     def report(line: Line) -> None:
-        errors.print(f"{line.name}: {_value(line)} ({line.detail})", soft_wrap=True)
+        measured = line.detail if math.isnan(line.value) else f"{_value(line)} ({line.detail})"
+        errors.print(f"{line.name}: {measured}", soft_wrap=True)
 
     lines = benchmark.run(quick=quick, report=report)
     if as_json:

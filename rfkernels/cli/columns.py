@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from rfkernels.cli.files import check_target, whole_file
-from rfkernels.cli.output import BadInput, plain
+from rfkernels.cli.files import check_suffix, check_target, whole_file
+from rfkernels.cli.output import plain
 
 Columns = Mapping[str, Any]
 """Arrays by name, each (queries,) or (queries, several)."""
@@ -20,8 +20,7 @@ Columns = Mapping[str, Any]
 
 def check_columns_target(path: Path, force: bool) -> None:
     """Refuse, before any work is done, a file that could not be written or whose name does not say its format."""
-    if path.suffix.lower() not in _WRITERS:
-        raise BadInput(f"--out {path}: expected a name that ends in {', '.join(_WRITERS)}, got {path.suffix!r}")
+    check_suffix(path, _WRITERS)
     check_target(path, force)
 
 

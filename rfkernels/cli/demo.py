@@ -12,7 +12,7 @@ from rich.table import Table
 from rfkernels.cli import measure, words
 from rfkernels.cli.files import check_target, whole_file
 from rfkernels.cli.measure import Heads, Plan, Report, Row
-from rfkernels.cli.output import as_bytes, as_error, as_time, console, print_json, table
+from rfkernels.cli.output import Integer, as_bytes, as_error, as_time, console, print_json, table
 
 _PICTURE = "rfkernels-demo.png"
 
@@ -25,7 +25,7 @@ _PICTURE = "rfkernels-demo.png"
     default=Path(),
     help="Directory of the picture; the current one if not given.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random features.")
+@click.option("--seed", type=Integer(min=0), default=0, show_default=True, help="Seed of the random features.")
 @click.option("--quick", is_flag=True, help="Fewer heads, features and draws: a smaller and rougher demonstration.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def demo(folder: Path, seed: int, quick: bool, as_json: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tokenize
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -58,7 +58,7 @@ def _what(start: bytes) -> str:
     if not start:
         return "is empty"
     if start.startswith(_ZIP):
-        return "is an archive of several arrays (.npz); save the one meant with numpy.save"
+        return "is an archive (.npz), of which the array meant has to be saved alone"
     if start[:1] == b"\x80":
         return "is a pickle, which is refused because loading one can run any code"
     return "is not a .npy file"
@@ -71,6 +71,12 @@ def _damage(error: BaseException) -> str:
     if "mmap length" in reason or "Reached EOF" in reason or isinstance(error, EOFError):
         return "is truncated: it ends before the array that its header announces"
     return f"is damaged: {reason}"
+
+
+def check_suffix(path: Path, suffixes: Collection[str], option: str = "--out") -> None:
+    """Refuse a file whose name does not say what is written to it; `option` names it."""
+    if path.suffix.lower() not in suffixes:
+        raise BadInput(f"{option} {path}: expected a name that ends in {', '.join(suffixes)}, got {path.suffix!r}")
 
 
 def check_target(path: Path, force: bool, option: str = "--out") -> None:

@@ -20,6 +20,12 @@ class BadInput(click.ClickException):
     exit_code = 2
 
 
+class Integer(click.IntRange):
+    """Integers in a range, which help and refusals call integers, not "integer ranges"."""
+
+    name = "integer"
+
+
 def console(stderr: bool = False) -> Console:
     """Return a console that never colours numbers or reads markup in what it prints."""
     stream = sys.stderr if stderr else sys.stdout

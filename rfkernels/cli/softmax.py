@@ -18,11 +18,11 @@ from rfkernels.cli.attend import Inputs, _usable
 from rfkernels.cli.checking import Checked, Items, check_rows
 from rfkernels.cli.columns import Columns, check_columns_target, listed, write_columns
 from rfkernels.cli.files import load_array
-from rfkernels.cli.output import BadInput, as_time, console, print_json
+from rfkernels.cli.output import BadInput, Integer, as_time, console, print_json
 
 _FILE = click.Path(path_type=Path)
-_POSITIVE = click.IntRange(min=1)
-_SEED = click.IntRange(min=0, max=2**32 - 1)
+_POSITIVE = Integer(min=1)
+_SEED = Integer(min=0, max=2**32 - 1)
 SOFTMAX = "softmax"
 _ASKED = 2_000
 """About how many queries cells are found for."""

@@ -53,7 +53,8 @@ class Groups(NamedTuple):
     @property
     def batch(self) -> tuple[int, ...]:
         """Batch axes."""
-        return np.broadcast_shapes(*(x.shape[:-2] for x in (self.centres, self.metric, self.spread)))
+        parts = self.centres, self.metric, self.spread, self.cross
+        return np.broadcast_shapes(*(x.shape[:-2] for x in parts if x is not None))
 
 
 class Far(NamedTuple):

@@ -14,7 +14,7 @@ from rfkernels.kernels import Kernel, LogKernel
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Gaussian
 from rfkernels.testing import integrals
-from rfkernels.testing.binding import bind, inner_points, with_rows
+from rfkernels.testing.binding import inner_points, with_rows
 from rfkernels.testing.comparison import (
     Pairwise,
     Subject,
@@ -168,14 +168,14 @@ def assert_positive(features: Subject, x: Any, y: Any, *, scale: float | None = 
     ------
     AssertionError
         If a feature is negative (or zero); the message gives the side, the row and the point.
+    ValueError
+        If arguments do not fit together.
     """
     x, y = check_pairs(x, y)
     angles = 2 * math.pi * (np.arange(32) + 0.5) / 32
     circle = np.stack([np.cos(angles), np.sin(angles)], -1)
     directions = (np.logspace(-3, 2, 36)[:, None, None] * circle).reshape(-1, 2)
-    given = features
-    if not isinstance(given, Features):
-        given = bind(given, np.zeros((1, x.shape[-1])), scale=scale_of(given, scale))
+    given = integrals.features_of(features, scale, x.shape[-1])
     for index in np.ndindex(x.shape[:-1]):
         rows = directions @ plane(*inner_points(given, x[index], y[index]))
         bound = with_rows(given, rows)

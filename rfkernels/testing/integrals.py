@@ -180,19 +180,25 @@ def _integrate(
     return Integral(value, allowed)
 
 
-def _subject(features: str | FeatureMap | Features, scale: float | None, dim: int) -> Features:
-    """Features that are integrated over their rows, with a single row of their own."""
+def features_of(features: str | FeatureMap | Features, scale: float | None, dim: int) -> Features:
+    """Return the features given, or those of a map with a row of zeros."""
     check_scale(scale)
     if not isinstance(features, Features):
-        features = bind(features, np.zeros((1, dim)), scale=1.0 if scale is None else scale)
-    elif scale is not None:
+        return bind(features, np.zeros((1, dim)), scale=1.0 if scale is None else scale)
+    if scale is not None:
         raise ValueError("scale is that of the features and must be left out where they are given")
-    elif features.batch:
+    if features.batch:
         raise ValueError(f"features must have no batch axes, got {features.batch}")
-    elif not np.all(features.log_weight == features.log_weight[0]):
-        raise ValueError("the rows of features come from a proposal: pass the map and proposal= to integrate over it")
     if features.dim != dim:
         raise ValueError(f"features are of dim {features.dim}, but x and y of {dim}")
+    return features
+
+
+def _subject(features: str | FeatureMap | Features, scale: float | None, dim: int) -> Features:
+    """Features that are integrated over their rows, with a single row of their own."""
+    features = features_of(features, scale, dim)
+    if not np.all(features.log_weight == features.log_weight[0]):
+        raise ValueError("the rows of features come from a proposal: pass the map and proposal= to integrate over it")
     if features.map.radii is not None:
         raise ValueError("a map that has radii cannot be integrated over them; use assert_unbiased_by_sampling")
     query, key = (

@@ -11,7 +11,7 @@ import numpy as np
 from rfkernels import samplers
 from rfkernels.samplers import Rows, Sampler
 from rfkernels.testing.grids import Array
-from rfkernels.testing.sampled import FALSE_ALARM
+from rfkernels.testing.sampled import FALSE_ALARM, check_probability
 
 LAWS = ("normal", "sphere", "cauchy", "laplace")
 
@@ -61,14 +61,18 @@ def assert_marginal_law(
     AssertionError
         If a statistic is too improbable; the message gives the most improbable one.
     ValueError
-        If the sampler's law is none that `assert_law_of_rows` knows, or `count` is less than `dim`.
+        If the sampler's law is none that `assert_law_of_rows` knows, `dim` or `rows` is below 1, or `count` less than
+        `dim`.
     """
     sampler = samplers.resolve(sampler)
     if sampler.law not in LAWS:
         raise ValueError(f"law of the sampler must be one of {', '.join(LAWS)} to be judged, got {sampler.law!r}")
+    rows = dim + dim % 2 if rows is None else rows
+    if dim < 1 or rows < 1:
+        raise ValueError(f"dim and rows must be at least 1, got {dim} and {rows}")
     if count < dim:
         raise ValueError(f"count must be at least dim = {dim}, got {count}")
-    generator, rows = np.random.default_rng(rng), rows or dim + dim % 2
+    generator = np.random.default_rng(rng)
     drawn = np.stack(
         [np.array(sampler(generator.standard_normal, rows, dim)[i % rows], np.float64) for i in range(count)]
     )
@@ -97,15 +101,19 @@ def assert_law_of_rows(
     Raises
     ------
     AssertionError
-        If a statistic is too improbable; the message gives the most improbable one.
+        If a statistic is too improbable, where the message gives the most improbable one; or a row is not finite.
     ValueError
-        If the law is another, or there are fewer rows than dimensions.
+        If the law is another, there are fewer rows than dimensions, or `false_alarm` is no probability.
     """
     if law not in LAWS:
         raise ValueError(f"law must be one of {', '.join(LAWS)} to be judged, got {law!r}")
     drawn = np.asarray(rows, np.float64)
     if drawn.ndim != 2 or not 0 < drawn.shape[1] <= len(drawn):
         raise ValueError(f"rows must have shape (count, dim) with count at least dim, got {drawn.shape}")
+    check_probability("false_alarm", false_alarm)
+    finite = np.isfinite(drawn).all(1)
+    if not finite.all():
+        raise AssertionError(f"{what} are not finite: row {np.argmin(finite)} is {drawn[np.argmin(finite)].tolist()}")
     findings = list(_findings(_normal_of(law, drawn, np.random.default_rng(rng), what)))
     worst = min(findings, key=lambda one: one.p_value)
     if not worst.p_value * len(findings) >= false_alarm:

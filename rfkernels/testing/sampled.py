@@ -25,6 +25,21 @@ FALSE_ALARM = 2e-9
 _LARGEST_SAMPLE = 10**8
 
 
+def check_probability(name: str, value: float) -> None:
+    """Require a probability that is neither 0 nor 1."""
+    if not 0 < value < 1:
+        raise ValueError(f"{name} must be a probability above 0 and below 1, got {value!r}")
+
+
+def broadcast(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    """Return an argument in the shape of what it is for."""
+    given = np.asarray(value, np.float64)
+    try:
+        return np.broadcast_to(given, shape)
+    except ValueError as error:
+        raise ValueError(f"{name} must broadcast to the shape {shape}, got {given.shape}") from error
+
+
 def assert_unbiased_by_sampling(
     estimator: Callable[[np.random.Generator], Any],
     exact: Any,
@@ -56,7 +71,7 @@ def assert_unbiased_by_sampling(
     variance : array, broadcasts to the shape of `exact`
         v, a bound on the variance of one estimate. If it is too small the guarantee is void.
     detect : array, broadcasts to the shape of `exact`, optional
-        Deviation that is to be noticed; one percent of `exact` by default.
+        Deviation that is to be noticed; one percent of `exact`, which then must not be zero, by default.
     false_alarm : float, default 2e-9
         Bound on the probability that a correct estimator fails.
     miss : float, default 1e-3
@@ -69,7 +84,8 @@ def assert_unbiased_by_sampling(
     AssertionError
         If the mean is not `exact`; the message gives the worst entry.
     ValueError
-        If variance or detect is not positive, or more than 10⁸ estimates would be needed.
+        If variance or detect is not positive, `false_alarm` or `miss` no probability between 0 and 1, an estimate
+        missing, or more than 10⁸ estimates would be needed.
     """
     exact = np.asarray(exact, np.float64)
     detect = np.abs(exact) / 100 if detect is None else detect
@@ -171,9 +187,13 @@ def _assert_mean(
     miss: float,
     rng: Any,
 ) -> None:
-    variance, detect = (np.broadcast_to(np.asarray(a, np.float64), claimed.shape) for a in (variance, detect))
-    if claimed.size == 0 or not (np.all(variance > 0) and np.all(detect > 0)):
-        raise ValueError(f"variances and deviations to detect must be positive, got {variance} and {detect}")
+    check_probability("false_alarm", false_alarm)
+    check_probability("miss", miss)
+    if claimed.size == 0 or not np.all(np.isfinite(claimed)):
+        raise ValueError(f"what is claimed must be finite numbers, got {claimed}")
+    variance, detect = (broadcast(*given, claimed.shape) for given in (("variance", variance), ("detect", detect)))
+    if not all(np.all((a > 0) & (a < np.inf)) for a in (variance, detect)):
+        raise ValueError(f"variances and deviations to detect must be positive and finite, got {variance} and {detect}")
     level = math.log(2 * claimed.size / false_alarm)
     size = _sample_size(variance, np.minimum(detect, np.sqrt(variance)), level, miss)
     if size > _LARGEST_SAMPLE:
@@ -185,6 +205,8 @@ def _assert_mean(
         values = of(np.asarray(estimator(generator), np.float64))
         if values.shape[values.ndim - claimed.ndim :] != claimed.shape:
             raise ValueError(f"estimates must end in the shape {claimed.shape} of exact, got {values.shape}")
+        if values.size == 0:
+            raise ValueError(f"estimator must return at least one estimate, got shape {values.shape}")
         values = values.reshape(-1, *claimed.shape)[: size - taken]
         taken += len(values)
         scaled = slope * (values - claimed)

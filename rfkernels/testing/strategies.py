@@ -212,7 +212,15 @@ def shapes(draw: Callable[[Any], Any], dim: int = 4, longest: int = 17, axes: in
     -------
     SearchStrategy
         Of `Shapes`; the batch axes of q, k and v broadcast, those of k and v agree.
+
+    Raises
+    ------
+    ValueError
+        If `dim` or `longest` is below 1; when an example is drawn.
     """
+    _check_dim(dim)
+    if longest < 1:
+        raise ValueError(f"longest must be at least 1, got {longest!r}")
     lengths = st.one_of(st.sampled_from([0, 1, max(longest - 1 + longest % 2, 1)]), st.integers(0, longest))
     full = draw(st.lists(st.sampled_from([2, 1, 3, 0]), max_size=axes))
     sides = [tuple(draw(st.sampled_from([size, 1])) for size in full) for _ in range(2)]
@@ -246,7 +254,13 @@ def batches(
     -------
     SearchStrategy
         Of `Batch`.
+
+    Raises
+    ------
+    ValueError
+        As `shapes` and `points`; when an example is drawn.
     """
+    _check_norm(norm)
     shape = draw(shapes(dim, longest, axes))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     zeros = draw(st.sampled_from([0.0, 0.3]))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels.testing.sampled import FALSE_ALARM
+from rfkernels.testing.sampled import FALSE_ALARM, broadcast, check_probability
 
 
 def assert_probability_at_most(happened: Any, bound: Any, *, false_alarm: float = FALSE_ALARM) -> None:
@@ -29,14 +29,15 @@ def assert_probability_at_most(happened: Any, bound: Any, *, false_alarm: float 
     AssertionError
         If an event happened too often; the message gives the worst.
     ValueError
-        If there are no trials, or a bound is negative.
+        If there are no trials, a bound is negative, or `false_alarm` is no probability between 0 and 1.
     """
     from scipy import stats
 
     happened = np.asarray(happened)
     if happened.dtype != np.bool_ or happened.ndim == 0 or happened.size == 0:
         raise ValueError(f"happened must be bool of shape (trials, *events), got {happened.dtype} of {happened.shape}")
-    bounds = np.broadcast_to(np.asarray(bound, np.float64), happened.shape[1:])
+    check_probability("false_alarm", false_alarm)
+    bounds = broadcast("bound", bound, happened.shape[1:])
     if not np.all(bounds >= 0):
         raise ValueError(f"bound must not be negative, got {bound!r}")
     trials, counts = len(happened), happened.sum(0)
