@@ -92,7 +92,9 @@ def spread(xp: Any, outputs: Any, share: Any, ratio: Any, least: float) -> tuple
     rows, width = math.prod(shape[:-1]), shape[-1]
     given = outputs.reshape(len(outputs), rows, width), *(x.reshape(len(x), rows, 1) for x in (share, ratio))
     step = max(1, _TILE // max(width, 1))
-    parts = [_spread(xp, *(x[:, start : start + step] for x in given), least) for start in range(0, max(rows, 1), step)]
+    parts = [
+        _spread(xp, *(x[:, start : start + step] for x in given), least=least) for start in range(0, max(rows, 1), step)
+    ]
     averages, errors = (xp.concatenate(x).reshape(shape) for x in zip(*parts, strict=True))
     return averages, errors
 
