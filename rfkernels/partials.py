@@ -87,19 +87,17 @@ def spread(xp: Any, outputs: Any, share: Any, ratio: Any, least: float) -> tuple
         a = Σ share · outputs and the root of Σ (ratio · (outputs − a))², which is at least rounding.
     """
     if xp is not np:
-        return _spread(xp, outputs, share[..., None], ratio[..., None], least)
+        return _spread(xp, least, outputs, share[..., None], ratio[..., None])
     shape = outputs.shape[1:]
     rows, width = math.prod(shape[:-1]), shape[-1]
     given = outputs.reshape(len(outputs), rows, width), *(x.reshape(len(x), rows, 1) for x in (share, ratio))
     step = max(1, _TILE // max(width, 1))
-    parts = [
-        _spread(xp, *(x[:, start : start + step] for x in given), least=least) for start in range(0, max(rows, 1), step)
-    ]
+    parts = [_spread(xp, least, *(x[:, start : start + step] for x in given)) for start in range(0, max(rows, 1), step)]
     averages, errors = (xp.concatenate(x).reshape(shape) for x in zip(*parts, strict=True))
     return averages, errors
 
 
-def _spread(xp: Any, outputs: Any, share: Any, ratio: Any, least: float) -> tuple[Any, Any]:
+def _spread(xp: Any, least: float, outputs: Any, share: Any, ratio: Any) -> tuple[Any, Any]:
     first = xp.take_along_axis(outputs, xp.argmax(xp.abs(share), 0, keepdims=True), 0)[0]
     moved = sum((p - first) * w for p, w in zip(outputs, share, strict=True))
     average = xp.sum(share, 0) * first + moved
