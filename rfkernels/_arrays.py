@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from functools import cache
 from typing import Any, TypeVar
@@ -170,8 +169,7 @@ def differing(xp: Any, x: Any, tail: int, *sources: tuple[Any, int]) -> Any:
         return x
     batch = x.shape[: x.ndim - tail]
     for source, own in sources:
-        count = math.prod(source.shape[source.ndim - own :])
-        zero = xp.sum(source.reshape(*source.shape[: source.ndim - own], count)[..., :0], -1)
+        zero = xp.sum(source[..., None][..., :0], tuple(range(-own - 1, 0)))
         zero = pooled_sum(xp, zero, batch).astype(x.dtype)
         x = x + zero.reshape(*zero.shape, *(1,) * tail)
     return x

@@ -89,6 +89,8 @@ class Features:
     blocks: Blocks | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.blocks, Blocks | None):
+            raise TypeError(f"blocks must be a Blocks or None, got {self.blocks!r}")
         register_pytree()
 
     @property
@@ -244,6 +246,11 @@ def check_features(features: Any, name: str, x: Any) -> None:
         raise TypeError(f"features must be a Features (see rfkernels.draw), got {type(features).__name__}")
     if features.dim != x.shape[-1]:
         raise ValueError(f"features are of dim {features.dim}, but {name} has shape {x.shape}")
+    if np.ndim(features.scale):
+        raise ValueError(
+            f"features.scale must have no axes, got shape {np.shape(features.scale)}: features that jax.vmap returned "
+            "are to be mapped over by jax.vmap"
+        )
     broadcast_batch(features=features.batch, **{name: x.shape[:-2]})
 
 

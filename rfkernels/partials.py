@@ -86,20 +86,21 @@ def spread(xp: Any, outputs: Any, share: Any, ratio: Any, least: float) -> tuple
     average, error : array, shape (*batch, length, width)
         a = Σ share · outputs and the root of Σ (ratio · (outputs − a))², which is at least rounding.
     """
+    if xp is not np:
+        return _spread(xp, least, outputs, share[..., None], ratio[..., None])
     shape = outputs.shape[1:]
     rows, width = math.prod(shape[:-1]), shape[-1]
-    outputs = outputs.reshape(len(outputs), rows, width)
-    share, ratio = (x.reshape(len(x), rows, 1) for x in (share, ratio))
-    whole, largest = xp.sum(share, 0), xp.argmax(xp.abs(share), 0, keepdims=True)
-    step = max(rows, 1) if xp is not np else max(1, _TILE // max(width, 1))
-    averages, errors = [], []
-    for start in range(0, max(rows, 1), step):
-        parts, weights, factors, at = (x[:, start : start + step] for x in (outputs, share, ratio, largest))
-        first = xp.take_along_axis(parts, at, 0)[0]
-        moved = sum((p - first) * w for p, w in zip(parts, weights, strict=True))
-        average = whole[start : start + step] * first + moved
-        averages.append(average)
-        squares = sum((f * (p - first - moved)) ** 2 for p, f in zip(parts, factors, strict=True))
-        size = xp.max(xp.abs(average), -1, keepdims=True, initial=0)
-        errors.append(xp.maximum(root(xp, squares), least * size))
-    return xp.concatenate(averages).reshape(shape), xp.concatenate(errors).reshape(shape)
+    given = outputs.reshape(len(outputs), rows, width), *(x.reshape(len(x), rows, 1) for x in (share, ratio))
+    step = max(1, _TILE // max(width, 1))
+    parts = [_spread(xp, least, *(x[:, start : start + step] for x in given)) for start in range(0, max(rows, 1), step)]
+    averages, errors = (xp.concatenate(x).reshape(shape) for x in zip(*parts, strict=True))
+    return averages, errors
+
+
+def _spread(xp: Any, least: float, outputs: Any, share: Any, ratio: Any) -> tuple[Any, Any]:
+    first = xp.take_along_axis(outputs, xp.argmax(xp.abs(share), 0, keepdims=True), 0)[0]
+    moved = sum((p - first) * w for p, w in zip(outputs, share, strict=True))
+    average = xp.sum(share, 0) * first + moved
+    squares = sum((f * (p - first - moved)) ** 2 for p, f in zip(outputs, ratio, strict=True))
+    size = xp.max(xp.abs(average), -1, keepdims=True, initial=0)
+    return average, xp.maximum(root(xp, squares), least * size)

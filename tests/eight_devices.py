@@ -521,6 +521,25 @@ def batches_on_a_mesh_with_explicit_axes(causal: bool) -> None:
         same(run(*placed, f, **packed), rfk.attention(*given.values(), f, causal=True, **packed))
 
 
+@check()
+def batches_and_heads_on_a_grid_with_explicit_axes() -> None:
+    """Nothing but types can go wrong where one device is right: all are traced and not run."""
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    import rfkernels as rfk
+
+    grid = jax.make_mesh((2, 4), ("data", "heads"), (jax.sharding.AxisType.Explicit,) * 2)
+    f, own, given = rfk.draw("positive", DIM, 16, rng=0), features(batch=(4,)), inputs(20, batch=(2, 4))
+    placed = [jax.device_put(x, NamedSharding(grid, PartitionSpec("data", "heads"))) for x in given.values()]
+    kinds = {"features": own}, {"groups": 4}, {"heavy": 2, "features": f}, {"full": True, "error": True, "features": f}
+    for options in kinds:
+        options = {"causal": "error" not in options, **options}
+        done = jax.eval_shape(functools.partial(rfk.attention, **options), *placed)
+        assert jax.tree.leaves(done)[0].sharding.spec[:2] == ("data", "heads")
+    assert jax.eval_shape(rfk.log_normalizer, *placed[:2], f).sharding.spec[:2] == ("data", "heads")
+
+
 # What is refused
 
 

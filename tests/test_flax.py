@@ -333,6 +333,22 @@ def test_what_the_adapter_refuses(options: dict[str, Any], text: str) -> None:
         ADAPTER(Q, KEYS, VALUES, **options)
 
 
+@pytest.mark.parametrize("make", [attention_fn, dot_product_attention_fn, our_nnx.StreamingAttention])
+def test_what_adapters_are_made_with_is_checked_at_once(make: Callable[..., Any]) -> None:
+    with pytest.raises(TypeError, match="features must be a Features"):
+        make("positive")
+    with pytest.raises(ValueError, match="window must be a positive integer or None, got 0"):
+        make(FEATURES, window=0)
+
+
+@pytest.mark.parametrize("given", [{"dropout_rate": 0.1}, {"dropout_rate": 0.0, "deterministic": False}])
+def test_what_is_traced_of_dropout_must_be_static(given: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"under jax.jit .* must be static"):
+        jax.eval_shape(lambda given: ADAPTER(Q, KEYS, VALUES, **given), given)
+    known = jax.eval_shape(lambda rate: ADAPTER(Q, KEYS, VALUES, dropout_rate=rate, deterministic=True), 0.1)
+    assert known.shape == Q.shape
+
+
 def test_refusals_through_the_layers() -> None:
     _, ours, parameters = linen_layers()
     with pytest.raises(ValueError, match="inside jit the values of a mask are not known"):
@@ -463,6 +479,12 @@ def test_what_the_streaming_layers_refuse() -> None:
         our_linen.StreamingAttention(None).apply({}, Q, KEYS, VALUES)
     with pytest.raises(ValueError, match="batch must be a tuple of sizes of at least 0, got 2"):
         our_nnx.StreamingAttention(FEATURES).reset(batch=2, heads=1, width=H)
+    decoding, stream = our_linen.StreamingAttention(FEATURES, decode=True), our_nnx.StreamingAttention(FEATURES)
+    cache = decoding.init(jax.random.key(0), *(x[:1, :1] for x in (Q, KEYS, VALUES)))
+    stream.reset(batch=(1,), heads=K, width=H, query_heads=N)
+    for call in (partial(decoding.apply, cache, mutable=["cache"]), stream):
+        with pytest.raises(ValueError, match=rf"key must have the batch and heads that .*, \(1, {K}, 1\), got \({B}, "):
+            call(Q, KEYS, VALUES)
     for layer in (our_linen.StreamingAttention(FEATURES), our_nnx.StreamingAttention(FEATURES)):
         call = layer if isinstance(layer, nnx.Module) else partial(layer.apply, {})
         for options, text in (
@@ -527,6 +549,33 @@ def test_reversible_gradients_are_those_of_the_plain_stack() -> None:
         one, other = (gradient_of(stack)(parameters, *streams) for stack in (reversible, plain_stack))
         assert shapes(one) == shapes((parameters, *streams))
         jax.tree.map(partial(close, tolerance=1e-10), one, other)
+
+
+def test_reversible_blocks_with_keys_of_dropout() -> None:
+    def feed(p: Any, x: jax.Array) -> jax.Array:
+        return jnp.where(jax.random.bernoulli(p["key"], 0.5, x.shape), jnp.sin(p["w"] * x), 0)
+
+    def loss(w: jax.Array, dropped: jax.Array) -> jax.Array:
+        stack = reversible_stack(lambda p, x: p["w"] * x, feed)
+        return jnp.sum(stack({"w": w, "key": dropped}, x, x)[1])
+
+    def plain(w: jax.Array, dropped: jax.Array) -> jax.Array:
+        x1 = x2 = x
+        for own, key in zip(w, dropped, strict=True):
+            x1 = x1 + own * x2
+            x2 = x2 + feed({"w": own, "key": key}, x1)
+        return jnp.sum(x2)
+
+    x, w, keys = jnp.arange(1.0, 5.0), jnp.array([0.3, 0.7]), jax.random.split(jax.random.key(0), 2)
+    close(jax.jit(jax.grad(loss))(w, keys), jax.grad(plain)(w, keys))
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("attend", jnp.float32), ("feed", jnp.bfloat16)])
+def test_blocks_that_change_dtype_or_shape_are_named(name: str, dtype: Any) -> None:
+    blocks = {"attend": lambda p, x: x, "feed": lambda p, x: x, name: lambda p, x: jnp.zeros((2, 3), dtype)}
+    x = jnp.ones((2, 3), jnp.float16)
+    with pytest.raises(ValueError, match=rf"{name} must return .* float16 of shape \(2, 3\), got {dtype.__name__}"):
+        reversible_stack(**blocks)(jnp.ones(2), x, x)
 
 
 @pytest.mark.long

@@ -452,6 +452,14 @@ def test_features_of_numpy_that_are_closed_over_serve_both_precisions() -> None:
         assert np.isfinite(np.asarray(gradient)).all()
 
 
+def test_features_of_vmap_are_mapped_over() -> None:
+    many = jax.vmap(lambda key: rfk.draw("relu", 4, 8, rng=key))(jax.random.split(jax.random.key(0), 2))
+    x = jnp.ones((2, 3, 4))
+    with pytest.raises(ValueError, match=r"features.scale must have no axes, got shape \(2,\)"):
+        rfk.attention(x, x, x, many)
+    assert jax.eval_shape(jax.vmap(rfk.attention), x, x, x, many).shape == x.shape
+
+
 def test_fitted_features_under_vmap() -> None:
     """XLA of jaxlib 0.10.2 fuses a product with the sum over it wrongly on a CPU, at sizes like these."""
     rng = np.random.default_rng(0)

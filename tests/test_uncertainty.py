@@ -75,6 +75,11 @@ def test_fit_and_jax_keep_the_blocks() -> None:
     assert jax.jit(lambda f: f)(features).blocks == Blocks(4, 2)
 
 
+def test_blocks_that_are_none() -> None:
+    with pytest.raises(TypeError, match="blocks must be a Blocks or None, got 'zz'"):
+        dataclasses.replace(rfk.draw("relu", 3, 4, rng=0), blocks="zz")
+
+
 def test_other_rows_are_of_no_known_blocks() -> None:
     features = rfk.draw("positive", 3, 8, rng=0)
     assert testing.binding.with_rows(features, small(8, 3)).blocks is None

@@ -57,9 +57,9 @@ def _beside(xp: Any, one: Any, other: Any, axis: int) -> Any:
 
 def absorb(xp: Any, state: BlockState, k: Any, v: Any, mask: Any) -> BlockState:
     """Merge a block of keys that leaves the window into the groups."""
-    dim, size = k.shape[-1], state.sums.z.shape[-1]
-    kv = xp.concatenate([state.sums.kv, xp.concatenate([k, squares(xp, None, k), v], -1) * mask[..., None]], -2)
-    number = xp.concatenate([state.sums.z, mask.astype(k.dtype)], -1)
+    dim, size, real = k.shape[-1], state.sums.z.shape[-1], mask.astype(k.dtype)
+    kv = xp.concatenate([state.sums.kv, xp.concatenate([k, squares(xp, None, k), v], -1) * real[..., None]], -2)
+    number = xp.concatenate([state.sums.z, real], -1)
     means = kv / xp.where(number > 0, number, 1)[..., None]
     # Where logits overflow it is no number: without weights points are merged all the same, or nothing would end.
     mass = xp.where((state.mass > 0) & (state.mass < np.inf), state.mass, 0)
@@ -107,7 +107,8 @@ def reduced(xp: Any, x: Any, weight: Any, size: int) -> Any:
     left = points.weight > 0
     free, rank = xp.cumsum(~left[..., :size], -1), xp.cumsum(left[..., size:], -1) - 1
     other = xp.sum(free[..., None, :] <= rank[..., :, None], -1)
-    place = xp.concatenate([xp.broadcast_to(index[:size], (*other.shape[:-1], size)), other], -1)
+    own = differing(xp, xp.broadcast_to(index[:size], (*other.shape[:-1], size)), 1, (other, 1))
+    place = xp.concatenate([own, other], -1)
     return xp.take_along_axis(place, points.root, -1)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels import kernels, partials
-from rfkernels._arrays import matmul, rows_at
+from rfkernels._arrays import differing, matmul, rows_at
 from rfkernels.exact import exact_block
 from rfkernels.grouping import merging, summaries
 from rfkernels.grouping.records import BlockState, Far, Plan
@@ -248,6 +248,7 @@ def _put(xp: Any, old: Any, new: Any, slot: Any, tail: int) -> Any:
         old = old.copy()
         old[(..., slice(slot, slot + count), *[slice(None)] * (tail - 1))] = new
         return old
+    new = differing(xp, new, tail, (old, tail))
     return sys.modules["jax"].lax.dynamic_update_slice_in_dim(old, new, slot, old.ndim - tail)
 
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import rfkernels as rfk
-from rfkernels import AttentionResult, Features, Side
+from rfkernels import AttentionResult, DecodeState, Features, Side
+from rfkernels._checks import check_flags, check_window
 
 _PAIRS = (
     "mask must be over keys, of shape (*batch, heads or 1, 1, {keys}), got {shape}: linear attention cannot honour a "
@@ -41,10 +42,16 @@ class Heads(NamedTuple):
         return bool(self.q.shape[-3] != self.k.shape[-3])
 
 
-def split_heads(query: Any, key: Any, value: Any, features: Features) -> Heads:
-    """Move heads to the batch axes."""
+def check_settings(features: Any, window: Any, **flags: Any) -> None:
+    """Check what an adapter is made with."""
     if not isinstance(features, Features):
         raise TypeError(f"features must be a Features (see rfkernels.draw), got {type(features).__name__}")
+    check_window(window)
+    check_flags(**flags)
+
+
+def split_heads(query: Any, key: Any, value: Any, features: Features) -> Heads:
+    """Move heads to the batch axes."""
     for name, x in (("query", query), ("key", key), ("value", value)):
         if x.ndim < 3:
             raise ValueError(f"{name} must have shape (*batch, length, heads, dim), got {x.shape}")
@@ -194,6 +201,16 @@ def _merge_heads(heads: Heads, x: Any, own: int) -> Any:
 def stream_state(features: Features, batch: tuple[int, ...], width: int, window: int | None, dtype: Any) -> Any:
     """Return an empty state whose leaves are all arrays of JAX, so that a loop can carry it."""
     return jax.tree.map(jnp.asarray, rfk.empty_state(features, width, batch, dtype, window=window))
+
+
+def check_stream(heads: Heads, state: Any, made: str) -> None:
+    """Require keys of the batch and heads that a state was made for, which would else grow in silence."""
+    batch = (state.state if isinstance(state, DecodeState) else state).kv.shape[:-2]
+    if heads.k.shape[:-2] != batch:
+        raise ValueError(
+            f"key must have the batch and heads that {made}, {batch}, got {heads.k.shape[:-2]}; of grouped queries "
+            "heads of keys have an axis of 1 behind them"
+        )
 
 
 def read_stream_mask(heads: Heads, mask: Any) -> Any:

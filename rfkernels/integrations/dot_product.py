@@ -16,7 +16,7 @@ except ModuleNotFoundError as error:
 
 from rfkernels import Features
 from rfkernels._checks import check_scale
-from rfkernels.integrations._layout import KeyMask, attend, read_mask, split_heads
+from rfkernels.integrations._layout import KeyMask, attend, check_settings, read_mask, split_heads
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -62,6 +62,7 @@ def dot_product_attention_fn(
     >>> attention(x, x[:, :, :2], x[:, :, :2]).shape
     (2, 10, 4, 16)
     """
+    check_settings(features, window, check_finite=check_finite)
 
     def dot_product_attention(
         query: ArrayLike,

@@ -13,7 +13,8 @@ except ModuleNotFoundError as error:
     ) from error
 
 from rfkernels import Features
-from rfkernels.integrations._layout import KeyMask, attend, read_mask, split_heads
+from rfkernels._checks import check_flags, is_tracer, static_hint
+from rfkernels.integrations._layout import KeyMask, attend, check_settings, read_mask, split_heads
 
 
 def attention_fn(
@@ -64,6 +65,7 @@ def attention_fn(
     >>> layer.apply(layer.init(jax.random.key(0), x), x).shape
     (2, 10, 32)
     """
+    check_settings(features, window, causal=causal, check_finite=check_finite)
 
     def linear_attention(
         query: Any,
@@ -87,7 +89,8 @@ def attention_fn(
     ) -> Any:
         refuse(
             bias,
-            0.0 if deterministic else dropout_rate,
+            dropout_rate,
+            deterministic,
             module,
             einsum_dot_general=einsum_dot_general,
             qk_attn_weights_einsum=qk_attn_weights_einsum,
@@ -115,16 +118,19 @@ def attention_fn(
     return linear_attention
 
 
-def refuse(bias: Any, dropout_rate: float, module: Any, **products: Any) -> None:
+def refuse(bias: Any, dropout_rate: Any, deterministic: Any, module: Any, **products: Any) -> None:
     """Raise on what would need the weights of pairs."""
+    if is_tracer(deterministic):
+        check_flags(deterministic=deterministic)
     if bias is not None:
         raise ValueError(
             "bias cannot be honoured: weights of pairs are never formed, so nothing can be added to their logs"
         )
-    if dropout_rate > 0:
+    if not deterministic and (is_tracer(dropout_rate) or dropout_rate > 0):
         raise ValueError(
             f"dropout on attention weights cannot be honoured (dropout_rate={dropout_rate}): they are never formed. "
             "Set dropout_rate=0 or deterministic=True, and drop out the output of the layer instead"
+            f"{static_hint(dropout_rate, 'a rate of 0')}"
         )
     if module is not None:
         raise ValueError("sow_weights=True cannot be honoured: attention weights are never formed")

@@ -13,7 +13,15 @@ except ModuleNotFoundError as error:
     ) from error
 
 from rfkernels import Features
-from rfkernels.integrations._layout import Heads, attend, read_stream_mask, split_heads, stream_state
+from rfkernels.integrations._layout import (
+    Heads,
+    attend,
+    check_settings,
+    check_stream,
+    read_stream_mask,
+    split_heads,
+    stream_state,
+)
 from rfkernels.integrations.flax import promoted, refuse
 
 
@@ -81,17 +89,19 @@ class StreamingAttention(nn.Module):
         -------
         array, shape (*batch, length, heads, dim)
         """
+        check_settings(self.features, self.window, decode=self.decode)
         products = {
             "qk_attn_weights_einsum": qk_attn_weights_einsum,
             "attn_weights_value_einsum": attn_weights_value_einsum,
         }
-        refuse(bias, 0.0 if deterministic else dropout_rate, module, **products)
+        refuse(bias, dropout_rate, deterministic, module, **products)
         heads = split_heads(*promoted(query, key, value, dtype), self.features)
         seen = read_stream_mask(heads, mask)
         if not self.decode:
             return attend(heads, mask=seen, causal=True, window=self.window).output
         exists = self.has_variable("cache", "state")
         state = self.variable("cache", "state", self._empty, heads)
+        check_stream(heads, state.value, "the cache was made for")
         done = attend(heads, mask=seen, causal=True, window=self.window, state=state.value, full=True)
         if exists:
             state.value = done.state

@@ -15,7 +15,14 @@ except ModuleNotFoundError as error:
 
 from rfkernels import Features
 from rfkernels._checks import check_batch
-from rfkernels.integrations._layout import attend, read_stream_mask, split_heads, stream_state
+from rfkernels.integrations._layout import (
+    attend,
+    check_settings,
+    check_stream,
+    read_stream_mask,
+    split_heads,
+    stream_state,
+)
 from rfkernels.integrations.flax import promoted, refuse
 
 
@@ -47,6 +54,7 @@ class StreamingAttention(nnx.Module):
     """
 
     def __init__(self, features: Features, window: int | None = None) -> None:
+        check_settings(features, window)
         self.features = nnx.Variable(jax.tree.map(jnp.asarray, features))
         self.window = window
         self.state: nnx.Cache[Any] | None = nnx.data(None)
@@ -110,12 +118,13 @@ class StreamingAttention(nnx.Module):
         -------
         array, shape (*batch, length, heads, dim)
         """
-        refuse(None, 0.0 if deterministic else dropout_rate, module)
+        refuse(None, dropout_rate, deterministic, module)
         heads = split_heads(*promoted(query, key, value, dtype), self.features.get_value())
         seen = read_stream_mask(heads, mask)
         if self.state is None:
             return attend(heads, mask=seen, causal=True, window=self.window).output
         state = self.state.get_value()
+        check_stream(heads, state, "reset was given")
         done = attend(heads, mask=seen, causal=True, window=self.window, state=state, full=True)
         self.state.set_value(done.state)
         return done.output

@@ -28,7 +28,8 @@ def reversible_stack(attend: Block, feed: Block) -> Callable[[Any, Any, Any], tu
     Parameters
     ----------
     attend, feed : callable
-        ``(parameters, x) -> change of the other stream``, of the shape and dtype of x. They must be deterministic.
+        ``(parameters, x) -> change of the other stream``, of the shape and dtype of x. They must be deterministic: the
+        keys of dropout, one for each block, are parameters.
         All that is to be differentiated is in the parameters; JAX raises if they close over anything else that is.
 
     Returns
@@ -54,10 +55,20 @@ def reversible_stack(attend: Block, feed: Block) -> Callable[[Any, Any, Any], tu
 def _forward(attend: Block, feed: Block, parameters: Any, x1: Any, x2: Any) -> tuple[Any, Any]:
     def block(streams: tuple[Any, Any], own: Any) -> tuple[tuple[Any, Any], None]:
         x1, x2 = streams
-        y1 = x1 + attend(own, x2)
-        return (y1, x2 + feed(own, y1)), None
+        y1 = _changed("attend", x1, attend(own, x2))
+        return (y1, _changed("feed", x2, feed(own, y1))), None
 
     return jax.lax.scan(block, (x1, x2), parameters)[0]
+
+
+def _changed(name: str, x: Any, change: Any) -> Any:
+    shape, dtype = jnp.shape(change), jnp.result_type(change)
+    if shape != x.shape or dtype != x.dtype:
+        raise ValueError(
+            f"{name} must return a change of the other stream, {x.dtype} of shape {x.shape}, got {dtype} of shape "
+            f"{shape}"
+        )
+    return x + change
 
 
 def _remember(attend: Block, feed: Block, parameters: Any, x1: Any, x2: Any) -> tuple[tuple[Any, Any], Any]:
@@ -77,7 +88,12 @@ def _backward(attend: Block, feed: Block, kept: Any, cotangents: tuple[Any, Any]
         change, pull = jax.vjp(attend, own, x2)
         x1 = y1 - change
         of_attend, through = pull(d1)
-        return (x1, x2, d1, d2 + through), jax.tree.map(jnp.add, of_feed, of_attend)
+        return (x1, x2, d1, d2 + through), jax.tree.map(_added, of_feed, of_attend)
 
     (_, _, d1, d2), gradient = jax.lax.scan(block, (y1, y2, *cotangents), parameters, reverse=True)
     return gradient, d1, d2
+
+
+def _added(one: Any, other: Any) -> Any:
+    """Add derivatives; None, which means zero, of integers and keys."""
+    return None if one.dtype == jax.dtypes.float0 else one + other

@@ -171,6 +171,9 @@ def _check_draws(batch: tuple[int, ...], targets: tuple[int, ...], negatives: tu
         shape = ", ".join(str(n) for n in (*batch, "n"))
         raise ValueError(f"negatives must have shape ({shape}) or (n,) with n at least 1, got {negatives}")
     check_plain("log_probability", log_p, _MASKED)
+    dtype = log_p.dtype if hasattr(log_p, "dtype") else np.asarray(log_p).dtype
+    if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        raise TypeError(f"log_probability must be real numbers, got {type(log_p).__name__} of dtype {dtype}")
     expected = (*batch, negatives[-1])
     try:
         fits = np.broadcast_shapes(np.shape(log_p), expected) == expected

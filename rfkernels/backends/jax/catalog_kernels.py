@@ -40,8 +40,9 @@ def kernel_sum(
 
     What `Catalog.kernel_sum` estimates where items have no codes. Derivatives with respect to queries, items and scale
     are those of the estimate, with what was drawn held: of the log of a density they are its score. Standard errors are
-    constants to them. Groups are guessed by tables that every call makes, in the time of some queries (under `jax.vmap`
-    each element does): ask for many queries at once.
+    constants to them. Squared norms, and kernels that are made of them, are computed in the dtype of the items: where
+    those overflow or vanish, so does the sum. Groups are guessed by tables that every call makes, in the time of some
+    queries (under `jax.vmap` each element does): ask for many queries at once.
 
     Parameters
     ----------

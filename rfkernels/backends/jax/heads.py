@@ -104,7 +104,15 @@ def _cpus() -> int:
 
 
 def _varying(given: Given) -> Given:
-    """Return the same arrays, the state differing from device to device wherever keys, values and features do."""
+    """Return the same arrays, the state differing from device to device wherever keys, values and features do.
+
+    And features of each head where the heads do: on meshes with explicit axes JAX multiplies no others.
+    """
+    rows = given.rows.q if given.rows.k is None else given.rows.k
+    leaves, tree = jax.tree.flatten(given.features)
+    tails = zip(leaves, feature_tails(given.features), strict=True)
+    leaves = [differing(jnp, x, tail, (rows, 2)) if x.ndim > tail else x for x, tail in tails]
+    given = given._replace(features=jax.tree.unflatten(tree, leaves))
     own = given._replace(rows=given.rows._replace(q=None, of_query=None))
     sources = list(zip(jax.tree.leaves((own.rows, own.features)), _tails(own), strict=False))
     state = State(*(differing(jnp, x, tail, *sources) for x, tail in zip(given.state, (2, 1, 1), strict=True)))
