@@ -140,7 +140,7 @@ def attention(
         given = {"causal": causal, "window": window, "heavy": heavy, "groups": groups, "scale": scale, "mask": mask}
         given |= {"state": state, "segment_ids": segment_ids, "backend": backend, "check_finite": check_finite}
         return uncertainty.attend(attention, q, k, v, features, **given, stacklevel=3)
-    if heavy is not None or groups is not None:
+    if heavy is not None or groups is not None or isinstance(state, BlockState):
         check_window(window)
         done = blocked.attend(
             q,
@@ -163,8 +163,6 @@ def attention(
     check_features(features, "k", k)
     assert features is not None
     blocked.check_no_scale(scale, "features")
-    if isinstance(state, BlockState):
-        raise TypeError("state must be a State or a DecodeState, got a BlockState, which goes with groups= or heavy=")
     batches = {"q": q.shape[:-2], "v": v.shape[:-2], "features": features.batch, "state": batch_of(state)}
     broadcast_batch(k=k.shape[:-2], **batches)
     check_mask(mask, k, **batches)
