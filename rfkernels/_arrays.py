@@ -84,6 +84,11 @@ def rows_at(xp: Any, x: Any, positions: Any) -> Any:
     return xp.take_along_axis(x, xp.broadcast_to(positions, (*batch, positions.shape[-1]))[..., None], -2)
 
 
+def unmasked(x: Any, mask: Any) -> Any:
+    """Return keys or values with zeros where they are masked: what is there may be of any size, or not finite."""
+    return x if x is None or mask is None else namespace(x).where(mask[..., None], x, x.dtype.type(0))
+
+
 class Elementwise:
     """A namespace with the functions that activations may use and NumPy and jax.numpy lack: the error function."""
 

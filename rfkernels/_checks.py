@@ -172,6 +172,11 @@ def check_scale(scale: Any, optional: bool = True) -> None:
         raise ValueError(f"scale must be a positive finite number, got {scale!r}")
 
 
+def scale_or_default(scale: Any, dim: int) -> Any:
+    """Return the scale, 1/√dim if it is None; of vectors of no width, whose products are 0 under any, 1."""
+    return 1 / math.sqrt(max(dim, 1)) if scale is None else scale
+
+
 def check_batch(batch: Any) -> None:
     """Require a tuple of sizes."""
     if not isinstance(batch, tuple) or not all(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rfkernels import blocked, uncertainty
-from rfkernels._arrays import namespace
+from rfkernels._arrays import namespace, unmasked
 from rfkernels._checks import (
     broadcast_batch,
     check_finite_arrays,
@@ -17,6 +17,7 @@ from rfkernels._checks import (
     check_qkv,
     check_segments,
     check_window,
+    is_tracer,
     result_dtype,
 )
 from rfkernels.backends import choose
@@ -105,7 +106,7 @@ def attention(
         Chosen by the kind of array if not given: numba for numpy.ndarray, jax for jax.Array.
     check_finite : bool, default True
         Whether NaN and infinity are refused, in masked keys as well. If they are let pass, one of them may reach every
-        output. Values that JAX traces are not looked at; shapes and dtypes always are.
+        output, but none that is masked reaches any. What JAX traces is not looked at; shapes and dtypes always are.
 
     Returns
     -------
@@ -140,7 +141,7 @@ def attention(
         given = {"causal": causal, "window": window, "heavy": heavy, "groups": groups, "scale": scale, "mask": mask}
         given |= {"state": state, "segment_ids": segment_ids, "backend": backend, "check_finite": check_finite}
         return uncertainty.attend(attention, q, k, v, features, **given, stacklevel=3)
-    if heavy is not None or groups is not None:
+    if heavy is not None or groups is not None or isinstance(state, BlockState):
         check_window(window)
         done = blocked.attend(
             q,
@@ -163,8 +164,6 @@ def attention(
     check_features(features, "k", k)
     assert features is not None
     blocked.check_no_scale(scale, "features")
-    if isinstance(state, BlockState):
-        raise TypeError("state must be a State or a DecodeState, got a BlockState, which goes with groups= or heavy=")
     batches = {"q": q.shape[:-2], "v": v.shape[:-2], "features": features.batch, "state": batch_of(state)}
     broadcast_batch(k=k.shape[:-2], **batches)
     check_mask(mask, k, **batches)
@@ -177,7 +176,9 @@ def attention(
     keys, values, seen, segments = k, v, mask, segment_ids if k.shape[-2] else None
     if decode is not None:
         keys, values, seen, segments = extend(xp, decode, k, v, mask, segments)
-    if keys is not k and check_finite:
+    if not check_finite:
+        values = unmasked(values, seen)
+    elif keys is not k:
         check_finite_arrays(q=q, k=k, v=v)
         check_finite = False
     options = _options(features, causal, window, full, q.shape[-2] + keys.shape[-2])
@@ -231,7 +232,7 @@ def linear_attention(
     backend : {"numba", "jax", "numpy"}, optional
         Chosen by the kind of array if not given: numba for numpy.ndarray, jax for jax.Array.
     check_finite : bool, default True
-        Whether NaN and infinity are refused.
+        Whether NaN and infinity are refused. If they are let pass, none that is masked reaches any output.
 
     Returns
     -------
@@ -250,4 +251,6 @@ def linear_attention(
         check_known(phi_q=phi_q, phi_k=phi_k, v=v)
     check_mask(mask, phi_k, phi_q=phi_q.shape[:-2], v=v.shape[:-2])
     chosen, xp = choose(backend, phi_q, phi_k, v, mask=mask), namespace(phi_q, phi_k, v)
+    if is_tracer(v) or not check_finite:
+        v = unmasked(v, mask)
     return chosen.given(phi_q, phi_k, v, causal, mask, check_finite, result_dtype(xp, phi_q, phi_k, v))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels import kernels
-from rfkernels._arrays import accumulator, namespace
+from rfkernels._arrays import accumulator, namespace, unmasked
 from rfkernels._checks import (
     check_flags,
     check_known,
@@ -18,8 +18,10 @@ from rfkernels._checks import (
     check_segments,
     check_untraced,
     check_window,
+    is_tracer,
     require_finite,
     result_dtype,
+    scale_or_default,
 )
 from rfkernels.backends import choose
 from rfkernels.core import Options
@@ -52,7 +54,7 @@ def exact_attention(
     k, v : array, shape (*batch, keys, dim) and (*batch, keys, width)
         Keys and values.
     scale : float, optional
-        Multiplies q·k; 1/√dim by default.
+        Multiplies q·k; 1/√dim by default. Of arrays of no width all products are 0, whatever it is.
     causal : bool, default False
         Whether query t sees keys up to t only. When lengths differ the last query is aligned with the last key.
     window : int, optional
@@ -67,7 +69,7 @@ def exact_attention(
     backend : {"numba", "jax", "numpy"}, optional
         Chosen by the kind of array if not given: numba for numpy.ndarray, jax for jax.Array.
     check_finite : bool, default True
-        Whether NaN and infinity are refused.
+        Whether NaN and infinity are refused. If they are let pass, none that is masked reaches any output.
 
     Returns
     -------
@@ -90,9 +92,11 @@ def exact_attention(
     if xp is np:
         check_untraced(scale=scale)
     chosen = choose(backend, q, k, v, mask=mask, segment_ids=segment_ids)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = scale_or_default(scale, q.shape[-1])
     options = Options(causal, window, kernel)
     dtype = result_dtype(xp, q, k, v)
+    if is_tracer(v) or not check_finite:
+        v = unmasked(v, mask)
     return chosen.exact(q, k, v, options, scale, mask, segment_ids, check_finite, dtype).output
 
 

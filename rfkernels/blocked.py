@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._arrays import is_jax, namespace
+from rfkernels._arrays import is_jax, namespace, unmasked
 from rfkernels._checks import (
     broadcast_batch,
     check_array,
@@ -21,7 +21,7 @@ from rfkernels.backends import Pass, choose
 from rfkernels.features import Features, check_features
 from rfkernels.fitting import check_map
 from rfkernels.grouping import BlockState, Far, Groups, Plan, plan_for, summaries
-from rfkernels.grouping.fitting import Steps, check_count, checked, found, heaviest, received, scale_for, unmasked
+from rfkernels.grouping.fitting import Steps, check_count, checked, found, heaviest, received, scale_for
 from rfkernels.grouping.schedule import Rows
 
 

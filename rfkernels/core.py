@@ -228,13 +228,31 @@ def columns(xp: Any, x: Any, features: Features, side: SideName) -> Any:
 
 def log_kernel(xp: Any, x: Any, y: Any, features: Features) -> tuple[Any, Any]:
     """Return the log and sign of φ(x)·φ(y), pair by pair; x and y are (*batch, dim)."""
-    log_x, sign_x = transform(xp, x[..., None, :], features, "query")
-    log_y, sign_y = transform(xp, y[..., None, :], features, "key")
-    log = (log_x + log_y)[..., 0, :]
-    shift = xp.max(log, -1)
-    base = xp.where(shift == -xp.inf, 0, shift)
-    total = xp.sum((sign_x * sign_y)[..., 0, :] * xp.exp(log - base[..., None]), -1)
-    return partials.log_denominator(xp, Partial(total[..., None], total, base))
+    alone = min(x.ndim, y.ndim) == 1 or bool(features.batch)
+    if alone:
+        x, y = x[..., None, :], y[..., None, :]
+    total, shift = (_exponential_sum if features.map.exponential else _sum)(xp, x, y, features)
+    log, sign = partials.log_denominator(xp, Partial(total[..., None], total, shift))
+    return (log[..., 0], sign[..., 0]) if alone else (log, sign)
+
+
+def _exponential_sum(xp: Any, x: Any, y: Any, features: Features) -> tuple[Any, Any]:
+    """Return φ(x)·φ(y) divided by exp of the second result, the largest exponent of a term."""
+    (u, a), (w, b) = project(xp, x, features, "query"), project(xp, y, features, "key")
+    exponent = exponents(xp, features, u) + exponents(xp, features, w) + (a + b)[..., None]
+    top = stopped(xp, xp.max(exponent, -1))
+    terms = activate(xp, features, u, exponent - top[..., None]) * activate(xp, features, w, xp.zeros_like(w[..., :1]))
+    return xp.sum(terms, -1), top - math.log(features.count)
+
+
+def _sum(xp: Any, x: Any, y: Any, features: Features) -> tuple[Any, Any]:
+    """Do what `_exponential_sum` does for a map that has no exponents."""
+    log_x, sign_x = transform(xp, x, features, "query")
+    log_y, sign_y = transform(xp, y, features, "key")
+    log = log_x + log_y
+    top = xp.max(log, -1)
+    base = xp.where(top == -xp.inf, 0, top)
+    return xp.sum(sign_x * sign_y * xp.exp(log - base[..., None]), -1), base
 
 
 def linear_attention(xp: Any, phi_q: Any, phi_k: Any, v: Any, causal: bool, mask: Any, chunk: int = 128) -> Any:

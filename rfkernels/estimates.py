@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from rfkernels import core, uncertainty
-from rfkernels._arrays import accumulator, namespace
+from rfkernels._arrays import accumulator, namespace, over_rows
 from rfkernels._checks import check_array, check_finite_arrays, check_flags, check_known, check_qk, check_untraced
 from rfkernels.attention import attention
 from rfkernels.backends import choose
@@ -107,8 +108,26 @@ def log_kernel(x: Any, y: Any, features: Features, *, return_sign: bool = False,
     if xp is np:
         check_untraced(features=features.projection)
     dtype = accumulator(xp, x, y)
-    log, sign = core.log_kernel(xp, x.astype(dtype), y.astype(dtype), features)
+    log, sign = _in_turns(xp, x.astype(dtype), y.astype(dtype), features)
     return _signed(log, sign, features, return_sign)
+
+
+_TERMS = 1 << 17
+"""Terms of sums that NumPy takes at a time, so that they stay in the cache and take no more memory."""
+
+
+def _in_turns(xp: Any, x: Any, y: Any, features: Features) -> tuple[Any, Any]:
+    """Do what `core.log_kernel` does, some pairs at a time where they are the rows of two arrays of NumPy."""
+    if xp is not np or features.batch or x.ndim < 2 or x.shape[:-1] != y.shape[:-1]:
+        return core.log_kernel(xp, x, y, features)
+
+    def step(_: None, start: int, rows: tuple[Any, Any]) -> Any:
+        log, sign = core.log_kernel(xp, *rows, features)
+        return None, (log[..., None], sign[..., None])
+
+    size = _TERMS // (features.count * max(math.prod(x.shape[:-2]), 1))
+    _, (log, sign) = over_rows(xp, step, None, (x, y), max(size, 1))
+    return log[..., 0], sign[..., 0]
 
 
 def log_normalizer(

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._arrays import read_only
+from rfkernels._arrays import read_only, unmasked
 from rfkernels._checks import check_flags, check_kv
 from rfkernels.backends import choose
 from rfkernels.grouping import Groups
-from rfkernels.grouping.fitting import check_count, checked, found, heaviest, received, unmasked
+from rfkernels.grouping.fitting import check_count, checked, found, heaviest, received
 
 
 def fit_groups(

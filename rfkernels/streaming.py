@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, is_jax, namespace, record
+from rfkernels._arrays import accumulator, is_jax, namespace, record, unmasked
 from rfkernels._checks import (
     broadcast_batch,
     check_array,
@@ -269,6 +269,8 @@ def write_state(
     check_flags(check_finite=check_finite)
     check_mask(mask, k, v=v.shape[:-2], features=features.batch, state=batch_of(state))
     start = begin(state, features, k, v, mask)
+    if not check_finite:
+        v = unmasked(v, mask)
     return choose(backend, k, v, mask=mask, state=start, features=features).write(
         start, k, v, features, mask, check_finite
     )

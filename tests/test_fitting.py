@@ -636,6 +636,11 @@ Q, K = sample(1, 5, 4), sample(2, 6, 4)
             r"k must hold at least one vector to fit to, got shape \(0, 4\)",
             lambda: fitting.fit(Q, K[:0], 8, rng=0),
         ),
+        (
+            ValueError,
+            r"q must be at least one wide, got shape \(\d+, 0\)",
+            lambda: fitting.fit(Q[:, :0], K[:, :0], 8, scale=1.0, rng=0),
+        ),
         (ValueError, "q and k must agree in dim", lambda: fitting.fit(Q, K[:, :3], 8, rng=0)),
         (ValueError, r"k must be finite, but k\[0, 0\] is nan", lambda: fitting.fit(Q, K * np.nan, 8, rng=0)),
         (ValueError, "scale must be a positive finite number, got -1", lambda: fitting.fit(Q, K, 8, scale=-1, rng=0)),

@@ -283,6 +283,13 @@ def test_heavy_keys_that_were_seen_need_not_be_named_again() -> None:
     )
 
 
+def test_heavy_keys_beside_features_alone_need_not_be_named_again() -> None:
+    call = make_call(90, 90, True, 5, heavy=[0, 3], groups=0, features=8)
+    state = attend(call._replace(q=call.q[:20], k=call.k[:20], v=call.v[:20]), full=True).state
+    rest = call._replace(q=call.q[20:], k=call.k[20:], v=call.v[20:], heavy=None)
+    np.testing.assert_allclose(attend(rest, state=state), attend(call)[20:], **CLOSE)
+
+
 def test_a_state_takes_what_is_wider_and_finer() -> None:
     """More batch axes and float64 after float32: as one pass over all of it."""
     call = make_call(60, 60, True, 5, batches=dict.fromkeys("qkv", (2,)))

@@ -104,8 +104,8 @@ REFUSED: dict[str, tuple[type, str, dict[str, Any]]] = {
         {"causal": True, "window": 5, "state": rfk.empty_state(FEATURES, DIM, window=5), "features": FEATURES},
     ),
     "a state of blocks for features alone": (
-        TypeError,
-        "got a BlockState",
+        ValueError,
+        r"sums.kv \(\*batch, 4, 4\), got \(3, 9\)",
         {"groups": None, "causal": True, "features": FEATURES, "state": causal_state()},
     ),
     "a state of a shorter window": (

@@ -24,6 +24,7 @@ FEATURES = rfk.draw("positive", DIM, COUNT, rng=0)
 RELU = rfk.draw("relu", DIM, COUNT, rng=0)
 SIGNED = rfk.draw("trigonometric", DIM, COUNT, rng=0)
 NO_KERNEL = rfk.draw("elu+1", DIM, COUNT, rng=0)
+ERRORS = rfk.draw("positive", DIM, 8, sampler="iid", rng=0)
 
 
 def ones(*shape: int, dtype: Any = np.float32) -> Any:
@@ -655,6 +656,46 @@ def test_masked_keys_are_checked_too(backend: str) -> None:
             ({}, {"causal": True}, {"causal": True, "window": 3})[: 1 if backend == "jax" else 3],
         ):
             refused(f"{name}[{index}, 2] is nan", backend, arrays, mask=oracle.place(mask, backend), **options)
+
+
+@pytest.mark.filterwarnings("ignore::rfkernels.uncertainty.UntrustedErrorWarning")
+@pytest.mark.parametrize("backend", EVERY)
+def test_masked_values_that_are_let_pass_reach_nothing(backend: str) -> None:
+    """Those that JAX traces are always let pass."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((6, DIM), dtype=np.float32) for _ in range(3))
+    state, mask = rfk.empty_state(FEATURES, DIM), np.arange(6) != 3
+    fixed = {"mask": oracle.place(mask, backend), "backend": backend, "check_finite": False}
+    calls: dict[str, Callable[..., Any]] = {
+        "exact": lambda v: rfk.exact_attention(q, k, v, **fixed),
+        "given": lambda v: rfk.linear_attention(abs(q), abs(k), v, **fixed),
+        "causal, given": lambda v: rfk.linear_attention(abs(q), abs(k), v, **fixed, causal=True),
+    }
+    if backend == "jax":
+        import jax
+
+        fixed["check_finite"] = True
+        calls = {name: jax.jit(call) for name, call in calls.items()}
+    else:
+        calls["sums"] = lambda v: rfk.attention(q, k, v, FEATURES, **fixed)
+        calls["causal"] = lambda v: rfk.attention(q, k, v, FEATURES, **fixed, causal=True, window=2)
+        calls["errors"] = lambda v: rfk.attention(q, k, v, ERRORS, **fixed, full=True, error=True).error.output
+        calls["written"] = lambda v: rfk.write_state(state, k, v, FEATURES, **fixed).kv
+    for name, call in calls.items():
+        bad = v.copy()
+        bad[3, 1] = np.nan
+        got, expected = (np.asarray(call(oracle.place(x, backend))) for x in (bad, v))
+        np.testing.assert_array_equal(got, expected, name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_of_no_width_all_keys_count_alike(backend: str) -> None:
+    nothing, v = ones(4, 0), np.arange(8.0).reshape(4, 2)
+    expected = np.broadcast_to(v.mean(0), v.shape)
+    for groups in (None, 4):
+        given = {} if groups is None else {"groups": groups}
+        run = rfk.exact_attention if groups is None else rfk.attention
+        np.testing.assert_allclose(run(nothing, nothing, v, backend=backend, **given), expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -219,6 +219,17 @@ def test_moments_take_arrays_and_broadcast() -> None:
 # On JAX
 
 
+@pytest.mark.parametrize("size", [1e-150, 1.0, 1e150])
+def test_vectors_and_their_negatives_are_told_to_the_last_bit(size: float) -> None:
+    """Rounding of the cosine, its root, is 1e-8 of the angle."""
+    x = size * np.random.default_rng(0).standard_normal((100, 3))
+    for name in ("step", "relu", "squared_relu"):
+        assert (rfk.exact_log_kernel(x, -x, kernel=maps.lookup(name).kernel) == -np.inf).all()
+        assert not rfk.variance.relative(name, x, -x, count=4, sampler="iid").any()
+    for y in (x, -x):
+        assert not rfk.variance.relative("sign", x, y, count=4, sampler="iid").any()
+
+
 def test_variance_of_the_error_function_on_jax() -> None:
     jax = pytest.importorskip("jax")
     import jax.numpy as jnp

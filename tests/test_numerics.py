@@ -539,3 +539,28 @@ def test_equal_keys_average_their_values(backend: str) -> None:
             np.testing.assert_allclose(got, np.broadcast_to(v.mean(0), got.shape), rtol=1e-9, atol=1e-9)
             causal = run(backend, np.broadcast_to(size * q[:1], k.shape), size * k, v, features, causal=True).output
             np.testing.assert_allclose(causal, means, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(np.float32, 9e18), (np.float64, 6.5e153)])
+def test_keys_whose_squares_are_near_the_largest_number(dtype: Any, size: float) -> None:
+    """Their exponents count, however low, and none that is masked does, however large its dot products."""
+    features = rfk.draw("positive", 2, 4, scale=1.0, rng=0)
+    k = dtype(size) * np.stack([np.linspace(0.2, 1, 20), np.zeros(20)], -1).astype(dtype)
+    v, mask, last = np.arange(20, dtype=dtype)[:, None], np.arange(20) < 10, k[-1:].repeat(20, 0)
+    calls: tuple[dict[str, Any], ...] = ({}, {"window": 15}, {"window": 15, "causal": True}, {"heavy": np.arange(15)})
+    for q, seen, options in itertools.product((last, -last), (mask, ~mask), calls):
+        given = {"features": features, "mask": seen, "full": True, **options}
+        got, expected = (rfk.attention(q, k, v, backend=name, **given) for name in ("numba", "numpy"))
+        np.testing.assert_allclose(got.log_normalizer, expected.log_normalizer, rtol=1e-5)
+        np.testing.assert_allclose(got.output, expected.output, rtol=1e-5)
+    exact = (rfk.exact_attention(last, k, v, scale=1.0, mask=mask, backend=name) for name in ("numba", "numpy"))
+    np.testing.assert_array_equal(*exact)
+
+
+def test_log_weights_as_large_as_exponents() -> None:
+    """The exponent that the shift is taken of stays the largest, and zero, whatever rounds beside its log-weight."""
+    rng, ones = np.random.default_rng(0), np.ones((30, 1), np.float32)
+    for seed in range(6):
+        q, k = (1e8 * (rng.standard_normal((30, 8)) + rng.standard_normal(8)).astype(np.float32) for _ in "qk")
+        features = rfk.fit(q, k, 16, rng=seed)
+        np.testing.assert_allclose(rfk.attention(q, k, ones, features, causal=True), ones, rtol=1e-5)

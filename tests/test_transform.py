@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+import tracemalloc
 from typing import Any
 
 import ml_dtypes
@@ -13,6 +14,7 @@ import oracle
 import pytest
 
 import rfkernels as rfk
+from rfkernels import estimates
 from rfkernels._arrays import read_only
 from rfkernels.backends.numba import transforms
 from rfkernels.backends.numba.jit import Machine
@@ -124,3 +126,31 @@ def test_scales_beyond_the_dtype_are_refused(name: str, scale: float) -> None:
         with pytest.raises(ValueError, match=f"features must fit float32, .* got scale {re.escape(f'{scale:.3g}')};"):
             call()
     assert np.isfinite(rfk.transform(x.astype(np.float64), features, side="key")).all()
+
+
+@pytest.mark.parametrize("name", ["hyperbolic", "trigonometric", "relu"])
+def test_kernels_of_many_pairs_take_no_memory_for_all_their_terms(name: str) -> None:
+    x, y = 0.3 * rows(2, 40_000, 3)
+    features = rfk.draw(name, 3, 32, rng=0)
+    tracemalloc.start()
+    log, sign = rfk.log_kernel(x, y, features, return_sign=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 * 40_000 * x.itemsize + 16 * estimates._TERMS * x.itemsize
+    terms = np.multiply(*(rfk.transform(z, features, side=side) for z, side in zip((x, y), SIDES, strict=True)))
+    np.testing.assert_allclose(sign * np.exp(log), terms.sum(-1), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["hyperbolic", "relu"])
+@pytest.mark.parametrize("batch", [(), (5,)], ids=str)
+def test_kernels_of_pairs_that_broadcast(name: str, batch: tuple[int, ...]) -> None:
+    features = rfk.draw(name, 3, 8, rng=0, batch=batch)
+    for of_x, of_y in (((5,), (5,)), ((5,), ()), ((4, 1), (5,)), ((2, 1, 5), (3, 5)), ((), ()), ((0,), (0,))):
+        if batch and (not of_x or 0 in of_x):
+            continue
+        x, y = rows(*of_x, 1, 3), rows(*of_y, 1, 3)
+        phi_x, phi_y = (rfk.transform(z, features, side=side) for z, side in zip((x, y), SIDES, strict=True))
+        expected = np.sum(phi_x * phi_y, -1)[..., 0]
+        got = rfk.log_kernel(x[..., 0, :], y[..., 0, :], features)
+        assert got.shape == expected.shape
+        np.testing.assert_allclose(np.exp(got), expected, rtol=1e-12)

@@ -14,7 +14,7 @@ from rfkernels._arrays import accumulator, compiled, is_jax, namespace
 from rfkernels._checks import check_finite_arrays, check_untraced
 from rfkernels.core import Options
 from rfkernels.exact import exact_block, exact_partial
-from rfkernels.features import Features, SideName
+from rfkernels.features import Features, SideName, register_pytree
 from rfkernels.grouping import BlockState, Far, Plan
 from rfkernels.grouping.fitting import STEPS, Steps
 from rfkernels.grouping.schedule import Rows
@@ -132,6 +132,7 @@ def load(name: str) -> Backend:
         raise ModuleNotFoundError(
             f"backend {name!r} needs the package {error.name!r}: pip install 'rfkernels[{name}]'"
         ) from error
+    register_pytree()  # what imported JAX may have been this
     return backend
 
 

@@ -147,7 +147,8 @@ def _check_samples(q: Any, k: Any) -> int:
     """Require samples of at least one finite vector each; return their width."""
     check_qk(q, k)
     for name, x in (("q", q), ("k", k)):
-        if x.shape[-2] == 0:
-            raise ValueError(f"{name} must hold at least one vector to fit to, got shape {x.shape}")
+        if 0 in x.shape[-2:]:
+            what = "hold at least one vector to fit to" if x.shape[-1] else "be at least one wide"
+            raise ValueError(f"{name} must {what}, got shape {x.shape}")
     check_samples(q=q, k=k)
     return int(q.shape[-1])

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, compiled, differing, matmul, namespace, rows_at, stopped
-from rfkernels._checks import check_mask, check_qk, check_scale, check_untraced, is_tracer
+from rfkernels._arrays import accumulator, compiled, differing, matmul, namespace, rows_at, stopped, unmasked
+from rfkernels._checks import check_mask, check_qk, check_scale, check_untraced, is_tracer, scale_or_default
 from rfkernels.fitting import pooled, softmax
 from rfkernels.grouping.records import Groups
 from rfkernels.grouping.summaries import labels
@@ -135,11 +135,6 @@ def checked(q: Any, k: Any, scale: Any, mask: Any, check_finite: Callable[..., N
     return q, k, scale
 
 
-def unmasked(x: Any, mask: Any) -> Any:
-    """Return keys or values with zeros where they are masked: what is there may be of any size, or not finite."""
-    return x if x is None or mask is None else namespace(x).where(mask[..., None], x, x.dtype.type(0))
-
-
 def scale_for(scale: Any, q: Any, k: Any) -> Any:
     """Return a positive finite number, 1/√dim if it is None, or what JAX traces beside arrays of its own."""
     check_scale(scale)
@@ -147,7 +142,7 @@ def scale_for(scale: Any, q: Any, k: Any) -> Any:
         if namespace(q, k) is np:
             check_untraced(scale=scale)
         return scale
-    return 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    return float(scale_or_default(scale, q.shape[-1]))
 
 
 def received(q: Any, k: Any, scale: Any, mask: Any, steps: Steps) -> Any:

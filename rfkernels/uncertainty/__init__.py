@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, dtype_name, is_jax, namespace, stopped
+from rfkernels._arrays import accumulator, dtype_name, is_jax, namespace, stopped, unmasked
 from rfkernels._checks import check_mask, check_qkv, check_segments, is_number, is_tracer, result_dtype
 from rfkernels.backends import choose
 from rfkernels.features import Features, check_features
@@ -119,6 +119,8 @@ def attend(
     shapes += [groups.batch] if isinstance(groups, Groups) else []
     axes = max(len(shape) for shape in (*shapes, features.batch, batch_of(state)))
     xp = namespace(q, k, v)
+    if is_tracer(v) or not options.get("check_finite", True):
+        v = unmasked(v, mask)
     done = run(
         q,
         k,

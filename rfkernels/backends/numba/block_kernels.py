@@ -12,7 +12,7 @@ from llvmlite import ir
 from rfkernels.backends.numba.emitter import INT, Emitter
 from rfkernels.backends.numba.group_kernels import BYTE, FINDING, SHORT, allowed_label, best, first_best
 from rfkernels.backends.numba.jit import Code, Machine, compile_module, compiled_once
-from rfkernels.backends.numba.kernels import SENTINEL, Emit, move_row
+from rfkernels.backends.numba.kernels import ABSENT, SENTINEL, Emit, move_row
 from rfkernels.grouping.summaries import LARGEST_BEND, ROUNDING
 
 EPSILON = {32: 2.0**-23, 64: 2.0**-52}
@@ -199,7 +199,7 @@ def _weigh(e: Emitter, bent: bool, cut: bool) -> None:
     m, b = e.math, e.builder
     lane, missing = e.lane_numbers(), m.constant(SENTINEL[e.align * 8])
     factor = m.splat(e.load(scale, e.integer(0)))
-    absent, most = m.constant(SENTINEL[e.align * 8] / 2), m.constant(LARGEST_BEND)
+    absent, most = m.constant(ABSENT[e.align * 8]), m.constant(LARGEST_BEND)
     with e.loop(0, rows) as r:
         last = e.add(high, e.mul(step, r))
         top = e.variable(m.splat(e.load(shift, r)))
@@ -209,10 +209,11 @@ def _weigh(e: Emitter, bent: bool, cut: bool) -> None:
             return m.minimum(m.mul(steep, e.load_vector(bend, c)), most)
 
         with e.loop(0, columns, e.lanes) as c:
-            index = e.add(e.mul(r, row), c)
-            log = m.fma(factor, e.load_vector(scores, index), e.load_vector(key_term, c))
+            index, term = e.add(e.mul(r, row), c), e.load_vector(key_term, c)
+            log = m.fma(factor, e.load_vector(scores, index), term)
             if bent:
                 log = m.add(log, lift(c))
+            log = m.where(m.gt(term, absent), log, missing)
             if cut:
                 log = m.where(b.icmp_signed("<", lane, e.splat_number(b.sub(last, c))), log, missing)
             top.set(m.maximum(top.get(), log))

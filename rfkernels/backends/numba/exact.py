@@ -56,7 +56,7 @@ def attend(
     run = partial(_run, options)
     fine, _ = run(h, None) if segments is None else packed(h, segments, batch, None, run)
     # NaN and infinity that are let pass go where arithmetic takes them; logs near the lowest number count as none here
-    if not fine or (_nothing(out, logs) and _largest(q, k) * float(scale) > -given.sentinel / 2):
+    if not fine or (_nothing(out, logs) and _largest(q, k) * float(scale) > -kernels.ABSENT[bits]):
         return exact(q, k, v, options, scale, mask, segments, False, dtype)
     return Pass(out, *heads.log_normalizers(logs), None)
 

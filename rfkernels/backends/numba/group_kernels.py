@@ -7,7 +7,7 @@ from typing import Any
 from llvmlite import ir
 
 from rfkernels.backends.numba.emitter import INT, Emitter, Variable
-from rfkernels.backends.numba.kernels import SENTINEL, Emit
+from rfkernels.backends.numba.kernels import ABSENT, SENTINEL, Emit
 
 BYTE, SHORT = ir.IntType(8), ir.IntType(32)
 
@@ -67,7 +67,7 @@ def _hide(e: Emitter) -> None:
 def _weights(e: Emitter, score: Any, factor: Any, top: Any) -> Any:
     """Return exp(factor · score − top); zero where the score is the sentinel."""
     m = e.math
-    exists = m.gt(score, m.constant(SENTINEL[e.align * 8] / 2))
+    exists = m.gt(score, m.constant(ABSENT[e.align * 8]))
     return m.where(exists, m.exp_of_exponent(m.sub(m.mul(factor, score), top)), m.constant(0.0))
 
 

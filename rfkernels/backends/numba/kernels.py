@@ -16,8 +16,11 @@ from rfkernels.backends.numba.emitter import INT, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module, compiled_once
 from rfkernels.backends.numba.products import gemm
 
-SENTINEL = {32: -3e38 / 8, 64: -1.7e308 / 8}
+SENTINEL = {32: -3e38, 64: -1.7e308}
 """Stands for the exponent of a key that does not count: finite, so that differences are never nan."""
+
+ABSENT = {bits: 0.75 * lowest for bits, lowest in SENTINEL.items()}
+"""What is below this does not count. No key of a finite squared norm has such an exponent."""
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
@@ -280,11 +283,10 @@ def _first_valid(e: Emitter) -> None:
 def _holds(e: Emitter) -> None:
     """Return whether any of so many shifts is that of a key: above the sentinel."""
     shift, count = e.arguments
-    lowest = SENTINEL[e.align * 8]
-    largest = e.variable(e.math.constant(lowest))
+    largest = e.variable(e.math.constant(SENTINEL[e.align * 8]))
     with e.loop(0, count, e.lanes) as i:
         largest.set(e.math.maximum(largest.get(), e.load_vector(shift, i)))
-    above = e.builder.fcmp_ordered(">", e.math.reduce_max(largest.get()), e.scalar(lowest / 2))
+    above = e.builder.fcmp_ordered(">", e.math.reduce_max(largest.get()), e.scalar(ABSENT[e.align * 8]))
     e.finish(e.builder.zext(above, e.integer(0).type))
 
 
@@ -317,17 +319,18 @@ def _band(e: Emitter) -> None:
     m, b = e.math, e.builder
     lane, missing = e.lane_numbers(), m.constant(SENTINEL[e.align * 8])
     factor = m.splat(e.load(scale, e.integer(0)))
-    absent = m.constant(SENTINEL[e.align * 8] / 2)
+    absent = m.constant(ABSENT[e.align * 8])
     with e.loop(0, rows) as r:
         first, last = e.add(low, r), e.add(high, r)
         top = e.variable(m.splat(e.load(shift, r)))
         query = m.splat(e.load(query_term, r))
         with e.loop(0, columns, e.lanes) as c:
-            index = e.add(e.mul(r, row), c)
-            log = m.add(m.fma(factor, e.load_vector(scores, index), e.load_vector(key_term, c)), query)
+            index, term = e.add(e.mul(r, row), c), e.load_vector(key_term, c)
+            log = m.add(m.fma(factor, e.load_vector(scores, index), term), query)
             after = b.icmp_signed(">=", lane, e.splat_number(b.sub(first, c)))
             before = b.icmp_signed("<", lane, e.splat_number(b.sub(last, c)))
-            log = m.where(b.and_(after, before), log, missing)
+            counts = b.and_(m.gt(term, absent), b.and_(after, before))  # a large score would lift what does not
+            log = m.where(counts, log, missing)
             top.set(m.maximum(top.get(), log))
             e.store_vector(log, scores, index)
         old, new = e.load(shift, r), m.reduce_max(top.get())

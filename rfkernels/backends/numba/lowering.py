@@ -151,6 +151,8 @@ def _reduced(e: Emitter, rows: Any, operation: Any) -> Any:
 def _key_shift(e: Emitter, slopes: Slopes) -> None:
     """Take new_j, the larger of shift_j and the tile's largest exponent, and add_j = log_weight_j − new_j.
 
+    It is rounded so that no exponent is above zero, and the largest is zero where the tile brings the shift.
+
     Returns 1 if some new_j exceeds the exponent of key `first` and shift_j (shift_j alone when `first` is negative) by
     more than the limit, else 0.
     """
@@ -177,9 +179,12 @@ def _key_shift(e: Emitter, slopes: Slopes) -> None:
         for i, (top, slope) in enumerate(zip(tops, slopes, strict=True)):
             index = e.add(e.mul(pad, i), block)
             weight, old = e.load_vector(log_weight, index), e.load_vector(shift, index)
-            moved = m.where(exists, m.maximum(old, m.add(_reduced(e, top, m.maximum), weight)), old)
+            largest = _reduced(e, top, m.maximum)
+            brought, down = m.add(largest, weight), m.neg(largest)
+            moved = m.where(exists, m.maximum(old, brought), old)
             e.store_vector(moved, new, index)
-            e.store_vector(m.where(exists, m.sub(weight, moved), zero), add, index)
+            added = m.where(m.gt(brought, old), down, m.minimum(m.sub(weight, moved), down))
+            e.store_vector(m.where(exists, added, zero), add, index)
             earliest = m.fma(e.load_vector(of_first, e.integer(0)), m.constant(slope), earliest_offset)
             earliest = m.add(earliest, weight)
             reached = m.where(b.and_(m.gt(earliest, old), e.splat_condition(sees)), earliest, old)

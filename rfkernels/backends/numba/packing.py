@@ -395,6 +395,6 @@ def to_state(given: Layout, features: Features, internal: State, batch: tuple[in
     if p.pad > p.rows and m > p.rows:
         rows = np.concatenate([np.arange(p.rows) + i * p.pad for i in range(len(features.map.activations))])
     shift = internal.shift[:, rows]
-    shift = np.where(shift <= given.sentinel / 2, -np.inf, shift).astype(given.dtype)
+    shift = np.where(shift <= kernels.ABSENT[p.element * 8], -np.inf, shift).astype(given.dtype)
     kv = np.ascontiguousarray(internal.kv[:, rows, : p.width])
     return State(kv.reshape(*batch, m, p.width), internal.z[:, rows].reshape(*batch, m), shift.reshape(*batch, m))
