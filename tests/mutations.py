@@ -708,6 +708,7 @@ MUTANTS = [
     Mutant("catalog on JAX: draws of closed groups without their place", "backends/jax/catalog_draws.py", "+ jnp.where(closed, log_inside, 0)", "+ 0 * jnp.where(closed, log_inside, 0)", (JAX_DRAWS, "-k", "state")),
     Mutant("catalog on JAX: slopes of cells that moved", "backends/jax/catalog_plan.py", "trusted & table.settled", "trusted", (JAX_DRAWS, "-k", "moved_are_unbiased")),
     Mutant("catalog on JAX: items that cannot be drawn", "backends/jax/catalog_proposal.py", "jnp.maximum(jnp.floor(share * TICKS), 1)", "jnp.floor(share * TICKS)", (JAX_DRAWS, "-k", "single_precision")),
+    Mutant("catalog on JAX: equal items get as many draws as they should", "backends/jax/catalog_means.py", "square + one**2 * apart * stopped(jnp, total)", "square", (JAX_DRAWS, "-k", "equal_items")),
     Mutant("catalog on JAX: errors about zero", "backends/jax/catalog_means.py", "(own - mean).reshape", "own.reshape", (JAX_DRAWS, "-k", "err_as_they_say")),
     Mutant("catalog on JAX: groups from the inside", "backends/jax/catalog_groups.py", "lexsort((-square, cell))", "lexsort((square, cell))", (JAX_DRAWS, "-k", "cut_as")),
     Mutant("catalog on JAX: devices without their share", "backends/jax/catalog_draws.py", "log = log + log_share(ticks[:, me], size, log.dtype)[:, None]\n        return jax.lax.psum", "log = log + 0\n        return jax.lax.psum", (JAX_CATALOG, "-k", "draw_in_proportion")),

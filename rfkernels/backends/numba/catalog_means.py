@@ -143,7 +143,7 @@ def _weigh(v: Values, x: Room, ends: tuple[int, int, int], counts: tuple[int, in
     held = x.numbers[0]
     _add_draws(v, x, sure, single, counts[0], False)
     _add_draws(v, x, single, end, counts[1], True)
-    return (x.numbers[0] - held) / max(counts[0] + counts[1], 1)
+    return float((x.numbers[0] - held) / max(counts[0] + counts[1], 1))
 
 
 @jit
