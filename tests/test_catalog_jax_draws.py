@@ -209,6 +209,17 @@ def test_expectations_err_as_they_say_and_as_the_specification(case: Case, value
     np.testing.assert_allclose(np.sqrt(square.mean(0)), seen, rtol=0.15)
 
 
+def test_equal_items_are_drawn_as_often_as_they_should_be_to_within_one() -> None:
+    rng = np.random.default_rng(0)
+    same, distinct = rng.integers(4, size=ITEMS), rng.normal(size=(4, DIM))
+    items, values, queries = distinct[same], rng.normal(size=(4, WIDTH))[same], rng.normal(size=(40, DIM)) / 2
+    table = jax_catalog.device_table(Catalog(items).table)
+    found = jax_catalog.expectation(table, queries, values, BUDGET, jax.random.key(0))
+    exact = np.exp(queries @ items.T)
+    off = np.abs(found.mean - exact @ values / exact.sum(1, keepdims=True))
+    assert (off < 4 * found.standard_error).all()
+
+
 # Items that change
 
 

@@ -319,3 +319,19 @@ def test_memory_is_there_as_long_as_it_is_used(size: float, monkeypatch: pytest.
     ):
         made.clear()
         call()
+
+
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_equal_items_are_drawn_as_often_as_they_should_be_to_within_one(backend: str) -> None:
+    """Neighbouring draws of groups of equal items do not differ."""
+    rng = np.random.default_rng(0)
+    same, distinct = rng.integers(5, size=3_000), rng.normal(size=(5, 8)).astype(np.float32)
+    items, values, asked = distinct[same], rng.normal(size=(5, 2))[same], 0.1 * rng.normal(size=(40, 8))
+    weights = np.exp(asked @ items.T.astype(np.float64))
+    weights /= weights.sum(1, keepdims=True)
+    mean = weights @ values
+    found = rfk.Catalog(items).expectation(asked.astype(np.float32), values, budget=400, full=True, backend=backend)
+    off, deviation = np.abs(found.mean - mean), np.sqrt(weights @ values**2 - mean**2)
+    assert np.median(off / deviation) > 1e-3
+    assert (off < 4 * found.standard_error).all()
+    assert np.median(found.standard_error / deviation) < 0.04

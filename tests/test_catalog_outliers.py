@@ -228,3 +228,17 @@ def test_groups_that_are_guessed_far_too_large_leave_others_their_digits(
     q = asked() if dim == DIM else np.linspace(-10, 10, 240, dtype=np.float32)[:, None]
     found = Catalog(y, cells=20 if wild else None).log_normalizer(q, budget=DOTS if wild else 2 * DOTS, full=True)
     assert share_held(found, logsumexp(q.astype(np.float64) @ y.T.astype(np.float64), axis=1)) > 0.99
+
+
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_checks_of_equal_items_tell_nothing_of_others(backend: str) -> None:
+    """Where almost all items are zeros, few checks meet one that codes round, and some none."""
+    rng = np.random.default_rng(0)
+    y = (rng.normal(size=(ITEMS, 32)) * (rng.random((ITEMS, 1)) < 0.01)).astype(np.float32)
+    asked = (0.1 * rng.normal(size=(40, 32))).astype(np.float32)
+    found = Catalog(y, cells=20).log_normalizer(asked, budget=500, full=True, backend=backend)
+    off = np.abs(found.log_normalizer - logsumexp(asked.astype(np.float64) @ y.T.astype(np.float64), axis=1))
+    assert np.median(off) > 1e-4
+    assert (off <= 4 * found.standard_error).all()
+    assert (off <= 1.96 * found.standard_error).mean() > 0.9
+    assert np.sqrt((found.standard_error**2).mean()) < 3 * np.sqrt((off**2).mean())

@@ -153,6 +153,8 @@ def weigh(given: Taken, chosen: Plan, values: Any) -> tuple[Any, Any, Any, float
 
     Differences of neighbouring draws show how much sums vary. What is predicted of the sum of weights beyond that, as
     `trust.variances` has it, is counted as if values varied along with it as they do under the softmax, once at most.
+    So is the part that one draw has: equal items get as many draws as they should to within one, which differences of
+    draws inside a group do not show.
     """
     log = given.logits + given.log_weights
     top = float(log.max())
@@ -171,7 +173,8 @@ def weigh(given: Taken, chosen: Plan, values: Any) -> tuple[Any, Any, Any, float
         square, seen = square + own_square[:-1], seen + own_square[-1]
         if first == single and count > 1:
             beyond = variances(parts[:, -1], top + np.log(total), chosen)[1]
-    square += min(beyond, 1.0) * deviation**2
+    one = float(weights[given.draws >= 0].sum()) / total / max(single + runs, 1)
+    square += min(beyond + one**2, 1.0) * deviation**2
     return mean, np.sqrt(square), deviation, float(np.sqrt(seen + beyond))
 
 

@@ -55,6 +55,9 @@ So it does where codes rate all items far too high, as they do logs of kernels f
 NOTHING = -(2.0**100)
 """Stands for the log of 0, which no arithmetic is to meet."""
 
+TELLING = 1 / 32
+"""What variance checks must show, as a part of that of items which none may have met, for half of that not to count."""
+
 ROUNDS = 3
 """How often it is seen anew which items are large enough to be taken again for sure."""
 
@@ -269,12 +272,34 @@ def summed(
     own = 0.0
     if len(seen.begins):
         own = trusted_error(np.add.reduceat(parts, seen.begins) / total, log, chosen)
-    pairs = others[: len(others) // 2 * 2].reshape(-1, 2)
+    pairs = others[: len(others) // 2 * 2].reshape(-1, 2) / total
     squares = (pairs[:, 0] - pairs[:, 1]) ** 2
     apart = float(squares.sum())
     square = apart * len(others) / max(pairs.size, 1)
     if widened:
         square *= widening(apart, float((squares**2).sum()))
     if len(others) == 1:  # nothing to compare it with
-        square = others[0] ** 2
-    return log, float(np.hypot(own, np.sqrt(square) / total)), len(taken)
+        square = float(others[0] / total) ** 2
+    left = slope == 0
+    left[checks.large] = False
+    missed = checks.distance * unmet(seen.boosts[left], (weight * size)[left], checks.distance) / total**2
+    return log, float(np.hypot(own, np.sqrt(square + untold(square, missed)))), len(taken)
+
+
+def unmet(boosts: Any, sizes: Any, distance: float) -> float:
+    """Return what items that are not taken again may be off by, in the mean square, relative to a distance.
+
+    An item adds (f − h) / (b h), with f and h as in `estimate_one` and b = exp(v): 1 − 1 / b in the mean square or so,
+    and half of that for most items of a block, as v is the largest there. What no check has met is that of all items,
+    or of as many as one check stands for.
+    """
+    square = (1 - 1 / boosts) / 2
+    return min(float(square @ sizes), distance * float(square.max(initial=0)))
+
+
+def untold(square: float, missed: float) -> float:
+    """Return what counts of a variance of items that may not have been met, where differences of checks show a square.
+
+    It is almost all where these are next to nothing, as where all checks met equal items: that tells of no others.
+    """
+    return missed / (1 + (square / missed / TELLING) ** 2) if square < missed else 0.0

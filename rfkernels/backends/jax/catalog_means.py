@@ -116,8 +116,14 @@ def _mean(table: DeviceTable, values: Any, query: Any, key: Any, places: int, ax
     parts = matmul(jnp, apart, (own - mean).reshape(-1, RUN, own.shape[1]))[:, 0]
     pairs = parts[: len(parts) // 2 * 2].reshape(-1, 2, own.shape[1])
     known = (jnp.arange(len(pairs)) < plan.runs // 2)[:, None]
-    square = jnp.sum(stopped(jnp, jnp.where(known, pairs[:, 0] - pairs[:, 1], 0)) ** 2, 0)
-    return mean, jnp.sqrt(over_devices(square)) / jnp.where(total > 0, total, 1)
+    square = jnp.sum(jnp.where(known, pairs[:, 0] - pairs[:, 1], 0) ** 2, 0)
+    apart = matmul(jnp, weight, jnp.where(taken[:, None], own - mean, 0) ** 2)
+    square, apart, share, runs = over_devices(
+        stopped(jnp, (square, apart, jnp.sum(jnp.where(drawn, weight, 0)), plan.runs))
+    )
+    total = jnp.where(total > 0, total, 1)
+    one = jnp.minimum(share / stopped(jnp, total) / jnp.maximum(runs, 1), 1)  # see `rfkernels.catalog.means.weigh`
+    return mean, jnp.sqrt(square + one**2 * apart * stopped(jnp, total)) / total
 
 
 def logits_of(table: DeviceTable | Sharded, queries: Any, ids: Any) -> Any:

@@ -119,8 +119,11 @@ def _add_draws(v: Values, x: Room, begin: int, end: int, count: int, runs: bool)
 
 
 @jit
-def _weigh(v: Values, x: Room, ends: tuple[int, int, int], counts: tuple[int, int]) -> None:
-    """Add up what is listed: items that are taken for sure, draws of single items, and runs, up to these ends."""
+def _weigh(v: Values, x: Room, ends: tuple[int, int, int], counts: tuple[int, int]) -> float:
+    """Add up what is listed: items that are taken for sure, draws of single items, and runs, up to these ends.
+
+    Returns what one draw has of the sum of weights, on average.
+    """
     sums, heaviest = x.sums, 0
     for j in range(ends[2]):
         if x.weights[j] > x.weights[heaviest]:
@@ -137,16 +140,19 @@ def _weigh(v: Values, x: Room, ends: tuple[int, int, int], counts: tuple[int, in
     for j in range(sure):
         x.numbers[0] += x.weights[j]
         _add(v, x, j, min(j + _AHEAD, end - 1), x.weights[j:].ctypes.data, _CENTRE, _WHOLE)
+    held = x.numbers[0]
     _add_draws(v, x, sure, single, counts[0], False)
     _add_draws(v, x, single, end, counts[1], True)
+    return float((x.numbers[0] - held) / max(counts[0] + counts[1], 1))
 
 
 @jit
-def _finish(r: Rules, s: Scratch, v: Values, x: Room, runs: int, predicted: float, out: Any) -> float:
+def _finish(r: Rules, s: Scratch, v: Values, x: Room, runs: int, given: tuple[float, float], out: Any) -> float:
     """Write means, standard errors and deviations; return the relative error of the sum of weights.
 
-    What was predicted of that error is given as a part of what weights are relative to.
+    Given are what was predicted of that error, squared, and what one draw has; weights are relative to the same.
     """
+    predicted, one = given
     total, sums = x.numbers[0], x.sums
     beyond = 0.0
     if runs > 0:
@@ -158,7 +164,7 @@ def _finish(r: Rules, s: Scratch, v: Values, x: Room, runs: int, predicted: floa
         deviation = max(sums[_SQUARES, k] / total - mean**2, 0.0)
         square = (sums[_UPON, k] - 2 * mean * sums[_ACROSS, k] + mean**2 * x.numbers[1]) / total**2
         out[0, k] = sums[_CENTRE, k] + mean
-        out[1, k] = math.sqrt(max(square, 0.0) + min(beyond, 1.0) * deviation)
+        out[1, k] = math.sqrt(max(square, 0.0) + min(beyond + (one / total) ** 2, 1.0) * deviation)
         out[2, k] = math.sqrt(deviation)
     return math.sqrt(x.numbers[1] / total**2 + beyond)
 
@@ -262,10 +268,10 @@ def _mean_by_codes(
     chosen = choose_checks(r, c, k, blocks, (checks - untold, state, total))
     check_dots(r, k, chosen[0] + chosen[1], query)
     ends = _list_checks(c, k, x, first, chosen)
-    _weigh(y, x, ends, (ends[1] - ends[0], runs))
+    one = _weigh(y, x, ends, (ends[1] - ends[0], runs))
     if not 0 < x.numbers[0] < np.inf:
         return np.nan
-    return _finish(r, s, y, x, runs, math.exp(2 * (n.measures[i, 2] - top)), out)
+    return _finish(r, s, y, x, runs, (math.exp(2 * (n.measures[i, 2] - top)), one), out)
 
 
 @entry
@@ -296,8 +302,8 @@ def _by_rows(
             draw = j // RUN
             x.rows[size + j], x.draws[size + j] = places[first + j], draw
             x.weights[size + j] = d.weights[first + j] * n.measures[i, 1] / (RUN * runs * n.odds[i, draw])
-        _weigh(v, x, (size, size, size + RUN * runs), (0, runs))
-        relative[i] = _finish(r, s, v, x, runs, math.exp(2 * (n.measures[i, 2] - top)), out[i])
+        one = _weigh(v, x, (size, size, size + RUN * runs), (0, runs))
+        relative[i] = _finish(r, s, v, x, runs, (math.exp(2 * (n.measures[i, 2] - top)), one), out[i])
     return 0
 
 

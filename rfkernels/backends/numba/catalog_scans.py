@@ -13,12 +13,11 @@ from rfkernels.backends.numba.catalog_guesses import Guesses
 from rfkernels.backends.numba.catalog_layout import Lists, Rules, Scratch, at
 from rfkernels.backends.numba.catalog_looks import Codes, Looks
 from rfkernels.backends.numba.catalog_plans import GOLDEN, choose_each, state_of
-from rfkernels.backends.numba.catalog_sums import trusted
+from rfkernels.backends.numba.catalog_sums import trusted, untold, widening
 from rfkernels.backends.numba.compiling import call, entry, jit, up
 from rfkernels.backends.numba.records import view, view_like
 from rfkernels.catalog.codes import BLOCK, LARGEST, MIDDLE, TOGETHER
 from rfkernels.catalog.scans import CANCELLED, MOST, NOTHING, RESOLVED, ROUNDS, SMALLEST
-from rfkernels.catalog.trust import WIDER
 
 _BELOW, _ABOVE = 40.0, 10.0
 """How far from the guess the largest logit may lie: sums of weights relative to it then fit single precision."""
@@ -28,13 +27,6 @@ _UNTOLD = math.exp(MOST) * (1 - 2.0**-16)
 
 Scan = tuple[int, int, int]
 """Addresses of a kernel that reads codes, and of what it knows of queries, and a number."""
-
-
-@jit
-def _widening(square: float, fourth: float) -> float:
-    """Return what a variance is multiplied by, as `rfkernels.catalog.trust.widening` has it."""
-    few = min(fourth / square**2, 1.0) if 0 < fourth < np.inf and 0 < square**2 < np.inf else 1.0
-    return (1 + few * (WIDER[0] + few * (WIDER[1] + few * WIDER[2]))) ** 2
 
 
 @jit
@@ -145,7 +137,18 @@ def check_dots(r: Rules, k: Looks, end: int, query: Any) -> None:
 
 
 @jit
-def _check(r: Rules, k: Looks, chosen: tuple[int, int, float], query: Any) -> tuple[float, float]:
+def _unmet(k: Looks, blocks: int, distance: float) -> float:
+    """Return what `rfkernels.catalog.scans.unmet` does, of items without a control variate."""
+    total, most = 0.0, 0.0
+    for m in range(blocks):
+        if k.slopes[m] == 0 and k.others[m] > 0:
+            square = (1 - 1 / float(k.boosts[m])) / 2
+            total, most = total + square * k.others[m], max(most, square)
+    return min(total, distance * most)
+
+
+@jit
+def _check(r: Rules, k: Looks, blocks: int, chosen: tuple[int, int, float], query: Any) -> tuple[float, float]:
     """Look at items; return what others than large ones add to the sum, and its squared error."""
     large, others, distance = chosen
     end = large + others
@@ -163,8 +166,9 @@ def _check(r: Rules, k: Looks, chosen: tuple[int, int, float], query: Any) -> tu
             square, fourth = square + step, fourth + step**2
         before = own
     pairs = others // 2
-    square *= _widening(square, fourth) if r.widened > 0 else 1.0
-    return more, square * others / (2 * pairs) if pairs > 0 else before**2
+    square *= widening(square, fourth) if r.widened > 0 else 1.0
+    square = square * others / (2 * pairs) if pairs > 0 else before**2
+    return more, square + untold(square, distance * _unmet(k, blocks, distance))
 
 
 @jit
@@ -206,7 +210,7 @@ def sum_up(
     if not 0 < total < np.inf:
         return
     chosen = choose_checks(r, c, k, blocks, (checks, state, total))
-    more, square = _check(r, k, chosen, query)
+    more, square = _check(r, k, blocks, chosen, query)
     if _only_zeros(k, chosen[0] + chosen[1]):  # what codes say beside that is noise
         out[0], out[1] = -np.inf, np.inf
         out[2] = chosen[0] + chosen[1] + math.ceil(c.cost * items)

@@ -14,9 +14,13 @@ from rfkernels.backends.numba.catalog_taken import list_rows
 from rfkernels.backends.numba.compiling import call, entry, jit
 from rfkernels.backends.numba.records import view, view_like
 from rfkernels.catalog.plan import RUN
+from rfkernels.catalog.scans import untold as specified_untold
+from rfkernels.catalog.trust import WIDER
 
 _TOGETHER = 4
 """Queries from which on they take runs group by group."""
+
+untold = jit(specified_untold)
 
 
 @jit
@@ -122,6 +126,13 @@ def trusted(r: Rules, s: Scratch, runs: int, z: float, predicted: float) -> floa
         effective = 0.0
     share = r.few**2 / (effective**2 + r.few**2)
     return math.sqrt(seen + share * (predicted - seen)) if predicted > seen else math.sqrt(seen)
+
+
+@jit
+def widening(square: float, fourth: float) -> float:
+    """Return what a variance is multiplied by, as `rfkernels.catalog.trust.widening` has it."""
+    few = min(fourth / square**2, 1.0) if 0 < fourth < np.inf and 0 < square**2 < np.inf else 1.0
+    return (1 + few * (WIDER[0] + few * (WIDER[1] + few * WIDER[2]))) ** 2
 
 
 @jit
