@@ -47,6 +47,7 @@ RECORDS = "tests/test_records.py"
 CATALOG_JAX = "tests/test_catalog_jax.py"
 STORE = "tests/test_catalog_store.py"
 RADIAL = "tests/test_catalog_radial.py"
+HOMES = "tests/test_catalog_homes.py"
 PROFILES = "tests/test_catalog_profiles.py"
 OUTLIERS = "tests/test_catalog_outliers.py"
 CATALOG_ERRORS = "tests/test_catalog_errors.py"
@@ -614,6 +615,11 @@ MUTANTS = [
     Mutant("radial: linear logs are as steep as tables", "backends/numba/catalog_profiles.py", "np.ones(len(steep)) if given.linear else np.ascontiguousarray(steep)", "np.ascontiguousarray(steep)", (RADIAL, "-k", "as_specified or tell_nothing")),
     Mutant("radial: items as near as all dimensions tell", "catalog/spheres.py", "LOCAL = 0.65", "LOCAL = 4.0", (RADIAL, "-k", "intervals")),
     Mutant("radial: codes count from means", "catalog/radial.py", "table.anchors.astype(np.float64)", "table.means.astype(np.float64)", (RADIAL, "-k", "moved")),
+    Mutant("homes: points that are items are as others", "catalog/kernel_sums.py", "given._replace(home=homes(table, given.points))", "given", (HOMES, "-k", "points_that")),
+    Mutant("homes: groups of the next cell", "catalog/homes.py", "np.searchsorted(table.cell[order], np.arange(", "np.searchsorted(table.cell[order], 1 + np.arange(", (HOMES, "-k", "are_the_groups")),
+    Mutant("homes: items compared as they are", "catalog/homes.py", "own = compared(table.metric, points.astype(dtype))", "own = points.astype(dtype)", (HOMES, "-k", "are_the_groups")),
+    Mutant("homes: codes are taken at their word", "catalog/radial.py", "away[table.cell[home]] *= 1 - NEARER", "pass", (HOMES, "-k", "points_that or agree")),
+    Mutant("homes: all groups get a part of an item at the point", "backends/numba/catalog_radial.py", "floor, own = unit[home] - a.log[home], min", "floor, own = 0 * unit[home], min", (HOMES, "-k", "agree")),
     Mutant("radial: codes are trusted whatever they know", "catalog/radial.py", "TEMPERED, UNSURE = 1.5, 4.0", "TEMPERED, UNSURE = 0.0, 60.0", (RADIAL, "-k", "as_specified or intervals or sharp")),
     Mutant("radial: codes in few dimensions", "catalog/radial.py", "CODED = 3.5", "CODED = 1.0", (RADIAL, "-k", "where_codes")),
     Mutant("radial: draws count as if each were expected once", "catalog/radial.py", "logits[sure:] -= np.repeat(runs.log_expected, RUN)", "pass", (RADIAL, "-k", "unbiased or as_specified")),

@@ -75,7 +75,7 @@ def test_guesses_of_distances_are_those_of_the_specification(dim: int, name: str
         np.testing.assert_allclose(constant, given.constant, rtol=1e-12)
         known = weights.known(table(dim), points, size)
         for query, point in zip(points, given.points, strict=True):
-            got, expected = weights.guess(table(dim), known, query, size), radial.guess(host, point, given)
+            got, expected = weights.guess(table(dim), known, query, size), radial.guess(host, point, given, -1)
             np.testing.assert_allclose(got.log_mean, expected.log_mean, rtol=1e-9, atol=1e-9)
             np.testing.assert_allclose(got.variance, expected.variance, rtol=1e-6)
 

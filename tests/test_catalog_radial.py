@@ -42,7 +42,7 @@ def test_groups_weigh_about_what_is_guessed(dim: int, weight: float) -> None:
     t, (_, queries) = catalog(dim).table, data(dim)
     given = radial.points_of(t, queries, weight, 0.5 / dim)
     for point in given.points:
-        found = radial.guess(t, point, given).log_mean
+        found = radial.guess(t, point, given, -1).log_mean
         squares = given.factor * ((t.rows - point) ** 2).sum(1)
         true = [logsumexp(squares[a : a + n]) - np.log(n) for a, n in zip(t.start, t.count, strict=True)]
         apart = found - true
@@ -241,7 +241,7 @@ def test_one_query_is_as_one_of_many_and_threads_do_not_matter(monkeypatch: pyte
 def test_items_that_are_all_the_same() -> None:
     same = Catalog(np.full((5_000, 3), 2.0), cells=4)
     found = same.kernel_sum(np.full((1, 3), 1.0), scale=2.0, budget=300, full=True)
-    np.testing.assert_allclose(found.log_normalizer, np.log(5_000) - 3)
+    np.testing.assert_allclose(found.log_normalizer, np.log(5_000) - 3, atol=0.01)
     assert found.standard_error < 0.01
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from rfkernels.catalog import engines, pilots
 from rfkernels.catalog.arguments import check_fit, check_logs, takes_all
-from rfkernels.catalog.plan import Guess, deviations, draw_runs, plan, rows_of
+from rfkernels.catalog.homes import homes
+from rfkernels.catalog.plan import Guess, deviations, draw_runs, fewest_dots, plan, rows_of
 from rfkernels.catalog.radial import FLAT, SHARE, Points, points_from, points_of
 from rfkernels.catalog.records import Estimate, Table
 from rfkernels.catalog.trust import trusted_error
@@ -42,7 +43,7 @@ def _estimated(table: Table, queries: Any, kernel: Scaled, budget: int, seed: in
         scaled = queries.astype(np.float64) * kernel.scale
         found = engine.exact(table, scaled) if exact else engine.estimate(table, scaled, budget, seed)
     elif given is not None:
-        found = engine.exact_radial(table, given) if exact else engine.radial(table, given, budget, seed)
+        found = engine.exact_radial(table, given) if exact else _radial(engine, table, given, budget, seed)
     elif exact:
         return exact_kernel_sums(table, queries, kernel)
     else:
@@ -51,6 +52,15 @@ def _estimated(table: Table, queries: Any, kernel: Scaled, budget: int, seed: in
         check_logs(kernel.kernel, found.log_normalizer)
     check_fit(found.log_normalizer, table.rows.dtype)
     return found
+
+
+def _radial(engine: Any, table: Table, given: Points, budget: int, seed: int) -> Estimate:
+    """Estimate with the homes of points known, where that leaves enough to draw items."""
+    cells = len(table.means)
+    if table.centres is None or budget - cells < fewest_dots(table):
+        return cast(Estimate, engine.radial(table, given, budget, seed))
+    found: Estimate = engine.radial(table, given._replace(home=homes(table, given.points)), budget - cells, seed)
+    return found._replace(dots=found.dots + cells)
 
 
 def _points(table: Table, queries: Any, kernel: Scaled) -> Points | None:

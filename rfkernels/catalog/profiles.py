@@ -84,6 +84,11 @@ class Profile(NamedTuple):
     level: float
     step: float
 
+    @property
+    def nearest(self) -> float:
+        """The log at the least squared distance that tables have."""
+        return float(self.plain[0, 0])
+
 
 class Outline(NamedTuple):
     """Where items of a table lie: spreads of groups, means of cells within some distance of a point, dimension."""

@@ -35,6 +35,12 @@ for distances to keep what matters.
 UNEVEN = 600.0
 """The largest log of how much the mean square of weights may exceed the square of their mean in a guess."""
 
+AT_MOST = 300.0
+"""By how much an item at a point itself is taken to weigh more than others, in the log: numbers have to fit both."""
+
+NEARER = 0.15
+"""By what part of their distance from the anchor, squared, codes may be off of an item at the point itself."""
+
 CODED = 3.5
 """Dimensions, in effect, from which on codes are read: in fewer, more items are about as near as the nearest than are
 checked, and groups tell enough of where these are.
@@ -69,6 +75,8 @@ class Points(NamedTuple):
         g of squared distances times the size of the factor, or what is as large.
     linear : bool
         Whether g is the identity, as it is of kernels with a norm weight; the factor is above 0 where it is not.
+    home : array of int, shape (queries,)
+        The group that p would join as an item, −1 for none.
     """
 
     points: Any
@@ -76,6 +84,7 @@ class Points(NamedTuple):
     constant: Any
     profile: Profile
     linear: bool
+    home: Any
 
 
 SIGNED = {
@@ -91,13 +100,15 @@ def points_of(table: Table, queries: Any, norm_weight: float, scale: float) -> P
     factor, kernel = scale * norm_weight, SIGNED[1 if norm_weight > 0 else -1]
     with np.errstate(over="ignore", invalid="ignore"):
         points, constant = -wide / (2 * norm_weight), beside * (wide * wide).sum(-1)
-    return Points(points, factor, constant, profile_of(kernel, _outline(table), abs(factor), points), True)
+    profile = profile_of(kernel, _outline(table), abs(factor), points)
+    return Points(points, factor, constant, profile, True, np.full(len(points), -1))
 
 
 def points_from(table: Table, queries: Any, kernel: Kernel, scale: float) -> Points:
     """Return what a kernel that has a profile is, where squared distances are multiplied by a scale."""
     wide = queries.astype(np.float64)
-    return Points(wide, scale, np.zeros(len(wide)), profile_of(kernel, _outline(table), scale, wide), False)
+    profile = profile_of(kernel, _outline(table), scale, wide)
+    return Points(wide, scale, np.zeros(len(wide)), profile, False, np.full(len(wide), -1))
 
 
 def _outlined(table: Table) -> Outline:
@@ -113,20 +124,32 @@ def dimension(table: Table) -> float:
     return float(spheres.dimension(np, table.shape.astype(np.float64)))
 
 
-def guess(table: Table, point: Any, given: Points) -> Guess:
+def guess(table: Table, point: Any, given: Points, home: int) -> Guess:
     """Guess mean and variance of a group's weights exp(g(factor |y − p|²)): items as evenly spread over a sphere.
 
     About the mean m of the cell, |y − p|² = |m − p|² + |y − m|² + 2 (m − p)·(y − m), of which the second term is
-    taken to be that of all items of the group, and the third to have the law of a coordinate on a sphere.
+    taken to be that of all items of the group, and the third to have the law of a coordinate on a sphere. Of none of
+    these is an item at the point itself, which only the group that is its home can have: there one is taken to be.
     """
     square, spread = ((table.means.astype(np.float64) - point) ** 2).sum(1), table.spread.astype(np.float64)
     size = abs(given.factor)
     each, uneven = profiles.guessed(given.profile, size * square, table.cell, size * spread)
     top = float(each.max())
     own = np.exp(each - top)
-    mean = own + SHARE * float(table.count @ own) / float(table.count.sum())
+    floor = SHARE * float(table.count @ own) / float(table.count.sum())
+    if home >= 0:
+        nearest = min(given.profile.nearest, top + AT_MOST)
+        log, uneven[home] = _with_item(each[home], uneven[home], nearest, table.count[home])
+        own[home] = np.exp(log - top)
+    mean = own + floor
     excess = np.exp(np.minimum(uneven, UNEVEN)) - 1
     return Guess(top + np.log(mean), excess * (own / mean) ** 2 + SHARE, np.zeros(len(table.means)), floor=0.0)
+
+
+def _with_item(log: Any, uneven: Any, own: float, count: int) -> tuple[Any, Any]:
+    """Return logs of the mean weight, and of the mean square less twice that, where one of the items has a log more."""
+    mean = np.logaddexp(log, own - np.log(count))
+    return mean, np.logaddexp(2 * log + uneven, 2 * own - np.log(count)) - 2 * mean
 
 
 def spent_on(table: Table, budget: int, away: int) -> Shares | None:
@@ -190,15 +213,15 @@ def _logits(table: Table, point: Any, given: Points, rows: Any) -> Any:
     return squares if given.linear else np.maximum(given.profile.log(squares), NOTHING)
 
 
-def _chosen(table: Table, point: Any, given: Points, budget: int, run: int) -> Plan:
+def _chosen(table: Table, given: Points, place: int, budget: int, run: int) -> Plan:
     """Return what is taken; there is no control variate, as items far away would make it vary more than the sum."""
-    found = plan(table, guess(table, point, given), budget, run)
+    found = plan(table, guess(table, given.points[place], given, int(given.home[place])), budget, run)
     return found._replace(slopes=np.zeros_like(found.slopes))
 
 
 def _by_rows(table: Table, point: Any, given: Points, budget: int, seed: int, place: int) -> tuple[float, float, int]:
     """Return log, relative standard error, and dot products, as `estimates.estimate` where no codes are read."""
-    chosen = _chosen(table, point, given, budget, RUN)
+    chosen = _chosen(table, given, place, budget, RUN)
     rows, sure, runs = take(table, chosen, seed, place)
     logits, dots = _logits(table, point, given, rows), len(rows) + sum(table.means.shape)
     if runs is None:
@@ -222,8 +245,8 @@ def _by_codes(
     table: Table, point: Any, given: Points, spent: Shares, seed: int, place: int
 ) -> tuple[float, float, int]:
     """Return the same from codes, as `scans.estimate_one` has it without a control variate."""
-    chosen = _chosen(table, point, given, spent.scanned + sum(table.means.shape), BLOCK)
-    seen = _scan(table, point, given, scans.listed(table, seed, place, chosen))
+    chosen = _chosen(table, given, place, spent.scanned + sum(table.means.shape), BLOCK)
+    seen = _scan(table, point, given, scans.listed(table, seed, place, chosen), int(given.home[place]))
     at = uniforms(seed, 2 * place, len(seen.begins) + spent.checked)[len(seen.begins) :]
     exact = partial(_logits, table, point, given)
     none = chosen.slopes
@@ -232,13 +255,16 @@ def _by_codes(
     return log, error, dots
 
 
-def _scan(table: Table, point: Any, given: Points, listed: scans.Listed) -> Scanned:
+def _scan(table: Table, point: Any, given: Points, listed: scans.Listed, home: int) -> Scanned:
     """Say what codes say: |y − p|² = |a − p|² + 2 (a − p)·(y − a) + |y − a|², with a where codes of a cell count from.
 
     Codes know the last two terms.
     """
     cells, anchors, factor = table.cell[listed.groups], table.anchors.astype(np.float64), given.factor
-    logits = factor * (((anchors - point) ** 2).sum(1)[cells] + squares(table, listed.rows))
+    away = ((anchors - point) ** 2).sum(1)
+    if home >= 0 and not given.linear:
+        away[table.cell[home]] *= 1 - NEARER
+    logits = factor * (away[cells] + squares(table, listed.rows))
     variance = np.empty(len(cells))
     for cell in np.unique(cells):
         own = np.flatnonzero(cells == cell)

@@ -39,6 +39,9 @@ class Table(NamedTuple):
         What steps of codes are multiplied by in each dimension.
     metric : array, shape (dim, dim) or (0, dim), optional
         What items are multiplied by where they are compared: see `rfkernels.catalog.metric`.
+    centres : array, shape (cells, dim), optional
+    edge : array, shape (groups,), optional
+        As in `Store`: what tells which group an item joins.
     """
 
     rows: Any
@@ -53,6 +56,8 @@ class Table(NamedTuple):
     anchors: Any = None
     scales: Any = None
     metric: Any = None
+    centres: Any = None
+    edge: Any = None
 
 
 class Estimate(NamedTuple):

@@ -51,6 +51,8 @@ def table(store: Store) -> Table:
         store.anchors,
         store.scales,
         store.metric,
+        store.centres,
+        store.edge[order],
     )
 
 

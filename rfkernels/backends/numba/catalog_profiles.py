@@ -19,7 +19,7 @@ from rfkernels.backends.numba.jit import Code, Machine, compile_module
 from rfkernels.backends.numba.lowering import emit
 from rfkernels.backends.numba.records import Elements, FloatRows, Floats, Held, Ints
 from rfkernels.catalog.profiles import CODED, clipped, levels
-from rfkernels.catalog.radial import Points
+from rfkernels.catalog.radial import NEARER, Points
 from rfkernels.catalog.records import Table
 from rfkernels.catalog.scans import NOTHING
 from rfkernels.catalog.spheres import GUESSED, LEVELS
@@ -32,7 +32,8 @@ class Tables(NamedTuple):
     `least` and `most` are the numbers that tables have, from 2 to the power of `first` on. Rows of `guessed` are logs
     of means, and then how uneven weights are. Of groups, `level` is the spread before that of each, and `beyond` how
     far from it that is. For codes are `values`, before which lie `least` and `most`, `slopes` and `steep`, which
-    `wide_steep` is in float64, or 1 where logs are linear; `begin` is what the first bits of `least` are.
+    `wide_steep` is in float64, or 1 where logs are linear; `begin` is what the first bits of `least` are. `nearest` is
+    the log of an item at a point, and `nearer` what squared distances of anchors of its cell are multiplied by.
     """
 
     least: float
@@ -43,6 +44,8 @@ class Tables(NamedTuple):
     level: Ints
     beyond: Floats
     wide_steep: Floats
+    nearest: float
+    nearer: float
     values: Elements
     slopes: Elements
     steep: Elements
@@ -67,6 +70,8 @@ def tables_of(table: Table, given: Points) -> Held[Tables]:
         np.pad(level.astype(np.int32), (0, pad)),
         np.pad(beyond, (0, pad)),
         np.ones(len(steep)) if given.linear else np.ascontiguousarray(steep),
+        profile.nearest,
+        1.0 if given.linear else 1 - NEARER,
         *narrow,
     )
     return Held(made, dtype)

@@ -27,7 +27,7 @@ from rfkernels.backends.numba.compiling import call, entry, jit
 from rfkernels.backends.numba.jit import machine
 from rfkernels.backends.numba.records import Held, view, view_like
 from rfkernels.catalog.profiles import sensitivity
-from rfkernels.catalog.radial import TEMPERED, Points, ended, one_radial_sum, reach_of, spent_on
+from rfkernels.catalog.radial import AT_MOST, SHARE, TEMPERED, UNEVEN, Points, ended, one_radial_sum, reach_of, spent_on
 from rfkernels.catalog.radial import exact_radial_sums as specified_exact
 from rfkernels.catalog.radial import radial_sums as specified
 from rfkernels.catalog.records import Estimate, Table
@@ -38,18 +38,39 @@ _EXACT = 2.0**-14
 
 
 @jit
-def _guess(g: Groups, d: Radial, v: Guesses, s: Scratch, a: Aims, n: Lists, i: int, tables: int, point: Any) -> float:
+def _guess(
+    g: Groups, d: Radial, v: Guesses, s: Scratch, a: Aims, n: Lists, i: int, tables: int, point: Any, home: int
+) -> float:
     """Write factor |m − p|² of cells, and what is guessed of groups; return what guesses are relative to."""
-    cells = n.cells[i]
+    cells, t = n.cells[i], view_like(Tables, tables, a.point)
     given = g.means.ctypes.data, g.means.strides[0], g.every.ctypes.data, (len(g.held) + 3) & ~3
     call(d.near_distances, (*given, point.ctypes.data, cells.ctypes.data))
-    look_up(g, view_like(Tables, tables, a.point), cells, a.looked_up, a.log, a.uneven)
+    look_up(g, t, cells, a.looked_up, a.log, a.uneven)
+    log = a.log[home] if home >= 0 else 0.0
     numbers = a.numbers
     numbers[0] = float(g.items)
     known = a.log.ctypes.data, a.uneven.ctypes.data, g.size.ctypes.data, len(g.start), numbers.ctypes.data
     call(d.weigh, (*known, v.unit.ctypes.data, v.variance.ctypes.data, v.score.ctypes.data))
+    if home >= 0:
+        _take_home(g, v, a, home, log, t.nearest)
     s.score[v.top.shape[1]] = numbers[2]
     return float(numbers[1])
+
+
+@jit
+def _take_home(g: Groups, v: Guesses, a: Aims, home: int, log: float, nearest: float) -> None:
+    """Guess anew of a group whose log was known, where one of the items is at the point."""
+    numbers, unit, variance, score = a.numbers, v.unit[0], v.variance[0], v.score[0]
+    floor, own = unit[home] - a.log[home], min(nearest, numbers[1] + AT_MOST)
+    one = own - np.log(float(g.count[home]))
+    mean = np.logaddexp(log, one)
+    uneven = np.logaddexp(2 * log + a.uneven[home], own + one) - 2 * mean
+    weight = np.exp(mean - numbers[1])
+    unit[home] = weight + floor
+    part = weight / unit[home]
+    variance[home] = (np.exp(min(uneven, UNEVEN)) - 1) * part * part + SHARE
+    score[home] = np.log(unit[home] * unit[home] * variance[home])
+    numbers[2] = max(numbers[2], score[home])
 
 
 @jit
@@ -62,12 +83,12 @@ def _choose(
     a: Aims,
     n: Lists,
     i: int,
-    given: tuple[int, int, Any],
+    given: tuple[int, int, Any, int],
     point: Any,
 ) -> bool:
-    """List what a query takes, for tables, a budget and a random state; return whether guesses are numbers."""
-    tables, budget, state = given
-    top = _guess(g, d, v, s, a, n, i, tables, point)
+    """List what a query takes, for tables, a budget, a random state and a home; return whether guesses are numbers."""
+    tables, budget, state, home = given
+    top = _guess(g, d, v, s, a, n, i, tables, point, home)
     if not -np.inf < top < np.inf:
         return False
     runs, total, noise, chosen = 0, 0.0, 0.0, 1
@@ -105,13 +126,14 @@ def _list_cell(a: Aims, c: int, count: int) -> int:
 
 @jit
 def _aim(
-    g: Groups, d: Radial, c: Codes, k: Looks, a: Aims, n: Lists, i: int, tables: int, point: Any, own: Any
+    g: Groups, d: Radial, c: Codes, k: Looks, a: Aims, n: Lists, i: int, at: tuple[int, int], point: Any, own: Any
 ) -> bool:
     """Write what logits of groups count from, and what codes of each cell that is looked at are multiplied by.
 
     Returns whether all of that are numbers; what is none is not left for others to come.
     """
-    factor, dim = point[len(point) - 1], len(d.order)
+    (tables, home), factor, dim = at, point[len(point) - 1], len(d.order)
+    t = view_like(Tables, tables, a.point)
     for cell in range(len(g.held)):
         k.anchored[cell] = n.cells[i, cell]
     for j in range(len(c.moved)):
@@ -119,6 +141,8 @@ def _aim(
         for x in range(dim):
             square += (c.anchors[j, x] - point[x]) ** 2
         k.anchored[c.moved[j]] = factor * square
+    if home >= 0:
+        k.anchored[g.cell[home]] *= t.nearer
     for x in range(dim):
         a.point[d.order[x]] = own[x]
     for x in range(len(d.scales)):
@@ -133,7 +157,7 @@ def _aim(
     given = a.cells.ctypes.data, count, d.anchors.ctypes.data, d.anchors.strides[0], a.point.ctypes.data
     pad, out = len(a.scaled), (a.units.ctypes.data, a.shifts.ctypes.data, a.deviations.ctypes.data)
     call(d.aim, (*given, a.weights.ctypes.data, pad, a.scaled.ctypes.data, a.queries.ctypes.data, pad, *out))
-    known, t = a.known, view_like(Tables, tables, a.point)
+    known = a.known
     a.squared[0] = factor * d.squares
     known[0], known[1], known[2] = a.queries.ctypes.data, a.units.ctypes.data, a.shifts.ctypes.data
     known[3], known[4], known[5] = a.deviations.ctypes.data, pad, a.squared.ctypes.data
@@ -165,6 +189,7 @@ def _by_codes(
     spent: Any,
     seed: int,
     reach: float,
+    homes: Any,
     wide: Any,
     points: Any,
     out: Any,
@@ -185,9 +210,10 @@ def _by_codes(
             shared = number // r.shared
             place_block_runs(r, g, s, c, k, seed, number)
         out[i, 0], out[i, 1], out[i, 2] = np.nan, np.nan, 0.0
-        chosen = _choose(r, g, d, v, s, a, n, 0, (tables, scanned, state_of(seed, 2 * number)), wide[i])
+        given = tables, scanned, state_of(seed, 2 * number), homes[i]
+        chosen = _choose(r, g, d, v, s, a, n, 0, given, wide[i])
         told = chosen and _told(g, a, n, 0, tables, reach)
-        if not told or not _aim(g, d, c, k, a, n, 0, tables, wide[i], points[i]):
+        if not told or not _aim(g, d, c, k, a, n, 0, (tables, homes[i]), wide[i], points[i]):
             lost += 1
             continue
         k.numbers[4] = 1 + TEMPERED  # deviations are those of each query
@@ -195,8 +221,8 @@ def _by_codes(
         read = scan, a.known.ctypes.data, 0
         begin, items, _ = look_at(read, r, g, s, n, c, k, 0, known, 0, (points[i], 0))
         if begin >= 0:
-            given = begin, checks, state_of_checks(n, 0, seed, number), items
-            sum_up_codes(r, s, n, c, k, 0, given, points[i], out[i])
+            checked = begin, checks, state_of_checks(n, 0, seed, number), items
+            sum_up_codes(r, s, n, c, k, 0, checked, points[i], out[i])
             out[i, 2] += len(c.moved)
         lost += int(np.isnan(out[i, 0]))
     return lost
@@ -223,6 +249,7 @@ def _by_rows(
     numbers: Any,
     budget: int,
     seed: int,
+    homes: Any,
     wide: Any,
     points: Any,
     out: Any,
@@ -238,7 +265,8 @@ def _by_rows(
             shared = number // r.shared
             place_runs(r, g, s, seed, number)
         out[i, 0], out[i, 1], out[i, 2] = np.nan, np.nan, 0.0
-        if _choose(r, g, d, v, s, a, n, 0, (tables, budget, state_of(seed, 2 * number)), wide[i]):
+        given = tables, budget, state_of(seed, 2 * number), homes[i]
+        if _choose(r, g, d, v, s, a, n, 0, given, wide[i]):
             alone(r, g, s, n, x, points[i : i + 1])
             sum_up(r, g, s, n, x, 0, out[i])
     return 0
@@ -283,7 +311,8 @@ def _run(call: _Call, table: Table, given: Points) -> Any:
 
     def task(first: int) -> int:
         part = slice(first, first + block)
-        _estimate(call, reach, np.arange(first, min(first + block, count)), wide[part], own[part], out[part])
+        numbers = np.arange(first, min(first + block, count))
+        _estimate(call, reach, numbers, given.home[part], wide[part], own[part], out[part])
         return 0
 
     threads.run([partial(task, first) for first in range(0, count, block)], together)
@@ -323,7 +352,7 @@ def _call_of(table: Table, given: Points, budget: int, seed: int) -> _Call | Non
     return cast(_Call, found)._replace(seed=np.uint64(seed))
 
 
-def _estimate(call: _Call, reach: float, numbers: Any, wide: Any, points: Any, out: Any) -> None:
+def _estimate(call: _Call, reach: float, numbers: Any, homes: Any, wide: Any, points: Any, out: Any) -> None:
     """Estimate from codes, and from rows where these say nothing."""
     g, known, shares, dtype = call.groups, call.known, call.spent, call.dtype
     s, a, v = scratch(g.record), aims(known, len(g.record.held), dtype), guesses(g.record)
@@ -333,7 +362,8 @@ def _estimate(call: _Call, reach: float, numbers: Any, wide: Any, points: Any, o
         n, k = lists(g.record, shares.scanned, 1, True), looks(g.record, *shares, dtype)
         memory = known.codes.address, n.address, k.address, tables, known.scan
         first, spent = int(numbers[0]), tuple(shares)
-        lost = _by_codes(known.by_codes.address, *place, *memory, first, spent, call.seed, reach, wide, points, out)
+        asked = call.seed, reach, homes, wide, points, out
+        lost = _by_codes(known.by_codes.address, *place, *memory, first, spent, *asked)
         if lost == 0:
             return
         left = np.flatnonzero(np.isnan(out[:, 0]))
@@ -341,6 +371,7 @@ def _estimate(call: _Call, reach: float, numbers: Any, wide: Any, points: Any, o
         left = np.arange(len(numbers))
     n, d = lists(g.record, call.budget, 1), dots(call.budget, 1, dtype)
     found = np.empty((len(left), 3))
-    given = numbers[left], call.left, call.seed, wide[left], points[left], found
-    _by_rows(known.by_rows.address, *place, n.address, d.address, tables, *given)
+    given = homes[left], wide[left], points[left], found
+    used = n.address, d.address, tables
+    _by_rows(known.by_rows.address, *place, *used, numbers[left], call.left, call.seed, *given)
     out[left] = found
