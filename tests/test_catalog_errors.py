@@ -125,9 +125,9 @@ def summed(scale: float, **given: Any) -> Any:
 def test_kernel_sums_reach_their_error() -> None:
     loose, tight = summed(0.5), summed(0.5, error=0.01)
     assert np.median(loose.standard_error) > 0.015
-    assert 0.001 < np.median(tight.standard_error) <= 0.01
+    assert 0.0002 < np.median(tight.standard_error) <= 0.01
     off = np.expm1(tight.log_normalizer - log_kernel(0.5))
-    assert 0.001 < np.sqrt((off**2).mean()) < 0.01
+    assert 0.0002 < np.sqrt((off**2).mean()) < 0.01
     assert np.median(tight.dots) > 2 * np.median(loose.dots)
 
 

@@ -242,7 +242,7 @@ def test_items_that_are_all_the_same() -> None:
     same = Catalog(np.full((5_000, 3), 2.0), cells=4)
     found = same.kernel_sum(np.full((1, 3), 1.0), scale=2.0, budget=300, full=True)
     np.testing.assert_allclose(found.log_normalizer, np.log(5_000) - 3, atol=0.01)
-    assert found.standard_error < 0.01
+    assert found.standard_error < 0.05
 
 
 def test_dimension_and_tails() -> None:
