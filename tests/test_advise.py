@@ -182,6 +182,11 @@ def test_outputs_that_are_not_finite_have_an_infinite_error() -> None:
     assert report.find("plain average").errors[0] == np.inf
     assert np.isfinite(report.find("plain average").errors[1])
     assert not any(np.isnan(row.errors).any() for row in report.rows)
+    v = v[..., :1]
+    v[:, 1::2] *= -1
+    v[1] = v[0]
+    problem = problems.pose(q, k, v, causal=False, length=None, scale=None, sample=1, rng=0)
+    assert np.isnan(estimators.ESTIMATORS[0].attend(problem, None, None)).any()  # and nobody is warned
 
 
 def test_windows_that_reach_all_keys_are_left_out() -> None:

@@ -244,6 +244,19 @@ def test_nearest_centres(n: int, dim: int, cells: int, dtype: Any) -> None:
     assert square.dtype == dtype
 
 
+@pytest.mark.parametrize("width", ["16", "32"])
+def test_nearest_centres_on_narrower_machines(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is left of items beside whole register tiles."""
+    monkeypatch.setenv("RFKERNELS_VECTOR_BYTES", width)
+    packed, centres = pack(normal(37, 5, seed=1)), normal(37, 5, seed=1).astype(float)
+    for n in range(60, 140):
+        x = normal(n, 5)
+        exact = ((x[:, None].astype(float) - centres) ** 2).sum(2)
+        label, square = nearest(x, packed)
+        np.testing.assert_array_equal(label, exact.argmin(1))
+        np.testing.assert_allclose(square, exact.min(1), rtol=64 * np.finfo(np.float32).eps)
+
+
 def test_nearest_centres_far_from_the_origin_and_ties() -> None:
     x, centres = normal(500, 4), normal(30, 4, seed=1)
     far, away = x + np.float32(2**12), centres + np.float32(2**12)

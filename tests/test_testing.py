@@ -719,6 +719,13 @@ def test_a_variance_by_sampling() -> None:
         testing.assert_variance_by_sampling(estimator, 3.0, 4.3, fourth=3 * 18.5)
     with pytest.raises(AssertionError, match="the variance of estimates is not 4"):
         testing.assert_variance_by_sampling(estimator, 2.3, 4.0, fourth=3 * 16.0)
+    for wrong, said in (
+        ({"variance": [4.0, 4.0]}, r"variance must broadcast to the shape \(\), got \(2,\)"),
+        ({"fourth": [48.0, 48.0]}, r"fourth must broadcast to the shape \(\), got \(2,\)"),
+        ({"fourth": 16.0}, r"fourth must be above the square of variance, got 16\.0 and variance 4\.0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            testing.assert_variance_by_sampling(estimator, 3.0, **{"variance": 4.0, "fourth": 48.0} | wrong)
 
 
 # Strategies

@@ -84,7 +84,7 @@ def _nothing(_problem: Problem, _count: int) -> None:
 def _average(problem: Problem, _prepared: Any, _window: int | None) -> Any:
     v, (queries, keys) = problem.v, problem.sizes
     dtype = np.result_type(v, np.float32)
-    with np.errstate(over="ignore"):  # the error of such an output is infinite
+    with np.errstate(over="ignore", invalid="ignore"):  # the error of such an output is infinite
         out = v.mean(-2, keepdims=True, dtype=dtype)
         if problem.causal:
             out = (v.cumsum(-2, dtype=dtype) / np.arange(1, keys + 1)[:, None])[..., -queries:, :]

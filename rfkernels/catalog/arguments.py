@@ -70,7 +70,7 @@ def check_means(mean: Any, values: Any, table: Table) -> None:
         index = first_nonfinite(own)
         if index is not None:
             row, column = index
-            where = f"values[{held[first + row]}, {column}]"
+            where = f"values[{held[first + row]}" + (f", {column}]" if values.shape[1] > 1 else "]")
             raise ValueError(f"values must be finite where items are taken, but {where} is {float(own[index])}")
     raise ValueError("values must have means that fit float64")
 

@@ -289,6 +289,8 @@ def summed(
 def unmet(boosts: Any, sizes: Any, distance: float) -> float:
     """Return what items that are not taken again may be off by, in the mean square, relative to a distance.
 
+    They are without a control variate: beside one much less is left of what rounding does.
+
     An item adds (f − h) / (b h), with f and h as in `estimate_one` and b = exp(v): 1 − 1 / b in the mean square or so,
     and half of that for most items of a block, as v is the largest there. What no check has met is that of all items,
     or of as many as one check stands for.

@@ -125,8 +125,10 @@ def assert_variance_by_sampling(
         As `assert_unbiased_by_sampling`.
     """
     exact = np.asarray(exact, np.float64)
-    claimed = np.broadcast_to(np.asarray(variance, np.float64), exact.shape)
-    spread = np.asarray(fourth, np.float64) - claimed**2
+    claimed = broadcast("variance", variance, exact.shape)
+    spread = broadcast("fourth", fourth, exact.shape) - claimed**2
+    if not np.all(spread > 0):
+        raise ValueError(f"fourth must be above the square of variance, got {fourth} and variance {variance}")
     detect = claimed / 20 if detect is None else detect
 
     def squares(x: Any) -> Any:
