@@ -117,17 +117,18 @@ _TERMS = 1 << 17
 
 
 def _in_turns(xp: Any, x: Any, y: Any, features: Features) -> tuple[Any, Any]:
-    """Do what `core.log_kernel` does, some pairs at a time where they are the rows of two arrays of NumPy."""
-    if xp is not np or features.batch or x.ndim < 2 or x.shape[:-1] != y.shape[:-1]:
+    """Do what `core.log_kernel` does, some pairs at a time where two arrays of NumPy hold as many points."""
+    batch = x.shape[:-1]
+    if xp is not np or features.batch or not batch or batch != y.shape[:-1]:
         return core.log_kernel(xp, x, y, features)
 
     def step(_: None, start: int, rows: tuple[Any, Any]) -> Any:
         log, sign = core.log_kernel(xp, *rows, features)
-        return None, (log[..., None], sign[..., None])
+        return None, (log[:, None], sign[:, None])
 
-    size = _TERMS // (features.count * max(math.prod(x.shape[:-2]), 1))
-    _, (log, sign) = over_rows(xp, step, None, (x, y), max(size, 1))
-    return log[..., 0], sign[..., 0]
+    points = tuple(z.reshape(math.prod(batch), z.shape[-1]) for z in (x, y))
+    _, (log, sign) = over_rows(xp, step, None, points, max(_TERMS // features.count, 1))
+    return log.reshape(batch), sign.reshape(batch)
 
 
 def log_normalizer(

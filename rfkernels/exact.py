@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ def exact_partial(
     k: Any,
     v: Any,
     *,
-    scale: Any = None,
+    scale: Any,
     causal: bool = False,
     window: int | None = None,
     mask: Any = None,
@@ -33,7 +32,6 @@ def exact_partial(
     """Sum exact weights over the keys that each query sees (arguments as `exact_attention`)."""
     xp = namespace(q, k, v)
     dtype = accumulator(xp, q, k, v)
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     q, k, v = (x.astype(dtype) for x in (q, k, v))
     root = xp.sqrt(xp.asarray(scale, dtype))
     q, k = q * root, k * root

@@ -205,7 +205,9 @@ def angle_of(xp: Any, dot: Any, xx: Any, yy: Any) -> Angle:
     """Return what kernels of the angle are made of; the cosine is 0 where a vector is zero."""
     nothing = (xx == 0) | (yy == 0)
     norms = xp.where(nothing, 0, xp.sqrt(xp.where(nothing, 1, xx)) * xp.sqrt(xp.where(nothing, 1, yy)))
-    norms = xp.where(xx == yy, xx + (yy - xx) / 2, norms)  # to the last bit, and with the same derivatives
+    same = (xx == yy) & (xx != 0)  # there to the last bit, with all derivatives
+    one, other = xp.where(same, xx, 1), xp.where(same, yy, 1)
+    norms = xp.where(same, one * xp.sqrt(other / one), norms)
     cosine = dot / xp.where(norms == 0, 1, norms)
     between = (cosine > -1) & (cosine < 1)
     return Angle(norms, cosine, between, xp.where(between, cosine, 0))

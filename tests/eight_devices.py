@@ -532,8 +532,9 @@ def batches_and_heads_on_a_grid_with_explicit_axes() -> None:
     grid = jax.make_mesh((2, 4), ("data", "heads"), (jax.sharding.AxisType.Explicit,) * 2)
     f, own, given = rfk.draw("positive", DIM, 16, rng=0), features(batch=(4,)), inputs(20, batch=(2, 4))
     placed = [jax.device_put(x, NamedSharding(grid, PartitionSpec("data", "heads"))) for x in given.values()]
-    kinds = {"features": own}, {"groups": 4}, {"heavy": 2, "features": f}, {"full": True, "error": True, "features": f}
-    for options in kinds:
+    kinds: tuple[dict[str, Any], ...] = ({"features": own}, {"groups": 4}, {"heavy": 2, "features": own})
+    kinds += ({"groups": rfk.fit_groups(given["q"], given["k"], 4)},)
+    for options in (*kinds, {"full": True, "error": True, "features": f}):
         options = {"causal": "error" not in options, **options}
         done = jax.eval_shape(functools.partial(rfk.attention, **options), *placed)
         assert jax.tree.leaves(done)[0].sharding.spec[:2] == ("data", "heads")

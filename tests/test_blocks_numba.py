@@ -321,6 +321,11 @@ def test_attention_that_many_keys_receive(monkeypatch: pytest.MonkeyPatch) -> No
         np.testing.assert_allclose(fitting.received(q, k, 0.4, None, FAST), expected, rtol=1e-9, atol=1e-15)
 
 
+def test_attention_where_all_dot_products_are_near_the_lowest_number() -> None:
+    k = np.array([[1.3e19], [1.4e19]], np.float32)
+    np.testing.assert_array_equal(fitting.received(-k, k, 1.0, None, FAST), [1, 0])
+
+
 def test_values_for_keys_that_are_shared() -> None:
     """Centres are found once; only what values do within the groups is of each of them."""
     q, k, v = inputs(90, 300, batch=(3,), shared=())

@@ -91,6 +91,9 @@ def test_passes_are_those_of_the_core(name: str, mode: tuple[str, bool]) -> None
     mask[0, :40] = False  # a whole tile, and the first keys of another
     mask[1, :3] = False
     compare((q, k, v), features, causal, mask)
+    hidden = (jnp.where(mask[..., None], x, jnp.asarray(np.nan, dtype)) for x in (k, v))
+    found, expected = (run((q, *given), features, causal, mask)[0][0] for given in (hidden, (k, v)))
+    np.testing.assert_array_equal(wide(found), wide(expected))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -216,9 +216,6 @@ def test_moments_take_arrays_and_broadcast() -> None:
         np.testing.assert_allclose(single, got, rtol=2e-4, atol=2e-4, err_msg=name)
 
 
-# On JAX
-
-
 @pytest.mark.parametrize("size", [1e-150, 1.0, 1e150])
 def test_vectors_and_their_negatives_are_told_to_the_last_bit(size: float) -> None:
     """Rounding of the cosine, its root, is 1e-8 of the angle."""
@@ -230,6 +227,9 @@ def test_vectors_and_their_negatives_are_told_to_the_last_bit(size: float) -> No
         assert not rfk.variance.relative("sign", x, y, count=4, sampler="iid").any()
 
 
+# On JAX
+
+
 def test_variance_of_the_error_function_on_jax() -> None:
     jax = pytest.importorskip("jax")
     import jax.numpy as jnp
@@ -238,6 +238,18 @@ def test_variance_of_the_error_function_on_jax() -> None:
     with jax.enable_x64(True):
         got = moments.erf(jnp, *map(jnp.asarray, products))
     np.testing.assert_allclose(got, moments.erf(np, *products), rtol=1e-13)
+
+
+def test_second_derivatives_at_equal_norms_are_those_nearby() -> None:
+    jax = pytest.importorskip("jax")
+    import jax.numpy as jnp
+
+    def log(size: Any) -> Any:
+        return kernels.ABSOLUTE.log(jnp, 0.5, size**2, 1.0)
+
+    with jax.enable_x64(True):
+        found = [jax.grad(jax.grad(log))(size) for size in (1.0, 1.0 + 1e-9)]
+    np.testing.assert_allclose(*found, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", [*NAMED, "arc_cosine(3)"])

@@ -130,7 +130,7 @@ def test_scales_beyond_the_dtype_are_refused(name: str, scale: float) -> None:
 
 @pytest.mark.parametrize("name", ["hyperbolic", "trigonometric", "relu"])
 def test_kernels_of_many_pairs_take_no_memory_for_all_their_terms(name: str) -> None:
-    x, y = 0.3 * rows(2, 40_000, 3)
+    x, y = 0.3 * rows(2, 40_000, 1, 3)
     features = rfk.draw(name, 3, 32, rng=0)
     tracemalloc.start()
     log, sign = rfk.log_kernel(x, y, features, return_sign=True)

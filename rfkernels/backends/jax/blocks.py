@@ -13,7 +13,7 @@ from jax import lax
 from rfkernels import partials
 from rfkernels._arrays import accumulator, differing, rows_at
 from rfkernels.backends import Pass
-from rfkernels.backends.jax.heads import feature_tails
+from rfkernels.backends.jax.heads import feature_tails, spread_as
 from rfkernels.backends.jax.tiles import normalized
 from rfkernels.grouping import BlockState, Far, Plan, schedule, summaries
 from rfkernels.grouping.schedule import CHUNK, TOGETHER, Rows
@@ -38,6 +38,7 @@ def attend(rows: Rows, far: Far, plan: Plan, state: BlockState | None, dtype: An
 def _pass(rows: Rows, far: Far, state: BlockState | None, plan: Plan, sums: Any, dtype: Any, programs: Any) -> Pass:
     q, k, v = (x.astype(sums) for x in rows[:3])
     rows = rows._replace(q=q, k=jnp.where(rows.mask[..., None], k, 0), v=jnp.where(rows.mask[..., None], v, 0))
+    far = spread_as(rows.k, far, _tails(far))
     after: BlockState | None = None
     if not plan.causal:
         part = _both_sides(rows, far, plan)
@@ -50,12 +51,14 @@ def _pass(rows: Rows, far: Far, state: BlockState | None, plan: Plan, sums: Any,
 
 def _sources(rows: Rows, far: Far) -> list[tuple[Any, int]]:
     """Return what sums are made of, and how many axes of each follow its batch axes."""
-    sources = [(rows.k, 2), (rows.v, 2), (rows.mask, 1), (rows.heavy, 1), (far.scale, 0)]
-    if far.groups is not None:
-        sources += [(x, 0 if x.ndim == 0 else 2) for x in jax.tree.leaves(far.groups)]
-    if far.features is not None:
-        sources += zip(jax.tree.leaves(far.features), feature_tails(far.features), strict=True)
-    return sources
+    own = [(rows.k, 2), (rows.v, 2), (rows.mask, 1), (rows.heavy, 1)]
+    return own + list(zip(jax.tree.leaves(far), _tails(far), strict=True))
+
+
+def _tails(far: Far) -> list[int]:
+    """Return how many axes of each leaf follow its batch axes."""
+    groups = [min(x.ndim, 2) for x in jax.tree.leaves(far.groups)]
+    return [*groups, *([] if far.features is None else feature_tails(far.features)), 0]
 
 
 def _differing_sums(sums: State, sources: list[tuple[Any, int]]) -> State:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rfkernels._arrays import unmasked
 from rfkernels.backends.jax import fused_calls
 from rfkernels.backends.jax.chunks import Rows
 from rfkernels.backends.jax.fused_calls import Given, Side, Tile, Tiles
@@ -95,7 +96,8 @@ def attend(
     interpret: bool = False,
 ) -> tuple[tuple[Any, Any, Any], State]:  # fmt: skip
     """Run a pass without window and segments: output, log-normaliser and its sign, and the state after it."""
-    q, k, v = (x if x.dtype == jnp.bfloat16 else x.astype(jnp.float32) for x in (rows.q, rows.k, rows.v))
+    q, k, v = rows.q, unmasked(rows.k, rows.mask), unmasked(rows.v, rows.mask)
+    q, k, v = (x if x.dtype == jnp.bfloat16 else x.astype(jnp.float32) for x in (q, k, v))
     own = state.kv.shape[:-2]
     wide = np.broadcast_shapes(own, q.shape[:-2])
     of_key = wide if causal else own

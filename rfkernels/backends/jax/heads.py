@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ Result = tuple[Any, State | None]
 """Sums of each query, as `schedule.Found` has them, and a state."""
 
 Function = Callable[[Given, Sizes], Result]
+Tree = TypeVar("Tree")
 
 
 def _tails(given: Given) -> list[int]:
@@ -104,19 +105,24 @@ def _cpus() -> int:
 
 
 def _varying(given: Given) -> Given:
-    """Return the same arrays, the state differing from device to device wherever keys, values and features do.
-
-    And features of each head where the heads do: on meshes with explicit axes JAX multiplies no others.
-    """
+    """Return the same arrays, the state differing from device to device wherever keys, values and features do."""
     rows = given.rows.q if given.rows.k is None else given.rows.k
-    leaves, tree = jax.tree.flatten(given.features)
-    tails = zip(leaves, feature_tails(given.features), strict=True)
-    leaves = [differing(jnp, x, tail, (rows, 2)) if x.ndim > tail else x for x, tail in tails]
-    given = given._replace(features=jax.tree.unflatten(tree, leaves))
+    given = given._replace(features=spread_as(rows, given.features, feature_tails(given.features)))
     own = given._replace(rows=given.rows._replace(q=None, of_query=None))
     sources = list(zip(jax.tree.leaves((own.rows, own.features)), _tails(own), strict=False))
     state = State(*(differing(jnp, x, tail, *sources) for x, tail in zip(given.state, (2, 1, 1), strict=True)))
     return given._replace(state=state)
+
+
+def spread_as(rows: Any, given: Tree, tails: list[int]) -> Tree:
+    """Return arrays, those of each head differing from device to device wherever rows (*batch, length, dim) do.
+
+    On meshes with explicit axes JAX multiplies no others. `tails` are how many axes of each follow its batch axes.
+    """
+    leaves, tree = jax.tree.flatten(given)
+    both = zip(leaves, tails, strict=True)
+    leaves = [differing(jnp, x, tail, (rows, 2)) if x.ndim > tail else x for x, tail in both]
+    return cast(Tree, jax.tree.unflatten(tree, leaves))
 
 
 def _one_by_one(function: Callable[[Given], Result], given: Given) -> Result:

@@ -77,7 +77,7 @@ def _crest(e: Emitter) -> None:
     Unless `level` is 0, weights take the place of scores, and their scale is noted there.
     """
     scores, columns, rows, scale, top, den, level = e.arguments
-    m, b, missing = e.math, e.builder, SENTINEL[e.align * 8]
+    m, b, missing = e.math, e.builder, e.math.constant(SENTINEL[e.align * 8])
     kept = b.icmp_signed("!=", level, e.integer(0))
     factor = m.splat(e.load(scale, e.integer(0)))
     with e.loop(0, columns, e.lanes) as c:
@@ -85,7 +85,7 @@ def _crest(e: Emitter) -> None:
         highest = e.variable(old)
         with e.loop(0, rows) as r:
             score = e.load_vector(scores, e.add(e.mul(r, columns), c))
-            own = m.where(m.gt(score, m.constant(missing / 2)), m.mul(factor, score), m.constant(missing))
+            own = m.where(m.gt(score, m.constant(ABSENT[e.align * 8])), m.mul(factor, score), missing)
             highest.set(m.maximum(highest.get(), own))
         new = highest.get()
         total = e.variable(m.mul(e.load_vector(den, c), m.exp(m.sub(old, new))))

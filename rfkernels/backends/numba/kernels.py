@@ -6,6 +6,7 @@ are padded to whole register tiles, so no kernel has a ragged edge.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -186,7 +187,10 @@ def _valid(e: Emitter) -> None:
 
 
 def _offsets_columns(e: Emitter) -> None:
-    """Sum a = weight Σ y² + Σ linear x + constant down each column; the sentinel where a column is not valid."""
+    """Sum a = weight Σ y² + Σ linear x + constant down each column; −∞ where a column is not valid.
+
+    No projection of a masked key, infinite or no number at all, lifts its exponent from there.
+    """
     y, y_row, y_rows, x, x_row, x_rows, linear, parameters, valid, out, columns = e.arguments
     m, b = e.math, e.builder
     weight, constant = m.splat(e.load(parameters, e.integer(0))), m.splat(e.load(parameters, e.integer(1)))
@@ -200,7 +204,7 @@ def _offsets_columns(e: Emitter) -> None:
             slope.set(m.fma(value, m.splat(e.load(linear, i)), slope.get()))
         result = m.fma(weight, total.get(), slope.get())
         exists = m.gt(e.load_vector(valid, c), m.constant(0.0))
-        e.store_vector(m.where(exists, result, m.constant(SENTINEL[e.align * 8])), out, c)
+        e.store_vector(m.where(exists, result, m.constant(-math.inf)), out, c)
     e.finish()
 
 
