@@ -626,7 +626,7 @@ MUTANTS = [
     Mutant("homes: groups of the next cell", "catalog/homes.py", "np.searchsorted(table.cell[order], np.arange(", "np.searchsorted(table.cell[order], 1 + np.arange(", (HOMES, "-k", "are_the_groups")),
     Mutant("homes: items compared as they are", "catalog/homes.py", "own = compared(table.metric, points.astype(dtype))", "own = points.astype(dtype)", (HOMES, "-k", "are_the_groups")),
     Mutant("homes: codes are taken at their word", "catalog/radial.py", "away[table.cell[home]] *= 1 - NEARER", "pass", (HOMES, "-k", "points_that or agree")),
-    Mutant("homes: all groups get a part of an item at the point", "backends/numba/catalog_radial.py", "floor, own = unit[home] - a.log[home], min", "floor, own = 0 * unit[home], min", (HOMES, "-k", "agree")),
+    Mutant("homes: an item at the point counts in no mean, compiled", "backends/numba/catalog_radial.py", "mean = np.logaddexp(log, one)", "mean = log", (HOMES, "-k", "agree or points_that")),
     Mutant("radial: codes are trusted whatever they know", "catalog/radial.py", "TEMPERED, UNSURE = 1.5, 4.0", "TEMPERED, UNSURE = 0.0, 60.0", (RADIAL, "-k", "as_specified or intervals or sharp")),
     Mutant("radial: codes in few dimensions", "catalog/radial.py", "CODED = 3.5", "CODED = 1.0", (RADIAL, "-k", "where_codes")),
     Mutant("radial: draws count as if each were expected once", "catalog/radial.py", "logits[sure:] -= np.repeat(runs.log_expected, RUN)", "pass", (RADIAL, "-k", "unbiased or as_specified")),
