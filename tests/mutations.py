@@ -624,7 +624,7 @@ MUTANTS = [
     Mutant("radial: codes count from means", "catalog/radial.py", "table.anchors.astype(np.float64)", "table.means.astype(np.float64)", (RADIAL, "-k", "moved")),
     Mutant("homes: points that are items are as others", "catalog/kernel_sums.py", "given._replace(home=homes(table, given.points))", "given", (HOMES, "-k", "points_that")),
     Mutant("homes: groups of the next cell", "catalog/homes.py", "np.searchsorted(table.cell[order], np.arange(", "np.searchsorted(table.cell[order], 1 + np.arange(", (HOMES, "-k", "are_the_groups")),
-    Mutant("homes: items compared as they are", "catalog/homes.py", "own = compared(table.metric, points.astype(dtype))", "own = points.astype(dtype)", (HOMES, "-k", "are_the_groups")),
+    Mutant("homes: items compared as they are", "catalog/homes.py", "own = compared(table.metric, points[part].astype(dtype))", "own = points[part].astype(dtype)", (HOMES, "-k", "are_the_groups")),
     Mutant("homes: codes are taken at their word", "catalog/radial.py", "away[table.cell[home]] *= 1 - NEARER", "pass", (HOMES, "-k", "points_that or agree")),
     Mutant("homes: an item at the point counts in no mean, compiled", "backends/numba/catalog_radial.py", "mean = np.logaddexp(log, one)", "mean = log", (HOMES, "-k", "agree or points_that")),
     Mutant("radial: codes are trusted whatever they know", "catalog/radial.py", "TEMPERED, UNSURE = 1.5, 4.0", "TEMPERED, UNSURE = 0.0, 60.0", (RADIAL, "-k", "as_specified or intervals or sharp")),

@@ -6,17 +6,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels.catalog.cells import nearest, pack
+from rfkernels.catalog.cells import chunks
 from rfkernels.catalog.compiled import compiled
 from rfkernels.catalog.known import OfTables
 from rfkernels.catalog.metric import compared
 from rfkernels.catalog.records import Table
 
+LOOKED = 16
+"""Cells whose centres a point is compared with: those of the nearest means, which guesses know the distances of."""
+
+_ROUNDED = 4
+"""Last digits that a squared distance may be off by from what it was when its item joined a group."""
+
 
 class _Homes(NamedTuple):
-    """Packed centres; groups of cells from the inside outwards, where those of each cell begin, and edges of groups."""
+    """Centres as they are compared; groups of cells from the inside outwards, where those of cells begin, and edges."""
 
-    packed: Any
+    centres: Any
     first: Any
     order: Any
     edge: Any
@@ -25,20 +31,32 @@ class _Homes(NamedTuple):
 def _prepared(table: Table) -> _Homes:
     order = np.lexsort((table.edge, table.cell))
     first = np.searchsorted(table.cell[order], np.arange(len(table.centres) + 1))
-    return _Homes(pack(compared(table.metric, table.centres)), first, order, table.edge.copy())
+    return _Homes(compared(table.metric, table.centres).astype(np.float64), first, order, table.edge.copy())
 
 
 _homes = OfTables(_prepared)
 
 
+def looked(table: Table) -> int:
+    """Return how many dot products `homes` takes for each point, beside those with the means of cells."""
+    return min(LOOKED, len(table.means))
+
+
+@np.errstate(over="ignore", invalid="ignore")
 def homes(table: Table, points: Any) -> Any:
-    """Return the group that each point (points, dim) would join, −1 for none: as many dot products as there are cells.
+    """Return the group that each point (points, dim) would join, −1 for none.
 
     Of cells that are empty, and of points that are not finite in the dtype of rows, there is none.
     """
-    known, dtype = _homes(table), table.rows.dtype
-    with np.errstate(over="ignore"):
-        own = compared(table.metric, points.astype(dtype))
-    label, square = nearest(own, known.packed)
-    found = compiled("catalog_store").joined(known.first, known.order, known.edge, label, square)
-    return np.where(np.isfinite(square), found, -1)
+    known, dtype, found = _homes(table), table.rows.dtype, np.empty(len(points), np.int64)
+    means, size = table.means.astype(np.float64), looked(table)
+    for part in chunks(len(points), LOOKED * points.shape[1]):
+        near = np.argpartition((means**2).sum(1) - 2 * points[part] @ means.T, size - 1)[:, :size]
+        own = compared(table.metric, points[part].astype(dtype)).astype(np.float64)
+        square = ((own[:, None] - known.centres[near]) ** 2).sum(-1)
+        at = np.arange(len(own)), square.argmin(1)
+        away = (square[at] * (1 + _ROUNDED * np.finfo(dtype).eps)).astype(dtype)
+        label = near[at].astype(np.int32)
+        group = compiled("catalog_store").joined(known.first, known.order, known.edge, label, away)
+        found[part] = np.where(np.isfinite(away), group, -1)
+    return found

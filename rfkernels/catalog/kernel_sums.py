@@ -8,7 +8,7 @@ import numpy as np
 
 from rfkernels.catalog import engines, pilots
 from rfkernels.catalog.arguments import check_fit, check_logs, takes_all
-from rfkernels.catalog.homes import homes
+from rfkernels.catalog.homes import homes, looked
 from rfkernels.catalog.plan import Guess, deviations, draw_runs, fewest_dots, plan, rows_of
 from rfkernels.catalog.radial import FLAT, SHARE, Points, points_from, points_of
 from rfkernels.catalog.records import Estimate, Table
@@ -56,11 +56,11 @@ def _estimated(table: Table, queries: Any, kernel: Scaled, budget: int, seed: in
 
 def _radial(engine: Any, table: Table, given: Points, budget: int, seed: int) -> Estimate:
     """Estimate with the homes of points known, where that leaves enough to draw items."""
-    cells = len(table.means)
-    if table.centres is None or budget - cells < fewest_dots(table):
+    more = looked(table)
+    if table.centres is None or budget - more < fewest_dots(table):
         return cast(Estimate, engine.radial(table, given, budget, seed))
-    found: Estimate = engine.radial(table, given._replace(home=homes(table, given.points)), budget - cells, seed)
-    return found._replace(dots=found.dots + cells)
+    found: Estimate = engine.radial(table, given._replace(home=homes(table, given.points)), budget - more, seed)
+    return found._replace(dots=found.dots + more)
 
 
 def _points(table: Table, queries: Any, kernel: Scaled) -> Points | None:
