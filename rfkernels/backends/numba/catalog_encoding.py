@@ -53,6 +53,7 @@ def room_of(scales: Any) -> Any:
 
 
 def _with_room(rows: Any, groups: Any, start: Any, count: Any, cell: Any, anchors: Any, scales: Any, codes: Any) -> int:
+    """Encode with room of its own, as threads do at once; NumPy makes it, which Numba would take seconds to compile."""
     return _encode_groups(rows, groups, start, count, cell, anchors, codes, room_of(scales))
 
 
