@@ -48,6 +48,7 @@ CATALOG_JAX = "tests/test_catalog_jax.py"
 STORE = "tests/test_catalog_store.py"
 RADIAL = "tests/test_catalog_radial.py"
 HOMES = "tests/test_catalog_homes.py"
+RAYS = "tests/test_catalog_rays.py"
 PROFILES = "tests/test_catalog_profiles.py"
 OUTLIERS = "tests/test_catalog_outliers.py"
 CATALOG_ERRORS = "tests/test_catalog_errors.py"
@@ -627,6 +628,15 @@ MUTANTS = [
     Mutant("homes: items compared as they are", "catalog/homes.py", "own = compared(table.metric, points[part].astype(dtype))", "own = points[part].astype(dtype)", (HOMES, "-k", "are_the_groups")),
     Mutant("homes: codes are taken at their word", "catalog/radial.py", "away[table.cell[home]] *= 1 - NEARER", "pass", (HOMES, "-k", "points_that or agree")),
     Mutant("homes: an item at the point counts in no mean, compiled", "backends/numba/catalog_radial.py", "mean = np.logaddexp(log, one)", "mean = log", (HOMES, "-k", "agree or points_that")),
+    Mutant("rays: draws from groups along a query count, too", "catalog/plan.py", "np.where(np.isin(group, planned.opened), np.inf, log_expected)", "log_expected", (RAYS, "-k", "agree")),
+    Mutant("rays: draws from groups along a query count, too, compiled", "backends/numba/catalog_rays.py", "n.odds[i, run] = np.inf", "pass", (RAYS, "-k", "unbiased or agree")),
+    Mutant("rays: nothing is looked at along a query", "catalog/rays.py", "for length in lengths:", "for length in lengths[:0]:", (RAYS, "-k", "along or that_are")),
+    Mutant("rays: nothing is looked at along a query, compiled", "backends/numba/catalog_rays.py", "    if len(g.lengths) == 0 or size == 0:", "    if True:", (RAYS, "-k", "that_are or agree")),
+    Mutant("rays: items compared as they are", "catalog/rays.py", "own = compared(table.metric.astype(np.float64), query / size)", "own = query / size", (RAYS, "-k", "of_the_item or agree")),
+    Mutant("rays: the nearest mean alone", "catalog/rays.py", "NEAR = 4", "NEAR = 1", (RAYS, "-k", "of_the_item")),
+    Mutant("rays: one length for all", "catalog/rays.py", "lengths = np.quantile(np.sqrt((some**2).sum(1)), 1 - (np.arange(LENGTHS) + 0.5) / LENGTHS)", "lengths = np.full(LENGTHS, np.sqrt((some**2).sum(1)).mean())", (RAYS, "-k", "of_the_item")),
+    Mutant("rays: groups along a query are not paid for", "backends/numba/catalog_plans.py", "        budget -= held\n", "", (RAYS, "-k", "agree or that_are or kept")),
+    Mutant("rays: cells without items are near", "catalog/rays.py", "    square[held == 0] = beyond[held == 0] = np.inf\n", "", (RAYS, "-k", "empty")),
     Mutant("radial: codes are trusted whatever they know", "catalog/radial.py", "TEMPERED, UNSURE = 1.5, 4.0", "TEMPERED, UNSURE = 0.0, 60.0", (RADIAL, "-k", "as_specified or intervals or sharp")),
     Mutant("radial: codes in few dimensions", "catalog/radial.py", "CODED = 3.5", "CODED = 1.0", (RADIAL, "-k", "where_codes")),
     Mutant("radial: draws count as if each were expected once", "catalog/radial.py", "logits[sure:] -= np.repeat(runs.log_expected, RUN)", "pass", (RADIAL, "-k", "unbiased or as_specified")),

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from rfkernels.catalog.codes import moved
-from rfkernels.catalog.plan import Guess, Plan, Runs, draw_runs, guess, plan, rows_of
+from rfkernels.catalog.plan import Guess, Plan, Runs, draw_runs, guess, rows_of
+from rfkernels.catalog.rays import planned
 from rfkernels.catalog.records import Estimate, Table
 from rfkernels.catalog.scans import Shares, estimate_one, kinds, shares
 from rfkernels.catalog.trust import trusted_error
@@ -30,14 +31,15 @@ def estimate(table: Table, queries: Any, budget: int, seed: int, coded: bool = T
     for i, query in enumerate(queries.astype(np.float64)):
         own = spent[min(int(kinds(table, query)), len(spent) - 1)]
         one = estimate_one(table, query, own, seed, i) if own is not None else None
-        found.append(one if one is not None and np.isfinite(one[0]) else _one(table, query, budget, seed, i))
+        found.append(one if one is not None and np.isfinite(one[0]) else from_rows(table, query, budget, seed, i))
     log, error, dots = zip(*found, strict=True) if found else ((), (), ())
     return Estimate(np.array(log, np.float64), np.array(error, np.float64), np.array(dots, np.int64))
 
 
-def _one(table: Table, query: Any, budget: int, seed: int, place: int) -> tuple[float, float, int]:
+def from_rows(table: Table, query: Any, budget: int, seed: int, place: int) -> tuple[float, float, int]:
+    """Return the same of one query from rows: log, standard error and dot products."""
     guessed = guess(table, query)
-    chosen = plan(table, guessed, budget)
+    chosen = planned(table, query, guessed, budget)
     exact = table.rows[rows_of(table, chosen.opened)] @ query
     if not len(chosen.far):
         return _log_sum(exact), 0.0, len(exact) + sum(table.means.shape)

@@ -15,11 +15,11 @@ from rfkernels.catalog.records import Table
 LOOKED = 16
 """Cells whose centres a point is compared with: those of the nearest means, which guesses know the distances of."""
 
-_ROUNDED = 4
+ROUNDED = 4
 """Last digits that a squared distance may be off by from what it was when its item joined a group."""
 
 
-class _Homes(NamedTuple):
+class Homes(NamedTuple):
     """Centres as they are compared; groups of cells from the inside outwards, where those of cells begin, and edges."""
 
     centres: Any
@@ -28,13 +28,14 @@ class _Homes(NamedTuple):
     edge: Any
 
 
-def _prepared(table: Table) -> _Homes:
+def _prepared(table: Table) -> Homes:
     order = np.lexsort((table.edge, table.cell))
     first = np.searchsorted(table.cell[order], np.arange(len(table.centres) + 1))
-    return _Homes(compared(table.metric, table.centres).astype(np.float64), first, order, table.edge.copy())
+    return Homes(compared(table.metric, table.centres).astype(np.float64), first, order, table.edge.copy())
 
 
-_homes = OfTables(_prepared)
+known_homes = OfTables(_prepared)
+"""Returns what tells which groups of a table points would join."""
 
 
 def looked(table: Table) -> int:
@@ -48,14 +49,14 @@ def homes(table: Table, points: Any) -> Any:
 
     Of cells that are empty, and of points that are not finite in the dtype of rows, there is none.
     """
-    known, dtype, found = _homes(table), table.rows.dtype, np.empty(len(points), np.int64)
+    known, dtype, found = known_homes(table), table.rows.dtype, np.empty(len(points), np.int64)
     means, size = table.means.astype(np.float64), looked(table)
     for part in chunks(len(points), LOOKED * points.shape[1]):
         near = np.argpartition((means**2).sum(1) - 2 * points[part] @ means.T, size - 1)[:, :size]
         own = compared(table.metric, points[part].astype(dtype)).astype(np.float64)
         square = ((own[:, None] - known.centres[near]) ** 2).sum(-1)
         at = np.arange(len(own)), square.argmin(1)
-        away = (square[at] * (1 + _ROUNDED * np.finfo(dtype).eps)).astype(dtype)
+        away = (square[at] * (1 + ROUNDED * np.finfo(dtype).eps)).astype(dtype)
         label = near[at].astype(np.int32)
         group = compiled("catalog_store").joined(known.first, known.order, known.edge, label, away)
         found[part] = np.where(np.isfinite(away), group, -1)

@@ -9,8 +9,9 @@ import numpy as np
 from rfkernels.catalog.arguments import check_fit
 from rfkernels.catalog.codes import BLOCK, moved
 from rfkernels.catalog.estimates import take
-from rfkernels.catalog.plan import RUN, Plan, guess, plan, sizes, uniforms
+from rfkernels.catalog.plan import RUN, Plan, guess, sizes, uniforms
 from rfkernels.catalog.plan import rounded as rounded_sizes
+from rfkernels.catalog.rays import planned
 from rfkernels.catalog.records import Table
 from rfkernels.catalog.scans import DEVIATIONS, Shares, choose, limits, scan, shares_in
 from rfkernels.catalog.trust import variances
@@ -99,10 +100,10 @@ def expect(table: Table, queries: Any, values: Any, budget: int, seed: int) -> W
     for i, query in enumerate(queries.astype(np.float64)):
         own, guessed, given = spent[min(int(kinds[i]), len(spent) - 1)], guess(table, query), None
         if own is not None:
-            chosen = plan(table, guessed, own.scanned + sum(table.means.shape), BLOCK)
+            chosen = planned(table, query, guessed, own.scanned + sum(table.means.shape), BLOCK)
             given = by_codes(table, query, chosen, own, seed, i)
         if given is None:
-            chosen = plan(table, guessed, budget)
+            chosen = planned(table, query, guessed, budget)
             given = by_rows(table, query, chosen, seed, i)
         check_fit(given.logits[None], table.rows.dtype)
         found.append(weigh(given, chosen, values[table.ids[given.rows]]))

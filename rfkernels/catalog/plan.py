@@ -220,7 +220,7 @@ def draw_runs(table: Table, planned: Plan, seed: int, query: int, run: int = RUN
     first = (np.minimum((begin * count).astype(np.int64), count - 1) + run * turn) % count
     rows = table.start[group][:, None] + (first[:, None] + np.arange(run)) % count[:, None]
     log_expected = np.log(planned.runs * run * planned.weights[place] / ends[-1] / count)
-    return Runs(rows, group, log_expected)
+    return Runs(rows, group, np.where(np.isin(group, planned.opened), np.inf, log_expected))
 
 
 def rows_of(table: Table, groups: Any) -> Any:

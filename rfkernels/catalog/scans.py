@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels.catalog.codes import BLOCK, cost, logits_of, moved, rounded, variances
-from rfkernels.catalog.plan import FEWEST_RUNS, Plan, draw_runs, guess, plan, rows_of, sizes, uniforms
+from rfkernels.catalog.plan import FEWEST_RUNS, Plan, draw_runs, guess, rows_of, sizes, uniforms
 from rfkernels.catalog.plan import rounded as rounded_sizes
+from rfkernels.catalog.rays import planned
 from rfkernels.catalog.records import Table
 from rfkernels.catalog.tables import typical_spread
 from rfkernels.catalog.trust import trusted_error, widening
@@ -213,7 +214,7 @@ def estimate_one(table: Table, query: Any, spent: Shares, seed: int, place: int)
     the largest variance that rounding may give logits of the block: f is h exp(v) in the root mean square.
     """
     guessed = guess(table, query)
-    chosen = plan(table, guessed, spent.scanned + sum(table.means.shape), BLOCK)
+    chosen = planned(table, query, guessed, spent.scanned + sum(table.means.shape), BLOCK)
     seen = scan(table, query, seed, place, chosen, guessed.cell_logits)
     if seen.untold > spent.checked // 2:
         return np.nan, np.nan, 0

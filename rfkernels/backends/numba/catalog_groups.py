@@ -12,6 +12,8 @@ import numpy as np
 from rfkernels.backends.numba import threads
 from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER
 from rfkernels.backends.numba.records import FloatRows, Floats, Held, Ints, Longs, Numbers
+from rfkernels.catalog.homes import ROUNDED
+from rfkernels.catalog.rays import known_rays
 from rfkernels.catalog.records import Table
 from rfkernels.catalog.tops import stretch
 
@@ -22,7 +24,8 @@ class Groups(NamedTuple):
     The groups of cell c are those from first[c] to first[c + 1], at most `widest`, and hold at most `most` items.
     `stretch` is how many units of a query's size the largest logit is expected beyond that of the cell. It and `size`
     are padded to whole vectors, and a vector more; `start` and `cell` have room for as much: lanes that stand for no
-    run may name no group.
+    run may name no group. The last are those of `rfkernels.catalog.rays.Rays`, with `outward` for its order and what
+    squared distances are multiplied by for rounding.
     """
 
     start: Longs
@@ -39,6 +42,15 @@ class Groups(NamedTuple):
     most: int
     widest: int
     edge: float
+    lengths: Floats
+    middle: float
+    square: Floats
+    metric: FloatRows
+    centres: FloatRows
+    beyond: Floats
+    outward: Longs
+    edges: Floats
+    rounded: float
 
 
 def groups_of(table: Table) -> Held[Groups]:
@@ -62,8 +74,16 @@ def groups_of(table: Table) -> Held[Groups]:
         int(table.count.max(initial=0)),
         int(np.diff(first).max(initial=0)),
         math.sqrt(2 * math.log(max(items, 1))),
+        *_along(table),
     )
     return Held(groups)
+
+
+def _along(table: Table) -> tuple[Any, ...]:
+    """Return what is known of items along a direction."""
+    rays, rounded = known_rays(table), 1 + ROUNDED * float(np.finfo(table.rows.dtype).eps)
+    metric = np.empty((0, table.rows.shape[1])) if table.metric is None else table.metric.astype(np.float64)
+    return rays.lengths, rays.middle, rays.square, metric, rays.centres, rays.beyond, rays.order, rays.edge, rounded
 
 
 def padded(count: int) -> int:

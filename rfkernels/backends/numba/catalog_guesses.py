@@ -30,11 +30,12 @@ class Guesses(NamedTuple):
 
     `unit` is the mean weight of a group's items relative to that of its cell's largest group, and `top` the log of the
     latter over the weight of the cell's mean. `mass` and `noise` are sums over cells of guessed sums of weights, and of
-    these times `variance`; `score` is the log of a group's second moment and `best` the largest in a cell; `second` is
-    half of that log, over the weight of the cell's mean. `ends` is what part of its cell's mass lies in a group and
-    those before it, infinite from the last with any on. `order` has the groups of each cell by falling score, and
-    `mass_from` and `noise_from` are sums from a place in it on. `unit`, `variance`, `score`, `second` and `ends` have
-    room for a vector behind the last group, arrays of cells are padded to whole ones.
+    these times `variance`; `least` is what the mass would be if all items were the mean. `score` is the log of a
+    group's second moment and `best` the largest in a cell; `second` is half of that log, over the weight of the cell's
+    mean. `ends` is what part of its cell's mass lies in a group and those before it, infinite from the last with any
+    on. `order` has the groups of each cell by falling score, and `mass_from` and `noise_from` are sums from a place in
+    it on. `unit`, `variance`, `score`, `second` and `ends` have room for a vector behind the last group, arrays of
+    cells are padded to whole ones.
     """
 
     size: Floats
@@ -50,6 +51,7 @@ class Guesses(NamedTuple):
     mass: FloatRows
     noise: FloatRows
     best: FloatRows
+    least: FloatRows
 
 
 @jit_with(entry=True, allocates=True)
@@ -150,7 +152,7 @@ def guess(g: Groups, sizes: list[int]) -> Guesses:
     wide[2] = -np.inf
     order = np.empty((len(sizes), groups), np.int32)
     parts = np.zeros((2, len(sizes), groups + 1))
-    whole = np.zeros((4, len(sizes), cells))
+    whole = np.zeros((5, len(sizes), cells))
     whole[0] = whole[3] = -np.inf
     made = Guesses._make((np.exp2(np.array(sizes) / STEPS), *wide, order, *parts, *whole))
     for i in range(len(sizes)):
@@ -174,6 +176,7 @@ def _guess(g: Groups, made: Guesses, i: int) -> None:
     made.order[i] = np.lexsort((-score, cell))
     made.mass[i, filled], made.noise[i, filled] = np.add.reduceat(sums, begin), np.add.reduceat(noises, begin)
     made.best[i, filled] = np.maximum.reduceat(score, begin)
+    made.least[i, filled] = g.held[filled] * np.exp(-made.top[i, filled])
     _sum_cells(g.first, made.order[i], sums, noises, made.ends[i], made.mass_from[i], made.noise_from[i])
 
 

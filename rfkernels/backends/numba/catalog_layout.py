@@ -28,7 +28,7 @@ from rfkernels.backends.numba.records import (
     NumberRows,
     view,
 )
-from rfkernels.catalog import plan, trust
+from rfkernels.catalog import plan, rays, trust
 from rfkernels.catalog.codes import BLOCK
 from rfkernels.catalog.records import Table
 
@@ -98,7 +98,8 @@ class Scratch(NamedTuple):
     `reached` are of cells; `tallies` are sums over each bucket.
 
     `numbers` passes numbers to kernels. Of the queries of a block, `queues` are addresses that they move on
-    from, and `waiting` the groups that they wait for.
+    from, and `waiting` the groups that they wait for. Along a query, `own` is its direction as items are
+    compared, `near` are the nearest cells, `away` how far and `across` products with their centres; `rays` are groups.
     """
 
     share: Floats
@@ -130,6 +131,11 @@ class Scratch(NamedTuple):
     numbers: Floats
     queues: LongRows
     waiting: Ints
+    own: Floats
+    near: Longs
+    away: Floats
+    across: Floats
+    rays: Longs
 
 
 class Lists(NamedTuple):
@@ -231,7 +237,7 @@ def kept(name: str, key: tuple[Any, ...], make: Callable[[], M]) -> M:
 
 def scratch(g: Groups) -> Held[Scratch]:
     """Return memory for a query."""
-    return kept("scratch", (len(g.start), len(g.held)), lambda: Held(_scratch(g)))
+    return kept("scratch", (len(g.start), len(g.held), len(g.means)), lambda: Held(_scratch(g)))
 
 
 def lists(g: Groups, budget: int, block: int, coded: bool = False) -> Held[Lists]:
@@ -269,6 +275,11 @@ def _scratch(g: Groups) -> Scratch:
         numbers=np.empty(8),
         queues=np.empty((2, plan.SHARED), np.int64),
         waiting=np.empty(plan.SHARED, np.int32),
+        own=np.empty(g.means.shape[1]),
+        near=np.empty(rays.NEAR, np.int64),
+        away=np.empty(rays.NEAR),
+        across=np.empty(rays.NEAR),
+        rays=np.empty(rays.LENGTHS, np.int64),
     )
 
 

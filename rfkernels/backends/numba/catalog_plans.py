@@ -21,6 +21,7 @@ from rfkernels.backends.numba.catalog_plan_groups import (
     sum_others,
     take,
 )
+from rfkernels.backends.numba.catalog_rays import drop_draws, look_along, open_along
 from rfkernels.backends.numba.catalog_taken import end_lists, note
 from rfkernels.backends.numba.compiling import call, entry, jit
 from rfkernels.backends.numba.records import view
@@ -276,6 +277,7 @@ def _choose(
     n: Lists,
     i: int,
     size: int,
+    query: Any,
     budget: int,
     state: Any,
 ) -> None:
@@ -283,7 +285,9 @@ def _choose(
     top = shares(r, v, s, size, n.cells[i])
     for c in range(len(g.held)):
         s.taken[c] = g.first[c + 1] - g.first[c] if budget >= g.items else 0
+    looked, held = look_along(r, g, s, (top, v.least[size]), query, n.cells[i], budget) if budget < g.items else (0, 0)
     if budget < g.items:
+        budget -= held
         closely = few_groups(r, g, budget)
         if not closely:
             runs, total, noise, touched = _decide(r, g, v, s, size, budget)
@@ -295,7 +299,8 @@ def _choose(
     if runs > 0 and (total < TINY or deep):
         closely = True
         top, total, noise = _renew(g, v, s, size, n.cells[i])
-    if note(r, n, i, (items, opened, runs), (top, total, noise)):
+    counts = open_along(r, g, s, n, i, looked, (items, opened))
+    if note(r, n, i, (*counts, runs), (top, total, noise)):
         if listed:
             sum_others(g, s, n, i, opened)
         # Next to opened groups that were guessed far too large, all others may be less than single precision has.
@@ -307,6 +312,7 @@ def _choose(
         draw_groups(r, g, s, n, i, state)
     elif runs > 0:
         _draw(r, g, v, s, n, i, size, state, touched)
+    drop_draws(s, n, i, looked)
     if r.listed and i % _LOOKED_AT == 0:
         _look_ahead(s, n.draw[i], runs)
     end_lists(r, s, n, i)
@@ -356,4 +362,4 @@ def choose_each(
     """List what some queries of a block take."""
     all_cell_logits(r, g, n, queries)
     for i in range(len(queries)):
-        _choose(r, g, v, s, n, i, sizes[i], budget, state_of(seed, 2 * numbers[i]))
+        _choose(r, g, v, s, n, i, sizes[i], queries[i], budget, state_of(seed, 2 * numbers[i]))

@@ -180,4 +180,4 @@ def _new_guesses(groups: int, cells: int) -> Guesses:
     unit, variance, score = np.zeros((3, 1, groups))
     none, order = np.zeros((1, 1)), np.zeros((1, 1), np.int32)
     known = np.zeros(1), unit, variance, score, none, none, order, none, none
-    return Guesses(*known, np.zeros((1, cells)), none, none, none)
+    return Guesses(*known, np.zeros((1, cells)), none, none, none, none)
