@@ -24,7 +24,8 @@ def check_array(name: str, x: Any, axes: int, masked: str = "masks are given by 
             f"{name} must be in this machine's byte order, got {x.dtype.str}; x.astype(x.dtype.newbyteorder('='))"
         )
     if dtype_name(x.dtype) not in FLOATS:
-        raise TypeError(f"{name} must have one of the dtypes {', '.join(FLOATS)}, got {x.dtype}")
+        hint = "; of a file of bfloat16, x.view(ml_dtypes.bfloat16) is what was saved" if x.dtype == "V2" else ""
+        raise TypeError(f"{name} must have one of the dtypes {', '.join(FLOATS)}, got {x.dtype}{hint}")
     if x.ndim < axes:
         expected = "(*batch, length, dim)" if axes == 2 else "(*batch, dim)"
         raise ValueError(f"{name} must have shape {expected}, got {x.shape}")

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     It is written beside `path` under the name ``.rfkernels-*.tmp``. A process that is killed leaves that, which the
     next file written to the folder removes; those being written are locked and stay. Windows knows no such lock: there
-    what a killed process leaves has to be removed by hand.
+    what a killed process leaves has to be removed by hand. Who may read and write a file that is replaced may do so
+    with the new one.
 
     Parameters
     ----------
@@ -39,7 +41,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Raises
     ------
     OSError
-        What `path` names is there and no regular file, or writing fails. A file that was there is left as it was.
+        What `path` names is there and no regular file, or writing fails; it names a file. One that was there is left as
+        it was.
     """
     path = Path(os.path.realpath(path))
     if path.is_dir():
@@ -52,13 +55,17 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     temporary, file = _temporary(path.parent)
     try:
         with file:
+            if path.exists():
+                shutil.copymode(path, temporary)
             yield file
             file.flush()
             os.fsync(file.fileno())
             temporary.replace(path)
         _to_disk(path.parent)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = str(path)
         raise
 
 

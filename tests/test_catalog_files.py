@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -250,6 +251,18 @@ def test_a_catalog_that_changed_goes_on_where_it_was_saved(path: Path, mapped: b
     for one in (loaded, catalog):
         one.save(path)
         assert same(rfk.Catalog.load(path, mapped=mapped).store, one.store)
+
+
+def test_items_of_bfloat16_from_a_file_of_numpy(path: Path) -> None:
+    """NumPy keeps no more of their dtype than its size; what is said of that works."""
+    items = np.random.default_rng(0).normal(size=(70, 3)).astype(ml_dtypes.bfloat16)
+    np.save(path.with_suffix(".npy"), items)
+    mapped = np.load(path.with_suffix(".npy"), mmap_mode="r")
+    with pytest.raises(TypeError, match=r"items .* got \|V2; of a file of bfloat16, x.view\(ml_dtypes.bfloat16\)"):
+        rfk.Catalog(mapped)
+    np.testing.assert_array_equal(
+        rfk.Catalog(mapped.view(ml_dtypes.bfloat16)).items(range(70)), items.astype(np.float32)
+    )
 
 
 def test_a_catalog_is_built_in_its_file(path: Path) -> None:

@@ -73,7 +73,7 @@ def kinds(table: Any, q: Any) -> list[int]:
 def test_as_specified(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if width:
         monkeypatch.setenv("RFKERNELS_VECTOR_BYTES", width)
-    table, q = catalog().table, queries()
+    table, q = catalog().table, queries(most=40.0)
     assert set(kinds(table, q)) == {0, 1, 2, 3}
     found = assert_as_specified(table, q, values(19))
     assert (found.relative > 0).all()
@@ -114,7 +114,7 @@ def test_values_however_they_lie(dtype: str) -> None:
 
 def test_mixed_kinds_and_many_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RFKERNELS_NUM_THREADS", "3")
-    q = np.tile(queries(), (20, 1))[np.random.default_rng(0).permutation(320)]
+    q = np.tile(queries(most=40.0), (20, 1))[np.random.default_rng(0).permutation(320)]
     assert_as_specified(catalog().table, q, values())
 
 

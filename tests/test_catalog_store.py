@@ -143,13 +143,26 @@ def test_shape_is_the_covariance_within_cells() -> None:
     np.testing.assert_allclose(small.shape, apart.T @ apart / (apart**2).sum(), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(("dtype", "size"), [(np.float32, 2e18), (np.float64, 2e152)])
+@pytest.mark.parametrize(("dtype", "size"), [(np.float32, 2e18), (np.float64, 2e148)])
 def test_items_whose_squares_hardly_fit(dtype: Any, size: float) -> None:
     items = np.random.default_rng(3).normal(size=(3000, 8))
     items[:20] *= 1e-3
     usual, large = (store.build((items * x).astype(dtype), rng=1) for x in (1, size))
     np.testing.assert_allclose(large.shape, usual.shape, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(large.scales / dtype(size), usual.scales, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(np.float32, 1.8e19), (np.float64, 2e149)])
+def test_the_largest_items_that_there_may_be(dtype: Any, largest: float) -> None:
+    """Squares of all that k-means is shown are summed, and then those of groups: warnings are errors here."""
+    directions = np.random.default_rng(3).normal(size=(3_000, 8))
+    items = (directions / np.linalg.norm(directions, axis=1, keepdims=True) * largest).astype(dtype)
+    held = store.table(store.build(items))
+    assert len(held.means) == default_cells(3_000)
+    assert np.isfinite(held.spread).all()
+    assert np.linalg.norm(held.means.astype(np.float64) / largest, axis=1).max() < 1
+    with pytest.raises(ValueError, match=r"squared norms whose sums fit.*items\[7\]"):
+        store.build(np.where(np.arange(3_000)[:, None] == 7, 8 * items, items / 2), cells=1)
 
 
 @pytest.mark.parametrize(
@@ -651,7 +664,7 @@ ADDED: dict[str, tuple[type, str, Any, Any]] = {
     ),
     "not a number": (ValueError, r"items\[3, 1\] is nan", with_value(np.nan), np.arange(900, 910)),
     "infinity": (ValueError, r"items\[3, 1\] is -inf", with_value(-np.inf), np.arange(900, 910)),
-    "too large": (ValueError, r"finite squared norms.*items\[3\]", with_value(1e30), np.arange(900, 910)),
+    "too large": (ValueError, r"squared norms whose sums fit.*items\[3\]", with_value(1e30), np.arange(900, 910)),
     "ids that are no integers": (TypeError, "ids must be integers, got float64", normal(1, 3), [900.0]),
     "too few ids": (ValueError, r"ids must have shape \(2,\).*got \(1,\)", normal(2, 3), [900]),
     "a negative id": (ValueError, r"between 0 and 2147483646, but ids\[1\] is -1", normal(2, 3), [900, -1]),
@@ -712,7 +725,7 @@ def test_updates_that_are_refused() -> None:
         (ValueError, r"dim of at least 1, got \(3, 0\)", {"items": np.ones((3, 0))}),
         (ValueError, r"items\[3, 1\] is nan", {"items": with_value(np.nan)}),
         (ValueError, r"items\[19999, 2\] is inf", {"items": with_value(np.inf, (19_999, 2), 20_000), "cells": 3}),
-        (ValueError, r"finite squared norms.*items\[3\]", {"items": with_value(1e30)}),
+        (ValueError, r"squared norms whose sums fit.*items\[3\]", {"items": with_value(1e30)}),
         (ValueError, "cells must be an integer from 1 to 10.*got 0", {"cells": 0}),
         (ValueError, "cells must be .*got 11", {"cells": 11}),
         (ValueError, "cells must be .*got True", {"cells": True}),

@@ -297,7 +297,7 @@ def test_kinds_of_queries() -> None:
     for query in queries(count=60, scale=10.0):
         deviation, kind = np.std(approximate(table, query)[1]), int(scans.kinds(table, query))
         met.add(kind)
-        assert kind in {int(np.searchsorted((1.5, 7.0), x * deviation)) for x in (0.85, 1, 1.15)}
+        assert kind in {int(np.searchsorted((1.5, 20.0), x * deviation)) for x in (0.85, 1, 1.15)}
     assert met == {0, 1, 2}
 
 
@@ -318,8 +318,22 @@ def test_sharp_queries_are_answered_from_rows() -> None:
     assert not fits.all()
     plain, found = (compiled.estimate(table, q, 500, 2, coded) for coded in (False, True))
     np.testing.assert_array_equal(found.log_normalizer[~fits], plain.log_normalizer[~fits])
-    assert (found.log_normalizer[fits] != plain.log_normalizer[fits]).all()
+    assert (
+        np.sum(found.log_normalizer[fits] != plain.log_normalizer[fits]) > 3
+    )  # of sums that are one item codes say all
     assert_same(table, q, 500, 2)
+
+
+def test_codes_find_the_few_items_that_sharp_queries_look_for() -> None:
+    """Where logits deviate so, codes are off by one or two, and the largest items lie farther apart."""
+    rng = np.random.default_rng(1)
+    held, q = Catalog(rng.normal(size=(6_000, 32)).astype(np.float32), cells=30), rng.normal(size=(60, 32))
+    q = (q * np.linspace(9, 18, 60)[:, None] / np.linalg.norm(q, axis=1, keepdims=True)).astype(np.float32)
+    found, plain = (compiled.estimate(held.table, q, 1_200, 0, coded) for coded in (True, False))
+    off, without = (np.abs(x.log_normalizer - exact(held, q)) for x in (found, plain))
+    assert off.max() < 1e-4 < 1e-2 < np.median(without)
+    assert np.median(found.standard_error) < 1e-4 < 1e2 < np.median(plain.standard_error)
+    assert_as_specified(held.table, q[::10], 1_200, 0, 1e-5)
 
 
 def test_cells_that_moved_away_from_their_anchors() -> None:

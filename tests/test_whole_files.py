@@ -42,6 +42,29 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     assert names(tmp_path) == ["some"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs permissions")
+def test_who_may_read_a_file_that_is_replaced_may_read_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "some"
+    path.write_bytes(b"secret")
+    path.chmod(0o600)
+    with whole_file(path) as file:
+        assert os.fstat(file.fileno()).st_mode & 0o777 == 0o600  # before anything is in it
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_disk_that_is_full_is_told_with_the_name_of_the_file(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, usual[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large.*some") as caught, whole_file(tmp_path / "some") as file:
+            file.write(bytes(8192))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert caught.value.filename == str(tmp_path / "some")
+    assert names(tmp_path) == []
+
+
 def test_bytes_are_on_disk_before_the_name_and_the_name_before_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

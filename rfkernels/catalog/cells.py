@@ -31,6 +31,9 @@ PER_CELL = 60
 _IMPORTED_BY = os.getpid()
 """The process whose threads scikit-learn may have started."""
 
+_SQUARE = float(np.finfo(np.float64).max) / 2**32
+"""The largest squared distance that fits float64 when it is summed over all items there may be."""
+
 _ROUNDS = 10
 """Rounds of k-means: more of them improve cells by less than a twentieth part of what random cells lack."""
 
@@ -65,7 +68,8 @@ def room_for(count: Any) -> Any:
 def find_centres(sample: Any, cells: int, rng: np.random.Generator) -> Any:
     """Return the centres of cells by k-means (Lloyd's algorithm from random items, by scikit-learn).
 
-    In a forked process on one thread: OpenMP would wait for ever for those that were not forked along.
+    It sums all squares: where these would not fit, it is shown items divided by a power of 2. In a forked process on
+    one thread: OpenMP would wait for ever for those that were not forked along.
     """
     import warnings
 
@@ -78,11 +82,14 @@ def find_centres(sample: Any, cells: int, rng: np.random.Generator) -> Any:
             "a catalog of more than one cell is built with scikit-learn: pip install 'rfkernels[catalog]'"
         ) from error
     seed = int(rng.integers(2**31))
-    means = KMeans(cells, init="random", n_init=1, max_iter=_ROUNDS, tol=0, random_state=seed)
+    means = KMeans(cells, init="random", n_init=1, max_iter=_ROUNDS, tol=0, random_state=seed, copy_x=False)
     threads = None if os.getpid() == _IMPORTED_BY else 1
+    fitting = (np.finfo(sample.dtype).maxexp - sample.size.bit_length()) // 2 - 1
+    power = max(0, int(np.frexp(np.abs(sample).max())[1]) - fitting)
     with warnings.catch_warnings(), threadpool_limits(threads, user_api="openmp"):
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct items than cells are no fault
-        return means.fit(sample).cluster_centers_.astype(sample.dtype)
+        found = means.fit(np.ldexp(sample, -power)).cluster_centers_
+    return np.ldexp(found.astype(sample.dtype), power)
 
 
 def pack(centres: Any) -> Any:
@@ -136,15 +143,16 @@ def held_dtype(items: Any) -> Any:
 
 
 def check_found(items: Any, square: Any, metric: Any) -> None:
-    """Refuse items whose distance from the nearest centre came out as NaN or infinite, with the first bad index."""
-    bad = np.flatnonzero(~np.isfinite(square))
+    """Refuse items whose distance from the nearest centre is NaN or too large to sum, with the first bad index."""
+    bad = np.flatnonzero(~(square <= min(_SQUARE, float(np.finfo(square.dtype).max))))
     if len(bad) == 0:
         return
     row = int(bad[0])
     index = first_nonfinite(np.asarray(items[row]))
     if index is None:
         told = " as they are compared for past queries" if len(metric) else ""
-        raise ValueError(f"items must have finite squared norms in {square.dtype}{told}, but items[{row}] is too large")
+        kind = square.dtype
+        raise ValueError(f"items must have squared norms whose sums fit {kind}{told}, but items[{row}] is too large")
     value = np.asarray(items[row])[index].astype(np.float64).item()
     raise ValueError(f"items must be finite, but items[{row}, {index[0]}] is {value}")
 

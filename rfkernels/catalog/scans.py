@@ -21,10 +21,10 @@ from rfkernels.catalog.records import Table
 from rfkernels.catalog.tables import typical_spread
 from rfkernels.catalog.trust import trusted_error, widening
 
-DEVIATIONS = 1.5, 7.0
+DEVIATIONS = 1.5, 20.0
 """Of logits within cells: from the first on few items make up most of a sum, and above all they must be met.
 
-Up to the second codes are of use, which are off by a tenth of it.
+Up to the second codes are of use, which are off by a tenth of it: less than the largest of many logits lie apart.
 """
 
 CHECKED, FEWEST_CHECKS = (6, 12), 32
