@@ -157,4 +157,4 @@ def _within(lengths: ArrayLike | None, name: str, batch: int, positions: int) ->
     given = jnp.asarray(lengths)
     if given.shape != (batch,) or not jnp.issubdtype(given.dtype, jnp.integer):
         raise ValueError(f"{name} must be integers of shape ({batch},), got {given.dtype} of shape {given.shape}")
-    return jnp.arange(positions) < given[:, None]
+    return jnp.arange(positions)[None] < given[:, None]
