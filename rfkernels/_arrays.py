@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
-from functools import cache
-from typing import Any, TypeVar
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 Record = TypeVar("Record", bound=type)
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
@@ -47,6 +50,20 @@ def namespace(*arrays: Any) -> Any:
     if any(is_jax(x) for x in arrays):
         return sys.modules["jax.numpy"]
     return np
+
+
+def broadcasting(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let arrays of unequal rank broadcast within a function, as it documents, where JAX was told to refuse that."""
+
+    @wraps(function)
+    def broadcast(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        jax: Any = sys.modules.get("jax")
+        if getattr(getattr(jax, "config", None), "jax_numpy_rank_promotion", "allow") == "allow":
+            return function(*args, **kwargs)
+        with jax.numpy_rank_promotion("allow"):
+            return function(*args, **kwargs)
+
+    return broadcast
 
 
 def accumulator(xp: Any, *arrays: Any) -> Any:

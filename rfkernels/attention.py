@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rfkernels import blocked, uncertainty
-from rfkernels._arrays import namespace, unmasked
+from rfkernels._arrays import broadcasting, namespace, unmasked
 from rfkernels._checks import (
     broadcast_batch,
     check_finite_arrays,
@@ -28,6 +28,7 @@ from rfkernels.state import DecodeState, State
 from rfkernels.streaming import AttentionResult, advance, batch_of, begin, extend, resume
 
 
+@broadcasting
 def attention(
     q: Any,
     k: Any,
@@ -140,7 +141,7 @@ def attention(
             raise ValueError("error=True returns standard errors in an AttentionResult: pass full=True as well")
         given = {"causal": causal, "window": window, "heavy": heavy, "groups": groups, "scale": scale, "mask": mask}
         given |= {"state": state, "segment_ids": segment_ids, "backend": backend, "check_finite": check_finite}
-        return uncertainty.attend(attention, q, k, v, features, **given, stacklevel=3)
+        return uncertainty.attend(attention, q, k, v, features, **given, stacklevel=4)
     if heavy is not None or groups is not None or isinstance(state, BlockState):
         check_window(window)
         done = blocked.attend(
@@ -202,6 +203,7 @@ def _options(features: Features, causal: bool, window: int | None, full: bool, p
     return Options(bool(causal), min(int(window), positions + 1), kernel, full)
 
 
+@broadcasting
 def linear_attention(
     phi_q: Any,
     phi_k: Any,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels import kernels
-from rfkernels._arrays import accumulator, namespace, unmasked
+from rfkernels._arrays import accumulator, broadcasting, namespace, unmasked
 from rfkernels._checks import (
     check_flags,
     check_known,
@@ -28,6 +28,7 @@ from rfkernels.core import Options
 from rfkernels.kernels import Kernel, evaluated
 
 
+@broadcasting
 def exact_attention(
     q: Any,
     k: Any,
@@ -100,6 +101,7 @@ def exact_attention(
     return chosen.exact(q, k, v, options, scale, mask, segment_ids, check_finite, dtype).output
 
 
+@broadcasting
 def exact_log_kernel(
     x: Any, y: Any, *, scale: float = 1.0, kernel: Kernel = kernels.EXPONENTIAL, return_sign: bool = False
 ) -> Any:
@@ -142,6 +144,7 @@ def exact_log_kernel(
     return log, xp.where(log == -xp.inf, 0, xp.ones_like(log))
 
 
+@broadcasting
 def exact_log_normalizer(
     queries: Any,
     keys: Any,

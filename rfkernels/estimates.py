@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from rfkernels import core, uncertainty
-from rfkernels._arrays import accumulator, namespace, over_rows
+from rfkernels._arrays import accumulator, broadcasting, namespace, over_rows
 from rfkernels._checks import check_array, check_finite_arrays, check_flags, check_known, check_qk, check_untraced
 from rfkernels.attention import attention
 from rfkernels.backends import choose
 from rfkernels.features import Features, SideName, check_features
 
 
+@broadcasting
 def transform(
     x: Any,
     features: Features,
@@ -75,6 +76,7 @@ def _signed(log: Any, sign: Any, features: Features, return_sign: bool) -> Any:
     return log
 
 
+@broadcasting
 def log_kernel(x: Any, y: Any, features: Features, *, return_sign: bool = False, check_finite: bool = True) -> Any:
     """Estimate log k(x, y), pair by pair: the log of φ(x)·φ(y), whose mean (not that of its log) is the kernel.
 
@@ -131,6 +133,7 @@ def _in_turns(xp: Any, x: Any, y: Any, features: Features) -> tuple[Any, Any]:
     return log.reshape(batch), sign.reshape(batch)
 
 
+@broadcasting
 def log_normalizer(
     queries: Any,
     keys: Any,
@@ -189,7 +192,7 @@ def log_normalizer(
     arrays = queries, keys, keys[..., :0], features
     try:
         if error:
-            result = uncertainty.attend(attention, *arrays, **given, stacklevel=3)
+            result = uncertainty.attend(attention, *arrays, **given, stacklevel=4)
         else:
             result = attention(*arrays, **given, full=True)
     except ValueError:

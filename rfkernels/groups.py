@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._arrays import read_only, unmasked
+from rfkernels._arrays import broadcasting, read_only, unmasked
 from rfkernels._checks import check_flags, check_kv
 from rfkernels.backends import choose
 from rfkernels.grouping import Groups
 from rfkernels.grouping.fitting import check_count, checked, found, heaviest, received
 
 
+@broadcasting
 def fit_groups(
     q: Any,
     k: Any,
@@ -87,6 +88,7 @@ def fit_groups(
     return Groups(*(read_only(x) if isinstance(x, np.ndarray) else x for x in groups))
 
 
+@broadcasting
 def heavy_keys(
     q: Any,
     k: Any,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import namespace, record, stopped
+from rfkernels._arrays import broadcasting, namespace, record, stopped
 from rfkernels._checks import broadcast_batch, check_array, check_batch
 from rfkernels.features import Features
 
@@ -144,6 +144,7 @@ def _lowest(features: Features) -> float:
     return -math.inf if features.map.exponential else 0.0
 
 
+@broadcasting
 def merge_states(first: State, second: State) -> State:
     """Return the state of the keys of both: associative and commutative, with `empty_state` as identity.
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, is_jax, namespace, record, unmasked
+from rfkernels._arrays import accumulator, broadcasting, is_jax, namespace, record, unmasked
 from rfkernels._checks import (
     broadcast_batch,
     check_array,
@@ -226,6 +226,7 @@ def advance(
     return DecodeState(done.state, keys, values, seen, position)
 
 
+@broadcasting
 def write_state(
     state: State,
     k: Any,
@@ -276,6 +277,7 @@ def write_state(
     )
 
 
+@broadcasting
 def read_state(
     state: State,
     q: Any,

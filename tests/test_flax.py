@@ -300,6 +300,12 @@ def test_nnx_masks_mean_what_they_mean_to_nnx(name: str) -> None:
     close(ours(X, mask=mask), exact(X, mask=mask))
 
 
+@pytest.mark.parametrize("made", [attention_fn, dot_product_attention_fn])
+def test_traced_causality_is_refused_by_name(made: Any) -> None:
+    with pytest.raises(TypeError, match=r"is_causal must be True or False.*static"):
+        jax.eval_shape(lambda flag: made(FEATURES)(Q, KEYS, VALUES, is_causal=flag), True)
+
+
 @pytest.mark.skipif(
     "is_causal" not in inspect.signature(nnx.MultiHeadAttention.__call__).parameters, reason="came with Flax 0.12.8"
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._arrays import namespace
+from rfkernels._arrays import broadcasting, namespace
 from rfkernels._checks import check_flags, check_window, is_number
 from rfkernels.calibration.data import Blocks, Sequences, Split, check_sequences, drawn, every, listed, split, together
 from rfkernels.calibration.parameters import flattened, full, kept, widened
@@ -23,6 +23,7 @@ _INTERVAL = 25
 _VALIDATION, _TEST = 1024, 4096
 
 
+@broadcasting
 def calibrate(
     q: Any,
     k: Any,

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from rfkernels import samplers
+from rfkernels._arrays import broadcasting
 from rfkernels._checks import check_qk
 from rfkernels.features import Features, draw
 from rfkernels.fitting.choices import METHODS, Choice, bind, check_map, check_scale, choose, decide
@@ -49,6 +50,7 @@ def methods() -> tuple[str, ...]:
     return tuple(sorted([*METHODS, "tilted"]))
 
 
+@broadcasting
 def fit(
     q: Any,
     k: Any,

@@ -124,7 +124,7 @@ def _merged(xp: Any, points: _Points) -> _Points:
     target = xp.where(tied, nearest, index)
     for _ in range(x.shape[-2].bit_length()):
         target = xp.take_along_axis(target, target, -1)
-    share = (target[..., None, :] == index[:, None]) * weight[..., None, :]
+    share = xp.where(target[..., None, :] == index[:, None], weight[..., None, :], 0)
     both = xp.sum(share, -1)
     return _Points(
         matmul(xp, share, x) / xp.where(both > 0, both, 1)[..., None],

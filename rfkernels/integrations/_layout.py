@@ -115,7 +115,7 @@ def read_mask(mask: Any, length: int, keys: int) -> KeyMask:
         raise ValueError(f"mask must broadcast to (*batch, heads, {length}, {keys}), got {mask.shape}")
     if mask.ndim == 1 or mask.shape[-2] == 1:
         rows = mask if mask.ndim == 1 else mask[..., 0, :]
-        return KeyMask(jnp.broadcast_to(rows != 0, (*rows.shape[:-1], keys)), causal=False)
+        return KeyMask(jnp.broadcast_to(rows.astype(bool), (*rows.shape[:-1], keys)), causal=False)
     refusal = _PAIRS.format(keys=keys, shape=mask.shape)
     if isinstance(mask, jax.core.Tracer):
         raise ValueError(refusal + _TRACED)

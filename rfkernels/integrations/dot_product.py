@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from rfkernels import Features
-from rfkernels._checks import check_scale
+from rfkernels._checks import check_flags, check_scale
 from rfkernels.integrations._layout import KeyMask, attend, check_settings, read_mask, split_heads
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def dot_product_attention_fn(
         implementation: Literal["xla", "cudnn"] | None = None,
         return_residual: bool = False,
     ) -> Any:
+        check_flags(is_causal=is_causal, return_residual=return_residual)
         _refuse(bias, local_window_size, implementation, return_residual, features)
         shape = jnp.shape(query)
         q, k, v = (_four_axes(name, x) for name, x in (("query", query), ("key", key), ("value", value)))
@@ -157,4 +158,4 @@ def _within(lengths: ArrayLike | None, name: str, batch: int, positions: int) ->
     given = jnp.asarray(lengths)
     if given.shape != (batch,) or not jnp.issubdtype(given.dtype, jnp.integer):
         raise ValueError(f"{name} must be integers of shape ({batch},), got {given.dtype} of shape {given.shape}")
-    return jnp.arange(positions) < given[:, None]
+    return jnp.arange(positions)[None] < given[:, None]

@@ -87,6 +87,7 @@ def attention_fn(
         promote_dtype: Any = None,
         is_causal: bool = False,
     ) -> Any:
+        check_flags(is_causal=is_causal)
         refuse(
             bias,
             dropout_rate,

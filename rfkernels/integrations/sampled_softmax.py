@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, stopped
+from rfkernels._arrays import accumulator, broadcasting, stopped
 from rfkernels._checks import check_array, check_finite_arrays, check_flags, check_plain, is_tracer, result_dtype
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ _MASKED = "a draw that is masked would count all the same"
 _ABOVE_ZERO = 1e-3  # by how much rounding may raise the log of a probability
 
 
+@broadcasting
 def sampled_softmax_loss(
     queries: ArrayLike,
     items: ArrayLike,

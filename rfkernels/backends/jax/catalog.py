@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from rfkernels.backends.jax.catalog_arguments import check_filled, check_known, check_queries
+from rfkernels.backends.jax.catalog_arguments import check_filled, check_known, check_queries, promoting
 from rfkernels.backends.jax.catalog_draws import check_each, log_probability, sample
 from rfkernels.backends.jax.catalog_groups import regrouped
 from rfkernels.backends.jax.catalog_kernels import kernel_sum
@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 
+@promoting
 def estimate(table: DeviceTable | Sharded, queries: Any, budget: int, key: Any) -> Estimate:
     """Estimate the log-normalizers of queries: log Σ_i exp(q·y_i) over the items of a table.
 
@@ -71,6 +72,7 @@ def estimate(table: DeviceTable | Sharded, queries: Any, budget: int, key: Any) 
     return summed(table, check_queries(table, queries), budget, key, SOFTMAX, 1.0)
 
 
+@promoting
 def probabilities(table: DeviceTable | Sharded, queries: Any, ids: Any, budget: int, key: Any) -> Any:
     """Estimate the softmax exp(q·y_i) / Z of some items.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,23 @@ from rfkernels._checks import check_array, is_key, is_tracer, require_finite
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
 from rfkernels.catalog.plan import FEWEST_RUNS, RUN
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
 NUMBERS = {"cpu": 1 << 20}
 _NUMBERS_ELSEWHERE = 1 << 25
 """How many numbers the items of the queries under way may be: what a cache holds, or what keeps a device busy."""
+
+
+def promoting(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let ranks and dtypes be promoted within a function, where JAX was told to refuse that."""
+
+    @wraps(function)
+    def promote(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            return function(*args, **kwargs)
+
+    return promote
 
 
 def each_query(one: Callable[..., Any], given: Any, numbers: int) -> Any:

@@ -19,6 +19,7 @@ from rfkernels.backends.jax.catalog_arguments import (
     check_queries,
     each_query,
     parts_of,
+    promoting,
 )
 from rfkernels.backends.jax.catalog_proposal import counted, inside, log_share, picked, proposed, rows_at
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
@@ -30,6 +31,7 @@ _TOGETHER = 64
 """Groups of one query whose items are taken at once."""
 
 
+@promoting
 def sample(
     table: DeviceTable | Sharded, queries: Any, n: int, key: Any, *, head: int = HEAD, whole: bool = True
 ) -> Draws:
@@ -88,6 +90,7 @@ def sample(
     return Draws(*_sampled(own, queries, key, n=n, how=how)[:3])
 
 
+@promoting
 def log_probability(
     table: DeviceTable | Sharded, queries: Any, ids: Any, *, head: int = HEAD, whole: bool = True
 ) -> Any:

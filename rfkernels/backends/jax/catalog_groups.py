@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rfkernels._arrays import matmul
-from rfkernels.backends.jax.catalog_arguments import check_count, check_filled, check_key
+from rfkernels.backends.jax.catalog_arguments import check_count, check_filled, check_key, promoting
 from rfkernels.backends.jax.catalog_rows import guesses, means_of, on_each
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
 from rfkernels.catalog.cells import SHELLS
@@ -20,6 +20,7 @@ _TOGETHER = 8192
 """Items whose distances from all centres are held at a time."""
 
 
+@promoting
 def regrouped(table: DeviceTable | Sharded, key: Any, *, rounds: int = 3) -> DeviceTable | Sharded:
     """Return a table of the same items in new cells and groups, by k-means from the means of the cells so far.
 

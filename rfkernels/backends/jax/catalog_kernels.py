@@ -11,7 +11,7 @@ from jax.scipy.special import betainc
 
 from rfkernels._arrays import elementwise, is_jax, matmul
 from rfkernels._checks import is_tracer
-from rfkernels.backends.jax.catalog_arguments import check_queries
+from rfkernels.backends.jax.catalog_arguments import check_queries, promoting
 from rfkernels.backends.jax.catalog_plan import size_of
 from rfkernels.backends.jax.catalog_sums import SOFTMAX, Weights, summed
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
@@ -33,6 +33,7 @@ _UNEVEN = 60.0
 """The largest log of how much the mean square of weights may exceed the square of their mean, in single precision."""
 
 
+@promoting
 def kernel_sum(
     table: DeviceTable | Sharded, queries: Any, kernel: str | Kernel, budget: int, key: Any, *, scale: Any = 1.0
 ) -> Estimate:

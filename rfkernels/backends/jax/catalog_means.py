@@ -18,6 +18,7 @@ from rfkernels.backends.jax.catalog_arguments import (
     check_queries,
     each_query,
     parts_of,
+    promoting,
 )
 from rfkernels.backends.jax.catalog_plan import finite, guessed, placed, planned
 from rfkernels.backends.jax.catalog_proposal import rows_at
@@ -26,6 +27,7 @@ from rfkernels.catalog.plan import RUN
 from rfkernels.catalog.records import Expectation
 
 
+@promoting
 def expectation(table: DeviceTable | Sharded, queries: Any, values: Any, budget: int, key: Any) -> Expectation:
     """Estimate the softmax-weighted mean Σ_i p_i v_i of values of the items.
 

@@ -16,11 +16,12 @@ import numpy as np
 
 from rfkernels._arrays import matmul, stopped
 from rfkernels._checks import check_array, is_tracer, require_finite
-from rfkernels.backends.jax.catalog_arguments import check_filled, check_ids, check_known, parts_of
+from rfkernels.backends.jax.catalog_arguments import check_filled, check_ids, check_known, parts_of, promoting
 from rfkernels.backends.jax.catalog_proposal import rows_at
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
 
 
+@promoting
 def with_rows(table: DeviceTable | Sharded, ids: Any, vectors: Any) -> DeviceTable | Sharded:
     """Return a table in which the vectors of some ids are replaced.
 
@@ -73,6 +74,7 @@ def with_rows(table: DeviceTable | Sharded, ids: Any, vectors: Any) -> DeviceTab
     return made
 
 
+@promoting
 def refreshed(table: DeviceTable | Sharded) -> DeviceTable | Sharded:
     """Return a table with means, spreads and covariance of the items as they are by now, each still in its group.
 

@@ -9,7 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from rfkernels._arrays import matmul
-from rfkernels.backends.jax.catalog_arguments import check_count, check_places, check_queries, each_query, parts_of
+from rfkernels.backends.jax.catalog_arguments import (
+    check_count,
+    check_places,
+    check_queries,
+    each_query,
+    parts_of,
+    promoting,
+)
 from rfkernels.backends.jax.catalog_plan import rounded_size
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
 from rfkernels.catalog.records import Top
@@ -18,6 +25,7 @@ _SHARED = 16
 """How many times as many numbers may be under way where all items are taken: products of few queries read them anew."""
 
 
+@promoting
 def top(table: DeviceTable | Sharded, queries: Any, k: int, budget: int | None = None) -> Top:
     """Return the k items of largest q·y among those that a query takes, largest first.
 
