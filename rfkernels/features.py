@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from rfkernels import maps, proposals, samplers
-from rfkernels._arrays import is_jax, name_records, read_only, record
-from rfkernels._checks import broadcast_batch, check_batch, check_key, is_number
+from rfkernels._arrays import FLOATS, dtype_name, is_jax, name_records, read_only, record
+from rfkernels._checks import broadcast_batch, check_batch, check_key, is_number, require_finite
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Proposal
 from rfkernels.samplers import Normal, Rows, Sampler
@@ -162,11 +162,12 @@ def draw(
     Raises
     ------
     TypeError
-        If an argument has the wrong type.
+        If an argument has the wrong type, or a sampler or radii return no real numbers.
     ValueError
         If a name is unknown, a size is not positive, `count` is not a multiple of the number of activations, `scale`
-        is not positive and finite, a proposal is given for a map that is not exponential, rows are not normal that a
-        proposal, the map's radii or its kernel take to be, or the sampler needs an integer seed and `rng` is a JAX key.
+        is not positive and finite, a sampler or radii return another shape or what is not finite, a proposal is given
+        for a map that is not exponential, rows are not normal that a proposal, the map's radii or its kernel take to
+        be, or the sampler needs an integer seed and `rng` is a JAX key.
     """
     feature_map, sampler = maps.resolve(feature_map), samplers.resolve(sampler)
     dim, count = _positive_integer("dim", dim), _positive_integer("count", count)
@@ -229,14 +230,25 @@ def _rows(
     proposal: Proposal | None,
 ) -> tuple[Any, Any]:
     """Draw rows and their log-weights."""
-    drawn = sampler(normal, rows, dim)
-    if drawn.shape != (rows, dim):
-        raise ValueError(f"sampler returned shape {drawn.shape}, expected {(rows, dim)}")
+    drawn = _numbers(xp, "sampler", sampler(normal, rows, dim), (rows, dim))
     if feature_map.radii is not None:
-        drawn = drawn * feature_map.radii(normal, rows)[:, None]
+        drawn = drawn * _numbers(xp, "radii", feature_map.radii(normal, rows), (rows,))[:, None]
     if proposal is None:
         return drawn, xp.zeros(rows, drawn.dtype)
     return proposals.propose(xp, proposal, drawn, normal)
+
+
+def _numbers(xp: Any, name: str, returned: Any, shape: tuple[int, ...]) -> Any:
+    """Require finite real numbers of that shape, and return them as floats: of NumPy, float64."""
+    found = xp.asarray(returned)
+    if found.shape != shape:
+        raise ValueError(f"{name} returned shape {found.shape}, expected {shape}")
+    if found.dtype.kind not in "iu" and dtype_name(found.dtype) not in FLOATS:
+        raise TypeError(f"{name} must return real numbers, got dtype {found.dtype}")
+    if xp is np or found.dtype.kind in "iu":
+        found = found.astype(float)
+    require_finite(f"what {name} returned", found)
+    return found
 
 
 def check_features(features: Any, name: str, x: Any) -> None:

@@ -74,7 +74,8 @@ def isotropic(variance: float) -> Gaussian:
     ValueError
         If `variance` is not a finite number above ½.
     """
-    if isinstance(variance, bool) or not (math.isfinite(variance) and variance > 0.5):
+    given = np.asarray(variance)
+    if given.ndim or given.dtype.kind not in "iuf" or not (math.isfinite(variance) and variance > 0.5):
         raise ValueError(f"variance must be finite and above 1/2 for estimates of finite variance, got {variance!r}")
     return Gaussian(math.sqrt(variance))
 
@@ -125,13 +126,15 @@ def check_proposal(proposal: Any, dim: int) -> None:
             raise ValueError(f"root of the proposal must have shape (), ({dim},) or ({dim}, {dim}), got {root}")
         if proposal.mean is not None and np.shape(proposal.mean) != (dim,):
             raise ValueError(f"mean of the proposal must have shape ({dim},), got {np.shape(proposal.mean)}")
-        _check_gaussian(proposal, dim)
+        _check_finite(root=proposal.root, mean=proposal.mean)
+        _check_invertible(proposal.root, dim)
     elif isinstance(proposal, Mixture):
         centres, weights = np.shape(proposal.centres), np.shape(proposal.weights)
         if len(centres) != 2 or centres[1] != dim or weights != centres[:1]:
             raise ValueError(
                 f"a mixture needs centres of shape (n, {dim}) and weights of shape (n,), got {centres} and {weights}"
             )
+        _check_finite(centres=proposal.centres)
         if not is_jax(proposal.weights):  # which may be traced
             given = np.asarray(proposal.weights)
             if not (np.all(given >= 0) and 0 < np.sum(given) < math.inf):
@@ -140,13 +143,22 @@ def check_proposal(proposal: Any, dim: int) -> None:
         raise TypeError(f"proposal must be a Gaussian or a Mixture of rfkernels.proposals, got {proposal!r}")
 
 
-def _check_gaussian(proposal: Gaussian, dim: int) -> None:
-    """Require finite numbers and a root that can be inverted, of what is not JAX's and may be traced."""
-    for name, value in zip(Gaussian._fields, proposal, strict=True):
-        if value is not None and not is_jax(value) and not np.all(np.isfinite(value)):
+def _check_finite(**parts: Any) -> None:
+    """Require finite real numbers, of what is not JAX's and may be traced."""
+    for name, value in parts.items():
+        if value is None or is_jax(value):
+            continue
+        given = np.asarray(value)
+        if given.dtype.kind in "bcOSU":
+            raise TypeError(f"{name} of the proposal must hold real numbers, got dtype {given.dtype}")
+        if not np.all(np.isfinite(given)):
             raise ValueError(f"{name} of the proposal must be finite, got {value}")
-    if not is_jax(proposal.root):
-        root = np.asarray(proposal.root, np.float64)
+
+
+def _check_invertible(given: Any, dim: int) -> None:
+    """Require a root that can be inverted, if it is not JAX's and may be traced."""
+    if not is_jax(given):
+        root = np.asarray(given, np.float64)
         if np.linalg.matrix_rank(root) < dim if root.ndim == 2 else not np.all(root):
             raise ValueError(f"root of the proposal must be invertible, got {root.tolist()}")
 

@@ -20,6 +20,7 @@ from functools import cache
 from typing import Any
 
 from rfkernels._arrays import namespace
+from rfkernels._checks import is_number
 from rfkernels.kernels import Kernel, squared_distance
 from rfkernels.maps import FeatureMap, Radii, register
 from rfkernels.samplers import Normal
@@ -226,7 +227,7 @@ def cauchy() -> FeatureMap:
 
 def _doubled(name: str, value: float, expected: str, step: int) -> int:
     """Return twice the value, which must be 1 plus a multiple of the step."""
-    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0 and (2 * value - 1) % step == 0):
+    if not (is_number(value) and value > 0 and (2 * value - 1) % step == 0):
         raise ValueError(f"{name} must be {expected}, got {value!r}")
     return round(2 * value)
 

@@ -154,6 +154,15 @@ def test_the_bias_of_taylor_features_has_no_cancellation() -> None:
     )
 
 
+@pytest.mark.parametrize("degree", [2, 12, 40])
+def test_taylor_features_of_far_points(degree: int) -> None:
+    """An estimate that is nothing beside the kernel is off by all of it; what overflows is infinite, without a warning."""
+    features, one = materialized.taylor(1, degree, scale=1.0), np.ones((3, 1))
+    far = np.array([[1e30], [1e150], [-709.7]])
+    np.testing.assert_array_equal(materialized.relative_bias(far, one, features)[:2], -1)
+    np.testing.assert_array_equal(materialized.relative_error(far, one, features), [1, 1, np.inf])
+
+
 @given(x=vectors(DIM, 2.0), y=vectors(DIM, 2.0))
 def test_a_hybrid_mixes_its_parts(x: Any, y: Any) -> None:
     features = FEATURES["hybrid"]

@@ -110,8 +110,8 @@ def test_wide_proposals_bound_every_term(x: Any, y: Any, variance: float) -> Non
     assert np.max(log) - x @ y <= math.log(variance) + s / (2 * (variance - 1)) + 1e-9
 
 
-@pytest.mark.parametrize("variance", [0.5, 0.0, -1.0, math.inf, math.nan])
-def test_variances_of_at_most_a_half_are_refused(variance: float) -> None:
+@pytest.mark.parametrize("variance", [0.5, 0.0, -1.0, math.inf, math.nan, True, None, "1.4", [1.4, 1.2]])
+def test_variances_of_at_most_a_half_are_refused(variance: Any) -> None:
     with pytest.raises(ValueError, match="variance must be finite and above 1/2"):
         isotropic(variance)
 
@@ -283,8 +283,15 @@ def test_a_mixture_is_built_of_jax_arrays() -> None:
         (rfk.proposals.Gaussian(0.0), "root of the proposal must be invertible"),
         (rfk.proposals.Gaussian(np.nan), "root of the proposal must be finite"),
         (rfk.proposals.Gaussian(1.0, np.full(4, np.inf)), "mean of the proposal must be finite"),
+        (rfk.proposals.Mixture(np.full((1, 4), np.nan), np.ones(1)), "centres of the proposal must be finite"),
     ],
 )
 def test_proposals_that_no_weight_can_make_up_for_are_refused(proposal: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rfk.draw("positive", 4, 8, proposal=proposal, rng=0)
+
+
+@pytest.mark.parametrize("root", ["wide", 1 + 2j, True])
+def test_proposals_of_no_real_numbers_are_refused(root: Any) -> None:
+    with pytest.raises(TypeError, match="root of the proposal must hold real numbers, got dtype"):
+        rfk.draw("positive", 4, 8, proposal=rfk.proposals.Gaussian(root), rng=0)

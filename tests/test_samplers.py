@@ -485,6 +485,41 @@ def test_rows_that_stand_for_normal_ones_take_no_proposal(sampler: str) -> None:
         rfk.draw("positive", 4, 8, sampler=sampler, proposal=rfk.proposals.isotropic(1.5), rng=0)
 
 
+def _signs(normal: samplers.Normal, count: int, dim: int) -> Any:
+    return np.where(normal((count, dim)) < 0, -1, 1)
+
+
+def test_rows_of_whole_numbers_are_floats() -> None:
+    """The scale, the root of a proposal and log-weights are of the type of the rows, and would be cut to 0."""
+    options: dict[str, Any] = {"scale": 0.25, "proposal": rfk.proposals.isotropic(0.8), "rng": 0}
+    whole, floats = (rfk.draw("positive", 4, 8, sampler=s, **options) for s in (_signs, lambda *a: 1.0 * _signs(*a)))
+    assert whole.scale == 0.25
+    assert whole.projection.dtype == whole.scale.dtype == np.float64
+    np.testing.assert_array_equal(whole.projection, floats.projection)
+    np.testing.assert_array_equal(whole.log_weight, floats.log_weight)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (np.ones(1), r"returned shape \(1,\), expected \(4"),
+        (None, r"returned shape \(\), expected \(4"),
+        (np.nan, r"returned must be finite, but what .* returned\[0.*\] is nan"),
+        (1j, "must return real numbers, got dtype complex128"),
+    ],
+)
+@pytest.mark.parametrize("name", ["sampler", "radii"])
+def test_what_users_functions_return_is_checked(name: str, returned: Any, message: str) -> None:
+    """A single radius, which broadcasts, would couple all rows."""
+
+    def function(normal: samplers.Normal, count: int, *dim: int) -> Any:
+        return np.full((count, *dim), returned) if isinstance(returned, float | complex) else returned
+
+    feature_map = FeatureMap((lambda xp, u, a: xp.cos(u),), radii=function if name == "radii" else None)
+    with pytest.raises((ValueError, TypeError), match=f"{name} {message}"):
+        rfk.draw(feature_map, 3, 4, sampler=function if name == "sampler" else "iid", rng=0)
+
+
 # Randomness -----------------------------------------------------------------------------------------------------------
 
 

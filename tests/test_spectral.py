@@ -313,10 +313,15 @@ def test_orders_without_a_closed_form_are_refused(order: Any) -> None:
         spectral.matern(order)
 
 
-@pytest.mark.parametrize("alpha", [0, -1, 0.3, math.inf, math.nan])
+@pytest.mark.parametrize("alpha", [0, -1, 0.3, math.inf, math.nan, True])
 def test_alphas_that_are_no_halves_are_refused(alpha: float) -> None:
     with pytest.raises(ValueError, match="alpha must be a positive multiple of 1/2"):
         spectral.rational_quadratic(alpha)
+
+
+def test_orders_may_be_numbers_of_numpy() -> None:
+    assert spectral.matern(np.float32(1.5)) is spectral.matern(1.5)
+    assert spectral.rational_quadratic(np.int64(2)) is spectral.rational_quadratic(2)
 
 
 # Backends -------------------------------------------------------------------------------------------------------------

@@ -912,3 +912,22 @@ def test_an_alarm_that_is_no_probability_is_refused() -> None:
     for value in (0, 2, np.nan):
         with pytest.raises(ValueError, match="false_alarm must be a probability"):
             testing.assert_probability_at_most(np.ones(9, bool), 0.5, false_alarm=value)
+
+
+@pytest.mark.parametrize("rtol", [math.inf, math.nan, -1e-9, "1e-9"])
+def test_a_tolerance_that_all_or_nothing_passes_is_refused(rtol: Any) -> None:
+    calls: list[Callable[[], None]] = [
+        lambda: testing.assert_unbiased("relu", X, Y, kernel=lambda x, y: np.array(5.0), rtol=rtol),
+        lambda: testing.assert_variance("positive", X, Y, rtol=rtol),
+        lambda: testing.assert_variance_at_most("positive", X, Y, 0.0, rtol=rtol),
+        lambda: testing.assert_ordering(lambda x, y: 2.0, lambda x, y: 1.0, X, Y, rtol=rtol),
+        lambda: testing.assert_moments([1.0, 2.0], [0.5, 0.5], mean=7.0, rtol=rtol),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="rtol must be a finite number of at least 0, got"):
+            call()
+
+
+def test_kinks_that_are_nowhere_are_refused() -> None:
+    with pytest.raises(ValueError, match="kinks must be finite numbers, got"):
+        testing.assert_unbiased("relu", X, Y, kinks=[0.0, math.nan])

@@ -650,6 +650,9 @@ def test_refusals() -> None:
     for message, name, options in refused:
         with pytest.raises(ValueError, match=message):
             variance.relative(name, x, x, **{"count": 8, **options})
+    for sampler in (other, *map(samplers.resolve, ("stratified", "sobol"))):  # coupled in one dimension, too
+        with pytest.raises(ValueError, match="closed form is known for the coupling"):
+            variance.relative("positive", x[:1], x[:1], count=8, sampler=sampler)
     for message, call in (
         ("confidence", lambda: variance.features_needed(0.1, 1.0, "positive", x, x)),
         ("error", lambda: variance.tail_bound("positive", x, x, 0.0, count=8)),

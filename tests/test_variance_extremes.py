@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rfkernels import samplers, variance
+from rfkernels import proposals, samplers, variance
 
 
 @pytest.mark.parametrize("dim", [2, 3, 16, 63])
@@ -112,3 +112,18 @@ def test_ratios_that_are_at_most_one_are(dim: int) -> None:
     assert np.all(variance.regularized_ratio(s, dim) <= 1)
     for kind in ("orthogonal", "simplex") if dim > 1 else ():
         assert np.all(variance.coupling_moment(kind, s, dim) <= 1)
+
+
+@pytest.mark.parametrize("size", [1e80, 1e140, 1e160])
+def test_proposals_of_any_width(size: float) -> None:
+    """The volume (ρ/4)^½ of each axis where its square overflows; NaN, and not exact, where ρ itself does."""
+    options: dict[str, Any] = {"sampler": "iid", "proposal": proposals.Gaussian(size)}
+    x = np.full(3, 0.5)
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = variance.relative("positive", x, x, count=1, log=True, **options)
+        bound = variance.tail_bound("positive", x, x, 0.1, count=1, **options)
+    if size > 1e154:
+        assert np.isnan([found, bound]).all()
+    else:
+        assert found == pytest.approx(1.5 * math.log(size / 2) + 1.5 * math.log(size))
+        assert bound == 1

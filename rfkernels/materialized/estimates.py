@@ -152,7 +152,7 @@ def relative_error(x: Any, y: Any, features: Materialized, *, log: bool = False)
     Returns
     -------
     numpy.ndarray, shape (*batch)
-        In float64, computed by NumPy.
+        In float64, computed by NumPy; inf where the number overflows.
 
     Raises
     ------
@@ -164,7 +164,8 @@ def relative_error(x: Any, y: Any, features: Materialized, *, log: bool = False)
     check_flags(log=log)
     kind, x, y = _scaled_pairs(x, y, features)
     found = kind.log_error(x, y, features)
-    return found if log else np.exp(found)
+    with np.errstate(over="ignore"):
+        return found if log else np.exp(found)
 
 
 def relative_bias(x: Any, y: Any, features: Materialized) -> Any:
@@ -183,7 +184,7 @@ def relative_bias(x: Any, y: Any, features: Materialized) -> Any:
     Returns
     -------
     numpy.ndarray, shape (*batch)
-        In float64, computed by NumPy.
+        In float64, computed by NumPy; ±inf where the number overflows.
 
     Raises
     ------
@@ -195,7 +196,8 @@ def relative_bias(x: Any, y: Any, features: Materialized) -> Any:
     if not (isinstance(features, Monomials) and features.law == "taylor"):
         return np.zeros_like(dot)
     log, sign = polynomial.log_remainder(dot, int(features.parameter))
-    return sign * np.exp(log)
+    with np.errstate(over="ignore"):
+        return sign * np.exp(log)
 
 
 def _scaled_pairs(x: Any, y: Any, features: Any) -> tuple[_Kind, Any, Any]:

@@ -57,7 +57,7 @@ def log_remainder(dot: Any, degree: int) -> tuple[Any, Any]:
     The remainder is L^{N+1}/(N+1)! ₁F₁(1; N+2; L), and ₁F₁(1; N+2; L) = (N+1) ∫ e^{Lt} (1 − t)^N dt over (0, 1): no
     large part is subtracted, neither for negative L.
     """
-    from scipy.special import gammaln, hyp1f1
+    from scipy.special import gammainc, gammaln, hyp1f1
 
     n = degree + 1
     magnitude = np.abs(dot)
@@ -65,8 +65,9 @@ def log_remainder(dot: Any, degree: int) -> tuple[Any, Any]:
     # Kummer: e^{−L} ₁F₁(1; N+2; L) = ₁F₁(N+1; N+2; −L), at most 1 for L > 0; for L < 0 the other form is.
     log = power + np.where(
         dot > 0,
-        np.log(hyp1f1(n, n + 1, -np.maximum(dot, 0))),
+        np.log(hyp1f1(n, n + 1, -np.clip(dot, 0, n))),
         np.log(hyp1f1(1, n + 1, np.minimum(dot, 0))) + np.maximum(-dot, 0),
     )
+    log = np.where(dot > n, np.log(gammainc(n, np.maximum(dot, n))), log)  # where that would vanish
     sign = np.where(dot > 0, -1.0, np.where(dot == 0, 0.0, -((-1.0) ** n)))
     return np.where(magnitude == 0, -np.inf, log), sign

@@ -233,6 +233,7 @@ def _per_column(
     given: Subject | Pairwise, x: Array, y: Array, scale: float | None, kinks: Sequence[float] | None, rtol: float
 ) -> integrals.Integral:
     if not isinstance(given, str | FeatureMap | Features):
+        integrals.check_tolerance(rtol)
         value = np.asarray(given(x, y), np.float64)
         return integrals.Integral(value, rtol * np.abs(value))
     own = None if isinstance(given, Features) else scale

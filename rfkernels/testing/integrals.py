@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels import maps, proposals
-from rfkernels._checks import check_scale
+from rfkernels._checks import check_scale, is_number
 from rfkernels.features import Features, Side
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Gaussian
@@ -45,6 +45,12 @@ class Integral(NamedTuple):
 
     value: Any
     allowed: Any
+
+
+def check_tolerance(rtol: float) -> None:
+    """Require a relative tolerance that something can be held to."""
+    if not (is_number(rtol) and rtol >= 0):
+        raise ValueError(f"rtol must be a finite number of at least 0, got {rtol!r}")
 
 
 def mean(
@@ -86,8 +92,10 @@ def mean(
     QuadratureError
         If the grids disagree: norms are too large, or activations have kinks that were not named.
     ValueError
-        If the rows' distribution is one that cannot be integrated: a map with `radii`, log-weights that differ.
+        If the rows' distribution is one that cannot be integrated: a map with `radii`, log-weights that differ; or
+        kinks are not finite, or `rtol` is no finite number of at least 0.
     """
+    check_tolerance(rtol)
 
     def evaluate(bound: Features, weights: Array, x: Array, y: Array) -> tuple[float, float]:
         rows = rows_of(bound, x, y)
@@ -128,6 +136,7 @@ def variance(
     QuadratureError, ValueError
         As `mean`.
     """
+    check_tolerance(rtol)
 
     def evaluate(bound: Features, weights: Array, x: Array, y: Array) -> tuple[float, float]:
         rows = rows_of(bound, x, y)
@@ -165,6 +174,8 @@ def _integrate(
     subject = _subject(features, scale, x.shape[-1])
     if proposal is not None:
         _check_proposal(features, proposal, x.shape[-1])
+    if kinks is not None and not np.all(np.isfinite(kinks)):
+        raise ValueError(f"kinks must be finite numbers, got {kinks!r}")
     value, allowed = np.empty(x.shape[:-1]), np.empty(x.shape[:-1])
     for index in np.ndindex(value.shape):
         disagree = []

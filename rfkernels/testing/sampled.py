@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rfkernels._checks import is_number
 from rfkernels.estimates import log_kernel
 from rfkernels.features import draw
 from rfkernels.maps import FeatureMap
@@ -27,7 +28,7 @@ _LARGEST_SAMPLE = 10**8
 
 def check_probability(name: str, value: float) -> None:
     """Require a probability that is neither 0 nor 1."""
-    if not 0 < value < 1:
+    if not (is_number(value) and 0 < value < 1):
         raise ValueError(f"{name} must be a probability above 0 and below 1, got {value!r}")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels.testing.integrals import Integral
+from rfkernels.testing.integrals import Integral, check_tolerance
 
 
 def assert_moments(estimates: Any, weights: Any, *, mean: Any, variance: Any | None = None, rtol: float = 1e-9) -> None:
@@ -35,8 +35,9 @@ def assert_moments(estimates: Any, weights: Any, *, mean: Any, variance: Any | N
     AssertionError
         If a moment deviates by more; the message gives the worst.
     ValueError
-        If shapes do not fit.
+        If shapes do not fit, or `rtol` is no finite number of at least 0.
     """
+    check_tolerance(rtol)
     estimates, weights = np.asarray(estimates, np.float64), np.asarray(weights, np.float64)
     if weights.ndim != 1 or estimates.shape[-1:] != weights.shape or estimates.size == 0:
         raise ValueError(

@@ -119,8 +119,9 @@ def relative(
 
 
 def log_of(xp: Any, scaled: Any, top: Any) -> Any:
-    """Return the log of scaled · e^top."""
-    return xp.where(scaled > 0, xp.log(xp.where(scaled > 0, scaled, 1)) + top, -xp.inf)
+    """Return the log of scaled · e^top; NaN of NaN, which is not exact."""
+    nothing = scaled <= 0
+    return xp.where(nothing, -xp.inf, xp.log(xp.where(nothing, 1, scaled)) + top)
 
 
 class Parts(NamedTuple):

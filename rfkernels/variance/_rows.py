@@ -127,7 +127,7 @@ def log_second_moment(xp: Any, spread: Spread, square_sign: int, one: Any, other
     excess = xp.where(exists, excess, 0)
     middle, apart = (one + turn * other) / 2, one - turn * other
     quadratic = middle * middle / (1 + excess) - apart * apart / 4
-    volume = xp.log1p(excess * excess / (4 * (1 + excess))) / 2
+    volume = xp.log1p(excess / (1 + excess) * excess / 4) / 2  # in which no square overflows
     total = xp.sum(square_sign * quadratic + volume, -1)
     return xp.where(xp.all(exists), total, xp.inf)
 
@@ -166,7 +166,9 @@ def _expm1_rest(xp: Any, h: Any) -> Any:
 
 def cosine_of(sampler: Sampler, dim: int) -> float | None:
     """Return the cosine between rows of a block, None for independent rows; ValueError for couplings without one."""
-    if sampler.coupling == "independent" or dim == 1:
+    if sampler.coupling == "independent":
+        return None
+    if sampler.coupling in ("orthogonal", "simplex") and dim == 1:  # a block is a single row
         return None
     if sampler.coupling == "orthogonal":
         return 0.0
