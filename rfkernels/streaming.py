@@ -128,6 +128,7 @@ def check_state(state: State, features: Features, width: int | None) -> None:
 def resume(
     state: State | DecodeState | None,
     features: Features,
+    q: Any,
     k: Any,
     v: Any,
     mask: Any,
@@ -155,6 +156,7 @@ def resume(
             f"full=True returns one), got {type(state).__name__}"
         )
     _check_pending(state, k, v, window)
+    _check_early(state, q.shape[-2], k.shape[-2])
     return state._replace(state=begin(state.state, features, k, v, mask, segments))
 
 
@@ -182,6 +184,16 @@ def _check_pending(state: DecodeState, k: Any, v: Any, window: int) -> None:
     seen = position if isinstance(position, int | np.integer) else pending
     if pending > window or pending < min(window, seen):
         raise ValueError(f"state was made with a window of {pending}, got window={window}")
+
+
+def _check_early(state: DecodeState, length: int, keys: int) -> None:
+    """Require queries that stand at the last key of the state or after it, unless that holds all keys one by one."""
+    alone = isinstance(state.position, int | np.integer) and state.position <= state.mask.shape[-1]
+    if length > keys + 1 and not alone:
+        raise ValueError(
+            "q may be longer than k by one at most where a pass with window= resumes from a state: its sums hold keys "
+            f"that earlier queries must not see, or see exactly; got lengths {length} and {keys}"
+        )
 
 
 def _is_integer(x: Any) -> bool:

@@ -441,3 +441,21 @@ def test_decoding_with_batches_groups_and_features_per_head(backend: str) -> Non
         outputs.append(result.output)
     expected = oracle.expect(q, k, v, features, causal=True, window=6, mask=mask)
     oracle.check_output(np.concatenate(outputs, -2), expected, np.float64)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_queries_before_the_last_key_of_a_windowed_state(backend: str) -> None:
+    """They are computed as in the whole where the state holds all keys one by one, and refused otherwise."""
+    features, window = features_of("positive"), 5
+    q, k, v = np.random.default_rng(0).normal(size=(3, 14, DIM))
+    given: dict[str, Any] = {"causal": True, "window": window, "backend": backend}
+    whole = rfk.attention(q, k, v, features, **given)
+    for held, back, new in itertools.product((4, 10), (1, 2, 4), (0, 1, 3)):
+        state = rfk.attention(q[:held], k[:held], v[:held], features, full=True, **given).state
+        rows, more = slice(held - back, held + new), slice(held, held + new)
+        if held > window and back > 1:
+            with pytest.raises(ValueError, match=rf"got lengths {back + new} and {new}"):
+                rfk.attention(q[rows], k[more], v[more], features, state=state, **given)
+        else:
+            got = rfk.attention(q[rows], k[more], v[more], features, state=state, **given)
+            np.testing.assert_allclose(got, whole[rows], rtol=1e-10, atol=1e-12)
