@@ -70,7 +70,8 @@ def empty_state(
     batch : tuple of int, default ()
         Batch axes of the keys to come.
     dtype : dtype, optional
-        float32 (the default) or float64. Sums are promoted when float64 keys are written.
+        float32 (the default) or float64. Sums are promoted when float64 keys are written, and stay in float64 whatever
+        is written to them, which long streams of single tokens are better for.
     window : int, optional
         Return a `DecodeState` for causal attention with that window instead.
 
