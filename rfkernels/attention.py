@@ -95,8 +95,9 @@ def attention(
         not decrease along a row (not checked under `jax.jit`), and q and k must be of the same length.
     state : State, DecodeState or BlockState, optional
         Sums over earlier keys, which every query sees; with segments, every query of the first segment of its row. With
-        a window it must be a DecodeState, and with `groups` or `heavy` a BlockState: what a causal pass with the same
-        window, groups, features and number of heavy keys returned. `heavy` may then be left out once all were seen.
+        a window it must be a DecodeState, and q longer than k by one at most; with `groups` or `heavy` a BlockState:
+        what a causal pass with the same window, groups, features and number of heavy keys returned. `heavy` may then be
+        left out once all were seen.
     full : bool, default False
         Return an `AttentionResult` instead of the output alone; with segments, its state is that of the last one.
     error : bool, default False
@@ -170,7 +171,7 @@ def attention(
     check_mask(mask, k, **batches)
     check_segments(segment_ids, q, k, v=v.shape[:-2], features=features.batch, state=batches["state"])
     check_window(window)
-    decode = resume(state, features, k, v, mask, segment_ids, causal, window)
+    decode = resume(state, features, q, k, v, mask, segment_ids, causal, window)
     start = decode.state if decode is not None else begin(state, features, k, v, mask, segment_ids)
     chosen = choose(backend, q, k, v, mask=mask, segment_ids=segment_ids, state=start, features=features)
     xp = namespace(q, k, v)

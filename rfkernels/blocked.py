@@ -23,6 +23,7 @@ from rfkernels.fitting import check_map
 from rfkernels.grouping import BlockState, Far, Groups, Plan, plan_for, summaries
 from rfkernels.grouping.fitting import Steps, check_count, checked, found, heaviest, received, scale_for
 from rfkernels.grouping.schedule import Rows
+from rfkernels.state import State, check_position, check_sums
 
 
 def attend(
@@ -73,6 +74,7 @@ def attend(
     shapes["heavy"] = positions.shape[:-1]
     broadcast_batch(q=q.shape[:-2], k=k.shape[:-2], v=v.shape[:-2], **shapes)
     check_mask(mask, k, q=q.shape[:-2], v=v.shape[:-2], **shapes)
+    _check_seen(positions, start)
     xp = namespace(q, k, v)
     seen = xp.ones(keys, bool) if mask is None else mask
     chosen = choose(backend, q, k, v, mask=mask, state=start, groups=far.groups, heavy=positions)
@@ -240,6 +242,7 @@ def _state(state: Any, far: Far, plan: Plan, k: Any, v: Any) -> BlockState | Non
             "state must be a BlockState with groups= or heavy= (such a pass with full=True returns one), got "
             f"{type(state).__name__}"
         )
+    _check_held(state)
     assert plan.reach is not None
     dim, width, held = k.shape[-1], v.shape[-1], (plan.reach + 1) * plan.block
     if any((x is None) != (not plan.merged) for x in (state.mass, state.within)):
@@ -254,8 +257,6 @@ def _state(state: Any, far: Far, plan: Plan, k: Any, v: Any) -> BlockState | Non
         "heavy_keys": (state.heavy_keys, (state.heavy_mask.shape[-1], dim)),
         "heavy_values": (state.heavy_values, (state.heavy_mask.shape[-1], width)),
         "sums.kv": (state.sums.kv, sums),
-        "sums.z": (state.sums.z, sums[:1]),
-        "sums.shift": (state.sums.shift, sums[:1]),
     }
     if plan.merged:
         parts["mass"], parts["within"] = (state.mass, (sums[0] + plan.block,)), (state.within, (dim, dim + width))
@@ -268,3 +269,31 @@ def _state(state: Any, far: Far, plan: Plan, k: Any, v: Any) -> BlockState | Non
             f"state must come from a pass with the same window, groups and features, and hold {'; '.join(listed)}"
         )
     return state
+
+
+def _check_held(state: BlockState) -> None:
+    """Require arrays of the types that a pass returned, as states that were saved and made again may not have."""
+    if not isinstance(state.sums, State):
+        raise TypeError(f"state.sums must be a State, got {type(state.sums).__name__}")
+    check_sums("state.sums", state.sums)
+    for name in ("keys", "values", "heavy_keys", "heavy_values"):
+        check_array(f"state.{name}", getattr(state, name), 2)
+    for name, axes in (("mask", 2), ("heavy_mask", 1)):
+        x = getattr(state, name)
+        if not (isinstance(x, np.ndarray) or is_jax(x)) or x.dtype != bool or x.ndim < axes:
+            kind = getattr(x, "dtype", type(x).__name__)
+            raise TypeError(f"state.{name} must be a boolean array with at least {axes} axes, got {kind}")
+    check_position(state.position)
+
+
+def _check_seen(positions: Any, state: BlockState | None) -> None:
+    """Require of heavy keys that were seen that they are not still to come: they would be written over."""
+    if state is None or is_jax(positions) or is_jax(state.heavy_mask) or is_jax(state.position):
+        return
+    late = state.heavy_mask & (positions >= state.position)
+    if late.any():
+        never = sorted(set(np.broadcast_to(positions, late.shape)[late].tolist()))
+        raise ValueError(
+            "heavy must be as in the pass that the state comes from, which has seen its heavy keys among the first "
+            f"{state.position}, got {never} in place of some of them"
+        )

@@ -7,6 +7,7 @@ import math
 import sys
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 
@@ -251,11 +252,18 @@ def _numbers(xp: Any, name: str, returned: Any, shape: tuple[int, ...]) -> Any:
     return found
 
 
+_checked: WeakSet[Features] = WeakSet()
+"""Features whose arrays were found to fit: to look again would take as long as all other checks of a token."""
+
+
 def check_features(features: Any, name: str, x: Any) -> None:
     """Require Features of the array's width, with batch axes that broadcast."""
     register_pytree()
     if not isinstance(features, Features):
         raise TypeError(f"features must be a Features (see rfkernels.draw), got {type(features).__name__}")
+    if features not in _checked:
+        _check_arrays(features)
+        _checked.add(features)
     if features.dim != x.shape[-1]:
         raise ValueError(f"features are of dim {features.dim}, but {name} has shape {x.shape}")
     if np.ndim(features.scale):
@@ -264,6 +272,31 @@ def check_features(features: Any, name: str, x: Any) -> None:
             "are to be mapped over by jax.vmap"
         )
     broadcast_batch(features=features.batch, **{name: x.shape[:-2]})
+
+
+def _check_arrays(features: Features) -> None:
+    """Require arrays that fit together: those of features made by hand may not."""
+    if len(getattr(features.projection, "shape", ())) < 2:
+        given = getattr(features.projection, "shape", type(features.projection).__name__)
+        raise ValueError(f"features.projection must be an array (*batch, rows, dim), got {given}")
+    dim, batch = features.dim, features.batch
+    arrays: list[tuple[str, Any, tuple[int, ...]]] = [("log_weight", features.log_weight, (features.rows,))]
+    for side, own in (("query", features.query), ("key", features.key)):
+        tails = zip(own._fields, own, ((dim, dim), (dim,), (dim,)), strict=True)
+        arrays += [(f"{side}.{name}", x, tail) for name, x, tail in tails if x is not None]
+    for name, x, tail in arrays:
+        shape = getattr(x, "shape", None)
+        if shape is None or shape[-len(tail) :] != tail or not _within(shape[: -len(tail)], batch):
+            own_axes = ", ".join(map(str, tail))
+            raise ValueError(
+                f"features.{name} must be an array (*batch, {own_axes}), with batch axes that broadcast to {batch}, "
+                f"those of features.projection, got {type(x).__name__ if shape is None else shape}"
+            )
+
+
+def _within(shape: tuple[int, ...], batch: tuple[int, ...]) -> bool:
+    """Whether batch axes broadcast to others without any more."""
+    return len(shape) <= len(batch) and all(n in (1, m) for n, m in zip(shape[::-1], batch[::-1], strict=False))
 
 
 def _positive_integer(name: str, value: Any) -> int:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import broadcasting, namespace, record, stopped
+from rfkernels._arrays import broadcasting, is_jax, namespace, record, stopped
 from rfkernels._checks import broadcast_batch, check_array, check_batch
 from rfkernels.features import Features
 
@@ -70,7 +70,8 @@ def empty_state(
     batch : tuple of int, default ()
         Batch axes of the keys to come.
     dtype : dtype, optional
-        float32 (the default) or float64. Sums are promoted when float64 keys are written.
+        float32 (the default) or float64. Sums are promoted when float64 keys are written, and stay in float64 whatever
+        is written to them, which long streams of single tokens are better for.
     window : int, optional
         Return a `DecodeState` for causal attention with that window instead.
 
@@ -115,6 +116,15 @@ def check_sums(name: str, state: State) -> None:
             f"{name} must have kv (*batch, count, width), z and shift (*batch, count), got {kv.shape}, {z.shape} and "
             f"{shift.shape}"
         )
+
+
+def check_position(position: Any) -> None:
+    """Require how many keys a state has seen: an integer, or an array of one, of at least 0 where it is known."""
+    array = hasattr(position, "dtype") and position.dtype.kind in "iu" and position.ndim == 0
+    if isinstance(position, bool) or not (isinstance(position, int) or array):
+        raise TypeError(f"state.position must be an integer or an array of one, got {position!r}")
+    if not is_jax(position) and position < 0:
+        raise ValueError(f"state.position must be at least 0, got {position}")
 
 
 def empty_sums(xp: Any, features: Features, width: int, batch: tuple[int, ...], dtype: Any) -> State:

@@ -19,7 +19,7 @@ from rfkernels._checks import (
 from rfkernels.backends import Pass, choose
 from rfkernels.features import Features, check_features
 from rfkernels.grouping import BlockState
-from rfkernels.state import DecodeState, State, check_sums, empty_sums, no_sums
+from rfkernels.state import DecodeState, State, check_position, check_sums, empty_sums, no_sums
 
 
 @record
@@ -128,6 +128,7 @@ def check_state(state: State, features: Features, width: int | None) -> None:
 def resume(
     state: State | DecodeState | None,
     features: Features,
+    q: Any,
     k: Any,
     v: Any,
     mask: Any,
@@ -155,6 +156,7 @@ def resume(
             f"full=True returns one), got {type(state).__name__}"
         )
     _check_pending(state, k, v, window)
+    _check_early(state, q.shape[-2], k.shape[-2])
     return state._replace(state=begin(state.state, features, k, v, mask, segments))
 
 
@@ -176,17 +178,21 @@ def _check_pending(state: DecodeState, k: Any, v: Any, window: int) -> None:
         **{"state.keys": state.keys.shape[:-2], "state.values": state.values.shape[:-2]},
         **{"state.mask": state.mask.shape[:-1], "k": k.shape[:-2], "v": v.shape[:-2]},
     )
+    check_position(state.position)
     position = state.position
-    if isinstance(position, bool) or not (isinstance(position, int) or _is_integer(position)):
-        raise TypeError(f"state.position must be an integer or an array of one, got {position!r}")
     seen = position if isinstance(position, int | np.integer) else pending
     if pending > window or pending < min(window, seen):
         raise ValueError(f"state was made with a window of {pending}, got window={window}")
 
 
-def _is_integer(x: Any) -> bool:
-    """Whether `x` is a NumPy number, or an array of no axes, of an integer dtype."""
-    return hasattr(x, "dtype") and x.dtype.kind in "iu" and x.ndim == 0
+def _check_early(state: DecodeState, length: int, keys: int) -> None:
+    """Require queries that stand at the last key of the state or after it, unless that holds all keys one by one."""
+    alone = isinstance(state.position, int | np.integer) and state.position <= state.mask.shape[-1]
+    if length > keys + 1 and not alone:
+        raise ValueError(
+            "q may be longer than k by one at most where a pass with window= resumes from a state: its sums hold keys "
+            f"that earlier queries must not see, or see exactly; got lengths {length} and {keys}"
+        )
 
 
 def extend(xp: Any, decode: DecodeState, k: Any, v: Any, mask: Any, segments: Any) -> tuple[Any, Any, Any, Any]:

@@ -140,7 +140,7 @@ REFUSED: dict[str, tuple[type, str, dict[str, Any]]] = {
     ),
     "sums that are not those of all groups": (
         ValueError,
-        r"same window.*sums.z \(\*batch, 3\), got \(2,\)",
+        r"state.sums must have kv .*, got \(3, 9\), \(2,\) and \(3,\)",
         {
             "causal": True,
             "groups": 3,
@@ -224,3 +224,36 @@ def test_fits_refuse(kind: type, message: str, options: dict[str, Any]) -> None:
         fit_groups(**given)
     with pytest.raises(kind, match=message):
         heavy_keys(**given)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "own"),
+    [
+        (TypeError, r"state.position must be an integer or an array of one, got 40\.0", {"position": 40.0}),
+        (TypeError, r"state.position must be an integer or an array of one, got '40'", {"position": "40"}),
+        (ValueError, "state.position must be at least 0, got -1", {"position": -1}),
+        (TypeError, "state.sums must be a State, got tuple", {"sums": (1, 2, 3)}),
+        (TypeError, "state.keys must be a numpy.ndarray or jax.Array, got list", {"keys": [[0.0] * DIM]}),
+        (
+            TypeError,
+            "state.mask must be a boolean array with at least 2 axes, got int64",
+            {"mask": np.zeros((1, 64), int)},
+        ),
+        (TypeError, "state.heavy_mask must be a boolean array .* got float64", {"heavy_mask": np.ones(2)}),
+    ],
+)
+def test_states_made_again_from_what_was_saved_are_refused_by_field(
+    kind: type[Exception], message: str, own: dict[str, Any]
+) -> None:
+    state = causal_state(heavy=2)._replace(**own)
+    with pytest.raises(kind, match=message):
+        rfk.attention(**arguments(), causal=True, heavy=2, state=state)
+
+
+def test_heavy_keys_that_were_seen_cannot_be_still_to_come() -> None:
+    state = causal_state(heavy=np.array([0, 50]))
+    rfk.attention(**arguments(), causal=True, heavy=np.array([0, 60]), state=state)
+    with pytest.raises(
+        ValueError, match=r"which has seen its heavy keys among the first 40, got \[45\] in place of some"
+    ):
+        rfk.attention(**arguments(), causal=True, heavy=np.array([45, 50]), state=state)

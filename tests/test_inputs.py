@@ -1049,6 +1049,28 @@ def test_features_changed_in_place_are_read_anew(backend: str) -> None:
         oracle.check_output(got, oracle.expect(q, k, v, features), np.float64)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("matrix", np.ones(DIM)),
+        ("matrix", np.ones((DIM, DIM + 1))),
+        ("centre", np.ones(1)),
+        ("centre", np.ones((2, DIM))),
+        ("linear", np.ones(())),
+        ("linear", [0.0] * DIM),
+        ("log_weight", np.zeros(1)),
+        ("projection", np.ones(DIM)),
+    ],
+)
+def test_features_made_by_hand_must_fit_together(backend: str, name: str, given: Any) -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, 6, n)) for n in (DIM, DIM, WIDTH))
+    own = {name: given} if hasattr(FEATURES, name) else {"key": rfk.Side(**{name: given})}
+    with pytest.raises(ValueError, match=rf"features\.(key\.)?{name} must be an array \(\*batch, "):
+        rfk.attention(q, k, v, dataclasses.replace(FEATURES, **own), backend=backend)
+
+
 def test_drawn_features_do_not_depend_on_what_was_drawn_before() -> None:
     one, two = draw(), draw()
     np.testing.assert_array_equal(one.projection, two.projection)

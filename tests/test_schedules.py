@@ -312,3 +312,10 @@ def test_no_directory_to_keep_compiled_code_in(compiled: str) -> None:
     command = [sys.executable, "-c", textwrap.dedent(code) + compiled]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_numba_told_not_to_compile_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("numba.config.DISABLE_JIT", 1)
+    made = compiling.entry(lambda n: n)
+    with pytest.raises(RuntimeError, match="which NUMBA_DISABLE_JIT forbids: unset it, or pass backend='numpy'"):
+        made(1)

@@ -441,3 +441,40 @@ def test_decoding_with_batches_groups_and_features_per_head(backend: str) -> Non
         outputs.append(result.output)
     expected = oracle.expect(q, k, v, features, causal=True, window=6, mask=mask)
     oracle.check_output(np.concatenate(outputs, -2), expected, np.float64)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_queries_before_the_last_key_of_a_windowed_state(backend: str) -> None:
+    """They are computed as in the whole where the state holds all keys one by one, and refused otherwise."""
+    features, window = features_of("positive"), 5
+    q, k, v = np.random.default_rng(0).normal(size=(3, 14, DIM))
+    given: dict[str, Any] = {"causal": True, "window": window, "backend": backend}
+    whole = rfk.attention(q, k, v, features, **given)
+    for held, back, new in itertools.product((4, 10), (1, 2, 4), (0, 1, 3)):
+        state = rfk.attention(q[:held], k[:held], v[:held], features, full=True, **given).state
+        rows, more = slice(held - back, held + new), slice(held, held + new)
+        if held > window and back > 1:
+            with pytest.raises(ValueError, match=rf"got lengths {back + new} and {new}"):
+                rfk.attention(q[rows], k[more], v[more], features, state=state, **given)
+        else:
+            got = rfk.attention(q[rows], k[more], v[more], features, state=state, **given)
+            np.testing.assert_allclose(got, whole[rows], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [None, 1])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_state_in_float64_stays_so_as_float32_keys_come(backend: str, window: int | None) -> None:
+    """One key more counts beside as many as float32 has whole numbers for."""
+    features, x = features_of("positive"), np.ones((1, DIM), np.float32)
+    start = rfk.empty_state(features, DIM, dtype=np.float64, window=window)
+    given: dict[str, Any] = {"causal": True, "window": window, "full": True, "backend": backend}
+    done = rfk.attention(x, x, x, features, state=start, **given)
+    if window is not None:  # the key leaves for the sums as the next one comes
+        done = rfk.attention(x, x, x, features, state=done.state, **given)
+    one = done.state if window is None else done.state.state
+    many = rfk.State(2.0**26 * one.kv, 2.0**26 * one.z, one.shift)
+    state = many if window is None else done.state._replace(state=many)
+    done = rfk.attention(x, x, x, features, state=state, **given)
+    sums = done.state if window is None else done.state.state
+    assert (done.output.dtype, sums.z.dtype) == (np.float32, np.float64)
+    np.testing.assert_allclose(sums.z - many.z, one.z, rtol=1e-6)

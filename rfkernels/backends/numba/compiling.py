@@ -48,13 +48,21 @@ def jit_with(*fastmath: str, entry: bool = False, allocates: bool = False) -> Ca
             made = njit(cache=True, **options)(function)
         except RuntimeError:  # no directory can be written to: compile in every process
             made = njit(**options)(function)
-        if made is not function:  # as it is with NUMBA_DISABLE_JIT
-            _compile_once(made)
-            if not entry:
-                _refuse_python(made, name)
+        if made is function:
+            return cast(Function, _not_compiled)
+        _compile_once(made)
+        if not entry:
+            _refuse_python(made, name)
         return cast(Function, made)
 
     return compiled
+
+
+def _not_compiled(*arguments: Any, **keywords: Any) -> None:
+    """Stand for a function that Numba leaves as it is: it calls what no interpreter can."""
+    raise RuntimeError(
+        "the numba backend runs compiled code only, which NUMBA_DISABLE_JIT forbids: unset it, or pass backend='numpy'"
+    )
 
 
 def _compile_once(made: Any) -> None:
