@@ -36,7 +36,7 @@ def _intervals(name: str, log: Array, error: Array, exact: Array) -> Line:
     return Line(what, round(abs(holds - 0.95), 6), "", "<= 0.03", detail)
 
 
-def _misses(name: str, off: Array, error: Array) -> Line:
+def misses(name: str, off: Array, error: Array) -> Line:
     """Count queries that no standard error warns of."""
     missed = float(np.count_nonzero((off > MISSED) & (off > FAR * error)))
     what = f"{name}: queries off by {MISSED:.0%} and more than {FAR} standard errors"
@@ -64,7 +64,7 @@ def _one(setting: Setting, catalog: rfk.Catalog, plain: rfk.Catalog) -> Iterator
     yield Line(f"{name}: error of Z, median", median, "", MEDIAN, queries)
     yield Line(f"{name}: error of Z, 95th percentile", high, "", HIGH.get(name, OTHERWISE), queries)
     yield _intervals(name, log, error, exact)
-    yield _misses(name, ours, error)
+    yield misses(name, ours, error)
     for budget in OTHERS:
         other = catalog.log_normalizer(setting.queries, budget=budget, full=True, rng=0)
         yield _intervals(f"{name}, {budget:,} dots", other.log_normalizer, other.standard_error, exact)

@@ -51,17 +51,8 @@ class Held:
 
     @cached_property
     def exact(self) -> dict[float, Array]:
-        """The exact log Z of each query by τ: float32 products, summed in float64."""
-        taus = [tau for _, tau in SETTINGS]
-        found = {tau: np.full(len(self._queries), -np.inf) for tau in taus}
-        for start in range(0, len(self.items), BLOCK):
-            logits = self._queries @ self.items[start : start + BLOCK].T
-            largest = logits.max(1, keepdims=True)
-            logits -= largest
-            for tau in taus:
-                sums = np.exp(logits * np.float32(tau)).sum(1, dtype=np.float64)
-                found[tau] = np.logaddexp(found[tau], tau * largest[:, 0].astype(np.float64) + np.log(sums))
-        return found
+        """The exact log Z of each query by τ."""
+        return exact_logs(self._queries, self.items, [tau for _, tau in SETTINGS])
 
 
 class Setting(NamedTuple):
@@ -82,6 +73,19 @@ class Setting(NamedTuple):
     @property
     def exact(self) -> Array:
         return self.held.exact[self.tau]
+
+
+def exact_logs(queries: Array, items: Array, taus: list[float]) -> dict[float, Array]:
+    """Return log Σ exp(τ q·y) of each query by τ: float32 products, summed in float64."""
+    found = {tau: np.full(len(queries), -np.inf) for tau in taus}
+    for start in range(0, len(items), BLOCK):
+        logits = queries @ items[start : start + BLOCK].T
+        largest = logits.max(1, keepdims=True)
+        logits -= largest
+        for tau in taus:
+            sums = np.exp(logits * np.float32(tau)).sum(1, dtype=np.float64)
+            found[tau] = np.logaddexp(found[tau], tau * largest[:, 0].astype(np.float64) + np.log(sums))
+    return found
 
 
 def with_catalogs(settings: list[Setting]) -> Iterator[tuple[Setting, rfk.Catalog]]:
