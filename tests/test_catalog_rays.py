@@ -154,3 +154,15 @@ def test_cells_that_are_empty() -> None:
         found = own.log_normalizer(queries, budget=fewest_dots(t) + 100, full=True, backend=backend)
         off = np.abs(found.log_normalizer - exact(queries, left))
         assert (off < np.log1p(5 * found.standard_error) + 1e-4).mean() > 0.9
+
+
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_draws_for_queries_that_are_items(backend: str) -> None:
+    """The item itself is drawn as often as it should be: else its weight beside that of others is large."""
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(60_000, 24))
+    y = (y / np.linalg.norm(y, axis=1, keepdims=True) * np.exp(0.2 * rng.normal(size=(60_000, 1)))).astype(np.float32)
+    queries = 20 * y[: 60 if backend == "numba" else 30]
+    drawn = Catalog(y, rng=0).sample(queries, 400, rng=0, backend=backend)
+    weights = np.exp(drawn.logits - drawn.log_probability - exact(queries, y)[:, None])
+    assert (weights.sum(1) ** 2 / (weights**2).sum(1) / 400).min() > 0.5

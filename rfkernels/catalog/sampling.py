@@ -9,6 +9,7 @@ import numpy as np
 
 from rfkernels.catalog.codes import cost, logits_of
 from rfkernels.catalog.plan import guess, rows_of
+from rfkernels.catalog.rays import SHARE, along
 from rfkernels.catalog.records import Draws, Table
 from rfkernels.catalog.tops import promising
 
@@ -47,7 +48,9 @@ def _promising(table: Table, query: Any) -> tuple[Any, dict[int, Any]]:
     log_sums, groups, most = np.log(table.count) + guessed.log_mean, np.arange(len(table.count)), HEAD
     seen = coded(table)
     if seen:
-        groups, most = promising(table.count, guessed.log_mean + np.log(guessed.variance) / 2, seen, 1), AGAIN
+        promised = guessed.log_mean + np.log(guessed.variance) / 2
+        promised[along(table, query, guessed, seen // SHARE)] = promised.max()
+        groups, most = promising(table.count, promised, seen, 1), AGAIN
         rows, cells = rows_of(table, groups), np.repeat(table.cell[groups], table.count[groups])
         log_sums[groups] = sums_of(logits_of(table, query, rows, cells, guessed.cell_logits), table.count[groups])
     chosen = groups[head(log_sums[groups], table.count[groups], most)]

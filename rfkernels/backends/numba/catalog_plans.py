@@ -25,6 +25,7 @@ from rfkernels.backends.numba.catalog_rays import drop_draws, look_along, open_a
 from rfkernels.backends.numba.catalog_taken import end_lists, note
 from rfkernels.backends.numba.compiling import call, entry, jit
 from rfkernels.backends.numba.records import view
+from rfkernels.catalog.rays import SHARE
 
 TINY = 1e-100
 """Weights relative to the largest are looked at anew where they are less: some may be 0 that are not."""
@@ -285,8 +286,10 @@ def _choose(
     top = shares(r, v, s, size, n.cells[i])
     for c in range(len(g.held)):
         s.taken[c] = g.first[c + 1] - g.first[c] if budget >= g.items else 0
-    looked, held = look_along(r, g, s, (top, v.least[size]), query, n.cells[i], budget) if budget < g.items else (0, 0)
+    looked = 0
     if budget < g.items:
+        most = min(budget // SHARE, budget - r.fewest_runs * r.run)
+        looked, held = look_along(g, s, (top, v.least[size]), query, n.cells[i], most)
         budget -= held
         closely = few_groups(r, g, budget)
         if not closely:

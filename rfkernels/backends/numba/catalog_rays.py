@@ -11,14 +11,12 @@ from rfkernels.backends.numba.catalog_groups import Groups
 from rfkernels.backends.numba.catalog_layout import Lists, Rules, Scratch
 from rfkernels.backends.numba.catalog_plan_groups import take
 from rfkernels.backends.numba.compiling import jit
-from rfkernels.catalog.rays import NEAR, SHARE, SLIGHT
+from rfkernels.catalog.rays import NEAR, SLIGHT
 
 
 @jit
-def look_along(
-    r: Rules, g: Groups, s: Scratch, given: tuple[float, Any], query: Any, logits: Any, budget: int
-) -> tuple[int, int]:
-    """List groups that items along a query would join; return how many, and how many items they hold.
+def look_along(g: Groups, s: Scratch, given: tuple[float, Any], query: Any, logits: Any, most: int) -> tuple[int, int]:
+    """List groups that items along a query would join; return how many, and how many items they hold, at most `most`.
 
     `given` is the log of what shares of cells are relative to, and what multiples of these there are at least.
     """
@@ -34,7 +32,6 @@ def look_along(
         return 0, 0
     _find_near(g, s, 2 * g.middle / size, logits)
     square = _compare(g, s, query, size)
-    most = min(budget // SHARE, budget - r.fewest_runs * r.run)
     for j in range(len(g.lengths)):
         if not size * g.lengths[j] > least:
             break

@@ -16,11 +16,13 @@ from rfkernels.backends.numba.catalog_layout import Rules, Scratch, at, kept, pl
 from rfkernels.backends.numba.catalog_looks import Codes, codes
 from rfkernels.backends.numba.catalog_plan_groups import log_mean
 from rfkernels.backends.numba.catalog_plans import TINY, cell_logits, shares
+from rfkernels.backends.numba.catalog_rays import look_along
 from rfkernels.backends.numba.catalog_search import Finders, Finds, finders, finds, open_groups, read_codes
 from rfkernels.backends.numba.compiling import call, entry, jit
 from rfkernels.backends.numba.records import Elements, FloatRows, Floats, Held, Ints, Longs, view, view_like
 from rfkernels.catalog.arguments import check_fit
 from rfkernels.catalog.codes import BLOCK
+from rfkernels.catalog.rays import SHARE
 from rfkernels.catalog.records import Draws, Table
 from rfkernels.catalog.sampling import AGAIN, HEAD, HEAD_GROUPS, coded
 
@@ -142,11 +144,20 @@ def _log_sum(r: Rules, room: Room, logits: Any, size: int) -> float:
 
 @jit
 def _by_codes(
-    r: Rules, g: Groups, v: Guesses, room: Room, size: int, wide: Any, given: tuple[Codes, Finders, Finds, int]
+    r: Rules,
+    g: Groups,
+    v: Guesses,
+    s: Scratch,
+    room: Room,
+    size: int,
+    wide: Any,
+    top: float,
+    given: tuple[Codes, Finders, Finds, int],
 ) -> int:
     """Write the sums of groups that codes say; return how many these are, 0 where codes say what is no number."""
     c, f, k, items = given
-    opened = open_groups(g, f, k, room.cells, (v.second[size].ctypes.data, 1.0), items, 1)
+    looked, _ = look_along(g, s, (top, v.least[size]), wide, room.cells, items // SHARE)
+    opened = open_groups(g, f, k, room.cells, (v.second[size].ctypes.data, 1.0), items, 1, s.rays[:looked])
     if read_codes(g, c, f, k, room.cells, opened, wide) == 0:
         return 0
     first = 0
@@ -205,7 +216,7 @@ def _masses(
     for c in range(len(g.held)):
         for j in range(g.first[c], g.first[c + 1]):
             mass[j] = s.share[c] * g.size[j] * v.unit[size, j]
-    summed = _by_codes(r, g, v, room, size, wide, given) if given[3] > 0 else 0
+    summed = _by_codes(r, g, v, s, room, size, wide, top, given) if given[3] > 0 else 0
     known, count, used = _taken(r, g, s, room, scale, query, summed)
     largest, logs = top, room.logs[0]
     for i in range(known):

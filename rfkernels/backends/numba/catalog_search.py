@@ -106,15 +106,19 @@ def _finds(g: Groups, seen: int, dtype: Any) -> Finds:
 
 
 @jit
-def open_groups(g: Groups, f: Finders, k: Finds, cells: Any, given: tuple[int, float], most: int, least: int) -> int:
+def open_groups(
+    g: Groups, f: Finders, k: Finds, cells: Any, given: tuple[int, float], most: int, least: int, first: Any
+) -> int:
     """List the groups that promise most, of at most `most` items and at least `least`; return how many these are.
 
     What they promise is the logit of the cell and, given by address, how far they stretch times a scale. Where that is
-    no number none are listed.
+    no number none are listed. Those that are to be the first promise as much as any.
     """
     end, groups, limit, (stretch, k.ends[0]) = up(len(g.start), EIGHT), len(g.start), max(most, least), given
     known = cells.ctypes.data, g.cell.ctypes.data, stretch, g.size.ctypes.data, end, k.ends.ctypes.data
     call(f.promise, (*known, k.promise.ctypes.data))
+    for j in range(len(first)):
+        k.promise[first[j]] = k.ends[1]
     low, high = k.ends[0], np.nextafter(k.ends[1], np.inf)
     if not (-np.inf < low and high < np.inf):
         return 0

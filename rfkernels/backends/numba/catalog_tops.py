@@ -142,7 +142,7 @@ def _search_all(
         all_cell_logits(r, g, n, wide[begin : begin + _TOGETHER])
         for i in range(begin, min(begin + _TOGETHER, len(queries))):
             cells, stretch = n.cells[i - begin], (g.stretch.ctypes.data, scales[i])
-            opened = open_groups(g, f, k, cells, stretch, given[0], given[2])
+            opened = open_groups(g, f, k, cells, stretch, given[0], given[2], n.found[:0])
             blocks = read_codes(g, c, f, k, cells, opened, wide[i])
             _rank(r, f, k, n, blocks, given[1], queries[i], heap, out[i])
     return 0
