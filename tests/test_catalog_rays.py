@@ -162,7 +162,7 @@ def test_draws_for_queries_that_are_items(backend: str) -> None:
     rng = np.random.default_rng(0)
     y = rng.normal(size=(60_000, 24))
     y = (y / np.linalg.norm(y, axis=1, keepdims=True) * np.exp(0.2 * rng.normal(size=(60_000, 1)))).astype(np.float32)
-    queries = 20 * y[: 60 if backend == "numba" else 30]
+    queries = 20 * y[:60]
     drawn = Catalog(y, rng=0).sample(queries, 400, rng=0, backend=backend)
     weights = np.exp(drawn.logits - drawn.log_probability - exact(queries, y)[:, None])
     assert (weights.sum(1) ** 2 / (weights**2).sum(1) / 400).min() > 0.5
