@@ -40,10 +40,10 @@ class Rays(NamedTuple):
     ----------
     lengths : array, shape (≤ LENGTHS,)
         Lengths of items, the longest first; none where it is not known which groups items join.
-    middle : float
+    median : float
         The median of them.
-    log_held : array, shape (cells,)
-        Logs of how many items cells hold.
+    held : array, shape (cells,)
+        How many items cells hold.
     square, beyond : array, shape (cells,)
         Squared lengths of the means of cells, and of centres as they are compared; ∞ for cells without items.
     centres : array, shape (cells, dim)
@@ -53,8 +53,8 @@ class Rays(NamedTuple):
     """
 
     lengths: Any
-    middle: float
-    log_held: Any
+    median: float
+    held: Any
     square: Any
     beyond: Any
     centres: Any
@@ -66,17 +66,15 @@ class Rays(NamedTuple):
 def _rays(table: Table) -> Rays:
     cells, dim = table.means.shape
     if table.centres is None or not len(table.count):
-        none = np.empty(0)
-        return Rays(none, 0.0, none, none, none, np.empty((0, dim)), np.zeros(1, np.int64), np.empty(0, np.int64), none)
+        none, numbers = np.empty(0), np.zeros(1, np.int64)
+        return Rays(none, 0.0, np.zeros(cells), none, none, np.empty((0, dim)), numbers, numbers[:0], none)
     homes = known_homes(table)
     some = table.rows[_spread_out(table)].astype(np.float64)
     lengths = np.quantile(np.sqrt((some**2).sum(1)), 1 - (np.arange(LENGTHS) + 0.5) / LENGTHS)
     held, edge = np.bincount(table.cell, table.count, cells), homes.edge[homes.order].astype(np.float64)
     square, beyond = ((x**2).sum(1) for x in (table.means.astype(np.float64), homes.centres))
     square[held == 0] = beyond[held == 0] = np.inf
-    with np.errstate(divide="ignore"):
-        of_cells = np.log(held), square, beyond, homes.centres
-    return Rays(lengths, float(np.median(lengths)), *of_cells, homes.first, homes.order, edge)
+    return Rays(lengths, float(np.median(lengths)), held, square, beyond, homes.centres, homes.first, homes.order, edge)
 
 
 def _spread_out(table: Table) -> Any:
@@ -94,11 +92,12 @@ known_rays = OfTables(_rays)
 def along(table: Table, query: Any, guessed: Guess, most: int) -> Any:
     """Return groups that items along a query would join, of no more than `most` items, those of long items first."""
     known, size = known_rays(table), float(np.sqrt(query @ query))
-    least = float(np.logaddexp.reduce(known.log_held + guessed.cell_logits)) - SLIGHT
+    filled = known.held > 0
+    least = float(np.logaddexp.reduce(np.log(known.held[filled]) + guessed.cell_logits[filled])) - SLIGHT
     lengths = known.lengths[size * known.lengths > least] if size > 0 else known.lengths[:0]
     if not len(lengths):
         return np.empty(0, np.int64)
-    near = np.argsort(known.square - 2 * known.middle / size * guessed.cell_logits, kind="stable")[:NEAR]
+    near = np.argsort(known.square - 2 * known.median / size * guessed.cell_logits, kind="stable")[:NEAR]
     own = compared(table.metric.astype(np.float64), query / size)
     across, square = known.centres[near] @ own, float(own @ own)
     found: list[int] = []

@@ -122,14 +122,15 @@ def estimate(table: Table, queries: Any, budget: int, seed: int, coded: bool = T
     given = call_of(table, budget, seed, Use.SUMS if coded else Use.SUMS_OF_ROWS)
     out = np.empty((len(queries), 3))
     run(partial(_estimate, given), given, queries, lambda own: (out[own],))
-    out[:, 2] += sum(table.means.shape)
-    for i in np.flatnonzero(np.isnan(out[:, 0])):  # weights beside some others, or noises, do not fit float64
-        out[i] = np.array(from_rows(table, queries[i].astype(np.float64), budget, seed, int(i)))
-    return Estimate(out[:, 0], out[:, 1], out[:, 2].astype(np.int64))
+    return Estimate(out[:, 0], out[:, 1], out[:, 2].astype(np.int64) + sum(table.means.shape))
 
 
 def _estimate(call: Call, numbers: Any, queries: Any, wide: Any, sized: Any, out: Any) -> None:
-    step(_from_codes, _from_rows, call, (numbers, queries, wide, sized), (out,), out[:, 0])
+    if step(_from_codes, _from_rows, call, (numbers, queries, wide, sized), (out,), out[:, 0]) == 0:
+        return
+    for i in np.flatnonzero(np.isnan(out[:, 0])):  # weights beside others, or squares of these, do not fit float64
+        log, error, dots = from_rows(call.table, wide[i], call.budget, int(call.seed), int(numbers[i]))
+        out[i] = log, error, dots - sum(call.table.means.shape)
 
 
 def _from_codes(at: tuple[int, ...], spent: Shares, *given: Any) -> int:
@@ -147,10 +148,11 @@ def step(
     given: _Given,
     out: tuple[Any, ...],
     found: Any,
-) -> None:
+) -> int:
     """Estimate from codes what these are of use for, and from rows what is left, where what is `found` is no number.
 
-    Functions are called with addresses of records, what both know of queries, and where results are written.
+    Functions are called with addresses of records, what both know of queries, and where results are written. Returns
+    for how many rows are read.
     """
     lost = _scan_kinds(by_codes, call, given, out, found)
     for part in () if lost == 0 else _pieces(call, given[0], np.flatnonzero(np.isnan(found))):
@@ -158,6 +160,7 @@ def step(
         _read_rows(by_rows, call, own, results)
         for x, result in zip(out, results, strict=True):
             x[part] = result
+    return lost
 
 
 def _scan_kinds(by_codes: Callable[..., int], call: Call, given: _Given, out: tuple[Any, ...], found: Any) -> int:

@@ -24,8 +24,9 @@ class Groups(NamedTuple):
     The groups of cell c are those from first[c] to first[c + 1], at most `widest`, and hold at most `most` items.
     `stretch` is how many units of a query's size the largest logit is expected beyond that of the cell. It and `size`
     are padded to whole vectors, and a vector more; `start` and `cell` have room for as much: lanes that stand for no
-    run may name no group. The last are those of `rfkernels.catalog.rays.Rays`, with `outward` for its order and what
-    squared distances are multiplied by for rounding.
+    run may name no group. From `lengths` on they are those of
+    `rfkernels.catalog.rays.Rays`, with `outward` for its order, what squared distances are multiplied by for rounding,
+    and the mean of all items.
     """
 
     start: Longs
@@ -43,7 +44,7 @@ class Groups(NamedTuple):
     widest: int
     edge: float
     lengths: Floats
-    middle: float
+    median: float
     square: Floats
     metric: FloatRows
     centres: FloatRows
@@ -51,6 +52,7 @@ class Groups(NamedTuple):
     outward: Longs
     edges: Floats
     rounded: float
+    middle: Floats
 
 
 def groups_of(table: Table) -> Held[Groups]:
@@ -83,7 +85,8 @@ def _along(table: Table) -> tuple[Any, ...]:
     """Return what is known of items along a direction."""
     rays, rounded = known_rays(table), 1 + ROUNDED * float(np.finfo(table.rows.dtype).eps)
     metric = np.empty((0, table.rows.shape[1])) if table.metric is None else table.metric.astype(np.float64)
-    return rays.lengths, rays.middle, rays.square, metric, rays.centres, rays.beyond, rays.order, rays.edge, rounded
+    known = rays.lengths, rays.median, rays.square, metric, rays.centres, rays.beyond, rays.order, rays.edge, rounded
+    return *known, rays.held @ table.means.astype(np.float64) / max(rays.held.sum(), 1)
 
 
 def padded(count: int) -> int:

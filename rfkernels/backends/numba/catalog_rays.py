@@ -24,13 +24,18 @@ def look_along(g: Groups, s: Scratch, given: tuple[float, Any], query: Any, logi
     size = math.sqrt(_square(query))
     if len(g.lengths) == 0 or size == 0:
         return 0, 0
+    at_least = math.log(float(g.items))
+    for j in range(len(query)):
+        at_least += g.middle[j] * query[j]
+    if not size * g.lengths[0] > at_least - SLIGHT:  # as the mean of exponentials is more than that of the mean
+        return 0, 0
     total = 0.0
     for c in range(len(g.held)):
         total += s.share[c] * multiples[c]
     least, found, items = top + math.log(total) - SLIGHT if total > 0 else -np.inf, 0, 0
     if not size * g.lengths[0] > least:
         return 0, 0
-    _find_near(g, s, 2 * g.middle / size, logits)
+    _find_near(g, s, 2 * g.median / size, logits)
     square = _compare(g, s, query, size)
     for j in range(len(g.lengths)):
         if not size * g.lengths[j] > least:
