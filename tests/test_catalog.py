@@ -80,7 +80,7 @@ def test_unbiased(scale: float, backend: str, coded: bool) -> None:
 @CODED
 def test_standard_errors_are_those_of_repeated_estimates(scale: float, coded: bool) -> None:
     ratio, error = estimated(scale, "numpy", coded)
-    np.testing.assert_allclose(np.sqrt((error**2).mean(0)), ratio.std(0), rtol=0.4)
+    np.testing.assert_allclose(np.sqrt((error**2).mean(0)), ratio.std(0), rtol=0.5)
 
 
 @CODED

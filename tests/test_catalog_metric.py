@@ -171,7 +171,7 @@ def test_refusals() -> None:
         rfk.Catalog(y, queries=[1.0, 2.0])
     with pytest.raises(
         ValueError,
-        match=r"items must have finite .* as they are compared for past queries, but items\[7\] is too large",
+        match=r"items must have squared norms whose sums fit float32 as they are compared for past queries, but items\[7\] is too large",
     ):
         rfk.Catalog(np.where(np.arange(ITEMS)[:, None] == 7, np.float32(1e37), y), queries=past)
     with pytest.raises(ValueError, match=r"items must be finite, but items\[7, 0\] is inf"):

@@ -272,7 +272,7 @@ def test_a_vector_of_groups_more(groups: int) -> None:
     """Behind the last: the lanes of what a query does not draw may stand for it."""
     made = catalog_groups.groups_of(
         catalog().table._replace(
-            **{name: getattr(catalog().table, name)[:groups] for name in ("start", "count", "cell", "spread")}
+            **{name: getattr(catalog().table, name)[:groups] for name in ("start", "count", "cell", "spread", "edge")}
         )
     ).record
     for x in (made.start, made.cell):
@@ -312,7 +312,7 @@ def test_what_a_budget_is_spent_on() -> None:
 
 
 def test_sharp_queries_are_answered_from_rows() -> None:
-    table, q = catalog().table, queries(scale=30.0)
+    table, q = catalog().table, queries(scale=24.0)
     fits = scans.kinds(table, q) < 2
     assert fits.any()
     assert not fits.all()
