@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
-import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,8 +25,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     It is written beside `path` under the name ``.rfkernels-*.tmp``. A process that is killed leaves that, which the
     next file written to the folder removes; those being written are locked and stay. Windows knows no such lock: there
-    what a killed process leaves has to be removed by hand. Who may read and write a file that is replaced may do so
-    with the new one.
+    what a killed process leaves has to be removed by hand. The mode of a file that is replaced is that of the new one.
 
     Parameters
     ----------
@@ -55,11 +54,14 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     temporary, file = _temporary(path.parent)
     try:
         with file:
-            if path.exists():
-                shutil.copymode(path, temporary)
+            mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+            if mode is not None:  # who removes what a killed process leaves has to open it
+                temporary.chmod(mode | stat.S_IRUSR | stat.S_IWUSR)
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if mode is not None:
+                temporary.chmod(mode)
             temporary.replace(path)
         _to_disk(path.parent)
     except BaseException as error:

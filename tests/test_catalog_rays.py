@@ -166,3 +166,16 @@ def test_draws_for_queries_that_are_items(backend: str) -> None:
     drawn = Catalog(y, rng=0).sample(queries, 400, rng=0, backend=backend)
     weights = np.exp(drawn.logits - drawn.log_probability - exact(queries, y)[:, None])
     assert (weights.sum(1) ** 2 / (weights**2).sum(1) / 400).min() > 0.5
+
+
+def test_lengths_are_those_specified_where_means_are_nothing_beside_guesses() -> None:
+    """Weights of means of cells relative to what is guessed of the largest groups are less than float64 has."""
+    rng = np.random.default_rng(3)
+    y = rng.normal(size=(8_000, 12))
+    y = (y / np.linalg.norm(y, axis=1, keepdims=True) * np.exp(0.7 * rng.normal(size=(8_000, 1)))).astype(np.float32)
+    own = Catalog(y, rng=0).table
+    budget = fewest_dots(own) + 700
+    one, other = (
+        engines.choose(b).estimate(own, np.float32(400) * y[:20], budget, 1, False) for b in ("numba", "numpy")
+    )
+    np.testing.assert_array_equal(one.dots, other.dots)

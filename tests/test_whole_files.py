@@ -46,10 +46,11 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
 def test_who_may_read_a_file_that_is_replaced_may_read_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / "some"
     path.write_bytes(b"secret")
-    path.chmod(0o600)
-    with whole_file(path) as file:
-        assert os.fstat(file.fileno()).st_mode & 0o777 == 0o600  # before anything is in it
-    assert path.stat().st_mode & 0o777 == 0o600
+    for mode in (0o600, 0o440):
+        path.chmod(mode)
+        with whole_file(path) as file:  # what a killed process leaves can be opened, and so removed
+            assert os.fstat(file.fileno()).st_mode & 0o777 == mode | 0o600  # before anything is in it
+        assert path.stat().st_mode & 0o777 == mode
 
 
 def test_a_disk_that_is_full_is_told_with_the_name_of_the_file(tmp_path: Path) -> None:

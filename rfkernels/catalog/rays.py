@@ -27,7 +27,7 @@ NEAR = 4
 SLIGHT = 4.0
 """By what the log of a weight may be less than that of the sum of as many means of cells, and still matter.
 
-The sum is hardly ever less; guesses of it are often far too large where queries are sharp."""
+The sum is never less, as exp is convex; guesses of it are often far too large where queries are sharp."""
 
 SHARE = 4
 """One in so many of the items that a query takes may be in such groups."""

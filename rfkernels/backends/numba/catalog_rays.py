@@ -13,6 +13,9 @@ from rfkernels.backends.numba.catalog_plan_groups import take
 from rfkernels.backends.numba.compiling import jit
 from rfkernels.catalog.rays import NEAR, SLIGHT
 
+_LOST = 2.0**-900
+"""Sums relative to what is guessed of the largest weights are taken anew where they are less: some terms may be 0."""
+
 
 @jit
 def look_along(g: Groups, s: Scratch, given: tuple[float, Any], query: Any, logits: Any, most: int) -> tuple[int, int]:
@@ -29,10 +32,10 @@ def look_along(g: Groups, s: Scratch, given: tuple[float, Any], query: Any, logi
         at_least += g.middle[j] * query[j]
     if not size * g.lengths[0] > at_least - SLIGHT:  # as the mean of exponentials is more than that of the mean
         return 0, 0
-    total = 0.0
+    total, found, items = 0.0, 0, 0
     for c in range(len(g.held)):
         total += s.share[c] * multiples[c]
-    least, found, items = top + math.log(total) - SLIGHT if total > 0 else -np.inf, 0, 0
+    least = (top + math.log(total) if total > _LOST else _log_sum(g, logits)) - SLIGHT
     if not size * g.lengths[0] > least:
         return 0, 0
     _find_near(g, s, 2 * g.median / size, logits)
@@ -48,6 +51,18 @@ def look_along(g: Groups, s: Scratch, given: tuple[float, Any], query: Any, logi
         s.rays[found] = group
         found, items = found + 1, items + g.count[group]
     return found, items
+
+
+@jit
+def _log_sum(g: Groups, logits: Any) -> float:
+    """Return the log of the sum if all items were the means of their cells."""
+    most, total = -np.inf, 0.0
+    for c in range(len(g.held)):
+        if g.held[c] > 0:
+            most = max(most, logits[c])
+    for c in range(len(g.held)):
+        total += g.held[c] * math.exp(logits[c] - most) if g.held[c] > 0 else 0.0
+    return most + math.log(total)
 
 
 @jit
