@@ -288,9 +288,9 @@ def _check_held(state: BlockState) -> None:
 
 def _check_seen(positions: Any, state: BlockState | None) -> None:
     """Require of heavy keys that were seen that they are not still to come: they would be written over."""
-    if state is None or is_jax(positions) or is_jax(state.heavy_mask) or is_jax(state.position):
+    if state is None or not positions.size or any(map(is_tracer, (positions, state.heavy_mask, state.position))):
         return
-    late = state.heavy_mask & (positions >= state.position)
+    late = np.asarray(state.heavy_mask) & (np.asarray(positions) >= int(state.position))
     if late.any():
         never = sorted(set(np.broadcast_to(positions, late.shape)[late].tolist()))
         raise ValueError(

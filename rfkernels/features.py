@@ -12,7 +12,7 @@ from weakref import WeakSet
 import numpy as np
 
 from rfkernels import maps, proposals, samplers
-from rfkernels._arrays import FLOATS, dtype_name, is_jax, name_records, read_only, record
+from rfkernels._arrays import FLOATS, broadcasting, dtype_name, is_jax, name_records, read_only, record
 from rfkernels._checks import broadcast_batch, check_batch, check_key, is_number, require_finite
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Proposal
@@ -121,6 +121,7 @@ class Features:
         return self.query if name == "query" else self.key
 
 
+@broadcasting
 def draw(
     feature_map: str | FeatureMap,
     dim: int,

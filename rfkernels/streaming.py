@@ -14,6 +14,7 @@ from rfkernels._checks import (
     check_known,
     check_kv,
     check_mask,
+    is_tracer,
     result_dtype,
 )
 from rfkernels.backends import Pass, choose
@@ -187,8 +188,7 @@ def _check_pending(state: DecodeState, k: Any, v: Any, window: int) -> None:
 
 def _check_early(state: DecodeState, length: int, keys: int) -> None:
     """Require queries that stand at the last key of the state or after it, unless that holds all keys one by one."""
-    alone = isinstance(state.position, int | np.integer) and state.position <= state.mask.shape[-1]
-    if length > keys + 1 and not alone:
+    if length > keys + 1 and (is_tracer(state.position) or state.position > state.mask.shape[-1]):
         raise ValueError(
             "q may be longer than k by one at most where a pass with window= resumes from a state: its sums hold keys "
             f"that earlier queries must not see, or see exactly; got lengths {length} and {keys}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from grouped_oracle import (
@@ -253,7 +254,9 @@ def test_states_made_again_from_what_was_saved_are_refused_by_field(
 def test_heavy_keys_that_were_seen_cannot_be_still_to_come() -> None:
     state = causal_state(heavy=np.array([0, 50]))
     rfk.attention(**arguments(), causal=True, heavy=np.array([0, 60]), state=state)
-    with pytest.raises(
-        ValueError, match=r"which has seen its heavy keys among the first 40, got \[45\] in place of some"
-    ):
-        rfk.attention(**arguments(), causal=True, heavy=np.array([45, 50]), state=state)
+    compiled = state._replace(heavy_mask=jnp.asarray(state.heavy_mask), position=jnp.asarray(state.position))
+    for given in (state, compiled):
+        with pytest.raises(
+            ValueError, match=r"which has seen its heavy keys among the first 40, got \[45\] in place of some"
+        ):
+            rfk.attention(**arguments(), causal=True, heavy=np.array([45, 50]), state=given)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import rfkernels as rfk
+from rfkernels import materialized, proposals, uncertainty, variance
 from rfkernels.backends.jax import catalog as on_device
 from rfkernels.integrations.dot_product import dot_product_attention_fn
 from rfkernels.integrations.sampled_softmax import sampled_softmax_loss
@@ -37,8 +38,13 @@ COMPUTED: dict[str, Callable[[Any], Any]] = {
     "window": lambda x: rfk.attention(x, x[:, :1], x[:, :1], FEATURES, window=3, mask=MASK),
     "heads": lambda x: jax.grad(lambda x: rfk.attention(x, x, x, HEADS, causal=True).sum())(x),
     "standard errors": lambda x: rfk.attention(x, x, x, FEATURES, full=True, error=True).error,
+    "standard errors alone": lambda x: uncertainty.attend(rfk.attention, x, x, x, FEATURES).error.output,
     "blocks": lambda x: rfk.attention(x, x, x, **BLOCKS, state=rfk.attention(x, x, x, **BLOCKS).state),
     "heavy": lambda x: rfk.attention(x, x, x, FEATURES, heavy=2, mask=MASK),
+    "draw": lambda x: (
+        rfk.draw("positive", 4, 8, proposal=proposals.Gaussian(np.eye(4), np.ones(4)), rng=KEY).projection
+    ),
+    "rotations": lambda x: rfk.draw("positive", 4, 8, sampler="hadamard", rng=KEY).projection,
     "fit": lambda x: rfk.fit(x, x, method="balanced", count=8, rng=0),
     "groups": lambda x: rfk.fit_groups(x, x, 2),
     "heavy keys": lambda x: rfk.heavy_keys(x, x, 2),
@@ -49,6 +55,8 @@ COMPUTED: dict[str, Callable[[Any], Any]] = {
     "transform": lambda x: rfk.transform(x, HEADS, side="key", log=True),
     "log_kernel": lambda x: rfk.log_kernel(x[0, 0, 0], x, FEATURES),
     "log_normalizer": lambda x: rfk.log_normalizer(x, x, FEATURES, mask=MASK),
+    "variance": lambda x: variance.relative("positive", x[0, 0, 0], x, count=8),
+    "Taylor": lambda x: materialized.log_kernel(x[0, 0, 0], x, materialized.taylor(4, 2)),
     "decoding": decoded,
     "states": stored,
     "adapter": lambda x: dot_product_attention_fn(FEATURES)(

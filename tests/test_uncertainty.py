@@ -469,6 +469,16 @@ def test_it_warns_where_errors_are_too_small_and_names_the_caller(heads: tuple[A
     assert not trusted(found.error)
 
 
+def test_those_who_call_for_errors_by_name_are_named() -> None:
+    x = 3 * small(40, 8)
+    features = rfk.draw("positive", 8, 64, rng=0)
+    with pytest.warns(UntrustedErrorWarning) as one:
+        rfk.attention(x, x, x, features, full=True, error=True)
+    with pytest.warns(UntrustedErrorWarning) as other:
+        rfk.log_normalizer(x, x, features, error=True)
+    assert one[0].filename == other[0].filename == __file__
+
+
 def test_it_warns_once_where_nothing_was_checked() -> None:
     x = small(20, 4)
     features = rfk.draw("positive", 4, 64, rng=0)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels import partials
-from rfkernels._arrays import accumulator, namespace
+from rfkernels._arrays import accumulator, broadcasting, namespace
 from rfkernels._checks import broadcast_batch, check_array, check_finite_arrays, check_flags, check_qk
 from rfkernels.features import SideName
 from rfkernels.materialized import hybrid, maclaurin, monomials, polynomial
@@ -54,6 +54,7 @@ _KINDS: dict[type, _Kind] = {
 }
 
 
+@broadcasting
 def transform(x: Any, features: Materialized, *, side: SideName, log: bool = False, check_finite: bool = True) -> Any:
     """Return φ(x), to be given to `rfkernels.linear_attention` or summed over keys.
 
@@ -94,6 +95,7 @@ def transform(x: Any, features: Materialized, *, side: SideName, log: bool = Fal
     return (values, signs) if log else (signs * xp.exp(values)).astype(x.dtype)
 
 
+@broadcasting
 def log_kernel(x: Any, y: Any, features: Materialized, *, check_finite: bool = True) -> tuple[Any, Any]:
     """Estimate exp(scale · x·y), pair by pair: log |φ(x)·φ(y)| and its sign, which may be negative.
 

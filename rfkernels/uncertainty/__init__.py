@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, dtype_name, is_jax, namespace, stopped, unmasked
+from rfkernels._arrays import accumulator, broadcasting, dtype_name, is_jax, namespace, stopped, unmasked
 from rfkernels._checks import check_mask, check_qkv, check_segments, is_number, is_tracer, result_dtype
 from rfkernels.backends import choose
 from rfkernels.features import Features, check_features
@@ -41,6 +41,7 @@ class UntrustedErrorWarning(UserWarning):
     """Standard errors are not to be trusted, or could not be checked."""
 
 
+@broadcasting
 def attend(
     run: Callable[..., AttentionResult],
     q: Any,
@@ -145,7 +146,7 @@ def attend(
         exact = _check.exact_rows(q, k, v, features, at, causal, mask, segment_ids, chosen.few_rows)
         factors = _check.inflations(xp, found, exact, at, _quantile(len(index) - 1, _check.LEVEL))
     error = _errors(found, len(index) - 1, factors)
-    _warn(error, stacklevel + 1)
+    _warn(error, stacklevel + 2)
     after = None if isinstance(done.state, BlockState) else _groups.whole_state(done.state, features, index)
     return AttentionResult(found.output.astype(dtype), after, found.log_normalizer, found.sign, error)
 

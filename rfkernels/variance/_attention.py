@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rfkernels._arrays import broadcasting
 from rfkernels._checks import check_finite_arrays, check_flags, check_mask, check_qkv, check_scale
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Proposal
@@ -32,6 +33,7 @@ _BLOCK = 1 << 19
 _FAR = 1000.0
 
 
+@broadcasting
 def attention_error(
     feature_map: str | FeatureMap,
     q: Any,

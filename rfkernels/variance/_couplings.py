@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from rfkernels._arrays import broadcasting
 from rfkernels._checks import check_flags, is_number
 from rfkernels.variance import _series
 from rfkernels.variance._rows import check_dim, check_squares
@@ -13,6 +14,7 @@ from rfkernels.variance._rows import check_dim, check_squares
 _KINDS = ("independent", "orthogonal", "simplex")
 
 
+@broadcasting
 def coupling_moment(kind: str | float, s: Any, dim: int, *, log: bool = False) -> Any:
     """Return C, the relative cross moment E X(w) X(w') / K² of two coupled rows of positive features.
 

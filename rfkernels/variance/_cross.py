@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rfkernels._arrays import broadcasting
 from rfkernels._checks import check_finite_arrays, check_qk
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Proposal
@@ -31,6 +32,7 @@ from rfkernels.variance._rows import (
 )
 
 
+@broadcasting
 def cross_moment(
     feature_map: str | FeatureMap,
     x: Any,

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rfkernels._arrays import broadcasting
 from rfkernels._checks import check_flags
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Proposal
@@ -29,6 +30,7 @@ from rfkernels.variance._rows import (
 )
 
 
+@broadcasting
 def relative(
     feature_map: str | FeatureMap,
     x: Any,

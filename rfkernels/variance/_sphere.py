@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._arrays import stopped
+from rfkernels._arrays import broadcasting, stopped
 from rfkernels.proposals import Proposal
 from rfkernels.samplers import Sampler
 from rfkernels.variance import _series
@@ -92,6 +92,7 @@ def _moments(xp: Any, square: Any, dim: int, even: bool, share: float) -> tuple[
     return spread, mean - xp.exp(-top), top
 
 
+@broadcasting
 def regularized_ratio(s: Any, dim: int, *, log: bool = False) -> Any:
     """Return SMREG / SM, the mean of positive features of norm-√dim rows relative to the softmax kernel.
 

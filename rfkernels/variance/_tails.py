@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from rfkernels._arrays import broadcasting
 from rfkernels._checks import check_qk, is_number
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Proposal
@@ -32,6 +33,7 @@ _MOST = 2.0**53
 """Counts beyond are not told apart by floats, nor ever drawn."""
 
 
+@broadcasting
 def tail_bound(
     feature_map: str | FeatureMap,
     x: Any,
@@ -94,6 +96,7 @@ def tail_bound(
     return _bound(xp, log_of(xp, mean_error(parts, draws, dim), parts.top), rates, draws, error, side)
 
 
+@broadcasting
 def features_needed(
     error: float,
     confidence: float,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rfkernels._arrays import broadcasting
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Proposal
 from rfkernels.variance._rows import Form, Pair, check_proposed, directions, form_of, resolve, scaled_pair, spread_of
@@ -29,6 +30,7 @@ def bennett(xp: Any, log_variance: Any, log_reach: Any, error: float) -> Any:
     return xp.where(bounded, xp.exp(xp.minimum(log_rate, 700)), 0)
 
 
+@broadcasting
 def term_bound(
     feature_map: str | FeatureMap,
     x: Any,
