@@ -23,6 +23,7 @@ from rfkernels.backends.numba import (
 from rfkernels.backends.numba.catalog import Use, call_of
 from rfkernels.catalog import means, scans
 from rfkernels.catalog.plan import guess, plan, rounded, sizes
+from rfkernels.catalog.rays import planned
 
 ITEMS, DIM, CELLS, BUDGET = 6_000, 13, 30, 500
 
@@ -202,9 +203,9 @@ def test_values_that_are_not_taken_are_not_read(size: float) -> None:
         own = (*means.meant(held.table, BUDGET, 0), None)[kind]
         guessed = guess(held.table, query)
         if own is None:
-            taken = means.by_rows(held.table, query, plan(held.table, guessed, BUDGET), 0, i)
+            taken = means.by_rows(held.table, query, planned(held.table, query, guessed, BUDGET), 0, i)
         else:
-            chosen = plan(held.table, guessed, own.scanned + sum(held.table.means.shape), scans.BLOCK)
+            chosen = planned(held.table, query, guessed, own.scanned + sum(held.table.means.shape), scans.BLOCK)
             taken = means.by_codes(held.table, query, chosen, own, 0, i)
         untouched[held.table.ids[taken.rows]] = False
     assert untouched.sum() > ITEMS // 3
