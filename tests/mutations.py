@@ -618,6 +618,7 @@ MUTANTS = [
     Mutant("catalog compiled: masks of one word", "backends/numba/catalog_sums.py", "words = (len(queries) + WORD - 1) // WORD", "words = 1", (CATALOG_NUMBA, "-k", "blocks or as_specified")),
     Mutant("catalog compiled: a cell begins where its own runs end", "backends/numba/catalog_plans.py", "first, stop, group, last = s.ends[c - 1] if c > 0 else 0,", "first, stop, group, last = 0,", (CATALOG_NUMBA, "-k", "as_specified")),
     Mutant("JAX catalog: predictions alone", "backends/jax/catalog_sums.py", "share = FEW**2 / (effective**2 + FEW**2)", "share = 1", (JAX_CATALOG, "-k", "errors_are")),
+    Mutant("JAX catalog: means know nothing of what draws may have missed", "backends/jax/catalog_means.py", "jnp.minimum(beyond + one**2, 1)", "jnp.minimum(one**2, 1)", ("tests/test_catalog_jax_draws.py", "-k", "few_items_say")),
     Mutant("catalog: a pilot that asks for nothing", "catalog/pilots.py", "budget * 2.0**doublings", "budget * 1.0**doublings", (CATALOG, "-k", "asked_for_is_reached")),
     Mutant("catalog: values of a sample judge themselves", "catalog/expectations.py", "np.maximum(largest_error(found), found.relative) / error", "largest_error(found) / error", (CATALOG_ERRORS, "-k", "expectations or judge")),
     Mutant("radial: kernels with a norm weight all fall", "catalog/radial.py", "SIGNED[1 if norm_weight > 0 else -1]", "SIGNED[-1]", (RADIAL, "-k", "guessed")),

@@ -90,7 +90,7 @@ class Expectation(NamedTuple):
     standard_error : array, shape (queries, width)
         Its standard error to first order, as differences of draws show it, and for what few draws do not show, what is
         predicted of the sum of weights, as if values varied along; 0 where every item was taken, and for a column in
-        which those taken do not differ. On devices of JAX without that prediction: too small where a tail was missed.
+        which those taken do not differ.
     """
 
     mean: Any

@@ -20,8 +20,9 @@ from rfkernels.backends.jax.catalog_arguments import (
     parts_of,
     promoting,
 )
-from rfkernels.backends.jax.catalog_plan import finite, guessed, placed, planned
+from rfkernels.backends.jax.catalog_plan import Plan, finite, guessed, placed, planned
 from rfkernels.backends.jax.catalog_proposal import rows_at
+from rfkernels.backends.jax.catalog_sums import variances
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
 from rfkernels.catalog.plan import RUN
 from rfkernels.catalog.records import Expectation
@@ -119,13 +120,23 @@ def _mean(table: DeviceTable, values: Any, query: Any, key: Any, places: int, ax
     pairs = parts[: len(parts) // 2 * 2].reshape(-1, 2, own.shape[1])
     known = (jnp.arange(len(pairs)) < plan.runs // 2)[:, None]
     square = jnp.sum(jnp.where(known, pairs[:, 0] - pairs[:, 1], 0) ** 2, 0)
-    apart = matmul(jnp, weight, jnp.where(taken[:, None], own - mean, 0) ** 2)
-    square, apart, share, runs = over_devices(
-        stopped(jnp, (square, apart, jnp.sum(jnp.where(drawn, weight, 0)), plan.runs))
+    deviation = matmul(jnp, weight, jnp.where(taken[:, None], own - mean, 0) ** 2)
+    whole = stopped(jnp, jnp.where(total > 0, total, 1))
+    beyond = _beyond(plan, jnp.sum(apart, (1, 2)) / whole, top + jnp.log(whole))
+    square, deviation, share, runs, beyond = over_devices(
+        stopped(jnp, (square, deviation, jnp.sum(apart), plan.runs, beyond))
     )
-    total = jnp.where(total > 0, total, 1)
-    one = jnp.minimum(share / stopped(jnp, total) / jnp.maximum(runs, 1), 1)  # see `rfkernels.catalog.means.weigh`
-    return mean, jnp.sqrt(square + one**2 * apart * stopped(jnp, total)) / total
+    one = share / whole / jnp.maximum(runs, 1)  # see `rfkernels.catalog.means.weigh`
+    return mean, jnp.sqrt(square + jnp.minimum(beyond + one**2, 1) * deviation * whole) / whole
+
+
+def _beyond(plan: Plan, parts: Any, log: Any) -> Any:
+    """Return what counts of the variance that is predicted of a sum beyond what its parts, one of each run, show."""
+    pairs, count = parts[: len(parts) // 2 * 2].reshape(-1, 2), plan.runs // 2
+    apart = jnp.where(jnp.arange(len(pairs)) < count, pairs[:, 0] - pairs[:, 1], 0)
+    alike = jnp.where(jnp.any(parts != 0), count, 0)
+    beyond = variances(apart**2, alike, plan.runs, jnp.exp(2 * (plan.log_error - log)))[1]
+    return jnp.where(plan.runs > 0, beyond, 0)
 
 
 def logits_of(table: DeviceTable | Sharded, queries: Any, ids: Any) -> Any:

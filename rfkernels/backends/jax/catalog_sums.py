@@ -157,7 +157,13 @@ def _one(table: DeviceTable, plan: Plan, held: Places, expected: Any, logits: An
 
 
 def _trusted(square: Any, alike: Any, runs: Any, predicted: Any) -> Any:
-    """Return the standard error that `rfkernels.catalog.trust.trusted_error` specifies; no runs have none.
+    """Return the standard error that `rfkernels.catalog.trust.trusted_error` specifies; no runs have none."""
+    seen, beyond = variances(square, alike, runs, predicted)
+    return jnp.where(runs > 0, jnp.sqrt(seen + beyond), 0)
+
+
+def variances(square: Any, alike: Any, runs: Any, predicted: Any) -> tuple[Any, Any]:
+    """Return from squared differences of pairs of runs what `rfkernels.catalog.trust.variances` specifies.
 
     `alike` is how many differences there are in effect if they are all zero.
     """
@@ -166,4 +172,4 @@ def _trusted(square: Any, alike: Any, runs: Any, predicted: Any) -> Any:
     effective = jnp.where(most > 0, jnp.sum(relative) ** 2 / jnp.maximum(jnp.sum(relative**2), 1), alike)
     seen = jnp.sum(square) * runs / jnp.maximum(runs // 2 * 2, 1)
     share = FEW**2 / (effective**2 + FEW**2)
-    return jnp.where(runs > 0, jnp.sqrt(seen + share * jnp.maximum(predicted - seen, 0)), 0)
+    return seen, share * jnp.maximum(predicted - seen, 0)
