@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from clustered import BUDGET, ITEMS, catalog, data
+from oracle import alternate
 from profiled import KERNELS, squares, whole
 from scipy import special
 from scipy.special import logsumexp
@@ -60,8 +61,10 @@ def budget(dim: int, own: int = BUDGET) -> int:
     return own + sum(catalog(dim).table.means.shape)
 
 
-@pytest.mark.parametrize("name", ["laplacian", "cauchy", "epanechnikov", "ring", "rising", "gaussian", "falling"])
-@pytest.mark.parametrize("dim", [1, 2, 12, 50])
+@pytest.mark.parametrize(
+    ("name", "dim"),
+    alternate(["laplacian", "cauchy", "epanechnikov", "ring", "rising", "gaussian", "falling"], [1, 2, 12, 50]),
+)
 def test_guesses_of_distances_are_those_of_the_specification(dim: int, name: str) -> None:
     host, (_, queries) = catalog(dim).table, data(dim)
     for scale in (0.02 / dim, 4.0 / dim):
@@ -91,8 +94,7 @@ def test_guesses_of_products_are_those_of_the_specification(name: str) -> None:
         np.testing.assert_allclose(got.variance, expected.variance, rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "dtype"), alternate(ALL, ["float64", "float32"]))
 def test_exact_where_all_items_are_taken(name: str, dtype: str) -> None:
     items, queries = data(12, dtype)
     with jax.enable_x64(dtype == "float64"):
@@ -106,8 +108,7 @@ def test_exact_where_all_items_are_taken(name: str, dtype: str) -> None:
     np.testing.assert_array_equal(found.standard_error, 0)
 
 
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("dim", [2, 12])
+@pytest.mark.parametrize(("name", "dim"), alternate(ALL, [2, 12]))
 def test_unbiased_and_as_uncertain_as_it_says(dim: int, name: str) -> None:
     items, queries = data(dim)
     scale, own = narrow(name, dim), table(dim)

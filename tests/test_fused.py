@@ -96,8 +96,7 @@ def test_passes_are_those_of_the_core(name: str, mode: tuple[str, bool]) -> None
     np.testing.assert_array_equal(wide(found), wide(expected))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["positive", "hyperbolic", "custom exponential"])
+@pytest.mark.parametrize(("name", "dtype"), oracle.alternate(["positive", "hyperbolic", "custom exponential"], DTYPES))
 def test_norms_that_jump(name: str, dtype: str) -> None:
     """Within a tile, up and down, where no key was seen before and where there were some."""
     q, k, v = arrays(dtype)
@@ -116,8 +115,9 @@ def test_later_keys_leave_earlier_outputs_alone(dtype: str) -> None:
     np.testing.assert_allclose(wide(after)[:, :45], wide(before)[:, :45], atol=ALLOWED[dtype])
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("kind", ["fitted", "of each head", "grouped", "resumed"])
+@pytest.mark.parametrize(
+    ("kind", "causal"), oracle.alternate(["fitted", "of each head", "grouped", "resumed"], [False, True])
+)
 def test_what_a_pass_may_be_given(kind: str, causal: bool) -> None:
     q, k, v = arrays("float32", (2, 3))
     features, state = oracle.draw("positive", DIM, ROWS, scale=0.3), None
