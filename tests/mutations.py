@@ -639,7 +639,7 @@ MUTANTS = [
     Mutant("rays: one length for all", "catalog/rays.py", "lengths = np.quantile(np.sqrt((some**2).sum(1)), 1 - (np.arange(LENGTHS) + 0.5) / LENGTHS)", "lengths = np.full(LENGTHS, np.sqrt((some**2).sum(1)).mean())", (RAYS, "-k", "of_the_item")),
     Mutant("rays: groups along a query are not paid for", "backends/numba/catalog_plans.py", "        budget -= held\n", "", (RAYS, "-k", "agree or that_are or kept")),
     Mutant("rays: cells without items are near", "catalog/rays.py", "    square[held == 0] = beyond[held == 0] = np.inf\n", "", (RAYS, "-k", "empty")),
-    Mutant("rays: draws know nothing of items along a query", "catalog/sampling.py", "promised[along(table, query, guessed, seen // SHARE)] = promised.max()", "pass", (RAYS, "-k", "draws_for")),
+    Mutant("rays: draws know nothing of items along a query", "catalog/sampling.py", "promised[along(table, query, guessed.cell_logits, seen // SHARE)] = promised.max()", "pass", (RAYS, "-k", "draws_for")),
     Mutant("rays: draws know nothing of items along a query, compiled", "backends/numba/catalog_search.py", "k.promise[first[j]] = k.ends[1]", "pass", (RAYS, "-k", "draws_for")),
     Mutant("radial: codes are trusted whatever they know", "catalog/radial.py", "TEMPERED, UNSURE = 1.5, 4.0", "TEMPERED, UNSURE = 0.0, 60.0", (RADIAL, "-k", "as_specified or intervals or sharp")),
     Mutant("radial: codes in few dimensions", "catalog/radial.py", "CODED = 3.5", "CODED = 1.0", (RADIAL, "-k", "where_codes")),

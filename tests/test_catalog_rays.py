@@ -10,7 +10,7 @@ import pytest
 from scipy.special import logsumexp
 
 from rfkernels.catalog import Catalog, engines
-from rfkernels.catalog.plan import Guess, fewest_dots, guess
+from rfkernels.catalog.plan import fewest_dots, guess
 from rfkernels.catalog.rays import along, known_rays, planned
 
 ITEMS, DIM, BUDGET, TAU = 20_000, 32, 400, 10.0
@@ -39,8 +39,8 @@ def groups_of(catalog: Catalog) -> Any:
     return found
 
 
-def guessed(table: Any, query: Any) -> Guess:
-    return guess(table, query.astype(np.float64))
+def found_along(table: Any, query: Any, most: int) -> Any:
+    return along(table, query, table.means @ query, most)
 
 
 @pytest.mark.parametrize("told", [False, True])
@@ -55,7 +55,7 @@ def test_groups_along_a_query_are_those_of_the_item(told: bool, lengths: float) 
     of, met = groups_of(own), []
     for i in range(300):
         query = 20 * y[i].astype(np.float64)
-        met.append(of[i] in along(own.table, query, guessed(own.table, query), len(y)))
+        met.append(of[i] in found_along(own.table, query, len(y)))
     assert np.mean(met) > (0.92 if lengths == 0 else 0.78)
 
 
@@ -63,11 +63,11 @@ def test_groups_along_a_query_are_few_and_of_long_items_first() -> None:
     rng = np.random.default_rng(2)
     y = (rng.normal(size=(4_000, 8)) * np.exp(0.4 * rng.normal(size=(4_000, 1)))).astype(np.float32)
     t = Catalog(y, rng=0).table
-    looked = [(along(t, x, guessed(t, x), len(y)), x) for x in 5 * y[:50].astype(np.float64)]
+    looked = [(found_along(t, x, len(y)), x) for x in 5 * y[:50].astype(np.float64)]
     every, query = max(looked, key=lambda own: len(own[0]))
     assert len(every) > 2
     for most in (0, *np.cumsum(t.count[every])):
-        some = along(t, query, guessed(t, query), int(most))
+        some = found_along(t, query, int(most))
         np.testing.assert_array_equal(some, every[: len(some)])
         assert t.count[some].sum() == most
     lengths = known_rays(t).lengths
@@ -111,7 +111,7 @@ def test_sums_are_unbiased(coded: bool) -> None:
     budget = fewest_dots(t) + 500
 
     def looks(query: Any) -> bool:
-        own = planned(t, query.astype(np.float64), guessed(t, query), budget)
+        own = planned(t, query, guess(t, query), budget)
         return bool(np.isin(own.far, own.opened).any())
 
     queries = np.array([x for x in np.float32(1.5) * y[:200] if looks(x)])
@@ -148,7 +148,7 @@ def test_cells_that_are_empty() -> None:
     for query in queries.astype(np.float64):
         points = known_rays(t).lengths[:, None] * query / np.linalg.norm(query)
         away = ((points[:, None] - t.centres[[1, 4]]) ** 2).sum(-1)
-        found = along(t, query, guessed(t, query), len(left))
+        found = found_along(t, query, len(left))
         assert np.isin(t.cell[found], np.array([1, 4])[away.argmin(1)]).all()
     for backend in ("numba", "numpy"):
         found = own.log_normalizer(queries, budget=fewest_dots(t) + 100, full=True, backend=backend)

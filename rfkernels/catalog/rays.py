@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels.catalog.homes import ROUNDED, known_homes
+from rfkernels.catalog.homes import ROUNDED, Homes, known_homes
 from rfkernels.catalog.known import OfTables
 from rfkernels.catalog.metric import compared
-from rfkernels.catalog.plan import FEWEST_RUNS, Guess, Plan, plan
-from rfkernels.catalog.plan import RUN as _RUN
+from rfkernels.catalog.plan import FEWEST_RUNS, RUN, Guess, Plan, plan
 from rfkernels.catalog.records import Table
 
 LENGTHS, SAMPLED = 16, 512
@@ -27,7 +26,8 @@ NEAR = 4
 SLIGHT = 4.0
 """By what the log of a weight may be less than that of the sum of as many means of cells, and still matter.
 
-The sum is never less, as exp is convex; guesses of it are often far too large where queries are sharp."""
+The sum is never less, as exp is convex; guesses of it are often far too large where queries are sharp.
+"""
 
 SHARE = 4
 """One in so many of the items that a query takes may be in such groups."""
@@ -40,41 +40,33 @@ class Rays(NamedTuple):
     ----------
     lengths : array, shape (≤ LENGTHS,)
         Lengths of items, the longest first; none where it is not known which groups items join.
-    median : float
-        The median of them.
     held : array, shape (cells,)
         How many items cells hold.
     square, beyond : array, shape (cells,)
         Squared lengths of the means of cells, and of centres as they are compared; ∞ for cells without items.
-    centres : array, shape (cells, dim)
-        Centres as they are compared.
-    first, order, edge : array
-        As in `Homes`, with the edges in that order, in float64.
+    homes : Homes
+        What tells which group an item joins.
     """
 
     lengths: Any
-    median: float
     held: Any
     square: Any
     beyond: Any
-    centres: Any
-    first: Any
-    order: Any
-    edge: Any
+    homes: Homes
 
 
 def _rays(table: Table) -> Rays:
     cells, dim = table.means.shape
     if table.centres is None or not len(table.count):
-        none, numbers = np.empty(0), np.zeros(1, np.int64)
-        return Rays(none, 0.0, np.zeros(cells), none, none, np.empty((0, dim)), numbers, numbers[:0], none)
+        none, first = np.empty(0), np.zeros(1, np.int64)
+        return Rays(none, np.zeros(cells), none, none, Homes(np.empty((0, dim)), first, first[:0], none))
     homes = known_homes(table)
     some = table.rows[_spread_out(table)].astype(np.float64)
     lengths = np.quantile(np.sqrt((some**2).sum(1)), 1 - (np.arange(LENGTHS) + 0.5) / LENGTHS)
-    held, edge = np.bincount(table.cell, table.count, cells), homes.edge[homes.order].astype(np.float64)
+    held = np.bincount(table.cell, table.count, cells)
     square, beyond = ((x**2).sum(1) for x in (table.means.astype(np.float64), homes.centres))
     square[held == 0] = beyond[held == 0] = np.inf
-    return Rays(lengths, float(np.median(lengths)), held, square, beyond, homes.centres, homes.first, homes.order, edge)
+    return Rays(lengths, held, square, beyond, homes)
 
 
 def _spread_out(table: Table) -> Any:
@@ -89,24 +81,25 @@ known_rays = OfTables(_rays)
 """Returns what is known of a table."""
 
 
-def along(table: Table, query: Any, guessed: Guess, most: int) -> Any:
+def along(table: Table, query: Any, cell_logits: Any, most: int) -> Any:
     """Return groups that items along a query would join, of no more than `most` items, those of long items first."""
     known, size = known_rays(table), float(np.sqrt(query @ query))
-    filled = known.held > 0
-    least = float(np.logaddexp.reduce(np.log(known.held[filled]) + guessed.cell_logits[filled])) - SLIGHT
+    homes, filled = known.homes, known.held > 0
+    least = float(np.logaddexp.reduce(np.log(known.held[filled]) + cell_logits[filled])) - SLIGHT
     lengths = known.lengths[size * known.lengths > least] if size > 0 else known.lengths[:0]
     if not len(lengths):
         return np.empty(0, np.int64)
-    near = np.argsort(known.square - 2 * known.median / size * guessed.cell_logits, kind="stable")[:NEAR]
+    near = np.argsort(known.square - 2 * np.median(known.lengths) / size * cell_logits, kind="stable")[:NEAR]
     own = compared(table.metric.astype(np.float64), query / size)
-    across, square = known.centres[near] @ own, float(own @ own)
+    across, square = homes.centres[near] @ own, float(own @ own)
     found: list[int] = []
     for length in lengths:
         away = known.beyond[near] - 2 * length * across + length**2 * square
         cell = near[away.argmin()]
-        edge = known.edge[known.first[cell] : known.first[cell + 1]]
+        groups = homes.order[homes.first[cell] : homes.first[cell + 1]]
+        edge = homes.edge[groups].astype(np.float64)
         at = np.searchsorted(edge, float(away.min()) * (1 + ROUNDED * np.finfo(table.rows.dtype).eps), side="right")
-        group = int(known.order[known.first[cell] + max(int(at), 1) - 1])
+        group = int(groups[max(int(at), 1) - 1])
         if group not in found:
             if table.count[found].sum() + table.count[group] > most:
                 break
@@ -114,14 +107,14 @@ def along(table: Table, query: Any, guessed: Guess, most: int) -> Any:
     return np.array(found, np.int64)
 
 
-def planned(table: Table, query: Any, guessed: Guess, budget: int, run: int = _RUN) -> Plan:
+def planned(table: Table, query: Any, guessed: Guess, budget: int, run: int = RUN) -> Plan:
     """Return a plan that opens the groups along a query, too, for a part of the budget.
 
     Draws are as they would be without, and those from such groups count nothing.
     """
     items = budget - sum(table.means.shape)
     most = min(items // SHARE, items - FEWEST_RUNS * run)
-    looked = along(table, query, guessed, most) if items < table.count.sum() else np.empty(0, np.int64)
+    looked = along(table, query, guessed.cell_logits, most) if items < table.count.sum() else np.empty(0, np.int64)
     chosen = plan(table, guessed, budget - int(table.count[looked].sum()), run)
     more = looked[~np.isin(looked, chosen.opened)]
     return chosen._replace(opened=np.concatenate([chosen.opened, more]))

@@ -49,7 +49,7 @@ def _promising(table: Table, query: Any) -> tuple[Any, dict[int, Any]]:
     seen = coded(table)
     if seen:
         promised = guessed.log_mean + np.log(guessed.variance) / 2
-        promised[along(table, query, guessed, seen // SHARE)] = promised.max()
+        promised[along(table, query, guessed.cell_logits, seen // SHARE)] = promised.max()
         groups, most = promising(table.count, promised, seen, 1), AGAIN
         rows, cells = rows_of(table, groups), np.repeat(table.cell[groups], table.count[groups])
         log_sums[groups] = sums_of(logits_of(table, query, rows, cells, guessed.cell_logits), table.count[groups])

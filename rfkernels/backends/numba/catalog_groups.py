@@ -24,9 +24,11 @@ class Groups(NamedTuple):
     The groups of cell c are those from first[c] to first[c + 1], at most `widest`, and hold at most `most` items.
     `stretch` is how many units of a query's size the largest logit is expected beyond that of the cell. It and `size`
     are padded to whole vectors, and a vector more; `start` and `cell` have room for as much: lanes that stand for no
-    run may name no group. From `lengths` on they are those of
-    `rfkernels.catalog.rays.Rays`, with `outward` for its order, what squared distances are multiplied by for rounding,
-    and the mean of all items.
+    run may name no group.
+
+    From `lengths` on they are those of `rfkernels.catalog.rays.Rays`: `median` is that of lengths, `outward` the order
+    of its homes, and `edges` are in that order; `rounded` is what squared distances are multiplied by for rounding, and
+    `middle` the mean of all items.
     """
 
     start: Longs
@@ -84,9 +86,11 @@ def groups_of(table: Table) -> Held[Groups]:
 def _along(table: Table) -> tuple[Any, ...]:
     """Return what is known of items along a direction."""
     rays, rounded = known_rays(table), 1 + ROUNDED * float(np.finfo(table.rows.dtype).eps)
+    homes, median = rays.homes, float(np.median(rays.lengths)) if len(rays.lengths) else 0.0
     metric = np.empty((0, table.rows.shape[1])) if table.metric is None else table.metric.astype(np.float64)
-    known = rays.lengths, rays.median, rays.square, metric, rays.centres, rays.beyond, rays.order, rays.edge, rounded
-    return *known, rays.held @ table.means.astype(np.float64) / max(rays.held.sum(), 1)
+    outward, middle = homes.order, rays.held @ table.means.astype(np.float64) / max(rays.held.sum(), 1)
+    of_cells = rays.square, metric, homes.centres, rays.beyond
+    return rays.lengths, median, *of_cells, outward, homes.edge[outward].astype(np.float64), rounded, middle
 
 
 def padded(count: int) -> int:
