@@ -15,9 +15,10 @@ from rfkernels.backends.numba.exact_rows import few_rows
 from rfkernels.backends.numba.finite import check_finite
 from rfkernels.backends.numba.group_steps import STEPS
 from rfkernels.backends.numba.heads import Heads
+from rfkernels.backends.numba.internal import to_internal, to_state
 from rfkernels.backends.numba.jit import host_width, machine
 from rfkernels.backends.numba.packed import packed
-from rfkernels.backends.numba.packing import Layout, layout, pack_weights, to_internal, to_state
+from rfkernels.backends.numba.packing import Layout, layout, pack_weights
 from rfkernels.backends.numba.spreads import spread
 from rfkernels.backends.numba.threads import thread_count
 from rfkernels.backends.numba.transforms import transform

@@ -12,7 +12,7 @@ from rfkernels._checks import broadcast_batch
 from rfkernels.backends import Pass, exact
 from rfkernels.backends.numba import heads, kernels, schedule, threads
 from rfkernels.backends.numba.finite import check_finite
-from rfkernels.backends.numba.heads import Heads, worth_threads
+from rfkernels.backends.numba.heads import Heads
 from rfkernels.backends.numba.jit import Machine, machine
 from rfkernels.backends.numba.packed import packed
 from rfkernels.backends.numba.packing import Layout, PackedWeights, address, plan_of, scratch
@@ -117,7 +117,7 @@ def _run(options: Options, h: Heads, start: None) -> tuple[bool, None]:
     assert reach is not None
     tasks, plan, tile = Tasks(h), h.layout.held.address, h.layout.plan.tile
     tasks.set(near=1, near_low=ahead + 1 - reach, near_high=ahead + (1 if options.causal else reach))
-    count = h.threads if worth_threads(h) else 1
+    count = h.threads if h.worth_threads else 1
     spans = cut(h.length, max(1, min(_SPANS * count, h.length // tile)) if count > 1 else 1, tile)
 
     def near(heads: tuple[int, int], low: int, high: int) -> int:

@@ -12,9 +12,10 @@ from rfkernels._arrays import dtype_name
 from rfkernels.backends.numba import far_schedule, heads, passes, threads
 from rfkernels.backends.numba.block_inputs import After, Inputs, heavy_tiles
 from rfkernels.backends.numba.block_kernels import blockwise
-from rfkernels.backends.numba.heads import Heads, worth_threads
+from rfkernels.backends.numba.heads import Heads
+from rfkernels.backends.numba.internal import to_internal, to_state
 from rfkernels.backends.numba.jit import Code
-from rfkernels.backends.numba.packing import address, layout, pack_weights, scratch, to_internal, to_state, up
+from rfkernels.backends.numba.packing import address, layout, pack_weights, scratch, up
 from rfkernels.backends.numba.passes import Slots, Tasks
 from rfkernels.backends.numba.records import Held
 from rfkernels.backends.numba.schedule_records import Beside
@@ -87,7 +88,7 @@ def _causal(w: _Pass) -> State:
     tasks.set(delta=delta, near=1, near_low=-_ALL, near_high=delta + 1)
     last = max((h.keys - 1) // o.block - o.reach, 0) * o.block
     head = _runner(w, tasks, 0, (0, h.length), (0, last))
-    threads.run([partial(head, index) for index in range(h.count)], h.threads if worth_threads(h) else 1)
+    threads.run([partial(head, index) for index in range(h.count)], h.threads if h.worth_threads else 1)
     return slots.last()
 
 
@@ -99,7 +100,7 @@ def _all(w: _Pass) -> None:
     spans = passes.cut(h.length, passes.chunk_count(h, h.length), h.layout.plan.tile)
     runners = [_runner(w, tasks, 0, span, (0, 0)) for span in spans]
     work = [partial(runner, head) for runner in runners for head in range(h.count)]
-    threads.run(work, h.threads if worth_threads(h) else 1)
+    threads.run(work, h.threads if h.worth_threads else 1)
 
 
 def _both_sides(w: _Pass) -> None:
@@ -117,7 +118,7 @@ def _both_sides_of(w: _Pass, spans: list[tuple[int, int]], some: range) -> None:
     starts = [min(max(low // o.block - o.reach, 0) * o.block, h.keys) for low, _ in spans]
     ends = [max(h.keys - ((max(high, 1) - 1) // o.block + o.reach + 1) * o.block, 0) for _, high in reversed(spans)]
     forward, backward = Tasks(h, before), Tasks(h, after, reverse=True)
-    count = h.threads if worth_threads(h) else 1
+    count = h.threads if h.worth_threads else 1
     threads.run(passes.absorbing(h, forward, starts, some) + passes.absorbing(h, backward, ends, some), count)
     before.scan()
     after.scan()

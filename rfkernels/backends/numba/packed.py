@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels.backends.numba import threads
-from rfkernels.backends.numba.heads import Heads, worth_threads
+from rfkernels.backends.numba.heads import Heads
 from rfkernels.backends.numba.packing import point
 from rfkernels.backends.numba.passes import Slots
+from rfkernels.backends.numba.records import named
+from rfkernels.backends.numba.schedule_records import Queries, Task
 from rfkernels.state import State
 
 Run = Callable[[Heads, State | None], tuple[bool, State | None]]
@@ -39,7 +41,7 @@ def packed(h: Heads, segments: Any, batch: tuple[int, ...], start: State | None,
     before = h.keys - h.length
     found = list(_segments(segments[..., before:], batch, before))
     after = Slots(h, None if start is None else State(*(np.array(x) for x in start))).last()
-    apart = len(found) >= 2 * h.threads and worth_threads(h)
+    apart = len(found) >= 2 * h.threads and h.worth_threads
     inner = h.threads if not apart else 1
 
     def one(segment: Segment) -> int:
@@ -73,19 +75,19 @@ def _segments(segments: Any, batch: tuple[int, ...], before: int) -> Iterator[Se
 def _part(h: Heads, segment: Segment, inner: int) -> Heads:
     """Return some heads, and of those the rows of a segment."""
     heads, low, high, start = segment
-    p, tasks = h.layout.plan, h.tasks[heads]
+    p, chosen, own = h.layout.plan, h.tasks[heads], h.queries[heads]
+    tasks, queries, first = named(Task, chosen), named(Queries, own), named(Task, h.tasks[:1])
     for name in ("k", "v", "mask"):
         tasks[name] += np.where(tasks[name] == 0, 0, start * tasks[f"{name}_row"])
     tasks["keys"] = keys = h.keys - h.length + high - start
-    rows = {"q": h.tasks["q_row"][0], "out": h.tasks["out_row"][0], "denominator": p.element, "shift": p.element}
-    queries = h.queries[heads]
+    rows = {"q": first["q_row"], "out": first["out_row"], "denominator": p.element, "shift": p.element}
     for name, row in rows.items():
         queries[name] += np.where(queries[name] == 0, 0, low * row)
-    point(tasks, {"queries": queries})
+    point(tasks, {"queries": own})
     return replace(
         h,
-        tasks=tasks,
-        queries=queries,
+        tasks=chosen,
+        queries=own,
         length=high - low,
         keys=keys,
         threads=inner,

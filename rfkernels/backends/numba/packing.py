@@ -20,7 +20,6 @@ from rfkernels.backends.numba.schedule_records import Plan, Scratch, Weights
 from rfkernels.backends.numba.structured import frozen, hadamard
 from rfkernels.features import Features, Side
 from rfkernels.samplers._structured import Factors
-from rfkernels.state import State, is_empty
 
 TILE = 64
 """Positions in a tile: a multiple of every register tile."""
@@ -349,52 +348,14 @@ def point(table: Any, arrays: dict[str, Any], at: Any = None) -> None:
 
 def addresses(array: Any, batch: tuple[int, ...], own: int) -> Any:
     """Return the address of each batch element of an array with `own` axes of its own, broadcast to `batch`, flat."""
-    outer = array.ndim - own
-    return address(array) + _places(array.shape[:outer], array.strides[:outer], batch)
+    return address(array) + places(array.shape, array.strides, batch, own)
 
 
 @lru_cache(SHAPES)
-def _places(sizes: tuple[int, ...], strides: tuple[int, ...], batch: tuple[int, ...]) -> Any:
-    """Return how many bytes behind the first the elements of batch axes lie, broadcast to `batch`, flat."""
-    found = np.zeros(batch, np.int64)
-    for axis, (size, stride) in enumerate(zip(sizes, strides, strict=True), len(batch) - len(sizes)):
+def places(shape: tuple[int, ...], strides: tuple[int, ...], batch: tuple[int, ...], own: int) -> Any:
+    """Return how many bytes behind the first the batch elements of an array lie, broadcast to `batch`, flat."""
+    found, outer = np.zeros(batch, np.int64), len(shape) - own
+    for axis, (size, stride) in enumerate(zip(shape[:outer], strides, strict=False), len(batch) - outer):
         if size != 1:
             found += np.arange(size).reshape(size, *(1,) * (len(batch) - axis - 1)) * stride
     return found.ravel()
-
-
-def lowest(given: Layout, features: Features | None) -> float:
-    """Return the shift of no keys: a sentinel that stands for −inf."""
-    return given.sentinel if features is not None and features.map.exponential else 0.0
-
-
-def to_internal(given: Layout, features: Features, state: State) -> State | None:
-    """Copy a state to padded arrays (heads, count, width) with a finite shift; None if it is known to hold no keys."""
-    if not any(any(x.strides) for x in state) and is_empty(state, features):
-        return None
-    p, n = given.plan, math.prod(state.z.shape[:-1])
-    whole = p.pad == p.rows and p.width_pad == p.width
-    kv = (np.empty if whole else np.zeros)((n, p.total, p.width_pad), given.dtype)
-    z = np.zeros((n, p.total), given.dtype)
-    shift = np.full((n, p.total), lowest(given, features), given.dtype)
-    for i in range(len(features.map.activations)):
-        inside, outside = slice(i * p.pad, i * p.pad + p.rows), slice(i * p.rows, (i + 1) * p.rows)
-        kv[:, inside, : p.width] = state.kv[..., outside, :].reshape(n, p.rows, p.width)
-        z[:, inside] = state.z[..., outside].reshape(n, p.rows)
-        shift[:, inside] = np.maximum(state.shift[..., outside].reshape(n, p.rows).astype(given.dtype), given.sentinel)
-    unknown = np.isnan(shift)
-    if unknown.any():  # comparisons pass NaN over: the sums keep it, which everything is made of
-        kv[unknown], z[unknown], shift[unknown] = np.nan, np.nan, 0
-    return State(kv, z, shift)
-
-
-def to_state(given: Layout, features: Features, internal: State, batch: tuple[int, ...]) -> State:
-    """Undo `to_internal`."""
-    p, m = given.plan, features.count
-    rows: Any = slice(0, m)
-    if p.pad > p.rows and m > p.rows:
-        rows = np.concatenate([np.arange(p.rows) + i * p.pad for i in range(len(features.map.activations))])
-    shift = internal.shift[:, rows]
-    shift = np.where(shift <= kernels.ABSENT[p.element * 8], -np.inf, shift).astype(given.dtype)
-    kv = np.ascontiguousarray(internal.kv[:, rows, : p.width])
-    return State(kv.reshape(*batch, m, p.width), internal.z[:, rows].reshape(*batch, m), shift.reshape(*batch, m))

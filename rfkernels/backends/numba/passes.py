@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from rfkernels.backends.numba import schedule, threads
-from rfkernels.backends.numba.heads import Heads, worth_threads
-from rfkernels.backends.numba.packing import address, lowest, scratch, up
+from rfkernels.backends.numba.heads import Heads
+from rfkernels.backends.numba.internal import lowest
+from rfkernels.backends.numba.packing import SHAPES, address, scratch, up
+from rfkernels.backends.numba.records import named, rows_of, words, words_of
+from rfkernels.backends.numba.schedule_records import Task
 from rfkernels.state import State, merged
 
 _PART_BYTES = 1 << 23
 """Memory for the sums of the backward half of a two-sided window, per thread."""
+
+_FIELDS = {name: place for place, name in enumerate(Task._fields)}
 
 Runner = Callable[[], int]
 
@@ -38,11 +43,6 @@ class Slots:
             for array, own in zip(self.state, start, strict=True):
                 array[0] = own
 
-    def addresses(self) -> Any:
-        """Return where sums of values, sums and shifts lie, (slots, heads) each."""
-        index = np.arange(self.state.z.shape[0] * self.state.z.shape[1]).reshape(self.state.z.shape[:2])
-        return (address(x) + index * x.strides[1] for x in self.state)
-
     def last(self) -> State:
         """Return the states after the last chunk; copies, lest they keep those of all others."""
         return State(*(x[-1] if len(x) == 1 else x[-1].copy() for x in self.state))
@@ -59,21 +59,28 @@ class Tasks:
     """Tasks of all heads on the states in slots, or on none; in reverse, of keys and rows read backwards."""
 
     def __init__(self, h: Heads, slots: Slots | None = None, reverse: bool = False) -> None:
-        made = np.repeat(h.tasks[None], 1 if slots is None else len(slots.state.z), 0)
-        if slots is not None:
-            made["kv"], made["z"], made["shift"] = slots.addresses()
+        if slots is None:
+            made = h.tasks[None].copy()
+        else:
+            state = slots.state
+            own = words(Task, {name: address(x) for name, x in state._asdict().items()})
+            made = h.tasks + (own + _places_in(*state.z.shape[:2], tuple(x.strides[1] for x in state)))
         if reverse:
-            for name in ("k", "v", "mask"):
-                made[name] += np.where(made[name] == 0, 0, (h.keys - 1) * made[f"{name}_row"])
-            for name in ("k_row", "v_row", "mask_row", "q_row", "out_row"):
-                made[name] *= -1
-        self._made, self._start, self._size = made, address(made), made.strides[0]
+            self._reverse(named(Task, made), h.keys - 1)
+        self._made, self._start, self._size = made, address(made), int(made.strides[0])
         self._alive = h, slots
+
+    @staticmethod
+    def _reverse(made: Any, last: int) -> None:
+        for name in ("k", "v", "mask"):
+            made[name] += np.where(made[name] == 0, 0, last * made[f"{name}_row"])
+        for name in ("k_row", "v_row", "mask_row", "q_row", "out_row"):
+            made[name] *= -1
 
     def set(self, **fields: Any) -> None:
         """Set fields to numbers, or to arrays that broadcast to (slots, heads)."""
         for name, value in fields.items():
-            self._made[name] = value
+            self._made[..., _FIELDS[name]] = value
 
     def at(self, slot: int) -> int:
         """Return the address of the tasks on the states in a slot, those of all heads one after the other."""
@@ -81,17 +88,26 @@ class Tasks:
 
     def put(self, slot: int, head: int, part: int) -> None:
         """Tell a task where its part is."""
-        self._made["part"][slot, head] = part
+        self._made[slot, head, _FIELDS["part"]] = part
+
+
+@lru_cache(SHAPES)
+def _places_in(slots: int, heads: int, sizes: tuple[int, ...]) -> Any:
+    """Return tasks of (slots, heads) on states that begin at address 0, given how many bytes each takes of one head."""
+    tasks = rows_of(Task, slots * heads).reshape(slots, heads)
+    for name, size in zip(State._fields, sizes, strict=True):
+        tasks[name] = np.arange(tasks.size).reshape(tasks.shape) * size
+    return words_of(tasks)
 
 
 def _run(h: Heads, work: Sequence[Runner], after: Sequence[int | None] = ()) -> bool:
-    return threads.run(work, h.threads if worth_threads(h) else 1, after) == 0
+    return threads.run(work, h.threads if h.worth_threads else 1, after) == 0
 
 
 def _idle(h: Heads) -> bool:
     """Whether heads alone leave threads idle."""
     even = h.count % h.threads == 0 or h.count >= 4 * h.threads
-    return h.threads > 1 and h.count > 0 and not even and worth_threads(h)
+    return h.threads > 1 and h.count > 0 and not even and h.worth_threads
 
 
 def chunk_count(h: Heads, length: int) -> int:
@@ -144,7 +160,7 @@ def _emitting(h: Heads, tasks: Tasks, slot: int) -> tuple[list[Runner], int]:
         return schedule.emit(plan, scratch(h.layout), tasks.at(slot), *heads, low, high)
 
     # Halves of heads, lest threads wait long for the last of them.
-    tile, halves = h.layout.plan.tile, h.threads > 1 and worth_threads(h)
+    tile, halves = h.layout.plan.tile, h.threads > 1 and h.worth_threads
     spans = cut(h.length, max(chunk_count(h, h.length), 2 if halves and h.length > tile else 1), tile)
     return [partial(emit, heads, *span) for heads in h.runs() for span in spans], len(spans)
 
@@ -195,18 +211,24 @@ def bidirectional(h: Heads, start: State | None) -> tuple[bool, State]:
 
 def causal(h: Heads, start: State | None) -> tuple[bool, State]:
     """Run a causal pass; return whether inputs were finite, and the state of all keys but those in the window."""
-    lag = h.window or 0
+    lag, plan = h.window or 0, h.layout.held.address
     delta = h.keys - h.length - lag
+    seen = {"near": 1, "near_low": delta + 1, "near_high": delta + lag + 1} if lag else {}
+    if not h.worth_threads:  # in less time: tokens come one by one
+        slots, room = Slots(h, start), scratch(h.layout)
+        tasks, before = Tasks(h, slots), min(max(delta, 0), h.keys)
+        failed = schedule.absorb(plan, room, tasks.at(0), 0, h.count, 0, before) if before else 0
+        tasks.set(delta=delta, **seen)
+        failed = failed or schedule.span(plan, room, tasks.at(0), 0, h.count, 0, h.length)
+        return failed == 0, slots.last()
     spans = cut(h.length, _causal_chunks(h, h.length), h.layout.plan.tile)
     starts = [min(max(low + delta, 0), h.keys) for low, _ in spans]
     ends, first = _pieces(h, starts)
     slots = Slots(h, start, len(ends))
-    tasks, plan = Tasks(h, slots), h.layout.held.address
+    tasks = Tasks(h, slots)
     fine = _run(h, absorbing(h, tasks, ends))
     slots.scan()
-    tasks.set(delta=delta)
-    if lag:
-        tasks.set(near=1, near_low=delta + 1, near_high=delta + lag + 1)
+    tasks.set(delta=delta, **seen)
 
     def span(slot: int, heads: tuple[int, int], low: int, high: int) -> int:
         return schedule.span(plan, scratch(h.layout), tasks.at(slot), *heads, low, high)
@@ -249,7 +271,7 @@ def _two_sided(h: Heads, spans: list[tuple[int, int]], some: range) -> bool:
     lows, highs = (np.array(x)[:, None] for x in zip(*spans, strict=True))
     forward.set(part_mode=2, part_rows=highs - lows, delta=-window)
     forward.set(near=1, near_low=1 - window, near_high=window)
-    turned = (highs - 1) * int(h.tasks["q_row"][0]), h.keys - highs - window
+    turned = (highs - 1) * int(h.tasks[0, _FIELDS["q_row"]]), h.keys - highs - window
     q_start, delta = (x[::-1] for x in turned)
     backward.set(part_mode=1, part_rows=(highs - lows)[::-1], q_start=q_start, delta=delta)
 

@@ -104,6 +104,21 @@ def rows_of(record: type, count: int) -> Any:
     return np.zeros(count, _row(record))
 
 
+def words_of(rows: Any) -> Any:
+    """Return the words of records of integers, (..., fields)."""
+    return rows.view(np.int64).reshape(*rows.shape, len(rows.dtype))
+
+
+def words(record: type, given: dict[str, int]) -> Any:
+    """Return the words of a record of integers, (fields,): zeros where none are given."""
+    return np.array([given.get(name, 0) for name in _row(record).names], np.int64)
+
+
+def named(record: type, words: Any) -> Any:
+    """Undo `words_of`: the fields are views of the same memory."""
+    return words.view(_row(record))[..., 0]
+
+
 @cache
 def _row(record: type) -> Any:
     return np.dtype([(name, np.int64) for name in fields(record, np.dtype(np.float64))])

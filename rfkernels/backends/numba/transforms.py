@@ -45,7 +45,7 @@ def transform(x: Any, features: Features, side: SideName, check: bool) -> Any:
         own = given.held.address, scratch(given), tasks.at(0), activation.addresses["features"], address(divisor)
         return write_features(*own, given.plan.rows * out.itemsize, *some, low, high)
 
-    count = h.threads if heads.worth_threads(h) else 1
+    count = h.threads if h.worth_threads else 1
     spans = passes.cut(h.length, max(1, min(4 * count, h.length // tile)) if count > 1 else 1, tile)
     work = [partial(write, some, *span) for span in spans for some in h.runs()]
     if threads.run(work, count) != 0:
