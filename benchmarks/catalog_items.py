@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-import rfkernels as rfk
 from benchmarks.catalog_accuracy import misses
 from benchmarks.glove import NORMAL, Array, Setting, errors, exact_logs, with_catalogs
 from rfkernels.benchmark.line import Line
@@ -26,17 +27,22 @@ def of_items(settings: list[Setting]) -> Iterator[Line]:
     for setting, catalog in with_catalogs(settings):
         if id(setting.held) not in done:
             done.add(id(setting.held))
-            yield from _of_kind(setting.name.split()[0], catalog, setting.items, len(setting.queries))
+            kind = setting.name.split()[0]
+            find = partial(catalog.log_normalizer, full=True, rng=0)
+            yield from of_kind(kind, find, setting.items, len(setting.queries), TAUS[kind], BUDGETS)
 
 
-def _of_kind(kind: str, catalog: rfk.Catalog, items: Array, count: int) -> Iterator[Line]:
+def of_kind(
+    kind: str, find: Callable[..., Any], items: Array, count: int, taus: Sequence[float], budgets: Sequence[int]
+) -> Iterator[Line]:
+    """Compare what ``find(queries, budget=)`` returns with exact sums."""
     own = items[FIRST : FIRST + count]
-    exact = exact_logs(own, items, list(TAUS[kind]))
+    exact = exact_logs(own, items, list(taus))
     for tau, right in exact.items():
         shares = np.exp(tau * np.einsum("ij,ij->i", own, own, dtype=np.float64) - right)
         detail = f"{len(own):,} items as queries, which are {np.median(shares):.2g} of their sums in the median"
-        for budget in BUDGETS:
-            found = catalog.log_normalizer(np.float32(tau) * own, budget=budget, full=True, rng=0)
+        for budget in budgets:
+            found = find(np.float32(tau) * own, budget=budget)
             log, error = (np.asarray(x, np.float64) for x in (found.log_normalizer, found.standard_error))
             off, name = errors(log, right), f"{kind} τ={tau:g}, queries are items, {budget:,} dots"
             yield Line(f"{name}: error of Z, median", float(np.median(off)), "", "", detail)

@@ -29,15 +29,18 @@ import jax.numpy as jnp
 import numpy as np
 
 import rfkernels as rfk
+from benchmarks.catalog_items import of_kind
 from benchmarks.catalog_jax_data import Case, built, loaded, save, vectors
 from benchmarks.cpu import RESULTS, machine_facts, shown_value, write
 from benchmarks.glove import Array, Setting, errors, share_held
 from rfkernels.backends.jax import catalog as on_device
 from rfkernels.benchmark.line import Line, missing_line, show_seconds
 from rfkernels.benchmark.timing import Timings, interleave, timed
+from rfkernels.catalog.records import Estimate
 
 BUDGETS = 4000, 2000
 EXACT = {"float32, highest precision": "highest", "float32, default precision": "default", "bfloat16": "bfloat16"}
+OWN = {"raw": (1.0,), "unit": (20.0,)}
 DRAWS = 256
 TOP = 10
 WAYS: dict[str, dict[str, Any]] = {"": {}, ", head=0, whole=False": {"head": 0, "whole": False}}
@@ -153,6 +156,17 @@ def accuracy(measured: Measured) -> Iterator[Line]:
         for name, how in EXACT.items():
             log = np.asarray(measured.exact(how, queries)[0](queries), np.float64)
             yield from _quantiles(f"{setting.name}, exact, {name}", errors(log, setting.exact), "against NumPy's")
+
+
+def of_items(measured: Measured) -> Iterator[Line]:
+    """Errors of Z and of intervals where queries are items, times τ."""
+
+    def find(queries: Array, budget: int) -> Any:
+        given = jnp.asarray(queries)
+        return Estimate(*measured.estimate(budget, given)[0](given))
+
+    setting = measured.settings[0]
+    yield from of_kind(measured.name, find, setting.items, len(setting.queries), OWN[measured.name], BUDGETS)
 
 
 def _quantiles(what: str, error: Array, detail: str) -> Iterator[Line]:
@@ -273,7 +287,7 @@ def _rates(
 def until(seconds: float, start: float, cases: list[Case]) -> Iterator[Line]:
     """Measure part after part, and say where time was over."""
     held = [Measured(case) for case in cases]
-    for part in (accuracy, speed, sampling, distances, largest):
+    for part in (accuracy, of_items, speed, sampling, distances, largest):
         for measured in held:
             for line in part(measured):
                 yield line

@@ -16,7 +16,7 @@ from rfkernels.catalog.records import Table
 SHA256 = "98c0866621edc6c504b5e554864bcfe17e8b8650285cfd379b0ef86bc1075477"
 """Of the 400,000 vectors in half precision, as bytes."""
 
-PARTS = "ids", "start", "count", "cell", "spread", "means", "shape"
+PARTS = "ids", "start", "count", "cell", "spread", "means", "shape", "metric", "centres", "edge"
 """What is carried of a table: all but its rows, which are the items of its ids."""
 
 

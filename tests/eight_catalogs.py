@@ -52,7 +52,7 @@ def found() -> dict[str, Any]:
     results |= over_keys(lambda key: jax_catalog.estimate(one, q, BUDGET, key))
     whole = jax_catalog.estimate(one, q, ENOUGH, jax.random.key(0))
     results |= {f"all_{name}": np.asarray(value) for name, value in whole._asdict().items()}
-    results["devices"] = np.array([len(x.sharding.device_set) for x in one.table])
+    results["devices"] = np.array([len(x.sharding.device_set) for x in jax.tree.leaves(one.table)])
     run = partial(catalog_sums._of_mesh, weights=catalog_sums.SOFTMAX, places=128, mesh=mesh, axis="items")
     sent = [communicated(run, one.table, q[:n], jax.random.key(0), 1.0) for n in (2, 4)]
     results["bytes"] = np.array([sum(kinds.values()) for kinds in sent])

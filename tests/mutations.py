@@ -57,6 +57,7 @@ METRIC = "tests/test_catalog_metric.py"
 JAX_KERNELS = "tests/test_catalog_jax_kernels.py"
 JAX_TOPS = "tests/test_catalog_jax_tops.py"
 JAX_DRAWS = "tests/test_catalog_jax_draws.py"
+JAX_RAYS = "tests/test_catalog_jax_rays.py"
 JAX_CATALOG = "tests/test_catalog_jax.py"
 FAULTS = "tests/test_catalog_faults.py"
 TOPS = "tests/test_catalog_tops.py"
@@ -643,6 +644,15 @@ MUTANTS = [
     Mutant("rays: cells without items are near", "catalog/rays.py", "    square[held == 0] = beyond[held == 0] = np.inf\n", "", (RAYS, "-k", "empty")),
     Mutant("rays: draws know nothing of items along a query", "catalog/sampling.py", "promised[along(table, query, guessed.cell_logits, seen // SHARE)] = promised.max()", "pass", (RAYS, "-k", "draws_for")),
     Mutant("rays: draws know nothing of items along a query, compiled", "backends/numba/catalog_search.py", "k.promise[first[j]] = k.ends[1]", "pass", (RAYS, "-k", "draws_for")),
+    Mutant("rays on JAX: nothing is looked at along a query", "backends/jax/catalog_plan.py", "closed &= ~(all_fit | looked)", "closed &= ~all_fit", (JAX_RAYS, "-k", "that_are_items")),
+    Mutant("rays on JAX: groups along a query are not paid for", "backends/jax/catalog_plan.py", "left = places - jnp.sum(jnp.where(looked, table.count, 0))", "left = places", (JAX_RAYS, "-k", "test_queries_that_are_items")),
+    Mutant("rays on JAX: cells of which items moved", "backends/jax/catalog_rays.py", "jnp.where(table.settled, held, 0)", "held", (JAX_RAYS, "-k", "moved")),
+    Mutant("rays on JAX: one group may be counted twice", "backends/jax/catalog_rays.py", "new = matter & first & (group >= 0)", "new = matter & (group >= 0)", (JAX_RAYS, "-k", "specified")),
+    Mutant("rays on JAX: items compared as they are", "backends/jax/catalog_rays.py", "matmul(jnp, unit, known.metric)", "unit", (JAX_RAYS, "-k", "specified")),
+    Mutant("rays on JAX: draws know nothing of items along a query", "backends/jax/catalog_proposal.py", "jnp.where(looked, jnp.inf, log_sums)", "log_sums", (JAX_RAYS, "-k", "draws")),
+    Mutant("rays on JAX: groups from the outside inwards", "backends/jax/catalog_groups.py", "2 * first[own] + groups[own] - 1 - every", "every", (JAX_RAYS, "-k", "test_queries_that_are_items")),
+    Mutant("rays on JAX: means look at nothing", "backends/jax/catalog_means.py", "along(table, query, guess.cell_logits, most_along(places))", "False", (JAX_RAYS, "-k", "means")),
+    Mutant("rays on JAX: parts have the centres of others", "backends/jax/tables.py", "table.centres[cells]", "table.centres[: len(cells)]", (JAX_RAYS, "-k", "parts")),
     Mutant("radial: codes are trusted whatever they know", "catalog/radial.py", "TEMPERED, UNSURE = 1.5, 4.0", "TEMPERED, UNSURE = 0.0, 60.0", (RADIAL, "-k", "as_specified or intervals or sharp")),
     Mutant("radial: codes in few dimensions", "catalog/radial.py", "CODED = 3.5", "CODED = 1.0", (RADIAL, "-k", "where_codes")),
     Mutant("radial: draws count as if each were expected once", "catalog/radial.py", "logits[sure:] -= np.repeat(runs.log_expected, RUN)", "pass", (RADIAL, "-k", "unbiased or as_specified")),

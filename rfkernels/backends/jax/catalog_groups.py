@@ -13,7 +13,7 @@ import numpy as np
 from rfkernels._arrays import matmul
 from rfkernels.backends.jax.catalog_arguments import check_count, check_filled, check_key, promoting
 from rfkernels.backends.jax.catalog_rows import guesses, means_of, on_each
-from rfkernels.backends.jax.tables import DeviceTable, Sharded
+from rfkernels.backends.jax.tables import DeviceHomes, DeviceTable, Sharded
 from rfkernels.catalog.cells import SHELLS
 
 _TOGETHER = 8192
@@ -82,15 +82,29 @@ def _regrouped(table: DeviceTable, key: Any, rounds: int) -> DeviceTable:
     ids = table.ids[order]
     count = jnp.zeros(room, jnp.int32).at[group].add(1, mode="drop")
     cell, row = cell[order], jnp.arange(len(ids), dtype=jnp.int32)
+    own = jnp.zeros(room, jnp.int32).at[group].set(cell, mode="drop")
+    every = jnp.arange(room, dtype=jnp.int32)
+    outwards = jnp.where(count > 0, 2 * first[own] + groups[own] - 1 - every, every)  # groups begin with the outermost
+    edge = jnp.full(room, jnp.inf, square.dtype).at[group].min(square[order], mode="drop")
+    homes = DeviceHomes(
+        metric=jnp.eye(table.rows.shape[1], dtype=means.dtype),
+        centres=means,
+        order=outwards,
+        edge=edge[outwards],
+        first=first.astype(jnp.int32),
+        groups=groups.astype(jnp.int32),
+        lengths=table.homes.lengths,
+    )
     made = table._replace(
         rows=table.rows[order],
         ids=ids,
         start=jnp.cumsum(count) - count,
         count=count,
-        cell=jnp.zeros(room, jnp.int32).at[group].set(cell, mode="drop"),
+        cell=own,
         means=means,
         seen=jnp.ones(room, table.seen.dtype),
         slots=table.slots.at[jnp.where(ids < 0, len(table.slots), ids)].set(row, mode="drop"),
+        homes=homes,
     )
     return guesses(made, group, cell)
 

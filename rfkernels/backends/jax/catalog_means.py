@@ -22,6 +22,7 @@ from rfkernels.backends.jax.catalog_arguments import (
 )
 from rfkernels.backends.jax.catalog_plan import Plan, finite, guessed, placed, planned
 from rfkernels.backends.jax.catalog_proposal import rows_at
+from rfkernels.backends.jax.catalog_rays import along, most_along
 from rfkernels.backends.jax.catalog_sums import variances
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
 from rfkernels.catalog.plan import RUN
@@ -101,7 +102,8 @@ def _mean(table: DeviceTable, values: Any, query: Any, key: Any, places: int, ax
     def over_devices(x: Any) -> Any:
         return x if axis is None else jax.lax.psum(x, axis)
 
-    plan = planned(table, guessed(table, query), places)
+    guess = guessed(table, query)
+    plan = planned(table, guess, places, along(table, query, guess.cell_logits, most_along(places)))
     held, expected = placed(table, plan, key, places)
     logits = matmul(jnp, table.rows.at[held.row].get(mode="promise_in_bounds"), query)
     run = jnp.arange(places // RUN) < plan.runs

@@ -88,16 +88,19 @@ def guessed(table: DeviceTable, query: Any) -> Guess:
     return Guess(log, jnp.expm1(apart) - apart + FLOOR, centre)
 
 
-def planned(table: DeviceTable, guess: Guess, places: int) -> Plan:
+def planned(table: DeviceTable, guess: Guess, places: int, looked: Any = False) -> Plan:
     """Open the groups of the largest second moments, as many as the predicted variance is least with.
+
+    Those that are to be looked at, a flag for each, are opened whatever is guessed of them.
 
     All but `centre` is constant to derivatives: with the proposal held, that of an unbiased estimate is unbiased too.
     """
     log, variance = stopped(jnp, guess.log_mean), stopped(jnp, guess.variance)
     some, all_fit = table.count > 0, jnp.sum(table.count) <= places
     score = jnp.where(some, 2 * (log - finite(jnp.max(log))) + jnp.log(variance), -jnp.inf)
-    closed, runs = _closed(table, places, log, variance, score)
-    closed &= ~all_fit
+    left = places - jnp.sum(jnp.where(looked, table.count, 0))
+    closed, runs = _closed(table, left, log, variance, score)
+    closed &= ~(all_fit | looked)
     # Relative to the largest of their own: next to opened groups all of them may be less than the smallest number.
     own = jnp.where(closed, log, -jnp.inf)
     top = finite(jnp.max(own))
@@ -112,7 +115,7 @@ def planned(table: DeviceTable, guess: Guess, places: int) -> Plan:
     return Plan(guess.cell_logits, top, weight, closed, ends, jnp.where(all_fit, 0, runs), slopes, log_error)
 
 
-def _closed(table: DeviceTable, places: int, log: Any, variance: Any, score: Any) -> tuple[Any, Any]:
+def _closed(table: DeviceTable, places: Any, log: Any, variance: Any, score: Any) -> tuple[Any, Any]:
     """Return which groups are drawn from, and how many runs are drawn.
 
     Where these are those of the last bucket, they are told apart, as `rfkernels.catalog.plan.plan` has it.

@@ -13,8 +13,10 @@ import jax.numpy as jnp
 
 from rfkernels._arrays import matmul
 from rfkernels.backends.jax.catalog_plan import TICKS, finite, guessed
+from rfkernels.backends.jax.catalog_rays import along
 from rfkernels.backends.jax.tables import DeviceTable
 from rfkernels.catalog.cells import LARGEST
+from rfkernels.catalog.rays import SHARE
 from rfkernels.catalog.sampling import HEAD_GROUPS
 
 
@@ -40,14 +42,19 @@ class Proposal(NamedTuple):
 
 
 def proposed(table: DeviceTable, query: Any, head: int) -> Proposal:
-    """Take items of the groups that promise most, `head` at most; count what these and the other groups weigh."""
-    log = guessed(table, query).log_mean
+    """Take items of the groups that promise most, `head` at most; count what these and the other groups weigh.
+
+    Those along the query come first.
+    """
+    guess = guessed(table, query)
+    log = guess.log_mean
     log_sums = log + jnp.log(jnp.maximum(table.count, 1).astype(log.dtype))
     begin = jnp.full(len(table.count), -1, jnp.int32)
     if not head:
         ticks, log_total = counted(log_sums)
         return Proposal(ticks, jnp.zeros(0, jnp.int32), begin, log_total)
-    order = jax.lax.top_k(log_sums, min(HEAD_GROUPS, len(table.count)))[1]
+    looked = along(table, query, guess.cell_logits, head // SHARE)
+    order = jax.lax.top_k(jnp.where(looked, jnp.inf, log_sums), min(HEAD_GROUPS, len(table.count)))[1]
     ends = jnp.cumsum(table.count[order])
     first, fits = ends - table.count[order], (ends <= head) & (table.count[order] > 0)
     begin = begin.at[order].set(jnp.where(fits, first, -1))

@@ -19,6 +19,7 @@ from rfkernels._checks import check_array, is_tracer, require_finite
 from rfkernels.backends.jax.catalog_arguments import check_filled, check_ids, check_known, parts_of, promoting
 from rfkernels.backends.jax.catalog_proposal import rows_at
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
+from rfkernels.catalog.rays import LENGTHS, SAMPLED
 
 
 @promoting
@@ -138,7 +139,7 @@ def _refreshed(table: DeviceTable) -> DeviceTable:
 
 
 def guesses(table: DeviceTable, group: Any, cell: Any) -> DeviceTable:
-    """Renew means, spreads and covariance for rows of these groups and cells; those of neither are padding."""
+    """Renew means, spreads, covariance and lengths for rows of these groups and cells; the last may be padding."""
     means = means_of(table.rows, cell, table.means)
     there = cell < len(means)
     apart = jnp.where(there[:, None], table.rows - means[jnp.minimum(cell, len(means) - 1)], 0)
@@ -148,7 +149,17 @@ def guesses(table: DeviceTable, group: Any, cell: Any) -> DeviceTable:
     product = matmul(jnp, apart.T, apart)
     total, dim = jnp.trace(product), table.rows.shape[1]
     shape = jnp.where(total > 0, product / jnp.where(total > 0, total, 1), jnp.eye(dim, dtype=product.dtype) / dim)
-    return table._replace(means=means, spread=spread, shape=shape, settled=jnp.ones(len(means), bool))
+    homes = table.homes._replace(lengths=_lengths(table, jnp.sum(there)))
+    return table._replace(means=means, spread=spread, shape=shape, settled=jnp.ones(len(means), bool), homes=homes)
+
+
+def _lengths(table: DeviceTable, items: Any) -> Any:
+    """Return lengths as `DeviceHomes` has them, given how many rows are no padding."""
+    part = jnp.arange(SAMPLED) / (SAMPLED - 1)
+    rows = table.rows[(part * jnp.maximum(items - 1, 0)).astype(jnp.int32)]
+    size = jnp.sqrt(jnp.sum(rows * rows, 1))
+    found = jnp.quantile(size, 1 - (jnp.arange(LENGTHS) + 0.5) / LENGTHS)
+    return jnp.where(items > 0, found, 0).astype(table.homes.lengths.dtype)
 
 
 def means_of(rows: Any, cell: Any, before: Any) -> Any:

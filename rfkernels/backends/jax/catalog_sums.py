@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from rfkernels._arrays import matmul, stopped
 from rfkernels.backends.jax.catalog_arguments import check_key, check_places, each_query, parts_of
 from rfkernels.backends.jax.catalog_plan import Places, Plan, finite, guessed, placed, planned
+from rfkernels.backends.jax.catalog_rays import along, most_along
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
 from rfkernels.catalog.plan import RUN, Guess
 from rfkernels.catalog.records import Estimate
@@ -120,7 +121,8 @@ def _estimated(table: DeviceTable, queries: Any, key: Any, scale: Any, weights: 
 
     def one(query: Any, number: Any) -> Any:
         guess = weights.guess(table, known, query, scale)
-        plan = planned(table, guess, places)
+        looked = along(table, query, guess.cell_logits, most_along(places)) if weights.controlled else False
+        plan = planned(table, guess, places, looked)
         plan = plan if weights.controlled else plan._replace(slopes=jnp.zeros_like(plan.slopes))
         held, expected = placed(table, plan, jax.random.fold_in(key, number), places)
         rows = table.rows.at[held.row].get(mode="promise_in_bounds")

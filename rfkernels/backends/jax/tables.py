@@ -11,7 +11,36 @@ import numpy as np
 
 from rfkernels.catalog.cells import LARGEST, chunks
 from rfkernels.catalog.metric import compared
+from rfkernels.catalog.rays import LENGTHS, known_rays
 from rfkernels.catalog.records import Table
+
+
+class DeviceHomes(NamedTuple):
+    """What tells which group an item would join, and how long items are.
+
+    Parameters
+    ----------
+    metric : array, shape (dim, dim)
+        What items are multiplied by before they are compared.
+    centres : array, shape (cells, dim)
+        What those of each cell are compared with, multiplied by it.
+    order : array of int32, shape (groups,)
+        Groups by cell, and from the inside outwards.
+    edge : array, shape (groups,)
+        The least squared distance from the centre that items of each of these have.
+    first, groups : array of int32, shape (cells,)
+        Where those of each cell begin, and how many there are.
+    lengths : array, shape (LENGTHS,)
+        Lengths of items, the longest first; 0 where it is not known which groups items join.
+    """
+
+    metric: Any
+    centres: Any
+    order: Any
+    edge: Any
+    first: Any
+    groups: Any
+    lengths: Any
 
 
 class DeviceTable(NamedTuple):
@@ -32,6 +61,7 @@ class DeviceTable(NamedTuple):
         The row of each id, −1 for none.
     settled : array of bool, shape (cells,)
         Whether the mean of each cell is that of its items by now: the control variate rests on that.
+    homes : DeviceHomes
     """
 
     rows: Any
@@ -45,6 +75,7 @@ class DeviceTable(NamedTuple):
     seen: Any
     slots: Any
     settled: Any
+    homes: DeviceHomes
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["table"], meta_fields=["mesh", "axis"])
@@ -85,7 +116,27 @@ def compact(table: Any) -> DeviceTable:
     slots = np.full(int(ids.max(initial=-1)) + 1, -1, np.int32)
     slots[ids] = np.arange(len(ids))
     settled, seen = np.ones(len(table.means), bool), _seen(table, rows, begin)
-    return DeviceTable(rows, ids, begin, count, cell, table.spread, table.means, table.shape, seen, slots, settled)
+    guessed = table.spread, table.means, table.shape, seen
+    return DeviceTable(rows, ids, begin, count, cell, *guessed, slots, settled, _homes(table))
+
+
+def _homes(table: Table) -> DeviceHomes:
+    known, (cells, dim), dtype = known_rays(table), table.means.shape, table.rows.dtype
+    if not len(known.lengths):
+        nothing = {"centres": np.zeros((cells, dim), dtype), "lengths": np.zeros(LENGTHS, dtype)}
+        of_groups = {"order": np.zeros(len(table.count), np.int32), "edge": np.zeros(len(table.count), dtype)}
+        of_cells = dict.fromkeys(("first", "groups"), np.zeros(cells, np.int32))
+        return DeviceHomes(metric=np.eye(dim, dtype=dtype), **nothing, **of_groups, **of_cells)
+    centres, first, order, edge = known.homes
+    return DeviceHomes(
+        metric=table.metric if len(table.metric) else np.eye(dim, dtype=dtype),
+        centres=centres.astype(dtype),
+        order=order.astype(np.int32),
+        edge=edge[order],
+        first=first[:-1].astype(np.int32),
+        groups=np.diff(first).astype(np.int32),
+        lengths=known.lengths.astype(dtype),
+    )
 
 
 def _check_table(table: Any) -> None:
@@ -131,7 +182,7 @@ def device_table(table: Any, device: Any = None) -> DeviceTable:
     """
     held = compact(table)
     if held is not table:  # a device may read the host's memory, which the catalog changes in place
-        held = DeviceTable(*map(np.array, held))
+        held = jax.tree.map(np.array, held)
     made: DeviceTable = jax.device_put(held, device)
     return made
 
@@ -175,9 +226,11 @@ def _cells_of(table: Any, cells: Any) -> DeviceTable:
     number = np.full(len(table.means), -1)
     number[cells] = np.arange(len(cells))
     own = number[table.cell] >= 0
-    groups = {name: getattr(table, name)[own] for name in ("start", "count", "spread")}
-    part = compact(table._replace(**groups, cell=number[table.cell[own]], means=table.means[cells]))
-    return DeviceTable(*map(np.array, part))  # one part of all may be the catalog's own memory
+    groups = {name: getattr(table, name)[own] for name in ("start", "count", "spread", "edge")}
+    centres = None if table.centres is None else table.centres[cells]
+    part = table._replace(**groups, cell=number[table.cell[own]], means=table.means[cells], centres=centres)
+    copied: DeviceTable = jax.tree.map(np.array, compact(part))  # one part of all may be the catalog's own memory
+    return copied
 
 
 def sharded(tables: Any, mesh: Any, axis: str) -> Sharded:
@@ -217,8 +270,8 @@ def sharded(tables: Any, mesh: Any, axis: str) -> Sharded:
     _check_ids(parts)
     spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis))
 
-    def stacked(name: str, *arrays: Any) -> Any:
-        largest = max(len(x) for x in arrays)
+    def stacked(path: Any, *arrays: Any) -> Any:
+        largest, name = max(len(x) for x in arrays), path[-1].name
 
         def of_device(index: Any) -> Any:
             x = np.asarray(arrays[index[0].start or 0])
@@ -227,7 +280,7 @@ def sharded(tables: Any, mesh: Any, axis: str) -> Sharded:
 
         return jax.make_array_from_callback((len(arrays), largest, *arrays[0].shape[1:]), spread, of_device)
 
-    return Sharded(DeviceTable(*map(stacked, DeviceTable._fields, *parts)), mesh, axis)
+    return Sharded(jax.tree_util.tree_map_with_path(stacked, *parts), mesh, axis)
 
 
 def _check_ids(parts: Any) -> None:

@@ -1,0 +1,64 @@
+"""Groups that items along a query would join, on the devices of JAX: see `rfkernels.catalog.rays`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rfkernels._arrays import matmul, stopped
+from rfkernels.backends.jax.tables import DeviceTable
+from rfkernels.catalog.homes import ROUNDED
+from rfkernels.catalog.plan import FEWEST_RUNS, RUN
+from rfkernels.catalog.rays import NEAR, SHARE, SLIGHT
+
+
+def most_along(places: int) -> int:
+    """Return how many items groups along a query may have, of as many as it takes."""
+    return min(places // SHARE, places - FEWEST_RUNS * RUN)
+
+
+def along(table: DeviceTable, query: Any, cell_logits: Any, most: int) -> Any:
+    """Return which groups items along a query would join, (groups,), of no more than `most` items in all.
+
+    Cells whose items moved since they were grouped have none.
+    """
+    query, centre = stopped(jnp, (query, cell_logits))
+    known, cells, none = table.homes, len(table.means), jnp.zeros(len(table.count), bool)
+    if most < 1 or not len(known.lengths):
+        return none
+    held = jnp.zeros(cells, table.count.dtype).at[table.cell].add(table.count)
+    size = jnp.sqrt(matmul(jnp, query, query))
+    least = jax.scipy.special.logsumexp(jnp.where(held > 0, centre, -jnp.inf), b=held) - SLIGHT
+    matter, unit = (known.lengths > 0) & (size * known.lengths > least), jnp.where(size > 0, size, jnp.inf)
+    group = _joined(table, query / unit, centre / unit, jnp.where(table.settled, held, 0))
+    first = jnp.argmax((group[:, None] == group) & matter, 1) == jnp.arange(len(group))
+    new = matter & first & (group >= 0)
+    fits = jnp.cumsum(jnp.where(new, table.count[group], 0)) <= most
+    return none.at[jnp.where(new & fits, group, len(none))].set(True, mode="drop")
+
+
+def _joined(table: DeviceTable, unit: Any, across: Any, held: Any) -> Any:
+    """Return the group that an item of each length along a direction would join, −1 if cells near it hold none."""
+    known, means = table.homes, table.means
+    square = jnp.where(held > 0, jnp.sum(means * means, 1), jnp.inf)
+    near = jax.lax.top_k(2 * jnp.median(known.lengths) * across - square, min(NEAR, len(means)))[1]
+    own, centres = matmul(jnp, unit, known.metric), known.centres[near]
+    beyond = jnp.where(held[near] > 0, jnp.sum(centres * centres, 1), jnp.inf)
+    lengths = known.lengths[:, None]
+    away = beyond - 2 * lengths * matmul(jnp, centres, own) + lengths**2 * matmul(jnp, own, own)
+    cell, reach = near[jnp.argmin(away, 1)], jnp.min(away, 1) * (1 + ROUNDED * np.finfo(away.dtype).eps)
+    first, last = known.first[cell], known.first[cell] + known.groups[cell]
+
+    def halved(_: Any, bounds: tuple[Any, Any]) -> tuple[Any, Any]:
+        low, high = bounds
+        middle = (low + high) // 2
+        inside = known.edge[middle] <= reach
+        return jnp.where((low < high) & inside, middle + 1, low), jnp.where((low < high) & ~inside, middle, high)
+
+    steps = max(len(known.edge), 1).bit_length()
+    outermost, _ = jax.lax.fori_loop(0, steps, halved, (first, last))
+    some = jnp.isfinite(reach) & (last > first)
+    return jnp.where(some, known.order[jnp.maximum(outermost - 1, first)], -1)
