@@ -292,7 +292,7 @@ def test_devices_are_unbiased_and_add_errors_in_squares(eight: dict[str, Any]) -
     error = np.expm1(eight["log_normalizer"] - log_sums(eight_catalogs.queries(), eight_catalogs.items()))
     spread = error.std(0, ddof=1)
     assert (np.abs(error.mean(0)) < 6 * spread / eight_catalogs.KEYS**0.5).all()
-    np.testing.assert_allclose(np.sqrt((eight["standard_error"] ** 2).mean(0)), spread, rtol=0.3)
+    np.testing.assert_allclose(np.sqrt((eight["standard_error"] ** 2).mean(0)), spread, rtol=0.4)
     assert (eight["dots"] <= eight_catalogs.BUDGET).all()
     assert (eight["dots"] > 0.95 * eight_catalogs.BUDGET).all()
 

@@ -139,17 +139,17 @@ def guess(table: Table, point: Any, given: Points, home: int) -> Guess:
     floor = SHARE * float(table.count @ own) / float(table.count.sum())
     if home >= 0:
         nearest = min(given.profile.nearest, top + AT_MOST)
-        log, uneven[home] = _with_item(each[home], uneven[home], nearest, table.count[home])
+        log, uneven[home] = with_item(np, each[home], uneven[home], nearest, table.count[home])
         own[home] = np.exp(log - top)
     mean = own + floor
     excess = np.exp(np.minimum(uneven, UNEVEN)) - 1
     return Guess(top + np.log(mean), excess * (own / mean) ** 2 + SHARE, np.zeros(len(table.means)), floor=0.0)
 
 
-def _with_item(log: Any, uneven: Any, own: float, count: int) -> tuple[Any, Any]:
+def with_item(xp: Any, log: Any, uneven: Any, own: Any, count: Any) -> tuple[Any, Any]:
     """Return logs of the mean weight, and of the mean square less twice that, where one of the items has a log more."""
-    mean = np.logaddexp(log, own - np.log(count))
-    return mean, np.logaddexp(2 * log + uneven, 2 * own - np.log(count)) - 2 * mean
+    mean = xp.logaddexp(log, own - xp.log(count))
+    return mean, xp.logaddexp(2 * log + uneven, 2 * own - xp.log(count)) - 2 * mean
 
 
 def spent_on(table: Table, budget: int, away: int) -> Shares | None:

@@ -79,14 +79,19 @@ def check_count(name: str, x: Any, least: int = 0) -> None:
 def check_places(table: DeviceTable | Sharded, budget: Any) -> int:
     """Return how many items each query may take on each device; a budget that draws nothing is refused."""
     own, devices = parts_of(table)
-    cells, dim = own.means.shape[-2:]
     check_count("budget", budget)
-    places = (int(budget) // devices - cells - dim) // RUN * RUN
+    places = places_of(table, int(budget))
     if places < FEWEST_RUNS * RUN:
-        least = devices * (cells + dim + FEWEST_RUNS * RUN)
+        least = devices * (sum(own.means.shape[-2:]) + FEWEST_RUNS * RUN)
         raise ValueError(f"budget must be at least {least} (cells, dim and a sample on each device), got {budget}")
     every = max(-(-own.ids.shape[-1] // RUN), FEWEST_RUNS) * RUN
     return int(min(places, every))
+
+
+def places_of(table: DeviceTable | Sharded, budget: int) -> int:
+    """Return for how many items on each device a budget has room."""
+    own, devices = parts_of(table)
+    return int((budget // devices - sum(own.means.shape[-2:])) // RUN * RUN)
 
 
 def check_filled(table: DeviceTable | Sharded) -> None:

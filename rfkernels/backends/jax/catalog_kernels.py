@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import betainc
+from jax.scipy.special import betainc, logsumexp
 
 from rfkernels._arrays import elementwise, is_jax, matmul
 from rfkernels._checks import is_tracer
-from rfkernels.backends.jax.catalog_arguments import check_queries, promoting
-from rfkernels.backends.jax.catalog_plan import size_of
+from rfkernels.backends.jax.catalog_arguments import check_queries, parts_of, places_of, promoting
+from rfkernels.backends.jax.catalog_plan import finite, size_of
+from rfkernels.backends.jax.catalog_rays import home, looked
 from rfkernels.backends.jax.catalog_sums import SOFTMAX, Weights, summed
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
 from rfkernels.catalog import spheres
 from rfkernels.catalog.arguments import check_kernel, check_logs, check_real
 from rfkernels.catalog.kernel_sums import NODE_WEIGHTS, NODES
-from rfkernels.catalog.plan import Guess
+from rfkernels.catalog.plan import FEWEST_RUNS, RUN, Guess
 from rfkernels.catalog.profiles import BELOW, END, FIRST, MOST, ROUNDED
-from rfkernels.catalog.radial import FLAT, SHARE, SIGNED
+from rfkernels.catalog.radial import FLAT, SHARE, SIGNED, with_item
 from rfkernels.catalog.records import Estimate
 from rfkernels.catalog.scans import NOTHING
 from rfkernels.catalog.spheres import GUESSED, LEVELS
@@ -31,6 +33,9 @@ _OCTAVES = MOST
 
 _UNEVEN = 60.0
 """The largest log of how much the mean square of weights may exceed the square of their mean, in single precision."""
+
+_AT_MOST = 60.0
+"""By how much an item at a point itself is taken to weigh more than others, in the log: as above."""
 
 
 @promoting
@@ -73,8 +78,14 @@ def kernel_sum(
         check_real("scale", scale)
     scale = jnp.asarray(scale, queries.dtype)
     points, size, constant, weights = _weights(chosen, queries, scale)
+    own, devices = parts_of(table)
+    more = devices * looked(own)
+    if isinstance(weights, Distances) and places_of(table, budget - more) >= FEWEST_RUNS * RUN:
+        weights, budget = replace(weights, homes=True), budget - more
+    else:
+        more = 0
     found = summed(table, points, budget, key, weights, size)
-    found = found._replace(log_normalizer=found.log_normalizer + constant)
+    found = found._replace(log_normalizer=found.log_normalizer + constant, dots=found.dots + more)
     if not is_tracer(found.log_normalizer):
         check_logs(chosen, found.log_normalizer)
     return found
@@ -116,11 +127,12 @@ class Tables(NamedTuple):
 
 @dataclass(frozen=True)
 class Distances:
-    """Weights exp(g(scale |y − q|²))."""
+    """Weights exp(g(scale |y − q|²)), with an item at q itself expected in the group that it would join or not."""
 
     name: str
     profile: LogProfile
     controlled: bool = False
+    homes: bool = False
 
     def known(self, table: DeviceTable, queries: Any, scale: Any) -> Tables:
         """Return tables over all distances that queries may have."""
@@ -147,8 +159,15 @@ class Distances:
         square = scale * jnp.sum((table.means - query) ** 2, 1)
         least, most = jnp.ldexp(1.0, known.first), jnp.ldexp(2.0 - 2.0**-20, known.first + _OCTAVES - 1)
         x = jnp.clip(square, least.astype(square.dtype), most.astype(square.dtype))
-        found = spheres.interpolated(jnp, known.guesses, known.first, x, table.cell, known.levels)
-        return _shared(table, found[0], jnp.expm1(jnp.minimum(found[1], _UNEVEN)))
+        log, uneven = spheres.interpolated(jnp, known.guesses, known.first, x, table.cell, known.levels)
+        log_all = _log_mean(table, log)
+        if self.homes:
+            group = home(table, query, square)
+            nearest = jnp.minimum(self._logs(least.astype(square.dtype)), jnp.max(log) + _AT_MOST)
+            own = with_item(jnp, log[group], uneven[group], nearest, table.count[group])
+            at = jnp.where(group < 0, len(log), group)
+            log, uneven = (old.at[at].set(new, mode="drop") for old, new in zip((log, uneven), own, strict=True))
+        return _shared(table, log, jnp.expm1(jnp.minimum(uneven, _UNEVEN)), log_all)
 
     def logits(self, rows: Any, query: Any, scale: Any) -> Any:
         """Return logs of the kernel."""
@@ -183,7 +202,8 @@ class Products:
         share = jnp.asarray(NODE_WEIGHTS, norms.dtype)
         one, two = matmul(jnp, share, part), matmul(jnp, share, part * part)
         uneven = jnp.where(one > 0, two / jnp.where(one > 0, one * one, 1) - 1, 0)
-        return _shared(table, top + jnp.log(one), jnp.maximum(uneven, 0))
+        log = top + jnp.log(one)
+        return _shared(table, log, jnp.maximum(uneven, 0), _log_mean(table, log))
 
     def logits(self, rows: Any, query: Any, scale: Any) -> Any:
         """Return logs of the kernel."""
@@ -202,16 +222,17 @@ def _real(found: Any, given: Any, shapes: tuple[Any, ...], what: str) -> Any:
     return jnp.broadcast_to(jnp.asarray(found, given.dtype), given.shape)
 
 
-def _shared(table: DeviceTable, log_mean: Any, uneven: Any) -> Guess:
+def _log_mean(table: DeviceTable, log_mean: Any) -> Any:
+    """Return the log of what an item is guessed to weigh on average over all groups."""
+    items = jnp.maximum(jnp.sum(table.count), 1).astype(log_mean.dtype)
+    return logsumexp(jnp.where(table.count > 0, log_mean, -jnp.inf), b=table.count) - jnp.log(items)
+
+
+def _shared(table: DeviceTable, log_mean: Any, uneven: Any, log_all: Any) -> Guess:
     """Return a guess in which every item has a share of the mean of all, from its own and the variance beside that."""
-    some = table.count > 0
-    top = jnp.max(jnp.where(some, log_mean, -jnp.inf))
-    top = jnp.where(top > -jnp.inf, top, 0)
-    own = jnp.where(some, jnp.exp(log_mean - top), 0)
-    mean = own + SHARE * jnp.sum(table.count * own) / jnp.maximum(jnp.sum(table.count), 1)
-    positive = jnp.where(mean > 0, mean, 1)
-    log = jnp.where(some & (mean > 0), top + jnp.log(positive), -jnp.inf)
-    return Guess(log, uneven * (own / positive) ** 2 + SHARE, jnp.zeros(len(table.means), mean.dtype), 0.0)
+    log = jnp.where(table.count > 0, jnp.logaddexp(log_mean, log_all + math.log(SHARE)), -jnp.inf)
+    part = jnp.exp(log_mean - finite(log))
+    return Guess(log, uneven * part**2 + SHARE, jnp.zeros(len(table.means), log.dtype), 0.0)
 
 
 def _spreads(table: DeviceTable, scale: Any) -> tuple[Any, Any, Any]:
