@@ -219,6 +219,15 @@ def check_key(rng: Any) -> None:
         )
 
 
+def generator_of(rng: Any, expected: str = "an int, SeedSequence or numpy Generator") -> np.random.Generator:
+    """Return NumPy's generator of a seed, or the one given; nothing else stands for one, so that chance is chosen."""
+    if isinstance(rng, bool) or not isinstance(rng, int | np.integer | np.random.SeedSequence | np.random.Generator):
+        raise TypeError(f"rng must be {expected}, got {rng!r} of type {type(rng).__name__}")
+    if isinstance(rng, int | np.integer) and rng < 0:
+        raise ValueError(f"rng must be at least 0 if it is an int, got {rng}")
+    return np.random.default_rng(rng)
+
+
 def check_window(window: Any) -> None:
     """Require a positive integer or None."""
     if window is None:
