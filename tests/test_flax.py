@@ -191,11 +191,23 @@ def test_what_the_function_refuses(options: dict[str, Any], text: str) -> None:
             (Q, KEYS[:, :, :1], VALUES[:, :, :1]),
             "features must be one set",
         ),
+        (
+            partial(dot_product_attention_fn, FEATURES),
+            (Q[..., 1:], KEYS, VALUES),
+            "query and key must be of the dim of",
+        ),
+        (
+            partial(dot_product_attention_fn, FEATURES),
+            (Q, KEYS.at[1, 3, 0, 2].set(jnp.nan), VALUES),
+            r"key must be finite, but key\[1, 3, 0, 2\] is nan",
+        ),
     ],
 )
 def test_what_the_function_refuses_of_arrays(make: Callable[[], Any], arrays: Any, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         make()(*arrays)
+    with pytest.raises(TypeError, match=r"query must have one of the dtypes .* got int32"):
+        make()(Q.astype(jnp.int32), KEYS, VALUES)
 
 
 @pytest.mark.parametrize("scale", [-1.0, 0.0, float("nan"), float("inf")])
