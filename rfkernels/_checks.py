@@ -219,6 +219,15 @@ def check_key(rng: Any) -> None:
         )
 
 
+def generator_of(rng: Any, expected: str = "an int, SeedSequence or numpy Generator") -> np.random.Generator:
+    """Return NumPy's generator of a seed, or the one given; nothing else stands for one, so that chance is chosen."""
+    if isinstance(rng, bool) or not isinstance(rng, int | np.integer | np.random.SeedSequence | np.random.Generator):
+        raise TypeError(f"rng must be {expected}, got {rng!r} of type {type(rng).__name__}")
+    if isinstance(rng, int | np.integer) and rng < 0:
+        raise ValueError(f"rng must be at least 0 if it is an int, got {rng}")
+    return np.random.default_rng(rng)
+
+
 def check_window(window: Any) -> None:
     """Require a positive integer or None."""
     if window is None:
@@ -238,7 +247,7 @@ def require_finite(name: str, x: Any, hint: str = "") -> None:
     index = first_nonfinite(x)
     if index is not None:
         value = np.asarray(x)[index].astype(np.float64).item()
-        raise ValueError(f"{name} must be finite, but {name}{list(index)} is {value}{hint}")
+        raise ValueError(f"{name} must be finite, but {name}{list(index) or ''} is {value}{hint}")
 
 
 def first_nonfinite(x: Any) -> tuple[int, ...] | None:
@@ -249,6 +258,8 @@ def first_nonfinite(x: Any) -> tuple[int, ...] | None:
         x = np.asarray(x)
     if x.size <= _BLOCK and (_plainly_finite(x) or np.logical_and.reduce(np.isfinite(x), axis=None)):
         return None
+    if x.ndim == 0:
+        return ()
     if x.ndim == 1:
         found = _first_bad_row(x[None])
         return None if found is None else found[1:]

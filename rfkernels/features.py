@@ -13,7 +13,7 @@ import numpy as np
 
 from rfkernels import maps, proposals, samplers
 from rfkernels._arrays import FLOATS, broadcasting, dtype_name, is_jax, name_records, read_only, record
-from rfkernels._checks import broadcast_batch, check_batch, check_key, is_number, require_finite
+from rfkernels._checks import broadcast_batch, check_batch, check_key, generator_of, is_number, require_finite
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Proposal
 from rfkernels.samplers import Normal, Rows, Sampler
@@ -310,12 +310,7 @@ def _normal_source(rng: Any) -> tuple[Normal, Any]:
     if is_jax(rng):
         check_key(rng)
         return _jax_normal(rng), sys.modules["jax.numpy"]
-    if isinstance(rng, bool) or not isinstance(rng, int | np.integer | np.random.SeedSequence | np.random.Generator):
-        raise TypeError(f"rng must be an int, SeedSequence, numpy Generator or JAX key, got {type(rng).__name__}")
-    if isinstance(rng, int | np.integer) and rng < 0:
-        raise ValueError(f"rng must be at least 0 if it is an int, got {rng}")
-    generator = np.random.default_rng(rng)
-    return generator.standard_normal, np
+    return generator_of(rng, "an int, SeedSequence, numpy Generator or JAX key").standard_normal, np
 
 
 def _jax_normal(key: Any) -> Normal:

@@ -230,8 +230,10 @@ def test_refusals(catalog: Catalog) -> None:
         jax_catalog.estimate(table, queries, FIXED + 127, key)
     with pytest.raises(TypeError, match=r"budget must be an int, got 600\.0"):
         jax_catalog.estimate(table, queries, 600.0, key)
-    with pytest.raises(ValueError, match=f"parts must be from 1 to the number of cells, {CELLS}, got {CELLS + 1}"):
+    with pytest.raises(ValueError, match=f"parts must be an integer from 1 to {CELLS}, got {CELLS + 1}"):
         jax_catalog.split(catalog.table, CELLS + 1)
+    with pytest.raises(ValueError, match=r"parts must be an integer from 1 to .*, got 1\.5"):
+        jax_catalog.split(catalog.table, 1.5)
     with pytest.raises(ValueError, match=r"axis must be an axis of the mesh, .* got 'rows'"):
         jax_catalog.sharded([catalog.table], mesh, "rows")
     for call in (

@@ -191,11 +191,23 @@ def test_what_the_function_refuses(options: dict[str, Any], text: str) -> None:
             (Q, KEYS[:, :, :1], VALUES[:, :, :1]),
             "features must be one set",
         ),
+        (
+            partial(dot_product_attention_fn, FEATURES),
+            (Q[..., 1:], KEYS, VALUES),
+            "query and key must be of the dim of",
+        ),
+        (
+            partial(dot_product_attention_fn, FEATURES),
+            (Q, KEYS.at[1, 3, 0, 2].set(jnp.nan), VALUES),
+            r"key must be finite, but key\[1, 3, 0, 2\] is nan",
+        ),
     ],
 )
 def test_what_the_function_refuses_of_arrays(make: Callable[[], Any], arrays: Any, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         make()(*arrays)
+    with pytest.raises(TypeError, match=r"query must have one of the dtypes .* got int32"):
+        make()(Q.astype(jnp.int32), KEYS, VALUES)
 
 
 @pytest.mark.parametrize("scale", [-1.0, 0.0, float("nan"), float("inf")])
@@ -603,19 +615,20 @@ def test_activation_memory_does_not_grow_with_depth() -> None:
 @pytest.mark.parametrize(
     ("module", "package", "extra"),
     [
-        ("linen", "flax", "flax"),
-        ("nnx", "flax", "flax"),
-        ("flax", "jax", "flax"),
-        ("dot_product", "jax", "jax"),
-        ("reversible", "jax", "jax"),
+        ("integrations.linen", "flax", "flax"),
+        ("integrations.nnx", "flax", "flax"),
+        ("integrations.flax", "jax", "flax"),
+        ("integrations.dot_product", "jax", "jax"),
+        ("integrations.reversible", "jax", "jax"),
+        ("backends.jax", "jax", "jax"),
     ],
 )
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, module: str, package: str, extra: str) -> None:
     for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, f"rfkernels.integrations.{module}")
+    monkeypatch.delitem(sys.modules, f"rfkernels.{module}")
     with pytest.raises(
         ModuleNotFoundError, match=rf"needs the package '{package}.*': pip install 'rfkernels\[{extra}\]'"
     ):
-        importlib.import_module(f"rfkernels.integrations.{module}")
+        importlib.import_module(f"rfkernels.{module}")

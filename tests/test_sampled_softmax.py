@@ -215,6 +215,7 @@ GOOD: dict[str, Any] = {
         ({"log_probability": np.zeros((5, 4, 2))}, ValueError, r"must broadcast to \(4, 2\), got shape \(5, 4, 2\)"),
         ({"log_probability": np.array([-1.0, 0.7])}, ValueError, r"at most 0, but log_probability\[1\] is 0.7"),
         ({"log_probability": None}, TypeError, "log_probability must be real numbers, got NoneType"),
+        ({"log_probability": float("nan")}, ValueError, "log_probability must be finite, but log_probability is nan"),
         ({"log_probability": 0.7}, ValueError, "at most 0, but log_probability is 0.7"),
         ({"log_probability": np.ma.masked_less([-1.0, -2.0], -1.5)}, TypeError, "log_probability must be a plain array"),
         ({"negatives": np.ma.masked_equal([0, 1], 1)}, TypeError, "negatives must be a plain array, got MaskedArray"),

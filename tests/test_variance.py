@@ -7,6 +7,7 @@ judges simulations as well. At extremes mpmath is the judge.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -289,6 +290,11 @@ def test_what_is_refused_of_regularized_rows() -> None:
         variance.coupling_moment("orthogonal", np.nan, 4)
     with pytest.raises(ValueError, match="phi must"):
         variance.optimal_variance(-1.0)
+    with pytest.raises(ValueError, match=r"x and y must hold points, got shapes \(0,\) and \(2,\)"):
+        variance.optimal_proposal(x[:0], x)
+    for call in (partial(variance.regularized_ratio, 1.0, 4), partial(variance.term_bound, "positive", x, x)):
+        with pytest.raises(TypeError, match="log must be True or False, got 'no'"):
+            call(log="no")
 
 
 def test_a_kernel_of_zero_has_no_relative_error_and_no_nan_in_gradients() -> None:

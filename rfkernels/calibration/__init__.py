@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels._arrays import broadcasting, namespace
-from rfkernels._checks import check_flags, check_window, is_number
+from rfkernels._checks import check_flags, check_window, generator_of, is_number
 from rfkernels.calibration.data import Blocks, Sequences, Split, check_sequences, drawn, every, listed, split, together
 from rfkernels.calibration.parameters import flattened, full, kept, widened
 from rfkernels.calibration.report import Calibration, Errors, History, Progress, bar, end_bar
@@ -126,7 +126,7 @@ def calibrate(
         raise ValueError(f"give either count or features, got count={count!r} and features={type(features).__name__}")
     if features is not None and scale is not None:
         raise ValueError("scale= belongs to count=; features have their own")
-    generator = _generator(rng)
+    generator = generator_of(rng)
     for_split, for_blocks = generator.spawn(2)
     parts = split([x.shape[-2] for x in queries], holdout, for_split)
     learner = import_module("rfkernels.integrations.optax")
@@ -203,11 +203,3 @@ def _check_numbers(steps: Any, learning_rate: Any, holdout: Any, patience: Any) 
     for name, number, most in (("learning_rate", learning_rate, math.inf), ("holdout", holdout, 0.5)):
         if not (is_number(number) and 0 < number < most):
             raise ValueError(f"{name} must be a number above 0 and below {most}, got {number!r}")
-
-
-def _generator(rng: Any) -> np.random.Generator:
-    if isinstance(rng, bool) or not isinstance(rng, int | np.integer | np.random.SeedSequence | np.random.Generator):
-        raise TypeError(f"rng must be an int, SeedSequence or numpy Generator, got {type(rng).__name__}")
-    if isinstance(rng, int | np.integer) and rng < 0:
-        raise ValueError(f"rng must be at least 0 if it is an int, got {rng}")
-    return np.random.default_rng(rng)

@@ -111,15 +111,6 @@ def check_seed(rng: Any) -> int:
     return int(rng)
 
 
-def check_generator(rng: Any) -> np.random.Generator:
-    """Require a seed or a generator of random numbers; return a generator."""
-    try:
-        return np.random.default_rng(rng)
-    except (TypeError, ValueError) as error:
-        expected = "an integer of at least 0 or a numpy.random.Generator"
-        raise type(error)(f"rng must be {expected}, got {rng!r}") from None
-
-
 def check_count(name: str, count: Any, least: int, most: int) -> None:
     """Require an integer between two others."""
     if isinstance(count, bool) or not isinstance(count, int | np.integer) or not least <= count <= most:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels.catalog.arguments import check_generator
+from rfkernels._checks import generator_of
 from rfkernels.catalog.cells import (
     MOST,
     PER_CELL,
@@ -111,7 +111,7 @@ def place(rows: Any, count: int, dim: int, dtype: Any, items: Any) -> Any:
 
 def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any, rows: Any, metric: Any) -> Store:
     """Build from all items, or from those chosen by position."""
-    rng, n = check_generator(rng), len(ids)
+    rng, n = generator_of(rng), len(ids)
     most = max(1, n)
     wanted = default_cells(n) if cells is None else cells
     if isinstance(wanted, bool) or not isinstance(wanted, int | np.integer) or not 1 <= wanted <= most:

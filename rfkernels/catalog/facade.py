@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._checks import check_flags
+from rfkernels._checks import check_flags, generator_of
 from rfkernels.catalog import engines, expectations, files, kernel_sums, probabilities, sampling, store
 from rfkernels.catalog.arguments import (
     check_budget,
@@ -15,7 +15,6 @@ from rfkernels.catalog.arguments import (
     check_error,
     check_filled,
     check_fit,
-    check_generator,
     check_kernel,
     check_queries,
     check_real,
@@ -53,7 +52,7 @@ class Catalog(OfStore):
     queries : array, shape (count, dim), optional
         Past queries, a thousand or so: cells are then such that logits of queries like these vary little within them
         (`rfkernels.catalog.metric`). Sums of q·y get better by that, those of kernels of a distance worse.
-    rng : int or numpy.random.Generator, default 0
+    rng : int, numpy.random.SeedSequence or numpy.random.Generator, default 0
         Where grouping starts from.
 
     Raises
@@ -281,7 +280,7 @@ class Catalog(OfStore):
             The queries.
         n : int
             Draws for each.
-        rng : int or numpy.random.Generator, default 0
+        rng : int, numpy.random.SeedSequence or numpy.random.Generator, default 0
             Where chance comes from.
         exact : bool, default False
             Draw from the softmax itself, at the cost of all dot products once for each query.
@@ -304,7 +303,7 @@ class Catalog(OfStore):
         check_filled(self.table)
         check_flags(exact=exact)
         draw = sampling.sample_exactly if exact else engines.choose(backend).sample
-        found = draw(self.table, given, int(n), check_generator(rng))
+        found = draw(self.table, given, int(n), generator_of(rng))
         check_fit(found.logits + found.log_probability, self.table.rows.dtype)
         return Draws(*(part.reshape(*queries.shape[:-1], n) for part in found))
 

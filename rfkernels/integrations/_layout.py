@@ -11,7 +11,7 @@ import numpy as np
 
 import rfkernels as rfk
 from rfkernels import AttentionResult, DecodeState, Features, Side
-from rfkernels._checks import check_flags, check_window
+from rfkernels._checks import check_array, check_finite_arrays, check_flags, check_window
 
 _PAIRS = (
     "mask must be over keys, of shape (*batch, heads or 1, 1, {keys}), got {shape}: linear attention cannot honour a "
@@ -21,6 +21,7 @@ _TRACED = (
     ", and inside jit the values of a mask are not known, so it cannot be recognised as causal either. Ask for "
     "causality where the adapter is made or called (causal=True, is_causal=True) and leave the causal mask out"
 )
+_NAMES = "query", "key", "value"
 _OTHER = " other than a causal one, with or without padded keys"
 
 
@@ -52,13 +53,18 @@ def check_settings(features: Any, window: Any, **flags: Any) -> None:
 
 def split_heads(query: Any, key: Any, value: Any, features: Features) -> Heads:
     """Move heads to the batch axes."""
-    for name, x in (("query", query), ("key", key), ("value", value)):
+    for name, x in zip(_NAMES, (query, key, value), strict=True):
+        check_array(name, x, 0)
         if x.ndim < 3:
             raise ValueError(f"{name} must have shape (*batch, length, heads, dim), got {x.shape}")
     if key.shape[:-1] != value.shape[:-1] or query.shape[:-3] != key.shape[:-3]:
         raise ValueError(
             "query, key and value must agree in batch, and key and value in length and heads, of "
             f"(*batch, length, heads, dim); got {query.shape}, {key.shape} and {value.shape}"
+        )
+    if not query.shape[-1] == key.shape[-1] == features.dim:
+        raise ValueError(
+            f"query and key must be of the dim of the features, {features.dim}, got {query.shape} and {key.shape}"
         )
     q, k, v = (jnp.swapaxes(x, -2, -3) for x in (query, key, value))
     heads, key_heads = q.shape[-3], k.shape[-3]
@@ -174,17 +180,13 @@ def attend(
         mask = mask.reshape(*mask.shape[:-2], *over, mask.shape[-1])
     if align_first and causal:
         heads, mask = _align_first(heads, mask)
-    done = rfk.attention(
-        *heads[:3],
-        heads.features,
-        causal=causal,
-        window=window,
-        mask=mask,
-        state=state,
-        full=full,
-        backend="jax",
-        check_finite=check_finite,
-    )
+    options = {"causal": causal, "window": window, "mask": mask, "state": state, "full": full, "backend": "jax"}
+    try:
+        done = rfk.attention(*heads[:3], heads.features, **options, check_finite=check_finite)
+    except ValueError:
+        if check_finite:
+            check_finite_arrays(**{name: _merge_heads(heads, x, 2) for name, x in zip(_NAMES, heads, strict=False)})
+        raise
     if not full:
         return AttentionResult(_merge_heads(heads, done, 2), None, None, None)
     logs = (_merge_heads(heads, x, 1) for x in (done.log_normalizer, done.sign))

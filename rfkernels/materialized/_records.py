@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels._arrays import is_jax
+from rfkernels._checks import generator_of
 
 
 def size(name: str, value: Any, least: int = 1) -> int:
@@ -51,11 +52,7 @@ def host_generator(rng: Any, what: str) -> np.random.Generator:
             f"{what} are drawn on the host, from laws that NumPy has and so that a seed means the same arrays on every "
             "backend: rng must be an int, a SeedSequence or a numpy Generator, got a JAX key"
         )
-    if isinstance(rng, bool) or not isinstance(rng, int | np.integer | np.random.SeedSequence | np.random.Generator):
-        raise TypeError(f"rng must be an int, SeedSequence or numpy Generator, got {type(rng).__name__}")
-    if isinstance(rng, int | np.integer) and rng < 0:
-        raise ValueError(f"rng must be at least 0 if it is an int, got {rng}")
-    return np.random.default_rng(rng)
+    return generator_of(rng)
 
 
 def read_only(array: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels import samplers
+from rfkernels._checks import generator_of
 from rfkernels.samplers import Rows, Sampler
 from rfkernels.testing.grids import Array
 from rfkernels.testing.sampled import FALSE_ALARM, check_probability
@@ -53,7 +54,7 @@ def assert_marginal_law(
         Rows of each call: dim, or dim + 1 where dim is odd, by default, which is a block of orthogonal rows.
     false_alarm : float, default 2e-9
         The bound.
-    rng : int or numpy.random.Generator, default 0
+    rng : int, numpy.random.SeedSequence or numpy.random.Generator, default 0
         Source of randomness.
 
     Raises
@@ -72,7 +73,7 @@ def assert_marginal_law(
         raise ValueError(f"dim and rows must be at least 1, got {dim} and {rows}")
     if count < dim:
         raise ValueError(f"count must be at least dim = {dim}, got {count}")
-    generator = np.random.default_rng(rng)
+    generator = generator_of(rng)
     drawn = np.stack(
         [np.array(sampler(generator.standard_normal, rows, dim)[i % rows], np.float64) for i in range(count)]
     )
@@ -93,7 +94,7 @@ def assert_law_of_rows(
         N(0, I); uniform directions and the norm √dim; or independent coordinates of these standard laws.
     false_alarm : float, default 2e-9
         Bound on the probability that rows of this law fail.
-    rng : int or numpy.random.Generator, default 0
+    rng : int, numpy.random.SeedSequence or numpy.random.Generator, default 0
         Source of the norms that rows on a sphere are given.
     what : str, default "rows"
         What rows are called in messages.
@@ -114,7 +115,7 @@ def assert_law_of_rows(
     finite = np.isfinite(drawn).all(1)
     if not finite.all():
         raise AssertionError(f"{what} are not finite: row {np.argmin(finite)} is {drawn[np.argmin(finite)].tolist()}")
-    findings = list(_findings(_normal_of(law, drawn, np.random.default_rng(rng), what)))
+    findings = list(_findings(_normal_of(law, drawn, generator_of(rng), what)))
     worst = min(findings, key=lambda one: one.p_value)
     if not worst.p_value * len(findings) >= false_alarm:
         raise AssertionError(

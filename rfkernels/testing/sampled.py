@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._checks import is_number
+from rfkernels._checks import generator_of, is_number
 from rfkernels.estimates import log_kernel
 from rfkernels.features import draw
 from rfkernels.maps import FeatureMap
@@ -77,7 +77,7 @@ def assert_unbiased_by_sampling(
         Bound on the probability that a correct estimator fails.
     miss : float, default 1e-3
         Bound on the probability that a deviation of `detect` passes.
-    rng : int or numpy.random.Generator, default 0
+    rng : int, numpy.random.SeedSequence or numpy.random.Generator, default 0
         Source of randomness.
 
     Raises
@@ -202,7 +202,7 @@ def _assert_mean(
     if size > _LARGEST_SAMPLE:
         raise ValueError(f"{size:.3g} estimates would be needed: detect must be larger, or estimates vary less")
     slope = np.sqrt(2 * level / (size * variance))
-    generator, taken = np.random.default_rng(rng), 0
+    generator, taken = generator_of(rng), 0
     statistic, total = np.zeros(claimed.shape), np.zeros(claimed.shape)
     while taken < size:
         values = of(np.asarray(estimator(generator), np.float64))

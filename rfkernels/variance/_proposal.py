@@ -65,11 +65,11 @@ def optimal_proposal(x: Any, y: Any, *, scale: float = 1.0) -> Gaussian:
     """
     check_array("x", x, 1)
     check_array("y", y, 1)
+    if not (x.size and y.size):
+        raise ValueError(f"x and y must hold points, got shapes {x.shape} and {y.shape}")
     check_qk(x.reshape(-1, x.shape[-1])[:1, :], y.reshape(-1, y.shape[-1])[:1, :], names=("x", "y"))
     check_scale(scale, optional=False)
     check_finite_arrays(x=x, y=y)
-    if not (x.size and y.size):
-        raise ValueError(f"x and y must hold points, got shapes {x.shape} and {y.shape}")
     xp, dim = namespace(x, y, scale), x.shape[-1]
     dtype = accumulator(xp, x, y)
     x, y = (xp.asarray(a, dtype).reshape(-1, dim) for a in (x, y))

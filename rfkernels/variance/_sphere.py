@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels._arrays import broadcasting, stopped
+from rfkernels._checks import check_flags
 from rfkernels.proposals import Proposal
 from rfkernels.samplers import Sampler
 from rfkernels.variance import _series
@@ -114,9 +115,12 @@ def regularized_ratio(s: Any, dim: int, *, log: bool = False) -> Any:
 
     Raises
     ------
+    TypeError
+        If log is no bool.
     ValueError
         If dim is no positive integer, or s is negative or not finite (not checked of JAX arrays).
     """
+    check_flags(log=log)
     xp, s = check_squares(s)
     check_dim(dim)
     nodes, log_weights = (xp.asarray(a, s.dtype) for a in _series.sphere(dim))

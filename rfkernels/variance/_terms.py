@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels._arrays import broadcasting
+from rfkernels._checks import check_flags
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Proposal
 from rfkernels.variance._rows import Form, Pair, check_proposed, directions, form_of, resolve, scaled_pair, spread_of
@@ -63,6 +64,7 @@ def term_bound(
     TypeError, ValueError
         If shapes or types do not fit, or the map is not of a known form.
     """
+    check_flags(log=log)
     feature_map, _ = resolve(feature_map, "iid")
     form = form_of(feature_map)
     if form is None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax.dtypes import canonicalize_dtype
+try:
+    import jax
+    import jax.numpy as jnp
+    from jax.dtypes import canonicalize_dtype
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"rfkernels.backends.jax needs the package {error.name!r}: pip install 'rfkernels[jax]'", name=error.name
+    ) from error
 
 from rfkernels import backends
 from rfkernels._arrays import accumulator

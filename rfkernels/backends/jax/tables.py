@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rfkernels.catalog.arguments import check_count
 from rfkernels.catalog.cells import LARGEST, chunks
 from rfkernels.catalog.metric import compared
 from rfkernels.catalog.rays import LENGTHS, known_rays
@@ -208,12 +209,11 @@ def split(table: Any, parts: int) -> list[DeviceTable]:
     TypeError
         If the table is not that of a catalog.
     ValueError
-        If there are fewer cells than parts.
+        If `parts` is no integer from 1 to the number of cells.
     """
     _check_table(table)
     cells = len(table.means)
-    if not 1 <= parts <= cells:
-        raise ValueError(f"parts must be from 1 to the number of cells, {cells}, got {parts}")
+    check_count("parts", parts, 1, cells)
     size = np.bincount(table.cell, table.count, minlength=cells)
     part, load = np.empty(cells, np.int64), np.zeros(parts)
     for c in np.argsort(-size, kind="stable"):
