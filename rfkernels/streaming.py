@@ -43,7 +43,7 @@ class Errors(NamedTuple):
         sample of queries that exact attention was computed of, of those with finite errors; at least 1. None if they
         were not checked. Infinite, as the errors then are, where no factor is enough: about 5 % of the sample or more
         have an error of zero and are off, as queries are whose features are all zero, or a log-normaliser of −inf that
-        should be finite.
+        should be finite. Also where all errors of the sample are infinite.
     """
 
     output: Any

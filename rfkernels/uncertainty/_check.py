@@ -78,7 +78,7 @@ def inflations(xp: Any, found: Estimate, exact: Partial, at: Any, quantile: floa
     badly they decide together, so that the sampled ones stand for the others whatever the law of the errors is: as in
     split conformal prediction, the order statistic is that of n + 1, of those n whose error is finite: others hold
     whatever the factor, and must not vouch for them. No factor is enough where the error is zero and the estimate is
-    not exact, or either logarithm alone is −inf: the ratio is infinite there.
+    not exact, or either logarithm alone is −inf: the ratio is infinite there. So is the factor where all errors are.
     """
     output, (log, _) = partials.normalize(xp, exact), partials.log_denominator(xp, exact)
 
@@ -103,7 +103,10 @@ def inflations(xp: Any, found: Estimate, exact: Partial, at: Any, quantile: floa
 
 
 def _order_statistic(xp: Any, x: Any, known: Any) -> Any:
-    """Return the quantile that 95 % of one more of the known values would be below, on average; at most 0 of none."""
+    """Return the quantile that 95 % of one more of the known values would be below, on average; 0 of no values.
+
+    Of values of which none is known it is infinite: nothing was found out.
+    """
     n = x.shape[-1]
     if n == 0:
         return xp.zeros(x.shape[:-1], x.dtype)
@@ -111,4 +114,5 @@ def _order_statistic(xp: Any, x: Any, known: Any) -> Any:
     place = xp.clip(_TWENTIETHS * (count + 1) - 20, 0, 20 * (count - 1)) + 20 * (n - count)  # in twentieths
     low, share = place // 20, (place % 20 / 20).astype(x.dtype)
     below, above = (xp.take_along_axis(x, xp.minimum(at, n - 1), -1) for at in (low, low + 1))
-    return ((1 - share) * below + share * xp.where(share == 0, 0, above))[..., 0]
+    found = (1 - share) * below + share * xp.where(share == 0, 0, above)
+    return xp.where(count == 0, xp.inf, found)[..., 0]

@@ -192,7 +192,7 @@ def sphere(dim: int) -> tuple[Any, Any]:
         return np.array([-1.0, 1.0]), np.log([0.5, 0.5])
     if dim <= _GAUSS:
         points, weights = np.polynomial.legendre.leggauss(400)
-    else:  # which are nearly these nodes, at no cost that grows with their cube; what is integrated vanishes at the ends
+    else:  # nearly the same nodes, not at the cost of their cube; what is integrated vanishes at the ends
         steps = 10 * math.isqrt(dim)
         angles = math.pi * (np.arange(steps) + 0.5) / steps
         points, weights = -np.cos(angles), np.sin(angles)
