@@ -40,9 +40,10 @@ class Errors(NamedTuple):
         Degrees of freedom of Student's t distribution, the number of groups less 1.
     inflation, log_inflation : array, shape (*batch), optional
         By how much the errors of output and log-normaliser had to be multiplied for their 95 % intervals to hold over a
-        sample of queries that exact attention was computed of; at least 1. None if they were not checked. Infinite, as
-        the errors then are, where no factor is enough: about 5 % of the sample or more have an error of zero and are
-        off, as queries are whose features are all zero, or a log-normaliser of −inf that should be finite.
+        sample of queries that exact attention was computed of, of those with finite errors; at least 1. None if they
+        were not checked. Infinite, as the errors then are, where no factor is enough: about 5 % of the sample or more
+        have an error of zero and are off, as queries are whose features are all zero, or a log-normaliser of −inf that
+        should be finite. Also where all errors of the sample are infinite.
     """
 
     output: Any

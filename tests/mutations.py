@@ -507,7 +507,7 @@ MUTANTS = [
     Mutant("errors of zero are enough", "uncertainty/_check.py", "alone | (error == 0)", "alone", (UNCERTAINTY, "-k", "no_factor")),
     Mutant("logs of nothing are compared as 0", "uncertainty/_check.py", "alone | (error == 0)", "error == 0", (UNCERTAINTY, "-k", "any_factor")),
     Mutant("delete-one without the others' share", "uncertainty/_jackknife.py", "share / left)", "share)", (UNCERTAINTY, "-k", "delete_one")),
-    Mutant("the order statistic of one value fewer", "uncertainty/_check.py", "LEVEL * (n + 1) - 1", "LEVEL * n - 1", (UNCERTAINTY, "-k", "order_statistic")),
+    Mutant("the order statistic of one value fewer", "uncertainty/_check.py", "_TWENTIETHS * (count + 1)", "_TWENTIETHS * count", (UNCERTAINTY, "-k", "order_statistic")),
     Mutant("advice fitted to what it is measured on", "advise/_problem.py", "return problem.q[..., : queries // 2 : q_step, :], problem.k[..., : keys // 2 : k_step, :]", "return problem.q[..., ::q_step, :], problem.k[..., ::k_step, :]", (ADVISE, "-k", "paste")),
     Mutant("advice to use what is slower", "advise/_report.py", "if row.seconds >= exact.seconds:", "if False:", (ADVISE, "-k", "decided")),
     Mutant("steps that are worse are kept", "integrations/optax.py", "better = finite & (found < least) & (stopped == \"steps\")", "better = finite & (stopped == \"steps\")", (CALIBRATION, "-k", "no_step_is_kept")),

@@ -371,13 +371,24 @@ def test_positions_are_spread_evenly() -> None:
 
 
 def test_the_order_statistic_is_that_of_one_more_value() -> None:
-    assert _check._order_statistic(np, np.arange(39.0)[::-1]) == 37.0  # the 38th of 39: 0.95 · 40
-    assert _check._order_statistic(np, np.arange(5.0)) == 4.0
-    assert _check._order_statistic(np, np.zeros((2, 0))).shape == (2,)
-    assert _check._order_statistic(np, np.arange(32.0)) == pytest.approx(30.35)
-    assert _check._order_statistic(np, np.array([1.0] * 38 + [np.inf])) == 1
-    assert _check._order_statistic(np, np.array([1.0] * 37 + [np.inf] * 2)) == np.inf
-    assert _check._order_statistic(np, np.array([1.0] * 31 + [np.inf])) == np.inf
+    def statistic(x: Any) -> Any:
+        return _check._order_statistic(np, x, np.ones(x.shape, bool))
+
+    assert statistic(np.arange(39.0)[::-1]) == 37.0  # the 38th of 39: 0.95 · 40
+    assert statistic(np.arange(5.0)) == 4.0
+    assert statistic(np.zeros((2, 0))).shape == (2,)
+    assert statistic(np.arange(32.0)) == pytest.approx(30.35)
+    assert statistic(np.array([1.0] * 38 + [np.inf])) == 1
+    assert statistic(np.array([1.0] * 37 + [np.inf] * 2)) == np.inf
+    assert statistic(np.array([1.0] * 31 + [np.inf])) == np.inf
+
+
+@pytest.mark.parametrize("module", ["numpy", "jax.numpy"])
+def test_what_is_not_known_does_not_count(module: str) -> None:
+    xp = pytest.importorskip(module)
+    x = xp.asarray([np.arange(60.0)] * 3)
+    known = xp.stack([xp.arange(60) % 3 == 0, xp.arange(60) < 39, xp.zeros(60, bool)])
+    np.testing.assert_allclose(_check._order_statistic(xp, x, known), [56.85, 37, np.inf], rtol=1e-6)
 
 
 def compared(log: Any, log_error: float, truth: Any, output: float = 0.0, error: float = 1.0) -> Any:
@@ -392,13 +403,21 @@ def test_no_factor_is_enough_for_an_error_of_zero() -> None:
     assert compared(3.0, 0.5, 7.0, 8.0, 1.0) == (4.0, 4.0)
     assert compared(3.0, 0.5, 3.0, 1.0, 0.0) == (np.inf, 1.0)
     assert compared(3.0, 0.5, 3.0, 0.0, 0.0) == (1.0, 1.0)
-    assert compared(3.0, np.inf, 7.0, 8.0, np.inf) == (1.0, 1.0)
+    assert compared(3.0, np.inf, 7.0, 8.0, np.inf) == (np.inf, np.inf)
+
+
+def test_infinite_errors_do_not_vouch_for_finite_ones() -> None:
+    rows = np.zeros((100, 1))
+    error = np.where(np.arange(100)[:, None] < 5, 1.0, np.inf)
+    found = _jackknife.Estimate(rows + 6, rows[:, 0], rows[:, 0], error, error[:, 0], rows[:, 0])
+    exact = partials.Partial(rows, rows[:, 0] + 1, rows[:, 0])
+    assert _check.inflations(np, found, exact, np.arange(100), 2.0) == (3.0, 1.0)
 
 
 def test_logs_of_nothing_are_off_by_any_factor() -> None:
     assert compared(-np.inf, 1e-6, 3.0)[1] == np.inf
     assert compared(3.0, 0.5, -np.inf)[1] == np.inf
-    assert compared(3.0, np.inf, -np.inf)[1] == 1
+    assert compared(3.0, np.inf, -np.inf)[1] == np.inf
     assert compared(-np.inf, 1e-6, -np.inf)[1] == 1
 
 

@@ -114,6 +114,23 @@ def test_ratios_that_are_at_most_one_are(dim: int) -> None:
         assert np.all(variance.coupling_moment(kind, s, dim) <= 1)
 
 
+@pytest.mark.parametrize("dim", [3000, 20_000])
+def test_means_over_directions_in_many_dimensions(dim: int) -> None:
+    """What is integrated is as narrow as 1/√dim: against the power series, whose terms are all positive."""
+    half, s, c = dim / 2, 9.0, 0.5
+
+    def rising(a: float, k: int) -> float:
+        return math.lgamma(a + k) - math.lgamma(a)
+
+    norms = [math.exp(k * math.log(half * s / 2) - math.lgamma(k + 1) - rising(half, k) - s / 2) for k in range(60)]
+    assert variance.regularized_ratio(s, dim) == pytest.approx(sum(norms), rel=1e-9)
+    sines = [math.exp(rising(half, j / 2) - rising(half + 1 / 2, j / 2)) for j in range(60)]  # E sin(2φ)^j
+    powers = [sum(math.comb(k, j) * c**j * sines[j] for j in range(k + 1)) for k in range(60)]
+    terms = [math.exp(rising(dim, k) - rising(half, k) - math.lgamma(k + 1) - s) * (s / 2) ** k for k in range(60)]
+    expected = sum(a * b for a, b in zip(terms, powers, strict=True))
+    assert variance.coupling_moment(c, s, dim) == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize("size", [1e80, 1e140, 1e160])
 def test_proposals_of_any_width(size: float) -> None:
     """The volume (ρ/4)^½ of each axis where its square overflows; NaN, and not exact, where ρ itself does."""

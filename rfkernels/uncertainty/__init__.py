@@ -209,7 +209,8 @@ def half_width(error: Any, freedom: int, level: float = 0.95) -> Any:
     freedom : int
         ``result.error.freedom``.
     level : float, default 0.95
-        The probability. Inflations are chosen for 0.95; intervals of other levels hold about as often as they say.
+        The probability. Inflations are chosen for 0.95: where they are much above 1, intervals of lower levels hold
+        more often than they say, and those of higher levels less often.
 
     Returns
     -------

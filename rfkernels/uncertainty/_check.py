@@ -17,7 +17,8 @@ from rfkernels.uncertainty._jackknife import Estimate
 
 Sums = Callable[..., Partial]
 
-LEVEL = 0.95
+_TWENTIETHS = 19
+LEVEL = _TWENTIETHS / 20
 _KEYS = 1024
 """How many keys NumPy takes at a time, for the cache to hold it all; JAX, which compiles each time, takes more."""
 
@@ -75,8 +76,9 @@ def inflations(xp: Any, found: Estimate, exact: Partial, at: Any, quantile: floa
 
     Intervals of `quantile` standard errors then hold 95 % of what was compared. To which queries features do well or
     badly they decide together, so that the sampled ones stand for the others whatever the law of the errors is: as in
-    split conformal prediction, the order statistic is that of n + 1. No factor is enough where the error is zero and
-    the estimate is not exact, or either logarithm alone is −inf: the ratio is infinite there.
+    split conformal prediction, the order statistic is that of n + 1, of those n whose error is finite: others hold
+    whatever the factor, and must not vouch for them. No factor is enough where the error is zero and the estimate is
+    not exact, or either logarithm alone is −inf: the ratio is infinite there. So is the factor where all errors are.
     """
     output, (log, _) = partials.normalize(xp, exact), partials.log_denominator(xp, exact)
 
@@ -85,13 +87,13 @@ def inflations(xp: Any, found: Estimate, exact: Partial, at: Any, quantile: floa
         alone = (estimate == -xp.inf) != (truth == -xp.inf)
         estimate, truth = (xp.where(x == -xp.inf, 0, x) for x in (estimate, truth))
         apart = xp.abs(estimate - truth)
-        held = ~alone & (apart <= _ROUNDING * xp.finfo(error.dtype).eps * size) | (error == xp.inf)
-        never = alone | (error == 0)
-        ratio = apart / xp.where(held | never, 1, error) / quantile
+        held = ~alone & (apart <= _ROUNDING * xp.finfo(error.dtype).eps * size)
+        never, known = alone | (error == 0), error < xp.inf
+        ratio = apart / xp.where(held | never | ~known, 1, error) / quantile
         ratio = xp.where(held, 0, xp.where(never, xp.inf, ratio))
         kept = ratio.ndim - tail
-        flat = ratio.reshape(*ratio.shape[:kept], math.prod(ratio.shape[kept:]))
-        return xp.maximum(_order_statistic(xp, flat), 1)
+        shape = (*ratio.shape[:kept], math.prod(ratio.shape[kept:]))
+        return xp.maximum(_order_statistic(xp, ratio.reshape(shape), known.reshape(shape)), 1)
 
     size = xp.max(xp.abs(output), (-2, -1), keepdims=True, initial=0)
     log_size = xp.maximum(xp.where(log == -xp.inf, 0, xp.abs(log)), 1)
@@ -100,14 +102,17 @@ def inflations(xp: Any, found: Estimate, exact: Partial, at: Any, quantile: floa
     )
 
 
-def _order_statistic(xp: Any, x: Any) -> Any:
-    """Return the quantile that 95 % of one more value would be below, on average; 0 of nothing."""
+def _order_statistic(xp: Any, x: Any, known: Any) -> Any:
+    """Return the quantile that 95 % of one more of the known values would be below, on average; 0 of no values.
+
+    Of values of which none is known it is infinite: nothing was found out.
+    """
     n = x.shape[-1]
     if n == 0:
         return xp.zeros(x.shape[:-1], x.dtype)
-    place = min(max(LEVEL * (n + 1) - 1, 0), n - 1)
-    low = int(place)
-    x = xp.sort(x, -1)
-    if place == low:
-        return x[..., low]
-    return (low + 1 - place) * x[..., low] + (place - low) * x[..., low + 1]
+    x, count = xp.sort(xp.where(known, x, -1), -1), xp.sum(known, -1, keepdims=True)
+    place = xp.clip(_TWENTIETHS * (count + 1) - 20, 0, 20 * (count - 1)) + 20 * (n - count)  # in twentieths
+    low, share = place // 20, (place % 20 / 20).astype(x.dtype)
+    below, above = (xp.take_along_axis(x, xp.minimum(at, n - 1), -1) for at in (low, low + 1))
+    found = (1 - share) * below + share * xp.where(share == 0, 0, above)
+    return xp.where(count == 0, xp.inf, found)[..., 0]

@@ -36,6 +36,12 @@ _BLURRED = 512
 _BLOCK = 1 << 21
 _ANGLES = 160
 
+_WIDE = 36
+"""How many times 1/√dim from a right angle the density (sin 2φ)^(dim − 1) is looked at."""
+
+_GAUSS = 2048
+"""Up to this dim Gauss–Legendre nodes are close enough for (sin θ)^(dim − 2)."""
+
 
 def log_moment(s: Any, dim: int, cosine: float) -> Any:
     """Return log C for s ≥ 0, any shape; NaN where traced arrays exceed what a fixed number of terms reaches."""
@@ -184,7 +190,12 @@ def sphere(dim: int) -> tuple[Any, Any]:
     """Return nodes and log-weights for the mean over a coordinate of a uniform direction, from −1 to 1."""
     if dim == 1:
         return np.array([-1.0, 1.0]), np.log([0.5, 0.5])
-    points, weights = np.polynomial.legendre.leggauss(400)
+    if dim <= _GAUSS:
+        points, weights = np.polynomial.legendre.leggauss(400)
+    else:  # nearly the same nodes, not at the cost of their cube; what is integrated vanishes at the ends
+        steps = 10 * math.isqrt(dim)
+        angles = math.pi * (np.arange(steps) + 0.5) / steps
+        points, weights = -np.cos(angles), np.sin(angles)
     angles = math.pi * (1 + points) / 2
     logs = np.log(weights) + (dim - 2) * np.log(np.sin(angles))
     return np.cos(angles), logs - _log_sum(np, logs)
@@ -230,7 +241,7 @@ def _half(degree: int) -> range:
 def ratios(dim: int) -> tuple[Any, Any]:
     """Return nodes sin 2φ and weights for the mean over the ratio of two chi norms."""
     points, weights = np.polynomial.legendre.leggauss(_ANGLES)
-    double = math.pi / 2 * (1 + points)
+    double = math.pi / 2 + min(math.pi / 2, _WIDE / math.sqrt(dim)) * points
     logs = np.log(weights) + (dim - 1) * np.log(np.sin(double))
     weights = np.exp(logs - np.max(logs))
     return np.sin(double), weights / np.sum(weights)
