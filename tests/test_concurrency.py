@@ -359,6 +359,41 @@ def test_damaged_files_on_disk_are_compiled_anew(cache: Path, compiled: tuple[Pa
         assert script("print(compute())", tmp_path, NUMBA_CACHE_DIR=str(cache)) == compiled[1]
 
 
+@needs_numba
+def test_functions_on_disk_are_whole_or_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each signature has a file of its own: an index of them could be written by two processes at once."""
+    from numba import config
+
+    from rfkernels.backends.numba.compiling import entry
+
+    folder = tmp_path / "cache"
+    monkeypatch.setattr(config, "CACHE_DIR", str(folder))
+
+    def made() -> Any:
+        @entry
+        def twice(x: Any) -> Any:
+            return x + x
+
+        return twice
+
+    def hits(function: Any) -> int:
+        return sum(function.stats.cache_hits.values())
+
+    first, second = made(), made()
+    assert (first(1), second(1.5)) == (2, 3.0)
+    kept = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(kept) == 2
+    found = made()
+    assert (found(1), found(1.5), hits(found)) == (2, 3.0, 2)
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:-1])
+    found, late = made(), made()
+    assert (found(1), hits(found)) == (2, 0)
+    shutil.rmtree(folder)
+    folder.write_text("no directory any more")
+    assert (late(1), hits(late)) == (2, 0)
+
+
 def test_threads_that_ask_at_once_get_the_same_code() -> None:
     """Of code that each compiled, all but one would be freed, and be called all the same."""
     made: list[int] = []
