@@ -209,7 +209,9 @@ def test_after_a_fork(tmp_path: Path) -> None:
     assert printed == "good"
 
 
+@needs_numba
 def test_a_fork_while_other_threads_compute(tmp_path: Path) -> None:
+    """Or compile: it waits for them, and they for no lock of the standard library that a fork takes."""
     printed = script(
         """
         expected, stop = compute(), threading.Event()
@@ -227,7 +229,30 @@ def test_a_fork_while_other_threads_compute(tmp_path: Path) -> None:
             codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         stop.set()
         for t in threads: t.join()
-        assert codes == [0] * 5, codes
+
+        import logging, signal, time
+        from llvmlite.binding import ffi
+        from numba.core.compiler_lock import global_compiler_lock
+        from rfkernels import _forks
+        from rfkernels.backends.numba import jit
+        for number, lock in enumerate((_forks.loading, jit._lock, global_compiler_lock, ffi.lib._lock)):
+            begun = threading.Event()
+            def compiling():
+                with lock:
+                    begun.set()
+                    time.sleep(0.05)
+                    logging.getLogger(f"compiling {number}")
+            thread = threading.Thread(target=compiling)
+            thread.start()
+            begun.wait()
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(20)
+                with lock:
+                    os._exit(0)
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            thread.join()
+        assert codes == [0] * 9, codes
         print("good")
         """,
         tmp_path,
