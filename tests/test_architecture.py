@@ -19,7 +19,7 @@ PACKAGE = Path(rfkernels.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    ("_arrays", "_files", "_timing", "activations"),
+    ("_arrays", "_files", "_forks", "_timing", "activations"),
     ("_checks",),
     ("kernels",),
     ("moments", "partials", "samplers"),

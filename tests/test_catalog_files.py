@@ -16,7 +16,7 @@ import safetensors.numpy
 from stores import same, some_store
 
 import rfkernels as rfk
-from rfkernels.catalog import files
+from rfkernels.catalog import changes, files
 from rfkernels.catalog.header import HEADER
 from rfkernels.catalog.invariants import LAYOUT, MAPPED
 
@@ -128,6 +128,22 @@ def test_a_file_that_is_replaced_while_it_is_opened(path: Path, monkeypatch: pyt
     monkeypatch.setattr(files, "read_header", late)
     assert same(files.load(path, mapped=True), some_store(seed=1))
     assert len(opened) == 2
+
+
+def test_a_catalog_that_changes_while_it_is_saved_is_not_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, blocks = some_store(), files._blocks
+    files.save(store, path)
+    before = path.read_bytes()
+
+    def changing(array: Any) -> Any:
+        yield from blocks(array)
+        if array is store.slots:
+            changes.remove(store, store.ids[store.ids >= 0][:1])
+
+    monkeypatch.setattr(files, "_blocks", changing)
+    with pytest.raises(RuntimeError, match="changed in another thread while it was saved"):
+        files.save(store, path)
+    assert (path.read_bytes(), os.listdir(path.parent)) == (before, [path.name])
 
 
 def test_no_second_copy_is_held(path: Path) -> None:

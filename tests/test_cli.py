@@ -407,13 +407,16 @@ def test_attend_replaces_a_file_only_when_told_to(arrays: Any, tmp_path: Path) -
     assert np.load(out).shape == (2, 90, 8)
 
 
-@pytest.mark.parametrize("target", [".", "nowhere/out.npy", os.devnull, "-", "out.txt", "folder.npy", "null.npy"])
+@pytest.mark.parametrize(
+    "target", [".", "nowhere/out.npy", os.devnull, "-", "out.txt", "folder.npy", "null.npy", "lost.npy"]
+)
 def test_attend_refuses_impossible_targets_at_once(
     target: str, arrays: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rfk, "attention", lambda *_, **__: pytest.fail("it went to work"))
     (tmp_path / "folder.npy").mkdir()
     (tmp_path / "null.npy").symlink_to(os.devnull)
+    (tmp_path / "lost.npy").symlink_to(tmp_path / "nowhere" / "out.npy")
     files = (tmp_path / f"{name}.npy" for name in "qkv")
     result = invoke("attend", *files, "--force", "--out", tmp_path / target)
     assert result.exit_code == 2

@@ -397,11 +397,14 @@ ITEMS = np.ones((30, 6), np.float32)
         (ITEMS.astype(int), "items must have one of the dtypes"),
         (ITEMS[0], "items must have shape (items, dim), got (6,)"),
         (np.ones(()), "items must have shape (items, dim), got ()"),
-        (ITEMS[:, :5], "queries must have shape (queries, 5)"),
+        (ITEMS[:, :5], "queries must have shape (queries, 5), got (45, 6)"),
         (np.where(np.arange(6) == 2, np.float32("nan"), ITEMS), "items must be finite, but items[0, 2] is nan"),
     ],
 )
-def test_files_that_cannot_be_used(content: Any, said: str, arrays: Any, tmp_path: Path) -> None:
+def test_files_that_cannot_be_used(
+    content: Any, said: str, arrays: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(softmax, "_ASKED", 9)  # what is said is of all queries
     path = tmp_path / "items.npy"
     path.unlink()
     if isinstance(content, np.ndarray):

@@ -209,7 +209,9 @@ def test_after_a_fork(tmp_path: Path) -> None:
     assert printed == "good"
 
 
+@needs_numba
 def test_a_fork_while_other_threads_compute(tmp_path: Path) -> None:
+    """Or compile: it waits for them, and they for no lock of the standard library that a fork takes."""
     printed = script(
         """
         expected, stop = compute(), threading.Event()
@@ -227,7 +229,30 @@ def test_a_fork_while_other_threads_compute(tmp_path: Path) -> None:
             codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         stop.set()
         for t in threads: t.join()
-        assert codes == [0] * 5, codes
+
+        import logging, signal, time
+        from llvmlite.binding import ffi
+        from numba.core.compiler_lock import global_compiler_lock
+        from rfkernels import _forks
+        from rfkernels.backends.numba import jit
+        for number, lock in enumerate((_forks.loading, jit._lock, global_compiler_lock, ffi.lib._lock)):
+            begun = threading.Event()
+            def compiling():
+                with lock:
+                    begun.set()
+                    time.sleep(0.05)
+                    logging.getLogger(f"compiling {number}")
+            thread = threading.Thread(target=compiling)
+            thread.start()
+            begun.wait()
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(20)
+                with lock:
+                    os._exit(0)
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            thread.join()
+        assert codes == [0] * 9, codes
         print("good")
         """,
         tmp_path,
@@ -357,6 +382,41 @@ def test_damaged_files_on_disk_are_compiled_anew(cache: Path, compiled: tuple[Pa
         for path in objects:
             path.write_bytes(damage(path.read_bytes()))
         assert script("print(compute())", tmp_path, NUMBA_CACHE_DIR=str(cache)) == compiled[1]
+
+
+@needs_numba
+def test_functions_on_disk_are_whole_or_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each signature has a file of its own: an index of them could be written by two processes at once."""
+    from numba import config
+
+    from rfkernels.backends.numba.compiling import entry
+
+    folder = tmp_path / "cache"
+    monkeypatch.setattr(config, "CACHE_DIR", str(folder))
+
+    def made() -> Any:
+        @entry
+        def twice(x: Any) -> Any:
+            return x + x
+
+        return twice
+
+    def hits(function: Any) -> int:
+        return sum(function.stats.cache_hits.values())
+
+    first, second = made(), made()
+    assert (first(1), second(1.5)) == (2, 3.0)
+    kept = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(kept) == 2
+    found = made()
+    assert (found(1), found(1.5), hits(found)) == (2, 3.0, 2)
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:-1])
+    found, late = made(), made()
+    assert (found(1), hits(found)) == (2, 0)
+    shutil.rmtree(folder)
+    folder.write_text("no directory any more")
+    assert (late(1), hits(late)) == (2, 0)
 
 
 def test_threads_that_ask_at_once_get_the_same_code() -> None:

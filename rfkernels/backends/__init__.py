@@ -12,6 +12,7 @@ import numpy as np
 from rfkernels import core, kernels, partials
 from rfkernels._arrays import accumulator, compiled, is_jax, namespace
 from rfkernels._checks import check_finite_arrays, check_untraced
+from rfkernels._forks import loading
 from rfkernels.core import Options
 from rfkernels.exact import exact_block, exact_partial
 from rfkernels.features import Features, SideName, register_pytree
@@ -127,7 +128,8 @@ def load(name: str) -> Backend:
     if name not in _MODULES:
         raise ValueError(f"unknown backend {name!r}; known are: {', '.join(sorted(_MODULES))}")
     try:
-        backend: Backend = import_module(_MODULES[name]).BACKEND
+        with loading:
+            backend: Backend = import_module(_MODULES[name]).BACKEND
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"backend {name!r} needs the package {error.name!r}: pip install 'rfkernels[{name}]'"

@@ -120,6 +120,7 @@ def update(store: Store, ids: Any, items: Any, *, rng: np.random.Generator | Non
 def _moving(store: Store) -> Iterator[None]:
     """Have a store know that items are being moved: what breaks this off leaves it so."""
     store.whole = False
+    store.changes += 1
     yield
     store.whole = True
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from rfkernels._forks import loading
+
 
 def compiled(name: str) -> Any:
     """Return a module of the Numba backend."""
-    return import_module(f"rfkernels.backends.numba.{name}")
+    with loading:
+        return import_module(f"rfkernels.backends.numba.{name}")

@@ -413,7 +413,10 @@ class Catalog(OfStore):
         return store.outgrown(self._store)
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file, which takes its name only when it is complete: see `load`."""
+        """Write a safetensors file, which takes its name only when it is complete: see `load`.
+
+        A catalog that another thread changes meanwhile is a RuntimeError, and not written.
+        """
         files.save(self._store, path)
 
     @classmethod

@@ -7,6 +7,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -55,12 +56,16 @@ def save(store: Store, path: str | os.PathLike[str], info: Mapping[str, str] | N
         `info` holds something else than strings.
     OSError
         The file cannot be written.
+    RuntimeError
+        `store` was changed meanwhile.
     """
-    info = checked_info(info)
-    check_arrays(store)
+    info, held = checked_info(info), replace(store)
+    check_arrays(held)
     with whole_file(_checked(path)) as file:
         file.write(bytes(HEADER))
-        _write(file, store, info, rows_are_there=False)
+        _write(file, held, info, rows_are_there=False)
+        if not store.whole or store.changes != held.changes:
+            raise RuntimeError("the catalog was changed in another thread while it was saved: nothing is written")
 
 
 def create(

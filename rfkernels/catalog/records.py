@@ -189,6 +189,8 @@ class Store:
         The file that `rows` are mapped from, if they are.
     whole : bool
         False while a change moves items, and for good once one was broken off in the midst of that.
+    changes : int
+        How often items were moved.
     """
 
     rows: Any
@@ -212,3 +214,4 @@ class Store:
     index: Index | None = field(default=None, repr=False, compare=False)
     source: Source | None = field(default=None, repr=False, compare=False)
     whole: bool = field(default=True, repr=False, compare=False)
+    changes: int = field(default=0, repr=False, compare=False)

@@ -216,8 +216,11 @@ def _catalog(inputs: Inputs, settings: Settings) -> rfk.Catalog:
     if items is not None:
         if items.ndim != 2:
             raise ValueError(f"items must have shape (items, dim), got {items.shape}")
+        queries, dim = inputs.arrays["queries"], items.shape[1]
+        if queries.shape[1] != dim:
+            raise ValueError(f"queries must have shape (queries, {dim}), got {queries.shape}")
         _check_top(settings, len(items))
-        return rfk.Catalog(items, queries=_asked(inputs.arrays["queries"], settings), rng=settings.seed)
+        return rfk.Catalog(items, queries=_asked(queries, settings), rng=settings.seed)
     try:
         catalog = rfk.Catalog.load(inputs.files["items"], mapped=True, verify=settings.verify)
     except OSError as error:

@@ -7,18 +7,59 @@ specify catalogs, whose constants are compiled in.
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import numba
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
+from numba.core import caching, cgutils, serialize
 from numba.extending import intrinsic
 
+from rfkernels.backends.numba import objects
+
 _FOLDERS = Path(__file__).parent, Path(__file__).parents[2] / "catalog"
+
+
+class _Files:
+    """What Numba keeps of a function, with a file for each signature and target.
+
+    Numba has an index of the files of a function, which two processes can write at once: code of one signature is then
+    found for another. It takes files that are not whole for whole, too.
+    """
+
+    def __init__(self, folder: str, name: str, told: tuple[Any, ...]) -> None:
+        self._start, self._told = Path(folder) / name, told
+
+    def _path(self, key: tuple[Any, ...]) -> Path:
+        digest = hashlib.sha256(repr((self._told, key)).encode()).hexdigest()
+        return self._start.with_name(f"{self._start.name}.{digest[:32]}.nbc")
+
+    def load(self, key: tuple[Any, ...]) -> Any:
+        found = objects.read(self._path(key))
+        return None if found is None else pickle.loads(found)
+
+    def save(self, key: tuple[Any, ...], data: Any) -> None:
+        objects.write(self._path(key), serialize.dumps(data))  # type: ignore[no-untyped-call]
+
+
+class _Cache(caching.FunctionCache):
+    """Numba's cache of a function that makes do without files where these cannot be read or written."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)  # type: ignore[no-untyped-call]
+        told = numba.__version__, self._impl.locator.get_source_stamp()
+        self._cache_file: Any = _Files(self.cache_path, self._impl.filename_base, told)
+
+    def _guard_against_spurious_io_errors(self) -> Any:
+        return suppress(OSError)
+
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -44,12 +85,11 @@ def jit_with(*fastmath: str, entry: bool = False, allocates: bool = False) -> Ca
     def compiled(function: Function) -> Function:
         name = function.__qualname__
         function.__qualname__ = f"{name}_{checksum(*_FOLDERS)}"
-        try:
-            made = njit(cache=True, **options)(function)
-        except RuntimeError:  # no directory can be written to: compile in every process
-            made = njit(**options)(function)
+        made: Any = njit(**options)(function)
         if made is function:
             return cast(Function, _not_compiled)
+        with suppress(RuntimeError):  # no directory can be written to: compile in every process
+            made._cache = _Cache(function)
         _compile_once(made)
         if not entry:
             _refuse_python(made, name)

@@ -13,7 +13,10 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import llvmlite.binding as llvm
 from llvmlite import ir
+from llvmlite.binding import ffi
+from numba.core.compiler_lock import global_compiler_lock
 
+from rfkernels._forks import wait_for
 from rfkernels.backends.numba import objects
 
 
@@ -69,16 +72,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _lock = threading.RLock()
-
-
-def _renew() -> None:
-    """Forget who held the lock: of a forked process that thread is no part."""
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)
+wait_for(_lock, global_compiler_lock, ffi.lib._lock)
 
 
 def compiled_once(make: Callable[P, R]) -> Callable[P, R]:

@@ -1,4 +1,7 @@
-"""Object code kept on disk between processes."""
+"""Compiled code kept on disk between processes, each in a file of its own that is whole or counts for nothing.
+
+A disk that is full, read-only or damaged costs the time to compile, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +36,29 @@ def _of_user() -> Path | None:
         return None
 
 
+def read(path: Path) -> bytes | None:
+    """Return what `write` wrote to a file, if it is there and whole."""
+    try:
+        whole = path.read_bytes()
+    except OSError:
+        return None
+    digest, code = whole[:_DIGEST], whole[_DIGEST:]
+    return code if hashlib.sha256(code).digest() == digest else None
+
+
+def write(path: Path, code: bytes) -> None:
+    """Write a file after its digest, in one step, if the disk lets one."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        temporary.write_bytes(hashlib.sha256(code).digest() + code)
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+
+
 class Stored:
-    """Object code under a key; what is found is checked against its digest.
+    """Object code under a key.
 
     Parameters
     ----------
@@ -45,26 +69,9 @@ class Stored:
     def __init__(self, key: str) -> None:
         place = directory()
         self._path = place and place / f"rfkernels-{hashlib.sha256(key.encode()).hexdigest()[:32]}.o"
-        self.code = self._load()
-
-    def _load(self) -> bytes | None:
-        if self._path is None:
-            return None
-        try:
-            whole = self._path.read_bytes()
-        except OSError:
-            return None
-        digest, code = whole[:_DIGEST], whole[_DIGEST:]
-        return code if hashlib.sha256(code).digest() == digest else None
+        self.code = None if self._path is None else read(self._path)
 
     def save(self, code: bytes) -> None:
-        """Write the code under its key, in one step; a full or read-only disk only costs the next process time."""
-        if self._path is None or self.code is not None:
-            return
-        temporary = self._path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-        try:
-            temporary.write_bytes(hashlib.sha256(code).digest() + code)
-            os.replace(temporary, self._path)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink()
+        """Write the code under its key."""
+        if self._path is not None and self.code is None:
+            write(self._path, code)
