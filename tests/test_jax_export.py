@@ -80,6 +80,18 @@ def test_features_of_a_map_without_a_name() -> None:
         export.export(jax.jit(run))(unnamed, q).serialize()
 
 
+def test_a_batch_of_any_size_is_exported_with_masks_heads_and_more_than_one_chunk() -> None:
+    features = jax.tree.map(jnp.asarray, rfk.draw("positive", dim=4, count=8, batch=(2,), rng=0))
+    (batch,) = export.symbolic_shape("b")
+
+    def run(x: Any, mask: Any) -> Any:
+        return rfk.attention(x, x, x, features, mask=mask)
+
+    given = ((batch, 2, 70, 4), jnp.float32), ((batch, 1, 70), bool)
+    saved = export.export(jax.jit(run), platforms=("cpu", "tpu"))(*(jax.ShapeDtypeStruct(*x) for x in given))
+    assert [x.shape for x in saved.out_avals] == [(batch, 2, 70, 4)]
+
+
 PASSES: dict[str, Any] = {
     "attention": lambda x, f: rfk.attention(x, x, x, f),
     "causal": lambda x, f: rfk.attention(x, x, x, f, causal=True),
