@@ -238,7 +238,7 @@ def require_finite(name: str, x: Any, hint: str = "") -> None:
     index = first_nonfinite(x)
     if index is not None:
         value = np.asarray(x)[index].astype(np.float64).item()
-        raise ValueError(f"{name} must be finite, but {name}{list(index)} is {value}{hint}")
+        raise ValueError(f"{name} must be finite, but {name}{list(index) if index else ''} is {value}{hint}")
 
 
 def first_nonfinite(x: Any) -> tuple[int, ...] | None:
@@ -249,6 +249,8 @@ def first_nonfinite(x: Any) -> tuple[int, ...] | None:
         x = np.asarray(x)
     if x.size <= _BLOCK and (_plainly_finite(x) or np.logical_and.reduce(np.isfinite(x), axis=None)):
         return None
+    if x.ndim == 0:
+        return ()
     if x.ndim == 1:
         found = _first_bad_row(x[None])
         return None if found is None else found[1:]

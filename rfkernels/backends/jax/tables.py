@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rfkernels._arrays import name_records, record
 from rfkernels.catalog.cells import LARGEST, chunks
 from rfkernels.catalog.metric import compared
 from rfkernels.catalog.records import Table
 
 
+@record
 class DeviceTable(NamedTuple):
     """A `Table` on a device, its groups one after the other and no rows between them.
 
@@ -45,6 +47,9 @@ class DeviceTable(NamedTuple):
     seen: Any
     slots: Any
     settled: Any
+
+
+name_records()
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["table"], meta_fields=["mesh", "axis"])
