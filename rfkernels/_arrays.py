@@ -96,7 +96,7 @@ def matmul(xp: Any, a: Any, b: Any) -> Any:
 
 def rows_at(xp: Any, x: Any, positions: Any) -> Any:
     """Return the rows at positions (*batch, count) of an array (*batch, length, width); batch axes broadcast."""
-    batch = np.broadcast_shapes(x.shape[:-2], positions.shape[:-1])
+    batch = broadcast_shapes(x.shape[:-2], positions.shape[:-1])
     x = xp.broadcast_to(x, (*batch, *x.shape[-2:]))
     return xp.take_along_axis(x, xp.broadcast_to(positions, (*batch, positions.shape[-1]))[..., None], -2)
 
@@ -178,6 +178,14 @@ def over_rows(xp: Any, step: Any, carry: Any, rows: tuple[Any, ...], size: int) 
     given = size * xp.arange(count), tuple(None if x is None else cut(x) for x in rows)
     carry, found = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), carry, given)
     return carry, tuple(map(joined, found))
+
+
+def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that all broadcast to; in exports of JAX sizes may be symbols, of which NumPy knows nothing."""
+    if all(isinstance(n, int | np.integer) for shape in shapes for n in shape):
+        return np.broadcast_shapes(*shapes)
+    found: tuple[int, ...] = sys.modules["jax"].numpy.broadcast_shapes(*shapes)
+    return found
 
 
 def differing(xp: Any, x: Any, tail: int, *sources: tuple[Any, int]) -> Any:

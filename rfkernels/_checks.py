@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._arrays import FLOATS, dtype_name, is_jax, namespace
+from rfkernels._arrays import FLOATS, broadcast_shapes, dtype_name, is_jax, namespace
 
 _BLOCK = 1 << 18
 _FEW = 1 << 10
@@ -54,7 +54,7 @@ def broadcast_batch(**shapes: tuple[int, ...]) -> tuple[int, ...]:
     if len(some) < 2:  # most often, and NumPy takes ten times as long
         return next(iter(some), ())
     try:
-        return np.broadcast_shapes(*shapes.values())
+        return broadcast_shapes(*shapes.values())
     except ValueError as error:
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(
@@ -142,7 +142,7 @@ def _over_keys(x: Any, keys: int, batch: tuple[int, ...]) -> bool:
     if x.ndim < 1 or x.shape[-1] != keys:
         return False
     try:
-        return bool(np.broadcast_shapes(x.shape[:-1], batch) == batch)
+        return bool(broadcast_shapes(x.shape[:-1], batch) == batch)
     except ValueError:
         return False
 

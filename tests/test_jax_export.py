@@ -14,6 +14,8 @@ import pytest
 from jax import export
 
 import rfkernels as rfk
+from rfkernels.backends.jax import catalog as on_device
+from rfkernels.catalog.records import Estimate
 
 LOADED = """
 import pathlib, sys
@@ -68,6 +70,18 @@ def test_blocks_and_errors() -> None:
         jax.tree.map(np.testing.assert_array_equal, loaded.call(first, q), jax.jit(run)(first, q))
 
 
+def test_tables_of_catalogs_are_arguments_of_exports() -> None:
+    table = on_device.device_table(rfk.Catalog(np.zeros((2, 4), np.float32)).table)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), table)
+    run = export.export(jax.jit(lambda table, queries: on_device.estimate(table, queries, 200, jax.random.key(0))))
+    loaded = export.deserialize(run(shapes, jax.ShapeDtypeStruct((3, 4), jnp.float32)).serialize())
+    (given, _), _ = jax.tree.unflatten(loaded.in_tree, loaded.in_avals)
+    found = jax.tree.unflatten(loaded.out_tree, loaded.out_avals)
+    assert (type(given), type(found)) == (on_device.DeviceTable, Estimate)
+    with pytest.raises(ValueError, match=r"queries must be so many as is known .* got shape \(b, 4\)"):
+        run(shapes, jax.ShapeDtypeStruct((*export.symbolic_shape("b"), 4), jnp.float32))
+
+
 def test_features_of_a_map_without_a_name() -> None:
     q = given()[2]
     unnamed = rfk.draw(rfk.FeatureMap((lambda xp, u, a: xp.exp(u / 2 + a),)), dim=4, count=8, rng=0)
@@ -78,6 +92,18 @@ def test_features_of_a_map_without_a_name() -> None:
 
     with pytest.raises(ValueError, match=r"by the name of their map, which rfkernels\.register gives; got FeatureMap"):
         export.export(jax.jit(run))(unnamed, q).serialize()
+
+
+def test_a_batch_of_any_size_is_exported_with_masks_heads_and_more_than_one_chunk() -> None:
+    features = jax.tree.map(jnp.asarray, rfk.draw("positive", dim=4, count=8, batch=(2,), rng=0))
+    (batch,) = export.symbolic_shape("b")
+
+    def run(x: Any, mask: Any) -> Any:
+        return rfk.attention(x, x, x, features, mask=mask)
+
+    given = ((batch, 2, 70, 4), jnp.float32), ((batch, 1, 70), bool)
+    saved = export.export(jax.jit(run), platforms=("cpu", "tpu"))(*(jax.ShapeDtypeStruct(*x) for x in given))
+    assert [x.shape for x in saved.out_avals] == [(batch, 2, 70, 4)]
 
 
 PASSES: dict[str, Any] = {

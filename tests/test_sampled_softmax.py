@@ -223,6 +223,7 @@ GOOD: dict[str, Any] = {
         ({"check_finite": "no"}, TypeError, "check_finite must be True or False, got 'no'"),
         ({"queries": np.full((4, DIM), np.nan)}, ValueError, r"queries must be finite, but queries\[0, 0\] is nan"),
         ({"bias": np.full(ITEMS, np.nan)}, ValueError, r"bias must be finite, but bias\[0\] is nan"),
+        ({"log_probability": np.nan}, ValueError, "log_probability must be finite, but log_probability is nan"),
         ({"log_probability": np.array([-1.0, -np.inf])}, ValueError, r"log_probability\[1\] is -inf"),
     ],
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from rfkernels._arrays import record
 from rfkernels.catalog.mapping import Source
 
 
@@ -60,6 +61,7 @@ class Table(NamedTuple):
     edge: Any = None
 
 
+@record
 class Estimate(NamedTuple):
     """What is known of the log-normalizers of queries.
 
@@ -80,6 +82,7 @@ class Estimate(NamedTuple):
     dots: Any
 
 
+@record
 class Expectation(NamedTuple):
     """Softmax-weighted means of values.
 
@@ -97,6 +100,7 @@ class Expectation(NamedTuple):
     standard_error: Any
 
 
+@record
 class Top(NamedTuple):
     """The items of largest q·y among those taken, largest first.
 
@@ -112,6 +116,7 @@ class Top(NamedTuple):
     logits: Any
 
 
+@record
 class Draws(NamedTuple):
     """Items drawn for each query.
 

@@ -11,6 +11,7 @@ import numpy as np
 
 import rfkernels as rfk
 from rfkernels import AttentionResult, DecodeState, Features, Side
+from rfkernels._arrays import broadcast_shapes
 from rfkernels._checks import check_array, check_finite_arrays, check_flags, check_window
 
 _PAIRS = (
@@ -80,7 +81,7 @@ def split_heads(query: Any, key: Any, value: Any, features: Features) -> Heads:
 def _check_batch(features: Features, batch: tuple[int, ...]) -> None:
     """Require one set for all heads or one for each head of keys; else heads would be multiplied in silence."""
     try:
-        fits = np.broadcast_shapes(features.batch, batch) == batch
+        fits = broadcast_shapes(features.batch, batch) == batch
     except ValueError:
         fits = False
     if not fits:

@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, broadcasting, stopped
+from rfkernels._arrays import accumulator, broadcast_shapes, broadcasting, stopped
 from rfkernels._checks import check_array, check_finite_arrays, check_flags, check_plain, is_tracer, result_dtype
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _check_draws(batch: tuple[int, ...], targets: tuple[int, ...], negatives: tu
         raise TypeError(f"log_probability must be real numbers, got {type(log_p).__name__} of dtype {dtype}")
     expected = (*batch, negatives[-1])
     try:
-        fits = np.broadcast_shapes(np.shape(log_p), expected) == expected
+        fits = broadcast_shapes(np.shape(log_p), expected) == expected
     except ValueError:
         fits = False
     if not fits:

@@ -69,7 +69,7 @@ def estimate(table: DeviceTable | Sharded, queries: Any, budget: int, key: Any) 
     ValueError
         If the queries are not finite rows as long as items, or the budget does not suffice for a sample on each device.
     """
-    return summed(table, check_queries(table, queries), budget, key, SOFTMAX, 1.0)
+    return summed(table, check_queries(table, queries), budget, key, SOFTMAX, None)
 
 
 @promoting

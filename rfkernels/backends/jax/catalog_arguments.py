@@ -54,6 +54,8 @@ def check_queries(table: DeviceTable | Sharded, queries: Any) -> Any:
     check_array("queries", queries, 1)
     if queries.ndim != 2 or queries.shape[-1] != dim:
         raise ValueError(f"queries must have shape (queries, {dim}), got {queries.shape}")
+    if not isinstance(queries.shape[0], int):
+        raise ValueError(f"queries must be so many as is known when a function is exported, got shape {queries.shape}")
     with np.errstate(over="ignore"):
         held = jnp.asarray(queries, own.rows.dtype)
     require_finite("queries", held)

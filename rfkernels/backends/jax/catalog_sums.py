@@ -69,21 +69,19 @@ SOFTMAX = Softmax()
 
 def summed(table: DeviceTable | Sharded, queries: Any, budget: int, key: Any, weights: Weights, scale: Any) -> Estimate:
     """Estimate logs of sums of weights over the items of a table, for queries that were checked."""
-    own, devices = parts_of(table)
+    own = parts_of(table)[0]
     places = check_places(table, budget)
     check_key(key)
     if isinstance(table, Sharded):
         how = {"places": places, "mesh": table.mesh, "axis": table.axis}
-        log, error, taken = _of_mesh(own, queries, key, scale, weights=weights, **how)
-    else:
-        log, error, taken = _of_device(own, queries, key, scale, weights=weights, places=places)
-    return Estimate(log, error, taken + devices * sum(own.means.shape[-2:]))
+        return Estimate(*_of_mesh(own, queries, key, scale, weights=weights, **how))
+    return Estimate(*_of_device(own, queries, key, scale, weights=weights, places=places))
 
 
 @partial(jax.jit, static_argnames=("weights", "places"))
 def _of_device(table: DeviceTable, queries: Any, key: Any, scale: Any, *, weights: Weights, places: int) -> Any:
     log, log_error, taken = _estimated(table, queries, key, scale, weights, places)
-    return _ended(log), jnp.exp(log_error - stopped(jnp, finite(log))), taken
+    return _ended(log), jnp.exp(log_error - stopped(jnp, finite(log))), taken + sum(table.means.shape)
 
 
 @partial(jax.jit, static_argnames=("weights", "places", "mesh", "axis"))
@@ -96,7 +94,7 @@ def _of_mesh(
         log, log_error, taken = _estimated(own, queries, key, scale, weights, places)
         top = finite(jax.lax.pmax(stopped(jnp, log), axis))
         square = jnp.exp(2 * (log_error - top))
-        total, square, dots = jax.lax.psum((jnp.exp(log - top), square, taken), axis)
+        total, square, dots = jax.lax.psum((jnp.exp(log - top), square, taken + sum(own.means.shape)), axis)
         error = jnp.sqrt(square) / stopped(jnp, jnp.where(total > 0, total, 1))
         return _ended(top + jnp.log(total)), error, dots
 

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from rfkernels._arrays import differing
+from rfkernels._arrays import broadcast_shapes, differing
 from rfkernels.backends.jax.chunks import TAILS, Rows
 from rfkernels.backends.jax.fused import instead
 from rfkernels.backends.jax.schedule import CPU, SAVED, Sizes, accelerator
@@ -64,6 +63,10 @@ chunks of all heads copies its rows.
 """
 
 
+_SYMBOL = 64
+"""What the size of a batch axis that an export does not know is taken to be where an accelerator's memory is shared."""
+
+
 def over_heads(
     function: Function, given: Given, causal: bool = False, kernels: Callable[[Given], Result] | None = None
 ) -> Result:
@@ -80,20 +83,27 @@ def over_heads(
         return function(given, CPU)
 
     def on_cpu(given: Given) -> Result:
-        rows = sum(x.size for x in given.rows if x is not None)
-        small = causal and rows <= _TOGETHER
-        if small or math.prod(given.state.kv.shape[:-2]) <= 1 or _cpus() > 1:
+        own, rows = given.state.kv.shape[:-2], [x.shape for x in given.rows if x is not None]
+        if _cpus() > 1 or not _known(own, *rows) or math.prod(own) <= 1:
+            return function(given, CPU)
+        if causal and sum(map(math.prod, rows)) <= _TOGETHER:
             return function(given, CPU)
         return _one_by_one(lambda head: function(head, CPU), given)
 
     def elsewhere(given: Given) -> Result:
-        heads = np.broadcast_shapes(given.state.kv.shape[:-2], *(x.shape[:-2] for x in given.rows[:2] if x is not None))
-        return function(given, accelerator(math.prod(heads), given.features.count))
+        batch = broadcast_shapes(given.state.kv.shape[:-2], *(x.shape[:-2] for x in given.rows[:2] if x is not None))
+        heads = math.prod(n if _known((n,)) else _SYMBOL for n in batch)
+        return function(given, accelerator(heads, given.features.count))
 
     if kernels is None:
         return lax.platform_dependent(given, cpu=on_cpu, default=elsewhere)  # type: ignore[no-any-return]
     on_gpu = partial(instead, kernels, elsewhere)
     return lax.platform_dependent(given, cpu=on_cpu, cuda=on_gpu, default=elsewhere)  # type: ignore[no-any-return]
+
+
+def _known(*shapes: tuple[int, ...]) -> bool:
+    """Whether sizes are numbers, none of them a symbol of an export."""
+    return all(isinstance(n, int) for shape in shapes for n in shape)
 
 
 def _cpus() -> int:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rfkernels._arrays import name_records, record
 from rfkernels.catalog.arguments import check_count
 from rfkernels.catalog.cells import LARGEST, chunks
 from rfkernels.catalog.metric import compared
@@ -16,6 +17,7 @@ from rfkernels.catalog.rays import LENGTHS, known_rays
 from rfkernels.catalog.records import Table
 
 
+@record
 class DeviceHomes(NamedTuple):
     """What tells which group an item would join, and how long items are.
 
@@ -44,6 +46,7 @@ class DeviceHomes(NamedTuple):
     lengths: Any
 
 
+@record
 class DeviceTable(NamedTuple):
     """A `Table` on a device, its groups one after the other and no rows between them.
 
@@ -77,6 +80,9 @@ class DeviceTable(NamedTuple):
     slots: Any
     settled: Any
     homes: DeviceHomes
+
+
+name_records()
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["table"], meta_fields=["mesh", "axis"])
