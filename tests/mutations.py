@@ -653,7 +653,7 @@ MUTANTS = [
     Mutant("rays on JAX: groups from the outside inwards", "backends/jax/catalog_groups.py", "2 * first[own] + groups[own] - 1 - every", "every", (JAX_RAYS, "-k", "test_queries_that_are_items")),
     Mutant("homes on JAX: no item is expected at a point", "backends/jax/catalog_kernels.py", "at = jnp.where(group < 0, len(log), group)", "at = len(log)", (JAX_RAYS, "-k", "sums_of_kernels")),
     Mutant("homes on JAX: dot products are not counted", "backends/jax/catalog_kernels.py", "dots=found.dots + more", "dots=found.dots", (JAX_RAYS, "-k", "too_few")),
-    Mutant("homes on JAX: looked for whatever is left", "backends/jax/catalog_kernels.py", "places_of(table, budget - more) >=", "places_of(table, budget) >=", (JAX_RAYS, "-k", "too_few")),
+    Mutant("homes on JAX: looked for whatever is left", "backends/jax/catalog_kernels.py", "enough = places_of(table, budget - more)", "enough = places_of(table, budget)", (JAX_RAYS, "-k", "too_few")),
     Mutant("rays on JAX: means look at nothing", "backends/jax/catalog_means.py", "along(table, query, guess.cell_logits, most_along(places))", "False", (JAX_RAYS, "-k", "means")),
     Mutant("rays on JAX: parts have the centres of others", "backends/jax/tables.py", "table.centres[cells]", "table.centres[: len(cells)]", (JAX_RAYS, "-k", "parts")),
     Mutant("radial: codes are trusted whatever they know", "catalog/radial.py", "TEMPERED, UNSURE = 1.5, 4.0", "TEMPERED, UNSURE = 0.0, 60.0", (RADIAL, "-k", "as_specified or intervals or sharp")),

@@ -12,7 +12,7 @@ from jax.scipy.special import betainc, logsumexp
 
 from rfkernels._arrays import elementwise, is_jax, matmul
 from rfkernels._checks import is_tracer
-from rfkernels.backends.jax.catalog_arguments import check_queries, parts_of, places_of, promoting
+from rfkernels.backends.jax.catalog_arguments import check_count, check_queries, parts_of, places_of, promoting
 from rfkernels.backends.jax.catalog_plan import finite, size_of
 from rfkernels.backends.jax.catalog_rays import home, looked
 from rfkernels.backends.jax.catalog_sums import SOFTMAX, Weights, summed
@@ -78,17 +78,24 @@ def kernel_sum(
         check_real("scale", scale)
     scale = jnp.asarray(scale, queries.dtype)
     points, size, constant, weights = _weights(chosen, queries, scale)
-    own, devices = parts_of(table)
-    more = devices * looked(own)
-    if isinstance(weights, Distances) and places_of(table, budget - more) >= FEWEST_RUNS * RUN:
-        weights, budget = replace(weights, homes=True), budget - more
-    else:
-        more = 0
+    more = 0
+    if isinstance(weights, Distances):
+        more = _looked(table, budget)
+        weights, budget = replace(weights, homes=more > 0), budget - more
     found = summed(table, points, budget, key, weights, size)
     found = found._replace(log_normalizer=found.log_normalizer + constant, dots=found.dots + more)
     if not is_tracer(found.log_normalizer):
         check_logs(chosen, found.log_normalizer)
     return found
+
+
+def _looked(table: DeviceTable | Sharded, budget: Any) -> int:
+    """Return the dot products that homes of points take, 0 where too few are left or there are enough for all items."""
+    own, devices = parts_of(table)
+    check_count("budget", budget)
+    more = devices * looked(own)
+    enough = places_of(table, budget - more) >= FEWEST_RUNS * RUN
+    return more if enough and places_of(table, budget) < own.ids.shape[-1] else 0
 
 
 def _weights(kernel: Kernel, queries: Any, scale: Any) -> tuple[Any, Any, Any, Weights]:
