@@ -35,6 +35,8 @@ TRUSTED = 0.25
 FLOOR = 1e-3
 """What is added to guessed variances, so that no group is drawn from too little; no prediction counts it."""
 
+_NONE = np.empty(0, np.int64)
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -137,8 +139,11 @@ def _log_mean_exp(deviation: Any, edge: Any) -> Any:
     return low * (deviation - low / 2)
 
 
-def plan(table: Table, guessed: Guess, budget: int, run: int = RUN) -> Plan:
+def plan(table: Table, guessed: Guess, budget: int, run: int = RUN, looked: Any = _NONE) -> Plan:
     """Choose the opened groups that minimise the predicted variance, where items are drawn in runs of so many.
+
+    Groups that are to be looked at are opened whatever is guessed of them; the others are chosen for what these leave
+    of the budget. What is chosen for its own sake as well leaves room for runs.
 
     Groups are opened in the order of their second moments per item, bucket by bucket of like ones, and the rest of the
     budget is drawn: the variance of the rest is (Σ w)(Σ w v) / draws for draws in proportion to w. Of groups that are
@@ -148,6 +153,7 @@ def plan(table: Table, guessed: Guess, budget: int, run: int = RUN) -> Plan:
     count, top = table.count.astype(np.float64), float(guessed.log_mean.max())
     if not np.isfinite(top):
         raise ValueError(f"queries must have dot products with items that fit {table.rows.dtype}")
+    budget -= int(table.count[looked].sum())
     if budget >= count.sum() + sum(table.means.shape):
         every, none = np.arange(len(count)), np.arange(0)
         return Plan(every, none, top, none.astype(np.float64), 0, -np.inf, np.zeros(len(table.means)))
@@ -165,18 +171,21 @@ def plan(table: Table, guessed: Guess, budget: int, run: int = RUN) -> Plan:
             break
         # All others are opened: those of the last bucket are told apart, from the second on.
         highest, first = float(score[bucket == last].max()), 1
-    far = np.flatnonzero(bucket >= best)
+    far, opened = np.flatnonzero(bucket >= best), np.flatnonzero(bucket < best)
+    again = np.isin(looked, opened)
+    left = budget - sum(table.means.shape) - int(table.count[opened].sum()) + int(table.count[looked[again]].sum())
+    drawn_runs = left // run
     # Relative to the largest of their own: next to opened groups all of them may be less than the smallest number.
     far_top = float(guessed.log_mean[far].max())
     drawn = count[far] * np.exp(guessed.log_mean[far] - far_top)
-    square = drawn.sum() * (drawn @ guessed.variance[far]) / (run * runs[best])
+    square = drawn.sum() * (drawn @ guessed.variance[far]) / (run * drawn_runs)
     slopes = np.zeros(len(table.means))
     if np.sqrt(square) <= TRUSTED * drawn.sum():
         cell = table.cell[far]
         slopes = np.bincount(cell, drawn, len(slopes)) / np.maximum(np.bincount(cell, count[far], len(slopes)), 1)
-    predicted = drawn.sum() * (drawn @ guessed.variance[far] - guessed.floor * drawn.sum()) / (run * runs[best])
+    predicted = drawn.sum() * (drawn @ guessed.variance[far] - guessed.floor * drawn.sum()) / (run * drawn_runs)
     log_error = far_top + float(np.log(predicted)) / 2 if predicted > 0 else -np.inf
-    return Plan(np.flatnonzero(bucket < best), far, far_top, drawn, int(runs[best]), log_error, slopes)
+    return Plan(np.concatenate([opened, looked[~again]]), far, far_top, drawn, drawn_runs, log_error, slopes)
 
 
 def _left(bucket: Any, x: Any) -> Any:

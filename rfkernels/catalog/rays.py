@@ -115,6 +115,4 @@ def planned(table: Table, query: Any, guessed: Guess, budget: int, run: int = RU
     items = budget - sum(table.means.shape)
     most = min(items // SHARE, items - FEWEST_RUNS * run)
     looked = along(table, query, guessed.cell_logits, most) if items < table.count.sum() else np.empty(0, np.int64)
-    chosen = plan(table, guessed, budget - int(table.count[looked].sum()), run)
-    more = looked[~np.isin(looked, chosen.opened)]
-    return chosen._replace(opened=np.concatenate([chosen.opened, more]))
+    return plan(table, guessed, budget, run, looked)

@@ -99,8 +99,9 @@ def planned(table: DeviceTable, guess: Guess, places: int, looked: Any = False) 
     some, all_fit = table.count > 0, jnp.sum(table.count) <= places
     score = jnp.where(some, 2 * (log - finite(jnp.max(log))) + jnp.log(variance), -jnp.inf)
     left = places - jnp.sum(jnp.where(looked, table.count, 0))
-    closed, runs = _closed(table, left, log, variance, score)
+    closed, _ = _closed(table, left, log, variance, score)
     closed &= ~(all_fit | looked)
+    runs = jnp.maximum(places - jnp.sum(jnp.where(closed, 0, table.count)), 0) // RUN  # some are to be opened anyway
     # Relative to the largest of their own: next to opened groups all of them may be less than the smallest number.
     own = jnp.where(closed, log, -jnp.inf)
     top = finite(jnp.max(own))

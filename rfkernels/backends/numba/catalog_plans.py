@@ -286,7 +286,7 @@ def _choose(
     top = shares(r, v, s, size, n.cells[i])
     for c in range(len(g.held)):
         s.taken[c] = g.first[c + 1] - g.first[c] if budget >= g.items else 0
-    looked = 0
+    looked, every = 0, budget
     if budget < g.items:
         most = min(budget // SHARE, budget - r.fewest_runs * r.run)
         looked, held = look_along(g, s, (top, v.least[size]), query, n.cells[i], most)
@@ -303,6 +303,8 @@ def _choose(
         closely = True
         top, total, noise = _renew(g, v, s, size, n.cells[i])
     counts = open_along(r, g, s, n, i, looked, (items, opened))
+    if runs > 0 and looked > 0:  # some of them are opened anyway
+        runs = (every - counts[0]) // r.run
     if note(r, n, i, (*counts, runs), (top, total, noise)):
         if listed:
             sum_others(g, s, n, i, opened)
