@@ -33,6 +33,7 @@ TINY = replace(
     single=64,
     positions=(20, 40),
     tokens=2,
+    caches=(24,),
     window=8,
     products=(32,),
     rounds=2,

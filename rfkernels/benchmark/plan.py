@@ -48,6 +48,8 @@ class Plan:
         Positions at which tokens are decoded one at a time.
     tokens : int
         How many tokens are decoded from there.
+    caches : tuple of int
+        How many keys exact attention of one token has, which decoding is compared with.
     window : int
         The width of the exact window.
     memory : tuple of int
@@ -76,6 +78,7 @@ class Plan:
     single: int = 65_536
     positions: tuple[int, int] = (1_000, 50_000)
     tokens: int = 100
+    caches: tuple[int, ...] = (1_000, 4_000, 16_000)
     window: int = 128
     memory: tuple[int, ...] = (8_192, 262_144)
     products: tuple[int, ...] = (2048, 4096)
@@ -96,6 +99,7 @@ QUICK = Plan(
     single=16_384,
     positions=(500, 5_000),
     tokens=50,
+    caches=(1_000, 4_000),
     memory=(),
     products=(1024, 2048),
     core_types=(),

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from rfkernels.attention import attention
+from rfkernels.benchmark import peers
 from rfkernels.benchmark.line import Line, Ratio, missing_line, ratio_line, time_line
 from rfkernels.benchmark.plan import Arrays, Plan, allowed_threads, inputs, ours, require_memory, with_threads
 from rfkernels.benchmark.timing import Call, Unavailable, measure
@@ -59,7 +60,7 @@ def _limited(count: int, plan: Plan, arrays: Arrays, causal: bool) -> Call:
 
 
 def decoding(plan: Plan) -> Iterator[Line]:
-    """Time decoding token by token at an early and at a late position."""
+    """Time decoding token by token at an early and at a late position, and exact attention of one token beside it."""
     early, late = (f"position {position:,}" for position in plan.positions)
     for window in (None, plan.window):
         builders = {f"position {position:,}": partial(decoder, plan, position, window) for position in plan.positions}
@@ -69,6 +70,19 @@ def decoding(plan: Plan) -> Iterator[Line]:
         yield ratio_line(timings, Ratio(name, late, early, "<= 1.15", note=_per_sample(plan)), allowed_threads())
         scale = 1e6 / plan.tokens
         yield time_line(f"{where}: time per token at {late}", timings, late, allowed_threads(), scale, "µs")
+    yield from _beside_exact(plan)
+
+
+def _beside_exact(plan: Plan) -> Iterator[Line]:
+    for keys in plan.caches:
+        q, k, v = inputs(plan, keys)
+        builders = {
+            "torch exact": partial(peers.torch_exact, plan, (q[:, -1:], k, v), causal=False),
+            "rfkernels": partial(decoder, plan, min(plan.positions), None),
+        }
+        name = f"decoding H={plan.heads} after {keys:,} keys: torch exact / rfkernels"
+        ratio = Ratio(name, "torch exact", "rfkernels", factor=plan.tokens, note=f"of ours, {_per_sample(plan)}")
+        yield ratio_line(measure(builders, plan.rounds, plan.seconds), ratio, allowed_threads())
 
 
 def _per_sample(plan: Plan) -> str:
