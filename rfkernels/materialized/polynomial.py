@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -9,6 +10,9 @@ import numpy as np
 
 from rfkernels.materialized._records import read_only, scale_of, size
 from rfkernels.materialized.monomials import Monomials, log_weights
+
+MOST = 1 << 22
+"""Columns that Taylor features may have."""
 
 
 def taylor(dim: int, degree: int, *, scale: float | None = None) -> Monomials:
@@ -34,7 +38,7 @@ def taylor(dim: int, degree: int, *, scale: float | None = None) -> Monomials:
     Raises
     ------
     ValueError
-        If a size or the scale is out of its range.
+        If a size or the scale is out of its range, or there would be more than 2²² columns.
 
     Examples
     --------
@@ -43,6 +47,9 @@ def taylor(dim: int, degree: int, *, scale: float | None = None) -> Monomials:
     153
     """
     dim, degree = size("dim", dim), size("degree", degree, 0)
+    few = min(dim, degree)
+    if few > 12 or math.comb(dim + degree, few) > MOST:  # binomial(26, 13) is more, and others would take long
+        raise ValueError(f"degree must leave {MOST:,} columns or fewer, got {degree} for dim {dim}")
     chosen = [index for n in range(degree + 1) for index in combinations_with_replacement(range(dim), n)]
     exponents = np.zeros((len(chosen), dim), np.int64)
     for row, index in zip(exponents, chosen, strict=True):
