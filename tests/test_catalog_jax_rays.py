@@ -145,8 +145,9 @@ def test_sums_of_kernels_at_items(kernel: str, width: float) -> None:
     assert (np.asarray(found.dots) <= BUDGET).all()
 
 
-def test_no_home_is_looked_for_where_too_few_dots_are_left() -> None:
+def test_no_home_is_looked_for_where_too_few_dots_are_left_or_all_items_are_taken() -> None:
     y = np.random.default_rng(0).normal(size=(500, 2)).astype(np.float32)
     held = jc.device_table(Catalog(y, cells=4, rng=0).table)
     for budget, spent in ((6 + 128, 134), (6 + 4 + 128, 138)):
         assert jc.kernel_sum(held, y[:1], "gaussian", budget, KEY).dots == spent
+    assert jc.kernel_sum(held, y[:1], "gaussian", 6 + 500, KEY).standard_error == 0

@@ -12,7 +12,7 @@ from jax.scipy.special import betainc, logsumexp
 
 from rfkernels._arrays import elementwise, is_jax, matmul
 from rfkernels._checks import is_tracer
-from rfkernels.backends.jax.catalog_arguments import check_queries, parts_of, places_of, promoting
+from rfkernels.backends.jax.catalog_arguments import check_count, check_queries, parts_of, places_of, promoting
 from rfkernels.backends.jax.catalog_plan import finite, size_of
 from rfkernels.backends.jax.catalog_rays import home, looked
 from rfkernels.backends.jax.catalog_sums import SOFTMAX, Weights, summed
@@ -74,21 +74,28 @@ def kernel_sum(
         number.
     """
     queries, chosen = check_queries(table, queries), check_kernel(kernel)
+    check_count("budget", budget)
     if not (is_jax(scale) and jnp.shape(scale) == () and jnp.issubdtype(scale.dtype, jnp.floating)):
         check_real("scale", scale)
     scale = jnp.asarray(scale, queries.dtype)
     points, size, constant, weights = _weights(chosen, queries, scale)
-    own, devices = parts_of(table)
-    more = devices * looked(own)
-    if isinstance(weights, Distances) and places_of(table, budget - more) >= FEWEST_RUNS * RUN:
-        weights, budget = replace(weights, homes=True), budget - more
-    else:
-        more = 0
-    found = summed(table, points, budget, key, weights, size)
+    budget, more = int(budget), 0
+    if isinstance(weights, Distances):
+        more = _homes_cost(table, budget)
+        weights = replace(weights, homes=more > 0)
+    found = summed(table, points, budget - more, key, weights, size)
     found = found._replace(log_normalizer=found.log_normalizer + constant, dots=found.dots + more)
     if not is_tracer(found.log_normalizer):
         check_logs(chosen, found.log_normalizer)
     return found
+
+
+def _homes_cost(table: DeviceTable | Sharded, budget: int) -> int:
+    """Return how many dot products homes take: none where all items are taken, or too few would be left to draw any."""
+    own, devices = parts_of(table)
+    more = devices * looked(own)
+    exact = own.ids.shape[-1] <= places_of(table, budget)
+    return 0 if exact or places_of(table, budget - more) < FEWEST_RUNS * RUN else more
 
 
 def _weights(kernel: Kernel, queries: Any, scale: Any) -> tuple[Any, Any, Any, Weights]:
