@@ -15,12 +15,14 @@ from test_catalog_rays import ITEMS, TAU, built, exact, items
 
 from rfkernels.catalog import Catalog
 from rfkernels.catalog.homes import homes
+from rfkernels.catalog.plan import RUN
 from rfkernels.catalog.rays import LENGTHS, along
 
 jax = pytest.importorskip("jax", reason="needs jax")
 jc = pytest.importorskip("rfkernels.backends.jax.catalog")
 rays = pytest.importorskip("rfkernels.backends.jax.catalog_rays")
 tables = pytest.importorskip("rfkernels.backends.jax.tables")
+plans = pytest.importorskip("rfkernels.backends.jax.catalog_plan")
 
 KEY, BUDGET, MOST = jax.random.key(1), 1_000, 200
 
@@ -91,6 +93,23 @@ def test_parts_of_a_table_know_their_own() -> None:
             ids = [part.ids[s : s + n] for s, n in zip(part.start[looked[row]], part.count[looked[row]], strict=True)]
             met += row in np.concatenate([np.empty(0, int), *ids])
     assert met > 95
+
+
+def test_groups_that_are_looked_at_take_room_once() -> None:
+    """Counted twice where they are opened for what is guessed of them, too, they keep others closed."""
+
+    @jax.jit
+    def spent(held: Any, query: Any) -> Any:
+        guess = plans.guessed(held, query)
+        plain = plans.planned(held, guess, BUDGET)
+        opened = (held.count > 0) & ~plain.closed
+        looked = opened & (plain.ends <= MOST)
+        return jax.numpy.any(looked), plans.planned(held, guess, BUDGET, looked)
+
+    y = np.random.default_rng(1).normal(size=(3_000, 8)).astype(np.float32)
+    some, plan = spent(jc.device_table(Catalog(y, rng=0).table), y[0])
+    assert some
+    assert BUDGET - RUN < plan.ends[-1] + RUN * plan.runs <= BUDGET
 
 
 def test_cells_of_which_items_moved_have_none() -> None:
