@@ -341,6 +341,9 @@ def test_refusals() -> None:
             on_device.kernel_sum(*given, "gaussian", 900, key, scale=wrong)
     with pytest.raises(ValueError, match="budget must be at least"):
         on_device.kernel_sum(*given, "gaussian", 20, key)
+    for odd in ("900", 900.5):
+        with pytest.raises(TypeError, match=f"budget must be an int, got {odd!r}"):
+            on_device.kernel_sum(*given, "gaussian", odd, key)
     with pytest.raises(TypeError, match="table must be what device_table or sharded returns, got Catalog"):
         on_device.kernel_sum(catalog(12), queries, "gaussian", 900, key)
     with jax.enable_x64(False):

@@ -15,12 +15,14 @@ from test_catalog_rays import ITEMS, TAU, built, exact, items
 
 from rfkernels.catalog import Catalog
 from rfkernels.catalog.homes import homes
+from rfkernels.catalog.plan import RUN
 from rfkernels.catalog.rays import LENGTHS, along
 
 jax = pytest.importorskip("jax", reason="needs jax")
 jc = pytest.importorskip("rfkernels.backends.jax.catalog")
 rays = pytest.importorskip("rfkernels.backends.jax.catalog_rays")
 tables = pytest.importorskip("rfkernels.backends.jax.tables")
+plans = pytest.importorskip("rfkernels.backends.jax.catalog_plan")
 
 KEY, BUDGET, MOST = jax.random.key(1), 1_000, 200
 
@@ -93,6 +95,23 @@ def test_parts_of_a_table_know_their_own() -> None:
     assert met > 95
 
 
+def test_groups_that_are_looked_at_take_room_once() -> None:
+    """Counted twice where they are opened for what is guessed of them, too, they keep others closed."""
+
+    @jax.jit
+    def spent(held: Any, query: Any) -> Any:
+        guess = plans.guessed(held, query)
+        plain = plans.planned(held, guess, BUDGET)
+        opened = (held.count > 0) & ~plain.closed
+        looked = opened & (plain.ends <= MOST)
+        return jax.numpy.any(looked), plans.planned(held, guess, BUDGET, looked)
+
+    y = np.random.default_rng(1).normal(size=(3_000, 8)).astype(np.float32)
+    some, plan = spent(jc.device_table(Catalog(y, rng=0).table), y[0])
+    assert some
+    assert BUDGET - RUN < plan.ends[-1] + RUN * plan.runs <= BUDGET
+
+
 def test_cells_of_which_items_moved_have_none() -> None:
     held, queries = table(), np.float32(2 * TAU) * items()[:50]
     assert np.asarray(looked_at(held, queries)).any(1).all()
@@ -145,8 +164,9 @@ def test_sums_of_kernels_at_items(kernel: str, width: float) -> None:
     assert (np.asarray(found.dots) <= BUDGET).all()
 
 
-def test_no_home_is_looked_for_where_too_few_dots_are_left() -> None:
+def test_no_home_is_looked_for_where_too_few_dots_are_left_or_all_items_are_taken() -> None:
     y = np.random.default_rng(0).normal(size=(500, 2)).astype(np.float32)
     held = jc.device_table(Catalog(y, cells=4, rng=0).table)
     for budget, spent in ((6 + 128, 134), (6 + 4 + 128, 138)):
         assert jc.kernel_sum(held, y[:1], "gaussian", budget, KEY).dots == spent
+    assert jc.kernel_sum(held, y[:1], "gaussian", 6 + 500, KEY).standard_error == 0

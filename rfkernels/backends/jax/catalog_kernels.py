@@ -74,28 +74,28 @@ def kernel_sum(
         number.
     """
     queries, chosen = check_queries(table, queries), check_kernel(kernel)
+    check_count("budget", budget)
     if not (is_jax(scale) and jnp.shape(scale) == () and jnp.issubdtype(scale.dtype, jnp.floating)):
         check_real("scale", scale)
     scale = jnp.asarray(scale, queries.dtype)
     points, size, constant, weights = _weights(chosen, queries, scale)
-    more = 0
+    budget, more = int(budget), 0
     if isinstance(weights, Distances):
-        more = _looked(table, budget)
-        weights, budget = replace(weights, homes=more > 0), budget - more
-    found = summed(table, points, budget, key, weights, size)
+        more = _homes_cost(table, budget)
+        weights = replace(weights, homes=more > 0)
+    found = summed(table, points, budget - more, key, weights, size)
     found = found._replace(log_normalizer=found.log_normalizer + constant, dots=found.dots + more)
     if not is_tracer(found.log_normalizer):
         check_logs(chosen, found.log_normalizer)
     return found
 
 
-def _looked(table: DeviceTable | Sharded, budget: Any) -> int:
-    """Return the dot products that homes of points take, 0 where too few are left or there are enough for all items."""
+def _homes_cost(table: DeviceTable | Sharded, budget: int) -> int:
+    """Return how many dot products homes take: none where all items are taken, or too few would be left to draw any."""
     own, devices = parts_of(table)
-    check_count("budget", budget)
     more = devices * looked(own)
-    enough = places_of(table, budget - more) >= FEWEST_RUNS * RUN
-    return more if enough and places_of(table, budget) < own.ids.shape[-1] else 0
+    exact = own.ids.shape[-1] <= places_of(table, budget)
+    return 0 if exact or places_of(table, budget - more) < FEWEST_RUNS * RUN else more
 
 
 def _weights(kernel: Kernel, queries: Any, scale: Any) -> tuple[Any, Any, Any, Weights]:

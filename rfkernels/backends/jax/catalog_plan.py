@@ -96,12 +96,10 @@ def planned(table: DeviceTable, guess: Guess, places: int, looked: Any = False) 
     All but `centre` is constant to derivatives: with the proposal held, that of an unbiased estimate is unbiased too.
     """
     log, variance = stopped(jnp, guess.log_mean), stopped(jnp, guess.variance)
-    some, all_fit = table.count > 0, jnp.sum(table.count) <= places
-    score = jnp.where(some, 2 * (log - finite(jnp.max(log))) + jnp.log(variance), -jnp.inf)
-    left = places - jnp.sum(jnp.where(looked, table.count, 0))
-    closed, _ = _closed(table, left, log, variance, score)
-    closed &= ~(all_fit | looked)
-    runs = jnp.maximum(places - jnp.sum(jnp.where(closed, 0, table.count)), 0) // RUN  # some are to be opened anyway
+    left, all_fit = jnp.where(looked, 0, table.count), jnp.sum(table.count) <= places
+    score = jnp.where(left > 0, 2 * (log - finite(jnp.max(log))) + jnp.log(variance), -jnp.inf)
+    closed, runs = _closed(left, places - jnp.sum(table.count - left), log, variance, score)
+    closed &= ~all_fit
     # Relative to the largest of their own: next to opened groups all of them may be less than the smallest number.
     own = jnp.where(closed, log, -jnp.inf)
     top = finite(jnp.max(own))
@@ -116,18 +114,18 @@ def planned(table: DeviceTable, guess: Guess, places: int, looked: Any = False) 
     return Plan(guess.cell_logits, top, weight, closed, ends, jnp.where(all_fit, 0, runs), slopes, log_error)
 
 
-def _closed(table: DeviceTable, places: Any, log: Any, variance: Any, score: Any) -> tuple[Any, Any]:
-    """Return which groups are drawn from, and how many runs are drawn.
+def _closed(count: Any, places: Any, log: Any, variance: Any, score: Any) -> tuple[Any, Any]:
+    """Return which groups of so many items are drawn from, and how many runs are drawn.
 
     Where these are those of the last bucket, they are told apart, as `rfkernels.catalog.plan.plan` has it.
     """
-    some, last = table.count > 0, BUCKETS - 1
+    some, last = count > 0, BUCKETS - 1
 
     def chosen(highest: Any, first: Any) -> tuple[Any, Any, Any]:
         depth = jnp.where(some, jnp.clip(first + PER_NAT * (highest - finite(score)), 0, last), last)
         bucket = depth.astype(jnp.int32)
         own = jnp.max(jnp.where(some & (bucket >= first), log, -jnp.inf))
-        weight = table.count * jnp.exp(jnp.minimum(log - finite(own), 0))
+        weight = count * jnp.exp(jnp.minimum(log - finite(own), 0))
 
         def of_buckets(x: Any) -> Any:
             return jnp.zeros(BUCKETS, x.dtype).at[bucket].add(x)
@@ -135,7 +133,7 @@ def _closed(table: DeviceTable, places: Any, log: Any, variance: Any, score: Any
         def left(x: Any) -> Any:
             return jnp.cumsum(of_buckets(x)[::-1])[::-1]
 
-        counts = of_buckets(table.count)
+        counts = of_buckets(count)
         runs = (places - (jnp.cumsum(counts) - counts)) // RUN
         spread = left(weight) * left(weight * variance) / jnp.maximum(RUN * runs, 1)
         allowed = (runs >= FEWEST_RUNS) & (jnp.arange(BUCKETS) >= first)
