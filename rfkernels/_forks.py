@@ -17,7 +17,16 @@ loading = threading.RLock()
 """Held by who imports a backend."""
 
 _locks: list[AbstractContextManager[Any]] = [loading]
-_taken: list[AbstractContextManager[Any]] = []
+
+
+class _Own(threading.local):
+    """What a thread took for each fork that it began: a signal may begin one while another waits."""
+
+    def __init__(self) -> None:
+        self.taken: list[list[AbstractContextManager[Any]]] = []
+
+
+_own = _Own()
 
 
 def wait_for(*locks: AbstractContextManager[Any]) -> None:
@@ -26,14 +35,17 @@ def wait_for(*locks: AbstractContextManager[Any]) -> None:
 
 
 def _take() -> None:
+    taken: list[AbstractContextManager[Any]] = []
+    _own.taken.append(taken)
     for lock in _locks:
         lock.__enter__()
-        _taken.append(lock)
+        taken.append(lock)
 
 
 def _leave() -> None:
-    while _taken:
-        _taken.pop().__exit__(None, None, None)
+    taken = _own.taken.pop()
+    while taken:
+        taken.pop().__exit__(None, None, None)
 
 
 if hasattr(os, "register_at_fork"):

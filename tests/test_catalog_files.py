@@ -16,7 +16,7 @@ import safetensors.numpy
 from stores import same, some_store
 
 import rfkernels as rfk
-from rfkernels.catalog import changes, files
+from rfkernels.catalog import changes, files, layout
 from rfkernels.catalog.header import HEADER
 from rfkernels.catalog.invariants import LAYOUT, MAPPED
 
@@ -130,20 +130,41 @@ def test_a_file_that_is_replaced_while_it_is_opened(path: Path, monkeypatch: pyt
     assert len(opened) == 2
 
 
-def test_a_catalog_that_changes_while_it_is_saved_is_not_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("change", ["remove", "repack", "is under way"])
+@pytest.mark.parametrize("name", ["ids", "slots"])
+def test_a_catalog_that_changes_while_it_is_saved_is_not_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch, change: str, name: str
+) -> None:
     store, blocks = some_store(), files._blocks
     files.save(store, path)
     before = path.read_bytes()
+    store.whole = change != "is under way"
 
     def changing(array: Any) -> Any:
         yield from blocks(array)
-        if array is store.slots:
-            changes.remove(store, store.ids[store.ids >= 0][:1])
+        if array is getattr(store, name):
+            if change == "repack":
+                layout.repack(store, store.count)
+            elif change == "remove":
+                changes.remove(store, store.ids[store.ids >= 0][:1])
+            store.whole = True
 
     monkeypatch.setattr(files, "_blocks", changing)
     with pytest.raises(RuntimeError, match="changed in another thread while it was saved"):
         files.save(store, path)
     assert (path.read_bytes(), os.listdir(path.parent)) == (before, [path.name])
+
+
+def test_half_a_change_is_no_error_of_items(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = some_store()
+
+    def changing(held: Any) -> None:
+        changes.remove(store, store.ids[store.ids >= 0][:1])
+        raise ValueError("ids[0] is -1")
+
+    monkeypatch.setattr(files, "check_arrays", changing)
+    with pytest.raises(RuntimeError, match="changed in another thread while it was saved"):
+        files.save(store, path)
 
 
 def test_no_second_copy_is_held(path: Path) -> None:

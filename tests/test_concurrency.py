@@ -253,6 +253,33 @@ def test_a_fork_while_other_threads_compute(tmp_path: Path) -> None:
             codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
             thread.join()
         assert codes == [0] * 9, codes
+
+        # An interrupt of one fork that waits leaves another its locks.
+        begun, end = threading.Event(), threading.Event()
+        def compiling():
+            with jit._lock:
+                begun.set()
+                end.wait()
+        def forking():
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+            os.waitpid(pid, 0)
+        def interrupt(*_):
+            raise KeyboardInterrupt
+        threads = [threading.Thread(target=target) for target in (compiling, forking)]
+        sys.unraisablehook = lambda _: None
+        signal.signal(signal.SIGALRM, interrupt)
+        threads[0].start()
+        begun.wait()
+        threads[1].start()
+        while _forks.loading.acquire(blocking=False):
+            _forks.loading.release()
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        forking()
+        end.set()
+        for t in threads: t.join()
+        assert _forks.loading.acquire(timeout=20)
         print("good")
         """,
         tmp_path,

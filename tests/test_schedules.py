@@ -135,6 +135,22 @@ def test_a_state_holds_no_more_than_itself(monkeypatch: pytest.MonkeyPatch, name
         assert x.base is None or x.base.nbytes <= 2 * x.nbytes
 
 
+def test_where_many_heads_lie_is_found_again() -> None:
+    """For hundreds of shapes it would take gigabytes."""
+    found: list[int] = []
+
+    @packing.kept_by_shape
+    def find(heads: int) -> Any:
+        found.append(heads)
+        return np.zeros(heads)
+
+    for heads in (2, 2, 1 << 16, 1 << 16):
+        find(heads)
+    assert found == [2, 1 << 16, 1 << 16]
+    kept = [weakref.ref(find(heads)) for heads in range(1000)]
+    assert sum(x() is not None for x in kept) < 500
+
+
 def test_programs_that_differ_in_a_constant_only() -> None:
     """An instruction's number and a constant of that value must not be taken for each other."""
     q, k, v = inputs(40)

@@ -218,6 +218,21 @@ def test_a_state_may_be_broadcast_from_numbers(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["positive", "relu"])
+@pytest.mark.parametrize("size", [32, 5])
+def test_states_in_any_layout(backend: str, name: str, size: int) -> None:
+    """In sizes that backends pad and in those that they take as they are."""
+    rng = np.random.default_rng(0)
+    features = rfk.draw(name, DIM, size, rng=0)
+    k, v = rng.standard_normal((3, 5, DIM)), rng.standard_normal((3, 5, size))
+    state = rfk.write_state(rfk.empty_state(features, size, (3,)), k, v, features, backend="numpy")
+    for turned in (np.asfortranarray, lambda x: x[::-1].copy()[::-1], lambda x: np.repeat(x, 2, -1)[..., ::2]):
+        given = rfk.State(*map(turned, state))
+        for part in (given, *(state._replace(**{name: x}) for name, x in given._asdict().items())):
+            _same(*(rfk.attention(k, k, v, features, state=x, full=True, backend=backend) for x in (part, state)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("batch", "width"), [((0,), 2), ((2, 0), 2), ((2,), 0)])
 def test_states_without_heads_or_width(backend: str, batch: tuple[int, ...], width: int) -> None:
     features = features_of("positive")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from typing import Any
 
 from rfkernels._forks import loading
 
 
+@cache  # nor does it wait for a fork that waits for who compiles
 def compiled(name: str) -> Any:
     """Return a module of the Numba backend."""
     with loading:

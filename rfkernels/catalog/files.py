@@ -59,13 +59,26 @@ def save(store: Store, path: str | os.PathLike[str], info: Mapping[str, str] | N
     RuntimeError
         `store` was changed meanwhile.
     """
-    info, held = checked_info(info), replace(store)
-    check_arrays(held)
-    with whole_file(_checked(path)) as file:
+    info = checked_info(info)
+    with whole_file(_checked(path)) as file, _unchanged(store) as held:
+        check_arrays(held)
         file.write(bytes(HEADER))
         _write(file, held, info, rows_are_there=False)
-        if not store.whole or store.changes != held.changes:
-            raise RuntimeError("the catalog was changed in another thread while it was saved: nothing is written")
+
+
+@contextmanager
+def _unchanged(store: Store) -> Iterator[Store]:
+    """Yield what a store holds; if another thread changes it meanwhile, that is the error, whatever was found wrong."""
+    changes, whole, held = store.changes, store.whole, replace(store)
+    wrong = None
+    try:
+        yield held
+    except ValueError as error:
+        wrong = error
+    if not (whole and store.whole and store.changes == changes):
+        raise RuntimeError("the catalog was changed in another thread while it was saved: nothing is written")
+    if wrong is not None:
+        raise wrong
 
 
 def create(

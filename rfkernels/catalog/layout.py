@@ -99,5 +99,6 @@ def repack(store: Store, total: Any) -> None:
     if not store.slots.flags.writeable:
         store.slots = np.array(store.slots)
     store.whole = False
+    store.changes += 1
     store.slots[named] = used
     vars(store).update(rows=rows, codes=codes, ids=ids, start=start, capacity=capacity, end=end, whole=whole)

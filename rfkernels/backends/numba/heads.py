@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from rfkernels.backends.numba import threads
-from rfkernels.backends.numba.packing import SHAPES, Layout, PackedWeights, address, places
+from rfkernels.backends.numba.packing import Layout, PackedWeights, address, kept_by_shape, places
 from rfkernels.backends.numba.records import rows_of, words, words_of
 from rfkernels.backends.numba.schedule_records import Queries, Task
 from rfkernels.features import Features, SideName
@@ -114,7 +114,7 @@ def _plain(layout: Layout, features: Features | None, name: str, x: Any) -> int:
     return int(rows and x.flags.aligned)
 
 
-@lru_cache(SHAPES)
+@kept_by_shape
 def _task_places(batch: tuple[int, ...], forms: tuple[Form | None, ...]) -> Any:
     """Return tasks on arrays (k, v, mask, queries and outputs) that all begin at address 0, (heads, fields)."""
     tasks, (k, _, _, q, out) = rows_of(Task, math.prod(batch)), forms
@@ -142,7 +142,7 @@ def query_heads(q: Any, out: Any, logs: tuple[Any, Any] | None, batch: tuple[int
     return found + words(Queries, {name: address(x) for name, x in given.items()})
 
 
-@lru_cache(SHAPES)
+@kept_by_shape
 def _query_places(batch: tuple[int, ...], forms: tuple[Form, ...]) -> Any:
     """Return where they would lie if all arrays began at address 0, (heads, shared, fields)."""
     outer = forms[1][0][:-2]

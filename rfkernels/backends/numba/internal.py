@@ -25,7 +25,7 @@ def to_internal(given: Layout, features: Features, state: State) -> State | None
     p, n = given.plan, math.prod(state.z.shape[:-1])
     if p.pad == p.rows and p.width_pad == p.width:
         kv, z = (np.array(x, given.dtype, order="C").reshape(n, *x.shape[state.z.ndim - 1 :]) for x in state[:2])
-        shift = np.maximum(state.shift.reshape(n, p.total), given.sentinel, dtype=given.dtype)
+        shift = np.maximum(state.shift.reshape(n, p.total), given.sentinel, order="C", dtype=given.dtype)
     else:
         kv, z, shift = _padded_state(given, features, state, n)
     unknown = np.isnan(shift)

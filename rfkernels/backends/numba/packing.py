@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from functools import lru_cache
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -33,8 +34,11 @@ NEAR_TILE = 192
 _PLANS = 64
 """That are kept for each map."""
 
-SHAPES = 256
+_SHAPES = 256
 """Of arrays for which it is kept where their heads lie."""
+
+_KEPT_BYTES = 1 << 17
+"""In each: where there are many heads, to find them takes no time beside what is done with them."""
 
 _OF_MAPS = (
     "key_activation",
@@ -351,7 +355,25 @@ def addresses(array: Any, batch: tuple[int, ...], own: int) -> Any:
     return address(array) + places(array.shape, array.strides, batch, own)
 
 
-@lru_cache(SHAPES)
+def kept_by_shape(find: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep the arrays that a function of shapes and strides returns, if they are small."""
+    known: dict[Any, Any] = {}
+
+    @wraps(find)
+    def kept(*args: Any) -> Any:
+        found = known.get(args)
+        if found is None:
+            found = find(*args)
+            if found.nbytes <= _KEPT_BYTES:
+                if len(known) >= _SHAPES:
+                    known.clear()
+                known[args] = found
+        return found
+
+    return kept
+
+
+@kept_by_shape
 def places(shape: tuple[int, ...], strides: tuple[int, ...], batch: tuple[int, ...], own: int) -> Any:
     """Return how many bytes behind the first the batch elements of an array lie, broadcast to `batch`, flat."""
     found, outer = np.zeros(batch, np.int64), len(shape) - own

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from rfkernels.backends.numba import schedule, threads
 from rfkernels.backends.numba.heads import Heads
 from rfkernels.backends.numba.internal import lowest
-from rfkernels.backends.numba.packing import SHAPES, address, scratch, up
+from rfkernels.backends.numba.packing import address, kept_by_shape, scratch, up
 from rfkernels.backends.numba.records import named, rows_of, words, words_of
 from rfkernels.backends.numba.schedule_records import Task
 from rfkernels.state import State, merged
@@ -91,7 +91,7 @@ class Tasks:
         self._made[slot, head, _FIELDS["part"]] = part
 
 
-@lru_cache(SHAPES)
+@kept_by_shape
 def _places_in(slots: int, heads: int, sizes: tuple[int, ...]) -> Any:
     """Return tasks of (slots, heads) on states that begin at address 0, given how many bytes each takes of one head."""
     tasks = rows_of(Task, slots * heads).reshape(slots, heads)
