@@ -82,7 +82,7 @@ def check_suffix(path: Path, suffixes: Collection[str], option: str = "--out") -
 def check_target(path: Path, force: bool, option: str = "--out") -> None:
     """Refuse, before any work is done, a file that could not be written in the end; `option` names it."""
     try:
-        folder = Path(os.path.realpath(path)).parent
+        folder = Path(os.path.realpath(path)).parent if path.is_symlink() else path.parent
         if path.is_dir():
             raise BadInput(f"{option} {path} is a directory; name a file")
         if path.exists() and not path.is_file():
