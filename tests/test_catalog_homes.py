@@ -101,5 +101,5 @@ def test_homes_without_the_item_hide_nothing(backend: str) -> None:
 def test_small_budgets_leave_homes_out() -> None:
     t, points = built().table, items()[:3]
     few = fewest_dots(t)
-    for budget in (few, few + looked(t) - 1, few + looked(t)):
+    for budget in (few, few + looked(t.means) - 1, few + looked(t.means)):
         assert (built().kernel_sum(points, scale=0.1, budget=budget, full=True).dots <= budget).all()

@@ -126,6 +126,7 @@ def test_nothing_is_looked_at_where_no_one_knows_which_groups_items_join() -> No
     held = jc.device_table(built().table._replace(centres=None, edge=None))
     assert not np.asarray(looked_at(held, np.float32(2 * TAU) * items()[:50])).any()
     assert not np.asarray(looked_at(jc.refreshed(held), np.float32(2 * TAU) * items()[:50])).any()
+    assert len(tables.split(built().table._replace(centres=None, edge=None), 2)) == 2
 
 
 def test_looking_is_constant_to_derivatives() -> None:

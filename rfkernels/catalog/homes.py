@@ -38,9 +38,9 @@ known_homes = OfTables(_prepared)
 """Returns what tells which groups of a table points would join."""
 
 
-def looked(table: Table) -> int:
-    """Return how many dot products `homes` takes for each point, beside those with the means of cells."""
-    return min(LOOKED, len(table.means))
+def looked(means: Any) -> int:
+    """Return how many dot products a home takes for each point, beside those with means of cells (..., cells, dim)."""
+    return min(LOOKED, int(means.shape[-2]))
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -50,7 +50,7 @@ def homes(table: Table, points: Any) -> Any:
     Of cells that are empty, and of points that are not finite in the dtype of rows, there is none.
     """
     known, dtype, found = known_homes(table), table.rows.dtype, np.empty(len(points), np.int64)
-    means, size = table.means.astype(np.float64), looked(table)
+    means, size = table.means.astype(np.float64), looked(table.means)
     for part in chunks(len(points), LOOKED * points.shape[1]):
         near = np.argpartition((means**2).sum(1) - 2 * points[part] @ means.T, size - 1)[:, :size]
         own = compared(table.metric, points[part].astype(dtype)).astype(np.float64)

@@ -56,7 +56,7 @@ def _estimated(table: Table, queries: Any, kernel: Scaled, budget: int, seed: in
 
 def _radial(engine: Any, table: Table, given: Points, budget: int, seed: int) -> Estimate:
     """Estimate with the homes of points known, where that leaves enough to draw items."""
-    more = looked(table)
+    more = looked(table.means)
     if table.centres is None or budget - more < fewest_dots(table):
         return cast(Estimate, engine.radial(table, given, budget, seed))
     found: Estimate = engine.radial(table, given._replace(home=homes(table, given.points)), budget - more, seed)

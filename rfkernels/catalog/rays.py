@@ -107,12 +107,17 @@ def along(table: Table, query: Any, cell_logits: Any, most: int) -> Any:
     return np.array(found, np.int64)
 
 
+def most_along(items: Any, run: int = RUN) -> Any:
+    """Return how many items groups along a query may have, where so many are taken in all."""
+    return min(items // SHARE, items - FEWEST_RUNS * run)
+
+
 def planned(table: Table, query: Any, guessed: Guess, budget: int, run: int = RUN) -> Plan:
     """Return a plan that opens the groups along a query, too, for a part of the budget.
 
     Draws are as they would be without, and those from such groups count nothing.
     """
     items = budget - sum(table.means.shape)
-    most = min(items // SHARE, items - FEWEST_RUNS * run)
+    most = most_along(items, run)
     looked = along(table, query, guessed.cell_logits, most) if items < table.count.sum() else np.empty(0, np.int64)
     return plan(table, guessed, budget, run, looked)

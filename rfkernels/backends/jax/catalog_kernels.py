@@ -14,11 +14,12 @@ from rfkernels._arrays import elementwise, is_jax, matmul
 from rfkernels._checks import is_tracer
 from rfkernels.backends.jax.catalog_arguments import check_count, check_queries, parts_of, places_of, promoting
 from rfkernels.backends.jax.catalog_plan import finite, size_of
-from rfkernels.backends.jax.catalog_rays import home, looked
+from rfkernels.backends.jax.catalog_rays import home
 from rfkernels.backends.jax.catalog_sums import SOFTMAX, Weights, summed
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
 from rfkernels.catalog import spheres
 from rfkernels.catalog.arguments import check_kernel, check_logs, check_real
+from rfkernels.catalog.homes import looked
 from rfkernels.catalog.kernel_sums import NODE_WEIGHTS, NODES
 from rfkernels.catalog.plan import FEWEST_RUNS, RUN, Guess
 from rfkernels.catalog.profiles import BELOW, END, FIRST, MOST, ROUNDED
@@ -93,7 +94,7 @@ def kernel_sum(
 def _homes_cost(table: DeviceTable | Sharded, budget: int) -> int:
     """Return how many dot products homes take: none where all items are taken, or too few would be left to draw any."""
     own, devices = parts_of(table)
-    more = devices * looked(own)
+    more = devices * looked(own.means)
     exact = own.ids.shape[-1] <= places_of(table, budget)
     return 0 if exact or places_of(table, budget - more) < FEWEST_RUNS * RUN else more
 
@@ -170,7 +171,8 @@ class Distances:
         log_all = _log_mean(table, log)
         if self.homes:
             group = home(table, query, square)
-            nearest = jnp.minimum(self._logs(least.astype(square.dtype)), jnp.max(log) + _AT_MOST)
+            top = jnp.max(jnp.where(table.count > 0, log, -jnp.inf))
+            nearest = jnp.minimum(self._logs(least.astype(square.dtype)), top + _AT_MOST)
             own = with_item(jnp, log[group], uneven[group], nearest, table.count[group])
             at = jnp.where(group < 0, len(log), group)
             log, uneven = (old.at[at].set(new, mode="drop") for old, new in zip((log, uneven), own, strict=True))

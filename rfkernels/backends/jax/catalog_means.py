@@ -22,10 +22,11 @@ from rfkernels.backends.jax.catalog_arguments import (
 )
 from rfkernels.backends.jax.catalog_plan import Plan, finite, guessed, placed, planned
 from rfkernels.backends.jax.catalog_proposal import rows_at
-from rfkernels.backends.jax.catalog_rays import along, most_along
+from rfkernels.backends.jax.catalog_rays import along
 from rfkernels.backends.jax.catalog_sums import variances
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
 from rfkernels.catalog.plan import RUN
+from rfkernels.catalog.rays import most_along
 from rfkernels.catalog.records import Expectation
 
 

@@ -13,14 +13,8 @@ import numpy as np
 
 from rfkernels._arrays import matmul, stopped
 from rfkernels.backends.jax.tables import DeviceTable
-from rfkernels.catalog.homes import LOOKED, ROUNDED
-from rfkernels.catalog.plan import FEWEST_RUNS, RUN
-from rfkernels.catalog.rays import NEAR, SHARE, SLIGHT
-
-
-def most_along(places: int) -> int:
-    """Return how many items groups along a query may have, of as many as it takes."""
-    return min(places // SHARE, places - FEWEST_RUNS * RUN)
+from rfkernels.catalog.homes import ROUNDED, looked
+from rfkernels.catalog.rays import NEAR, SLIGHT
 
 
 def along(table: DeviceTable, query: Any, cell_logits: Any, most: int) -> Any:
@@ -29,10 +23,10 @@ def along(table: DeviceTable, query: Any, cell_logits: Any, most: int) -> Any:
     Cells whose items moved since they were grouped have none.
     """
     query, centre = stopped(jnp, (query, cell_logits))
-    known, cells, none = table.homes, len(table.means), jnp.zeros(len(table.count), bool)
-    if most < 1 or not len(known.lengths):
+    known, none = table.homes, jnp.zeros(len(table.count), bool)
+    if most < 1:
         return none
-    held = jnp.zeros(cells, table.count.dtype).at[table.cell].add(table.count)
+    held = _held(table)
     size = jnp.sqrt(matmul(jnp, query, query))
     least = jax.scipy.special.logsumexp(jnp.where(held > 0, centre, -jnp.inf), b=held) - SLIGHT
     matter, unit = (known.lengths > 0) & (size * known.lengths > least), jnp.where(size > 0, size, jnp.inf)
@@ -61,20 +55,20 @@ def home(table: DeviceTable, point: Any, square: Any) -> Any:
     See `rfkernels.catalog.homes`; cells whose items moved since they were grouped have none.
     """
     held = _settled(table)
-    near = jax.lax.top_k(-jnp.where(held > 0, square, jnp.inf), looked(table))[1]
+    near = jax.lax.top_k(-jnp.where(held > 0, square, jnp.inf), looked(table.means))[1]
     away = jnp.sum((matmul(jnp, point, table.homes.metric) - table.homes.centres[near]) ** 2, 1)
     away = jnp.where(held[near] > 0, away, jnp.inf)
     return _at(table, near[jnp.argmin(away)], jnp.min(away))
 
 
-def looked(table: DeviceTable) -> int:
-    """Return how many dot products `home` takes."""
-    return min(LOOKED, int(table.means.shape[-2]))
+def _held(table: DeviceTable) -> Any:
+    """Return how many items cells hold."""
+    return jnp.zeros(len(table.means), table.count.dtype).at[table.cell].add(table.count)
 
 
 def _settled(table: DeviceTable) -> Any:
     """Return how many items cells hold, none where some moved."""
-    return jnp.where(table.settled, jnp.zeros(len(table.means), table.count.dtype).at[table.cell].add(table.count), 0)
+    return jnp.where(table.settled, _held(table), 0)
 
 
 def _at(table: DeviceTable, cell: Any, away: Any) -> Any:

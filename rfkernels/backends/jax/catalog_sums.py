@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from rfkernels._arrays import matmul, stopped
 from rfkernels.backends.jax.catalog_arguments import check_key, check_places, each_query, parts_of
 from rfkernels.backends.jax.catalog_plan import Places, Plan, finite, guessed, placed, planned
-from rfkernels.backends.jax.catalog_rays import along, most_along
+from rfkernels.backends.jax.catalog_rays import along
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
 from rfkernels.catalog.plan import RUN, Guess
+from rfkernels.catalog.rays import most_along
 from rfkernels.catalog.records import Estimate
 from rfkernels.catalog.scans import NOTHING
 from rfkernels.catalog.trust import FEW

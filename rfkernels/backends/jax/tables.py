@@ -32,9 +32,9 @@ class DeviceHomes(NamedTuple):
     edge : array, shape (groups,)
         The least squared distance from the centre that items of each of these have.
     first, groups : array of int32, shape (cells,)
-        Where those of each cell begin, and how many there are.
+        Where those of each cell begin, and how many there are: none where it is not known which groups items join.
     lengths : array, shape (LENGTHS,)
-        Lengths of items, the longest first; 0 where it is not known which groups items join.
+        Lengths of items, the longest first.
     """
 
     metric: Any
@@ -232,9 +232,10 @@ def _cells_of(table: Any, cells: Any) -> DeviceTable:
     number = np.full(len(table.means), -1)
     number[cells] = np.arange(len(cells))
     own = number[table.cell] >= 0
-    groups = {name: getattr(table, name)[own] for name in ("start", "count", "spread", "edge")}
-    centres = None if table.centres is None else table.centres[cells]
-    part = table._replace(**groups, cell=number[table.cell[own]], means=table.means[cells], centres=centres)
+    groups = {name: getattr(table, name)[own] for name in ("start", "count", "spread")}
+    if table.centres is not None:
+        groups |= {"edge": table.edge[own], "centres": table.centres[cells]}
+    part = table._replace(**groups, cell=number[table.cell[own]], means=table.means[cells])
     copied: DeviceTable = jax.tree.map(np.array, compact(part))  # one part of all may be the catalog's own memory
     return copied
 

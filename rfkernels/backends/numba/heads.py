@@ -12,7 +12,7 @@ import numpy as np
 from rfkernels.backends.numba import threads
 from rfkernels.backends.numba.packing import Layout, PackedWeights, address, kept_by_shape, places
 from rfkernels.backends.numba.records import rows_of, words, words_of
-from rfkernels.backends.numba.schedule_records import Queries, Task
+from rfkernels.backends.numba.schedule_records import FIELDS, Queries, Task
 from rfkernels.features import Features, SideName
 
 Form = tuple[tuple[int, ...], tuple[int, ...]]
@@ -89,7 +89,7 @@ def heads(
         queries = query_heads(q, out, logs, batch)
         own["queries"], shared = address(queries), queries.shape[1]
     tasks = at + words(Task, own)
-    tasks[:, 0] = packed.addresses(() if features is None else features.batch, batch)
+    tasks[:, FIELDS["weights"]] = packed.addresses(() if features is None else features.batch, batch)
     return Heads(
         layout=layout,
         features=features,

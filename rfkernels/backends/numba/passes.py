@@ -14,13 +14,11 @@ from rfkernels.backends.numba.heads import Heads
 from rfkernels.backends.numba.internal import lowest
 from rfkernels.backends.numba.packing import address, kept_by_shape, scratch, up
 from rfkernels.backends.numba.records import named, rows_of, words, words_of
-from rfkernels.backends.numba.schedule_records import Task
+from rfkernels.backends.numba.schedule_records import FIELDS, Task
 from rfkernels.state import State, merged
 
 _PART_BYTES = 1 << 23
 """Memory for the sums of the backward half of a two-sided window, per thread."""
-
-_FIELDS = {name: place for place, name in enumerate(Task._fields)}
 
 Runner = Callable[[], int]
 
@@ -80,7 +78,7 @@ class Tasks:
     def set(self, **fields: Any) -> None:
         """Set fields to numbers, or to arrays that broadcast to (slots, heads)."""
         for name, value in fields.items():
-            self._made[..., _FIELDS[name]] = value
+            self._made[..., FIELDS[name]] = value
 
     def at(self, slot: int) -> int:
         """Return the address of the tasks on the states in a slot, those of all heads one after the other."""
@@ -88,7 +86,7 @@ class Tasks:
 
     def put(self, slot: int, head: int, part: int) -> None:
         """Tell a task where its part is."""
-        self._made[slot, head, _FIELDS["part"]] = part
+        self._made[slot, head, FIELDS["part"]] = part
 
 
 @kept_by_shape
@@ -271,7 +269,7 @@ def _two_sided(h: Heads, spans: list[tuple[int, int]], some: range) -> bool:
     lows, highs = (np.array(x)[:, None] for x in zip(*spans, strict=True))
     forward.set(part_mode=2, part_rows=highs - lows, delta=-window)
     forward.set(near=1, near_low=1 - window, near_high=window)
-    turned = (highs - 1) * int(h.tasks[0, _FIELDS["q_row"]]), h.keys - highs - window
+    turned = (highs - 1) * int(h.tasks[0, FIELDS["q_row"]]), h.keys - highs - window
     q_start, delta = (x[::-1] for x in turned)
     backward.set(part_mode=1, part_rows=(highs - lows)[::-1], q_start=q_start, delta=delta)
 

@@ -155,6 +155,10 @@ class Task(NamedTuple):
     v_plain: int
 
 
+FIELDS = {name: place for place, name in enumerate(Task._fields)}
+"""Which of the words of a Task each is."""
+
+
 class Queries(NamedTuple):
     """Where one of the query heads that share keys is read and written: addresses of row 0; 0 for what is not there."""
 
