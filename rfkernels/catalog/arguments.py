@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -100,8 +101,9 @@ def check_budget(table: Table, budget: Any) -> int:
 
 
 def takes_all(table: Table, budget: int | np.integer) -> bool:
-    """Return whether so many dot products suffice for all items: each group has at least one, which often tells."""
-    return bool(len(table.count) <= budget and table.count.sum() <= budget)
+    """Return whether so many dot products suffice for all items: a few groups often tell."""
+    few = len(table.count) <= budget and sum(table.count[:_FEW].tolist()) <= budget
+    return bool(few and table.count.sum() <= budget)
 
 
 def check_seed(rng: Any) -> int:
@@ -119,10 +121,16 @@ def check_count(name: str, count: Any, least: int, most: int) -> None:
 
 def check_fit(found: Any, dtype: Any) -> None:
     """Require that no number of a query is NaN or above what a dtype has: then a dot product was too large for it."""
-    few, most = found.size <= _FEW, float(np.finfo(dtype).max)  # of few Python sees sooner
-    if not (all(map(most.__ge__, found.ravel().tolist())) if few else (found <= most).all()):
+    most = _largest(dtype)
+    few = found.ndim == 1 and len(found) <= _FEW  # of few Python sees sooner
+    if not (all(map(most.__ge__, found.tolist())) if few else (found <= most).all()):
         bad = np.argwhere(~(found <= most))[0, 0]
         raise ValueError(f"queries must have dot products with items that fit {np.dtype(dtype)}; query {bad} has not")
+
+
+@cache
+def _largest(dtype: Any) -> float:
+    return float(np.finfo(dtype).max)
 
 
 def check_kernel(kernel: Any) -> Kernel:

@@ -121,16 +121,16 @@ def estimate(table: Table, queries: Any, budget: int, seed: int, coded: bool = T
     """Estimate log Σ exp(q·y) for queries (queries, dim), as `rfkernels.catalog.estimates.estimate` specifies."""
     given = call_of(table, budget, seed, Use.SUMS if coded else Use.SUMS_OF_ROWS)
     out = np.empty((len(queries), 3))
-    run(partial(_estimate, given), given, queries, lambda own: (out[own],))
-    return Estimate(out[:, 0], out[:, 1], out[:, 2].astype(np.int64) + sum(table.means.shape))
+    run(partial(_estimate, given), given, queries, out)
+    log, error, dots = out.T
+    return Estimate(log, error, dots.astype(np.int64))
 
 
 def _estimate(call: Call, numbers: Any, queries: Any, wide: Any, sized: Any, out: Any) -> None:
     if step(_from_codes, _from_rows, call, (numbers, queries, wide, sized), (out,), out[:, 0]) == 0:
         return
     for i in np.flatnonzero(np.isnan(out[:, 0])):  # weights beside others, or squares of these, do not fit float64
-        log, error, dots = from_rows(call.table, wide[i], call.budget, int(call.seed), int(numbers[i]))
-        out[i] = log, error, dots - sum(call.table.means.shape)
+        out[i] = from_rows(call.table, wide[i], call.budget, int(call.seed), int(numbers[i]))
 
 
 def _from_codes(at: tuple[int, ...], spent: Shares, *given: Any) -> int:
@@ -238,8 +238,8 @@ def _block(queries: int, most: int, count: int) -> int:
     return block // 2 if block > 1 and _HALVED * longest(block // 2) < longest(block) else block
 
 
-def run(work: Callable[..., None], call: Call, queries: Any, out: Callable[[slice], Any]) -> None:
-    """Do something with blocks of queries, on threads."""
+def run(work: Callable[..., None], call: Call, queries: Any, *out: Any) -> None:
+    """Do something with blocks of queries, and of the arrays that results are written to, on threads."""
     g, r, dtype = call.known.groups, call.common.rules, call.table.rows.dtype
     own, wide = plain(queries, dtype), plain(queries, np.float64)
     count = threads.thread_count() if len(own) > 1 else 1
@@ -248,16 +248,15 @@ def run(work: Callable[..., None], call: Call, queries: Any, out: Callable[[slic
     else:
         block = even(len(own), count)
 
-    def task(first: int) -> int:
-        part = slice(first, first + block)
-        numbers = np.arange(first, min(first + block, len(own)))
-        work(numbers, own[part], wide[part], sizes(r.record.wide_dots, g, wide[part]), *out(part))
+    def task(first: int, queries: Any, wide: Any, *out: Any) -> int:
+        work(np.arange(first, first + len(wide)), queries, wide, sizes(r.record.wide_dots, g, wide), *out)
         return 0
 
     if 0 < len(own) <= block:
-        task(0)
+        task(0, own, wide, *out)
     else:
-        threads.run([partial(task, first) for first in range(0, len(own), block)], count)
+        parts = [slice(first, first + block) for first in range(0, len(own), block)]
+        threads.run([partial(task, part.start, *(x[part] for x in (own, wide, *out))) for part in parts], count)
 
 
 __all__ = ["Call", "Use", "call_of", "estimate", "even", "exact", "remember", "run", "step"]

@@ -13,6 +13,7 @@ from rfkernels.backends.numba.catalog_lanes import (
     hidden,
     larger,
     places_from,
+    positive,
     running,
     splat,
     splat_long,
@@ -116,7 +117,7 @@ def _pick(e: Emitter, element: Any) -> None:
         own = [b.zext(b.extract_element(before.get(), _I32(lane)), INT) for lane in range(e.lanes)]
         begin = gathered(e, reached, own)
         own = places_from(e, i)
-        at = m.add(uniform(e, given, own), b.sitofp(own, m.vector))
+        at = m.add(uniform(e, given, own), positive(e, own))
         e.store_vector(m.mul(m.sub(at, begin), distance), rests, e.integer(0))
         with e.loop(0, e.lanes) as lane:
             block = b.zext(e.load(blocks, lane, _I32), INT)

@@ -14,6 +14,13 @@ _I32 = ir.IntType(32)
 _GOLDEN, _FACTORS = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
+_BITS_52, _BITS_84 = (1023 + 52) << 52, (1023 + 84) << 52
+"""What 2^52 and 2^84 are as bits of float64."""
+
+_CONVERTED = 8
+"""Lanes of float64 that there is an instruction for which converts 64-bit integers."""
+
+
 def splat(b: Any, value: Any, lanes: int) -> Any:
     """Return a value in so many lanes."""
     kind = ir.VectorType(value.type, lanes)
@@ -101,7 +108,31 @@ def uniform(e: Emitter, state: Any, places: Any) -> Any:
     """Return numbers in [0, 1) of a stream: those of splitmix64."""
     b = e.builder
     z = _mixed(e, b.add(state, b.mul(integers(e, _GOLDEN), b.add(places, integers(e, 1)))))
-    return e.math.mul(b.sitofp(b.lshr(z, integers(e, 11)), e.math.vector), e.math.constant(2.0**-53))
+    return e.math.mul(positive(e, b.lshr(z, integers(e, 11))), e.math.constant(2.0**-53))
+
+
+def positive(e: Emitter, x: Any) -> Any:
+    """Return integers from 0 to 2^53 as numbers of float64.
+
+    Vectors up to 32 bytes would be converted lane by lane: there halves become fractions of 2^52 and 2^84.
+    """
+    b, kind = e.builder, e.math.vector
+    if e.lanes == _CONVERTED:
+        return b.sitofp(x, kind)
+    low = b.or_(b.and_(x, integers(e, (1 << 32) - 1)), integers(e, _BITS_52))
+    high = b.or_(b.lshr(x, integers(e, 32)), integers(e, _BITS_84))
+    both = ir.Constant(kind, [2.0**84 + 2.0**52] * e.lanes)
+    return b.fadd(b.fsub(b.bitcast(high, kind), both), b.bitcast(low, kind))
+
+
+def narrow(e: Emitter, x: Any) -> Any:
+    """Return numbers without their fractions as 32-bit integers; to longer ones they may be converted lane by lane."""
+    return e.builder.fptosi(x, ir.VectorType(_I32, e.lanes))
+
+
+def splat_narrow(e: Emitter, x: Any) -> Any:
+    """Return an integer as one of 32 bits in every lane."""
+    return splat(e.builder, e.builder.trunc(x, _I32), e.lanes)
 
 
 def hidden(e: Emitter, value: Any) -> Any:

@@ -6,7 +6,15 @@ from typing import Any
 
 from llvmlite import ir
 
-from rfkernels.backends.numba.catalog_lanes import each_lane, gathered, integers, splat
+from rfkernels.backends.numba.catalog_lanes import (
+    each_lane,
+    gathered,
+    integers,
+    narrow,
+    positive,
+    splat,
+    splat_narrow,
+)
 from rfkernels.backends.numba.emitter import INT, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module, compiled_once
 from rfkernels.catalog.codes import BLOCK
@@ -36,7 +44,7 @@ def _begins(e: Emitter, _: int) -> None:
     start, sizes, offset, count, out = e.arguments
     b, none, whole = e.builder, integers(e, 0), integers(e, BLOCK)
     with e.loop(0, count, e.lanes) as i:
-        first, size = e.load_vector(start, i, INT), b.fptosi(e.load_vector(sizes, i), e.math.integer)
+        first, size = e.load_vector(start, i, INT), b.zext(narrow(e, e.load_vector(sizes, i)), e.math.integer)
         place = b.add(first, b.zext(e.load_vector(offset, i, _I32), e.math.integer))
         block = b.ashr(place, integers(e, BLOCK.bit_length() - 1))
         low = b.sub(first, b.mul(block, whole))
@@ -69,24 +77,19 @@ def _list_opened(e: Emitter) -> None:
         high = e.add(low, b.sext(e.load(counts, group, _I32), INT))
         many = b.ashr(e.add(high, BLOCK - 1), e.integer(BLOCK.bit_length() - 1))
         with e.loop(0, many, e.lanes) as i:
-            index, before = e.add(at.get(), i), b.mul(b.add(_splat(e, i), places), whole)
+            index, before = e.add(at.get(), i), b.mul(b.add(splat_narrow(e, i), places), whole)
             ends = []
             for x in (high, low):
-                x = b.sub(_splat(e, x), before)
+                x = b.sub(splat_narrow(e, x), before)
                 x = b.select(b.icmp_signed(">", x, none), x, none)
                 ends.append(b.select(b.icmp_signed("<", x, whole), x, whole))
-            e.store_vector(b.add(_splat(e, e.add(block, i)), places), blocks, index)
+            e.store_vector(b.add(splat_narrow(e, e.add(block, i)), places), blocks, index)
             e.store_vector(b.sub(*(b.shl(one, x) for x in ends)), masks, index)
             numbers = *known, b.sitofp(b.sub(*ends), m.vector), m.constant(1.0)
             for x, to in zip(numbers, numbers_out, strict=True):
                 e.store_vector(x, to, index)
         at.set(e.add(at.get(), many))
     e.finish(at.get())
-
-
-def _splat(e: Emitter, x: Any) -> Any:
-    """Return an integer as one of 32 bits in every lane."""
-    return splat(e.builder, e.builder.trunc(x, _I32), e.lanes)
 
 
 def _narrow(e: Emitter, x: Any) -> Any:
@@ -115,7 +118,7 @@ def _list_runs(e: Emitter, bits: int) -> None:
         groups = [b.zext(b.extract_element(own, _I32(lane)), INT) for lane in range(e.lanes)]
         cells = [b.zext(e.load(cell, group, _I32), INT) for group in groups]
         begin = gathered(e, begins, groups, INT)
-        size = b.sitofp(b.lshr(begin, integers(e, SIZE_SHIFT)), m.vector)
+        size = positive(e, b.lshr(begin, integers(e, SIZE_SHIFT)))
         e.store_vector(b.trunc(begin, kind), blocks, i)
         mask = b.and_(b.lshr(begin, integers(e, MASK_SHIFT)), integers(e, (1 << BLOCK) - 1))
         e.store_vector(b.trunc(mask, kind), masks, i)

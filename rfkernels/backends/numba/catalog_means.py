@@ -312,7 +312,7 @@ def expect(table: Table, queries: Any, values: Any, budget: int, seed: int) -> W
     given = call_of(table, budget, seed, Use.MEANS)
     width = values.shape[1]
     out, relative, where = np.empty((len(queries), 3, width)), np.empty(len(queries)), _values(table, values)
-    run(partial(_expect, given, where), given, queries, lambda own: (out[own], relative[own]))
+    run(partial(_expect, given, where), given, queries, out, relative)
     check_fit(np.where(np.isnan(relative), np.inf, 0.0), table.rows.dtype)
     return Weighed(out[:, 0], out[:, 1], out[:, 2], relative)
 

@@ -13,11 +13,13 @@ from rfkernels.backends.numba.catalog_lanes import (
     each_lane,
     gathered,
     hidden,
-    integers,
     larger,
+    narrow,
     places_from,
+    positive,
     running,
     splat_long,
+    splat_narrow,
     uniform,
 )
 from rfkernels.backends.numba.emitter import INT, Emitter
@@ -44,11 +46,6 @@ def plan_kernels(machine: Machine) -> Code:
     ):
         emit(Emitter(module, emit.__name__[1:], parameters, 64, machine.lanes(64)))
     return compile_module(module, machine.width, keep=True)
-
-
-def _store_numbers(e: Emitter, x: Any, base: Any, index: Any) -> None:
-    """Store integers as 32 bits."""
-    e.store_vector(e.builder.trunc(x, ir.VectorType(_I32, e.lanes)), base, index)
 
 
 def _shares(e: Emitter) -> None:
@@ -85,7 +82,7 @@ def _buckets(e: Emitter) -> None:
     best = m.splat(e.load(score, count))
     with e.loop(0, count, e.lanes) as i:
         depth = m.mul(m.constant(float(PER_NAT)), m.sub(best, e.load_vector(score, i)))
-        _store_numbers(e, e.builder.fptosi(m.minimum(last, depth), m.integer), out, i)
+        e.store_vector(narrow(e, m.minimum(last, depth)), out, i)
     e.finish()
 
 
@@ -105,12 +102,11 @@ def _totals(e: Emitter) -> None:
 def _offsets(e: Emitter) -> None:
     """Write the item of each group that runs begin with."""
     sizes, count, state, out = e.arguments
-    m, b = e.math, e.builder
-    given = splat_long(e, state)
+    m, given = e.math, splat_long(e, state)
     with e.loop(0, count, e.lanes) as i:
         size = e.load_vector(sizes, i)
         place = m.minimum(m.mul(uniform(e, given, places_from(e, i)), size), m.sub(size, m.constant(1.0)))
-        _store_numbers(e, b.fptosi(place, e.math.integer), out, i)
+        e.store_vector(narrow(e, place), out, i)
     e.finish()
 
 
@@ -120,9 +116,10 @@ def _draw(e: Emitter) -> None:
     `reached` are these ends themselves, after a first number for the beginning.
     """
     mass, count, state, runs, rate, out, reached = e.arguments
-    m, b, zero, none = e.math, e.builder, e.math.constant(0.0), integers(e, 0)
+    m, b, zero, kind = e.math, e.builder, e.math.constant(0.0), ir.VectorType(_I32, e.lanes)
+    none = ir.Constant(kind, [0] * e.lanes)
     no_mass, no_runs = hidden(e, zero), hidden(e, none)
-    given, most, scale = splat_long(e, state), splat_long(e, runs), m.splat(e.load(rate, e.integer(0)))
+    given, most, scale = splat_long(e, state), splat_narrow(e, runs), m.splat(e.load(rate, e.integer(0)))
     ends, before = e.variable(zero), e.variable(none)
     e.store(e.scalar(0.0), reached, e.integer(0))
     with e.loop(0, count, e.lanes) as i:
@@ -130,14 +127,14 @@ def _draw(e: Emitter) -> None:
         ends.set(running(e, own, no_mass, ends.get(), m.add))
         end = m.mul(ends.get(), scale)
         e.store_vector(end, reached, e.add(i, 1))
-        near = b.fptosi(end, m.integer)
-        within = m.lt(uniform(e, given, near), m.sub(end, b.sitofp(near, m.vector)))
-        number = b.add(near, b.zext(within, m.integer))
+        near = narrow(e, end)
+        within = m.lt(uniform(e, given, b.zext(near, m.integer)), m.sub(end, b.sitofp(near, m.vector)))
+        number = b.add(near, b.zext(within, kind))
         number = b.select(b.icmp_signed("<", number, most), number, most)
         # Rounding may have put ends out of order, or a cell of no mass beyond the one before it.
         number = b.select(m.gt(own, zero), number, none)
         number = running(e, number, no_runs, before.get(), larger(e))
-        _store_numbers(e, number, out, i)
+        e.store_vector(number, out, i)
         before.set(number)
     e.finish()
 
@@ -158,7 +155,7 @@ def _find(e: Emitter) -> None:
         cells = [b.zext(b.extract_element(before.get(), _I32(lane)), INT) for lane in range(e.lanes)]
         begin, length = (gathered(e, x, cells) for x in (reached, mass))
         own = places_from(e, i)
-        at = m.add(uniform(e, given, own), b.sitofp(own, m.vector))
+        at = m.add(uniform(e, given, own), positive(e, own))
         part = m.div(m.sub(at, begin), m.mul(length, scale))
         e.store_vector(m.maximum(m.constant(0.0), m.minimum(m.constant(1.0), part)), local, e.integer(0))
         with e.loop(0, e.lanes) as lane:
@@ -208,15 +205,15 @@ def _survey(e: Emitter) -> None:
         whole = m.mul(own, items)
         depth = m.mul(m.constant(float(PER_NAT)), m.sub(highest, m.add(level, e.load_vector(score, j))))
         depth = m.add(bottom, depth)
-        depth = b.fptosi(m.maximum(m.constant(0.0), m.minimum(last, depth)), m.integer)
-        _store_numbers(e, depth, bucket, j)
+        depth = narrow(e, m.maximum(m.constant(0.0), m.minimum(last, depth)))
+        e.store_vector(depth, bucket, j)
         e.store_vector(own, odds, j)
         e.store_vector(whole, mass, j)
         sums = items, whole, m.mul(whole, e.load_vector(variance, j)), items
         together = _alternate(b, *(_alternate(b, x, y) for x, y in (sums[::2], sums[1::2])))
         b.store(together, e.address(rows, e.integer(0))).align = 8
         for lane in range(e.lanes):
-            to = e.address(tallies, e.mul(b.extract_element(depth, _I32(lane)), 4))
+            to = e.address(tallies, e.mul(b.zext(b.extract_element(depth, _I32(lane)), INT), 4))
             total, row = (b.load(x, typ=kind) for x in (to, e.address(rows, e.integer(4 * lane))))
             total.align = row.align = 8
             b.store(b.fadd(total, row), to).align = 8

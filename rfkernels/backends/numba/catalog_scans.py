@@ -390,7 +390,7 @@ def estimate(
             _estimate(
                 r, g, s, n, c, k, j, (checks, state_of_checks(n, j, seed, numbers[i]), (wide[i], queries[i])), out[i]
             )
-            out[i, 2] += len(c.moved)
+            out[i, 2] += len(c.moved) + len(g.means)
             lost += int(np.isnan(out[i, 0]))
         first = end
     return lost
