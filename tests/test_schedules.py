@@ -51,7 +51,7 @@ def test_other_register_tiles(
 def test_few_positions_after_large_ones(sampler: str, name: str, options: dict[str, Any]) -> None:
     """Few keys are projected row by row, into memory where a thread keeps what it computed of other features."""
     rng = np.random.default_rng(0)
-    features = rfk.draw(name, 32, 128, sampler=sampler, rng=0)
+    features = rfk.draw(name, 32, 192, sampler=sampler, rng=0)
     assert (packing.hadamard(features, packing.machine().step(32)) is not None) == (sampler == "hadamard")
     large, relu = np.zeros((1, 80, 32), np.float32), rfk.draw("relu", 32, 128, rng=0)
     large[..., 0] = 3e38
@@ -61,6 +61,14 @@ def test_few_positions_after_large_ones(sampler: str, name: str, options: dict[s
         expected = rfk.attention(*(x.astype(np.float64) for x in (q, k, v)), features, backend="numpy", **options)
         got = rfk.attention(q, k, v, features, **options)
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4, err_msg=f"{length} positions")
+
+
+def test_addresses_are_those_of_first_elements(tmp_path: Path) -> None:
+    x = np.arange(24.0).reshape(4, 6)
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    for array in (x, x[1:, 2:], x[::-1, ::-2], x.T, x[:0], mapped, np.lib.stride_tricks.as_strided(x, (3,), (0,))):
+        assert packing.address(array) == array.ctypes.data
 
 
 def test_few_keys_of_fitted_features() -> None:

@@ -15,7 +15,7 @@ from llvmlite import ir
 from rfkernels.backends.numba import conversions
 from rfkernels.backends.numba.emitter import INT, Emitter
 from rfkernels.backends.numba.jit import Code, Machine, compile_module, compiled_once
-from rfkernels.backends.numba.products import gemm
+from rfkernels.backends.numba.products import gemm, gemm_row
 
 SENTINEL = {32: -3e38, 64: -1.7e308}
 """Stands for the exponent of a key that does not count: finite, so that differences are never nan."""
@@ -41,7 +41,7 @@ def shared(machine: Machine, bits: int) -> Code:
     product = "a a_row a_column b b_row c c_row rows columns depth"
     function("gemm", product, lambda e: gemm(e, machine, accumulate=False))
     function("gemm_add", product, lambda e: gemm(e, machine, accumulate=True))
-    function("gemm_row", product, lambda e: gemm(e, machine._replace(rows=1, tall=1), accumulate=False))
+    function("gemm_row", product, lambda e: gemm_row(e, machine))
     ahead = f"{product} one other size"
     function("gemm_ahead", ahead, lambda e: gemm(e, machine, accumulate=False))
     function("gemm_add_ahead", ahead, lambda e: gemm(e, machine, accumulate=True))

@@ -7,6 +7,9 @@ from typing import Any
 from rfkernels.backends.numba.emitter import LINE, Emitter
 from rfkernels.backends.numba.jit import Machine
 
+_ROW = 4
+"""Register tiles of columns that a row is multiplied with together: a sum is there four or five cycles later."""
+
 
 def gemm(e: Emitter, machine: Machine, accumulate: bool) -> None:
     """C (+)= A B; A has any strides, rows and columns are multiples of what the machine pads these to.
@@ -27,6 +30,18 @@ def gemm(e: Emitter, machine: Machine, accumulate: bool) -> None:
                         e.fetch(e.add(stretch.get(), byte))
                     stretch.set(e.add(stretch.get(), fetched))
                 _tile(e, (height, machine.vectors), (i, j), accumulate)
+    e.finish()
+
+
+def gemm_row(e: Emitter, machine: Machine) -> None:
+    """C = A B for one row: of as many columns together as there are sums to wait for."""
+    columns = e.arguments[8]
+    vectors = _ROW * machine.vectors
+    step = vectors * e.lanes
+    whole = e.mul(e.builder.sdiv(columns, e.integer(step)), step)
+    for first, last, many in ((e.integer(0), whole, vectors), (whole, columns, machine.vectors)):
+        with e.loop(first, last, many * e.lanes) as j:
+            _tile(e, (1, many), (e.integer(0), j), accumulate=False)
     e.finish()
 
 

@@ -111,7 +111,16 @@ def words_of(rows: Any) -> Any:
 
 def words(record: type, given: dict[str, int]) -> Any:
     """Return the words of a record of integers, (fields,): zeros where none are given."""
-    return np.array([given.get(name, 0) for name in _row(record).names], np.int64)
+    places = _places(record)
+    found = [0] * len(places)
+    for name, x in given.items():
+        found[places[name]] = x
+    return np.array(found, np.int64)
+
+
+@cache
+def _places(record: type) -> dict[str, int]:
+    return {name: i for i, name in enumerate(_row(record).names)}
 
 
 def named(record: type, words: Any) -> Any:
