@@ -159,12 +159,11 @@ def _fitting(backend: Backend, others: dict[str, Any]) -> Backend:
     if backend.name == "jax":
         return backend
     for name, given in others.items():
-        if isinstance(given, Features):
-            check_untraced(**{name: given.projection})
-            continue
-        for x in given if isinstance(given, tuple) else (given,):
+        features = isinstance(given, Features)
+        arrays = (given.projection,) if features else given if isinstance(given, tuple) else (given,)
+        for x in filter(is_jax, arrays):
             check_untraced(**{name: x})
-            if is_jax(x):
+            if not features:
                 raise TypeError(
                     f"{name} holds a jax.Array, but the others are NumPy arrays; convert it with numpy.asarray"
                 )
