@@ -228,9 +228,11 @@ def advance(
     if segments is not None:
         seen = seen & (segments == segments[..., -1:])
     position = decode.position + keys.shape[-2] - decode.keys.shape[-2]
-    # Copies: a caller may use the buffers of k and v again, and a view would keep all of them alive.
-    keys, values, seen = (xp.array(x) for x in (keys[..., -window:, :], values[..., -window:, :], seen[..., -window:]))
-    return DecodeState(done.state, keys, values, seen, position)
+    last = keys[..., -window:, :], values[..., -window:, :], seen[..., -window:]
+    if decode.keys.shape[-2] == 0 or keys.shape[-2] > 2 * window:
+        # Copies: a caller may use the buffers of k and v again, and a view would keep all of them alive.
+        last = tuple(xp.array(x) for x in last)
+    return DecodeState(done.state, *last, position)
 
 
 @broadcasting
