@@ -448,6 +448,8 @@ MUTANTS = [
     # Assertions for users
     Mutant("a second moment for a variance", "testing/integrals.py", "weights @ (found - weights @ found) ** 2", "weights @ found**2", (*TESTING, "-k", "closed_form")),
     Mutant("grids that need not agree", "testing/integrals.py", "<= allowed[index] / 4", "<= np.inf", (*TESTING, "-k", "jumps")),
+    Mutant("rounding that grows allows anything", "testing/integrals.py", "len(disagree) > 1 and allowed[index] <= _SETTLED * before", "len(disagree) > 1", (*TESTING, "-k", "grows")),
+    Mutant("NaN is positive", "testing/assertions.py", "~(sign[0] > 0 if strict else sign[0] >= 0)", "sign[0] <= 0 if strict else sign[0] < 0", (*TESTING, "-k", "positivity")),
     Mutant("NaN passes", "testing/comparison.py", "holds = excess <= allowed", "holds = ~(excess > allowed)", (*TESTING, "-k", "expected_values")),
     Mutant("the false-alarm probability", "testing/sampled.py", "level = math.log(2 * claimed.size / false_alarm)", "level = math.log(2 * claimed.size)", (*TESTING, "-k", "sample_is_as_large")),
     Mutant("one row of every block", "testing/laws.py", "[i % rows]", "[0]", (*TESTING, "-k", "broken_last_row")),
@@ -506,6 +508,9 @@ MUTANTS = [
     Mutant("errors from the rounding of the average", "partials.py", "(f * (p - first - moved))", "(f * (p - average))", (UNCERTAINTY, "-k", "nearly")),
     Mutant("Numba: errors from the rounding of the average", "backends/numba/spreads.py", "first = b", "first = 0", (UNCERTAINTY, "-k", "nearly")),
     Mutant("one group holds the whole only if exactly", "uncertainty/_jackknife.py", "xp.abs(left) < math.sqrt(xp.finfo(log.dtype).tiny)", "left == 0", (UNCERTAINTY, "-k", "nearly")),
+    Mutant("errors: what is far from zero is rounding", "uncertainty/_check.py", "UNITS * eps * xp.abs(output)", "_ROUNDING * eps * xp.abs(output)", (UNCERTAINTY, "-k", "vouch_for_no")),
+    Mutant("errors: one unit for all columns", "uncertainty/__init__.py", "xp.max(xp.abs(outputs), 0))", "xp.max(xp.abs(outputs)))", (UNCERTAINTY, "-k", "vouch_for_no")),
+    Mutant("errors: values of later keys are seen", "uncertainty/_check.py", "if causal else np.array([v.shape[-2] - 1])", "if False else np.array([v.shape[-2] - 1])", (UNCERTAINTY, "-k", "vouch_for_no")),
     Mutant("errors of zero are enough", "uncertainty/_check.py", "alone | (error == 0)", "alone", (UNCERTAINTY, "-k", "no_factor")),
     Mutant("logs of nothing are compared as 0", "uncertainty/_check.py", "alone | (error == 0)", "error == 0", (UNCERTAINTY, "-k", "any_factor")),
     Mutant("delete-one without the others' share", "uncertainty/_jackknife.py", "share / left)", "share)", (UNCERTAINTY, "-k", "delete_one")),

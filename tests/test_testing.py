@@ -397,6 +397,21 @@ def test_positivity() -> None:
     one_sided = FeatureMap((lambda xp, u, a: xp.where(a > 0.5, -1.0, 1.0),), offset=1.0)
     with pytest.raises(AssertionError, match="on the key side"):
         testing.assert_positive(one_sided, np.array([0.1, 0.1]), np.array([1.0, 1.0]))
+    for strict in (False, True):
+        with pytest.raises(AssertionError, match="a feature that is no number"):
+            testing.assert_positive(FeatureMap((lambda xp, u, a: u * np.nan,)), X, Y, strict=strict)
+
+
+@pytest.mark.parametrize("activation", [lambda xp, u, a: xp.exp(20 * u), lambda xp, u, a: xp.exp(3 * xp.square(u))])
+def test_rounding_that_grows_with_the_grid_allows_nothing(activation: Any) -> None:
+    """Of a map whose second moment is not there, or farther out than any grid."""
+    with pytest.raises(testing.QuadratureError, match="norms are too large"):
+        testing.assert_unbiased(FeatureMap((activation,)), X[0], Y[0], kernel=rfk.kernels.EXPONENTIAL)
+
+
+def test_variances_of_an_ordering_are_of_the_pairs() -> None:
+    with pytest.raises(ValueError, match=r"<lambda> must broadcast to the shape \(\), got \(3,\)"):
+        testing.assert_ordering(lambda x, y: np.zeros(3), "positive", X[0], Y[0])
 
 
 def test_positivity_looks_along_the_preprocessed_points() -> None:

@@ -396,7 +396,7 @@ def compared(log: Any, log_error: float, truth: Any, output: float = 0.0, error:
     row = np.zeros(1)
     found = _jackknife.Estimate(row[:, None] + output, row + log, row, row[:, None] + error, row + log_error, row)
     exact = partials.Partial(row[:, None], row + (truth > -np.inf), row + truth)
-    return _check.inflations(np, found, exact, np.arange(1), 2.0)
+    return _check.inflations(np, found, exact, np.arange(1), 2.0, 0.0)
 
 
 def test_no_factor_is_enough_for_an_error_of_zero() -> None:
@@ -411,7 +411,7 @@ def test_infinite_errors_do_not_vouch_for_finite_ones() -> None:
     error = np.where(np.arange(100)[:, None] < 5, 1.0, np.inf)
     found = _jackknife.Estimate(rows + 6, rows[:, 0], rows[:, 0], error, error[:, 0], rows[:, 0])
     exact = partials.Partial(rows, rows[:, 0] + 1, rows[:, 0])
-    assert _check.inflations(np, found, exact, np.arange(100), 2.0) == (3.0, 1.0)
+    assert _check.inflations(np, found, exact, np.arange(100), 2.0, 0.0) == (3.0, 1.0)
 
 
 def test_logs_of_nothing_are_off_by_any_factor() -> None:
@@ -627,6 +627,32 @@ def test_errors_have_the_unit_of_the_values(unit: float, module: str) -> None:
     np.testing.assert_allclose(found.error.output / np.float32(unit), plain.error.output, rtol=1e-3)
     np.testing.assert_allclose(found.output / np.float32(unit), plain.output, rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(found.error.inflation, plain.error.inflation, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("factor", "offset"), [(1e4, 0), (1e25, 0), (1, 1e4)])
+def test_columns_and_later_values_of_another_size_vouch_for_no_others(factor: float, offset: float) -> None:
+    q, k, v = 1.5 * small(3, 2, 64, 8)
+    features = rfk.draw("positive", 8, 64, rng=0)
+    plain, other = v.copy(), v.copy()
+    other[..., :3] = other[..., :3] * np.float32(factor) + np.float32(offset)
+    expected, found = (quiet(q, k, x, features).error for x in (plain, other))
+    assert np.all(expected.inflation > uncertainty.LIMIT)
+    np.testing.assert_allclose(found.inflation, expected.inflation, rtol=0.1)
+    np.testing.assert_allclose(found.output[..., 3:], expected.output[..., 3:], rtol=0.1)
+    other = v.copy()
+    other[:, -1] = np.float32(factor) + np.float32(offset)
+    expected, found = (quiet(q, k, x, features, causal=True).error for x in (plain, other))
+    np.testing.assert_allclose(found.inflation, expected.inflation, rtol=0.25)  # one query in 32 sees it
+    np.testing.assert_allclose(found.output[:, :-1], expected.output[:, :-1], rtol=0.25)
+
+
+def test_columns_of_half_floats_are_rounded_each_by_itself() -> None:
+    q, k, v = (small(3, 1, 32, 4) / 2).astype(np.float16)
+    v[..., 0] += 300
+    features = rfk.draw("positive", 4, 64, rng=0)
+    half, single = (quiet(*(x.astype(dtype) for x in (q, k, v)), features) for dtype in (np.float16, np.float32))
+    np.testing.assert_allclose(half.error.output[..., 1:], single.error.output[..., 1:], rtol=1e-3)
+    assert half.error.output[..., 0].min() > 0.2
 
 
 @pytest.mark.parametrize("freedom", [0, -3, 2.7, True, float("nan")])

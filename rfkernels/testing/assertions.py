@@ -27,6 +27,7 @@ from rfkernels.testing.comparison import (
     scale_of,
 )
 from rfkernels.testing.grids import Array, plane
+from rfkernels.testing.sampled import broadcast
 
 
 def assert_unbiased(
@@ -167,7 +168,7 @@ def assert_positive(features: Subject, x: Any, y: Any, *, scale: float | None = 
     Raises
     ------
     AssertionError
-        If a feature is negative (or zero); the message gives the side, the row and the point.
+        If a feature is negative (or zero) or no number; the message gives the side, the row and the point.
     ValueError
         If arguments do not fit together.
     """
@@ -181,12 +182,14 @@ def assert_positive(features: Subject, x: Any, y: Any, *, scale: float | None = 
         bound = with_rows(given, rows)
         for side, point in (("query", x[index]), ("key", y[index])):
             _, sign = transform(point[None], bound, side=side, log=True)  # type: ignore[arg-type]
-            bad = sign[0] <= 0 if strict else sign[0] < 0
+            bad = ~(sign[0] > 0 if strict else sign[0] >= 0)
             if np.any(bad):
-                row = rows[int(np.argmax(bad)) % len(rows)]
+                first = int(np.argmax(bad))
+                what = "feature that is not positive" if strict else "negative feature"
+                what = "feature that is no number" if np.isnan(sign[0, first]) else what
                 raise AssertionError(
-                    f"{name_of(features)} has a {'feature that is not positive' if strict else 'negative feature'} on "
-                    f"the {side} side: at {point.tolist()} for the row {row.tolist()}"
+                    f"{name_of(features)} has a {what} on the {side} side: at {point.tolist()} for the row "
+                    f"{rows[first % len(rows)].tolist()}"
                 )
 
 
@@ -234,7 +237,7 @@ def _per_column(
 ) -> integrals.Integral:
     if not isinstance(given, str | FeatureMap | Features):
         integrals.check_tolerance(rtol)
-        value = np.asarray(given(x, y), np.float64)
+        value = broadcast(name_of(given), given(x, y), x.shape[:-1])
         return integrals.Integral(value, rtol * np.abs(value))
     own = None if isinstance(given, Features) else scale
     found = integrals.variance(given, x, y, scale=own, kinks=kinks, rtol=rtol)

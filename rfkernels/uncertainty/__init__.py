@@ -137,25 +137,32 @@ def attend(
     dtype = result_dtype(xp, q, k, v)
     rounding = _NARROW.get(dtype_name(dtype), 0.0)
     chosen = choose(options.get("backend"), q, k, v)
-    unit = _unit(xp, v, done.output.dtype)
-    found = combine(xp, done.output / unit, done.log_normalizer, done.sign, features.count, rounding, chosen.spread)
-    found = found._replace(output=found.output * unit, error=found.error * unit)
+    unit = _unit(xp, done.output)
+    outputs = done.output if unit is None else done.output / unit
+    found = combine(xp, outputs, done.log_normalizer, done.sign, features.count, rounding, chosen.spread)
+    if unit is not None:
+        found = found._replace(output=found.output * unit, error=found.error * unit)
     factors = None
     if check and state is None and features.map.kernel is not None:
         at = _check.positions(q.shape[-2], int(check))
         exact = _check.exact_rows(q, k, v, features, at, causal, mask, segment_ids, chosen.few_rows)
-        factors = _check.inflations(xp, found, exact, at, _quantile(len(index) - 1, _check.LEVEL))
+        reach = _check.reach(xp, q, v, at, causal, mask)
+        factors = _check.inflations(xp, found, exact, at, _quantile(len(index) - 1, _check.LEVEL), reach)
     error = _errors(found, len(index) - 1, factors)
     _warn(error, stacklevel + 2)
     after = None if isinstance(done.state, BlockState) else _groups.whole_state(done.state, features, index)
     return AttentionResult(found.output.astype(dtype), after, found.log_normalizer, found.sign, error)
 
 
-def _unit(xp: Any, v: Any, dtype: Any) -> Any:
-    """Return the largest value where squares of differences between values may leave the range of floats, else 1."""
-    limits, size = xp.finfo(dtype), xp.max(xp.abs(stopped(xp, v).astype(dtype)), initial=0)
+def _unit(xp: Any, outputs: Any) -> Any:
+    """Return what outputs are divided by, (*batch, length, width): 1 where squares of differences stay in range.
+
+    Elsewhere it is the largest of what groups say. None of NumPy's if it is 1 everywhere.
+    """
+    limits, size = xp.finfo(outputs.dtype), stopped(xp, xp.max(xp.abs(outputs), 0))
     fits = (size > limits.tiny**0.5 / limits.eps) & (size < limits.max**0.5 * limits.eps)
-    return xp.where(fits | (size == 0), 1, size).astype(dtype)
+    fits = fits | (size == 0) | ~xp.isfinite(size)
+    return None if xp is np and fits.all() else xp.where(fits, 1, size)
 
 
 def _errors(found: Estimate, freedom: int, factors: tuple[Any, Any] | None) -> Errors:

@@ -13,7 +13,7 @@ from rfkernels._arrays import accumulator, namespace
 from rfkernels.exact import exact_block
 from rfkernels.features import Features
 from rfkernels.partials import Partial
-from rfkernels.uncertainty._jackknife import Estimate
+from rfkernels.uncertainty._jackknife import UNITS, Estimate
 
 Sums = Callable[..., Partial]
 
@@ -71,7 +71,21 @@ def exact_rows(
     return whole
 
 
-def inflations(xp: Any, found: Estimate, exact: Partial, at: Any, quantile: float) -> tuple[Any, Any]:
+def reach(xp: Any, q: Any, v: Any, at: Any, causal: bool, mask: Any) -> Any:
+    """Return how far values lie apart, by column, that queries at some positions may see, (*batch, n or 1, width)."""
+    halves = v.astype(accumulator(xp, q, v)) / 2
+    last = at + v.shape[-2] - q.shape[-2] if causal else np.array([v.shape[-2] - 1])
+
+    def far(side: Any, end: float) -> Any:
+        x = halves if mask is None else xp.where(mask[..., None], halves, end)
+        none = xp.full((*x.shape[:-2], np.count_nonzero(last < 0), x.shape[-1]), end, x.dtype)
+        return xp.concatenate([none, xp.take(side.accumulate(x, axis=-2), last[last >= 0], -2)], -2)
+
+    low, high = far(xp.minimum, xp.inf), far(xp.maximum, -xp.inf)
+    return 2 * xp.where(low < high, high - low, 0)
+
+
+def inflations(xp: Any, found: Estimate, exact: Partial, at: Any, quantile: float, reach: Any) -> tuple[Any, Any]:
     """Return what standard errors of the output and of the log-normaliser have to be multiplied by, at least 1.
 
     Intervals of `quantile` standard errors then hold 95 % of what was compared. To which queries features do well or
@@ -79,15 +93,18 @@ def inflations(xp: Any, found: Estimate, exact: Partial, at: Any, quantile: floa
     split conformal prediction, the order statistic is that of n + 1, of those n whose error is finite: others hold
     whatever the factor, and must not vouch for them. No factor is enough where the error is zero and the estimate is
     not exact, or either logarithm alone is −inf: the ratio is infinite there. So is the factor where all errors are.
+
+    Rounding is no error: of weights, in proportion to how far values lie apart (`reach`), and of the sums themselves.
+    Each column has its own, lest one of large numbers, or far from zero, vouch for the others.
     """
     output, (log, _) = partials.normalize(xp, exact), partials.log_denominator(xp, exact)
 
-    def factor(estimate: Any, error: Any, truth: Any, size: Any, tail: int) -> Any:
+    def factor(estimate: Any, error: Any, truth: Any, least: Any, tail: int) -> Any:
         estimate, error = (xp.take(x, at, -tail) for x in (estimate, error))
         alone = (estimate == -xp.inf) != (truth == -xp.inf)
         estimate, truth = (xp.where(x == -xp.inf, 0, x) for x in (estimate, truth))
         apart = xp.abs(estimate - truth)
-        held = ~alone & (apart <= _ROUNDING * xp.finfo(error.dtype).eps * size)
+        held = ~alone & (apart <= least)
         never, known = alone | (error == 0), error < xp.inf
         ratio = apart / xp.where(held | never | ~known, 1, error) / quantile
         ratio = xp.where(held, 0, xp.where(never, xp.inf, ratio))
@@ -95,10 +112,11 @@ def inflations(xp: Any, found: Estimate, exact: Partial, at: Any, quantile: floa
         shape = (*ratio.shape[:kept], math.prod(ratio.shape[kept:]))
         return xp.maximum(_order_statistic(xp, ratio.reshape(shape), known.reshape(shape)), 1)
 
-    size = xp.max(xp.abs(output), (-2, -1), keepdims=True, initial=0)
-    log_size = xp.maximum(xp.where(log == -xp.inf, 0, xp.abs(log)), 1)
-    return factor(found.output, found.error, output, size, 2), factor(
-        found.log_normalizer, found.log_error, log, log_size, 1
+    eps = float(xp.finfo(log.dtype).eps)
+    least = _ROUNDING * eps * reach + UNITS * eps * xp.abs(output)
+    log_least = _ROUNDING * eps * xp.maximum(xp.where(log == -xp.inf, 0, xp.abs(log)), 1)
+    return factor(found.output, found.error, output, least, 2), factor(
+        found.log_normalizer, found.log_error, log, log_least, 1
     )
 
 

@@ -46,9 +46,10 @@ def combine(
     Sums over keys are averages of those of the groups, D_b, so that the output is o = Σ_b p_b o_b with p_b = D_b / Σ D.
     Without group b the output is off from o by −p_b (o_b − o) / Σ_{c≠b} p_c, and log D by the log of B / (B − 1) times
     that sum of p_c. The standard error of either is √((B − 1) / B) times the root of the sum of squares (Tukey 1958),
-    taken about the estimate and not about the mean of what is left. It is never below what rounding amounts to, which
-    is at least `rounding` relative to a row, and infinite where one group holds the whole sum but for the root of the
-    smallest normal number (1e-19 in float32), beyond which derivatives overflow. `spread` is that of the backend.
+    taken about the estimate and not about the mean of what is left. It is never below what rounding amounts to, of sums
+    relative to a row and of the result, by `rounding`, relative to each number. It is infinite where one group holds
+    the whole sum but for the root of the smallest normal number (1e-19 in float32), beyond which derivatives overflow.
+    `spread` is that of the backend.
     """
     groups = logs.shape[0]
     top = xp.max(logs, 0)
@@ -64,7 +65,9 @@ def combine(
     left = xp.where(gone, 1, left)
     whole = xp.any(gone & (share != 0), 0)  # in one group
     factor, eps = (groups - 1) / groups, UNITS * xp.finfo(log.dtype).eps
-    output, error = spread(xp, outputs, share, math.sqrt(factor) * (share / left), max(rounding, eps))
+    output, error = spread(xp, outputs, share, math.sqrt(factor) * (share / left), eps)
+    if rounding:
+        error = xp.maximum(error, rounding * xp.abs(output))
     if xp is not np or whole.any():
         error = xp.where(whole[..., None], xp.inf, error)
     moved = xp.where(gone, 0, xp.log(xp.abs(left) / factor))
