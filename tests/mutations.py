@@ -762,6 +762,7 @@ MUTANTS = [
     Mutant("compiled code is read where it may be written", "backends/numba/objects.py", "for place in _folders() if (found", "for place in (directory(),) if place and (found", ("tests/test_concurrency.py", "-k", "only_be_read")),
     Mutant("a fork does not wait for who compiles", "backends/numba/jit.py", "wait_for(_lock, ", "(_lock, ", ("tests/test_concurrency.py", "-k", "other_threads_compute")),
     Mutant("a catalog that changes is saved", "catalog/changes.py", "store.changes += 1", "pass", ("tests/test_catalog_files.py", "-k", "changes_while")),
+    Mutant("what is read beside a change is given out", "catalog/copies.py", "_check(self._whole and held.whole and held.changes == self._changes, self._doing)", "pass", (FAULTS, "-k", "is_read_beside")),
     Mutant("what is copied beside a change is given out", "catalog/copies.py", "_check(held.whole and held.changes == changes, \"copied", "_check(True, \"copied", (FAULTS, "-k", "a_copy_of")),
     Mutant("what is grouped anew replaces what was changed since", "catalog/copies.py", "_check(self._held is held and held.whole and held.changes == changes, doing)", "pass", (FAULTS, "-k", "of_two")),
     Mutant("who asks does not wait for a change", "catalog/copies.py", "        with self._lock:\n            return self._store\n", "        return self._store\n", (FAULTS, "-k", "who_asks")),

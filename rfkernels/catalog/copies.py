@@ -29,16 +29,19 @@ def _check(as_it_was: bool, doing: str) -> None:
         raise RuntimeError(f"the catalog was changed in another thread while it was {doing}")
 
 
-@contextmanager
-def unchanged(held: Store, doing: str) -> Iterator[None]:
+class Unchanged:
     """Have it be a RuntimeError that another thread changes a store meanwhile, whatever was found wrong of it then."""
-    changes, whole = held.changes, held.whole
-    try:
-        yield
-    except Exception:
-        _check(whole and held.whole and held.changes == changes, doing)
-        raise
-    _check(whole and held.whole and held.changes == changes, doing)
+
+    def __init__(self, held: Store, doing: str) -> None:
+        self._held, self._doing, self._changes, self._whole = held, doing, held.changes, held.whole
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        if error is None or isinstance(error, Exception):
+            held = self._held
+            _check(self._whole and held.whole and held.changes == self._changes, self._doing)
 
 
 def reading(method: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P], R]:
@@ -46,7 +49,7 @@ def reading(method: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P
 
     @wraps(method)
     def read(self: C, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with unchanged(self._settled, "read: ask again"):
+        with Unchanged(self._settled, "read: ask again"):
             return method(self, *args, **kwargs)
 
     return read
@@ -102,7 +105,7 @@ class OfStore:
     def _replace(self, make: Callable[[Store], Store]) -> None:
         """Hold what is made of the store in its place, unless that is changed meanwhile."""
         held, doing = self._settled, "grouped anew: it stays in the groups that it had"
-        with unchanged(held, doing):
+        with Unchanged(held, doing):
             changes, made = held.changes, make(held)
         with self._changing():
             _check(self._held is held and held.whole and held.changes == changes, doing)

@@ -23,7 +23,7 @@ from rfkernels.catalog.arguments import (
     rows_of_ids,
 )
 from rfkernels.catalog.cells import check_items, held_dtype
-from rfkernels.catalog.copies import OfStore, reading, unchanged
+from rfkernels.catalog.copies import OfStore, Unchanged, reading
 from rfkernels.catalog.kernel_sums import Scaled
 from rfkernels.catalog.records import Draws, Estimate, Expectation, Store, Table, Top
 from rfkernels.kernels import Kernel
@@ -407,7 +407,7 @@ class Catalog(OfStore):
         """
         if not isinstance(other, Catalog):
             raise TypeError(f"other must be a Catalog, got {type(other).__name__}")
-        with unchanged(other._settled, "merged: merge it again"):
+        with Unchanged(other._settled, "merged: merge it again"):
             return Catalog.from_store(store.merge(self._store, other.store))
 
     def regroup(self, *, cells: int | None = None, queries: Any = None, rng: Any = 0) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from rfkernels._checks import check_flags
 from rfkernels._files import whole_file
-from rfkernels.catalog.copies import unchanged
+from rfkernels.catalog.copies import Unchanged
 from rfkernels.catalog.header import HEADER, Header, checked_info, header_bytes, read_header, size_of
 from rfkernels.catalog.invariants import (
     LAYOUT,
@@ -61,7 +61,7 @@ def save(store: Store, path: str | os.PathLike[str], info: Mapping[str, str] | N
         `store` was changed meanwhile.
     """
     info = checked_info(info)
-    with whole_file(_checked(path)) as file, unchanged(store, "saved: nothing is written"):
+    with whole_file(_checked(path)) as file, Unchanged(store, "saved: nothing is written"):
         held = replace(store)
         check_arrays(held)
         file.write(bytes(HEADER))
