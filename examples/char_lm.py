@@ -151,13 +151,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     early, _ = parser.parse_known_args(arguments)
     if early.quick:
         parser.set_defaults(**quick)
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    for name in ("length", "batch", "steps", "every", "layers", "heads", "dim", "features"):
+        if getattr(given, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(given, name)}")
+    return given
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     given, console = parse(arguments), Console(highlight=False, markup=False, soft_wrap=True)
     if given.bench:
         return {"bench": bench(given, console)}
+    given.out.mkdir(parents=True, exist_ok=True)  # or what was trained could not be written
     corpus = read_corpus(given.text)
     shape = Shape(len(corpus.characters), given.layers, given.heads, given.dim)
     ways = ways_of(given)
@@ -170,7 +175,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             task = progress.add_task(way.label, total=given.steps)
             runs.append(train(way, corpus, shape, given, partial(progress.advance, task)))
     report = summary(runs, corpus, shape, given, console)
-    given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "char_lm.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     draw_picture(runs, f"{given.text.name}: {given.layers} layers, {given.features} features").savefig(
         given.out / "char_lm.png"

@@ -139,7 +139,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--seeds", type=int, default=2)
     if parser.parse_known_args(arguments)[0].quick:
         parser.set_defaults(rates=[0.1], tune=10, checks=4, steps=30, seeds=1, scored=2_000)
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    for name, number in vars(given).items():
+        if type(number) is int and number < 1:
+            parser.error(f"--{name} must be at least 1, got {number}")
+    return given
 
 
 def read(given: argparse.Namespace) -> Parts:
@@ -150,6 +154,7 @@ def read(given: argparse.Namespace) -> Parts:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     given, console = parse(arguments), Console(highlight=False, markup=False, soft_wrap=True)
+    given.out.mkdir(parents=True, exist_ok=True)  # or what was trained could not be written
     parts = read(given)
     train_size, validation_size, test_size = (len(part.targets) for part in (parts.train, parts.validation, parts.test))
     console.print(
@@ -171,7 +176,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "rows": [row._asdict() for row in rows],
         "checks": {way: [[check._asdict() for check in checks] for checks in seeds] for way, seeds in found.items()},
     }
-    given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "recommender.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     what = "Next words" if given.words else "MovieLens-100k"
     draw_picture(found, f"{what}: {parts.items:,} items").savefig(given.out / "recommender.png")

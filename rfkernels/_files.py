@@ -20,7 +20,7 @@ _TEMPORARY = ".rfkernels-{}.tmp"
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def whole_file(path: str | os.PathLike[str], *, lasting: bool = True) -> Iterator[BinaryIO]:
     """Open a file that takes its name only when it is complete and on disk; after any failure nothing is left.
 
     It is written beside `path` under the name ``.rfkernels-*.tmp``. A process that is killed leaves that, which the
@@ -31,6 +31,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     ----------
     path : str or path
         The file. Where it is a link, the file that the link names.
+    lasting : bool, default True
+        Whether it has to outlast a loss of power, for which the disk is waited for.
 
     Yields
     ------
@@ -59,11 +61,13 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 temporary.chmod(mode | stat.S_IRUSR | stat.S_IWUSR)
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                os.fsync(file.fileno())
             if mode is not None:
                 temporary.chmod(mode)
             temporary.replace(path)
-        _to_disk(path.parent)
+        if lasting:
+            _to_disk(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno and error.filename is None:
@@ -100,8 +104,8 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _to_disk(folder: Path) -> None:
-    """Make the names in a folder outlast a loss of power; Windows offers no such call."""
-    if sys.platform == "win32":
+    """Make the names in a folder outlast a loss of power; Windows has no such call, nor has a folder not to be read."""
+    if sys.platform == "win32" or not os.access(folder, os.R_OK):
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:

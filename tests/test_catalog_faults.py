@@ -6,7 +6,9 @@ import copy
 import gc
 import multiprocessing
 import os
+import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from scipy.special import logsumexp
 
 import rfkernels as rfk
 from rfkernels.catalog import changes, engines, expectations, facade, invariants, layout, pilots, store
+from rfkernels.catalog.records import Store
 
 DIM = 6
 
@@ -132,6 +135,103 @@ def test_estimates_after_a_failed_change_read_what_is_there(monkeypatch: pytest.
     found = [np.exp(catalog.log_normalizer(items[:2], budget=300, rng=seed)) for seed in range(50)]
     ratio = np.mean(found, 0) / np.exp(exact(items[1_500:], items[:2]))
     assert np.all(np.abs(ratio - 1) < 0.1)
+
+
+@pytest.mark.parametrize("wrong", [False, True], ids=["found", "refused"])
+def test_what_is_read_beside_a_change_is_an_error(wrong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever became of it: of rows that move, a sum is off by any amount, and ids are those of no item."""
+    items = data(300)
+    catalog, other = rfk.Catalog(items, cells=4), rfk.Catalog(data(9, 1), ids=np.arange(400, 409), cells=2)
+    whole, on = rfk.Catalog(items, cells=4), True
+
+    def beside(module: Any, name: str) -> None:
+        done = getattr(module, name)
+
+        def changed(*given: Any, **named: Any) -> Any:
+            found = done(*given, **named)
+            if on:
+                changes.update(catalog.store, [7], items[7:8])
+            if on and wrong:
+                raise IndexError("beyond the end")
+            return found
+
+        monkeypatch.setattr(module, name, changed)
+
+    beside(facade, "check_queries")
+    beside(facade, "rows_of_ids")
+    beside(facade.store, "merge")
+    beside(facade.store, "outgrown")
+    beside(facade.store, "regroup")
+    for read in (
+        lambda: catalog.log_normalizer(items[:2]),
+        lambda: catalog.kernel_sum(items[:2]),
+        lambda: catalog.expectation(items[:2], items),
+        lambda: catalog.top(items[:2], 3),
+        lambda: catalog.sample(items[:2], 3),
+        lambda: catalog.probabilities(items[:2], [3]),
+        lambda: catalog.items([3]),
+        lambda: catalog.merge(other),
+        lambda: other.merge(catalog),
+        lambda: catalog.outgrown,
+        lambda: catalog.regroup(cells=4),
+    ):
+        with pytest.raises(RuntimeError, match="the catalog was changed in another thread while it was"):
+            read()
+    on = False
+    np.testing.assert_array_equal(catalog.log_normalizer(items[:2]), whole.log_normalizer(items[:2]))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, pickle.dumps, lambda x: pickle.dumps(x, 5, buffer_callback=id)])
+def test_a_copy_of_what_changes_meanwhile_is_an_error(copied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = rfk.Catalog(data(300), cells=4)
+    copied(catalog)
+
+    def changed(held: Any, protocol: Any) -> Any:
+        changes.remove(catalog.store, [7])
+        return object.__reduce_ex__(held, protocol)
+
+    monkeypatch.setattr(Store, "__reduce_ex__", changed)
+    with pytest.raises(RuntimeError, match="changed in another thread while it was copied: copy it again"):
+        copied(catalog)
+
+
+def test_of_two_that_group_anew_at_once_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other may have been changed since."""
+    items, regroup = data(300), store.regroup
+    catalog = rfk.Catalog(items, cells=4)
+
+    def beside(held: Any, **how: Any) -> Any:
+        monkeypatch.undo()
+        catalog.regroup(cells=5)
+        catalog.remove([7])
+        return regroup(held, **how)
+
+    monkeypatch.setattr(store, "regroup", beside)
+    with pytest.raises(RuntimeError, match="while it was grouped anew: it stays in the groups that it had"):
+        catalog.regroup(cells=6)
+    assert (len(catalog), len(catalog.table.means)) == (299, 5)
+
+
+def test_who_asks_waits_for_a_change_that_is_under_way(tmp_path: Any) -> None:
+    items = data(300)
+    catalog, other = rfk.Catalog(items, cells=4), rfk.Catalog(data(9, 1), ids=np.arange(400, 409), cells=2)
+    asked = (
+        lambda: catalog.items([3]),
+        lambda: catalog.ids,
+        lambda: catalog.add(items[:1]),
+        lambda: catalog.save(tmp_path / "items"),
+        lambda: other.merge(catalog),
+        lambda: catalog.regroup(cells=4),
+    )
+    with ThreadPoolExecutor(len(asked)) as pool:
+        with catalog._changing():
+            catalog.store.whole = False
+            waiting = [pool.submit(call) for call in asked]
+            assert not wait(waiting, 0.05).done
+            catalog._held.whole = True
+        errors = [x.exception(20) for x in waiting]
+    assert all(error is None or "changed in another thread" in str(error) for error in errors)
+    assert len(catalog) == 301
 
 
 def test_masks_are_not_passed_over() -> None:

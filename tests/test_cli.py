@@ -695,14 +695,14 @@ def test_a_broken_numba_is_compared_with_what_does_not_need_it(monkeypatch: pyte
 @pytest.mark.usefixtures("no_jax")
 def test_doctor_without_jax_or_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     def nowhere() -> Path:
-        raise RuntimeError("no locator available")
+        raise OSError("no directory is writable")
 
     monkeypatch.setattr(doctor, "_version", lambda _: None)
-    monkeypatch.setattr(doctor, "_numba_folder", nowhere)
+    monkeypatch.setattr(doctor, "_folder", nowhere)
     result = invoke("doctor")
     assert result.exit_code == 0
     assert "absent (not installed: pip install 'rfkernels[jax]')" in result.stdout
-    assert "every process compiles anew: RuntimeError: no locator available" in result.stdout
+    assert "compiled anew by every process: OSError: no directory is writable" in result.stdout
 
 
 @pytest.mark.usefixtures("no_jax")

@@ -414,12 +414,10 @@ def test_damaged_files_on_disk_are_compiled_anew(cache: Path, compiled: tuple[Pa
 @needs_numba
 def test_functions_on_disk_are_whole_or_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each signature has a file of its own: an index of them could be written by two processes at once."""
-    from numba import config
-
     from rfkernels.backends.numba.compiling import entry
 
     folder = tmp_path / "cache"
-    monkeypatch.setattr(config, "CACHE_DIR", str(folder))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(folder))
 
     def made() -> Any:
         @entry
@@ -439,11 +437,36 @@ def test_functions_on_disk_are_whole_or_compiled_anew(tmp_path: Path, monkeypatc
     assert (found(1), found(1.5), hits(found)) == (2, 3.0, 2)
     for path in kept:
         path.write_bytes(path.read_bytes()[:-1])
+    (folder / ".rfkernels-0123.tmp").write_bytes(b"left by a killed process")
     found, late = made(), made()
     assert (found(1), hits(found)) == (2, 0)
+    assert {path for path in folder.rglob("*") if path.is_file()} == set(kept)
     shutil.rmtree(folder)
     folder.write_text("no directory any more")
     assert (late(1), hits(late)) == (2, 0)
+
+
+@needs_numba
+def test_code_in_a_folder_that_may_only_be_read_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where whoever installs a library calls it once for all who run it."""
+    from rfkernels.backends.numba import objects
+
+    package, user = tmp_path / "package", tmp_path / "user"
+    monkeypatch.setattr(objects, "_folders", lambda: (package, user))
+    objects.write("first", b"of the package")
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != package and may(path, mode))
+    objects.write("second", b"of the user")
+    assert (objects.read("first"), objects.read("second")) == (b"of the package", b"of the user")
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*")) if path.is_file()] == [
+        "package/first",
+        "user/second",
+    ]
+    objects.write("first", b"again")
+    assert objects.read("first") == b"of the package"
+    (package / "first").write_bytes(b"damaged")
+    assert objects.read("first") == b"again"
+    assert objects.read("third") is None
 
 
 def test_threads_that_ask_at_once_get_the_same_code() -> None:

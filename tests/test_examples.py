@@ -168,6 +168,19 @@ def test_char_lm_bench(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert "softmax features" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("name", "number"), [("char_lm", "batch"), ("recommender", "seeds")])
+def test_what_cannot_be_trained_is_refused_before_it_is(
+    load: Any, name: str, number: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = load(name)
+    with pytest.raises(SystemExit):
+        example.main(["--quick", f"--{number}", "0"])
+    assert f"--{number} must be at least 1, got 0" in capsys.readouterr().err
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(FileExistsError, match="taken"):
+        example.main(["--quick", "--out", str(tmp_path / "taken")])
+
+
 def test_the_text_is_the_one_that_its_page_names() -> None:
     text, page = (EXAMPLES / "texts" / name for name in ("sonnets.txt", "README.md"))
     assert hashlib.sha256(text.read_bytes()).hexdigest() in page.read_text(encoding="utf-8")

@@ -84,6 +84,21 @@ def test_bytes_are_on_disk_before_the_name_and_the_name_before_the_end(
     assert happened == [5, "name", "folder"]
 
 
+def test_a_folder_that_may_be_written_to_and_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may, opened = os.access, os.open
+
+    def refused(path: Any, *given: Any) -> int:
+        if path == tmp_path:
+            raise PermissionError
+        return opened(path, *given)
+
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK and may(path, mode))
+    monkeypatch.setattr(os, "open", refused)
+    with whole_file(tmp_path / "some") as file:
+        file.write(b"whole")
+    assert (tmp_path / "some").read_bytes() == b"whole"
+
+
 def test_leftovers_go_and_files_being_written_stay(tmp_path: Path) -> None:
     (tmp_path / ".rfkernels-0123.tmp").write_bytes(b"left by a killed process")
     (tmp_path / ".rfkernels-notes").write_bytes(b"of someone")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import wraps
 from threading import Lock
-from typing import Any, Self
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,42 @@ from rfkernels.catalog.records import Store, Table
 
 _OUT_OF_BAND = 5
 """The first protocol of pickle that may leave buffers to whoever calls it, who may hand back those of the original."""
+
+
+C = TypeVar("C", bound="OfStore")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _check(as_it_was: bool, doing: str) -> None:
+    if not as_it_was:
+        raise RuntimeError(f"the catalog was changed in another thread while it was {doing}")
+
+
+class Unchanged:
+    """Have it be a RuntimeError that another thread changes a store meanwhile, whatever was found wrong of it then."""
+
+    def __init__(self, held: Store, doing: str) -> None:
+        self._held, self._doing, self._changes, self._whole = held, doing, held.changes, held.whole
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        if error is None or isinstance(error, Exception):
+            held = self._held
+            _check(self._whole and held.whole and held.changes == self._changes, self._doing)
+
+
+def reading(method: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P], R]:
+    """Have a method wait for a change that is under way, and raise RuntimeError if another begins before it ends."""
+
+    @wraps(method)
+    def read(self: C, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with Unchanged(self._settled, "read: ask again"):
+            return method(self, *args, **kwargs)
+
+    return read
 
 
 class OfStore:
@@ -34,9 +71,15 @@ class OfStore:
         if not self._held.whole:
             raise RuntimeError(
                 "the catalog is not whole: a change of it was broken off halfway, or is under way in another thread. "
-                "Load or build it again"
+                "If it was broken off, load or build it again"
             )
         return self._held
+
+    @property
+    def _settled(self) -> Store:
+        """What is held, once no change is under way."""
+        with self._lock:
+            return self._store
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -59,10 +102,26 @@ class OfStore:
                 setattr(held, name, value.copy())  # one after the other: no second copy of all is held
         return cls.from_store(held)
 
+    def _replace(self, make: Callable[[Store], Store]) -> None:
+        """Hold what is made of the store in its place, unless that is changed meanwhile."""
+        held, doing = self._settled, "grouped anew: it stays in the groups that it had"
+        with Unchanged(held, doing):
+            changes, made = held.changes, make(held)
+        with self._changing():
+            _check(self._held is held and held.whole and held.changes == changes, doing)
+            self._held = made
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         made = self._own if protocol >= _OUT_OF_BAND else self.from_store
         with self._lock:
-            return made, (replace(self._store, index=None, source=None),)
+            held = self._store
+            return made, (replace(held, index=None, source=None),), None, self._last(held, held.changes)
+
+    @staticmethod
+    def _last(held: Store, changes: int) -> Iterator[None]:
+        """Yield no items of a list, which are asked for when all else is copied, if it was one store all the time."""
+        _check(held.whole and held.changes == changes, "copied: copy it again")
+        yield from ()
 
     def __copy__(self) -> Self:
         return copy.deepcopy(self)  # changes of one are none of the other

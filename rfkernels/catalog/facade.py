@@ -23,7 +23,7 @@ from rfkernels.catalog.arguments import (
     rows_of_ids,
 )
 from rfkernels.catalog.cells import check_items, held_dtype
-from rfkernels.catalog.copies import OfStore
+from rfkernels.catalog.copies import OfStore, Unchanged, reading
 from rfkernels.catalog.kernel_sums import Scaled
 from rfkernels.catalog.records import Draws, Estimate, Expectation, Store, Table, Top
 from rfkernels.kernels import Kernel
@@ -34,8 +34,8 @@ _DRAWS = 1 << 31
 class Catalog(OfStore):
     """Items y₁ … y_n and fast sums Σ exp(q·y_i) over them, for a few thousand dot products a query.
 
-    Any number of threads may read a catalog at once; a change must not run beside reads or other changes. After one
-    that was broken off halfway, as by KeyboardInterrupt, all that is asked of a catalog raises RuntimeError.
+    Any number of threads may read a catalog at once. Who asks waits for a change that is under way; a read beside which
+    one begins raises RuntimeError, as does all that is asked after one that was broken off, as by KeyboardInterrupt.
 
     Items are grouped by k-means. A query looks at all of the groups that matter most and draws from the others, by a
     proposal close to exp(q·y): what is returned is unbiased for the sum and comes with its standard error. Sums look at
@@ -80,6 +80,7 @@ class Catalog(OfStore):
         return int(self._store.rows.shape[1])
 
     @property
+    @reading
     def ids(self) -> Any:
         """The ids of all items, in ascending order."""
         return np.flatnonzero(self._store.slots >= 0)
@@ -97,10 +98,12 @@ class Catalog(OfStore):
         """The arrays that `save` writes."""
         return self._store
 
+    @reading
     def items(self, ids: Any) -> Any:
         """Return the items of some ids, (ids, dim)."""
         return np.array(self._store.rows[rows_of_ids(self._store, ids)])
 
+    @reading
     def log_normalizer(
         self,
         queries: Any,
@@ -151,6 +154,7 @@ class Catalog(OfStore):
             return Estimate(*(part.reshape(shape) for part in found))
         return found.log_normalizer.reshape(shape)
 
+    @reading
     def probabilities(
         self, queries: Any, ids: Any, *, budget: int | None = None, error: float | None = None, rng: int = 0
     ) -> Any:
@@ -186,6 +190,7 @@ class Catalog(OfStore):
         found = probabilities.of_items(self.table, given, slots, log, spent)
         return found.reshape(*queries.shape[:-1], slots.shape[-1])
 
+    @reading
     def expectation(
         self,
         queries: Any,
@@ -236,6 +241,7 @@ class Catalog(OfStore):
         found = Expectation(*(part.reshape((*queries.shape[:-1], *values.shape[1:])) for part in found))
         return found if full else found.mean
 
+    @reading
     def top(self, queries: Any, k: int, *, budget: int | None = None, backend: str = "numba") -> Top:
         """Return the k items of largest q·y among those that a query finds, largest first.
 
@@ -269,6 +275,7 @@ class Catalog(OfStore):
         check_fit(found.logits, np.float64)
         return Top(*(part.reshape(*queries.shape[:-1], k) for part in found))
 
+    @reading
     def sample(self, queries: Any, n: int, rng: Any = 0, *, exact: bool = False, backend: str = "numba") -> Draws:
         """Draw n items for each query, with replacement, and say with what probability each was drawn.
 
@@ -307,6 +314,7 @@ class Catalog(OfStore):
         check_fit(found.logits + found.log_probability, self.table.rows.dtype)
         return Draws(*(part.reshape(*queries.shape[:-1], n) for part in found))
 
+    @reading
     def kernel_sum(
         self,
         queries: Any,
@@ -374,9 +382,9 @@ class Catalog(OfStore):
         TypeError, ValueError
             If arguments do not fit together, an id is there already or an item is not finite; nothing is changed then.
         """
-        items, largest = check_items(items, self.dim, self._store.rows.dtype), len(self._store.slots)
-        ids = np.arange(largest, largest + len(items)) if ids is None else ids
         with self._changing():
+            items, largest = check_items(items, self.dim, self._store.rows.dtype), len(self._store.slots)
+            ids = np.arange(largest, largest + len(items)) if ids is None else ids
             store.add(self._store, items, ids)
         return np.asarray(ids)
 
@@ -390,6 +398,7 @@ class Catalog(OfStore):
         with self._changing():
             store.update(self._store, ids, items)
 
+    @reading
     def merge(self, other: Catalog) -> Catalog:
         """Return a new catalog of the items of both, whose ids must differ.
 
@@ -398,16 +407,18 @@ class Catalog(OfStore):
         """
         if not isinstance(other, Catalog):
             raise TypeError(f"other must be a Catalog, got {type(other).__name__}")
-        return Catalog.from_store(store.merge(self._store, other.store))
+        with Unchanged(other._settled, "merged: merge it again"):
+            return Catalog.from_store(store.merge(self._store, other.store))
 
     def regroup(self, *, cells: int | None = None, queries: Any = None, rng: Any = 0) -> None:
         """Find cells anew, after many changes, for the same past queries or others: as `Catalog` would.
 
         Queries that look in all directions alike, such as ``np.eye(dim)``, let cells be as if there were none.
         """
-        self._set(store.regroup(self._store, cells=cells, queries=queries, rng=rng))
+        self._replace(lambda held: store.regroup(held, cells=cells, queries=queries, rng=rng))
 
     @property
+    @reading
     def outgrown(self) -> bool:
         """Whether items doubled or halved in number or moved together or apart since cells were found (`regroup`)."""
         return store.outgrown(self._store)
@@ -417,7 +428,7 @@ class Catalog(OfStore):
 
         A catalog that another thread changes meanwhile is a RuntimeError, and not written.
         """
-        files.save(self._store, path)
+        files.save(self._settled, path)
 
     @classmethod
     def create(

@@ -15,6 +15,7 @@ import numpy as np
 
 from rfkernels._checks import check_flags
 from rfkernels._files import whole_file
+from rfkernels.catalog.copies import Unchanged
 from rfkernels.catalog.header import HEADER, Header, checked_info, header_bytes, read_header, size_of
 from rfkernels.catalog.invariants import (
     LAYOUT,
@@ -60,25 +61,11 @@ def save(store: Store, path: str | os.PathLike[str], info: Mapping[str, str] | N
         `store` was changed meanwhile.
     """
     info = checked_info(info)
-    with whole_file(_checked(path)) as file, _unchanged(store) as held:
+    with whole_file(_checked(path)) as file, Unchanged(store, "saved: nothing is written"):
+        held = replace(store)
         check_arrays(held)
         file.write(bytes(HEADER))
         _write(file, held, info, rows_are_there=False)
-
-
-@contextmanager
-def _unchanged(store: Store) -> Iterator[Store]:
-    """Yield what a store holds; if another thread changes it meanwhile, that is the error, whatever was found wrong."""
-    changes, whole, held = store.changes, store.whole, replace(store)
-    wrong = None
-    try:
-        yield held
-    except ValueError as error:
-        wrong = error
-    if not (whole and store.whole and store.changes == changes):
-        raise RuntimeError("the catalog was changed in another thread while it was saved: nothing is written")
-    if wrong is not None:
-        raise wrong
 
 
 def create(

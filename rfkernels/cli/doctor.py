@@ -52,7 +52,7 @@ def examine() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "machine": {"system": platform.platform(), "cpus": _cpus(), **_numba_details()},
-        "caches": {"numba": _cache(_numba_folder), "object code": _cache(_object_folder)},
+        "caches": {"compiled code": _cache(_folder)},
         "backends": {**backends, "jax": {"works": jax["works"], "detail": jax["detail"]}},
         "jax_devices": jax["devices"],
         "ok": all(backend["works"] for backend in backends.values()),
@@ -80,17 +80,8 @@ def _numba_details() -> dict[str, str]:
         return {"numba backend": _reason(error)}
 
 
-def _numba_folder() -> Path:
-    """Return where Numba keeps what it compiled of this package, by its own rules."""
-    import numba
-
-    from rfkernels.backends.numba import describe
-
-    return Path(str(numba.njit(cache=True)(describe).stats.cache_path))
-
-
-def _object_folder() -> Path:
-    """Return where the Numba backend keeps object code of its own."""
+def _folder() -> Path:
+    """Return where the Numba backend keeps what it compiled."""
     from rfkernels.backends.numba import objects
 
     found = objects.directory()
@@ -166,7 +157,7 @@ def _show(found: dict[str, Any]) -> None:
     for name, value in found["machine"].items():
         made.add_row(name, str(value))
     for name, cache in found["caches"].items():
-        where = cache["path"] or f"none, every process compiles anew: {cache['reason']}"
+        where = cache["path"] or f"none, what is not found is compiled anew by every process: {cache['reason']}"
         made.add_row(f"cache of {name}", where)
     for name, backend in found["backends"].items():
         state = {True: "ok", False: "FAILED", None: "absent"}[backend["works"]]

@@ -34,28 +34,57 @@ class _Files:
     found for another. It takes files that are not whole for whole, too.
     """
 
-    def __init__(self, folder: str, name: str, told: tuple[Any, ...]) -> None:
-        self._start, self._told = Path(folder) / name, told
+    def __init__(self, start: str, told: tuple[Any, ...]) -> None:
+        self._start, self._told = start, told
 
-    def _path(self, key: tuple[Any, ...]) -> Path:
+    def _name(self, key: tuple[Any, ...]) -> str:
         digest = hashlib.sha256(repr((self._told, key)).encode()).hexdigest()
-        return self._start.with_name(f"{self._start.name}.{digest[:32]}.nbc")
+        return f"{self._start}.{digest[:32]}.nbc"
 
     def load(self, key: tuple[Any, ...]) -> Any:
-        found = objects.read(self._path(key))
+        found = objects.read(self._name(key))
         return None if found is None else pickle.loads(found)
 
     def save(self, key: tuple[Any, ...], data: Any) -> None:
-        objects.write(self._path(key), serialize.dumps(data))  # type: ignore[no-untyped-call]
+        objects.write(self._name(key), serialize.dumps(data))  # type: ignore[no-untyped-call]
+
+
+class _Text(caching._CacheLocator):
+    """What Numba asks of the text of a function. Where code is kept `objects` decides: Numba wants to write there."""
+
+    def __init__(self, function: Callable[..., Any], path: str) -> None:
+        self._py_file, self._line = path, function.__code__.co_firstlineno
+
+    @classmethod
+    def from_function(cls, function: Callable[..., Any], path: str) -> _Text | None:
+        return cls(function, path) if Path(path).is_file() else None
+
+    def ensure_cache_path(self) -> None:
+        pass
+
+    def get_cache_path(self) -> str:
+        return str(objects.directory())
+
+    def get_source_stamp(self) -> bytes:
+        return hashlib.sha256(Path(self._py_file).read_bytes()).digest()
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+
+class _Results(caching.CompileResultCacheImpl):
+    _locator_classes: Any = (_Text,)
 
 
 class _Cache(caching.FunctionCache):
     """Numba's cache of a function that makes do without files where these cannot be read or written."""
 
+    _impl_class = _Results
+
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)  # type: ignore[no-untyped-call]
         told = numba.__version__, self._impl.locator.get_source_stamp()
-        self._cache_file: Any = _Files(self.cache_path, self._impl.filename_base, told)
+        self._cache_file: Any = _Files(self._impl.filename_base, told)
 
     def _guard_against_spurious_io_errors(self) -> Any:
         return suppress(OSError)
@@ -88,7 +117,7 @@ def jit_with(*fastmath: str, entry: bool = False, allocates: bool = False) -> Ca
         made: Any = njit(**options)(function)
         if made is function:
             return cast(Function, _not_compiled)
-        with suppress(RuntimeError):  # no directory can be written to: compile in every process
+        with suppress(RuntimeError):  # its text is in no file: compile in every process
             made._cache = _Cache(function)
         _compile_once(made)
         if not entry:

@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 from contextlib import suppress
 from pathlib import Path
+
+from rfkernels._files import whole_file
 
 _DIGEST = 32
 
 
+def _folders() -> tuple[Path, ...]:
+    given = os.environ.get("NUMBA_CACHE_DIR")
+    places = (Path(given),) if given else (Path(__file__).parent / "__pycache__", _of_user())
+    return tuple(place for place in places if place is not None)
+
+
 def directory() -> Path | None:
     """Return where compiled code is kept: NUMBA_CACHE_DIR, the package's own cache, or the user's; None if none can."""
-    given = os.environ.get("NUMBA_CACHE_DIR")
-    for place in (Path(given),) if given else (Path(__file__).parent / "__pycache__", _of_user()):
+    for place in _folders():
         try:
-            if place is not None:
-                place.mkdir(parents=True, exist_ok=True)
+            place.mkdir(parents=True, exist_ok=True)
         except OSError:
             continue
-        if place is not None and os.access(place, os.W_OK):
+        if os.access(place, os.W_OK):
             return place
     return None
 
@@ -36,8 +41,12 @@ def _of_user() -> Path | None:
         return None
 
 
-def read(path: Path) -> bytes | None:
-    """Return what `write` wrote to a file, if it is there and whole."""
+def read(name: str) -> bytes | None:
+    """Return what `write` wrote under a name, from whichever folder has it whole: one may be for all, and read-only."""
+    return next((found for place in _folders() if (found := _whole(place / name)) is not None), None)
+
+
+def _whole(path: Path) -> bytes | None:
     try:
         whole = path.read_bytes()
     except OSError:
@@ -46,15 +55,12 @@ def read(path: Path) -> bytes | None:
     return code if hashlib.sha256(code).digest() == digest else None
 
 
-def write(path: Path, code: bytes) -> None:
+def write(name: str, code: bytes) -> None:
     """Write a file after its digest, in one step, if the disk lets one."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
-    try:
-        temporary.write_bytes(hashlib.sha256(code).digest() + code)
-        os.replace(temporary, path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()
+    place = directory()
+    if place is not None:
+        with suppress(OSError), whole_file(place / name, lasting=False) as file:
+            file.write(hashlib.sha256(code).digest() + code)
 
 
 class Stored:
@@ -67,11 +73,10 @@ class Stored:
     """
 
     def __init__(self, key: str) -> None:
-        place = directory()
-        self._path = place and place / f"rfkernels-{hashlib.sha256(key.encode()).hexdigest()[:32]}.o"
-        self.code = None if self._path is None else read(self._path)
+        self._name = f"rfkernels-{hashlib.sha256(key.encode()).hexdigest()[:32]}.o"
+        self.code = read(self._name)
 
     def save(self, code: bytes) -> None:
         """Write the code under its key."""
-        if self._path is not None and self.code is None:
-            write(self._path, code)
+        if self.code is None:
+            write(self._name, code)
