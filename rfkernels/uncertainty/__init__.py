@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, broadcasting, dtype_name, is_jax, namespace, stopped, unmasked
+from rfkernels._arrays import accumulator, broadcasting, dtype_name, in_one, is_jax, namespace, stopped, unmasked
 from rfkernels._checks import check_mask, check_qkv, check_segments, is_number, is_tracer, result_dtype
 from rfkernels.backends import choose
 from rfkernels.features import Features, check_features
@@ -137,15 +137,15 @@ def attend(
     dtype = result_dtype(xp, q, k, v)
     rounding = _NARROW.get(dtype_name(dtype), 0.0)
     chosen = choose(options.get("backend"), q, k, v)
-    unit = _unit(xp, v, done.output.dtype)
+    freedom, unit = len(index) - 1, _unit(xp, v, done.output.dtype)
     found = combine(xp, done.output / unit, done.log_normalizer, done.sign, features.count, rounding, chosen.spread)
     found = found._replace(output=found.output * unit, error=found.error * unit)
-    factors = None
+    error = Errors(found.error, found.log_error, found.effective, freedom)
     if check and state is None and features.map.kernel is not None:
         at = _check.positions(q.shape[-2], int(check))
         exact = _check.exact_rows(q, k, v, features, at, causal, mask, segment_ids, chosen.few_rows)
-        factors = _check.inflations(xp, found, exact, at, _quantile(len(index) - 1, _check.LEVEL))
-    error = _errors(found, len(index) - 1, factors)
+        output, log, *factors = in_one(xp, _inflated)(xp, found, exact, at, _quantile(freedom, _check.LEVEL))
+        error = Errors(output, log, found.effective, freedom, *factors)
     _warn(error, stacklevel + 2)
     after = None if isinstance(done.state, BlockState) else _groups.whole_state(done.state, features, index)
     return AttentionResult(found.output.astype(dtype), after, found.log_normalizer, found.sign, error)
@@ -158,18 +158,15 @@ def _unit(xp: Any, v: Any, dtype: Any) -> Any:
     return xp.where(fits | (size == 0), 1, size).astype(dtype)
 
 
-def _errors(found: Estimate, freedom: int, factors: tuple[Any, Any] | None) -> Errors:
-    if factors is None:
-        return Errors(found.error, found.log_error, found.effective, freedom)
-    inflation, log_inflation = factors
-    output = _inflated(found.error, inflation[..., None, None])
-    log = _inflated(found.log_error, log_inflation[..., None])
-    return Errors(output, log, found.effective, freedom, inflation, log_inflation)
+def _inflated(xp: Any, found: Estimate, exact: Any, at: Any, quantile: float) -> tuple[Any, Any, Any, Any]:
+    """Return errors that are multiplied by their inflations, and these."""
+    output, log = _check.inflations(xp, found, exact, at, quantile)
+    error = _multiplied(xp, found.error, output[..., None, None])
+    return error, _multiplied(xp, found.log_error, log[..., None]), output, log
 
 
-def _inflated(error: Any, factor: Any) -> Any:
+def _multiplied(xp: Any, error: Any, factor: Any) -> Any:
     """Multiply errors; all are infinite, those of zero too, where the factor is."""
-    xp = namespace(error, factor)
     endless = (factor == xp.inf) | (error == xp.inf)
     return xp.where(endless, xp.inf, xp.where(endless, 1, error) * xp.where(endless, 1, factor))
 
