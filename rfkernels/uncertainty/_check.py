@@ -54,7 +54,7 @@ def exact_rows(
     own = None if segment_ids is None else xp.take(segment_ids, at, -1)
     step = _KEYS if xp is np else 8 * _KEYS
     summed = in_one(xp, _summed, "causal", "kernel", "sums")
-    parts = []
+    parts: list[Partial] = []
     for start in range(0, max(keys, 1), step):
         part = slice(start, start + step)
         given = rows, k[..., part, :], v[..., part, :], features.scale, last - start
