@@ -143,9 +143,9 @@ def root(xp: Any, x: Any) -> Any:
 
 
 @cache
-def compiled(function: Any, *static: str) -> Any:
-    """Return what `jax.jit` makes of a function; arguments of the names `static` are known when it is compiled."""
-    return sys.modules["jax"].jit(function, static_argnames=static)
+def in_one(xp: Any, function: Any, *static: str) -> Any:
+    """Return a function of ``xp`` and more, which JAX compiles as one, with arguments of the names `static` known."""
+    return function if xp is np else sys.modules["jax"].jit(function, static_argnames=("xp", *static))
 
 
 def over_rows(xp: Any, step: Any, carry: Any, rows: tuple[Any, ...], size: int) -> tuple[Any, tuple[Any, ...]]:

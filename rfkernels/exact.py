@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels import kernels, partials
-from rfkernels._arrays import accumulator, compiled, matmul, namespace, over_rows, stopped
+from rfkernels._arrays import accumulator, in_one, matmul, namespace, over_rows, stopped
 from rfkernels.kernels import Kernel, evaluated
 from rfkernels.partials import Partial
 
@@ -35,7 +35,7 @@ def exact_partial(
     q, k, v = (x.astype(dtype) for x in (q, k, v))
     root = xp.sqrt(xp.asarray(scale, dtype))
     q, k = q * root, k * root
-    run = _sums if xp is np else compiled(_sums, "xp", "seen", "kernel")
+    run = in_one(xp, _sums, "seen", "kernel")
     reach = None if window is None else min(int(window), q.shape[-2] + k.shape[-2])
     part: Partial = run(xp, q, k, v, mask, segment_ids, _Seen(bool(causal), reach), kernel)
     return part

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import profiled
-from eight_devices import DEVICES, communicated
+from eight_devices import DEVICES, communicated, compiled
 
 from rfkernels.backends.jax import catalog as jax_catalog
 from rfkernels.backends.jax import catalog_sums
@@ -50,11 +51,16 @@ def found() -> dict[str, Any]:
         jax_catalog.estimate(one, q, BUDGET, jax.random.key(i))
     results = {"compiled": np.array(catalog_sums._of_mesh._cache_size())}
     results |= over_keys(lambda key: jax_catalog.estimate(one, q, BUDGET, key))
-    whole = jax_catalog.estimate(one, q, ENOUGH, jax.random.key(0))
+
+    def log(q: Any) -> Any:
+        whole = jax_catalog.estimate(one, q, ENOUGH, jax.random.key(0))
+        return whole.log_normalizer.sum(), whole
+
+    (_, whole), results["gradient"] = jax.jit(jax.value_and_grad(log, has_aux=True))(q)
     results |= {f"all_{name}": np.asarray(value) for name, value in whole._asdict().items()}
     results["devices"] = np.array([len(x.sharding.device_set) for x in jax.tree.leaves(one.table)])
     run = partial(catalog_sums._of_mesh, weights=catalog_sums.SOFTMAX, places=128, mesh=mesh, axis="items")
-    sent = [communicated(run, one.table, q[:n], jax.random.key(0), 1.0) for n in (2, 4)]
+    sent = [communicated(compiled(run, one.table, q[:n], jax.random.key(0), 1.0)) for n in (2, 4)]
     results["bytes"] = np.array([sum(kinds.values()) for kinds in sent])
     # Built apart, of different sizes, on an axis of a mesh that has another.
     grid = jax.sharding.Mesh(np.array(jax.devices()).reshape(4, 2), ("copies", "items"))
@@ -76,32 +82,38 @@ def over_keys(run: Any) -> dict[str, Any]:
 
 def summed(table: Any, q: Any) -> dict[str, Any]:
     """Sums of kernels of a table that is spread over the devices."""
+
+    def log(q: Any, kernel: Any) -> Any:
+        every = jax_catalog.kernel_sum(table, q, kernel, ENOUGH, jax.random.key(0), scale=SCALE)
+        return every.log_normalizer.sum(), every
+
     found = {}
     for name, kernel in KERNELS.items():
-        every = jax_catalog.kernel_sum(table, q, kernel, ENOUGH, jax.random.key(0), scale=SCALE)
+        if name == "laplacian":
+            (_, every), found["score"] = jax.jit(jax.value_and_grad(log, has_aux=True), static_argnums=1)(q, kernel)
+        else:
+            _, every = log(q, kernel)
         found |= {
             f"{name}_all": np.asarray(every.log_normalizer),
             f"{name}_all_error": np.asarray(every.standard_error),
         }
-        few = over_keys(partial(jax_catalog.kernel_sum, table, q, kernel, BUDGET, scale=SCALE))
-        found |= {f"{name}_sums": few["log_normalizer"], f"{name}_errors": few["standard_error"]}
-
-    def log(q: Any) -> Any:
-        kernel = KERNELS["laplacian"]
-        return jax_catalog.kernel_sum(table, q, kernel, ENOUGH, jax.random.key(0), scale=SCALE).log_normalizer.sum()
-
-    found["score"] = np.asarray(jax.grad(log)(q))
-    nothing = jax_catalog.kernel_sum(table, q + 1e3, KERNELS["epanechnikov"], BUDGET, jax.random.key(0))
-    return found | {"nowhere": np.asarray(nothing.log_normalizer), "nowhere_error": np.asarray(nothing.standard_error)}
+        far = jnp.concatenate([q, q + 1e3]) if name == "epanechnikov" else q
+        few = over_keys(partial(jax_catalog.kernel_sum, table, far, kernel, BUDGET, scale=SCALE))
+        sums, errors = few["log_normalizer"], few["standard_error"]
+        found |= {f"{name}_sums": sums[:, : len(q)], f"{name}_errors": errors[:, : len(q)]}
+        if name == "epanechnikov":
+            found |= {"nowhere": sums[:, len(q) :], "nowhere_error": errors[:, len(q) :]}
+    return found
 
 
 def largest(table: Any, q: Any) -> dict[str, Any]:
     """The items of largest q·y of a table that is spread over the devices."""
     found = {}
     for name, own in (("top", BUDGET), ("top_all", ENOUGH)):
-        found |= {f"{name}_{x}": np.asarray(y) for x, y in jax_catalog.top(table, q, COUNT, own)._asdict().items()}
-    run = partial(jax_catalog.top, table, k=COUNT, budget=BUDGET)
-    return found | {"top_bytes": np.array(sum(communicated(run, q).values()))}
+        program = compiled(partial(jax_catalog.top, table, k=COUNT, budget=own), q)
+        found |= {f"{name}_{x}": np.asarray(y) for x, y in program(q)._asdict().items()}
+        found[f"{name}_bytes"] = np.array(sum(communicated(program).values()))
+    return found
 
 
 def values() -> Any:
@@ -122,10 +134,7 @@ def drawn(table: Any, q: Any) -> dict[str, Any]:
     found["mean"], found["mean_error"] = (np.stack(x) for x in zip(*means, strict=True))
     found["probability"] = np.asarray(jax_catalog.probabilities(table, q, every[:9], ENOUGH, key))
     run = partial(jax_catalog.sample, table, n=8, key=key, **how)
-    found["draw_bytes"] = np.array(sum(communicated(run, q).values()))
-    found["gradient"] = np.asarray(
-        jax.grad(lambda q: jax_catalog.estimate(table, q, ENOUGH, key).log_normalizer.sum())(q)
-    )
+    found["draw_bytes"] = np.array(sum(communicated(compiled(run, q)).values()))
     told = jax.jit(jax_catalog.with_rows)(table, jnp.asarray(every[:500]), jnp.asarray(moved()))
     found["settled"] = np.asarray(told.table.settled)
     for name, one in (("renewed", jax_catalog.refreshed(told)), ("regrouped", jax_catalog.regrouped(told, key))):
@@ -135,4 +144,5 @@ def drawn(table: Any, q: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
+    gc.set_threshold(100_000, 20, 100)  # as in `conftest`
     np.savez(sys.argv[1], **found())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import json
 import math
 import re
@@ -266,13 +267,16 @@ INSTRUCTION = re.compile(rf"= (?P<shape>.*?) (?P<kind>{KINDS})(-start)?\(")
 SIZES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "pred": 1, "s32": 4, "u32": 4, "s64": 8}
 
 
-def communicated(run: Callable[..., Any], *arguments: Any) -> dict[str, int]:
-    """Bytes that a device hands to each kind of collective, from the text of the compiled program."""
+def compiled(run: Callable[..., Any], *arguments: Any) -> Any:
     import jax
 
-    text = jax.jit(run).lower(*arguments).compile().as_text()
+    return jax.jit(run).lower(*arguments).compile()
+
+
+def communicated(program: Any) -> dict[str, int]:
+    """Bytes that a device hands to each kind of collective, from the text of the compiled program."""
     found: dict[str, int] = {}
-    for line in text.splitlines():
+    for line in program.as_text().splitlines():
         instruction = INSTRUCTION.search(line)
         if instruction is None:
             continue
@@ -297,7 +301,7 @@ def communication_does_not_depend_on_the_length() -> None:
     for causal, expected in ((False, {"all-reduce": state}), (True, {"collective-permute": 4 * state})):
         run = functools.partial(sharded(mesh(), causal=causal), f=f)
         for length in (DEVICES * PART, DEVICES * (PART + 1)):
-            assert communicated(run, *inputs(length).values()) == expected
+            assert communicated(compiled(run, *inputs(length).values())) == expected
 
 
 @check((False,), (True,))
@@ -305,7 +309,7 @@ def communication_of_the_gradient_does_not_depend_on_the_length(causal: bool) ->
     f, heads = features(), 2
     state = heads * f.count * (WIDTH + 2) * 8
     run = loss_of(functools.partial(sharded(mesh(), causal=causal), f=f))
-    found = [communicated(run, *inputs(DEVICES * part).values()) for part in (PART, PART + 1)]
+    found = [communicated(compiled(run, *inputs(DEVICES * part).values())) for part in (PART, PART + 1)]
     assert found[0] == found[1], found
     # The loss is a sum over devices, which is one number more.
     assert found[0].pop("all-reduce", 0) <= (8 if causal else 2 * state + 8), found
@@ -317,7 +321,7 @@ def communication_of_the_gradient_does_not_depend_on_the_length(causal: bool) ->
 def a_window_adds_its_own_keys(causal: bool) -> None:
     f, heads, window = features(), 2, 2
     run = functools.partial(sharded(mesh(), causal=causal, window=window), f=f)
-    found = [communicated(run, *inputs(DEVICES * part).values()) for part in (PART, PART + 1)]
+    found = [communicated(compiled(run, *inputs(DEVICES * part).values())) for part in (PART, PART + 1)]
     state, halo = heads * f.count * (WIDTH + 2) * 8, heads * (DIM + WIDTH) * 8
     assert found[0] == found[1]
     if causal:
@@ -356,8 +360,9 @@ def batch_and_heads_need_no_communication(causal: bool, window: int | None) -> N
         out, back = jax.vjp(lambda *x: sharded_attention(*x, f, **own), q, k, v)
         return out, back(out)
 
-    assert communicated(run, *placed) == {}
-    got = jax.jit(run)(*placed)
+    program = compiled(run, *placed)
+    assert communicated(program) == {}
+    got = program(*placed)
     assert got[0].sharding.is_equivalent_to(spread, 4)
     same(got[0], expected(given, f, **options))
 
@@ -377,7 +382,7 @@ def ordinary_sharding_communicates_at_most_a_flag(causal: bool, length: int) -> 
     """What the compiler makes of sharded arrays alone: a causal pass asks all heads whether norms jump."""
     import rfkernels as rfk
 
-    found = communicated(functools.partial(rfk.attention, causal=causal), *on_a_grid(length)[-1])
+    found = communicated(compiled(functools.partial(rfk.attention, causal=causal), *on_a_grid(length)[-1]))
     assert found.keys() <= ({"all-reduce"} if causal else set())
     assert sum(found.values()) <= 8
 
@@ -421,14 +426,12 @@ def blocks_in_a_shard_map_of_the_user(kind: str) -> None:
         rest = rfk.attention(*(x[..., 67:, :] for x in (q, k, v)), state=first.state, **options)
         return jax.numpy.concatenate([first.output, rest], -2)
 
-    part, whole = PartitionSpec("sequence"), PartitionSpec()
+    part, whole, alone = PartitionSpec("sequence"), PartitionSpec(), jax.jit(run)
     for specs in ((part,) * 3, (part, whole, whole), (whole, whole, part)):
         arrays = [x if spec == part else x[:1] for x, spec in zip(given.values(), specs, strict=True)]
         mapped = jax.jit(jax.shard_map(run, mesh=mesh(), in_specs=specs, out_specs=part))
         rows = [
-            run(
-                *(jax.numpy.asarray(x[i : i + 1] if spec == part else x) for x, spec in zip(arrays, specs, strict=True))
-            )
+            alone(*(x[i : i + 1] if spec == part else x for x, spec in zip(arrays, specs, strict=True)))
             for i in range(0, DEVICES, 3)
         ]
         same(mapped(*arrays)[::3], jax.numpy.concatenate(rows))
@@ -598,6 +601,7 @@ def main() -> None:
     import jax
 
     jax.config.update("jax_enable_x64", True)
+    gc.set_threshold(100_000, 20, 100)  # as in `conftest`
     for name in sys.argv[1:] or CHECKS:
         start, failure = time.perf_counter(), ""
         try:

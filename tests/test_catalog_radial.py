@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clustered import BUDGET, FEW, ITEMS, assert_as_specified, catalog, data
+from clustered import BUDGET, FEW, ITEMS, WIDTHS, assert_as_specified, catalog, data
 from scipy.special import logsumexp
 
 import rfkernels as rfk
@@ -58,16 +58,13 @@ def test_where_codes_are_read_and_where_not(dim: int, dtype: str, coded: bool) -
     assert (t.codes is not None) is (dim > 2)
 
 
-@pytest.mark.parametrize("width", ["16", "32", ""])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("dim", [3, 19, 50])
-def test_any_machine(dim: int, dtype: str, width: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if width:
-        monkeypatch.setenv("RFKERNELS_VECTOR_BYTES", width)
+def test_any_machine(dim: int, dtype: str) -> None:
     t, (_, queries) = catalog(dim, dtype).table, data(dim, dtype)
     given = radial.points_of(t, queries, -0.5, 0.6 / dim)
     for budget in (FEW, BUDGET):
-        assert_as_specified(t, given, budget + sum(t.means.shape), 2, 1e-10 if dtype == "float64" else 1e-5)
+        assert_as_specified(t, given, budget + sum(t.means.shape), 2, 1e-10 if dtype == "float64" else 1e-5, WIDTHS)
 
 
 @pytest.mark.parametrize("dim", [2, 12])

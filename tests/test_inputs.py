@@ -514,7 +514,7 @@ def test_what_is_no_single_key_is_named(kind: str) -> None:
         jax.jit(call)(3)
     for one in (key, raw):
         np.testing.assert_allclose(jax.jit(call)(one), call(one), rtol=1e-5, atol=1e-6)
-    assert jax.vmap(call)(jax.random.split(key, 3)).shape == (3, *call(key).shape)
+    assert jax.jit(jax.vmap(call))(jax.random.split(key, 3)).shape == (3, *call(key).shape)
 
 
 @pytest.mark.parametrize("name", ["causal", "full", "error"])

@@ -45,14 +45,14 @@ def dense(q: Any, k: Any, v: Any, features: rfk.Features, causal: bool, mask: An
 
 
 @pytest.mark.parametrize(
-    ("length", "keys", "causal", "masked"),
-    [(20, 20, True, False), (150, 160, True, True), (37, 30, False, False), (150, 150, False, True)],
+    ("case", "double"),
+    oracle.alternate(
+        [(20, 20, True, False), (150, 160, True, True), (150, 150, False, True), (37, 30, False, False)], [False, True]
+    ),
 )
-@pytest.mark.parametrize("double", [False, True])
-def test_gradients_of_windows_are_those_of_dense_mathematics(
-    length: int, keys: int, causal: bool, masked: bool, double: bool
-) -> None:
+def test_gradients_of_windows_are_those_of_dense_mathematics(case: tuple[int, int, bool, bool], double: bool) -> None:
     """With lengths that fill no chunk, with masks and with segments, none of whose zeros the kernel may meet."""
+    length, keys, causal, masked = case
     rng, dtype = np.random.default_rng(0), np.float64 if double else np.float32
     with jax.enable_x64(double):
         features = jax.tree.map(lambda x: jnp.asarray(x, dtype), rfk.draw(QUADRATIC, dim=DIM, count=16, rng=3))

@@ -146,7 +146,8 @@ def test_derivatives_are_those_of_one_tile_after_another(jumps: bool, monkeypatc
             monkeypatch.setattr(heads, "CPU", sizes)
             jax.clear_caches()
             gradient = jax.jit(jax.grad(loss, (0, 1, 2, 3)))(q, k, v, features)
-            tangent = jax.jvp(lambda k, features: loss(q, k, v, features), (k, features), (v[..., :1] + k, features))
+            along = jax.tree.map(jnp.zeros_like, q), v[..., :1] + k, jax.tree.map(jnp.zeros_like, v), features
+            tangent = jax.jit(lambda *x: jax.jvp(loss, x[:4], x[4:]))(q, k, v, features, *along)
             found.append([gradient, tangent])
             if not jumps:
                 of_each = jax.vmap(jax.grad(lambda k: loss(q, k, v, features)))(jnp.stack([k, k / 2]))

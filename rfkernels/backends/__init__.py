@@ -7,10 +7,8 @@ from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from rfkernels import core, kernels, partials
-from rfkernels._arrays import accumulator, compiled, is_jax, namespace
+from rfkernels._arrays import accumulator, in_one, is_jax, namespace
 from rfkernels._checks import check_finite_arrays, check_untraced
 from rfkernels._forks import loading
 from rfkernels.core import Options
@@ -66,7 +64,7 @@ def given(phi_q: Any, phi_k: Any, v: Any, causal: bool, mask: Any, check: bool, 
         check_finite_arrays(phi_q=phi_q, phi_k=phi_k, v=v)
     xp = namespace(phi_q, phi_k, v)
     sums = accumulator(xp, phi_q, phi_k, v)
-    run = core.linear_attention if xp is np else compiled(core.linear_attention, "xp", "causal")
+    run = in_one(xp, core.linear_attention, "causal")
     return run(xp, phi_q.astype(sums), phi_k.astype(sums), v.astype(sums), causal, mask).astype(dtype)
 
 

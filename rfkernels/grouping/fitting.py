@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, compiled, differing, matmul, namespace, rows_at, stopped, unmasked
+from rfkernels._arrays import accumulator, differing, in_one, matmul, namespace, rows_at, stopped, unmasked
 from rfkernels._checks import check_mask, check_qk, check_scale, check_untraced, is_tracer, scale_or_default
 from rfkernels.fitting import pooled, softmax
 from rfkernels.grouping.records import Groups
@@ -47,6 +47,11 @@ def found(q: Any, k: Any, v: Any, count: int, scale: Any, mask: Any, mass: Any, 
     their own. A factor of the metric is free, and one halfway between both units keeps what is made of it in range.
     """
     xp = namespace(q, k)
+    groups: Groups = in_one(xp, _found, "count", "steps")(xp, q, k, v, int(count), scale, mask, mass, steps)
+    return groups
+
+
+def _found(xp: Any, q: Any, k: Any, v: Any, count: int, scale: Any, mask: Any, mass: Any, steps: Steps) -> Groups:
     v = v if v is None or v.dtype == k.dtype else v.astype(k.dtype)
     of_q, of_k = _unit(xp, q), _unit(xp, k)
     if xp is np and not (of_q.any() or of_k.any()):
@@ -80,7 +85,7 @@ def _find(q: Any, k: Any, v: Any, count: int, scale: Any, mask: Any, mass: Any) 
     weight = mass + EVEN / keys * (1 if mask is None else mask.astype(k.dtype))
     if keys > KEYS:
         k, v, weight = _some(xp, k, v, weight, KEYS // 2)
-    spread_out = _spread_out if xp is np else compiled(_spread_out, "xp", "count")
+    spread_out = in_one(xp, _spread_out, "count")
     centres = rows_at(xp, k, spread_out(xp, k, metric, weight, int(count)))
     groups = Groups(centres, metric, metric, None, xp.asarray(scale, k.dtype))
     return with_spread(xp, groups, *_within(xp, groups, k, v, weight > 0))
@@ -147,7 +152,8 @@ def scale_for(scale: Any, q: Any, k: Any) -> Any:
 
 def received(q: Any, k: Any, scale: Any, mask: Any, steps: Steps) -> Any:
     """Return the attention that each key receives on average from some of the queries."""
-    return steps.mass(namespace(q, k), spaced(q, _QUERIES), k, scale, mask)
+    xp = namespace(q, k)
+    return in_one(xp, steps.mass)(xp, spaced(q, _QUERIES), k, scale, mask)
 
 
 def spaced(q: Any, count: int) -> Any:

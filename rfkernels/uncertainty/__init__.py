@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, broadcasting, dtype_name, is_jax, namespace, stopped, unmasked
+from rfkernels._arrays import accumulator, broadcasting, dtype_name, in_one, is_jax, namespace, stopped, unmasked
 from rfkernels._checks import check_mask, check_qkv, check_segments, is_number, is_tracer, result_dtype
 from rfkernels.backends import choose
 from rfkernels.features import Features, check_features
@@ -137,18 +137,18 @@ def attend(
     dtype = result_dtype(xp, q, k, v)
     rounding = _NARROW.get(dtype_name(dtype), 0.0)
     chosen = choose(options.get("backend"), q, k, v)
-    unit = _unit(xp, done.output)
+    freedom, unit = len(index) - 1, _unit(xp, done.output)
     outputs = done.output if unit is None else done.output / unit
     found = combine(xp, outputs, done.log_normalizer, done.sign, features.count, rounding, chosen.spread)
     if unit is not None:
         found = found._replace(output=found.output * unit, error=found.error * unit)
-    factors = None
+    error = Errors(found.error, found.log_error, found.effective, freedom)
     if check and state is None and features.map.kernel is not None:
         at = _check.positions(q.shape[-2], int(check))
         exact = _check.exact_rows(q, k, v, features, at, causal, mask, segment_ids, chosen.few_rows)
-        reach = _check.reach(xp, q, v, at, causal, mask)
-        factors = _check.inflations(xp, found, exact, at, _quantile(len(index) - 1, _check.LEVEL), reach)
-    error = _errors(found, len(index) - 1, factors)
+        given = at, _quantile(freedom, _check.LEVEL), _check.reach(xp, q, v, at, causal, mask)
+        output, log, *factors = in_one(xp, _inflated)(xp, found, exact, *given)
+        error = Errors(output, log, found.effective, freedom, *factors)
     _warn(error, stacklevel + 2)
     after = None if isinstance(done.state, BlockState) else _groups.whole_state(done.state, features, index)
     return AttentionResult(found.output.astype(dtype), after, found.log_normalizer, found.sign, error)
@@ -165,18 +165,15 @@ def _unit(xp: Any, outputs: Any) -> Any:
     return None if xp is np and fits.all() else xp.where(fits, 1, size)
 
 
-def _errors(found: Estimate, freedom: int, factors: tuple[Any, Any] | None) -> Errors:
-    if factors is None:
-        return Errors(found.error, found.log_error, found.effective, freedom)
-    inflation, log_inflation = factors
-    output = _inflated(found.error, inflation[..., None, None])
-    log = _inflated(found.log_error, log_inflation[..., None])
-    return Errors(output, log, found.effective, freedom, inflation, log_inflation)
+def _inflated(xp: Any, found: Estimate, exact: Any, *given: Any) -> tuple[Any, Any, Any, Any]:
+    """Return errors that are multiplied by their inflations, and these."""
+    output, log = _check.inflations(xp, found, exact, *given)
+    error = _multiplied(xp, found.error, output[..., None, None])
+    return error, _multiplied(xp, found.log_error, log[..., None]), output, log
 
 
-def _inflated(error: Any, factor: Any) -> Any:
+def _multiplied(xp: Any, error: Any, factor: Any) -> Any:
     """Multiply errors; all are infinite, those of zero too, where the factor is."""
-    xp = namespace(error, factor)
     endless = (factor == xp.inf) | (error == xp.inf)
     return xp.where(endless, xp.inf, xp.where(endless, 1, error) * xp.where(endless, 1, factor))
 

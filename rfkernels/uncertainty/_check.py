@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels import partials
-from rfkernels._arrays import accumulator, namespace
+from rfkernels._arrays import accumulator, in_one, namespace
 from rfkernels.exact import exact_block
 from rfkernels.features import Features
 from rfkernels.partials import Partial
@@ -49,22 +49,17 @@ def exact_rows(
     """
     xp, kernel = namespace(q, k, v), features.map.kernel
     assert kernel is not None
-    dtype, keys = accumulator(xp, q, k, v), k.shape[-2]
-    last = xp.asarray(at)[:, None] + keys - q.shape[-2]
-    root = xp.sqrt(xp.asarray(features.scale, dtype))
-    rows = xp.take(q, at, -2).astype(dtype) * root
-    parts = []
+    keys, rows = k.shape[-2], xp.take(q, at, -2)
+    last = at[:, None] + keys - q.shape[-2]
+    own = None if segment_ids is None else xp.take(segment_ids, at, -1)
     step = _KEYS if xp is np else 8 * _KEYS
+    summed = in_one(xp, _summed, "causal", "kernel", "sums")
+    parts: list[Partial] = []
     for start in range(0, max(keys, 1), step):
         part = slice(start, start + step)
-        held = k[..., part, :].astype(dtype) * root
-        here = xp.arange(start, start + held.shape[-2])
-        allowed = here <= last if causal else xp.ones((len(at), held.shape[-2]), bool)
-        if mask is not None:
-            allowed = allowed & mask[..., None, part]
-        if segment_ids is not None:
-            allowed = allowed & (xp.take(segment_ids, at, -1)[..., None] == segment_ids[..., None, part])
-        parts.append(sums(xp, rows, held, v[..., part, :].astype(dtype), allowed, kernel))
+        given = rows, k[..., part, :], v[..., part, :], features.scale, last - start
+        seen = (None if x is None else x[..., part] for x in (mask, segment_ids))
+        parts.append(summed(xp, *given, own, *seen, causal, kernel, sums))
     whole = parts[0]
     for other in parts[1:]:
         whole = partials.join(xp, whole, other)
@@ -83,6 +78,32 @@ def reach(xp: Any, q: Any, v: Any, at: Any, causal: bool, mask: Any) -> Any:
 
     low, high = far(xp.minimum, xp.inf), far(xp.maximum, -xp.inf)
     return 2 * xp.where(low < high, high - low, 0)
+
+
+def _summed(
+    xp: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    scale: Any,
+    last: Any,
+    own: Any,
+    mask: Any,
+    segment_ids: Any,
+    causal: bool,
+    kernel: Any,
+    sums: Sums,
+) -> Partial:
+    """Sum exact weights of keys up to the `last` of each query, if causal, and of its `own` segment, if any."""
+    dtype = accumulator(xp, q, k, v)
+    root = xp.sqrt(xp.asarray(scale, dtype))
+    shape = q.shape[-2], k.shape[-2]
+    allowed = xp.arange(shape[1]) <= last if causal else xp.ones(shape, bool)
+    if mask is not None:
+        allowed = allowed & mask[..., None, :]
+    if segment_ids is not None:
+        allowed = allowed & (own[..., None] == segment_ids[..., None, :])
+    return sums(xp, q.astype(dtype) * root, k.astype(dtype) * root, v.astype(dtype), allowed, kernel)
 
 
 def inflations(xp: Any, found: Estimate, exact: Partial, at: Any, quantile: float, reach: Any) -> tuple[Any, Any]:
