@@ -106,6 +106,15 @@ def test_catalogs_on_devices(name: str) -> None:
     jax.eval_shape(ON_DEVICE[name], X[0, 0])
 
 
+@pytest.mark.parametrize("name", ["estimate", "kernel_sum", "regrouped"])
+def test_catalogs_on_devices_keep_their_dtypes_with_those_of_64_bits_enabled(name: str) -> None:
+    with jax.enable_x64(True):
+        found = jax.eval_shape(ON_DEVICE[name], X[0, 0])
+    if isinstance(found, on_device.DeviceTable):
+        assert [x.dtype for x in jax.tree.leaves(found)] == [x.dtype for x in jax.tree.leaves(TABLE)]
+    assert all(x.dtype != np.float64 for x in jax.tree.leaves(found))
+
+
 def test_dtypes_of_the_users_own_are_not_promoted() -> None:
     with pytest.raises(ValueError, match="float16"):
         rfk.attention(X, X.astype(jnp.float16), X, FEATURES)
