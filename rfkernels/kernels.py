@@ -60,10 +60,12 @@ class Kernel:
             raise TypeError(f"name must be a string, got {self.name!r}")
         if self.profile is not None:
             _check_profile(self.profile)
+            _check_elementwise("profile", self.profile, self.log)
         else:
             for name, function in (("log", self.log), ("sign", self.sign)):
                 if name == "log" or function is not None:
-                    _check_elementwise(name, function)
+                    _check_function(name, function)
+                    _check_elementwise(name, function, function)
         if self.norm_weight is not None:
             _check_norm_weight(self.norm_weight, self.log)
 
@@ -89,7 +91,9 @@ class Kernel:
         Raises
         ------
         TypeError
-            If the profile is not a function, or cannot be hashed.
+            If the profile is not a function, cannot be hashed, or returned no real numbers where it was tried.
+        ValueError
+            If it is not elementwise where it was tried.
 
         Examples
         --------
@@ -115,11 +119,13 @@ _ROUNDING = 2.0**-16
 _PAIRS = _X @ _Y.T, (_X * _X).sum(-1)[:, None], (_Y * _Y).sum(-1)[None, :]
 
 
-def _check_elementwise(name: str, function: Any) -> None:
-    """Require a function whose values at some pairs of points do not depend on which others are taken beside them."""
+def _check_function(name: str, function: Any) -> None:
     if not callable(function) or not isinstance(function, Hashable):
         raise TypeError(f"{name} must be a function {name}(xp, dot, xx, yy) that can be hashed, got {function!r}")
-    run: Any = function
+
+
+def _check_elementwise(name: str, function: Any, run: Any) -> None:
+    """Require a function whose values, taken of pairs of points by `run`, do not depend on the others beside them."""
     with np.errstate(all="ignore"):
         whole, row, column = (
             run(np, *(x[:rows, :columns] for x in _PAIRS)) for rows, columns in ((2, 3), (1, 3), (2, 1))

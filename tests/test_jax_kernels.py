@@ -114,6 +114,11 @@ def test_functions_that_are_not_elementwise_are_refused() -> None:
     for log in (lambda xp, dot, xx, yy: None, lambda xp, dot, xx, yy: 1j * dot):  # type: ignore[assignment]
         with pytest.raises(TypeError, match="log must return real numbers, but <function"):
             rfk.Kernel("b", log)
+    for profile in (lambda xp, squared: "no", lambda xp, squared: -1j * squared):
+        with pytest.raises(TypeError, match="profile must return real numbers, but <function"):
+            rfk.Kernel.of_distance("b", profile)
+    with pytest.raises(ValueError, match="profile must be elementwise: <function"):
+        rfk.Kernel.of_distance("b", lambda xp, squared: jnp.max(squared) - squared)
     assert rfk.Kernel("constant", lambda xp, dot, xx, yy: 0.0).name == "constant"
 
 
