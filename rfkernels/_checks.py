@@ -335,3 +335,13 @@ def result_dtype(xp: Any, *arrays: Any) -> Any:
         listed = ", ".join(str(x.dtype) for x in arrays)
         raise TypeError(f"the arrays have no common dtype: {listed}") from error
     return dtype
+
+
+def held_dtype(xp: Any, held: Any, added: Any) -> Any:
+    """Return the common dtype of what a state holds and what comes to it, which JAX may have been told to refuse."""
+    if xp is np:
+        return result_dtype(xp, held, added)
+    import jax
+
+    with jax.numpy_dtype_promotion("standard"):
+        return result_dtype(xp, held, added)

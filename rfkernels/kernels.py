@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import elementwise, is_jax
-from rfkernels._checks import is_number
+from rfkernels._arrays import elementwise
+from rfkernels._checks import is_number, is_tracer
 
 LogKernel = Callable[[Any, Any, Any, Any], Any]
 LogProfile = Callable[[Any, Any], Any]
@@ -60,10 +60,12 @@ class Kernel:
             raise TypeError(f"name must be a string, got {self.name!r}")
         if self.profile is not None:
             _check_profile(self.profile)
+            _check_elementwise("profile", self.profile, self.log)
         else:
             for name, function in (("log", self.log), ("sign", self.sign)):
                 if name == "log" or function is not None:
-                    _check_elementwise(name, function)
+                    _check_function(name, function)
+                    _check_elementwise(name, function, function)
         if self.norm_weight is not None:
             _check_norm_weight(self.norm_weight, self.log)
 
@@ -89,7 +91,9 @@ class Kernel:
         Raises
         ------
         TypeError
-            If the profile is not a function, or cannot be hashed.
+            If the profile is not a function, cannot be hashed, or returned no real numbers where it was tried.
+        ValueError
+            If it is not elementwise where it was tried.
 
         Examples
         --------
@@ -111,30 +115,34 @@ def _check_profile(profile: Any) -> None:
 
 
 _X, _Y = np.array([[0.3, -0.8], [1.1, 0.4]]), np.array([[0.5, 0.2], [-0.9, 0.7], [0.1, -1.3]])
+_ROUNDING = 2.0**-16
 _PAIRS = _X @ _Y.T, (_X * _X).sum(-1)[:, None], (_Y * _Y).sum(-1)[None, :]
 
 
-def _check_elementwise(name: str, function: Any) -> None:
-    """Require a function whose values at some pairs of points do not depend on which others are taken beside them."""
+def _check_function(name: str, function: Any) -> None:
     if not callable(function) or not isinstance(function, Hashable):
         raise TypeError(f"{name} must be a function {name}(xp, dot, xx, yy) that can be hashed, got {function!r}")
-    run: Any = function
+
+
+def _check_elementwise(name: str, function: Any, run: Any) -> None:
+    """Require a function whose values, taken of pairs of points by `run`, do not depend on the others beside them."""
     with np.errstate(all="ignore"):
         whole, row, column = (
             run(np, *(x[:rows, :columns] for x in _PAIRS)) for rows, columns in ((2, 3), (1, 3), (2, 1))
         )
-    if is_jax(whole):  # perhaps of what JAX traces
+    if is_tracer(whole):
         return
     try:
-        whole, row, column = (
-            np.broadcast_to(np.asarray(x, np.float64), shape)
-            for x, shape in ((whole, (2, 3)), (row, (1, 3)), (column, (2, 1)))
-        )
-    except (TypeError, ValueError):
+        values = [np.asarray(x).astype(np.float64, casting="same_kind") for x in (whole, row, column)]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must return real numbers, but {function!r} returned {whole!r}") from error
+    try:
+        whole, row, column = (np.broadcast_to(x, y) for x, y in zip(values, ((2, 3), (1, 3), (2, 1)), strict=True))
+    except ValueError:
         alike = False
     else:
         pairs = (whole[:1], row), (whole[:, :1], column)
-        alike = all(np.allclose(x, y, rtol=2.0**-20, atol=2.0**-20, equal_nan=True) for x, y in pairs)
+        alike = all(np.allclose(x, y, rtol=_ROUNDING, atol=_ROUNDING, equal_nan=True) for x, y in pairs)
     if not alike:
         raise ValueError(
             f"{name} must be elementwise: {function!r} returned other values, or another shape, for points together "
@@ -148,7 +156,8 @@ def _check_norm_weight(weight: Any, log: Any) -> None:
         raise ValueError(f"norm_weight must be a finite number or None, got {weight!r}")
     dot, xx, yy = _PAIRS
     values = log(np, *_PAIRS)
-    if not is_jax(values) and not np.allclose(values, dot + weight * (xx + yy), rtol=2.0**-20, atol=2.0**-20):
+    alike = is_tracer(values) or np.allclose(values, dot + weight * (xx + yy), rtol=_ROUNDING, atol=_ROUNDING)
+    if not alike:
         raise ValueError(
             f"norm_weight must be None, or κ where log is x·y + κ (|x|² + |y|²), got {weight!r} and {log!r}, which is "
             "another function"

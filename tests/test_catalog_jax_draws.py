@@ -13,6 +13,7 @@ from scipy import stats
 
 from rfkernels.backends.jax import catalog as jax_catalog
 from rfkernels.backends.jax import catalog_draws, catalog_groups
+from rfkernels.backends.jax.catalog_arguments import check_ids
 from rfkernels.catalog import Catalog, means, sampling
 from rfkernels.catalog.cells import shell_sizes
 from rfkernels.catalog.plan import guess, plan, rows_of
@@ -411,6 +412,11 @@ def test_ids_beyond_32_bits_are_not_cut(case: Case) -> None:
             jax_catalog.probabilities(table, queries, far, BUDGET, jax.random.key(0))
         with pytest.raises(KeyError, match=f"no item of id {far[1]}, which is ids\\[1\\]"):
             jax_catalog.with_rows(table, far, np.ones((2, DIM), np.float32))
+    with jax.enable_x64(True):
+        with pytest.raises(KeyError, match=f"no item of id {far[1]}, which is ids\\[1\\]"):
+            check_ids(jnp.asarray(far), (1,))
+        seen = jax.jit(lambda ids: check_ids(ids, (1,)))(far)
+    assert seen.tolist() == [far[0], np.iinfo(np.int32).max]
 
 
 @pytest.mark.parametrize("budget", [ITEMS + CELLS + DIM, 2 * BUDGET])

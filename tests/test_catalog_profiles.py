@@ -215,9 +215,6 @@ def test_kernels_that_are_no_numbers_are_named(backend: str) -> None:
         ValueError, match=r"a real log for each squared distance, but that of whole returned shape \(1,\)"
     ):
         catalog(12).kernel_sum(queries, whole, **given)
-    letters = Kernel.of_distance("letters", lambda xp, squared: "no")
-    with pytest.raises(ValueError, match="a real log for each squared distance, but that of letters returned shape"):
-        catalog(12).kernel_sum(queries, letters, **given)
 
 
 @pytest.mark.parametrize("profile", [None, 3, [1.0]])
@@ -452,7 +449,12 @@ def test_guesses_are_those_of_a_sphere(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_profiles_of_all_squares_together(profile: Any) -> None:
-    kernel = Kernel.of_distance("together", profile)
+    with pytest.raises(ValueError, match="profile must be elementwise: <function"):
+        Kernel.of_distance("together", profile)
+
+
+def test_profiles_of_all_squares_together_where_these_are_many() -> None:
+    kernel = Kernel.of_distance("together", lambda xp, s: s.max() - s if s.size > 6 else -s)
     with pytest.raises(ValueError, match="kernel must have a profile that takes squared distances one by one"):
         catalog(12).kernel_sum(data(12)[1], kernel)
 

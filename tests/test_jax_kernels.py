@@ -103,6 +103,7 @@ def test_functions_that_are_not_elementwise_are_refused() -> None:
         lambda xp, dot, xx, yy: dot - xp.max(dot, -1, keepdims=True),
         lambda xp, dot, xx, yy: dot.T,
         lambda xp, dot, xx, yy: dot[..., None],
+        lambda xp, dot, xx, yy: jnp.asarray(dot) - jnp.max(dot),
     ):
         with pytest.raises(ValueError, match="log must be elementwise: <function"):
             rfk.Kernel("b", log)
@@ -110,6 +111,14 @@ def test_functions_that_are_not_elementwise_are_refused() -> None:
         rfk.Kernel("b", log_quad, sign=lambda xp, dot, xx, yy: xp.sign(dot - xp.mean(dot)))
     with pytest.raises(TypeError, match=r"log must be a function log\(xp, dot, xx, yy\) that can be hashed, got None"):
         rfk.Kernel("b", None)  # type: ignore[arg-type]
+    for log in (lambda xp, dot, xx, yy: None, lambda xp, dot, xx, yy: 1j * dot):  # type: ignore[assignment]
+        with pytest.raises(TypeError, match="log must return real numbers, but <function"):
+            rfk.Kernel("b", log)
+    for profile in (lambda xp, squared: "no", lambda xp, squared: -1j * squared):
+        with pytest.raises(TypeError, match="profile must return real numbers, but <function"):
+            rfk.Kernel.of_distance("b", profile)
+    with pytest.raises(ValueError, match="profile must be elementwise: <function"):
+        rfk.Kernel.of_distance("b", lambda xp, squared: jnp.max(squared) - squared)
     assert rfk.Kernel("constant", lambda xp, dot, xx, yy: 0.0).name == "constant"
 
 
@@ -121,6 +130,7 @@ def test_norm_weights_that_are_not_those_of_the_log_are_refused() -> None:
         (lambda xp, dot, xx, yy: 2 * dot, 0.0),
         (lambda xp, dot, xx, yy: dot - xx - yy, -0.5),
         (lambda xp, dot, xx, yy: dot - xx, -1.0),
+        (lambda xp, dot, xx, yy: 2 * jnp.asarray(dot), 0.0),
     ):
         with pytest.raises(ValueError, match=r"norm_weight must be None, or κ where log is .* another function"):
             rfk.Kernel("b", log, norm_weight=weight)

@@ -14,6 +14,7 @@ import rfkernels as rfk
 from rfkernels import materialized, proposals, uncertainty, variance
 from rfkernels.backends.jax import catalog as on_device
 from rfkernels.integrations.dot_product import dot_product_attention_fn
+from rfkernels.integrations.linen import StreamingAttention
 from rfkernels.integrations.sampled_softmax import sampled_softmax_loss
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2, 12, 4)), jnp.float32)
@@ -39,6 +40,9 @@ COMPUTED: dict[str, Callable[[Any], Any]] = {
     "heads": lambda x: jax.grad(lambda x: rfk.attention(x, x, x, HEADS, causal=True).sum())(x),
     "standard errors": lambda x: rfk.attention(x, x, x, FEATURES, full=True, error=True).error,
     "standard errors alone": lambda x: uncertainty.attend(rfk.attention, x, x, x, FEATURES).error.output,
+    "standard errors of half floats": lambda x: (
+        rfk.attention(*[x.astype(jnp.bfloat16)] * 3, FEATURES, full=True, error=True).error
+    ),
     "blocks": lambda x: rfk.attention(x, x, x, **BLOCKS, state=rfk.attention(x, x, x, **BLOCKS).state),
     "heavy": lambda x: rfk.attention(x, x, x, FEATURES, heavy=2, mask=MASK),
     "draw": lambda x: (
@@ -58,12 +62,16 @@ COMPUTED: dict[str, Callable[[Any], Any]] = {
     "variance": lambda x: variance.relative("positive", x[0, 0, 0], x, count=8),
     "Taylor": lambda x: materialized.log_kernel(x[0, 0, 0], x, materialized.taylor(4, 2)),
     "decoding": decoded,
+    "decoding half floats": lambda x: decoded(x.astype(jnp.bfloat16)),
+    "decoding in a layer": lambda x: StreamingAttention(FEATURES, window=3, decode=True).init(
+        KEY, *[x.astype(jnp.bfloat16)] * 3
+    ),
     "states": stored,
     "adapter": lambda x: dot_product_attention_fn(FEATURES)(
         *[jnp.swapaxes(x, 1, 2)] * 3, mask=MASK[None, None, None], key_value_seq_lengths=jnp.array([9, 4])
     ),
     "sampled softmax": lambda x: sampled_softmax_loss(
-        x[0, 0], x[1, 1], jnp.arange(12), jnp.arange(5), log_probability=jnp.full(5, -2.5)
+        x[0, 0], x[1, 1], jnp.arange(12), jnp.arange(5, dtype=jnp.uint8), log_probability=jnp.full(5, -2.5)
     ),
 }
 
@@ -96,6 +104,15 @@ def test_functions(name: str) -> None:
 @pytest.mark.parametrize("name", ON_DEVICE)
 def test_catalogs_on_devices(name: str) -> None:
     jax.eval_shape(ON_DEVICE[name], X[0, 0])
+
+
+@pytest.mark.parametrize("name", ["estimate", "kernel_sum", "regrouped"])
+def test_catalogs_on_devices_keep_their_dtypes_with_those_of_64_bits_enabled(name: str) -> None:
+    with jax.enable_x64(True):
+        found = jax.eval_shape(ON_DEVICE[name], X[0, 0])
+    if isinstance(found, on_device.DeviceTable):
+        assert [x.dtype for x in jax.tree.leaves(found)] == [x.dtype for x in jax.tree.leaves(TABLE)]
+    assert all(x.dtype != np.float64 for x in jax.tree.leaves(found))
 
 
 def test_dtypes_of_the_users_own_are_not_promoted() -> None:

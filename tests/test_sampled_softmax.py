@@ -240,5 +240,8 @@ def test_what_jit_cannot_refuse_is_nan() -> None:
         assert np.isnan(compiled({**GOOD, "negatives": np.array([0, wrong])})).all()
         loss = compiled({**GOOD, "targets": np.array([0, 1, wrong, 2])})
         assert np.isnan(loss).tolist() == [False, False, True, False]
+    with jax.enable_x64(True):
+        loss = compiled({**GOOD, "targets": np.array([0, 1, 2**32 + 2, 2])})
+    assert np.isnan(loss).tolist() == [False, False, True, False]
     passed = sampled_softmax_loss(**{**GOOD, "queries": np.full((4, DIM), np.nan)}, check_finite=False)
     assert np.isnan(passed).all()

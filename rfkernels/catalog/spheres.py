@@ -111,7 +111,7 @@ def interpolated(
     `between` is what `levels` returned for the groups.
     """
     place, node = placed(xp, x, first, GUESSED)
-    part = ((x - node) / xp.ldexp(1.0 / GUESSED, xp.frexp(x)[1] - 1))[:, None]
+    part = ((x - node) / xp.ldexp(xp.asarray(1.0 / GUESSED, x.dtype), xp.frexp(x)[1] - 1))[:, None]
     (level, beyond), found = between, []
     for table in tables:
         rows = table[place] + part * (table[place + 1] - table[place])
@@ -122,7 +122,7 @@ def interpolated(
 def filled(xp: Any, logs: Any, fall: float) -> Any:
     """Return logs that are numbers everywhere, where each may be less than the next by so much: see `DROP`."""
     some = logs > -xp.inf
-    down = (fall * xp.arange(len(logs))).reshape(-1, *(1,) * (logs.ndim - 1))
+    down = (fall * xp.arange(len(logs), dtype=logs.dtype)).reshape(-1, *(1,) * (logs.ndim - 1))
     rising = xp.maximum.accumulate(logs + down, 0) - down
     falling = xp.maximum.accumulate((logs - down)[::-1], 0)[::-1] + down
     least = xp.min(xp.where(some, logs, xp.inf)) - 700
@@ -141,7 +141,7 @@ def means(
     coordinate on a sphere, of which one of all items lies at each edge, and the one before it differs within a group.
     """
     edge = xp.maximum(edge, LEAST_EDGE)
-    ends = edge * xp.linspace(-1, 1, COORDINATES + 1)
+    ends = edge * xp.linspace(-1, 1, COORDINATES + 1, dtype=edge.dtype)
     half = xp.maximum((dim - 1) / 2, LEAST_HALF)  # ½ + z / 2 √dim is of a beta distribution
     place = xp.maximum(1 + ends[: COORDINATES // 2 + 1] / xp.sqrt(dim), 0) / 2
     lower = xp.diff(betainc(half, half, place))  # to their last digits

@@ -13,6 +13,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from rfkernels import Features
+from rfkernels._arrays import accumulator
 from rfkernels.integrations._layout import (
     Heads,
     attend,
@@ -108,5 +109,5 @@ class StreamingAttention(nn.Module):
         return done.output
 
     def _empty(self, heads: Heads) -> Any:
-        dtype = jnp.promote_types(jnp.result_type(*heads[:3]), jnp.float32)
+        dtype = accumulator(jnp, *heads[:3])
         return stream_state(heads.features, heads.k.shape[:-2], heads.v.shape[-1], self.window, dtype)

@@ -107,8 +107,7 @@ def sampled_softmax_loss(
     _check_draws(batch, np.shape(targets), np.shape(negatives), log_probability)
     result_dtype(jnp, *(x for x in (queries, items, bias) if x is not None))
     dtype = accumulator(jnp, queries, items, bias)
-    q, own, drawn = (jnp.asarray(x) for x in (queries, targets, negatives))
-    q = q.astype(dtype)
+    q, own, drawn = jnp.asarray(queries, dtype), *(_numbers(x, count) for x in (targets, negatives))
     logit = jnp.sum(q * _rows(items, own, dtype), -1)
     vectors = _rows(items, drawn, dtype)
     logits = jnp.einsum("...d,...nd->...n", q, vectors, precision="highest")
@@ -130,9 +129,15 @@ def _log1p_sum_exp(x: Any) -> Any:
     return top + jnp.log1p(jnp.expm1(-top) + jnp.sum(jnp.exp(x - top[..., None]), -1))
 
 
+def _numbers(ids: ArrayLike, count: int) -> jax.Array:
+    """Return ids of one dtype, those out of range as `count`: JAX would cut them to 32 bits where it looks up rows."""
+    ids = jnp.asarray(ids).astype(int)
+    return jnp.where((ids >= 0) & (ids < count), ids, count)
+
+
 def _rows(table: ArrayLike, ids: jax.Array, dtype: Any) -> Any:
     """Take rows; NaN for an id out of range, which JAX would otherwise move into it."""
-    taken = jnp.asarray(table).at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    taken = jnp.asarray(table).at[ids].get(mode="fill", fill_value=jnp.nan)
     return taken.astype(dtype)
 
 

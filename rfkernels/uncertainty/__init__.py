@@ -122,10 +122,13 @@ def attend(
     xp = namespace(q, k, v)
     if is_tracer(v) or not options.get("check_finite", True):
         v = unmasked(v, mask)
+    dtype, kind = result_dtype(xp, q, k, v), accumulator(xp, q, k, v)
+    # Groups of half floats would be compared at their precision.
+    q, k, v = (x.astype(kind, copy=False) for x in (q, k, v))
     done = run(
         q,
         k,
-        v.astype(accumulator(xp, q, k, v)),  # so that groups are not compared at the precision of half floats
+        v,
         _groups.features_of(features, index, axes),
         causal=causal,
         mask=mask,
@@ -134,7 +137,6 @@ def attend(
         full=True,
         **options,
     )
-    dtype = result_dtype(xp, q, k, v)
     rounding = _NARROW.get(dtype_name(dtype), 0.0)
     chosen = choose(options.get("backend"), q, k, v)
     freedom, unit = len(index) - 1, _unit(xp, done.output)

@@ -112,12 +112,16 @@ def check_ids(ids: Any, axes: tuple[int, ...]) -> Any:
         raise TypeError(f"ids must be of an integer dtype, got {ids.dtype}")
     if ids.ndim not in axes:
         raise ValueError(f"ids must have {' or '.join(map(str, axes))} axes, got shape {ids.shape}")
-    if isinstance(ids, np.ndarray):
-        wrong = np.argwhere((ids < -1) | (ids > np.iinfo(np.int32).max - 1))  # JAX would cut them to 32 bits
+    own, held = np.iinfo(ids.dtype), np.iinfo(np.int32)
+    wide = own.max > held.max  # JAX would cut them to 32 bits
+    if isinstance(ids, np.ndarray) or (wide and not is_tracer(ids)):
+        ids = np.asarray(ids)
+        wrong = np.argwhere((ids < -1) | (ids > held.max - 1))
         if len(wrong):
             _refuse(ids, wrong[0])
-        ids = ids.astype(np.int32)
-    return jnp.asarray(ids)
+    elif wide:
+        ids = jnp.clip(ids, max(own.min, held.min), held.max)
+    return jnp.asarray(ids.astype(np.int32))
 
 
 def check_known(ids: Any, known: Any) -> None:

@@ -89,7 +89,7 @@ def _regrouped(table: DeviceTable, key: Any, rounds: int) -> DeviceTable:
     homes = DeviceHomes(
         metric=jnp.eye(table.rows.shape[1], dtype=means.dtype),
         centres=means,
-        order=outwards,
+        order=outwards.astype(jnp.int32),
         edge=edge[outwards],
         first=first.astype(jnp.int32),
         groups=groups.astype(jnp.int32),

@@ -80,7 +80,7 @@ def guessed(table: DeviceTable, query: Any) -> Guess:
     """Guess weights exp(q·y), as `rfkernels.catalog.plan.guess`; the log mean of no items is −inf."""
     centre = matmul(jnp, table.means, query)
     deviation = rounded_size(table, query) * jnp.sqrt(table.spread * table.seen)
-    edge = jnp.sqrt(2 * jnp.log(jnp.sum(table.count)))
+    edge = jnp.sqrt(2 * jnp.log(jnp.sum(table.count).astype(deviation.dtype)))
     raised = _log_mean_exp(deviation, edge)
     apart = _log_mean_exp(2 * deviation, edge) - 2 * raised
     some = table.count > 0
