@@ -34,6 +34,7 @@ RESULTS: tuple[Result, ...] = (
     regularized.RESULT,
     tails.RESULT,
     uniform_convergence.RESULT,
+    approximation.RESULT,
     gerf.RESULT,
     dense.RESULT,
     affine_gaussian.RESULT,
@@ -42,7 +43,6 @@ RESULTS: tuple[Result, ...] = (
     maclaurin.RESULT,
     taylor.RESULT,
     monoid.RESULT,
-    approximation.RESULT,
 )
 """Every result, in the order in which they are run and written up."""
 
