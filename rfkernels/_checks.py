@@ -242,6 +242,12 @@ def check_finite_arrays(**arrays: Any) -> None:
         require_finite(name, x, "; check_finite=False lets it pass")
 
 
+def require_finite_arrays(**arrays: Any) -> None:
+    """Refuse NaN and infinity, for good."""
+    for name, x in arrays.items():
+        require_finite(name, x)
+
+
 def require_finite(name: str, x: Any, hint: str = "") -> None:
     """Refuse NaN and infinity with the argument's name and the first bad index; tracers pass."""
     index = first_nonfinite(x)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels._arrays import accumulator, is_jax, matmul, namespace
-from rfkernels._checks import check_array, check_finite_arrays, check_scale
+from rfkernels._checks import check_array, check_scale, require_finite_arrays
 from rfkernels.samplers import Normal
 
 
@@ -109,7 +109,7 @@ def self_attention_mixture(points: Any, *, scale: float | None = None) -> Mixtur
     if points.ndim != 2 or 0 in points.shape:
         raise ValueError(f"points must have shape (n, dim) and not be empty, got {points.shape}")
     check_scale(scale)
-    check_finite_arrays(points=points)
+    require_finite_arrays(points=points)
     xp = namespace(points)
     points = points.astype(accumulator(xp, points))
     scale = 1 / math.sqrt(points.shape[-1]) if scale is None else scale

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels import kernels, partials
-from rfkernels._checks import check_finite_arrays, check_flags, check_qkv, check_scale, check_window, is_number
+from rfkernels._checks import check_flags, check_qkv, check_scale, check_window, is_number, require_finite_arrays
 from rfkernels.exact import exact_block
 
 _PAIRS = 1 << 22
@@ -57,7 +57,7 @@ def pose(
     check_qkv(q, k, k if v is None else v)
     check_scale(scale)
     arrays = {"q": q, "k": k} | ({} if v is None else {"v": v})
-    check_finite_arrays(**arrays)
+    require_finite_arrays(**arrays)
     queries, keys = q.shape[-2], k.shape[-2]
     if queries < 2 or keys < 2:
         raise ValueError(f"there must be at least two queries and two keys, got q {q.shape} and k {k.shape}")

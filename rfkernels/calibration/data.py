@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels._arrays import accumulator, namespace
-from rfkernels._checks import check_finite_arrays, check_kv, check_qk
+from rfkernels._checks import check_kv, check_qk, require_finite_arrays
 from rfkernels.fitting.statistics import pooled
 
 BLOCK = 64
@@ -77,7 +77,7 @@ def check_sequences(q: list[Any], k: list[Any], v: list[Any] | None) -> tuple[in
                 raise ValueError(
                     f"all sequences of {name} must agree but for their length, got {x.shape} and {first.shape}"
                 )
-        check_finite_arrays(q=one, k=other)
+        require_finite_arrays(q=one, k=other)
     shapes = f"got q {q[0].shape} and k {k[0].shape}"
     if q[0].shape[-1] == 0:
         raise ValueError(f"q and k must be at least one wide, {shapes}")
@@ -90,7 +90,7 @@ def check_sequences(q: list[Any], k: list[Any], v: list[Any] | None) -> tuple[in
             raise ValueError(f"v must have the batch axes of k and one width, got {values.shape} and {other.shape}")
         if values.shape[-1] == 0:
             raise ValueError(f"v must be at least one wide, got shape {values.shape}")
-        check_finite_arrays(v=values)
+        require_finite_arrays(v=values)
     return tuple(k[0].shape[:-2])
 
 

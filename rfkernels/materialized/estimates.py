@@ -10,7 +10,14 @@ import numpy as np
 
 from rfkernels import partials
 from rfkernels._arrays import accumulator, broadcasting, namespace
-from rfkernels._checks import broadcast_batch, check_array, check_finite_arrays, check_flags, check_qk
+from rfkernels._checks import (
+    broadcast_batch,
+    check_array,
+    check_finite_arrays,
+    check_flags,
+    check_qk,
+    require_finite_arrays,
+)
 from rfkernels.features import SideName
 from rfkernels.materialized import hybrid, maclaurin, monomials, polynomial
 from rfkernels.materialized._records import register_pytree
@@ -205,7 +212,7 @@ def relative_bias(x: Any, y: Any, features: Materialized) -> Any:
 def _scaled_pairs(x: Any, y: Any, features: Any) -> tuple[_Kind, Any, Any]:
     check_qk(x, y, names=("x", "y"), pairs=True)
     kind = _check(features, "x", x[..., None, :], batch=False)
-    check_finite_arrays(x=x, y=y)
+    require_finite_arrays(x=x, y=y)
     root = np.sqrt(np.asarray(features.scale, np.float64))
     x, y = np.broadcast_arrays(*(np.asarray(v).astype(np.float64) * root for v in (x, y)))
     return kind, x, y

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels._checks import check_array, check_finite_arrays, check_flags, check_scale
+from rfkernels._checks import check_array, check_flags, check_scale, require_finite_arrays
 from rfkernels.materialized.maclaurin import Law
 
 
@@ -135,7 +135,7 @@ def _points(x: Any, y: Any, scale: float | None) -> tuple[Any, Any]:
     if y.shape[-1] != dim:
         raise ValueError(f"x and y must agree in dim, got shapes {x.shape} and {y.shape}")
     check_scale(scale)
-    check_finite_arrays(x=x, y=y)
+    require_finite_arrays(x=x, y=y)
     root = math.sqrt(1 / math.sqrt(dim) if scale is None else scale)
     first, second = (np.asarray(v).astype(np.float64).reshape(-1, dim) * root for v in (x, y))
     return first, second

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels._arrays import broadcasting
-from rfkernels._checks import check_finite_arrays, check_flags, check_mask, check_qkv, check_scale
+from rfkernels._checks import check_flags, check_mask, check_qkv, check_scale, require_finite_arrays
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Proposal
 from rfkernels.samplers import Rows, Sampler
@@ -97,7 +97,7 @@ def attention_error(
     check_width("q", q)
     check_mask(mask, k, q=q.shape[:-2], v=v.shape[:-2])
     check_scale(scale)
-    check_finite_arrays(q=q, k=k, v=v)
+    require_finite_arrays(q=q, k=k, v=v)
     dim, keys = q.shape[-1], k.shape[-2]
     root = math.sqrt(1 / math.sqrt(dim) if scale is None else scale)
     q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))

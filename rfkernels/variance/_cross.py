@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels._arrays import broadcasting
-from rfkernels._checks import check_finite_arrays, check_qk
+from rfkernels._checks import check_qk, require_finite_arrays
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Proposal
 from rfkernels.samplers import Rows, Sampler
@@ -79,7 +79,7 @@ def cross_moment(
     form = cross_form(feature_map, sampler, proposal)
     draws = 1 if count is None else check_count(feature_map, sampler, count)
     check_qk(x, other, names=("x", "other"), pairs=True)
-    check_finite_arrays(other=other)
+    require_finite_arrays(other=other)
     xp, pair = scaled_pair(x, y, scale)
     second = Pair(pair.x, scaled_pair(x, other, scale)[1].y)
     dim = pair.x.shape[-1]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels._arrays import accumulator, namespace
-from rfkernels._checks import check_array, check_finite_arrays, check_qk, check_scale
+from rfkernels._checks import check_array, check_qk, check_scale, require_finite_arrays
 from rfkernels.proposals import Gaussian
 from rfkernels.variance._rows import check_squares
 
@@ -69,7 +69,7 @@ def optimal_proposal(x: Any, y: Any, *, scale: float = 1.0) -> Gaussian:
         raise ValueError(f"x and y must hold points, got shapes {x.shape} and {y.shape}")
     check_qk(x.reshape(-1, x.shape[-1])[:1, :], y.reshape(-1, y.shape[-1])[:1, :], names=("x", "y"))
     check_scale(scale, optional=False)
-    check_finite_arrays(x=x, y=y)
+    require_finite_arrays(x=x, y=y)
     xp, dim = namespace(x, y, scale), x.shape[-1]
     dtype = accumulator(xp, x, y)
     x, y = (xp.asarray(a, dtype).reshape(-1, dim) for a in (x, y))

@@ -13,7 +13,7 @@ import numpy as np
 
 from rfkernels import maps, samplers, spectral
 from rfkernels._arrays import accumulator, matmul, namespace, stopped
-from rfkernels._checks import check_finite_arrays, check_qk, check_scale
+from rfkernels._checks import check_qk, check_scale, require_finite_arrays
 from rfkernels.activations import Program
 from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Gaussian, Mixture, Proposal, check_proposal
@@ -98,7 +98,7 @@ def scaled_pair(x: Any, y: Any, scale: Any, names: tuple[str, str] = ("x", "y"))
     check_qk(x, y, names=names, pairs=True)
     check_width(names[0], x)
     check_scale(scale, optional=False)
-    check_finite_arrays(**dict(zip(names, (x, y), strict=True)))
+    require_finite_arrays(**dict(zip(names, (x, y), strict=True)))
     xp = namespace(x, y, scale)
     dtype = accumulator(xp, x, y)
     root = xp.sqrt(xp.asarray(scale, dtype))
