@@ -142,19 +142,25 @@ def accumulation(*arrays: Any) -> Any:
 
 
 def exponents(x: Any, features: rfk.Features, side: str) -> tuple[Any, Any, Any]:
-    """Return u (*batch, length, rows), a (*batch, length, 1) and |w||T x|, which rounding of u is a part of."""
+    """Return u (*batch, length, rows), a (*batch, length, 1) and |w||T x|, which rounding of u is a part of.
+
+    Next to its centre a vector has the rounding of both.
+    """
     given, x = features.side(side), np.asarray(x).astype(np.float64)
-    t = x if given.centre is None else x - np.asarray(given.centre)[..., None, :]
-    if given.matrix is None:
-        t = t * np.sqrt(np.asarray(features.scale))
-    else:
-        t = np.einsum("...ij,...tj->...ti", np.asarray(given.matrix), t)
+    matrix = np.sqrt(np.asarray(features.scale)) * np.eye(features.dim) if given.matrix is None else given.matrix
+    t = size = np.einsum("...ij,...tj->...ti", matrix, x)
+    if given.centre is not None:
+        centre = np.asarray(given.centre)[..., None, :]
+        t, size = (
+            np.einsum("...ij,...tj->...ti", m, y)
+            for m, y in ((matrix, x - centre), (np.abs(matrix), np.abs(x) + np.abs(centre)))
+        )
     rows = np.asarray(features.projection)
     u = np.einsum("...rd,...td->...tr", rows, t)
     a = features.map.offset * np.sum(t * t, -1, keepdims=True)
     if given.linear is not None:
         a = a + np.sum(np.asarray(given.linear)[..., None, :] * x, -1, keepdims=True)
-    reach = np.linalg.norm(rows, axis=-1)[..., None, :] * np.linalg.norm(t, axis=-1, keepdims=True)
+    reach = np.linalg.norm(rows, axis=-1)[..., None, :] * np.linalg.norm(size, axis=-1, keepdims=True)
     return u, a, reach
 
 
