@@ -414,6 +414,7 @@ def test_damaged_files_on_disk_are_compiled_anew(cache: Path, compiled: tuple[Pa
 @needs_numba
 def test_functions_on_disk_are_whole_or_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each signature has a file of its own: an index of them could be written by two processes at once."""
+    from rfkernels.backends.numba import objects
     from rfkernels.backends.numba.compiling import entry
 
     folder = tmp_path / "cache"
@@ -433,6 +434,7 @@ def test_functions_on_disk_are_whole_or_compiled_anew(tmp_path: Path, monkeypatc
     assert (first(1), second(1.5)) == (2, 3.0)
     kept = [path for path in folder.rglob("*") if path.is_file()]
     assert len(kept) == 2
+    assert all(objects._NAMES.fullmatch(path.name) for path in kept)
     found = made()
     assert (found(1), found(1.5), hits(found)) == (2, 3.0, 2)
     for path in kept:
@@ -467,6 +469,23 @@ def test_code_in_a_folder_that_may_only_be_read_is_found(tmp_path: Path, monkeyp
     (package / "first").write_bytes(b"damaged")
     assert objects.read("first") == b"again"
     assert objects.read("third") is None
+
+
+@needs_numba
+def test_code_that_nobody_reads_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of earlier versions, which would add up; what else lies there is not touched."""
+    from rfkernels.backends.numba import objects
+
+    monkeypatch.setattr(objects, "_folders", lambda: (tmp_path,))
+    names = [f"rfkernels-{i:032x}.o" for i in range(2)] + [f"m.f_0123abcd-{i}.py311.{i:032x}.nbc" for i in range(2)]
+    others = ["f.1.nbc", "rfkernels-1.o"]
+    for name in (*names, *others):
+        objects.write(name, b"code")
+        os.utime(tmp_path / name, (0, 0))
+    assert objects.read(names[0]) == objects.read(names[2]) == b"code"
+    objects._remove_unread.cache_clear()
+    objects.write(names[3], b"anew")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([names[0], *names[2:], *others])
 
 
 def test_threads_that_ask_at_once_get_the_same_code() -> None:

@@ -1,18 +1,29 @@
 """Compiled code kept on disk between processes, each in a file of its own that is whole or counts for nothing.
 
-A disk that is full, read-only or damaged costs the time to compile, and nothing else.
+A disk that is full, read-only or damaged costs the time to compile, and nothing else. Code that no process read for a
+while, as that of another version of the package, is removed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
+import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from rfkernels._files import whole_file
 
 _DIGEST = 32
+
+_DAY = 24 * 60 * 60
+_UNREAD = 60 * _DAY
+"""Seconds after which code that was not read is removed; when it was is noted once a day."""
+
+_NAMES = re.compile(r"rfkernels-[0-9a-f]{32}\.o|.+_[0-9a-f]{8}-\d+\.py\d+t?\.[0-9a-f]{32}\.nbc")
+"""Of files of code; others may lie beside them."""
 
 
 def _folders() -> tuple[Path, ...]:
@@ -52,15 +63,31 @@ def _whole(path: Path) -> bytes | None:
     except OSError:
         return None
     digest, code = whole[:_DIGEST], whole[_DIGEST:]
-    return code if hashlib.sha256(code).digest() == digest else None
+    if hashlib.sha256(code).digest() != digest:
+        return None
+    with suppress(OSError):
+        if time.time() - path.stat().st_mtime > _DAY:
+            os.utime(path)
+    return code
 
 
 def write(name: str, code: bytes) -> None:
     """Write a file after its digest, in one step, if the disk lets one."""
     place = directory()
     if place is not None:
+        _remove_unread(place)
         with suppress(OSError), whole_file(place / name, lasting=False) as file:
             file.write(hashlib.sha256(code).digest() + code)
+
+
+@cache
+def _remove_unread(folder: Path) -> None:
+    """Remove code that no process read for long, once in a process."""
+    with suppress(OSError):
+        for path in filter(lambda path: _NAMES.fullmatch(path.name), folder.iterdir()):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > _UNREAD:
+                    path.unlink()
 
 
 class Stored:
