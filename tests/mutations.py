@@ -507,6 +507,7 @@ MUTANTS = [
     Mutant("rows of pairs apart", "uncertainty/_groups.py", "(first + rows * np.arange(copies)[:, None])", "(first * copies + np.arange(copies)[:, None])", (UNCERTAINTY, "-k", "equal_parts")),
     Mutant("errors from the rounding of the average", "partials.py", "(f * (p - first - moved))", "(f * (p - average))", (UNCERTAINTY, "-k", "nearly")),
     Mutant("Numba: errors from the rounding of the average", "backends/numba/spreads.py", "first = b", "first = 0", (UNCERTAINTY, "-k", "nearly")),
+    Mutant("errors: the largest number is differentiated", "partials.py", "size = stopped(xp, xp.max(xp.abs(average), -1, keepdims=True, initial=0))", "size = xp.max(xp.abs(average), -1, keepdims=True, initial=0)", (UNCERTAINTY, "-k", "features_are_zero")),
     Mutant("one group holds the whole only if exactly", "uncertainty/_jackknife.py", "xp.abs(left) < math.sqrt(xp.finfo(log.dtype).tiny)", "left == 0", (UNCERTAINTY, "-k", "nearly")),
     Mutant("errors: what is far from zero is rounding", "uncertainty/_check.py", "UNITS * eps * xp.abs(output)", "_ROUNDING * eps * xp.abs(output)", (UNCERTAINTY, "-k", "vouch_for_no")),
     Mutant("errors: one unit for all columns", "uncertainty/__init__.py", "xp.max(xp.abs(outputs), 0))", "xp.max(xp.abs(outputs)))", (UNCERTAINTY, "-k", "vouch_for_no")),

@@ -448,7 +448,7 @@ def test_errors_have_derivatives_where_features_are_zero() -> None:
         )
 
     for features in (nothing, rare):
-        assert np.all(np.isfinite(jax.grad(total)(q, features)))
+        assert np.all(np.isfinite(jax.jit(jax.grad(total))(q, features)))
 
 
 def test_intervals_hold_on_heads_of_a_trained_transformer(heads: tuple[Any, ...]) -> None:
