@@ -133,7 +133,11 @@ def elementwise(xp: Any) -> Elementwise:
 
 
 def stopped(xp: Any, x: Any) -> Any:
-    """Return `x` as a constant to derivatives: what a shift that cancels exactly may be."""
+    """Return `x` as a constant to derivatives: what a shift that cancels exactly may be, or a bound of rounding.
+
+    A maximum must be: its derivative divides by how many numbers equal it, and these XLA may compute anew and round
+    otherwise, so that none does.
+    """
     return x if xp is np else sys.modules["jax"].lax.stop_gradient(x)
 
 

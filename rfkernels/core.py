@@ -250,7 +250,7 @@ def _sum(xp: Any, x: Any, y: Any, features: Features) -> tuple[Any, Any]:
     log_x, sign_x = transform(xp, x, features, "query")
     log_y, sign_y = transform(xp, y, features, "key")
     log = log_x + log_y
-    top = xp.max(log, -1)
+    top = stopped(xp, xp.max(log, -1))
     base = xp.where(top == -xp.inf, 0, top)
     return xp.sum(sign_x * sign_y * xp.exp(log - base[..., None]), -1), base
 

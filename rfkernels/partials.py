@@ -102,5 +102,5 @@ def _spread(xp: Any, least: float, outputs: Any, share: Any, ratio: Any) -> tupl
     moved = sum((p - first) * w for p, w in zip(outputs, share, strict=True))
     average = xp.sum(share, 0) * first + moved
     squares = sum((f * (p - first - moved)) ** 2 for p, f in zip(outputs, ratio, strict=True))
-    size = xp.max(xp.abs(average), -1, keepdims=True, initial=0)
+    size = stopped(xp, xp.max(xp.abs(average), -1, keepdims=True, initial=0))
     return average, xp.maximum(root(xp, squares), least * size)

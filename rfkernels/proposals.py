@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, is_jax, matmul, namespace
+from rfkernels._arrays import accumulator, is_jax, matmul, namespace, stopped
 from rfkernels._checks import check_array, check_scale, require_finite_arrays
 from rfkernels.samplers import Normal
 
@@ -114,7 +114,7 @@ def self_attention_mixture(points: Any, *, scale: float | None = None) -> Mixtur
     points = points.astype(accumulator(xp, points))
     scale = 1 / math.sqrt(points.shape[-1]) if scale is None else scale
     log_weights = scale * xp.sum(points * points, -1)
-    weights = xp.exp(log_weights - xp.max(log_weights))
+    weights = xp.exp(log_weights - stopped(xp, xp.max(log_weights)))
     return Mixture(2 * math.sqrt(scale) * points, weights / xp.sum(weights))
 
 
@@ -195,5 +195,5 @@ def _mixture(xp: Any, proposal: Mixture, rows: Any, normal: Normal) -> tuple[Any
     drawn = rows + centres[chosen]
     log_weights = xp.log(xp.where(weights > 0, weights, 1)) + xp.where(weights > 0, 0, -xp.inf)
     log_ratio = matmul(xp, drawn, centres.T) - xp.sum(centres * centres, -1) / 2 + log_weights  # of weight · q / p
-    top = xp.max(log_ratio, -1, keepdims=True)
+    top = stopped(xp, xp.max(log_ratio, -1, keepdims=True))
     return drawn, -(xp.log(xp.sum(xp.exp(log_ratio - top), -1)) + top[:, 0]) / 2

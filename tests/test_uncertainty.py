@@ -13,6 +13,7 @@ import pytest
 
 import rfkernels as rfk
 from rfkernels import backends, partials, testing, uncertainty
+from rfkernels._arrays import namespace
 from rfkernels.exact import exact_block
 from rfkernels.features import Blocks
 from rfkernels.uncertainty import UntrustedErrorWarning, _check, _groups, _jackknife, half_width, trusted
@@ -448,7 +449,7 @@ def test_errors_have_derivatives_where_features_are_zero() -> None:
         )
 
     for features in (nothing, rare):
-        assert np.all(np.isfinite(jax.grad(total)(q, features)))
+        assert np.all(np.isfinite(jax.jit(jax.grad(total))(q, features)))
 
 
 def test_intervals_hold_on_heads_of_a_trained_transformer(heads: tuple[Any, ...]) -> None:
@@ -644,6 +645,36 @@ def test_columns_and_later_values_of_another_size_vouch_for_no_others(factor: fl
     expected, found = (quiet(q, k, x, features, causal=True).error for x in (plain, other))
     np.testing.assert_allclose(found.inflation, expected.inflation, rtol=0.25)  # one query in 32 sees it
     np.testing.assert_allclose(found.output[:, :-1], expected.output[:, :-1], rtol=0.25)
+
+
+@pytest.mark.parametrize("module", ["numpy", "jax"])
+@pytest.mark.parametrize("segmented", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_how_far_values_lie_apart_that_a_query_may_see(causal: bool, segmented: bool, module: str) -> None:
+    rng, at = np.random.default_rng(0), _check.positions(9, 5)
+    for keys in (9,) if segmented else (9, 7, 12):
+        q, v = small(2, 3, 9, 4), small(2, 1, keys, 5, seed=1)
+        ids = np.sort(rng.integers(0, 3, (3, 9)), -1) if segmented else None
+        for mask in (None, rng.random((2, 3, keys)) < 0.6):
+            expected = np.zeros((2, 3, 5, 5))
+            for i, j, row in np.ndindex(2, 3, 5):
+                seen = np.ones(keys, bool) if mask is None else mask[i, j].copy()
+                seen &= not causal or np.arange(keys) <= at[row] + keys - 9
+                seen &= ids is None or ids[j] == ids[j, at[row]]
+                expected[i, j, row] = np.ptp(v[i, 0][seen], 0) if seen.any() else 0
+            own = [oracle.place(x, module) for x in (q, v, mask, ids)]
+            found = _check.reach(namespace(own[0]), *own[:2], at, causal, *own[2:])
+            np.testing.assert_allclose(np.broadcast_to(found, expected.shape), expected, rtol=1e-6)
+
+
+def test_values_of_other_segments_vouch_for_none() -> None:
+    q, k, v = 1.5 * small(3, 2, 64, 8)
+    features, ids = rfk.draw("positive", 8, 64, rng=0), np.repeat([0, 1], [60, 4])
+    other = v.copy()
+    other[:, 60:] += 1e4
+    expected, found = (quiet(q, k, x, features, segment_ids=ids).error.inflation for x in (v, other))
+    assert np.all(expected > uncertainty.LIMIT)
+    np.testing.assert_allclose(found, expected, rtol=0.1)
 
 
 def test_columns_of_half_floats_are_rounded_each_by_itself() -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rfkernels._arrays import accumulator, matmul, namespace
+from rfkernels._arrays import accumulator, matmul, namespace, stopped
 from rfkernels._checks import broadcast_batch, check_array, is_tracer, magnitude, require_finite
 
 _BLOCK = 256
@@ -156,7 +156,7 @@ def attended(queries: Any, keys: Any, scale: float) -> tuple[Moments, Moments, A
 
 def softmax(xp: Any, logits: Any) -> Any:
     """Return weights that sum to one along the last axis."""
-    weight = xp.exp(logits - xp.max(logits, -1, keepdims=True))
+    weight = xp.exp(logits - stopped(xp, xp.max(logits, -1, keepdims=True)))
     return weight / xp.sum(weight, -1, keepdims=True)
 
 

@@ -113,7 +113,7 @@ def _estimated(features: Features, q: Any, data: Sequences, real: Any, seen: Any
 
 def _exact(logits: Any, v: Any, seen: Any) -> Partial:
     logits = jnp.where(seen, logits, -jnp.inf)
-    shift = jnp.max(logits, -1)
+    shift = stopped(jnp, jnp.max(logits, -1))
     weight = jnp.exp(logits - jnp.where(shift == -jnp.inf, 0, shift)[..., None])
     return Partial(_valued(weight, v), jnp.sum(weight, -1), shift)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels import partials
-from rfkernels._arrays import accumulator, broadcasting, namespace
+from rfkernels._arrays import accumulator, broadcasting, namespace, stopped
 from rfkernels._checks import (
     broadcast_batch,
     check_array,
@@ -135,7 +135,7 @@ def log_kernel(x: Any, y: Any, features: Materialized, *, check_finite: bool = T
     log_x, sign_x = kind.columns(xp, x.astype(dtype)[..., None, :], features, "query")
     log_y, sign_y = kind.columns(xp, y.astype(dtype)[..., None, :], features, "key")
     log, sign = (log_x + log_y)[..., 0, :], (sign_x * sign_y)[..., 0, :]
-    top = xp.max(log, -1)
+    top = stopped(xp, xp.max(log, -1))
     base = xp.where(top == -xp.inf, 0, top)
     total = xp.sum(sign * xp.exp(log - base[..., None]), -1)
     return partials.log_denominator(xp, Partial(total[..., None], total, base))

@@ -148,7 +148,7 @@ def attend(
     if check and state is None and features.map.kernel is not None:
         at = _check.positions(q.shape[-2], int(check))
         exact = _check.exact_rows(q, k, v, features, at, causal, mask, segment_ids, chosen.few_rows)
-        given = at, _quantile(freedom, _check.LEVEL), _check.reach(xp, q, v, at, causal, mask)
+        given = at, _quantile(freedom, _check.LEVEL), _check.reach(xp, q, v, at, causal, mask, segment_ids)
         output, log, *factors = in_one(xp, _inflated)(xp, found, exact, *given)
         error = Errors(output, log, found.effective, freedom, *factors)
     _warn(error, stacklevel + 2)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from rfkernels import partials
-from rfkernels._arrays import accumulator, in_one, namespace
+from rfkernels._arrays import accumulator, in_one, namespace, stopped
 from rfkernels.exact import exact_block
 from rfkernels.features import Features
 from rfkernels.partials import Partial
@@ -66,18 +67,60 @@ def exact_rows(
     return whole
 
 
-def reach(xp: Any, q: Any, v: Any, at: Any, causal: bool, mask: Any) -> Any:
+def reach(xp: Any, q: Any, v: Any, at: Any, causal: bool, mask: Any, segment_ids: Any) -> Any:
     """Return how far values lie apart, by column, that queries at some positions may see, (*batch, n or 1, width)."""
-    halves = v.astype(accumulator(xp, q, v)) / 2
-    last = at + v.shape[-2] - q.shape[-2] if causal else np.array([v.shape[-2] - 1])
-
-    def far(side: Any, end: float) -> Any:
-        x = halves if mask is None else xp.where(mask[..., None], halves, end)
-        none = xp.full((*x.shape[:-2], np.count_nonzero(last < 0), x.shape[-1]), end, x.dtype)
-        return xp.concatenate([none, xp.take(side.accumulate(x, axis=-2), last[last >= 0], -2)], -2)
-
-    low, high = far(xp.minimum, xp.inf), far(xp.maximum, -xp.inf)
+    halves = stopped(xp, v).astype(accumulator(xp, q, v)) / 2
+    last = at + v.shape[-2] - q.shape[-2] if causal else None
+    if segment_ids is not None:
+        low, high = in_one(xp, _ends)(xp, halves, last, xp.take(segment_ids, at, -1), mask, segment_ids)
+    else:
+        low, high = (
+            _end(xp, halves if mask is None else xp.where(mask[..., None], halves, none), last, none)
+            for none in (xp.inf, -xp.inf)
+        )
     return 2 * xp.where(low < high, high - low, 0)
+
+
+def _end(xp: Any, x: Any, last: Any, none: float) -> Any:
+    """Return the least numbers up to some rows, or of all, if `none` is infinite, or the largest if it is −inf."""
+    least = none > 0
+    if last is None:
+        return (xp.min if least else xp.max)(x, -2, keepdims=True, initial=none)
+    if xp is np:
+        ends = (np.minimum if least else np.maximum).accumulate(x, axis=-2)
+    else:
+        lax = sys.modules["jax"].lax  # the method of jax.numpy is a loop over all rows
+        ends = (lax.cummin if least else lax.cummax)(x, axis=x.ndim - 2)
+    nothing = xp.full((*x.shape[:-2], np.count_nonzero(last < 0), x.shape[-1]), none, x.dtype)
+    return xp.concatenate([nothing, xp.take(ends, last[last >= 0], -2)], -2)
+
+
+def _ends(xp: Any, halves: Any, last: Any, own: Any, mask: Any, segment_ids: Any) -> tuple[Any, Any]:
+    """Return the least and the largest numbers of each query's `own` segment."""
+    allowed = own[..., None] == segment_ids[..., None, :]
+    if last is not None:
+        allowed = allowed & (xp.arange(halves.shape[-2]) <= last[:, None])
+    if mask is not None:
+        allowed = allowed & mask[..., None, :]
+
+    def ends(allowed: Any, halves: Any) -> tuple[Any, Any]:
+        low, high = (xp.where(allowed[..., None], halves, none) for none in (xp.inf, -xp.inf))
+        return xp.min(low, -2, initial=xp.inf), xp.max(high, -2, initial=-xp.inf)
+
+    each = xp.moveaxis(allowed, -2, 0)
+    if xp is np:
+        parts = [_near(x) for x in each]
+        found = [ends(x[..., part], halves[..., part, :]) for x, part in zip(each, parts, strict=True)]
+        low, high = map(np.stack, zip(*found, strict=True)) if found else ends(each[..., None, :], halves)
+    else:
+        low, high = sys.modules["jax"].lax.map(lambda x: ends(x, halves), each)
+    return xp.moveaxis(low, 0, -2), xp.moveaxis(high, 0, -2)
+
+
+def _near(allowed: Any) -> slice:
+    """Return between which keys those lie that any row of a batch allows."""
+    here = np.flatnonzero(allowed.reshape(-1, allowed.shape[-1]).any(0))
+    return slice(here[0], here[-1] + 1) if len(here) else slice(0)
 
 
 def _summed(

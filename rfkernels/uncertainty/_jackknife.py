@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels import partials
-from rfkernels._arrays import root
+from rfkernels._arrays import root, stopped
 
 Spread = Callable[..., tuple[Any, Any]]
 
@@ -52,7 +52,7 @@ def combine(
     `spread` is that of the backend.
     """
     groups = logs.shape[0]
-    top = xp.max(logs, 0)
+    top = stopped(xp, xp.max(logs, 0))
     base = xp.where(top == -xp.inf, 0, top)
     sums = signs * xp.exp(logs - base)
     total = xp.sum(sums, 0)
