@@ -64,6 +64,10 @@ class OfStore:
         self._held = held
         self._table: Table | None = None
 
+    @reading
+    def __len__(self) -> int:
+        return int(self._store.count.sum())
+
     @property
     def _store(self) -> Store:
         """What is held, unless a change left it halfway."""

@@ -69,10 +69,6 @@ class Catalog(OfStore):
         self._set(store.build(items, ids, cells=cells, queries=queries, rng=rng))
 
     @reading
-    def __len__(self) -> int:
-        return int(self._store.count.sum())
-
-    @reading
     def __repr__(self) -> str:
         return f"Catalog of {len(self)} items of dim {self.dim} in {len(self._store.count)} groups"
 
