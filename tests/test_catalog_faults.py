@@ -195,6 +195,21 @@ def test_a_copy_of_what_changes_meanwhile_is_an_error(copied: Any, monkeypatch: 
         copied(catalog)
 
 
+def test_what_is_read_of_old_groups_and_new_ones_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows found in one order of items hold others in the next."""
+    catalog, found = rfk.Catalog(data(300), cells=4), facade.rows_of_ids
+
+    def beside(held: Any, ids: Any) -> Any:
+        slots = found(held, ids)
+        catalog.regroup(cells=5)
+        return slots
+
+    monkeypatch.setattr(facade, "rows_of_ids", beside)
+    for read in (lambda: catalog.probabilities(data(2), [3]), lambda: catalog.items([3])):
+        with pytest.raises(RuntimeError, match="changed in another thread while it was read: ask again"):
+            read()
+
+
 def test_of_two_that_group_anew_at_once_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other may have been changed since."""
     items, regroup = data(300), store.regroup
@@ -218,6 +233,9 @@ def test_who_asks_waits_for_a_change_that_is_under_way(tmp_path: Any) -> None:
     asked = (
         lambda: catalog.items([3]),
         lambda: catalog.ids,
+        lambda: len(catalog),
+        lambda: repr(catalog),
+        lambda: catalog.store,
         lambda: catalog.add(items[:1]),
         lambda: catalog.save(tmp_path / "items"),
         lambda: other.merge(catalog),
@@ -225,7 +243,7 @@ def test_who_asks_waits_for_a_change_that_is_under_way(tmp_path: Any) -> None:
     )
     with ThreadPoolExecutor(len(asked)) as pool:
         with catalog._changing():
-            catalog.store.whole = False
+            catalog._held.whole = False
             waiting = [pool.submit(call) for call in asked]
             assert not wait(waiting, 0.05).done
             catalog._held.whole = True

@@ -333,3 +333,11 @@ def test_an_outlier_that_comes_later_spoils_little(scale: float) -> None:
     np.testing.assert_allclose(spheres.ends(np, spread, count), (2 / spheres.APART, 2 * spheres.APART, 1e9))
     np.testing.assert_allclose(spheres.ends(np, spread[:3], count[:3]), (1, 2, 2))
     np.testing.assert_allclose(spheres.ends(np, spread[:1], count[:1]), (0, 0, 0))
+
+
+def test_guesses_between_nodes_are_of_no_negative_variance() -> None:
+    """Mean squares are no less than squared means, but what is interpolated of both may be."""
+    table = Catalog(np.random.default_rng(2).standard_normal((6000, 3)), cells=40).table
+    given = radial.points_of(table, np.array([[-2.408, 0.729, -4.969]]), -0.5, 0.3)
+    assert (radial.guess(table, given.points[0], given, -1).variance > 0).all()
+    assert_as_specified(table, given, 900, 2, 1e-10)

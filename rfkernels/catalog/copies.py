@@ -24,24 +24,23 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _check(as_it_was: bool, doing: str) -> None:
-    if not as_it_was:
-        raise RuntimeError(f"the catalog was changed in another thread while it was {doing}")
-
-
 class Unchanged:
     """Have it be a RuntimeError that another thread changes a store meanwhile, whatever was found wrong of it then."""
 
     def __init__(self, held: Store, doing: str) -> None:
-        self._held, self._doing, self._changes, self._whole = held, doing, held.changes, held.whole
+        self.held, self._doing, self._changes, self._whole = held, doing, held.changes, held.whole
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
         if error is None or isinstance(error, Exception):
-            held = self._held
-            _check(self._whole and held.whole and held.changes == self._changes, self._doing)
+            self.check()
+
+    def check(self) -> None:
+        """Raise the error if it has come to that."""
+        if not (self._whole and self.held.whole and self.held.changes == self._changes):
+            raise RuntimeError(f"the catalog was changed in another thread while it was {self._doing}")
 
 
 def reading(method: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P], R]:
@@ -49,7 +48,7 @@ def reading(method: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P
 
     @wraps(method)
     def read(self: C, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with Unchanged(self._settled, "read: ask again"):
+        with self._unchanged("read: ask again"):
             return method(self, *args, **kwargs)
 
     return read
@@ -65,6 +64,10 @@ class OfStore:
         self._held = held
         self._table: Table | None = None
 
+    @reading
+    def __len__(self) -> int:
+        return int(self._store.count.sum())
+
     @property
     def _store(self) -> Store:
         """What is held, unless a change left it halfway."""
@@ -75,11 +78,10 @@ class OfStore:
             )
         return self._held
 
-    @property
-    def _settled(self) -> Store:
-        """What is held, once no change is under way."""
+    def _unchanged(self, doing: str) -> Unchanged:
+        """Return what has changes of what is held be an error, once none is under way."""
         with self._lock:
-            return self._store
+            return Unchanged(self._store, doing)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -104,23 +106,24 @@ class OfStore:
 
     def _replace(self, make: Callable[[Store], Store]) -> None:
         """Hold what is made of the store in its place, unless that is changed meanwhile."""
-        held, doing = self._settled, "grouped anew: it stays in the groups that it had"
-        with Unchanged(held, doing):
-            changes, made = held.changes, make(held)
+        unchanged = self._unchanged("grouped anew: it stays in the groups that it had")
+        with unchanged:
+            made = make(unchanged.held)
         with self._changing():
-            _check(self._held is held and held.whole and held.changes == changes, doing)
+            unchanged.check()
+            unchanged.held.changes += 1  # who reads may have taken something of either
             self._held = made
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         made = self._own if protocol >= _OUT_OF_BAND else self.from_store
         with self._lock:
-            held = self._store
-            return made, (replace(held, index=None, source=None),), None, self._last(held, held.changes)
+            unchanged = Unchanged(self._store, "copied: copy it again")
+            return made, (replace(unchanged.held, index=None, source=None),), None, self._last(unchanged)
 
     @staticmethod
-    def _last(held: Store, changes: int) -> Iterator[None]:
+    def _last(unchanged: Unchanged) -> Iterator[None]:
         """Yield no items of a list, which are asked for when all else is copied, if it was one store all the time."""
-        _check(held.whole and held.changes == changes, "copied: copy it again")
+        unchanged.check()
         yield from ()
 
     def __copy__(self) -> Self:

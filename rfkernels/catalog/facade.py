@@ -23,7 +23,7 @@ from rfkernels.catalog.arguments import (
     rows_of_ids,
 )
 from rfkernels.catalog.cells import check_items, held_dtype
-from rfkernels.catalog.copies import OfStore, Unchanged, reading
+from rfkernels.catalog.copies import OfStore, reading
 from rfkernels.catalog.kernel_sums import Scaled
 from rfkernels.catalog.records import Draws, Estimate, Expectation, Store, Table, Top
 from rfkernels.kernels import Kernel
@@ -68,16 +68,14 @@ class Catalog(OfStore):
     ) -> None:
         self._set(store.build(items, ids, cells=cells, queries=queries, rng=rng))
 
-    def __len__(self) -> int:
-        return int(self._store.count.sum())
-
+    @reading
     def __repr__(self) -> str:
         return f"Catalog of {len(self)} items of dim {self.dim} in {len(self._store.count)} groups"
 
     @property
     def dim(self) -> int:
         """The width of items."""
-        return int(self._store.rows.shape[1])
+        return int(self._held.rows.shape[1])
 
     @property
     @reading
@@ -94,6 +92,7 @@ class Catalog(OfStore):
             return self._table
 
     @property
+    @reading
     def store(self) -> Store:
         """The arrays that `save` writes."""
         return self._store
@@ -407,7 +406,7 @@ class Catalog(OfStore):
         """
         if not isinstance(other, Catalog):
             raise TypeError(f"other must be a Catalog, got {type(other).__name__}")
-        with Unchanged(other._settled, "merged: merge it again"):
+        with other._unchanged("merged: merge it again"):
             return Catalog.from_store(store.merge(self._store, other.store))
 
     def regroup(self, *, cells: int | None = None, queries: Any = None, rng: Any = 0) -> None:
@@ -428,7 +427,7 @@ class Catalog(OfStore):
 
         A catalog that another thread changes meanwhile is a RuntimeError, and not written.
         """
-        files.save(self._settled, path)
+        files.save(self.store, path)
 
     @classmethod
     def create(

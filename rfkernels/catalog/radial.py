@@ -142,7 +142,7 @@ def guess(table: Table, point: Any, given: Points, home: int) -> Guess:
         log, uneven[home] = with_item(np, each[home], uneven[home], nearest, table.count[home])
         own[home] = np.exp(log - top)
     mean = own + floor
-    excess = np.exp(np.minimum(uneven, UNEVEN)) - 1
+    excess = np.exp(np.clip(uneven, 0, UNEVEN)) - 1
     return Guess(top + np.log(mean), excess * (own / mean) ** 2 + SHARE, np.zeros(len(table.means)), floor=0.0)
 
 

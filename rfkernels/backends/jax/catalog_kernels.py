@@ -176,7 +176,7 @@ class Distances:
             own = with_item(jnp, log[group], uneven[group], nearest, table.count[group])
             at = jnp.where(group < 0, len(log), group)
             log, uneven = (old.at[at].set(new, mode="drop") for old, new in zip((log, uneven), own, strict=True))
-        return _shared(table, log, jnp.expm1(jnp.minimum(uneven, _UNEVEN)), log_all)
+        return _shared(table, log, jnp.expm1(jnp.clip(uneven, 0, _UNEVEN)), log_all)
 
     def logits(self, rows: Any, query: Any, scale: Any) -> Any:
         """Return logs of the kernel."""

@@ -68,7 +68,7 @@ def _take_home(g: Groups, v: Guesses, a: Aims, home: int, log: float, nearest: f
     weight = np.exp(mean - numbers[1])
     unit[home] = weight + floor
     part = weight / unit[home]
-    variance[home] = (np.exp(min(uneven, UNEVEN)) - 1) * part * part + SHARE
+    variance[home] = (np.exp(min(max(uneven, 0.0), UNEVEN)) - 1) * part * part + SHARE
     score[home] = np.log(unit[home] * unit[home] * variance[home])
     numbers[2] = max(numbers[2], score[home])
 
