@@ -91,17 +91,25 @@ def pieces(length: int, keys: int, size: int) -> Iterator[tuple[slice, slice]]:
         yield slice(start, stop), slice(start + offset, stop + offset)
 
 
-def in_pieces(run: Run, size: int, state: Any, **options: Any) -> tuple[rfk.AttentionResult, Any]:
-    results, attend = [], rfk.attention
-    if run.backend == "jax":
-        import jax
+LONG = 64
+"""Tokens of a stream up to which JAX compiles all of them as one program; for 200 that would take hours."""
 
-        attend = jax.jit(attend, static_argnames=("causal", "window", "full", "backend"))
+
+def one_by_one(attend: Callable[..., Any]) -> Callable[..., Any]:
+    import jax
+
+    return jax.jit(attend, static_argnames=("causal", "window", "full", "backend"))
+
+
+def in_pieces(run: Run, size: int, state: Any, **options: Any) -> tuple[rfk.AttentionResult, Any]:
+    results, attend = [], functools.partial(rfk.attention, features=run.features)
+    token = attend if run.backend != "jax" else one_by_one(attend)
     for rows, keys in pieces(run.q.shape[-2], run.k.shape[-2], size):
         mask = None if run.mask is None else run.mask[..., keys]
         q, k, v = run.q[..., rows, :], run.k[..., keys, :], run.v[..., keys, :]
         options.update(mask=mask, state=state, causal=True, full=True, backend=run.backend)
-        results.append(attend(q, k, v, run.features, **options))
+        alone = q.shape[-2] == k.shape[-2] == 1 and run.q.shape[-2] > LONG
+        results.append((token if alone else attend)(q, k, v, **options))
         state = results[-1].state
     concatenate = namespace(run.q).concatenate
     output = concatenate([x.output for x in results], -2)
@@ -418,14 +426,13 @@ def check_case(case: Case, backend: str) -> None:
 def compiled(run: Callable[..., Any], schedule: Schedule, longest: int) -> Callable[..., Any]:
     """Compile for JAX: every operation by itself would take far longer, and a whole pass under jit must work anyway.
 
-    XLA compiles passes of more than a chunk as it does for users, and of as many tokens each by itself: for a program
-    of them all it would take hours.
+    XLA compiles passes of more than a chunk as it does for users. A long stream compiles its tokens itself.
     """
     import jax
 
-    if schedule.run in STREAMED and longest > 64:
+    if schedule.run in STREAMED and longest > LONG:
         return run
-    return xla.jit(run) if longest > 64 else jax.jit(run)
+    return xla.jit(run) if longest > LONG else jax.jit(run)
 
 
 @pytest.mark.parametrize("case", all_cases(), ids=name_of)
