@@ -343,8 +343,8 @@ def result_dtype(xp: Any, *arrays: Any) -> Any:
     return dtype
 
 
-def held_dtype(xp: Any, held: Any, added: Any) -> Any:
-    """Return the common dtype of what a state holds and what comes to it, which JAX may have been told to refuse."""
+def common_dtype(xp: Any, held: Any, added: Any) -> Any:
+    """Return the dtype of what a state holds and what comes to it, which JAX may have been told to refuse."""
     if xp is np:
         return result_dtype(xp, held, added)
     import jax

@@ -115,7 +115,7 @@ def _check_profile(profile: Any) -> None:
 
 
 _X, _Y = np.array([[0.3, -0.8], [1.1, 0.4]]), np.array([[0.5, 0.2], [-0.9, 0.7], [0.1, -1.3]])
-_ROUNDING = 2.0**-16
+_ROUNDING = 2.0**-16  # of what may be computed in float32
 _PAIRS = _X @ _Y.T, (_X * _X).sum(-1)[:, None], (_Y * _Y).sum(-1)[None, :]
 
 

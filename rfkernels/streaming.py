@@ -14,7 +14,7 @@ from rfkernels._checks import (
     check_known,
     check_kv,
     check_mask,
-    held_dtype,
+    common_dtype,
     is_tracer,
 )
 from rfkernels.backends import Pass, choose
@@ -210,7 +210,7 @@ def extend(xp: Any, decode: DecodeState, k: Any, v: Any, mask: Any, segments: An
     def joined(old: Any, added: Any, leading: tuple[int, ...], tail: int) -> Any:
         shapes = ((*leading, *x.shape[x.ndim - tail :]) for x in (old, added))
         both = [x if x.shape == own else xp.broadcast_to(x, own) for x, own in zip((old, added), shapes, strict=True)]
-        return xp.concatenate(both, axis=-tail, dtype=held_dtype(xp, old, added))
+        return xp.concatenate(both, axis=-tail, dtype=common_dtype(xp, old, added))
 
     values = broadcast_batch(state=decode.values.shape[:-2], v=v.shape[:-2])
     keys = joined(decode.keys, k, batch, 2)

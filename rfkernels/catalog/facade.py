@@ -68,9 +68,9 @@ class Catalog(OfStore):
     ) -> None:
         self._set(store.build(items, ids, cells=cells, queries=queries, rng=rng))
 
-    @reading
     def __repr__(self) -> str:
-        return f"Catalog of {len(self)} items of dim {self.dim} in {len(self._store.count)} groups"
+        count = self._store.count  # without waiting: a debugger may ask while it holds all threads
+        return f"Catalog of {count.sum()} items of dim {self.dim} in {len(count)} groups"
 
     @property
     def dim(self) -> int:

@@ -111,7 +111,7 @@ def words_of(rows: Any) -> Any:
 
 def words(record: type, given: dict[str, int]) -> Any:
     """Return the words of a record of integers, (fields,): zeros where none are given."""
-    places = _places(record)
+    places = order(record)
     found = [0] * len(places)
     for name, x in given.items():
         found[places[name]] = x
@@ -119,7 +119,8 @@ def words(record: type, given: dict[str, int]) -> Any:
 
 
 @cache
-def _places(record: type) -> dict[str, int]:
+def order(record: type) -> dict[str, int]:
+    """Return which of the words of a record of integers each field is."""
     return {name: i for i, name in enumerate(_row(record).names)}
 
 

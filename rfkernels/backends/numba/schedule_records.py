@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from rfkernels.backends.numba.compiling import jit
-from rfkernels.backends.numba.records import view
+from rfkernels.backends.numba.records import order, view
 
 
 class Plan(NamedTuple):
@@ -155,7 +155,7 @@ class Task(NamedTuple):
     v_plain: int
 
 
-FIELDS = {name: place for place, name in enumerate(Task._fields)}
+FIELDS = order(Task)
 """Which of the words of a Task each is."""
 
 
