@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import rfkernels as rfk
-from rfkernels.catalog import changes, mapping
+from rfkernels.catalog import changes, invariants, mapping
 
 DIM = 64
 
@@ -72,6 +72,56 @@ def test_changes_take_memory_for_what_they_touch(path: Path, monkeypatch: pytest
     assert path.read_bytes() == written
 
 
+def test_groups_that_moved_take_the_memory_that_they_fill(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time and again a few items join, move and leave, all over a catalog, whose groups all move to other rows."""
+    monkeypatch.setattr(changes, "repack", lambda *_: pytest.fail("everything was copied"))
+    closed, rng = [], np.random.default_rng(0)
+    close_up = changes.close_up
+    monkeypatch.setattr(changes, "close_up", lambda *given: closed.append(close_up(*given)))
+    items = normal(8_000)
+    rfk.Catalog(items, cells=20).save(path)
+    written, catalog = path.read_bytes(), rfk.Catalog.load(path, mapped=True)
+    held, rooms = dict(enumerate(items)), []
+    for _ in range(100):
+        moving, leaving = np.split(rng.choice(list(held), 800, replace=False), 2)
+        new = rng.normal(size=(800, DIM)).astype(np.float32)
+        catalog.update(moving, new[:400])
+        catalog.remove(leaving)
+        joining = catalog.add(new[400:])
+        held |= dict(zip([*moving, *joining], new, strict=True))
+        for one in leaving:
+            del held[one]
+        rooms.append(catalog.store.end)
+    first = catalog.store.source.first
+    assert (catalog.store.start < first).mean() < 0.1
+    assert len(closed) > 3
+    assert max(rooms) - first < 1.6 * len(items)
+    np.testing.assert_array_equal(catalog.items(list(held)), list(held.values()))
+    invariants.check_arrays(catalog.store)
+    assert path.read_bytes() == written
+    if sys.platform == "linux":
+        assert written_to(catalog.store.rows[:first]) < items.nbytes / 10
+        assert written_to(catalog.store.source.rows) < 1.2 * items.nbytes
+    expected = catalog.log_normalizer(items[:9], budget=2_000)
+    catalog.save(path)
+    again = rfk.Catalog.load(path, mapped=True, verify=True)
+    assert len(again.store.rows) < 1.2 * len(items)
+    np.testing.assert_array_equal(again.items(list(held)), list(held.values()))
+    np.testing.assert_allclose(again.log_normalizer(items[:9], budget=2_000), expected, rtol=1e-5)
+
+
+def test_a_mapped_catalog_may_lose_all_its_items(path: Path) -> None:
+    rfk.Catalog(normal(500), cells=4).save(path)
+    catalog = rfk.Catalog.load(path, mapped=True)
+    catalog.add(normal(5, 1))
+    catalog.remove(catalog.ids)
+    catalog.save(path)
+    again = rfk.Catalog.load(path, mapped=True)
+    assert len(again) == 0
+    assert len(again.store.rows) == 1
+    np.testing.assert_array_equal(again.items(again.add(normal(50, 1))), normal(50, 1))
+
+
 def test_all_items_may_change(path: Path) -> None:
     """More rows are taken than lie in the file or behind it."""
     items = normal(3_000)
@@ -116,12 +166,12 @@ def test_rows_at_any_offset(path: Path) -> None:
     path.write_bytes(b"x" * 5000 + items.tobytes() + b"end")
     with path.open("rb") as file:
         source = mapping.source_of(file, 5000)
-    rows = mapping.private(source, items.shape, items.dtype)
+    rows = mapping.privately(source, items.shape, items.dtype, 100).rows
     np.testing.assert_array_equal(rows[:112], items)
-    assert rows.shape == (140, DIM)
+    assert rows.shape == (336, DIM)
     rows[:] = 1
     assert path.read_bytes()[5000:-3] == items.tobytes()
-    assert mapping.private(None, items.shape, items.dtype) is None
+    assert mapping.privately(None, items.shape, items.dtype, 100) is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems may set memory aside")
@@ -130,7 +180,7 @@ def test_rows_may_be_more_than_memory(path: Path) -> None:
         file.truncate(1 << 40)  # a hole, which takes no room on disk either
     with path.open("rb") as file:
         source = mapping.source_of(file, 0)
-    rows = mapping.private(source, (1 << 30, 256), np.dtype(np.float32))
+    rows = mapping.privately(source, (1 << 30, 256), np.dtype(np.float32), 1 << 30).rows
     rows[[7, -1]] = 1
     assert rows[:, 0][[6, 7, 1 << 29, -1]].tolist() == [0, 1, 0, 1]
 

@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from rfkernels.catalog.cells import LARGEST, MOST, check_found, check_ids, check_items, nearest
-from rfkernels.catalog.codes import blocks_of
+from rfkernels.catalog.cells import MOST, check_found, check_ids, check_items, nearest
 from rfkernels.catalog.compiled import compiled
-from rfkernels.catalog.layout import move, needed, repack
+from rfkernels.catalog.layout import close_up, lengthen, make_room, move, needed, repack, sparse
 from rfkernels.catalog.lookup import drop, group_of, index, joined
-from rfkernels.catalog.mapping import private
+from rfkernels.catalog.mapping import Private, privately
 from rfkernels.catalog.metric import compared
 from rfkernels.catalog.records import Store
 
@@ -146,14 +145,11 @@ def _held(store: Store, ids: Any) -> Any:
 def _begin(store: Store, ids: Any) -> None:
     """See to it that arrays may be written to, and that there is a slot for every id."""
     if not store.rows.flags.writeable:
-        rows = private(store.source, store.rows.shape, store.rows.dtype)
-        if rows is None:
+        made = privately(store.source, store.rows.shape, store.rows.dtype, store.end)
+        if made is None:
             repack(store, store.count)
         else:
-            more = blocks_of(len(rows)) - len(store.codes), store.codes.shape[1]
-            codes = np.concatenate([store.codes, np.zeros(more, np.uint8)])
-            ids_of = np.append(store.ids, np.full(len(rows) - len(store.ids), -1, np.int32))
-            vars(store).update(rows=rows, codes=codes, ids=ids_of)
+            lengthen(store, made, len(store.rows) + len(store.rows) // 4)
     for name, value in vars(store).items():
         if isinstance(value, np.ndarray) and not value.flags.writeable:
             setattr(store, name, np.array(value))
@@ -178,9 +174,10 @@ def _reserve(store: Store, group: Any) -> None:
     if not over.any():
         return
     total = store.count + np.bincount(group, minlength=len(store.count)).astype(np.int32)
-    if store.end + needed(total[np.unique(group[over])]) > len(store.rows):
+    more = needed(total[np.unique(group[over])])
+    if store.end + more > len(store.rows):
         try:
-            repack(store, total)
+            make_room(store, total, more)
         except Exception:
             drop(store, np.flatnonzero(store.count == 0))  # groups that were given to vacant cells
             store.whole = True
@@ -224,6 +221,12 @@ def _settle(store: Store, changed: Any) -> None:
 
 def _tidy(store: Store) -> None:
     """Take free rows back if they are many."""
-    if 3 * store.end > 4 * compiled("catalog_store").room(store.count, LARGEST):
+    private = store.source if isinstance(store.source, Private) else None
+    if not sparse(store, private.first if private else 0):
+        return
+    if private:
+        with _moving(store):
+            close_up(store, private)
+    else:
         with suppress(MemoryError):  # the change is done, and free rows can be taken back later
             repack(store, store.count)

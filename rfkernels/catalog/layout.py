@@ -10,7 +10,9 @@ import numpy as np
 from rfkernels.catalog.building import encode
 from rfkernels.catalog.cells import LARGEST, MOST, SHELLS, room_for, shell_sizes
 from rfkernels.catalog.codes import blocks_of
+from rfkernels.catalog.compiled import compiled
 from rfkernels.catalog.lookup import append, forget, relocate
+from rfkernels.catalog.mapping import Private
 from rfkernels.catalog.metric import compared
 from rfkernels.catalog.records import Store
 
@@ -37,7 +39,10 @@ def move(store: Store, items: Any, ids: Any, group: Any, rng: np.random.Generato
     moved = [_gather(store, *each) for each in zip(full.tolist(), *parts, strict=True)]
     starts, born, known = [], [], len(store.count)
     for one in moved:
-        store.ids[store.start[one.group] : store.start[one.group] + store.count[one.group]] = -1
+        left = int(store.start[one.group])
+        store.ids[left : left + store.count[one.group]] = -1
+        if isinstance(store.source, Private):
+            store.source.release(left, left + int(store.capacity[one.group]))
         ends = np.cumsum(one.sizes).tolist()
         for size, stop, edge in zip(one.sizes, ends, one.edges, strict=True):
             order = stop - size + rng.permutation(size)
@@ -76,29 +81,93 @@ def _gather(store: Store, group: int, items: Any, ids: Any) -> Moved:
     return Moved(group, items[order], ids[order], sizes, edges)
 
 
+def make_room(store: Store, total: Any, more: int) -> None:
+    """See to it that so many rows were never used: of those behind a file, or by laying all groups out anew."""
+    size = store.end + more
+    if isinstance(store.source, Private) and size <= min(len(store.source.rows), MOST):
+        lengthen(store, store.source, size + (size - store.source.first) // 2)
+    else:
+        repack(store, total)
+
+
+def lengthen(store: Store, private: Private, size: int) -> None:
+    """Take rows into use up to this one, as far as there are."""
+    size = min(size, len(private.rows), MOST)
+    ids = np.append(store.ids, np.full(size - len(store.ids), -1, np.int32))
+    more = blocks_of(size) - len(store.codes), store.codes.shape[1]
+    codes = np.concatenate([store.codes, np.zeros(more, np.uint8)])
+    vars(store).update(rows=private.rows[:size], ids=ids, codes=codes, source=private)
+
+
+def rows_of(store: Store, first: int = 0) -> int:
+    """Return how many rows the groups that lie from one on would take side by side."""
+    return int(compiled("catalog_store").room(store.count[store.start >= first], LARGEST))
+
+
+def sparse(store: Store, first: int = 0) -> bool:
+    """Whether more than a quarter of the rows in use, from one on, would be free if groups lay side by side."""
+    return 3 * (store.end - first) > 4 * rows_of(store, first)
+
+
+def close_up(store: Store, private: Private) -> None:
+    """Lay the groups behind those of a file out side by side, none farther from it than it was."""
+    groups = np.flatnonzero(store.start >= private.first)
+    groups = groups[np.argsort(store.start[groups])]
+    old, count = store.start[groups], store.count[groups]
+    store.capacity[groups] = np.minimum(store.capacity[groups], room_for(count))
+    ends = private.first + np.cumsum(store.capacity[groups], dtype=np.int64)
+    store.start[groups] = ends - store.capacity[groups]
+    held, end = store.end, int(ends[-1]) if len(ends) else private.first
+    for a, b, n in zip(old.tolist(), store.start[groups].tolist(), count.tolist(), strict=True):
+        ids = store.ids[a : a + n].copy()
+        store.ids[a : a + n] = -1
+        store.rows[b : b + n], store.ids[b : b + n] = store.rows[a : a + n], ids
+        store.slots[ids] = np.arange(b, b + n)
+    store.end = end
+    private.release(end, held)
+    forget(store)
+    encode(store, groups)
+
+
 def repack(store: Store, total: Any) -> None:
-    """Lay all groups out side by side with room for so many items each, and a quarter more rows at the end.
+    """Lay all groups out side by side in memory with room for so many items each, and a quarter more rows at the end.
 
     Groups that would be too large keep their size, and find the rows they will be cut into at the end.
     """
     fits = total <= LARGEST
     capacity = room_for(np.where(fits, total, store.count)).astype(np.int32)
-    start = np.cumsum(capacity, dtype=np.int64) - capacity
     end = int(capacity.sum())
     size = end + end // 4 + needed(total[~fits])
     if size > MOST:
         raise ValueError(f"a catalog holds at most {MOST} rows, got {size}")
-    rows, ids = np.empty((size, store.rows.shape[1]), store.rows.dtype), np.full(size, -1, np.int32)
-    codes = np.zeros((blocks_of(size), store.codes.shape[1]), np.uint8)
-    for old, new, count in zip(store.start.tolist(), start.tolist(), store.count.tolist(), strict=True):
-        rows[new : new + count], ids[new : new + count] = (x[old : old + count] for x in (store.rows, store.ids))
-    used = np.flatnonzero(ids >= 0)
-    named, whole = ids[used], store.whole
-    encode(replace(store, rows=rows, codes=codes, start=start), np.arange(len(start)))
+    made = _laid_out(store, capacity, np.empty((size, store.rows.shape[1]), store.rows.dtype))
+    used = np.flatnonzero(made.ids >= 0)
+    named, whole = made.ids[used], store.whole
     forget(store)
     if not store.slots.flags.writeable:
         store.slots = np.array(store.slots)
     store.whole = False
     store.changes += 1
     store.slots[named] = used
-    vars(store).update(rows=rows, codes=codes, ids=ids, start=start, capacity=capacity, end=end, whole=whole)
+    names = "rows", "codes", "ids", "start", "capacity", "end", "source"
+    vars(store).update({name: getattr(made, name) for name in names}, whole=whole)
+
+
+def side_by_side(store: Store, rows: Any) -> Store:
+    """Return a store of the same groups in other rows, `rows_of` at least, which shares other arrays with it."""
+    made = _laid_out(store, room_for(store.count).astype(np.int32), rows)
+    used, slots = np.flatnonzero(made.ids >= 0), np.full_like(store.slots, -1)
+    slots[made.ids[used]] = used
+    return replace(made, slots=slots)
+
+
+def _laid_out(store: Store, capacity: Any, rows: Any) -> Store:
+    """Return a store whose groups lie side by side in other rows; slots do not name these yet."""
+    ids, codes = np.full(len(rows), -1, np.int32), np.zeros((blocks_of(len(rows)), store.codes.shape[1]), np.uint8)
+    start = np.cumsum(capacity, dtype=np.int64) - capacity
+    for old, new, count in zip(store.start.tolist(), start.tolist(), store.count.tolist(), strict=True):
+        rows[new : new + count], ids[new : new + count] = (x[old : old + count] for x in (store.rows, store.ids))
+    own = {"start": start, "capacity": capacity, "end": int(capacity.sum()), "source": None}
+    made = replace(store, rows=rows, ids=ids, codes=codes, **own)
+    encode(made, np.arange(len(start)))
+    return made

@@ -17,6 +17,10 @@ _NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 """MAP_NORESERVE: what is never written to needs no memory, so it may be more than there is."""
 
 
+_ROOM = 3
+"""Times the rows of a file that there is room for in all: what is never written to takes addresses alone."""
+
+
 class Source(NamedTuple):
     """Where rows are mapped from.
 
@@ -35,6 +39,32 @@ class Source(NamedTuple):
     identity: tuple[int, int]
 
 
+class Private(NamedTuple):
+    """Rows that may be written to: those of a file, which stays as it is, and free ones behind them.
+
+    Parameters
+    ----------
+    memory : mmap.mmap
+        What they lie in.
+    rows : array, shape (room, dim)
+        All of them; only pages that are written to take memory.
+    first : int
+        Rows before this one were in use when they were mapped.
+    """
+
+    memory: mmap.mmap
+    rows: Any
+    first: int
+
+    def release(self, begin: int, end: int) -> None:
+        """Give back the memory of the pages that lie in a run of rows: nobody may ask what these hold any more."""
+        before = self.rows.ctypes.data - _address(self.memory)
+        size, page = self.rows.strides[0], mmap.PAGESIZE
+        start, stop = -(-(before + begin * size) // page) * page, (before + end * size) // page * page
+        if start < stop and hasattr(mmap, "MADV_DONTNEED"):
+            self.memory.madvise(mmap.MADV_DONTNEED, start, stop - start)
+
+
 def source_of(file: BinaryIO, offset: int) -> Source:
     """Return the source of rows that begin there in an open file."""
     return Source(os.path.abspath(file.name), offset, _identity(file))
@@ -45,11 +75,11 @@ def _identity(file: BinaryIO) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def private(source: Source | None, shape: tuple[int, int], dtype: Any) -> Any:
-    """Return rows as an array that may be written to, with room for a quarter more behind them; the file stays.
+def privately(source: Source | Private | None, shape: tuple[int, int], dtype: Any, first: int) -> Private | None:
+    """Return rows that may be written to, with room for twice as many behind them.
 
-    Only pages that are written to take memory. None where that cannot be: without a source, if the file is no longer
-    there, and on systems without private mappings.
+    None where that cannot be: without a source, if the file is no longer there, and on systems without private
+    mappings.
 
     Parameters
     ----------
@@ -59,28 +89,30 @@ def private(source: Source | None, shape: tuple[int, int], dtype: Any) -> Any:
         How many there are.
     dtype : numpy.dtype
         Of what.
+    first : int
+        How many of them are in use.
 
     Raises
     ------
     OSError
         If the system refuses the mapping.
     """
-    if source is None or not hasattr(mmap, "MAP_PRIVATE") or not os.path.isfile(source.path):
+    if not isinstance(source, Source) or not hasattr(mmap, "MAP_PRIVATE") or not os.path.isfile(source.path):
         return None
     with open(source.path, "rb") as file:
         if _identity(file) != source.identity:
             return None
         skipped = source.offset % mmap.ALLOCATIONGRANULARITY
-        room, size = shape[0] + shape[0] // 4, shape[1] * dtype.itemsize
+        room, size = _ROOM * shape[0], shape[1] * dtype.itemsize
         flags = mmap.MAP_PRIVATE | _NO_RESERVE
         memory = mmap.mmap(-1, skipped + room * size, flags=flags | mmap.MAP_ANONYMOUS)
         _lay_over(memory, skipped + shape[0] * size, file, source.offset - skipped, flags)
-    return np.frombuffer(memory, dtype, room * shape[1], skipped).reshape(room, shape[1])
+    return Private(memory, np.frombuffer(memory, dtype, room * shape[1], skipped).reshape(room, shape[1]), first)
 
 
 def _lay_over(memory: mmap.mmap, length: int, file: BinaryIO, offset: int, flags: int) -> None:
     """Map part of a file over the beginning of memory that is mapped already, and goes with it."""
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    address = _address(memory)
     system = ctypes.CDLL(None, use_errno=True).mmap
     system.restype = ctypes.c_void_p
     system.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_longlong]
@@ -88,3 +120,7 @@ def _lay_over(memory: mmap.mmap, length: int, file: BinaryIO, offset: int, flags
     if system(address, length, access, flags | _FIXED, file.fileno(), offset) != address:
         error = ctypes.get_errno()
         raise OSError(error, f"the file cannot be mapped to be changed: {os.strerror(error)}", file.name)
+
+
+def _address(memory: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))

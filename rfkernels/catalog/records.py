@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rfkernels._arrays import record
-from rfkernels.catalog.mapping import Source
+from rfkernels.catalog.mapping import Private, Source
 
 
 class Table(NamedTuple):
@@ -190,8 +190,8 @@ class Store:
         How many items there were when the cells were found.
     index : Index, optional
         What changes look groups up in: made of the other arrays when it is needed, and not written.
-    source : rfkernels.catalog.mapping.Source, optional
-        The file that `rows` are mapped from, if they are.
+    source : rfkernels.catalog.mapping.Source or Private, optional
+        The file that `rows` are mapped from, if they are, or what they lie in when they were changed since.
     whole : bool
         False while a change moves items, and for good once one was broken off in the midst of that.
     changes : int
@@ -217,6 +217,6 @@ class Store:
     end: int
     built: int
     index: Index | None = field(default=None, repr=False, compare=False)
-    source: Source | None = field(default=None, repr=False, compare=False)
+    source: Source | Private | None = field(default=None, repr=False, compare=False)
     whole: bool = field(default=True, repr=False, compare=False)
     changes: int = field(default=0, repr=False, compare=False)
