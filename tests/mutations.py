@@ -739,7 +739,7 @@ MUTANTS = [
     Mutant("catalog: room is found while items are out", "catalog/changes.py", "        _reserve(store, after[~stay])\n", "", (FAULTS, "-k", "without_room")),
     Mutant("catalog: groups of no items are left", "catalog/changes.py", "            drop(store, np.flatnonzero(store.count == 0))  #", "            pass  #", (FAULTS, "-k", "without_room")),
     Mutant("catalog: changes broken off halfway are read", "catalog/changes.py", "    store.whole = False\n", "", (FAULTS, "-k", "halfway")),
-    Mutant("catalog: rows are named before they are laid out", "catalog/layout.py", "    named, whole = ids[used], store.whole\n", "    named, whole = ids[used], store.whole\n    store.slots[named] = used\n", (FAULTS, "-k", "laid_out")),
+    Mutant("catalog: rows are named before they are laid out", "catalog/layout.py", "    made = _laid_out(store, capacity, np", "    store.slots[store.slots >= 0] = 0\n    made = _laid_out(store, capacity, np", (FAULTS, "-k", "laid_out")),
     Mutant("catalog compiled: opened groups are drawn from too", "backends/numba/catalog_plans.py", "s.mass[j] = 0.0 if s.opened[j] else s.share[c]", "s.mass[j] = s.share[c]", (CATALOG_NUMBA, "-k", "as_specified")),
     Mutant("catalog compiled: cells keep what was opened", "backends/numba/catalog_plans.py", "k = g.first[c] + s.taken[c]", "k = g.first[c]", (CATALOG_NUMBA, "-k", "as_specified")),
     Mutant("catalog compiled: opened groups are drawn from too, group by group", "backends/numba/catalog_plan_groups.py", "s.mass[group], s.opened[group] = 0.0, True", "s.opened[group] = True", (CATALOG_NUMBA, "-k", "as_specified")),

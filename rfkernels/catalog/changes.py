@@ -3,7 +3,8 @@
 An item is moved within its group or, when that is full or outgrown, with its group to rows that were never used. So a
 change touches as many rows as the groups that it concerns hold, at most 512 each, however many items there are. Rows
 that groups have left are taken back all at once, when they are a quarter of all: the items are then laid out anew,
-which comes to a constant number of rows for every item that was added or removed since.
+which comes to a constant number of rows for every item that was added or removed since. Rows in a file stay where they
+are: groups that leave it are laid out behind it, and those it has lost are only missing when it is written again.
 
 Nothing is subtracted from a sum, and a group is cut and summed again before many items were added one by one: sums
 are those that a fresh build would take, to rounding.
@@ -35,9 +36,9 @@ def add(store: Store, items: Any, ids: Any, *, rng: np.random.Generator | None =
     Parameters
     ----------
     store : Store
-        Changed in place, and not at all if an error is raised. Of rows that are mapped from a file those pages are
-        copied that are written to, until free rows are taken back; other arrays that may not be written to are copied
-        at the first change.
+        Changed in place, and not at all if an error is raised. Rows that are mapped from a file stay there, but for
+        pages that are written to and groups that move: memory for all items is taken when these fill twice as many
+        rows as the file has. Other arrays that may not be written to are copied at the first change.
     items : array, shape (count, dim)
         Of a dtype that the store's holds without rounding.
     ids : array of int, shape (count,)

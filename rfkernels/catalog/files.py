@@ -128,7 +128,7 @@ def load(path: str | os.PathLike[str], *, mapped: bool = False, verify: bool = F
     mapped : bool, default False
         Leave the rows and their codes in the file and map them, read-only; the rest is read. The file must not be
         written in place meanwhile; saving over it is fine, since that makes a new one. Changes of the catalog take
-        memory for the pages of rows that they touch and for all codes, and leave the file as it is.
+        memory for the groups that they touch and for all codes, and leave the file as it is.
     verify : bool, default False
         Go through mapped rows all the same, to check their checksum and that items are finite. Rows that are not mapped
         are always checked.
