@@ -44,7 +44,8 @@ def test_a_change_without_room_changes_nothing(change: str, monkeypatch: pytest.
     if change == "add to a vacant cell":
         catalog.remove(np.arange(1_000))
         items = items[1_000:]
-    monkeypatch.setattr(changes, "repack", no_memory)
+    for module in (changes, layout):
+        monkeypatch.setattr(module, "repack", no_memory)
     monkeypatch.setattr(changes, "needed", lambda total: 1 << 40)
     before = catalog.log_normalizer(items[:3], budget=10_000)
     with pytest.raises(MemoryError):
@@ -62,7 +63,8 @@ def test_free_rows_are_taken_back_when_there_is_memory(monkeypatch: pytest.Monke
     items = data(3_000)
     catalog = rfk.Catalog(items)
     catalog.log_normalizer(items[:1])
-    monkeypatch.setattr(changes, "repack", no_memory)
+    for module in (changes, layout):
+        monkeypatch.setattr(module, "repack", no_memory)
     catalog.remove(np.arange(2_000))
     room = len(catalog.store.rows)
     np.testing.assert_allclose(

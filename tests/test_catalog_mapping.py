@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import rfkernels as rfk
-from rfkernels.catalog import changes, invariants, mapping
+from rfkernels.catalog import changes, invariants, layout, mapping
 
 DIM = 64
 
@@ -48,7 +48,8 @@ def change(catalog: rfk.Catalog, first: Any) -> Any:
 
 
 def test_changes_take_memory_for_what_they_touch(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changes, "repack", lambda *_: pytest.fail("everything was copied"))
+    for module in (changes, layout):
+        monkeypatch.setattr(module, "repack", lambda *_: pytest.fail("everything was copied"))
     items = normal(60_000)
     rfk.Catalog(items, cells=20).save(path)
     written, own = path.read_bytes(), items.copy()
@@ -74,7 +75,8 @@ def test_changes_take_memory_for_what_they_touch(path: Path, monkeypatch: pytest
 
 def test_groups_that_moved_take_the_memory_that_they_fill(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Time and again a few items join, move and leave, all over a catalog, whose groups all move to other rows."""
-    monkeypatch.setattr(changes, "repack", lambda *_: pytest.fail("everything was copied"))
+    for module in (changes, layout):
+        monkeypatch.setattr(module, "repack", lambda *_: pytest.fail("everything was copied"))
     closed, rng = [], np.random.default_rng(0)
     close_up = changes.close_up
     monkeypatch.setattr(changes, "close_up", lambda *given: closed.append(close_up(*given)))

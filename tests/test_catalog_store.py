@@ -16,7 +16,7 @@ import pytest
 from scipy.stats import chisquare
 
 from rfkernels.backends.numba import catalog_store
-from rfkernels.catalog import building, changes, store
+from rfkernels.catalog import building, changes, layout, store
 from rfkernels.catalog.cells import LARGEST, default_cells, nearest, pack, room_for, shell_sizes
 from rfkernels.catalog.invariants import check_arrays
 from rfkernels.catalog.records import Store
@@ -318,7 +318,8 @@ class Events:
             self.rows += int(place[1][groups].sum())
             summed(rows, groups, place, *rest)
 
-        monkeypatch.setattr(changes, "repack", counted_repack)
+        for module in (changes, layout):
+            monkeypatch.setattr(module, "repack", counted_repack)
         monkeypatch.setattr(changes, "move", counted_move)
         monkeypatch.setattr(catalog_store, "sum_groups", counted_sums)
 
