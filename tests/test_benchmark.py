@@ -229,11 +229,16 @@ def test_rivals_that_fail_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
         assert {name: rival.operations for name, rival in found.items()} == {"fast 10": 2000.0, "slow 10": 2000.0}
     assert left_out == {"crash": "its process crashed"}
     monkeypatch.setattr(products, "timed", lambda *_: lambda: 8e-6)
-    (made,) = products.fraction(TINY)
+    slow = {"performer-pytorch": lambda: 1e-3, "performer-pytorch, causal,": lambda: 4e-3}
+    monkeypatch.setattr(products, "prepare", lambda *_: (slow, {"jax.jit": "jax is not installed"}))
+    made, *bounds = products.fraction(TINY)
     operations = 8 * TINY.length * TINY.heads * TINY.dim * TINY.count
     assert made.value == pytest.approx((operations / 8e-6) / (2000 / 2e-6))
     assert "fast 10 1, slow 10 0" in made.detail
     assert "without crash (its process crashed)" in made.detail
+    alone = operations * 2e-6 / 2000
+    short = alone * TINY.slow_length / TINY.length
+    assert [bound.value for bound in bounds] == pytest.approx([1e-3 / alone, np.nan, 4e-3 / short], nan_ok=True)
 
 
 def allocate(count: int) -> Any:

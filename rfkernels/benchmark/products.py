@@ -1,4 +1,4 @@
-"""The machine's best rate of matrix multiplication, and ours as a fraction of it."""
+"""The machine's best rate of matrix multiplication, ours as a fraction of it, and what no pass can exceed."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import NamedTuple
 
+from rfkernels.benchmark import peers
 from rfkernels.benchmark.children import ProductWorker
-from rfkernels.benchmark.line import Line, show_threads
-from rfkernels.benchmark.peers import jax_product
+from rfkernels.benchmark.line import Line, Ratio, ratio_line, show_threads
 from rfkernels.benchmark.plan import Plan, allowed_threads, inputs, ours
-from rfkernels.benchmark.timing import Sampler, interleave, reason, timed
+from rfkernels.benchmark.timing import Call, Sampler, Timings, interleave, prepare, reason, timed
 
 _OURS = "rfkernels"
+_ALONE = "matrix multiplications alone"
+_BOUND = "what no pass can exceed that multiplies the same matrices"
 _FINALISTS = 3
 _SCREENING_ROUNDS = 2
 
@@ -27,7 +29,10 @@ class Rival(NamedTuple):
 
 
 def fraction(plan: Plan) -> Iterator[Line]:
-    """Compare the rate of bidirectional attention with the best matrix multiplication of the same minutes."""
+    """Compare the rate of bidirectional attention with the best matrix multiplication of the same minutes.
+
+    Peers are compared with what the products of a pass would take at that rate, if it did nothing else.
+    """
     operations = attention_operations(plan)
     mine = timed(ours(plan, inputs(plan, plan.length)), plan.seconds)
     with rivals(plan) as (found, left_out):
@@ -35,13 +40,34 @@ def fraction(plan: Plan) -> Iterator[Line]:
         rates = {name: rival.operations / min(screened[name]) for name, rival in found.items()}
         finalists = sorted(rates, key=rates.__getitem__, reverse=True)[:_FINALISTS]
         samples = interleave({_OURS: mine, **{name: found[name].sampler for name in finalists}}, plan.rounds)
-    rates |= {name: found[name].operations / statistics.median(samples[name]) for name in finalists}
-    best = max(finalists, key=rates.__getitem__)
+        rates |= {name: found[name].operations / statistics.median(samples[name]) for name in finalists}
+        best = max(finalists, key=rates.__getitem__)
+        cases, missing = prepare(_slower(plan), plan.seconds)
+        timings = Timings(interleave({**cases, best: found[best].sampler}, plan.slow_rounds), missing)
     scale = operations / found[best].operations
     quotients = [scale * other / own for own, other in zip(samples[_OURS], samples[best], strict=True)]
     name = f"rate of bidirectional L={plan.length:,} / best matrix multiply"
     detail = _detail(operations / statistics.median(samples[_OURS]), quotients, rates, left_out)
     yield Line(name, statistics.median(quotients), "x", ">= 0.70", detail)
+    yield from _bounds(plan, timings, best, scale)
+
+
+def _slower(plan: Plan) -> dict[str, Callable[[], Call]]:
+    arrays, short = inputs(plan, plan.length), inputs(plan, plan.slow_length)
+    return {
+        "performer-pytorch": lambda: peers.performer(plan, arrays, causal=False),
+        "jax.jit": lambda: peers.jax_plain(plan, arrays),
+        "performer-pytorch, causal,": lambda: peers.performer(plan, short, causal=True),
+    }
+
+
+def _bounds(plan: Plan, timings: Timings, best: str, scale: float) -> Iterator[Line]:
+    """Say how many times longer peers take than the products of a pass at the best rate: `scale` of those of `best`."""
+    for case in _slower(plan):
+        length = plan.slow_length if case.endswith(",") else plan.length
+        alone = [scale * length / plan.length * seconds for seconds in timings.samples[best]]
+        own = Timings({**timings.samples, _ALONE: alone}, timings.missing)
+        yield ratio_line(own, Ratio(f"L={length:,}: {case} / {_ALONE}", case, _ALONE, note=_BOUND), allowed_threads())
 
 
 def _detail(rate: float, quotients: list[float], rates: Mapping[str, float], left_out: Mapping[str, str]) -> str:
@@ -92,4 +118,4 @@ def _warm(sampler: Sampler) -> Sampler:
 
 
 def _jax(order: int) -> Sampler:
-    return timed(jax_product(order), 0)
+    return timed(peers.jax_product(order), 0)

@@ -116,6 +116,12 @@ def measure(builders: Mapping[str, Callable[[], Call]], rounds: int, seconds: fl
     -------
     Timings
     """
+    samplers, missing = prepare(builders, seconds)
+    return Timings(interleave(samplers, rounds), missing)
+
+
+def prepare(builders: Mapping[str, Callable[[], Call]], seconds: float) -> tuple[dict[str, Sampler], dict[str, str]]:
+    """Build and warm up cases: return their samplers, and why others are left out."""
     samplers: dict[str, Sampler] = {}
     missing: dict[str, str] = {}
     for name, build in builders.items():
@@ -123,7 +129,7 @@ def measure(builders: Mapping[str, Callable[[], Call]], rounds: int, seconds: fl
             samplers[name] = timed(build(), seconds)
         except Exception as error:  # noqa: BLE001 - a peer may fail in any way, and the others are measured all the same
             missing[name] = reason(error)
-    return Timings(interleave(samplers, rounds), missing)
+    return samplers, missing
 
 
 def reason(error: BaseException) -> str:
