@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import mmap
 import sys
 import tracemalloc
@@ -105,6 +106,9 @@ def test_groups_that_moved_take_the_memory_that_they_fill(path: Path, monkeypatc
         assert written_to(catalog.store.rows[:first]) < items.nbytes / 10
         assert written_to(catalog.store.source.rows) < 1.2 * items.nbytes
     expected = catalog.log_normalizer(items[:9], budget=2_000)
+    copied = copy.deepcopy(catalog)
+    assert len(copied.store.rows) < 1.2 * len(items)
+    np.testing.assert_allclose(copied.log_normalizer(items[:9], budget=2_000), expected, rtol=1e-5)
     catalog.save(path)
     again = rfk.Catalog.load(path, mapped=True, verify=True)
     assert len(again.store.rows) < 1.2 * len(items)

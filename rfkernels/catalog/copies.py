@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import wraps
 from threading import Lock
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import numpy as np
 
+from rfkernels.catalog.layout import apart
 from rfkernels.catalog.locks import lock_of
 from rfkernels.catalog.records import Store, Table
 
@@ -118,7 +118,7 @@ class OfStore:
         made = self._own if protocol >= _OUT_OF_BAND else self.from_store
         with self._lock:
             unchanged = Unchanged(self._store, "copied: copy it again")
-            return made, (replace(unchanged.held, index=None, source=None),), None, self._last(unchanged)
+            return made, (apart(unchanged.held),), None, self._last(unchanged)
 
     @staticmethod
     def _last(unchanged: Unchanged) -> Iterator[None]:

@@ -153,6 +153,13 @@ def repack(store: Store, total: Any) -> None:
     vars(store).update({name: getattr(made, name) for name in names}, whole=whole)
 
 
+def apart(store: Store) -> Store:
+    """Return a store of no file, without free rows if these are many; it may share arrays with this one."""
+    alone = replace(store, index=None, source=None)
+    room = rows_of(store), store.rows.shape[1]
+    return side_by_side(alone, np.empty(room, store.rows.dtype)) if sparse(store) else alone
+
+
 def side_by_side(store: Store, rows: Any) -> Store:
     """Return a store of the same groups in other rows, `rows_of` at least, which shares other arrays with it."""
     made = _laid_out(store, room_for(store.count).astype(np.int32), rows)
