@@ -146,7 +146,7 @@ def _held(store: Store, ids: Any) -> Any:
 def _begin(store: Store, ids: Any) -> None:
     """See to it that arrays may be written to, and that there is a slot for every id."""
     if not store.rows.flags.writeable:
-        made = privately(store.source, store.rows.shape, store.rows.dtype, store.end)
+        made = privately(store.source, store.rows, store.codes, store.end)
         if made is None:
             repack(store, store.count)
         else:

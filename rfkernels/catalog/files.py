@@ -128,7 +128,7 @@ def load(path: str | os.PathLike[str], *, mapped: bool = False, verify: bool = F
     mapped : bool, default False
         Leave the rows and their codes in the file and map them, read-only; the rest is read. The file must not be
         written in place meanwhile; saving over it is fine, since that makes a new one. Changes of the catalog take
-        memory for the groups that they touch and for all codes, and leave the file as it is.
+        memory for the groups that they touch, and leave the file as it is.
     verify : bool, default False
         Go through mapped rows all the same, to check their checksum and that items are finite. Rows that are not mapped
         are always checked.
@@ -225,8 +225,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, Header]]:
 
 def _read(file: BinaryIO, header: Header, mapped: bool, verify: bool) -> Store:
     check_layout(header.layout)
-    arrays = {}
-    offset = HEADER
+    arrays, offsets, offset = {}, {}, HEADER
     for name in LAYOUT:
         shape, dtype = header.layout[name]
         in_file = mapped and name in MAPPED and size_of(shape, dtype) > 0
@@ -237,9 +236,9 @@ def _read(file: BinaryIO, header: Header, mapped: bool, verify: bool) -> Store:
                 crc = zlib.crc32(block, crc)
             if header.crc32(name) != f"{crc:08x}":
                 raise ValueError(f"{name} does not have the checksum that the header states")
-        arrays[name] = array
+        arrays[name], offsets[name] = array, offset
         offset += size_of(shape, dtype)
-    source = source_of(file, HEADER) if mapped else None
+    source = source_of(file, offsets["rows"], offsets["codes"]) if mapped else None
     store = Store(**arrays, end=header.number("end"), built=header.number("built"), source=source)
     check_contents(store)
     if not mapped or verify:

@@ -94,9 +94,7 @@ def lengthen(store: Store, private: Private, size: int) -> None:
     """Take rows into use up to this one, as far as there are."""
     size = min(size, len(private.rows), MOST)
     ids = np.append(store.ids, np.full(size - len(store.ids), -1, np.int32))
-    more = blocks_of(size) - len(store.codes), store.codes.shape[1]
-    codes = np.concatenate([store.codes, np.zeros(more, np.uint8)])
-    vars(store).update(rows=private.rows[:size], ids=ids, codes=codes, source=private)
+    vars(store).update(rows=private.rows[:size], codes=private.codes[: blocks_of(size)], ids=ids, source=private)
 
 
 def rows_of(store: Store, first: int = 0) -> int:

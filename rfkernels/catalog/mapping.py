@@ -16,26 +16,26 @@ _FIXED = 0x10
 _NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 """MAP_NORESERVE: what is never written to needs no memory, so it may be more than there is."""
 
-
 _ROOM = 3
 """Times the rows of a file that there is room for in all: what is never written to takes addresses alone."""
 
 
 class Source(NamedTuple):
-    """Where rows are mapped from.
+    """Where rows and their codes are mapped from.
 
     Parameters
     ----------
     path : str
         The file.
-    offset : int
-        Where rows begin, in bytes.
+    rows, codes : int
+        Where they begin, in bytes.
     identity : (int, int)
         Device and inode: a file of the same name may have taken its place.
     """
 
     path: str
-    offset: int
+    rows: int
+    codes: int
     identity: tuple[int, int]
 
 
@@ -48,12 +48,15 @@ class Private(NamedTuple):
         What they lie in.
     rows : array, shape (room, dim)
         All of them; only pages that are written to take memory.
+    codes : array, shape (⌈room / 16⌉, bytes)
+        Their codes, likewise.
     first : int
         Rows before this one were in use when they were mapped.
     """
 
     memory: mmap.mmap
     rows: Any
+    codes: Any
     first: int
 
     def release(self, begin: int, end: int) -> None:
@@ -65,9 +68,9 @@ class Private(NamedTuple):
             self.memory.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
-def source_of(file: BinaryIO, offset: int) -> Source:
-    """Return the source of rows that begin there in an open file."""
-    return Source(os.path.abspath(file.name), offset, _identity(file))
+def source_of(file: BinaryIO, rows: int, codes: int) -> Source:
+    """Return the source of rows and codes that begin there in an open file."""
+    return Source(os.path.abspath(file.name), rows, codes, _identity(file))
 
 
 def _identity(file: BinaryIO) -> tuple[int, int]:
@@ -75,8 +78,8 @@ def _identity(file: BinaryIO) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def privately(source: Source | Private | None, shape: tuple[int, int], dtype: Any, first: int) -> Private | None:
-    """Return rows that may be written to, with room for twice as many behind them.
+def privately(source: Source | Private | None, rows: Any, codes: Any, first: int) -> Private | None:
+    """Return rows and codes that may be written to, with room for twice as many behind them.
 
     None where that cannot be: without a source, if the file is no longer there, and on systems without private
     mappings.
@@ -84,13 +87,11 @@ def privately(source: Source | Private | None, shape: tuple[int, int], dtype: An
     Parameters
     ----------
     source : Source, optional
-        Where rows are.
-    shape : (rows, dim)
-        How many there are.
-    dtype : numpy.dtype
-        Of what.
+        Where they are.
+    rows, codes : array
+        They themselves, of which shapes and dtypes matter.
     first : int
-        How many of them are in use.
+        How many rows are in use.
 
     Raises
     ------
@@ -102,12 +103,18 @@ def privately(source: Source | Private | None, shape: tuple[int, int], dtype: An
     with open(source.path, "rb") as file:
         if _identity(file) != source.identity:
             return None
-        skipped = source.offset % mmap.ALLOCATIONGRANULARITY
-        room, size = _ROOM * shape[0], shape[1] * dtype.itemsize
-        flags = mmap.MAP_PRIVATE | _NO_RESERVE
-        memory = mmap.mmap(-1, skipped + room * size, flags=flags | mmap.MAP_ANONYMOUS)
-        _lay_over(memory, skipped + shape[0] * size, file, source.offset - skipped, flags)
-    return Private(memory, np.frombuffer(memory, dtype, room * shape[1], skipped).reshape(room, shape[1]), first)
+        memory, own = _with_room(file, source.rows, rows)
+        return Private(memory, own, _with_room(file, source.codes, codes)[1], first)
+
+
+def _with_room(file: BinaryIO, offset: int, array: Any) -> tuple[mmap.mmap, Any]:
+    """Map an array that begins there in a file, with room behind it; return what it lies in, too."""
+    skipped, room, width = offset % mmap.ALLOCATIONGRANULARITY, _ROOM * len(array), array.shape[1]
+    flags = mmap.MAP_PRIVATE | _NO_RESERVE
+    memory = mmap.mmap(-1, max(1, skipped + _ROOM * array.nbytes), flags=flags | mmap.MAP_ANONYMOUS)
+    if array.nbytes:
+        _lay_over(memory, skipped + array.nbytes, file, offset - skipped, flags)
+    return memory, np.frombuffer(memory, array.dtype, room * width, skipped).reshape(room, width)
 
 
 def _lay_over(memory: mmap.mmap, length: int, file: BinaryIO, offset: int, flags: int) -> None:
