@@ -14,6 +14,7 @@ import pytest
 
 import rfkernels as rfk
 from rfkernels.catalog import changes, invariants, layout, mapping
+from rfkernels.catalog.codes import BLOCK
 
 DIM = 64
 
@@ -115,6 +116,27 @@ def test_groups_that_moved_take_the_memory_that_they_fill(path: Path, monkeypatc
     assert len(again.store.rows) < 1.2 * len(items)
     np.testing.assert_array_equal(again.items(list(held)), list(held.values()))
     np.testing.assert_allclose(again.log_normalizer(items[:9], budget=2_000), expected, rtol=1e-5)
+
+
+def test_groups_of_a_created_catalog_have_room(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items, moved = normal(6_000), []
+    catalog = rfk.Catalog.create(path, items, cells=10)
+    invariants.check_arrays(catalog.store)
+    assert not (catalog.store.start % BLOCK).any()
+    assert len(items) < len(catalog.store.rows) == catalog.store.end < 1.25 * len(items)
+    move = changes.move
+    monkeypatch.setattr(changes, "move", lambda *given: moved.extend(given[3]) or move(*given))
+    added = catalog.add(normal(100, 1))
+    assert len(moved) < 50
+    np.testing.assert_array_equal(catalog.items(added), normal(100, 1))
+    np.testing.assert_array_equal(catalog.items(np.arange(6_000)), items)
+
+
+def test_a_created_catalog_of_small_groups_has_no_room(path: Path) -> None:
+    items = normal(300)
+    catalog = rfk.Catalog.create(path, items, cells=100)
+    assert len(catalog.store.rows) == catalog.store.end == 300
+    np.testing.assert_array_equal(catalog.items(np.arange(300)), items)
 
 
 def test_a_mapped_catalog_may_lose_all_its_items(path: Path) -> None:

@@ -148,9 +148,10 @@ def test_in_files(tmp_path: Path) -> None:
     catalog.save(tmp_path / "a.safetensors")
     loaded = rfk.Catalog.load(tmp_path / "a.safetensors")
     made = rfk.Catalog.create(tmp_path / "b.safetensors", y, cells=CELLS, queries=past)
+    np.testing.assert_array_equal(loaded.log_normalizer(q, budget=700), catalog.log_normalizer(q, budget=700))
+    np.testing.assert_allclose(made.log_normalizer(q, budget=ITEMS), exact(y, q), rtol=1e-6)
     for other in (loaded, made):
         np.testing.assert_array_equal(other.store.metric, catalog.store.metric)
-        np.testing.assert_array_equal(other.log_normalizer(q, budget=700), catalog.log_normalizer(q, budget=700))
         other.add(y[:100] + 1)
         assert_well_grouped(other)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from rfkernels._checks import generator_of
 from rfkernels.catalog.cells import (
+    LARGEST,
     MOST,
     PER_CELL,
     SHELLS,
@@ -47,7 +48,14 @@ FEW = 8
 
 
 def build(
-    items: Any, ids: Any = None, *, cells: int | None = None, rng: Any = 0, rows: Any = None, queries: Any = None
+    items: Any,
+    ids: Any = None,
+    *,
+    cells: int | None = None,
+    rng: Any = 0,
+    rows: Any = None,
+    queries: Any = None,
+    growing: bool = False,
 ) -> Store:
     """Group items into cells and these into shells.
 
@@ -70,6 +78,9 @@ def build(
         Where items are copied to, with room for at least n: an array that may be written to, such as a mapped file.
     queries : array, shape (count, dim), optional
         Past queries: items are compared as `rfkernels.catalog.metric` has it.
+    growing : bool, default False
+        Leave an eighth more rows to each group, in whole blocks of codes, if there are so many; rows behind the last
+        group are left out.
 
     Returns
     -------
@@ -89,7 +100,7 @@ def build(
     ids = np.arange(len(items), dtype=np.int32) if ids is None else check_ids(ids, len(items))
     dim, dtype = items.shape[1], held_dtype(items)
     metric = metric_of(queries, dim, dtype)
-    return build_chosen(items, None, ids, cells, rng, place(rows, len(items), dim, dtype, items), metric)
+    return build_chosen(items, None, ids, cells, rng, place(rows, len(items), dim, dtype, items), metric, growing)
 
 
 def place(rows: Any, count: int, dim: int, dtype: Any, items: Any) -> Any:
@@ -109,7 +120,9 @@ def place(rows: Any, count: int, dim: int, dtype: Any, items: Any) -> Any:
     return rows
 
 
-def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any, rows: Any, metric: Any) -> Store:
+def build_chosen(
+    items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any, rows: Any, metric: Any, growing: bool = False
+) -> Store:
     """Build from all items, or from those chosen by position."""
     rng, n = generator_of(rng), len(ids)
     most = max(1, n)
@@ -132,6 +145,8 @@ def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any,
     if n:
         centres, held_by = centres[held_by > 0], held_by[held_by > 0]
     groups = _shells(order, held_by, square, rng)
+    if growing:
+        rows = _make_room(groups, rows)
     where, count = np.empty(n, np.int32), groups["count"]
     where[order] = np.arange(n) + np.repeat(groups["start"] - np.cumsum(count, dtype=np.int64) + count, count)
     del order, label, square, places
@@ -143,8 +158,9 @@ def build_chosen(items: Any, chosen: Any, ids: Any, cells: int | None, rng: Any,
     runs = tuple(groups[name] for name in ("start", "count", "cell"))
     compiled("catalog_store").sum_groups(rows, np.arange(len(squares)), runs, centres, sums, squares)
     codes = np.zeros((blocks_of(len(rows)), block_bytes(rows.shape[1], rows.itemsize)), np.uint8)
-    groups.update(sums=sums, squares=squares, slots=slots, centres=centres, shape=None)
-    store = Store(rows, held, end=n, built=n, codes=codes, anchors=centres, scales=centres[0], metric=metric, **groups)
+    end = int(groups["capacity"].sum())
+    groups.update(sums=sums, squares=squares, slots=slots, centres=centres, shape=None, end=end)
+    store = Store(rows, held, built=n, codes=codes, anchors=centres, scales=centres[0], metric=metric, **groups)
     store.shape = _shape(store, sample)
     found = table(store)
     store.anchors, store.scales = found.means, scales_of(store.shape, typical_spread(found))
@@ -265,6 +281,15 @@ def _shells(order: Any, held: Any, square: Any, rng: np.random.Generator) -> dic
     start[place] = np.cumsum(counts[place], dtype=np.int64) - counts[place]
     cells_of, edges = np.asarray(cell, np.int32), np.asarray(edge, square.dtype)
     return {"start": start, "count": counts, "capacity": counts.copy(), "cell": cells_of, "edge": edges}
+
+
+def _make_room(groups: dict[str, Any], rows: Any) -> Any:
+    """Let groups begin at blocks, with an eighth more rows than they fill, if there are so many; return those taken."""
+    count = groups["count"]
+    capacity = np.minimum(BLOCK * blocks_of(count + count // 8), LARGEST).astype(np.int32)
+    if capacity.sum() <= len(rows):
+        groups.update(capacity=capacity, start=np.cumsum(capacity, dtype=np.int64) - capacity)
+    return rows[: groups["capacity"].sum()]
 
 
 def _median(x: Any) -> float:

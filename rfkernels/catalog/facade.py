@@ -440,11 +440,12 @@ class Catalog(OfStore):
         queries: Any = None,
         rng: Any = 0,
     ) -> Catalog:
-        """Build a catalog in its file, for items larger than memory, and map it: see `Catalog` and `load`."""
+        """Build a catalog in its file, with room for an eighth more items, and map it: see `Catalog` and `load`."""
         if not len(check_items(items)):
             raise ValueError("items must not be empty: a file is made for what it holds")
-        how = {"ids": ids, "cells": cells, "queries": queries, "rng": rng}
-        files.create(path, items.shape, held_dtype(items).name, lambda rows: store.build(items, **how, rows=rows))
+        how = {"ids": ids, "cells": cells, "queries": queries, "rng": rng, "growing": True}
+        room = 5 * len(items) // 4, items.shape[1]
+        files.create(path, room, held_dtype(items).name, lambda rows: store.build(items, **how, rows=rows))
         return cls.load(path, mapped=True)
 
     @classmethod
