@@ -790,7 +790,7 @@ MUTANTS = [
     Mutant("store: free rows are written", "catalog/files.py", "if sparse(held):", "if False:", (CATALOG_MAPPING, "-k", "groups_that")),
     Mutant("store: a file without rows", "catalog/files.py", "max(1, rows_of(held))", "rows_of(held)", (CATALOG_MAPPING, "-k", "lose_all")),
     Mutant("store: groups of a created catalog are full", "catalog/facade.py", ', "growing": True}', "}", (CATALOG_MAPPING, "-k", "created")),
-    Mutant("store: room that is not there", "catalog/building.py", "    if capacity.sum() <= len(rows):\n", "    if True:\n", (CATALOG_MAPPING, "-k", "created")),
+    Mutant("store: room is left as it was", "catalog/building.py", "    if capacity.sum() <= len(rows):\n", "    if False:\n", (CATALOG_MAPPING, "-k", "created")),
     Mutant("store: rows behind the last group are kept", "catalog/building.py", "    return rows[: groups[\"capacity\"].sum()]\n", "    return rows\n", (CATALOG_MAPPING, "-k", "created")),
     Mutant("store: groups never close up", "catalog/changes.py", "            close_up(store, private)\n", "            pass\n", (CATALOG_MAPPING, "-k", "groups_that")),
     Mutant("store: a mapping that ends a page early", "catalog/mapping.py", "skipped + array.nbytes, file", "array.nbytes, file", (CATALOG_MAPPING, "-k", "offset")),
