@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ def changes(settings: list[Setting]) -> Iterator[Line]:
     _compile(items[:1000])
     for batch in BATCHES:
         yield from _rates(items, min(batch, len(items) // 10))
+    yield from _mapped(items, min(BATCHES[0], len(items) // 100))
 
 
 def _compile(items: Array) -> None:
@@ -60,6 +63,32 @@ def _rates(items: Array, batch: int) -> Iterator[Line]:
         detail = f"{count:,} in batches of {batch:,}: {low:.3g} ms a batch (median), {high:.3g} ms (95th percentile)"
         detail += f"; {count / processor:,.0f} a second of processor time"
         yield Line(f"{what} a second, batches of {batch:,}", count / sum(times), "/s", target, detail)
+
+
+def _mapped(items: Array, batch: int) -> Iterator[Line]:
+    """Change a catalog in a file: what becomes this process's own memory, beside its items."""
+    count = 10 * batch
+    parts, ids = np.split(items[:count], 10), np.random.default_rng(4).permutation(len(items) - count)[:count]
+    for what in ("additions to", "updates of"):
+        with TemporaryDirectory() as folder:
+            catalog = rfk.Catalog.create(Path(folder) / "items", items[count:], rng=0)
+            before, start = _own_memory(), time.perf_counter()
+            for part, some in zip(parts, np.split(ids, 10), strict=True):
+                catalog.add(part) if what == "additions to" else catalog.update(some, part)
+            seconds, grown = time.perf_counter() - start, _own_memory() - before
+            del catalog
+        name, detail = f"{count:,} {what} a mapped catalog", f"in batches of {batch:,}; {count / seconds:,.0f} a second"
+        detail += f"; {grown / 1e6:.3g} MB beside {items.nbytes / 1e6:.3g} MB of items in the file"
+        yield Line(f"{name}: memory of each", grown / count / 1e3, "kB", "", detail)
+
+
+def _own_memory() -> float:
+    """Return how many bytes belong to this process alone and to no file; NaN where the system does not tell."""
+    try:
+        text = Path("/proc/self/smaps_rollup").read_text(encoding="ascii")
+    except OSError:
+        return float("nan")
+    return 1024.0 * int(text.split("Anonymous:")[1].split()[0])
 
 
 def _building(items: Array) -> Iterator[Line]:
