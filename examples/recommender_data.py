@@ -51,6 +51,8 @@ def read_words(path: Path, scored: int) -> Parts:
     A word that occurs once only is none.
     """
     files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    if not files:
+        raise FileNotFoundError(f"{path} must hold texts, files that end in .txt; there are none")
     texts = [re.findall(r"[a-z']+", file.read_text(encoding="utf-8", errors="replace").lower()) for file in files]
     _, numbers, counts = np.unique(np.concatenate(texts), return_inverse=True, return_counts=True)
     kept = counts > 1

@@ -30,7 +30,7 @@ def whole_file(path: str | os.PathLike[str], *, lasting: bool = True) -> Iterato
     Parameters
     ----------
     path : str or path
-        The file. Where it is a link, the file that the link names.
+        The file, no name that ends as those of folders do. Where it is a link, the file that the link names.
     lasting : bool, default True
         Whether it has to outlast a loss of power, for which the disk is waited for.
 
@@ -42,18 +42,22 @@ def whole_file(path: str | os.PathLike[str], *, lasting: bool = True) -> Iterato
     Raises
     ------
     OSError
-        What `path` names is there and no regular file, or writing fails; it names a file. One that was there is left as
-        it was.
+        What `path` names is there and no regular file, or writing fails; it names a file, never the one beside it. One
+        that was there is left as it was.
     """
-    path = Path(os.path.realpath(path))
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    named, path = os.fspath(path), Path(os.path.realpath(path))
+    if path.is_dir() or not os.path.basename(named):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), named)
     if path.exists() and not path.is_file():
         raise FileExistsError(errno.EEXIST, "is there and no regular file", str(path))
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "there is no such directory", str(path.parent))
     _remove_leftovers(path.parent)
-    temporary, file = _temporary(path.parent)
+    try:
+        temporary, file = _temporary(path.parent)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     try:
         with file:
             mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
@@ -70,8 +74,9 @@ def whole_file(path: str | os.PathLike[str], *, lasting: bool = True) -> Iterato
             _to_disk(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and error.filename is None:
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
             error.filename = str(path)
+            del error.filename2  # of a file that could not be renamed
         raise
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
@@ -56,6 +56,18 @@ class DecodeState(NamedTuple):
     position: Any
 
 
+@overload
+def empty_state(
+    features: Features, width: int, batch: tuple[int, ...] = (), dtype: Any = None, *, window: None = None
+) -> State: ...
+@overload
+def empty_state(
+    features: Features, width: int, batch: tuple[int, ...] = (), dtype: Any = None, *, window: int
+) -> DecodeState: ...
+@overload
+def empty_state(
+    features: Features, width: int, batch: tuple[int, ...] = (), dtype: Any = None, *, window: int | None
+) -> State | DecodeState: ...
 def empty_state(
     features: Features, width: int, batch: tuple[int, ...] = (), dtype: Any = None, *, window: int | None = None
 ) -> State | DecodeState:

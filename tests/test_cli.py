@@ -25,7 +25,7 @@ import rfkernels.cli
 from rfkernels.backends import load
 from rfkernels.benchmark import Line
 from rfkernels.cli import commands, doctor, files, measure, pictures, run, words
-from rfkernels.cli.output import BadInput, as_bytes, as_error, as_factor, as_time
+from rfkernels.cli.output import BadInput, as_bytes, as_error, as_factor, as_time, print_json
 
 COMMANDS = ("demo", "advise", "attend", "softmax", "bench", "doctor")
 
@@ -195,6 +195,14 @@ def test_closed_standard_error_is_no_error(tmp_path: Path, monkeypatch: pytest.M
 )
 def test_numbers_are_written_for_people(written: str, expected: str) -> None:
     assert written == expected
+
+
+def test_json_names_files_whatever_their_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+    name = os.fsdecode(b"caf\xc3\xa9 \xff.npy")
+    print_json({"out": name})
+    printed = capsys.readouterr().out
+    assert printed.isascii()  # so that no locale changes it
+    assert json.loads(printed) == {"out": name}
 
 
 # attend

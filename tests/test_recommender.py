@@ -70,6 +70,8 @@ def test_ratings(load: Any, tmp_path: Path) -> None:
 
 def test_words(load: Any, tmp_path: Path) -> None:
     data = load("recommender_data")
+    with pytest.raises(FileNotFoundError, match="must hold texts"):
+        data.read_words(tmp_path, 100)
     (tmp_path / "a.txt").write_text("One two one two, once ONE two three three.", encoding="utf-8")
     parts = data.read_words(tmp_path / "a.txt", 100)
     assert parts.items == 3  # one three two: "once" occurs once

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -144,8 +145,27 @@ def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
 def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
-    cases = (("pipe", FileExistsError), ("folder", IsADirectoryError), ("absent/some", FileNotFoundError))
+    cases = (
+        ("pipe", FileExistsError),
+        ("folder", IsADirectoryError),
+        ("none/", IsADirectoryError),
+        ("absent/some", FileNotFoundError),
+    )
     for name, error in cases:
-        with pytest.raises(error, match=name.removesuffix("/some")), whole_file(tmp_path / name):
+        with pytest.raises(error, match=name.removesuffix("/some")), whole_file(f"{tmp_path}/{name}"):
             pytest.fail("opened")
     assert names(tmp_path) == ["folder", "pipe"]
+
+
+@pytest.mark.parametrize("method", ["open", "replace"])
+def test_what_is_refused_is_told_with_the_name_of_the_file(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, *names: Any) -> None:
+        raise PermissionError(errno.EACCES, "refused", str(path), None, *map(str, names[: method == "replace"]))
+
+    monkeypatch.setattr(Path, method, refused)
+    with pytest.raises(PermissionError) as caught, whole_file(tmp_path / "some"):
+        pass
+    assert str(caught.value) == f"[Errno {errno.EACCES}] refused: {str(tmp_path / 'some')!r}"
+    assert names(tmp_path) == []

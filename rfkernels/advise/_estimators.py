@@ -114,7 +114,7 @@ def _linear(problem: Problem, features: Any, window: int | None, heavy: int | No
 
 def _linear_kept(problem: Problem, features: Any, window: int | None, heavy: int = 0) -> int:
     batch = np.broadcast_shapes(problem.k.shape[:-2], problem.v.shape[:-2], features.batch)
-    state: Any = empty_state(features, problem.v.shape[-1], batch, np.result_type(problem.k, problem.v, np.float32))
+    state = empty_state(features, problem.v.shape[-1], batch, np.result_type(problem.k, problem.v, np.float32))
     near = _blocks_bytes(problem, window, heavy) if heavy else positions_bytes(problem, window or 0)
     return sum(int(x.nbytes) for x in state) + near
 

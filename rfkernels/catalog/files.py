@@ -64,7 +64,7 @@ def save(store: Store, path: str | os.PathLike[str], info: Mapping[str, str] | N
         `store` was changed meanwhile.
     """
     info = checked_info(info)
-    with whole_file(_checked(path)) as file, Unchanged(store, "saved: nothing is written"):
+    with whole_file(_named(path)) as file, Unchanged(store, "saved: nothing is written"):
         held = replace(store)
         check_arrays(held)
         if sparse(held):
@@ -111,7 +111,7 @@ def create(
     info = checked_info(info)
     if dtype not in LAYOUT["rows"][1] or len(shape) != 2 or min(shape) < 1:
         raise ValueError(f"rows must be of dtype float32 or float64 and have a shape (room, dim), got {dtype} {shape}")
-    with whole_file(_checked(path)) as file:
+    with whole_file(_named(path)) as file:
         _fill_file(file, shape, dtype, fill, info)
 
 
@@ -145,7 +145,7 @@ def load(path: str | os.PathLike[str], *, mapped: bool = False, verify: bool = F
     OSError
         The file cannot be read.
     """
-    path = _checked(path)
+    path = Path(_named(path))
     check_flags(mapped=mapped, verify=verify)
     with _opened(path) as (file, header):
         try:
@@ -156,14 +156,15 @@ def load(path: str | os.PathLike[str], *, mapped: bool = False, verify: bool = F
 
 def read_info(path: str | os.PathLike[str]) -> dict[str, str]:
     """Return what was written with a catalog besides its arrays: the `info` of `save`; raises what `load` does."""
-    with _opened(_checked(path)) as (_, header):
+    with _opened(Path(_named(path))) as (_, header):
         return header.info
 
 
-def _checked(path: Any) -> Path:
+def _named(path: Any) -> str:
+    """Return a path as it was given: one that ends in a slash is that of a folder."""
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path must be a str or os.PathLike, got {path!r}")
-    return Path(path)
+    return os.fspath(path)
 
 
 # Writing

@@ -34,8 +34,8 @@ def console(stderr: bool = False) -> Console:
 
 
 def print_json(value: Any) -> None:
-    """Print strict JSON: what is not finite becomes null."""
-    click.echo(json.dumps(plain(value), indent=2, allow_nan=False, ensure_ascii=False))
+    """Print strict JSON of ASCII, for names of files that no output could encode: what is not finite becomes null."""
+    click.echo(json.dumps(plain(value), indent=2, allow_nan=False))
 
 
 def plain(value: Any) -> Any:
