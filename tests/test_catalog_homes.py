@@ -57,6 +57,7 @@ def test_homes_are_the_groups_of_items(told: bool) -> None:
     more = rng.normal(size=(400, 6)).astype(np.float32)
     own.update(np.arange(400), more)
     assert (homes(own.table, more) == groups_of(own, np.arange(400))).all()
+    assert (homes(own.table, 40 * y[:50]) == -1).all()  # farther out than any item of a group can be
     assert homes(own.table, np.full((1, 6), np.inf)).tolist() == [-1]
     assert homes(own.table, np.full((1, 6), 1e200)).tolist() == [-1]
 
@@ -84,6 +85,15 @@ def test_backends_agree(name: str) -> None:
         np.testing.assert_allclose(one.log_normalizer, other.log_normalizer, rtol=0, atol=1e-3)
         np.testing.assert_allclose(one.standard_error, other.standard_error, rtol=0.01, atol=1e-6)
         np.testing.assert_array_equal(one.dots, other.dots)
+
+
+def test_backends_agree_where_homes_seemed_to_count_most() -> None:
+    y, points = np.split(np.random.default_rng(3).normal(size=(3_060, 2)).astype(np.float32), [3_000])
+    own = Catalog(y)
+    given = {"scale": 1.0, "budget": 1_500, "full": True}
+    found, expected = (own.kernel_sum(points, backend=x, **given) for x in ("numba", "numpy"))
+    np.testing.assert_array_equal(found.dots, expected.dots)
+    np.testing.assert_allclose(found.log_normalizer, expected.log_normalizer, rtol=1e-5)
 
 
 @pytest.mark.parametrize("backend", ["numba", "numpy"])

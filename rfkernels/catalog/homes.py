@@ -15,23 +15,31 @@ from rfkernels.catalog.records import Table
 LOOKED = 16
 """Cells whose centres a point is compared with: those of the nearest means, which guesses know the distances of."""
 
+MORE = 1.25
+"""What sums of squared distances may be more than they are known as, by rounding, far from the origin above all."""
+
 ROUNDED = 4
 """Last digits that a squared distance may be off by from what it was when its item joined a group."""
 
 
 class Homes(NamedTuple):
-    """Centres as they are compared; groups of cells from the inside outwards, where those of cells begin, and edges."""
+    """Centres as they are compared; groups of cells from the inside outwards, where those of cells begin, and edges.
+
+    Of each group, `held` is what the squared distances of its items from the mean of the cell come to: none is more.
+    """
 
     centres: Any
     first: Any
     order: Any
     edge: Any
+    held: Any
 
 
 def _prepared(table: Table) -> Homes:
     order = np.lexsort((table.edge, table.cell))
     first = np.searchsorted(table.cell[order], np.arange(len(table.centres) + 1))
-    return Homes(compared(table.metric, table.centres).astype(np.float64), first, order, table.edge.copy())
+    centres = compared(table.metric, table.centres).astype(np.float64)
+    return Homes(centres, first, order, table.edge.copy(), MORE * table.count * table.spread.astype(np.float64))
 
 
 known_homes = OfTables(_prepared)
@@ -59,5 +67,6 @@ def homes(table: Table, points: Any) -> Any:
         away = (square[at] * (1 + ROUNDED * np.finfo(dtype).eps)).astype(dtype)
         label = near[at].astype(np.int32)
         group = compiled("catalog_store").joined(known.first, known.order, known.edge, label, away)
-        found[part] = np.where(np.isfinite(away), group, -1)
+        mean, held = means[near[at]], known.held[group]
+        found[part] = np.where(np.isfinite(away) & (((points[part] - mean) ** 2).sum(1) <= held), group, -1)
     return found

@@ -59,7 +59,7 @@ def _rays(table: Table) -> Rays:
     cells, dim = table.means.shape
     if table.centres is None or not len(table.count):
         none, first = np.empty(0), np.zeros(1, np.int64)
-        return Rays(none, np.zeros(cells), none, none, Homes(np.empty((0, dim)), first, first[:0], none))
+        return Rays(none, np.zeros(cells), none, none, Homes(np.empty((0, dim)), first, first[:0], none, none))
     homes = known_homes(table)
     some = table.rows[_spread_out(table)].astype(np.float64)
     lengths = np.quantile(np.sqrt((some**2).sum(1)), 1 - (np.arange(LENGTHS) + 0.5) / LENGTHS)

@@ -36,6 +36,9 @@ from rfkernels.catalog.scans import Shares
 _EXACT = 2.0**-14
 """The error that logs of exact sums may have by rounding in the dtype of rows; others are computed in float64."""
 
+_SHARE = 0.25
+"""What part of its standard error an estimate may be off by rounding beyond that."""
+
 
 @jit
 def _guess(
@@ -61,6 +64,7 @@ def _guess(
 def _take_home(g: Groups, v: Guesses, a: Aims, home: int, log: float, nearest: float) -> None:
     """Guess anew of a group whose log was known, where one of the items is at the point."""
     numbers, unit, variance, score = a.numbers, v.unit[0], v.variance[0], v.score[0]
+    among = len(g.start) if score[home] == numbers[2] else 0
     floor, own = unit[home] - a.log[home], min(nearest, numbers[1] + AT_MOST)
     one = own - np.log(float(g.count[home]))
     mean = np.logaddexp(log, one)
@@ -70,7 +74,9 @@ def _take_home(g: Groups, v: Guesses, a: Aims, home: int, log: float, nearest: f
     part = weight / unit[home]
     variance[home] = (np.exp(min(max(uneven, 0.0), UNEVEN)) - 1) * part * part + SHARE
     score[home] = np.log(unit[home] * unit[home] * variance[home])
-    numbers[2] = max(numbers[2], score[home])
+    numbers[2] = score[home] if among > 0 else max(numbers[2], score[home])
+    for group in range(among):  # without what it was, others may be the largest
+        numbers[2] = max(numbers[2], score[group])
 
 
 @jit
@@ -279,8 +285,9 @@ def radial_sums(table: Table, given: Points, budget: int, seed: int) -> Estimate
         return specified(table, given, budget, seed)
     out = _run(call, table, given)
     out[:, 2] += sum(table.means.shape)
-    finite = np.isfinite(out[:, 0]) if given.linear else out[:, 0] < np.inf
-    for i in () if finite.all() else np.flatnonzero(~finite):  # too large for the dtype of rows
+    with np.errstate(invalid="ignore"):
+        sure = _rounding(table, given, out[:, 0]) < np.maximum(_EXACT, _SHARE * out[:, 1])
+    for i in np.flatnonzero(~sure):  # too large for the dtype of rows
         out[i] = np.array(one_radial_sum(table, given, budget, seed, int(i)))
     return Estimate(out[:, 0], out[:, 1], out[:, 2].astype(np.int64))
 
@@ -292,11 +299,19 @@ def exact_radial_sums(table: Table, given: Points) -> Estimate:
     if call is None:
         return specified_exact(table, given)
     found = _run(call._replace(budget=items, left=items, spent=None), table, given)[:, 0]
-    size = np.abs(found - given.constant) if given.linear else sensitivity(given.profile, found, items)
-    lost = np.flatnonzero(~(size * np.finfo(table.rows.dtype).eps < _EXACT))
+    lost = np.flatnonzero(~(_rounding(table, given, found) < _EXACT))
     part = given._replace(points=given.points[lost], constant=given.constant[lost])
     found[lost] = specified_exact(table, part).log_normalizer
     return Estimate(found, np.zeros(len(found)), np.full(len(found), items))
+
+
+def _rounding(table: Table, given: Points, logs: Any) -> Any:
+    """Return by how much logs of sums may be off by rounding in the dtype of rows."""
+    eps = float(np.finfo(table.rows.dtype).eps)
+    if given.linear:
+        return np.abs(logs - given.constant) * eps
+    most = float(given.profile.plain[1].max()) * eps
+    return sensitivity(given.profile, logs, int(table.count.sum())) * eps if most >= _EXACT else 0 * logs + most
 
 
 def _run(call: _Call, table: Table, given: Points) -> Any:
