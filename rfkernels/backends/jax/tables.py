@@ -134,7 +134,7 @@ def _homes(table: Table) -> DeviceHomes:
         of_groups = {"order": np.zeros(len(table.count), np.int32), "edge": np.zeros(len(table.count), dtype)}
         of_cells = dict.fromkeys(("first", "groups"), np.zeros(cells, np.int32))
         return DeviceHomes(metric=np.eye(dim, dtype=dtype), **nothing, **of_groups, **of_cells)
-    centres, first, order, edge = known.homes
+    centres, first, order, edge, _ = known.homes
     return DeviceHomes(
         metric=table.metric if len(table.metric) else np.eye(dim, dtype=dtype),
         centres=centres.astype(dtype),
