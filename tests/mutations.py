@@ -448,6 +448,7 @@ MUTANTS = [
     # Assertions for users
     Mutant("a second moment for a variance", "testing/integrals.py", "weights @ (found - weights @ found) ** 2", "weights @ found**2", (*TESTING, "-k", "closed_form")),
     Mutant("grids that need not agree", "testing/integrals.py", "<= allowed[index] / 4", "<= np.inf", (*TESTING, "-k", "jumps")),
+    Mutant("strategies: lengths stay large", "testing/strategies.py", "st.one_of(st.integers(0, longest), st.sampled_from([0, 1, max(longest - 1 + longest % 2, 1)]))", "st.one_of(st.sampled_from([0, 1, max(longest - 1 + longest % 2, 1)]), st.integers(0, longest))", (*TESTING, "-k", "made_small")),
     Mutant("laws: all lengths together are not judged", "testing/laws.py", "_by_chi2(total, rows.size)", "1.0", (*TESTING, "-k", "too_long")),
     Mutant("rounding that grows allows anything", "testing/integrals.py", "len(disagree) > 1 and allowed[index] <= _SETTLED * before", "len(disagree) > 1", (*TESTING, "-k", "grows")),
     Mutant("NaN is positive", "testing/assertions.py", "~(sign[0] > 0 if strict else sign[0] >= 0)", "sign[0] <= 0 if strict else sign[0] < 0", (*TESTING, "-k", "positivity")),

@@ -818,6 +818,12 @@ def test_awkward_shapes_are_found(wanted: Any) -> None:
     found(rst.shapes(), wanted)
 
 
+def test_shapes_that_fail_are_made_small() -> None:
+    few = settings(max_examples=100, database=None, phases=[Phase.generate, Phase.shrink])
+    small = find(rst.shapes(), lambda s: s.q[-2] > 3 and s.k[-2] > 2, settings=few, random=random.Random(0))
+    assert small == ((4, 4), (3, 4), (3, 0))
+
+
 def test_parallel_opposed_and_vanishing_pairs_are_found() -> None:
     def cosine(pair: Any) -> float:
         norms = np.linalg.norm(pair[0]) * np.linalg.norm(pair[1])
