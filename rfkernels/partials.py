@@ -66,7 +66,7 @@ _TILE = 1 << 15
 """Numbers of each estimate that NumPy takes at a time, so that they stay in the cache."""
 
 
-def spread(xp: Any, outputs: Any, share: Any, ratio: Any, least: float) -> tuple[Any, Any]:
+def spread(xp: Any, outputs: Any, share: Any, ratio: Any) -> tuple[Any, Any]:
     """Return the average of several estimates, and how far they are spread.
 
     Estimates enter as their differences from the one of the largest share. How far that one is from the average is thus
@@ -78,29 +78,26 @@ def spread(xp: Any, outputs: Any, share: Any, ratio: Any, least: float) -> tuple
     outputs : array, shape (estimates, *batch, length, width)
     share, ratio : array, shape (estimates, *batch, length)
         Shares add up to 1, or all are 0.
-    least : float
-        What is rounding, relative to the largest number of a row of the average.
 
     Returns
     -------
     average, error : array, shape (*batch, length, width)
-        a = Σ share · outputs and the root of Σ (ratio · (outputs − a))², which is at least rounding.
+        a = Σ share · outputs and the root of Σ (ratio · (outputs − a))².
     """
     if xp is not np:
-        return _spread(xp, least, outputs, share[..., None], ratio[..., None])
+        return _spread(xp, outputs, share[..., None], ratio[..., None])
     shape = outputs.shape[1:]
     rows, width = math.prod(shape[:-1]), shape[-1]
     given = outputs.reshape(len(outputs), rows, width), *(x.reshape(len(x), rows, 1) for x in (share, ratio))
     step = max(1, _TILE // max(width, 1))
-    parts = [_spread(xp, least, *(x[:, start : start + step] for x in given)) for start in range(0, max(rows, 1), step)]
+    parts = [_spread(xp, *(x[:, start : start + step] for x in given)) for start in range(0, max(rows, 1), step)]
     averages, errors = (xp.concatenate(x).reshape(shape) for x in zip(*parts, strict=True))
     return averages, errors
 
 
-def _spread(xp: Any, least: float, outputs: Any, share: Any, ratio: Any) -> tuple[Any, Any]:
+def _spread(xp: Any, outputs: Any, share: Any, ratio: Any) -> tuple[Any, Any]:
     first = xp.take_along_axis(outputs, xp.argmax(xp.abs(share), 0, keepdims=True), 0)[0]
     moved = sum((p - first) * w for p, w in zip(outputs, share, strict=True))
     average = xp.sum(share, 0) * first + moved
     squares = sum((f * (p - first - moved)) ** 2 for p, f in zip(outputs, ratio, strict=True))
-    size = stopped(xp, xp.max(xp.abs(average), -1, keepdims=True, initial=0))
-    return average, xp.maximum(root(xp, squares), least * size)
+    return average, root(xp, squares)

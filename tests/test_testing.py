@@ -474,7 +474,7 @@ def test_rows_of_the_right_law_pass(sampler: Any, dim: int) -> None:
     [
         (unsigned, "the mean"),
         (equal_norms, "distribution of norms"),
-        (wide, "along|norms"),
+        (wide, r"\|w\|²"),
         (correlated, "along"),
         (two_points, "along|norms"),
         (broken_last_row, "along"),
@@ -560,6 +560,12 @@ def test_rows_that_are_not_finite_fail(odd: float) -> None:
     rows[7, 1] = odd
     with pytest.raises(AssertionError, match="rows are not finite: row 7 is"):
         testing.assert_law_of_rows(rows)
+
+
+def test_rows_that_are_one_percent_too_long_fail() -> None:
+    rows = np.random.default_rng(0).standard_normal((20_000, 16))
+    with pytest.raises(AssertionError, match=r"the mean of \|w\|²/dim is 1\.02"):
+        testing.assert_law_of_rows(1.01 * rows)
 
 
 def test_correct_rows_fail_as_rarely_as_promised() -> None:
@@ -810,6 +816,12 @@ AWKWARD = {
 @pytest.mark.parametrize("wanted", AWKWARD.values(), ids=AWKWARD)
 def test_awkward_shapes_are_found(wanted: Any) -> None:
     found(rst.shapes(), wanted)
+
+
+def test_shapes_that_fail_are_made_small() -> None:
+    few = settings(max_examples=100, database=None, phases=[Phase.generate, Phase.shrink])
+    small = find(rst.shapes(), lambda s: s.q[-2] > 3 and s.k[-2] > 2, settings=few, random=random.Random(0))
+    assert small == ((4, 4), (3, 4), (3, 0))
 
 
 def test_parallel_opposed_and_vanishing_pairs_are_found() -> None:

@@ -272,7 +272,7 @@ def dominated(gaps: Any) -> tuple[Any, Any, Any]:
 @pytest.mark.parametrize("backend", oracle.backends("numpy", "numba"))
 def test_errors_are_those_of_the_others_where_one_group_holds_nearly_the_whole_sum(backend: str) -> None:
     outputs, logs, signs = dominated([0, 10, 20, 30, 40, 60, 95, 200])
-    found = _jackknife.combine(np, outputs, logs, signs, 64, 0.0, backends.load(backend).spread)
+    found = _jackknife.combine(np, outputs, logs, signs, 64, backends.load(backend).spread)
     weight = np.exp(logs.astype(np.float64) - logs.max(0))
     without = [np.delete(np.arange(8), b) for b in range(8)]
     left = np.array([np.einsum("br,brj->rj", weight[a], outputs[a]) / weight[a].sum(0)[:, None] for a in without])
@@ -594,10 +594,10 @@ def test_compiled_spreads(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int
     outputs = rng.normal(size=(8, 2, *shape)).astype(dtype)
     share, ratio = rng.random((2, 8, 2, shape[0])).astype(dtype)
     share /= share.sum(0)
-    share[:, :, :1], ratio[:, :, :1] = 1 / 8, 0  # rounding alone
+    share[:, :, :1], ratio[:, :, :1] = 1 / 8, 0  # no spread
     share[:, :, -1:] = 0
     for got, expected in zip(
-        spreads.spread(np, outputs, share, ratio, 0.1), partials.spread(np, outputs, share, ratio, 0.1), strict=True
+        spreads.spread(np, outputs, share, ratio), partials.spread(np, outputs, share, ratio), strict=True
     ):
         assert got.dtype == dtype
         np.testing.assert_allclose(got, expected, rtol=0, atol=100 * np.finfo(dtype).eps)
@@ -645,6 +645,23 @@ def test_columns_and_later_values_of_another_size_vouch_for_no_others(factor: fl
     expected, found = (quiet(q, k, x, features, causal=True).error for x in (plain, other))
     np.testing.assert_allclose(found.inflation, expected.inflation, rtol=0.25)  # one query in 32 sees it
     np.testing.assert_allclose(found.output[:, :-1], expected.output[:, :-1], rtol=0.25)
+
+
+@pytest.mark.parametrize("backend", oracle.backends("numpy", "numba"))
+def test_large_columns_do_not_round_small_ones(backend: str) -> None:
+    q, k, v = small(3, 2, 32, 4) / 2
+    features, options = rfk.draw("positive", 4, 512, rng=0), {"causal": True, "check": 0, "check_finite": False}
+
+    def errors(v: Any, size: float, **more: Any) -> Any:
+        given = (oracle.place(x, backend) for x in (q, k, v * np.float32([size, 1, 1, 1])))
+        return np.asarray(quiet(*given, features, backend=backend, **options, **more).error.output)[:, 8:12]
+
+    exact = errors(v, 1e7, window=32)[..., 1:]  # of values that cancel
+    assert np.all((exact > 1e-6) & (exact < 1e-5))
+    v[:, -1, 0] = np.nan
+    found = errors(v, 1e7)
+    assert np.all(np.isfinite(found))
+    np.testing.assert_allclose(found, errors(v, 1) * [1e7, 1, 1, 1], rtol=1e-3)
 
 
 @pytest.mark.parametrize("module", ["numpy", "jax"])

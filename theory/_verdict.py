@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.figure import Figure
+
+
+def greatest(*values: Any) -> Any:
+    """Return the greatest of some numbers; NaN if there is one, which `max` loses unless it comes first."""
+    return next((value for value in values if value != value), max(values))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import rfkernels as rfk
 from rfkernels import fitting
 from theory import _cubature as cubature
 from theory._cubature import Array
-from theory._verdict import Measured, Result, Verdict
+from theory._verdict import Measured, Result, Verdict, greatest
 
 STATEMENT = r"""
 For vectors $a$, $b$ and an invertible $T$,
@@ -98,8 +98,8 @@ def by_cubature() -> list[Measured]:
         found = len(rows) * np.exp(of_x + of_y - x @ y)
         z = t @ (x - a) + np.linalg.inv(t).T @ (y - b) - mu
         closed = math.exp(mean_log(np.outer(z, z), root @ root.T))
-        mean = max(mean, abs(float(found @ grid.weights) - 1))
-        second = max(second, abs(float(found**2 @ grid.weights) / closed - 1))
+        mean = greatest(mean, abs(float(found @ grid.weights) - 1))
+        second = greatest(second, abs(float(found**2 @ grid.weights) / closed - 1))
     named = {"unbiased": mean, "1 + relative variance": second}
     return [Measured("cubature", subject, error, CUBATURE) for subject, error in named.items()]
 
@@ -131,10 +131,10 @@ def by_algebra(choose: Choose) -> list[Measured]:
         q, k = samples(seed, dim)
         chosen = fitted(choose, q, k)
         first, second = (m @ np.cov(v.T, bias=True).reshape(dim, dim) @ m.T for m, v in _matrices(chosen, q, k))
-        apart = max(apart, cubature.largest(first - second) / cubature.largest(first))
+        apart = greatest(apart, cubature.largest(first - second) / cubature.largest(first))
         halves = [_half(np.cov(v.T, bias=True).reshape(dim, dim)) for v in (q, k)]
         common = np.linalg.svd(halves[0] @ halves[1], compute_uv=False)
-        off = max(off, cubature.largest(np.sort(np.linalg.eigvalsh(first)) - np.sort(common)) / common[0])
+        off = greatest(off, cubature.largest(np.sort(np.linalg.eigvalsh(first)) - np.sort(common)) / common[0])
     named = {"covariances differ": apart, "eigenvalues": off}
     return [Measured("algebra", subject, error, ROUNDING) for subject, error in named.items()]
 
@@ -174,7 +174,7 @@ def by_search(choose: Choose) -> list[Measured]:
         second = second_moment(q, k, chosen.query.matrix, chosen.query.centre, chosen.key.centre)
         ours = mean_log(second, chosen.proposal.root @ chosen.proposal.root.T)
         best = min(_search(q, k, np.random.default_rng(start)) for start in range(3))
-        below, apart = max(below, ours - best), max(apart, abs(ours - best))
+        below, apart = greatest(below, ours - best), greatest(apart, abs(ours - best))
     return [
         Measured("search", "2 s_l over λ_l(P + Q), less 1", max(-least, 0.0), 1e-11),
         Measured("search", "how far another choice is below", max(below, 0.0), MINIMUM),

@@ -16,7 +16,7 @@ from rfkernels.samplers import Sampler
 from theory import _cubature as cubature
 from theory import _isotropic as isotropic
 from theory._cubature import Array
-from theory._verdict import Measured, Result, Verdict
+from theory._verdict import Measured, Result, Verdict, greatest
 
 STATEMENT = r"""
 A coupling of rows changes an estimate's variance by the relative cross moment $C = \mathbb{E} X_1 X_2 / K^2$ of its
@@ -67,7 +67,7 @@ def by_cubature(sampler: Sampler, moment: Moment) -> list[Measured]:
         for name, cosines in (("positive", (c,)), ("hyperbolic", (c, -c))):
             found = isotropic.moments(rfk.lookup(name), block, points)
             stated = np.mean([[moment(cosine, s, 2) for s in squares] for cosine in cosines], 0)
-            error = max(cubature.largest(found.mean - 1), cubature.largest(found.product / stated - 1))
+            error = greatest(cubature.largest(found.mean - 1), cubature.largest(found.product / stated - 1))
             measured.append(Measured("cubature", f"{given.name}, {name}: mean and C", error, CUBATURE))
     return measured
 
@@ -88,8 +88,8 @@ def of_opposed_norms(sampler: Sampler) -> list[Measured]:
     squares = np.sum((points.x + points.y) ** 2, -1)
     found = isotropic.moments(rfk.lookup("positive"), isotropic.blocks(sampler, radial=60, opposed=True), points)
     stated = np.array([opposed(s, 2) for s in squares])
-    error = max(cubature.largest(found.mean - 1), cubature.largest(found.product / stated - 1))
-    excess = max(opposed(s, dim) / library_moment("orthogonal", s, dim) - 1 for dim in DIMS for s in SQUARES)
+    error = greatest(cubature.largest(found.mean - 1), cubature.largest(found.product / stated - 1))
+    excess = greatest(*(opposed(s, dim) / library_moment("orthogonal", s, dim) - 1 for dim in DIMS for s in SQUARES))
     return [
         Measured("cubature", f"{sampler.name}: mean and C", error, OPPOSED),
         Measured("quadrature", "opposed norms above independent ones by", max(excess, 0.0), 1e-12),
@@ -114,7 +114,7 @@ def by_quadrature(moment: Moment) -> Measured:
         for s in (0.1, 1.0, 4.0, 8.0):
             for c in (-1.0, -1 / (dim - 1), -0.3, 0.0, 0.5, 0.9):
                 found = isotropic.product_moment(dim, s, c, nodes=64)
-                worst = max(worst, abs(moment(c, s, dim) / found - 1))
+                worst = greatest(worst, abs(moment(c, s, dim) / found - 1))
     return Measured("quadrature", "C(c) for d = 2, 3, 8, 64", worst, QUADRATURE)
 
 
@@ -125,14 +125,14 @@ def in_order(moment: Moment) -> list[Measured]:
     for dim in DIMS:
         for s in SQUARES:
             values = np.array([moment(c, s, dim) for c in cosines])
-            falls = max(falls, float(np.max(-np.diff(values) / values[1:])))
-            bends = max(bends, float(np.max(-np.diff(values, 2) / values[1:-1])))
+            falls = greatest(falls, float(np.max(-np.diff(values) / values[1:])))
+            bends = greatest(bends, float(np.max(-np.diff(values, 2) / values[1:-1])))
             mean = (values + values[::-1]) / 2
-            even = max(even, float(np.max(1 - mean / mean[10])))
+            even = greatest(even, float(np.max(1 - mean / mean[10])))
             simplex, orthogonal, independent = (
                 moment(kind, s, dim) for kind in ("simplex", "orthogonal", "independent")
             )
-            order = max(order, simplex / orthogonal - 1, orthogonal / independent - 1, math.exp(-s) / simplex - 1)
+            order = greatest(order, simplex / orthogonal - 1, orthogonal / independent - 1, math.exp(-s) / simplex - 1)
     claims = {
         "C falls with c by": falls,
         "C bends down by": bends,
@@ -156,7 +156,7 @@ def by_many_digits(moment: Moment) -> Measured:
 
             pieces = [mp.pi * i / 16 for i in range(9)]
             found = mp.quad(integrand, pieces, maxdegree=4) / mp.beta(half, half) * mp.exp(-s)
-            worst = max(worst, float(abs(moment(c, s, dim) / found - 1)))
+            worst = greatest(worst, float(abs(moment(c, s, dim) / found - 1)))
     return Measured("mpmath", "C(c) at large s", worst, 1e-11)
 
 

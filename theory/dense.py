@@ -15,7 +15,7 @@ from rfkernels import fitting
 from rfkernels.fitting.algebra import best_spread
 from theory import _cubature as cubature
 from theory._cubature import Array
-from theory._verdict import Measured, Result, Verdict
+from theory._verdict import Measured, Result, Verdict, greatest
 from theory.affine_gaussian import fitted, mean_log, samples, second_moment
 
 STATEMENT = r"""
@@ -99,11 +99,11 @@ def by_cubature() -> list[Measured]:
         a, query = (a + a.T) / 2, np.eye(2) + 0.2 * rng.standard_normal((2, 2))
         dense = Dense(a, query, (np.eye(2) - 4 * a) @ np.linalg.inv(query).T)
         found = np.exp(sum(dense.log_features(grid.rows, v, b) for v, b in ((x, dense.query), (y, dense.key))))
-        mean = max(mean, abs(float(found @ grid.weights) / math.exp(x @ y) - 1))
-        second = max(second, abs(float(found**2 @ grid.weights) / math.exp(dense.log_second_moment(x, y)) - 1))
+        mean = greatest(mean, abs(float(found @ grid.weights) / math.exp(x @ y) - 1))
+        second = greatest(second, abs(float(found**2 @ grid.weights) / math.exp(dense.log_second_moment(x, y)) - 1))
         wrong = dense._replace(key=1.1 * dense.key)
         found = np.exp(sum(wrong.log_features(grid.rows, v, b) for v, b in ((x, wrong.query), (y, wrong.key))))
-        invalid = max(invalid, abs(float(found @ grid.weights) / math.exp(1.1 * x @ y) - 1))
+        invalid = greatest(invalid, abs(float(found @ grid.weights) / math.exp(1.1 * x @ y) - 1))
     return [
         Measured("cubature", "unbiased", mean, CUBATURE),
         Measured("cubature", "variance", second, CUBATURE),
@@ -151,12 +151,12 @@ def by_formulas(choose: Choose) -> list[Measured]:
             )
             for v, side, name in ((q[0], dense.query, "query"), (k[0], dense.key, "key")):
                 found = rfk.transform(v[None], features, side=name, log=True)[0][0] + math.log(6) / 2  # type: ignore[arg-type]
-                rows_apart = max(rows_apart, cubature.largest(found - dense.log_features(rows, v, side)))
+                rows_apart = greatest(rows_apart, cubature.largest(found - dense.log_features(rows, v, side)))
             given = papers(q, k, method)
-            spread_apart = max(
+            spread_apart = greatest(
                 spread_apart, abs(dense.log_second_moment(q[1], k[1]) - given.log_second_moment(q[1], k[1]))
             )
-            conditions = max(conditions, _condition(given), _condition(dense))
+            conditions = greatest(conditions, _condition(given), _condition(dense))
             if method == "asymmetric":
                 wrong = min(wrong, _condition(papers(q, k, method, power=-0.5)))
     return [
@@ -200,7 +200,7 @@ def by_search(choose: Choose) -> list[Measured]:
                 rng = np.random.default_rng(start)
                 first = np.append(np.eye(2), 1.0)[:count] + 0.3 * rng.standard_normal(count)
                 found = minimize(objective, first, method="BFGS", options={"gtol": 1e-6}).fun
-                below, apart = max(below, ours - found), max(apart, abs(found - ours))
+                below, apart = greatest(below, ours - found), greatest(apart, abs(found - ours))
     return [
         Measured("search", "how far another choice is below", max(below, 0.0), MINIMUM),
         Measured("search", "how far a search ends from it", apart, 1e-4),

@@ -17,7 +17,7 @@ from rfkernels.materialized import Monomials, monomials
 from theory import _cubature as cubature
 from theory import _multiprecision as multiprecision
 from theory._cubature import Array, Pairs
-from theory._verdict import Measured, Result, Verdict
+from theory._verdict import Measured, Result, Verdict, greatest
 
 STATEMENT = r"""
 With $K = \exp(x \cdot y)$ and $L = x \cdot y$, one column of each of these is an unbiased estimate $\hat K$ of $K$,
@@ -123,7 +123,7 @@ def by_many_digits() -> list[Measured]:
     errors: dict[str, float] = {}
     with mp.workdps(2 * multiprecision.DIGITS):
         for law, parameter in (("poisson", 0.7), ("poisson", 31.0), ("geometric", 0.1), ("geometric", 0.9)):
-            errors[f"{law} {parameter}"] = max(_series(law, parameter, x, y) for x, y in EXTREME)
+            errors[f"{law} {parameter}"] = greatest(*(_series(law, parameter, x, y) for x, y in EXTREME))
     return [Measured("mpmath", name, error, MULTIPRECISION) for name, error in errors.items()]
 
 
@@ -186,7 +186,7 @@ def opposed() -> Measured:
     """Measure how far below 4|x|² the least log E (K̂/K)² at y = −x is: not at all, but for rounding."""
     points = cubature.pairs((0.3, 1.0, 2.0)).x
     apart = [4 * float(x @ x) - min(best_log_moments(x, -x).values()) for x in points]
-    return Measured("best parameters", "y = -x", max(0.0, *apart), SUMMATION)
+    return Measured("best parameters", "y = -x", greatest(0.0, *apart), SUMMATION)
 
 
 def check(weights: Weights | None = None) -> Verdict:

@@ -15,7 +15,7 @@ import rfkernels as rfk
 from rfkernels.fitting.algebra import best_spread
 from theory import _cubature as cubature
 from theory._cubature import Array
-from theory._verdict import Measured, Result, Verdict
+from theory._verdict import Measured, Result, Verdict, greatest
 
 STATEMENT = r"""
 Generalised exponential features $f(w, x) = D \exp(A|w|^2 + \sqrt{1 - 4A}\, w \cdot x - |x|^2/2)$, $D = (1 - 4A)^{d/4}$,
@@ -66,9 +66,9 @@ def by_cubature() -> list[Measured]:
         for sigma in (0.9, 1.1, 1.3):
             found = estimates(grid.rows, sigma, x, y)
             closed = math.exp(variance(np.sum((x + y) ** 2), 2 * sigma**2 - 1, 2))
-            mean = max(mean, abs(float(found @ grid.weights) - 1))
-            second = max(second, abs(float(found**2 @ grid.weights) / closed - 1))
-            form = max(form, cubature.largest(found / paper(grid.rows, sigma, x, y) - 1))
+            mean = greatest(mean, abs(float(found @ grid.weights) - 1))
+            second = greatest(second, abs(float(found**2 @ grid.weights) / closed - 1))
+            form = greatest(form, cubature.largest(found / paper(grid.rows, sigma, x, y) - 1))
     named = {"unbiased": mean, "relative variance": second}
     measured = [Measured("cubature", subject, error, CUBATURE) for subject, error in named.items()]
     return [*measured, Measured("evaluation", "f(w, x) f(w, y) is the library's", form, ROUNDING)]
@@ -115,10 +115,10 @@ def by_minimisation(spread: Spread) -> list[Measured]:
             least = minimize_scalar(
                 lambda t, s=s, dim=dim: variance(s, math.exp(t), dim), bounds=(-3, 12), method="bounded"
             )
-            excess = max(excess, abs(found - least.fun) / least.fun)
-            worse = max(worse, found - s)
+            excess = greatest(excess, abs(found - least.fun) / least.fun)
+            worse = greatest(worse, found - s)
             a = (1 - 2 * s - math.sqrt((2 * s + 1) ** 2 + 8 * s)) / 8
-            wrong = max(wrong, float(variance(s, 1 - 8 * a, dim) <= found))
+            wrong = greatest(wrong, float(variance(s, 1 - 8 * a, dim) <= found))
     return [
         Measured("minimisation", "log(1 + RV) at the library's ρ*", excess, MINIMUM),
         Measured("minimisation", "excess over positive features", worse, 0.0),
@@ -135,8 +135,8 @@ def by_rows() -> list[Measured]:
         bound = sigma**dim * math.exp(z @ z / (2 * (sigma**2 - 1)))
         worst = z / (1 - sigma**-2) / sigma
         rows = np.concatenate([rng.standard_normal((2000, dim)), worst + 0.1 * rng.standard_normal((2000, dim))])
-        excess = max(excess, float(np.max(estimates(rows, sigma, x, y)) / bound - 1))
-        gap = max(gap, abs(float(estimates(worst[None], sigma, x, y)[0]) / bound - 1))
+        excess = greatest(excess, float(np.max(estimates(rows, sigma, x, y)) / bound - 1))
+        gap = greatest(gap, abs(float(estimates(worst[None], sigma, x, y)[0]) / bound - 1))
     return [
         Measured("evaluation", "excess of a term over its bound", max(excess, 0.0), ROUNDING),
         Measured("evaluation", "the bound is reached", gap, ROUNDING),

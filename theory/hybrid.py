@@ -16,7 +16,7 @@ from rfkernels.materialized import AngularHybrid
 from theory import _cubature as cubature
 from theory import _multiprecision as multiprecision
 from theory._cubature import Array
-from theory._verdict import Measured, Result, Verdict
+from theory._verdict import Measured, Result, Verdict, greatest
 
 WORST = {
     0.5: {1: 0.94, 2: 1.06, 3: 1.25, 16: 4.24},
@@ -106,7 +106,7 @@ def mixture() -> Measured:
         given = [rfk.log_kernel(x, y, p, return_sign=True) for p in (features.hyperbolic, features.trigonometric)]
         given.append(materialized.log_kernel(x, y, features))
         hyperbolic, trigonometric, mixed = (sign * np.exp(log) for log, sign in given)
-        worst = max(worst, cubature.largest(mixed - share * hyperbolic - (1 - share) * trigonometric))
+        worst = greatest(worst, cubature.largest(mixed - share * hyperbolic - (1 - share) * trigonometric))
     return Measured("identity", "columns", worst, 1e-13)
 
 
@@ -130,15 +130,15 @@ def by_cubature() -> list[Measured]:
         circle = cubature.polar(x, y)
         low, high = (relative(x, y, hybrid(rows[0], rows[1], one[None])) for one in (same, parted))
         found = relative(x, y, hybrid(rows[0], rows[1], circle.rows[:, None])) @ circle.weights
-        angle = max(angle, abs(float(found - (1 - tau) * low - tau * high)))
+        angle = greatest(angle, abs(float(found - (1 - tau) * low - tau * high)))
         patterns = list(product((0, 1), repeat=2))
         directions = np.array([[parted if bit else same for bit in bits] for bits in patterns])
         chance = np.array([math.prod(tau if bit else 1 - tau for bit in bits) for bits in patterns])
         both = hybrid(grid.rows[:, None, None], grid.rows[:, None], directions)
         estimates, weights = relative(x, y, both), np.multiply.outer(np.outer(grid.weights, grid.weights), chance)
         stated = float(materialized.relative_error(x, y, both))
-        mean = max(mean, abs(float(np.sum(weights * estimates)) - 1))
-        variance = max(variance, abs(float(np.sum(weights * (estimates - 1) ** 2)) / stated - 1))
+        mean = greatest(mean, abs(float(np.sum(weights * estimates)) - 1))
+        variance = greatest(variance, abs(float(np.sum(weights * (estimates - 1) ** 2)) / stated - 1))
     found_errors = {"share of directions": angle, "mean": mean, "variance": variance}
     return [Measured("cubature", subject, error, CUBATURE) for subject, error in found_errors.items()]
 
@@ -187,7 +187,7 @@ def by_many_digits() -> list[Measured]:
                 x[0], y[:2] = norm, (other * math.cos(angle), other * math.sin(angle))
                 exact = mp.log(_many_digits(x[0], y[0], y[1], dim, rows))
                 stated = float(materialized.relative_error(x, y, features, log=True))
-                worst = max(worst, float(abs(stated - exact)))
+                worst = greatest(worst, float(abs(stated - exact)))
             measured.append(Measured("mpmath", f"log variance, d = {dim}, {rows} rows", worst, MULTIPRECISION))
     return measured
 
@@ -218,8 +218,8 @@ def by_comparison() -> list[Measured]:
     for r, n, stated in [(r, n, stated) for r, row in WORST.items() for n, stated in row.items()]:
         mixed, hyperbolic, trigonometric = on_circle(r, angles, n)
         oracle = hyperbolic * trigonometric / (hyperbolic + trigonometric)
-        below = max(below, float(np.max((oracle - mixed) / np.max(oracle))))
-        ends = max(ends, mixed[0], mixed[-1])
+        below = greatest(below, float(np.max((oracle - mixed) / np.max(oracle))))
+        ends = greatest(ends, mixed[0], mixed[-1])
         found = 2 * (n + 1) * np.max(mixed) / (2 * math.sinh(2 * r**2) ** 2)
         measured.append(Measured("worst angle", f"r = {r}, n = {n}", abs(found - stated), 0.0051))
     right = [float(on_circle(0.8, np.array([math.pi / 2]), n)[0][0]) for n in range(1, 9)]

@@ -16,7 +16,7 @@ from rfkernels import materialized
 from rfkernels.materialized import Maclaurin, maclaurin
 from theory import _cubature as cubature
 from theory._cubature import Array
-from theory._verdict import Measured, Result, Verdict
+from theory._verdict import Measured, Result, Verdict, greatest
 from theory.discrete import column_estimates, proved
 
 STATEMENT = r"""
@@ -73,8 +73,8 @@ def by_enumeration(law: maclaurin.Law, weights: Weights) -> list[Measured]:
         chosen, degrees = np.array(indices, int).reshape(len(indices), degree), np.full(len(indices), degree)
         features = Maclaurin(law, rows[chosen], degrees, np.zeros(len(indices)), rate, np.asarray(1.0))
         found, chance = column_estimates(features, points), np.prod(probability[chosen], -1)
-        error = max(error, cubature.largest(found @ chance - dot**degree))
-        error = max(error, cubature.largest(found**2 @ chance / fourth**degree - 1))
+        error = greatest(error, cubature.largest(found @ chance - dot**degree))
+        error = greatest(error, cubature.largest(found**2 @ chance / fourth**degree - 1))
     degrees = np.arange(TERMS + 1)
     columns = np.exp(2 * weights(degrees, rate))
     chance = stats.poisson.pmf(degrees, rate)
@@ -94,10 +94,13 @@ def by_symbols() -> list[Measured]:
     c, rate = sp.symbols("c lambda", positive=True)
     u, dot = sp.Symbol("u", real=True), sp.Symbol("L", real=True)
     log_moment = rate + c / rate - 2 * dot
-    worst = sp.sqrt(1 + 2 * u**2) - u
+    worst, square = sp.sqrt(1 + 2 * u**2) - u, sp.Symbol("q", positive=True)  # q = |x|² = |y|²
+    best = log_moment.subs(rate, sp.sqrt(c)).subs({c: square**2 + 2 * (square * u) ** 2, dot: square * u})
     return [
         proved("the best mean degree", sp.diff(log_moment, rate).subs(rate, sp.sqrt(c)), 0),
         proved("a minimum", sp.diff(log_moment, rate, 2), 2 * c / rate**3),
+        proved("what it leaves at equal norms", best, 2 * square * worst),
+        proved("convex in the cosine", sp.diff(worst, u, 2), 2 / (1 + 2 * u**2) ** sp.Rational(3, 2)),
         proved("better than positive iff u > 0", (1 + 2 * u) ** 2 - (1 + 2 * u**2), 2 * u * (u + 2)),
         proved("the worst angle", worst.subs(u, -1), 1 + sp.sqrt(3)),
     ]

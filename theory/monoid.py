@@ -14,7 +14,7 @@ import rfkernels as rfk
 from rfkernels import Features, Side, State, core
 from rfkernels.state import merged
 from theory._ring import apart, exact
-from theory._verdict import Measured, Result, Verdict
+from theory._verdict import Measured, Result, Verdict, greatest
 
 STATEMENT = r"""
 A state holds sums over keys of feature $j$, $\sum \varphi_j(k)\, v^T e^{-c_j}$ and $\sum \varphi_j(k)\, e^{-c_j}$,
@@ -169,7 +169,9 @@ def rounding(name: str, size: float) -> tuple[float, float]:
         assert isinstance(empty, State)
         parts = [rfk.write_state(empty, k[part], v[part], features) for part in (slice(cut), slice(cut, None))]
         whole_read = rfk.read_state(merged(*parts), q[-1:], features)
-        off = max(off, float(np.max(np.abs(resumed - whole[cut:]))), float(np.max(np.abs(whole_read - whole[-1:]))))
+        off = greatest(
+            off, float(np.max(np.abs(resumed - whole[cut:]))), float(np.max(np.abs(whole_read - whole[-1:])))
+        )
     return top, off / (np.finfo(np.float64).eps * (1 + top))
 
 

@@ -17,7 +17,7 @@ from rfkernels.samplers import Sampler
 from theory import _cubature as cubature
 from theory import _isotropic as isotropic
 from theory._cubature import Pairs
-from theory._verdict import Measured, Result, Verdict
+from theory._verdict import Measured, Result, Verdict, greatest
 
 STATEMENT = r"""
 Let $X_i$ be what row $i$ estimates, $s = |x + y|^2$, $K = \exp(x \cdot y)$ and $\Lambda = \exp(-(|x|^2 + |y|^2)/2)$.
@@ -101,7 +101,7 @@ def sphere_moments() -> Measured:
         grid = isotropic.shadow(dim, 1.0)
         for a, b in ((1, 0), (1, 1), (2, 1), (3, 3), (5, 2)):
             found = float(grid.weights @ (grid.rows[:, 0] ** (2 * a) * grid.rows[:, 1] ** (2 * b)))
-            worst = max(worst, abs(found / (half(a) * half(b) / float(mp.rf(dim / 2, a + b))) - 1))
+            worst = greatest(worst, abs(found / (half(a) * half(b) / float(mp.rf(dim / 2, a + b))) - 1))
     return Measured("cubature", "moments of the sphere", worst, QUADRATURE)
 
 
@@ -113,7 +113,7 @@ def pairs_in_blocks(sampler: Sampler) -> Measured:
         directions = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
         right = int(np.sum(np.abs(directions @ directions.T) < 1e-12))
         blocks, rest = divmod(count, dim)
-        off = max(off, abs(right - blocks * dim * (dim - 1) - rest * (rest - 1)))
+        off = greatest(off, abs(right - blocks * dim * (dim - 1) - rest * (rest - 1)))
     return Measured("cubature", "pairs at a right angle", off, 0.0)
 
 
@@ -138,7 +138,7 @@ def of_the_library(moment: Moment) -> Measured:
         for name, single in (("positive", mp.expm1(s)), ("hyperbolic", 2 * mp.sinh(mp.mpf(s) / 2) ** 2)):
             count = rows * len(rfk.lookup(name).activations)
             stated = float(variance.relative(name, x, y, count=count, sampler="orthogonal"))
-            worst = max(worst, abs(stated / float(single / rows - pairs * (1 - moment(s, dim)) / rows**2) - 1))
+            worst = greatest(worst, abs(stated / float(single / rows - pairs * (1 - moment(s, dim)) / rows**2) - 1))
     return Measured("mpmath", "rfkernels.variance.relative", worst, 1e-12)
 
 
@@ -149,8 +149,8 @@ def by_many_digits(moment: Moment, bound: Moment) -> list[Measured]:
         for dim in DIMS:
             for s in map(mp.mpf, SQUARES):
                 c, half = moment(s, dim), mp.mpf(dim) / 2
-                excess = max(excess, bound(s, dim) / (1 - c) - 1)
-                forms = max(forms, abs(mp.exp(-s / 2) * mp.hyp1f1(-half, half, -s / 2) / c - 1))
+                excess = greatest(excess, bound(s, dim) / (1 - c) - 1)
+                forms = greatest(forms, abs(mp.exp(-s / 2) * mp.hyp1f1(-half, half, -s / 2) / c - 1))
         limit = abs((1 - moment(mp.mpf(10) ** -12, 16)) / bound(mp.mpf(10) ** -12, 16) - 1)
     return [
         Measured("mpmath", "theorem 2 exceeded by", float(excess), MULTIPRECISION),

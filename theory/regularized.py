@@ -18,7 +18,7 @@ from theory import _cubature as cubature
 from theory import _isotropic as isotropic
 from theory._cubature import Array, Pairs
 from theory._isotropic import Rule
-from theory._verdict import Measured, Result, Verdict
+from theory._verdict import Measured, Result, Verdict, greatest
 
 STATEMENT = r"""
 With rows uniform on the sphere of radius $\sqrt d$ instead of $N(0, I)$ (the sampler "regularized"), positive and
@@ -113,7 +113,7 @@ def by_quadrature() -> Measured:
         radius = Rule(np.array([float(dim)]), np.ones(1))
         for s in (0.1, 1.0, 4.0, 8.0):
             found = isotropic.product_moment(dim, s, 0.0, radii=radius)
-            worst = max(worst, abs(found / float(product(s, dim)) - 1))
+            worst = greatest(worst, abs(found / float(product(s, dim)) - 1))
     return Measured("quadrature", "cross moment, d = 3, 8, 64", worst, QUADRATURE)
 
 
@@ -124,12 +124,12 @@ def of_the_library() -> list[Measured]:
         x = np.zeros(dim)
         x[0] = math.sqrt(s) / 2
         rho = share(s, dim)
-        ratio = max(ratio, abs(float(variance.regularized_ratio(s, dim)) / float(rho) - 1))
+        ratio = greatest(ratio, abs(float(variance.regularized_ratio(s, dim)) / float(rho) - 1))
         blocks, rest = divmod(rows, dim)
         coupled = blocks * dim * (dim - 1) + rest * (rest - 1)
         wanted = (rho - 1) ** 2 + (square(s, dim) - rho**2) / rows + (product(s, dim) - rho**2) * coupled / rows**2
         stated = float(variance.relative("positive", x, x, count=rows, sampler="regularized"))
-        error = max(error, abs(stated / float(wanted) - 1))
+        error = greatest(error, abs(stated / float(wanted) - 1))
     return [
         Measured("mpmath", "rfkernels.variance.regularized_ratio", ratio, 1e-12),
         Measured("mpmath", "rfkernels.variance.relative", error, 1e-10),
@@ -143,7 +143,7 @@ def by_many_digits(bound: Share) -> list[Measured]:
         for dim in DIMS:
             for s in map(mp.mpf, SQUARES):
                 rho = share(s, dim)
-                above, below = max(above, rho - 1), max(below, bound(s, dim) - rho)
+                above, below = greatest(above, rho - 1), greatest(below, bound(s, dim) - rho)
         small = mp.mpf(10) ** -9
         order = abs((1 - share(small, 16)) / (1 - bound(small, 16)) - 1)
     return [

@@ -16,7 +16,7 @@ from theory import _cubature as cubature
 from theory import _isotropic as isotropic
 from theory._cubature import Array, Grid, Pairs
 from theory._distributions import bounded, largest_term, lognormal, relative_variance, sums
-from theory._verdict import Measured, Result, Verdict
+from theory._verdict import Measured, Result, Verdict, greatest
 
 STATEMENT = r"""
 **Theorem 3**, for the regularised kernel $\mathrm{SMREG}$ (rows on the sphere of radius $\sqrt d$),
@@ -106,8 +106,8 @@ def by_quadrature(feature_map: FeatureMap, gap: Gap) -> list[Measured]:
                 independent = float(here.alone_weights @ np.exp(theta * here.alone)) ** count
                 saved = independent - orthogonal
                 own = theta**2 * count * (count - 1) / (dim + 2) * (here.regularised - here.factor) ** 2
-                stated = max(stated, (gap(theta, dim, count, here.factor, here.square) - saved) / independent)
-                sharper = max(sharper, (own - saved) / independent)
+                stated = greatest(stated, (gap(theta, dim, count, here.factor, here.square) - saved) / independent)
+                sharper = greatest(sharper, (own - saved) / independent)
     return [
         Measured("quadrature", "theorem 3 exceeded by", max(stated, 0.0), ROUNDING),
         Measured("quadrature", "the gap of second order exceeded by", max(sharper, 0.0), ROUNDING),
@@ -134,7 +134,7 @@ def of_lower_tails(bound: Callable[[int, float, float], float]) -> Measured:
         for m in (1, 2, 8, 64):
             for error in (0.1, 0.3, 0.7):
                 found = sums(lognormal(s), m, m * (1 - error), upwards=False)
-                worst = max(worst, found - bound(m, error, math.exp(s)))
+                worst = greatest(worst, found - bound(m, error, math.exp(s)))
     return Measured("convolution", "lower tail above its bound by", max(worst, 0.0), ROUNDING)
 
 
@@ -146,13 +146,13 @@ def of_bounded_terms(bound: Callable[[int, float, float, float], float]) -> list
         levels = np.exp(np.linspace(math.log(most), math.log(most) - 40, 40001))[::-1]
         beyond = (1 - bounded(s, variance, dim)(levels)) * levels
         logs = np.log(levels)
-        off = max(off, abs(float(np.trapezoid(beyond, logs)) - 1))
-        off = max(off, abs(float(np.trapezoid(2 * levels * beyond, logs)) / (spread + 1) - 1))
+        off = greatest(off, abs(float(np.trapezoid(beyond, logs)) - 1))
+        off = greatest(off, abs(float(np.trapezoid(2 * levels * beyond, logs)) / (spread + 1) - 1))
         for m in (4, 32, 128):
             for error in (0.2, 0.5):
                 below = sums(bounded(s, variance, dim), m, m * (1 - error), upwards=False)
                 above = 1 - sums(bounded(s, variance, dim), m, m * (1 + error), upwards=True)
-                worst = max(worst, below + above - bound(m, error, spread, most))
+                worst = greatest(worst, below + above - bound(m, error, spread, most))
     return [
         Measured("convolution", "both tails above Bernstein's bound by", max(worst, 0.0), ROUNDING),
         Measured("convolution", "mean and second moment of bounded terms", off, 1e-4),
@@ -173,7 +173,7 @@ def of_the_library(feature_map: FeatureMap, proposal: Callable[[float], Proposal
         terms = sum(parts) + math.log(features.rows) - x @ y
         away = np.sum((normal * math.sqrt(variance) - z / (2 * a)) ** 2, -1)
         stated = math.log(largest_term(float(z @ z), variance, dim)) - a * away
-        worst = max(worst, cubature.largest(terms - stated), float(np.argmax(terms) != len(terms) - 1))
+        worst = greatest(worst, cubature.largest(terms - stated), float(np.argmax(terms) != len(terms) - 1))
     return Measured("float64", "log X/K of the library against log M_b − a|w − z/2a|²", worst, 1e-12)
 
 

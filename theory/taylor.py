@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rfkernels import materialized
 from theory import _cubature as cubature
 from theory import _multiprecision as multiprecision
-from theory._verdict import Measured, Result, Verdict
+from theory._verdict import Measured, Result, Verdict, greatest
 
 STATEMENT = r"""
 Features $\phi_\alpha(x) = x^\alpha / \sqrt{\alpha!}$ of all multi-indices of degree up to $N$ have
@@ -54,7 +54,7 @@ def bias(degree: int) -> float:
         stated = float(materialized.relative_bias(np.array([dot]), np.array([1.0]), features))
         squared = float(materialized.relative_error(np.array([dot]), np.array([1.0]), features, log=True))
         log = 2 * mp.log(abs(exact))
-        worst = max(worst, float(abs(stated / exact - 1)), float(abs(squared - log) / max(1, abs(log))))
+        worst = greatest(worst, float(abs(stated / exact - 1)), float(abs(squared - log) / max(1, abs(log))))
     return worst
 
 
@@ -68,7 +68,7 @@ def columns(degree: int, dim: int) -> float:
     x, y = (np.concatenate([v, pad + shift], -1) for v, shift in zip(points, (0.5, -0.7), strict=True))
     log, sign = materialized.log_kernel(x, y, features)
     for one, dot, size in zip(sign * np.exp(log), np.sum(x * y, -1), np.sum(np.abs(x * y), -1), strict=True):
-        worst = max(worst, abs(float(one - polynomial(degree, dot))) / float(polynomial(degree, size)))
+        worst = greatest(worst, abs(float(one - polynomial(degree, dot))) / float(polynomial(degree, size)))
     return worst
 
 

@@ -15,7 +15,7 @@ from theory import _cubature as cubature
 from theory import _multiprecision as multiprecision
 from theory import _symbolic as symbolic
 from theory._cubature import Array, Pairs
-from theory._verdict import Measured, Result, Verdict
+from theory._verdict import Measured, Result, Verdict, greatest
 
 STATEMENT = r"""
 For rows $w \sim N(0, I)$,
@@ -74,7 +74,7 @@ def deviations(feature_map: FeatureMap, points: Pairs, scale: float = 1.0) -> Ar
 def by_cubature(name: str, feature_map: FeatureMap) -> Measured:
     """Compare on pairs of norm up to 1 at several scales, in float64."""
     points = cubature.pairs()
-    error = max(cubature.largest(deviations(feature_map, points, scale)) for scale in SCALES)
+    error = greatest(*(cubature.largest(deviations(feature_map, points, scale)) for scale in SCALES))
     return Measured("cubature", name, error, CUBATURE)
 
 
@@ -90,7 +90,7 @@ def by_many_digits(name: str, feature_map: FeatureMap) -> Measured:
             errors = [_line(feature_map, mp.mpf(x), mp.mpf(y)) for x, y in LINE]
         else:
             errors = [_plane(feature_map, mp.mpf(x), mp.mpf(y), mp.mpf(angle)) for x, y, angle in PLANE]
-        return Measured("mpmath", name, max(errors), MULTIPRECISION)
+        return Measured("mpmath", name, greatest(*errors), MULTIPRECISION)
 
 
 def _line(feature_map: FeatureMap, x: mp.mpf, y: mp.mpf) -> float:

@@ -17,7 +17,7 @@ from theory import _cubature as cubature
 from theory import _multiprecision as multiprecision
 from theory import _symbolic as symbolic
 from theory._cubature import Array, Pairs
-from theory._verdict import Measured, Result, Verdict
+from theory._verdict import Measured, Result, Verdict, greatest
 
 STATEMENT = r"""
 With $s = |x + y|^2$, $\delta = |x - y|^2$ and $K = \exp(x \cdot y)$, estimates from $n$ independent rows have the mean
@@ -123,7 +123,7 @@ def by_symbols(maps: Mapping[str, FeatureMap]) -> list[Measured]:
 def by_many_digits(maps: Mapping[str, FeatureMap]) -> list[Measured]:
     """Compare at extreme points, in multiple precision."""
     with mp.workdps(multiprecision.DIGITS):
-        errors = {name: max(_line(name, m, mp.mpf(x), mp.mpf(y)) for x, y in LINE) for name, m in maps.items()}
+        errors = {name: greatest(*(_line(name, m, mp.mpf(x), mp.mpf(y)) for x, y in LINE)) for name, m in maps.items()}
     return [Measured("mpmath", name, error, MULTIPRECISION) for name, error in errors.items()]
 
 

@@ -92,7 +92,7 @@ class Backend(NamedTuple):
     check_finite : callable
         ``check_finite(q=q, k=k, v=v)``: refuses NaN and infinity, as `check_finite_arrays` does.
     spread : callable
-        ``spread(xp, outputs, share, ratio, least)``: as `rfkernels.partials.spread`.
+        ``spread(xp, outputs, share, ratio)``: as `rfkernels.partials.spread`.
     few_rows : callable
         ``few_rows(xp, q, k, v, allowed, kernel)``: as `rfkernels.exact.exact_block`.
     exact : callable

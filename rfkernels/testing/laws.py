@@ -37,11 +37,11 @@ def assert_marginal_law(
 
     Of each of `count` independent calls of the sampler one row is kept, of every position in turn, so that the rows
     which are judged are independent. Along the axes, two diagonals and as many random directions e as there are axes,
-    √n times the mean of w·e is then exactly standard normal, n times that of (w·e)² exactly χ² of n degrees of
-    freedom, and w·e and |w| are put to Kolmogorov–Smirnov tests; n times the squared norm of the mean of w is exactly
-    χ² of dim degrees, and the extreme singular values of all rows are held to the bound √n ± (√dim + t), exceeded with
-    probability exp(−t²/2). Each statistic gets an equal share of `false_alarm`, which bounds the probability that a
-    correct sampler fails, without any approximation.
+    √n times the mean of w·e is then exactly standard normal, n times that of (w·e)² exactly χ² of n degrees of freedom,
+    and w·e and |w| are put to Kolmogorov–Smirnov tests; n times the squared norm of the mean of w is exactly χ² of dim
+    degrees and Σ |w|² exactly χ² of n dim degrees, and the extreme singular values of all rows are held to the bound √n
+    ± (√dim + t), exceeded with probability exp(−t²/2). Each statistic gets an equal share of `false_alarm`, which
+    bounds the probability that a correct sampler fails, without any approximation.
 
     Parameters
     ----------
@@ -51,7 +51,8 @@ def assert_marginal_law(
         The dimension of rows.
     count : int, default 20000
         Independent calls. A mean of w·e that is off by 10 / √count along one of these directions is noticed all but
-        surely; along any other, one off by (6 + 3 dim^¼) / √count.
+        surely; along any other, one off by (6 + 3 dim^¼) / √count; and rows that are too long by a factor that is off
+        by 7 / √(count dim).
     rows : int, optional
         Rows of each call: dim, or dim + 1 where dim is odd, by default, which is a block of orthogonal rows.
     false_alarm : float, default 2e-9
@@ -158,12 +159,13 @@ def _findings(rows: Array) -> Iterator[_Finding]:
         along = rows @ direction
         mean, square = float(along.mean()), float((along**2).mean())
         yield _Finding(f"the mean along {name} is {mean:.3g}", 2 * float(stats.norm.sf(math.sqrt(count) * abs(mean))))
-        tails = stats.chi2.cdf(count * square, count), stats.chi2.sf(count * square, count)
-        yield _Finding(f"the mean square along {name} is {square:.4g}", min(1.0, 2 * float(min(tails))))
+        yield _Finding(f"the mean square along {name} is {square:.4g}", _by_chi2(count * square, count))
         found = stats.kstest(along, stats.norm.cdf)
         yield _Finding(f"the distribution along {name} is {found.statistic:.3g} from normal", float(found.pvalue))
     mean = float(np.linalg.norm(rows.mean(0)))
     yield _Finding(f"the mean has norm {mean:.3g}", float(stats.chi2.sf(count * mean**2, dim)))
+    total = float(np.sum(rows**2))
+    yield _Finding(f"the mean of |w|²/dim is {total / rows.size:.5g}", _by_chi2(total, rows.size))
     found = stats.kstest(np.linalg.norm(rows, axis=-1), stats.chi(dim).cdf)
     yield _Finding(f"the distribution of norms is {found.statistic:.3g} from χ of {dim} degrees", float(found.pvalue))
     values = np.linalg.svd(rows, compute_uv=False)
@@ -171,3 +173,10 @@ def _findings(rows: Array) -> Iterator[_Finding]:
     excess = max(high - math.sqrt(count), math.sqrt(count) - low) - math.sqrt(dim)
     what = f"the singular values of the rows run from {low:.4g} to {high:.4g}, around √n = {math.sqrt(count):.4g}"
     yield _Finding(what, min(1.0, 2 * math.exp(-(max(excess, 0.0) ** 2) / 2)))
+
+
+def _by_chi2(value: float, freedom: int) -> float:
+    """Return the probability that χ² is as far off, to either side."""
+    from scipy import stats
+
+    return min(1.0, 2 * float(min(stats.chi2.cdf(value, freedom), stats.chi2.sf(value, freedom))))

@@ -221,7 +221,7 @@ def shapes(draw: Callable[[Any], Any], dim: int = 4, longest: int = 17, axes: in
     _check_dim(dim)
     if longest < 1:
         raise ValueError(f"longest must be at least 1, got {longest!r}")
-    lengths = st.one_of(st.sampled_from([0, 1, max(longest - 1 + longest % 2, 1)]), st.integers(0, longest))
+    lengths = st.one_of(st.integers(0, longest), st.sampled_from([0, 1, max(longest - 1 + longest % 2, 1)]))
     full = draw(st.lists(st.sampled_from([2, 1, 3, 0]), max_size=axes))
     sides = [tuple(draw(st.sampled_from([size, 1])) for size in full) for _ in range(2)]
     while sides[0][:1] == (1,) and draw(st.booleans()):

@@ -25,7 +25,7 @@ from rfkernels.grouping import BlockState, Groups
 from rfkernels.state import DecodeState, State
 from rfkernels.streaming import AttentionResult, Errors, batch_of, check_state
 from rfkernels.uncertainty import _check, _groups
-from rfkernels.uncertainty._jackknife import Estimate, combine
+from rfkernels.uncertainty._jackknife import Estimate, combine, rounding
 
 __all__ = ["LIMIT", "UntrustedErrorWarning", "attend", "half_width", "trusted"]
 
@@ -137,13 +137,15 @@ def attend(
         full=True,
         **options,
     )
-    rounding = _NARROW.get(dtype_name(dtype), 0.0)
     chosen = choose(options.get("backend"), q, k, v)
     freedom, unit = len(index) - 1, _unit(xp, done.output)
     outputs = done.output if unit is None else done.output / unit
-    found = combine(xp, outputs, done.log_normalizer, done.sign, features.count, rounding, chosen.spread)
+    found = combine(xp, outputs, done.log_normalizer, done.sign, features.count, chosen.spread)
     if unit is not None:
         found = found._replace(output=found.output * unit, error=found.error * unit)
+    largest = _largest(xp, v) if state is None else xp.inf
+    least = rounding(xp, found.output, largest, _NARROW.get(dtype_name(dtype), 0.0))
+    found = found._replace(error=xp.maximum(found.error, least))
     error = Errors(found.error, found.log_error, found.effective, freedom)
     if check and state is None and features.map.kernel is not None:
         at = _check.positions(q.shape[-2], int(check))
@@ -165,6 +167,12 @@ def _unit(xp: Any, outputs: Any) -> Any:
     fits = (size > limits.tiny**0.5 / limits.eps) & (size < limits.max**0.5 * limits.eps)
     fits = fits | (size == 0) | ~xp.isfinite(size)
     return None if xp is np and fits.all() else xp.where(fits, 1, size)
+
+
+def _largest(xp: Any, v: Any) -> Any:
+    """Return the largest value of each column, (*batch, 1, width); infinity of one that has NaN."""
+    size = xp.max(xp.abs(stopped(xp, v)), -2, keepdims=True, initial=0)
+    return xp.where(xp.isnan(size), xp.inf, size)
 
 
 def _inflated(xp: Any, found: Estimate, exact: Any, *given: Any) -> tuple[Any, Any, Any, Any]:

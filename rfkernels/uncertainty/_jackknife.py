@@ -38,16 +38,14 @@ class Estimate(NamedTuple):
     effective: Any
 
 
-def combine(
-    xp: Any, outputs: Any, logs: Any, signs: Any, count: int, rounding: float = 0.0, spread: Spread = partials.spread
-) -> Estimate:
+def combine(xp: Any, outputs: Any, logs: Any, signs: Any, count: int, spread: Spread = partials.spread) -> Estimate:
     """Join what groups of equally many features estimate, and leave each of them out in turn.
 
     Sums over keys are averages of those of the groups, D_b, so that the output is o = Σ_b p_b o_b with p_b = D_b / Σ D.
     Without group b the output is off from o by −p_b (o_b − o) / Σ_{c≠b} p_c, and log D by the log of B / (B − 1) times
     that sum of p_c. The standard error of either is √((B − 1) / B) times the root of the sum of squares (Tukey 1958),
-    taken about the estimate and not about the mean of what is left. It is never below what rounding amounts to, of sums
-    relative to a row and of the result, by `rounding`, relative to each number. It is infinite where one group holds
+    taken about the estimate and not about the mean of what is left. That of the log is never below what rounding
+    amounts to; that of the output is yet to be compared with it (`rounding`). Both are infinite where one group holds
     the whole sum but for the root of the smallest normal number (1e-19 in float32), beyond which derivatives overflow.
     `spread` is that of the backend.
     """
@@ -65,9 +63,7 @@ def combine(
     left = xp.where(gone, 1, left)
     whole = xp.any(gone & (share != 0), 0)  # in one group
     factor, eps = (groups - 1) / groups, UNITS * xp.finfo(log.dtype).eps
-    output, error = spread(xp, outputs, share, math.sqrt(factor) * (share / left), eps)
-    if rounding:
-        error = xp.maximum(error, rounding * xp.abs(output))
+    output, error = spread(xp, outputs, share, math.sqrt(factor) * (share / left))
     if xp is not np or whole.any():
         error = xp.where(whole[..., None], xp.inf, error)
     moved = xp.where(gone, 0, xp.log(xp.abs(left) / factor))
@@ -77,6 +73,19 @@ def combine(
     variance = xp.sum((groups * share - 1) ** 2, 0) / (groups * (groups - 1))
     effective = xp.where(nothing, 0, count / (1 + count * variance))
     return Estimate(output, log, xp.sign(total), error, log_error, effective)
+
+
+def rounding(xp: Any, output: Any, largest: Any, narrow: float) -> Any:
+    """Return what rounding of an output may amount to.
+
+    Rounding of sums is relative to the values that cancel in them. Unknown as these are, they are taken for as large as
+    the largest output of the row, but for no larger than any value of the column, `largest`, lest a column of large
+    numbers widen those of others. That of the result, `narrow`, is relative to each number.
+    """
+    size = stopped(xp, xp.abs(output))
+    row = xp.max(size, -1, keepdims=True, initial=0)
+    eps = UNITS * float(xp.finfo(output.dtype).eps)
+    return xp.maximum(eps * xp.maximum(xp.minimum(row, largest), size), narrow * size)
 
 
 def _of_others(xp: Any, share: Any) -> Any:

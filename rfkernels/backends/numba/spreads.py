@@ -16,7 +16,7 @@ _PIECE = 1 << 17
 """Numbers of each estimate in a task."""
 
 
-def spread(_: Any, outputs: Any, share: Any, ratio: Any, least: float) -> tuple[Any, Any]:
+def spread(_: Any, outputs: Any, share: Any, ratio: Any) -> tuple[Any, Any]:
     """Do what `rfkernels.partials.spread` does, rows on threads."""
     shape = outputs.shape[1:]
     rows, width = math.prod(shape[:-1]), shape[-1]
@@ -26,14 +26,14 @@ def spread(_: Any, outputs: Any, share: Any, ratio: Any, least: float) -> tuple[
     step = max(1, _PIECE // max(width, 1))
     cuts = [*range(0, rows, step), rows]
     threads.run(
-        [partial(_spread, given, weights, factors, least, average, error, *piece) for piece in pairwise(cuts)],
+        [partial(_spread, given, weights, factors, average, error, *piece) for piece in pairwise(cuts)],
         threads.thread_count(),
     )
     return average.reshape(shape), error.reshape(shape)
 
 
 @entry
-def _spread(outputs: Any, share: Any, ratio: Any, least: float, average: Any, error: Any, low: int, high: int) -> int:
+def _spread(outputs: Any, share: Any, ratio: Any, average: Any, error: Any, low: int, high: int) -> int:
     groups, _, width = outputs.shape
     for r in range(low, high):
         first, whole = 0, 0.0
@@ -52,10 +52,7 @@ def _spread(outputs: Any, share: Any, ratio: Any, least: float, average: Any, er
             for j in range(width):
                 apart = factor * (outputs[b, r, j] - outputs[first, r, j] - average[r, j])
                 error[r, j] += apart * apart
-        size = 0.0
         for j in range(width):
             average[r, j] += whole * outputs[first, r, j]
-            size = max(size, abs(average[r, j]))
-        for j in range(width):
-            error[r, j] = max(np.sqrt(error[r, j]), least * size)
+            error[r, j] = np.sqrt(error[r, j])
     return 0
