@@ -173,10 +173,7 @@ def _check_norm_weight(weight: Any, log: Any) -> None:
 
 
 def evaluated(function: LogKernel, xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
-    """Return what a function of a kernel returns, of the shape and dtype of x·y, also where that is a constant.
-
-    In JAX it must be made of functions that JAX can trace.
-    """
+    """Return what a function, which JAX must be able to trace, returns, in the shape and dtype of x·y."""
     try:
         found = function(xp, dot, xx, yy)
     except TypeError as error:
