@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -117,10 +118,10 @@ class Traced:
         return self._recorder.emit("abs", self)
 
     def __pow__(self, power: object) -> Traced:
-        if not isinstance(power, int) or not 1 <= power <= _LARGEST_POWER:
+        if not isinstance(power, Integral) or not 1 <= int(power) <= _LARGEST_POWER:
             raise ValueError(f"a power in an activation must be an int from 1 to {_LARGEST_POWER}, got {power!r}")
         result = self
-        for _ in range(power - 1):
+        for _ in range(int(power) - 1):
             result = result * self
         return result
 

@@ -43,7 +43,7 @@ def exact_attention(
     backend: str | None = None,
     check_finite: bool = True,
 ) -> Any:
-    """Compute attention with exact weights: in quadratic time, but with no more memory than linear attention takes.
+    """Compute attention with exact weights: in quadratic time, but with memory that is linear in the length.
 
     Row t of the output is Σ_s k(√scale q_t, √scale k_s) v_s / Σ_s k(√scale q_t, √scale k_s), by default
     softmax(scale q kᵀ) v.

@@ -45,8 +45,8 @@ class Kernel:
     Raises
     ------
     TypeError, ValueError
-        If a function is none, cannot be hashed, or is not elementwise where it was tried, or `norm_weight` is not a
-        finite number or not that of `log`.
+        If a function is none, cannot be hashed, or is not elementwise where it was tried, `sign` returned other numbers
+        there, or `norm_weight` is not a finite number or not that of `log`.
     """
 
     name: str
@@ -66,6 +66,8 @@ class Kernel:
                 if name == "log" or function is not None:
                     _check_function(name, function)
                     _check_elementwise(name, function, function)
+            if self.sign is not None:
+                _check_signs(self.sign)
         if self.norm_weight is not None:
             _check_norm_weight(self.norm_weight, self.log)
 
@@ -150,6 +152,12 @@ def _check_elementwise(name: str, function: Any, run: Any) -> None:
         )
 
 
+def _check_signs(sign: Any) -> None:
+    values = sign(np, *_PAIRS)
+    if not (is_tracer(values) or np.isin(np.asarray(values), (-1, 0, 1)).all()):
+        raise ValueError(f"sign must return -1, 0 or 1, but {sign!r} returned {values!r}")
+
+
 def _check_norm_weight(weight: Any, log: Any) -> None:
     """Require κ to be that of the log, which some backends then do not look at."""
     if not is_number(weight):
@@ -165,9 +173,9 @@ def _check_norm_weight(weight: Any, log: Any) -> None:
 
 
 def evaluated(function: LogKernel, xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
-    """Return what a function of a kernel returns; in JAX it must be made of functions that JAX can trace."""
+    """Return what a function, which JAX must be able to trace, returns, in the shape and dtype of x·y."""
     try:
-        return function(xp, dot, xx, yy)
+        found = function(xp, dot, xx, yy)
     except TypeError as error:
         if xp is np:
             raise
@@ -175,6 +183,8 @@ def evaluated(function: LogKernel, xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
             f"a kernel's functions must be made of those of their namespace xp to be used with JAX, got {function!r}: "
             f"{str(error).splitlines()[0]}"
         ) from error
+    found = xp.asarray(found, dot.dtype)
+    return found if found.shape == dot.shape else xp.full(dot.shape, found)
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,36 @@ def test_under_jit_and_a_few_queries_at_a_time(monkeypatch: pytest.MonkeyPatch) 
     assert on_device.top(table(), queries[:0], 3, 600).ids.shape == (0, 3)
 
 
+def most_numbers(program: Any) -> int:
+    """Return the size of the largest array that a program makes, and those that it calls."""
+    found = 0
+    for equation in program.eqns:
+        inner = [getattr(x, "jaxpr", x) for x in jax.tree.leaves(tuple(equation.params.values()))]
+        found = max([found, *map(most_numbers, (x for x in inner if hasattr(x, "eqns")))])
+        found = max([found, *(x.aval.size for x in equation.outvars)])
+    return found
+
+
+@pytest.mark.parametrize("name", ["top", "estimate"])
+def test_what_is_under_way_and_what_derivatives_keep(name: str) -> None:
+    """Traced with many groups, and with more queries than are taken at a time; nothing is run."""
+    small = table()
+    queries = jax.ShapeDtypeStruct((4096, DIM), jnp.float32)
+    of_groups = "start", "count", "cell", "spread", "seen"
+    grown = {field: jax.ShapeDtypeStruct((20_000,), getattr(small, field).dtype) for field in of_groups}
+
+    def pulled(table: Any, queries: Any) -> Any:
+        def run(queries: Any) -> Any:
+            if name == "top":
+                return on_device.top(table, queries, COUNT, CELLS + DIM + 128).logits
+            return on_device.estimate(table, queries, CELLS + DIM + 128, jax.random.key(0)).log_normalizer
+
+        return jax.vjp(run, queries)[1]
+
+    program = jax.make_jaxpr(pulled)(small._replace(**grown), queries)
+    assert most_numbers(program.jaxpr) <= catalog_arguments.NUMBERS["cpu"]
+
+
 def test_items_that_are_not_there() -> None:
     """Rows of no item, and fewer items than are asked for."""
     items, queries = data(DIM, "float32")

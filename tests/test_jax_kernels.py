@@ -109,6 +109,8 @@ def test_functions_that_are_not_elementwise_are_refused() -> None:
             rfk.Kernel("b", log)
     with pytest.raises(ValueError, match="sign must be elementwise"):
         rfk.Kernel("b", log_quad, sign=lambda xp, dot, xx, yy: xp.sign(dot - xp.mean(dot)))
+    with pytest.raises(ValueError, match=r"sign must return -1, 0 or 1, but <function .* returned array"):
+        rfk.Kernel("b", log_quad, sign=lambda xp, dot, xx, yy: dot)
     with pytest.raises(TypeError, match=r"log must be a function log\(xp, dot, xx, yy\) that can be hashed, got None"):
         rfk.Kernel("b", None)  # type: ignore[arg-type]
     for log in (lambda xp, dot, xx, yy: None, lambda xp, dot, xx, yy: 1j * dot):  # type: ignore[assignment]
@@ -120,6 +122,21 @@ def test_functions_that_are_not_elementwise_are_refused() -> None:
     with pytest.raises(ValueError, match="profile must be elementwise: <function"):
         rfk.Kernel.of_distance("b", lambda xp, squared: jnp.max(squared) - squared)
     assert rfk.Kernel("constant", lambda xp, dot, xx, yy: 0.0).name == "constant"
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+@pytest.mark.parametrize("constant", [0, np.float64(1), False])
+def test_logs_are_of_the_shape_and_dtype_of_the_points(xp: Any, constant: Any) -> None:
+    x = xp.ones((2, 3, DIM), xp.float32)
+    same = rfk.Kernel("same", lambda xp, dot, xx, yy: constant, sign=lambda xp, dot, xx, yy: 1)
+    some = rfk.Kernel("some", lambda xp, dot, xx, yy: xp.where(dot > 0, constant, -5))
+    for kernel in (same, some):
+        log, sign = rfk.exact_log_kernel(x, x[:1], kernel=kernel, return_sign=True)
+        assert log.shape == sign.shape == (2, 3)
+        assert log.dtype == sign.dtype == np.float32
+        np.testing.assert_array_equal(log, float(constant))
+    log = rfk.exact_log_normalizer(x, x, kernel=same, return_sign=True)[0]
+    assert log.dtype == np.float32
 
 
 def test_norm_weights_that_are_not_those_of_the_log_are_refused() -> None:

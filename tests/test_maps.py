@@ -266,7 +266,7 @@ ACTIVATIONS: dict[str, Callable[..., Any]] = {
     + 8 * xp.where(a <= 0.5, 1, 0) + 16 * xp.where(u > 0.25, 1, 0),
     "booleans": lambda xp, u, a: xp.where((u > 0) & (a > 0), 1, 0) + 2 * xp.where((u > 1) | (a < -1), 1, 0)
     + 4 * xp.where(~(u > 0.5), 1, 0),
-    "powers": lambda xp, u, a: u**1 + u**2 - u**3 / 7 + a**4 / 3 + (u / 2) ** 8,
+    "powers": lambda xp, u, a: u**1 + u ** np.int64(2) - u**3 / 7 + a**4 / 3 + (u / 2) ** 8,
     "arithmetic": lambda xp, u, a: -u + (+a) - 2 * u / (3 + abs(a)) + 1 / (2 + u * u) - (1 - u) * (a - 1) + 0.5,
     "constants": lambda xp, u, a: xp.pi * u + xp.e * a + math.pi + np.float32(0.25) + np.float64(0.5) + True * 0 + 3,
     "u alone": lambda xp, u, a: u,

@@ -42,7 +42,7 @@ def estimate(table: DeviceTable | Sharded, queries: Any, budget: int, key: Any) 
 
     What `rfkernels.catalog.estimates.estimate` computes, in the dtype of the items and with JAX's random numbers. May
     be called under `jax.jit` with `budget` static; compiled once for each shape and budget. Logits are computed at full
-    precision. Memory beyond the items is for a bounded number of queries at a time.
+    precision. Memory beyond the items is for a bounded number of queries at a time, of derivatives too.
 
     Parameters
     ----------

@@ -35,9 +35,18 @@ def promoting(function: Callable[Arguments, Result]) -> Callable[Arguments, Resu
 
 
 def each_query(one: Callable[..., Any], given: Any, numbers: int) -> Any:
-    """Map over queries, and what belongs to each, so many of them at a time as fit if each takes so many numbers."""
+    """Map over queries, and what belongs to each, so many of them at a time as fit if each takes so many numbers.
+
+    Derivatives compute anew what they need of a query, or they would keep that of all.
+    """
     limit = NUMBERS.get(jax.default_backend(), _NUMBERS_ELSEWHERE)
-    return jax.lax.map(lambda x: one(*x), given, batch_size=max(1, limit // numbers))
+    again = jax.checkpoint(lambda x: one(*x), prevent_cse=False)
+    return jax.lax.map(again, given, batch_size=max(1, limit // numbers))
+
+
+def numbers_of(table: DeviceTable, places: int, width: int) -> int:
+    """Return how many numbers a query takes that looks at all groups, and at as many rows as it has places."""
+    return int(places * width + len(table.means) + len(table.count))
 
 
 def parts_of(table: DeviceTable | Sharded) -> tuple[DeviceTable, int]:

@@ -17,6 +17,7 @@ from rfkernels.backends.jax.catalog_arguments import (
     check_places,
     check_queries,
     each_query,
+    numbers_of,
     parts_of,
     promoting,
 )
@@ -84,7 +85,7 @@ def _of_device(table: DeviceTable, queries: Any, values: Any, key: Any, *, place
         return _mean(table, values, query, jax.random.fold_in(key, number), places, axis)
 
     width = queries.shape[1] + values.shape[1]
-    return each_query(one, (queries, jnp.arange(len(queries))), places * width)
+    return each_query(one, (queries, jnp.arange(len(queries))), numbers_of(table, places, width))
 
 
 @partial(jax.jit, static_argnames=("places", "mesh", "axis"))

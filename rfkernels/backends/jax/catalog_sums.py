@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rfkernels._arrays import matmul, stopped
-from rfkernels.backends.jax.catalog_arguments import check_key, check_places, each_query, parts_of
+from rfkernels.backends.jax.catalog_arguments import check_key, check_places, each_query, numbers_of, parts_of
 from rfkernels.backends.jax.catalog_plan import Places, Plan, finite, guessed, placed, planned
 from rfkernels.backends.jax.catalog_rays import along
 from rfkernels.backends.jax.tables import DeviceTable, Sharded
@@ -127,7 +127,7 @@ def _estimated(table: DeviceTable, queries: Any, key: Any, scale: Any, weights: 
         rows = table.rows.at[held.row].get(mode="promise_in_bounds")
         return _one(table, plan, held, expected, weights.logits(rows, query, scale))
 
-    return each_query(one, (queries, jnp.arange(len(queries))), places * queries.shape[1])
+    return each_query(one, (queries, jnp.arange(len(queries))), numbers_of(table, places, queries.shape[1]))
 
 
 def _one(table: DeviceTable, plan: Plan, held: Places, expected: Any, logits: Any) -> tuple[Any, Any, Any]:

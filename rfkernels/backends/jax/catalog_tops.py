@@ -14,6 +14,7 @@ from rfkernels.backends.jax.catalog_arguments import (
     check_places,
     check_queries,
     each_query,
+    numbers_of,
     parts_of,
     promoting,
 )
@@ -79,7 +80,7 @@ def top(table: DeviceTable | Sharded, queries: Any, k: int, budget: int | None =
 @partial(jax.jit, static_argnames=("k", "places"))
 def _of_device(table: DeviceTable, queries: Any, *, k: int, places: int | None) -> Any:
     one = partial(_of_all, table, k) if places is None else partial(_of_groups, table, k, places)
-    numbers = -(-len(table.rows) // _SHARED) if places is None else places * queries.shape[1]
+    numbers = -(-len(table.rows) // _SHARED) if places is None else numbers_of(table, places, queries.shape[1])
     return each_query(one, (queries,), numbers)
 
 
