@@ -310,8 +310,10 @@ def _rounding(table: Table, given: Points, logs: Any) -> Any:
     eps = float(np.finfo(table.rows.dtype).eps)
     if given.linear:
         return np.abs(logs - given.constant) * eps
-    most = float(given.profile.plain[1].max()) * eps
-    return sensitivity(given.profile, logs, int(table.count.sum())) * eps if most >= _EXACT else 0 * logs + most
+    sizes = given.profile.plain[1].max()
+    if sizes * eps >= _EXACT:
+        sizes = sensitivity(given.profile, logs, int(table.count.sum()))
+    return np.where(logs < np.inf, sizes * eps, np.inf)
 
 
 def _run(call: _Call, table: Table, given: Points) -> Any:
