@@ -139,6 +139,19 @@ def test_a_created_catalog_of_small_groups_has_no_room(path: Path) -> None:
     np.testing.assert_array_equal(catalog.items(np.arange(300)), items)
 
 
+def test_files_and_copies_have_no_rows_that_were_never_used(path: Path) -> None:
+    items = normal(500)
+    rfk.Catalog(items, cells=4).save(path)
+    size = path.stat().st_size
+    for _ in range(3):
+        catalog = rfk.Catalog.load(path, mapped=True)
+        catalog.update([7], items[7:8])
+        assert len(catalog.store.rows) > 500
+        assert len(copy.deepcopy(catalog).store.rows) == 500
+        catalog.save(path)
+        assert path.stat().st_size == size
+
+
 def test_a_mapped_catalog_may_lose_all_its_items(path: Path) -> None:
     rfk.Catalog(normal(500), cells=4).save(path)
     catalog = rfk.Catalog.load(path, mapped=True)
