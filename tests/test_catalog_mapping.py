@@ -202,6 +202,26 @@ def test_a_file_that_is_not_the_same_any_more(path: Path, how: str) -> None:
     np.testing.assert_array_equal(catalog.items(np.arange(8, 500)), items[8:])
 
 
+def test_where_there_are_not_as_many_addresses(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = normal(500)
+    rfk.Catalog(items, cells=4).save(path)
+    catalog = rfk.Catalog.load(path, mapped=True)
+    monkeypatch.setattr(mapping, "_ROOM", 1 << 32)
+    catalog.remove([7])
+    assert catalog.store.rows.flags.owndata
+    np.testing.assert_array_equal(catalog.items(np.arange(8, 500)), items[8:])
+
+
+def test_memory_that_cannot_be_given_back_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = normal(500)
+    rfk.Catalog(items, cells=4).save(path)
+    catalog = rfk.Catalog.load(path, mapped=True)
+    monkeypatch.setattr(mmap, "MADV_DONTNEED", 1 << 20)  # the system knows of none
+    catalog.add(normal(100, 1), np.arange(500, 600))
+    assert (catalog.store.start >= 500).any()
+    np.testing.assert_array_equal(catalog.items(np.arange(600)), np.concatenate([items, normal(100, 1)]))
+
+
 def test_rows_at_any_offset(path: Path) -> None:
     """Mappings begin at pages; rows need not."""
     items = normal(112)  # with what lies before them on their page, more than seven pages
