@@ -139,6 +139,19 @@ def test_a_created_catalog_of_small_groups_has_no_room(path: Path) -> None:
     np.testing.assert_array_equal(catalog.items(np.arange(300)), items)
 
 
+def test_files_and_copies_have_no_rows_that_were_never_used(path: Path) -> None:
+    items = normal(500)
+    rfk.Catalog(items, cells=4).save(path)
+    size = path.stat().st_size
+    for _ in range(3):
+        catalog = rfk.Catalog.load(path, mapped=True)
+        catalog.update([7], items[7:8])
+        assert len(catalog.store.rows) > 500
+        assert len(copy.deepcopy(catalog).store.rows) == 500
+        catalog.save(path)
+        assert path.stat().st_size == size
+
+
 def test_a_mapped_catalog_may_lose_all_its_items(path: Path) -> None:
     rfk.Catalog(normal(500), cells=4).save(path)
     catalog = rfk.Catalog.load(path, mapped=True)
@@ -187,6 +200,26 @@ def test_a_file_that_is_not_the_same_any_more(path: Path, how: str) -> None:
     catalog.remove([7])
     assert catalog.store.rows.flags.owndata
     np.testing.assert_array_equal(catalog.items(np.arange(8, 500)), items[8:])
+
+
+def test_where_there_are_not_as_many_addresses(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = normal(500)
+    rfk.Catalog(items, cells=4).save(path)
+    catalog = rfk.Catalog.load(path, mapped=True)
+    monkeypatch.setattr(mapping, "_ROOM", 1 << 32)
+    catalog.remove([7])
+    assert catalog.store.rows.flags.owndata
+    np.testing.assert_array_equal(catalog.items(np.arange(8, 500)), items[8:])
+
+
+def test_memory_that_cannot_be_given_back_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = normal(500)
+    rfk.Catalog(items, cells=4).save(path)
+    catalog = rfk.Catalog.load(path, mapped=True)
+    monkeypatch.setattr(mmap, "MADV_DONTNEED", 1 << 20)  # the system knows of none
+    catalog.add(normal(100, 1), np.arange(500, 600))
+    assert (catalog.store.start >= 500).any()
+    np.testing.assert_array_equal(catalog.items(np.arange(600)), np.concatenate([items, normal(100, 1)]))
 
 
 def test_rows_at_any_offset(path: Path) -> None:

@@ -14,6 +14,7 @@ from profiled import KERNELS, epanechnikov, exact, squares
 from scipy.special import betainc
 
 import rfkernels as rfk
+from rfkernels.backends.numba import catalog_radial
 from rfkernels.backends.numba.catalog_profiles import program_of
 from rfkernels.catalog import Catalog, engines, profiles, radial, spheres
 from rfkernels.catalog.codes import moved
@@ -318,6 +319,13 @@ def test_nothing_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
         log, error, dots = radial.one_radial_sum(t, given, BUDGET, 0, 0)
         assert bool(calls) is asked
         assert (log, error, dots) == ((1.0, 0.5, 8) if asked else (-np.inf, np.inf, 7))
+
+
+@pytest.mark.parametrize("kernel", ["epanechnikov", "box"])
+def test_nothing_is_not_computed_again(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog_radial, "one_radial_sum", lambda *_: pytest.fail("computed again"))
+    far = 100 + data(12, "float32")[1]
+    assert np.isneginf(catalog(12, "float32").kernel_sum(far, KERNELS[kernel], budget=BUDGET)).all()
 
 
 ROUGH: dict[str, Any] = {

@@ -26,8 +26,8 @@ from rfkernels.catalog.invariants import (
     check_layout,
     check_rows,
 )
-from rfkernels.catalog.layout import rows_of, side_by_side, sparse
-from rfkernels.catalog.mapping import source_of
+from rfkernels.catalog.layout import rows_of, side_by_side, sparse, trimmed
+from rfkernels.catalog.mapping import Private, source_of
 from rfkernels.catalog.records import Store
 
 _BLOCK = 1 << 20
@@ -67,6 +67,8 @@ def save(store: Store, path: str | os.PathLike[str], info: Mapping[str, str] | N
     with whole_file(_named(path)) as file, Unchanged(store, "saved: nothing is written"):
         held = replace(store)
         check_arrays(held)
+        if isinstance(held.source, Private):  # or each mapping that is changed and saved would add room
+            held = trimmed(held)
         if sparse(held):
             shape = max(1, rows_of(held)), held.rows.shape[1]
             _fill_file(file, shape, held.rows.dtype, partial(side_by_side, held), info)

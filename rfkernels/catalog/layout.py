@@ -151,11 +151,17 @@ def repack(store: Store, total: Any) -> None:
     vars(store).update({name: getattr(made, name) for name in names}, whole=whole)
 
 
+def trimmed(store: Store) -> Store:
+    """Return a store that shares all arrays with this one, without the rows at the end that were never used."""
+    end = store.end
+    return replace(store, rows=store.rows[:end], ids=store.ids[:end], codes=store.codes[: blocks_of(end)])
+
+
 def apart(store: Store) -> Store:
     """Return a store of no file, without free rows if these are many; it may share arrays with this one."""
-    alone = replace(store, index=None, source=None)
-    room = rows_of(store), store.rows.shape[1]
-    return side_by_side(alone, np.empty(room, store.rows.dtype)) if sparse(store) else alone
+    alone = replace(trimmed(store), index=None, source=None)
+    room = rows_of(alone), alone.rows.shape[1]
+    return side_by_side(alone, np.empty(room, alone.rows.dtype)) if sparse(alone) else alone
 
 
 def side_by_side(store: Store, rows: Any) -> Store:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import sys
+from contextlib import suppress
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -65,7 +67,8 @@ class Private(NamedTuple):
         size, page = self.rows.strides[0], mmap.PAGESIZE
         start, stop = -(-(before + begin * size) // page) * page, (before + end * size) // page * page
         if start < stop and hasattr(mmap, "MADV_DONTNEED"):
-            self.memory.madvise(mmap.MADV_DONTNEED, start, stop - start)
+            with suppress(OSError):  # pages that were locked in memory, as by mlockall, stay there
+                self.memory.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
 def source_of(file: BinaryIO, rows: int, codes: int) -> Source:
@@ -81,8 +84,8 @@ def _identity(file: BinaryIO) -> tuple[int, int]:
 def privately(source: Source | Private | None, rows: Any, codes: Any, first: int) -> Private | None:
     """Return rows and codes that may be written to, with room for twice as many behind them.
 
-    None where that cannot be: without a source, if the file is no longer there, and on systems without private
-    mappings.
+    None where that cannot be: without a source, if the file is no longer there, on systems without private mappings,
+    and where these set aside memory or addresses that there are not.
 
     Parameters
     ----------
@@ -96,15 +99,20 @@ def privately(source: Source | Private | None, rows: Any, codes: Any, first: int
     Raises
     ------
     OSError
-        If the system refuses the mapping.
+        If the system refuses the mapping for another reason.
     """
     if not isinstance(source, Source) or not hasattr(mmap, "MAP_PRIVATE") or not os.path.isfile(source.path):
         return None
     with open(source.path, "rb") as file:
         if _identity(file) != source.identity:
             return None
-        memory, own = _with_room(file, source.rows, rows)
-        return Private(memory, own, _with_room(file, source.codes, codes)[1], first)
+        try:
+            memory, own = _with_room(file, source.rows, rows)
+            return Private(memory, own, _with_room(file, source.codes, codes)[1], first)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            return None
 
 
 def _with_room(file: BinaryIO, offset: int, array: Any) -> tuple[mmap.mmap, Any]:

@@ -287,6 +287,8 @@ def radial_sums(table: Table, given: Points, budget: int, seed: int) -> Estimate
     out[:, 2] += sum(table.means.shape)
     with np.errstate(invalid="ignore"):
         sure = _rounding(table, given, out[:, 0]) < np.maximum(_EXACT, _SHARE * out[:, 1])
+    if not given.linear:
+        sure |= np.isneginf(out[:, 0])  # kernels may be zero
     for i in np.flatnonzero(~sure):  # too large for the dtype of rows
         out[i] = np.array(one_radial_sum(table, given, budget, seed, int(i)))
     return Estimate(out[:, 0], out[:, 1], out[:, 2].astype(np.int64))
@@ -310,10 +312,9 @@ def _rounding(table: Table, given: Points, logs: Any) -> Any:
     eps = float(np.finfo(table.rows.dtype).eps)
     if given.linear:
         return np.abs(logs - given.constant) * eps
-    sizes = given.profile.plain[1].max()
-    if sizes * eps >= _EXACT:
-        sizes = sensitivity(given.profile, logs, int(table.count.sum()))
-    return np.where(logs < np.inf, sizes * eps, np.inf)
+    most = float(given.profile.plain[1].max()) * eps
+    found = sensitivity(given.profile, logs, int(table.count.sum())) * eps if most >= _EXACT else most
+    return np.where(logs < np.inf, found, np.nan)
 
 
 def _run(call: _Call, table: Table, given: Points) -> Any:
