@@ -306,12 +306,14 @@ def exact_radial_sums(table: Table, given: Points) -> Estimate:
 
 
 def _rounding(table: Table, given: Points, logs: Any) -> Any:
-    """Return by how much logs of sums may be off by rounding in the dtype of rows."""
+    """Return by how much logs of sums may be off by rounding in the dtype of rows, NaN of logs that are NaN."""
     eps = float(np.finfo(table.rows.dtype).eps)
     if given.linear:
         return np.abs(logs - given.constant) * eps
     most = float(given.profile.plain[1].max()) * eps
-    return sensitivity(given.profile, logs, int(table.count.sum())) * eps if most >= _EXACT else 0 * logs + most
+    if most < _EXACT:
+        return np.where(np.isnan(logs), np.nan, most)
+    return sensitivity(given.profile, logs, int(table.count.sum())) * eps
 
 
 def _run(call: _Call, table: Table, given: Points) -> Any:
