@@ -14,8 +14,8 @@ from profiled import KERNELS, epanechnikov, exact, squares
 from scipy.special import betainc
 
 import rfkernels as rfk
-from rfkernels.backends.numba.catalog_profiles import program_of
 from rfkernels.backends.numba import catalog_radial
+from rfkernels.backends.numba.catalog_profiles import program_of
 from rfkernels.catalog import Catalog, engines, profiles, radial, spheres
 from rfkernels.catalog.codes import moved
 from rfkernels.kernels import Kernel
