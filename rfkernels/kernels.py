@@ -153,7 +153,8 @@ def _check_elementwise(name: str, function: Any, run: Any) -> None:
 
 
 def _check_signs(sign: Any) -> None:
-    values = sign(np, *_PAIRS)
+    with np.errstate(all="ignore"):
+        values = sign(np, *_PAIRS)
     if not (is_tracer(values) or np.isin(np.asarray(values), (-1, 0, 1)).all()):
         raise ValueError(f"sign must return -1, 0 or 1, but {sign!r} returned {values!r}")
 
@@ -183,7 +184,8 @@ def evaluated(function: LogKernel, xp: Any, dot: Any, xx: Any, yy: Any) -> Any:
             f"a kernel's functions must be made of those of their namespace xp to be used with JAX, got {function!r}: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    found = xp.asarray(found, dot.dtype)
+    with np.errstate(over="ignore"):
+        found = xp.asarray(found, dot.dtype)
     return found if found.shape == dot.shape else xp.full(dot.shape, found)
 
 

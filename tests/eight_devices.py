@@ -543,7 +543,9 @@ def batches_and_heads_on_a_grid_with_explicit_axes() -> None:
         options = {"causal": "error" not in options, **options}
         done = jax.eval_shape(functools.partial(rfk.attention, **options), *placed)
         assert jax.tree.leaves(done)[0].sharding.spec[:2] == ("data", "heads")
-    assert jax.eval_shape(rfk.log_normalizer, *placed[:2], f).sharding.spec[:2] == ("data", "heads")
+    for error in (False, True):
+        done = jax.eval_shape(functools.partial(rfk.log_normalizer, error=error), *placed[:2], f)
+        assert jax.tree.leaves(done)[0].sharding.spec[:2] == ("data", "heads")
 
 
 # What is refused

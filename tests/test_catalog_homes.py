@@ -62,6 +62,13 @@ def test_homes_are_the_groups_of_items(told: bool) -> None:
     assert homes(own.table, np.full((1, 6), 1e200)).tolist() == [-1]
 
 
+def test_items_far_from_the_origin_have_homes() -> None:
+    """Means are rounded there by as much as the few items of a cell lie apart."""
+    y = 1e6 + 0.05 * np.random.default_rng(2).normal(size=(600, 12))
+    own = Catalog(y.astype(np.float32), cells=100)
+    assert (homes(own.table, own.table.rows[own.table.ids >= 0]) >= 0).all()
+
+
 @pytest.mark.parametrize("backend", ["numba", "numpy"])
 @pytest.mark.parametrize("name", KERNELS)
 def test_points_that_are_items(name: str, backend: str) -> None:

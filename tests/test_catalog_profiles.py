@@ -158,15 +158,18 @@ def test_changed_catalogs(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["numba", "numpy"])
-def test_sums_over_nothing(backend: str) -> None:
+def test_sums_over_nothing(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     items, queries = data(12)
     given: dict[str, Any] = {"budget": BUDGET, "full": True, "backend": backend}
-    nowhere = catalog(12).kernel_sum(queries + 1e3, KERNELS["epanechnikov"], **given)
-    np.testing.assert_array_equal(nowhere.log_normalizer, -np.inf)
-    np.testing.assert_array_equal(nowhere.standard_error, np.inf)  # of what was not looked at, nothing is known
-    whole = catalog(12).kernel_sum(queries + 1e3, KERNELS["epanechnikov"], **{**given, "budget": ITEMS})
-    np.testing.assert_array_equal(whole.log_normalizer, -np.inf)
-    np.testing.assert_array_equal(whole.standard_error, 0)
+    monkeypatch.setattr(catalog_radial, "one_radial_sum", None)  # none is computed again
+    for dtype in ("float32", "float64"):
+        own = catalog(12, dtype)
+        nowhere = own.kernel_sum(queries + 1e3, KERNELS["epanechnikov"], **given)
+        np.testing.assert_array_equal(nowhere.log_normalizer, -np.inf)
+        np.testing.assert_array_equal(nowhere.standard_error, np.inf)  # of what was not looked at, nothing is known
+        whole = own.kernel_sum(queries + 1e3, KERNELS["epanechnikov"], **{**given, "budget": ITEMS})
+        np.testing.assert_array_equal(whole.log_normalizer, -np.inf)
+        np.testing.assert_array_equal(whole.standard_error, 0)
     emptied = Catalog(items[:300], cells=3)
     emptied.remove(np.arange(300))
     np.testing.assert_array_equal(emptied.kernel_sum(queries, KERNELS["laplacian"], backend=backend), -np.inf)

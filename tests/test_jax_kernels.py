@@ -137,6 +137,8 @@ def test_logs_are_of_the_shape_and_dtype_of_the_points(xp: Any, constant: Any) -
         np.testing.assert_array_equal(log, float(constant))
     log = rfk.exact_log_normalizer(x, x, kernel=same, return_sign=True)[0]
     assert log.dtype == np.float32
+    tiny = rfk.Kernel("tiny", lambda xp, dot, xx, yy: -1e300, sign=lambda xp, dot, xx, yy: xp.sign(dot / (0 * xx)))
+    assert rfk.kernels.evaluated(tiny.log, xp, x[0, 0], 1, 1)[0] == -np.inf
 
 
 def test_norm_weights_that_are_not_those_of_the_log_are_refused() -> None:

@@ -377,7 +377,6 @@ def test_the_order_statistic_is_that_of_one_more_value() -> None:
 
     assert statistic(np.arange(39.0)[::-1]) == 37.0  # the 38th of 39: 0.95 · 40
     assert statistic(np.arange(5.0)) == 4.0
-    assert statistic(np.zeros((2, 0))).shape == (2,)
     assert statistic(np.arange(32.0)) == pytest.approx(30.35)
     assert statistic(np.array([1.0] * 38 + [np.inf])) == 1
     assert statistic(np.array([1.0] * 37 + [np.inf] * 2)) == np.inf
@@ -405,6 +404,14 @@ def test_no_factor_is_enough_for_an_error_of_zero() -> None:
     assert compared(3.0, 0.5, 3.0, 1.0, 0.0) == (np.inf, 1.0)
     assert compared(3.0, 0.5, 3.0, 0.0, 0.0) == (1.0, 1.0)
     assert compared(3.0, np.inf, 7.0, 8.0, np.inf) == (np.inf, np.inf)
+
+
+def test_nothing_to_compare_inflates_nothing() -> None:
+    none = np.zeros((2, 0))
+    found = _jackknife.Estimate(none[..., None], none, none, none[..., None], none, none)
+    exact = partials.Partial(none[..., None], none, none)
+    for factor in _check.inflations(np, found, exact, np.arange(0), 2.0, 0.0):
+        np.testing.assert_array_equal(factor, [1, 1])
 
 
 def test_infinite_errors_do_not_vouch_for_finite_ones() -> None:

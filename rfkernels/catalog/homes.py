@@ -16,16 +16,17 @@ LOOKED = 16
 """Cells whose centres a point is compared with: those of the nearest means, which guesses know the distances of."""
 
 MORE = 1.25
-"""What sums of squared distances may be more than they are known as, by rounding, far from the origin above all."""
+"""What sums of squared distances may be more than they are known as, by rounding."""
 
 ROUNDED = 4
-"""Last digits that a squared distance may be off by from what it was when its item joined a group."""
+"""Last digits that a squared distance may be off by from what it was when its item joined a group, and means may."""
 
 
 class Homes(NamedTuple):
     """Centres as they are compared; groups of cells from the inside outwards, where those of cells begin, and edges.
 
-    Of each group, `held` is what the squared distances of its items from the mean of the cell come to: none is more.
+    Of each group, `held` is what the squared distances of its items from the mean of the cell come to: none is more,
+    from the mean as it is rounded either.
     """
 
     centres: Any
@@ -35,11 +36,15 @@ class Homes(NamedTuple):
     held: Any
 
 
+@np.errstate(over="ignore")
 def _prepared(table: Table) -> Homes:
     order = np.lexsort((table.edge, table.cell))
     first = np.searchsorted(table.cell[order], np.arange(len(table.centres) + 1))
     centres = compared(table.metric, table.centres).astype(np.float64)
-    return Homes(centres, first, order, table.edge.copy(), MORE * table.count * table.spread.astype(np.float64))
+    lengths = np.sqrt((table.means.astype(np.float64) ** 2).sum(1))[table.cell]
+    held = np.sqrt(MORE * table.count * table.spread.astype(np.float64))
+    held = (held + ROUNDED * np.finfo(table.means.dtype).eps * lengths) ** 2
+    return Homes(centres, first, order, table.edge.copy(), held)
 
 
 known_homes = OfTables(_prepared)

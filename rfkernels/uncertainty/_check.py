@@ -173,6 +173,8 @@ def inflations(xp: Any, found: Estimate, exact: Partial, at: Any, quantile: floa
         ratio = apart / xp.where(held | never | ~known, 1, error) / quantile
         ratio = xp.where(held, 0, xp.where(never, xp.inf, ratio))
         kept = ratio.ndim - tail
+        if not math.prod(ratio.shape[kept:]):  # not reshaped: JAX knows no sharding of what is left
+            return xp.max(ratio, tuple(range(kept, ratio.ndim)), initial=1)
         shape = (*ratio.shape[:kept], math.prod(ratio.shape[kept:]))
         return xp.maximum(_order_statistic(xp, ratio.reshape(shape), known.reshape(shape)), 1)
 
@@ -185,13 +187,11 @@ def inflations(xp: Any, found: Estimate, exact: Partial, at: Any, quantile: floa
 
 
 def _order_statistic(xp: Any, x: Any, known: Any) -> Any:
-    """Return the quantile that 95 % of one more of the known values would be below, on average; 0 of no values.
+    """Return the quantile that 95 % of one more of the known values would be below, on average.
 
     Of values of which none is known it is infinite: nothing was found out.
     """
     n = x.shape[-1]
-    if n == 0:
-        return xp.zeros(x.shape[:-1], x.dtype)
     x, count = xp.sort(xp.where(known, x, -1), -1), xp.sum(known, -1, keepdims=True)
     place = xp.clip(_TWENTIETHS * (count + 1) - 20, 0, 20 * (count - 1)) + 20 * (n - count)  # in twentieths
     low, share = place // 20, (place % 20 / 20).astype(x.dtype)

@@ -308,7 +308,7 @@ def exact_radial_sums(table: Table, given: Points) -> Estimate:
 
 
 def _rounding(table: Table, given: Points, logs: Any) -> Any:
-    """Return by how much logs of sums may be off by rounding in the dtype of rows."""
+    """Return by how much logs of sums may be off by rounding in the dtype of rows, NaN of those that fit none."""
     eps = float(np.finfo(table.rows.dtype).eps)
     if given.linear:
         return np.abs(logs - given.constant) * eps
