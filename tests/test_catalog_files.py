@@ -287,7 +287,8 @@ def test_a_catalog_that_changed_goes_on_where_it_was_saved(path: Path, mapped: b
     assert np.array_equal(loaded.items(loaded.ids), catalog.items(catalog.ids))
     for one in (loaded, catalog):
         one.save(path)
-        assert same(rfk.Catalog.load(path, mapped=mapped).store, one.store)
+        held = layout.trimmed(one.store) if mapped and one is loaded else one.store
+        assert same(rfk.Catalog.load(path, mapped=mapped).store, held)
 
 
 def test_items_of_bfloat16_from_a_file_of_numpy(path: Path) -> None:
