@@ -229,7 +229,8 @@ def test_rivals_that_fail_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
         assert {name: rival.operations for name, rival in found.items()} == {"fast 10": 2000.0, "slow 10": 2000.0}
     assert left_out == {"crash": "its process crashed"}
     monkeypatch.setattr(products, "timed", lambda *_: lambda: 8e-6)
-    slow = {"performer-pytorch": lambda: 1e-3, "performer-pytorch, causal,": lambda: 4e-3}
+    slow = {"performer-pytorch": lambda: 1e-3, "performer-pytorch, causal": lambda: 4e-3}
+    slow |= {"rfkernels": lambda: 5e-4, "rfkernels, causal": lambda: 1e-3}
     monkeypatch.setattr(products, "prepare", lambda *_: (slow, {"jax.jit": "jax is not installed"}))
     made, *bounds = products.fraction(TINY)
     operations = 8 * TINY.length * TINY.heads * TINY.dim * TINY.count
@@ -238,6 +239,8 @@ def test_rivals_that_fail_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "without crash (its process crashed)" in made.detail
     alone = operations * 2e-6 / 2000
     short = alone * TINY.slow_length / TINY.length
+    assert "rfkernels 2 in these rounds" in bounds[0].detail
+    assert "rfkernels, causal 4 in these rounds" in bounds[2].detail
     assert [bound.value for bound in bounds] == pytest.approx([1e-3 / alone, np.nan, 4e-3 / short], nan_ok=True)
 
 

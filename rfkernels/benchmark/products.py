@@ -42,7 +42,7 @@ def fraction(plan: Plan) -> Iterator[Line]:
         samples = interleave({_OURS: mine, **{name: found[name].sampler for name in finalists}}, plan.rounds)
         rates |= {name: found[name].operations / statistics.median(samples[name]) for name in finalists}
         best = max(finalists, key=rates.__getitem__)
-        cases, missing = prepare(_slower(plan), plan.seconds)
+        cases, missing = prepare(_turns(plan), plan.seconds)
         timings = Timings(interleave({**cases, best: found[best].sampler}, plan.slow_rounds), missing)
     scale = operations / found[best].operations
     quotients = [scale * other / own for own, other in zip(samples[_OURS], samples[best], strict=True)]
@@ -52,22 +52,30 @@ def fraction(plan: Plan) -> Iterator[Line]:
     yield from _bounds(plan, timings, best, scale)
 
 
-def _slower(plan: Plan) -> dict[str, Callable[[], Call]]:
+def _turns(plan: Plan) -> dict[str, Callable[[], Call]]:
     arrays, short = inputs(plan, plan.length), inputs(plan, plan.slow_length)
     return {
+        _OURS: lambda: ours(plan, arrays),
         "performer-pytorch": lambda: peers.performer(plan, arrays, causal=False),
         "jax.jit": lambda: peers.jax_plain(plan, arrays),
-        "performer-pytorch, causal,": lambda: peers.performer(plan, short, causal=True),
+        f"{_OURS}, causal": lambda: ours(plan, short, causal=True),
+        "performer-pytorch, causal": lambda: peers.performer(plan, short, causal=True),
     }
 
 
 def _bounds(plan: Plan, timings: Timings, best: str, scale: float) -> Iterator[Line]:
     """Say how many times longer peers take than the products of a pass at the best rate: `scale` of those of `best`."""
-    for case in _slower(plan):
-        length = plan.slow_length if case.endswith(",") else plan.length
+    for case, length in (
+        ("performer-pytorch", plan.length),
+        ("jax.jit", plan.length),
+        ("performer-pytorch, causal", plan.slow_length),
+    ):
         alone = [scale * length / plan.length * seconds for seconds in timings.samples[best]]
         own = Timings({**timings.samples, _ALONE: alone}, timings.missing)
-        yield ratio_line(own, Ratio(f"L={length:,}: {case} / {_ALONE}", case, _ALONE, note=_BOUND), allowed_threads())
+        mine = case.replace(case.split(",")[0], _OURS)
+        reached = "" if {case, mine} & own.missing.keys() else f"{mine} {own.ratio(case, mine):.3g} in these rounds; "
+        ratio = Ratio(f"L={length:,}: {case} / {_ALONE}", case, _ALONE, note=reached + _BOUND)
+        yield ratio_line(own, ratio, allowed_threads())
 
 
 def _detail(rate: float, quotients: list[float], rates: Mapping[str, float], left_out: Mapping[str, str]) -> str:
