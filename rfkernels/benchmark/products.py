@@ -14,7 +14,7 @@ from rfkernels.benchmark.line import Line, Ratio, ratio_line, show_threads
 from rfkernels.benchmark.plan import Plan, allowed_threads, inputs, ours
 from rfkernels.benchmark.timing import Call, Sampler, Timings, interleave, prepare, reason, timed
 
-_OURS = "rfkernels"
+_OURS, _PERFORMER, _PLAIN, _CAUSAL = "rfkernels", "performer-pytorch", "jax.jit", ", causal"
 _ALONE = "matrix multiplications alone"
 _BOUND = "what no pass can exceed that multiplies the same matrices"
 _FINALISTS = 3
@@ -56,23 +56,22 @@ def _turns(plan: Plan) -> dict[str, Callable[[], Call]]:
     arrays, short = inputs(plan, plan.length), inputs(plan, plan.slow_length)
     return {
         _OURS: lambda: ours(plan, arrays),
-        "performer-pytorch": lambda: peers.performer(plan, arrays, causal=False),
-        "jax.jit": lambda: peers.jax_plain(plan, arrays),
-        f"{_OURS}, causal": lambda: ours(plan, short, causal=True),
-        "performer-pytorch, causal": lambda: peers.performer(plan, short, causal=True),
+        _PERFORMER: lambda: peers.performer(plan, arrays, causal=False),
+        _PLAIN: lambda: peers.jax_plain(plan, arrays),
+        _OURS + _CAUSAL: lambda: ours(plan, short, causal=True),
+        _PERFORMER + _CAUSAL: lambda: peers.performer(plan, short, causal=True),
     }
 
 
 def _bounds(plan: Plan, timings: Timings, best: str, scale: float) -> Iterator[Line]:
     """Say how many times longer peers take than the products of a pass at the best rate: `scale` of those of `best`."""
-    for case, length in (
-        ("performer-pytorch", plan.length),
-        ("jax.jit", plan.length),
-        ("performer-pytorch, causal", plan.slow_length),
+    for case, mine, length in (
+        (_PERFORMER, _OURS, plan.length),
+        (_PLAIN, _OURS, plan.length),
+        (_PERFORMER + _CAUSAL, _OURS + _CAUSAL, plan.slow_length),
     ):
         alone = [scale * length / plan.length * seconds for seconds in timings.samples[best]]
         own = Timings({**timings.samples, _ALONE: alone}, timings.missing)
-        mine = case.replace(case.split(",")[0], _OURS)
         reached = "" if {case, mine} & own.missing.keys() else f"{mine} {own.ratio(case, mine):.3g} in these rounds; "
         ratio = Ratio(f"L={length:,}: {case} / {_ALONE}", case, _ALONE, note=reached + _BOUND)
         yield ratio_line(own, ratio, allowed_threads())

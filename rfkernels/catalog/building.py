@@ -287,7 +287,7 @@ def _make_room(groups: dict[str, Any], rows: Any) -> Any:
     """Let groups begin at blocks, with an eighth more rows than they fill, if there are so many; return those taken."""
     count = groups["count"]
     capacity = np.minimum(BLOCK * blocks_of(count + count // 8), LARGEST).astype(np.int32)
-    if capacity.sum() <= len(rows):
+    if capacity.sum() <= min(len(rows), MOST):
         groups.update(capacity=capacity, start=np.cumsum(capacity, dtype=np.int64) - capacity)
     return rows[: groups["capacity"].sum()]
 

@@ -458,7 +458,7 @@ class Catalog(OfStore):
             The file.
         mapped : bool, default False
             Leave the items in the file and read them as they are needed, for catalogs larger than memory. Changes stay
-            in memory, where they take what the groups hold that they touch: `save` and load again to give it back.
+            in memory, for the pages that they write to and groups that move: `save` and load again to give it back.
         verify : bool, default False
             Check the sum of mapped items too, which reads them all.
 

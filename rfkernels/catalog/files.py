@@ -37,11 +37,11 @@ _BLOCK = 1 << 20
 def save(store: Store, path: str | os.PathLike[str], info: Mapping[str, str] | None = None) -> None:
     """Write a catalog to a file, which takes its name only when it is complete and on disk.
 
-    Every array is gone through once, a MiB at a time: no second copy is held, nor all of what is mapped. If writing
+    Every array is gone through once, a MiB at a time: no second copy is held, nor all of what is mapped, but for codes
+    where groups are laid out anew: where a quarter of the rows are free, they are written side by side. If writing
     fails, or the process is killed, the file that was there is still there, unchanged. What a killed process leaves
     beside it, ``.rfkernels-*.tmp``, is removed by the next that writes to the folder. The file that `store.rows` is
-    mapped from may be the one replaced. Where a quarter of the rows are free, as after changes of mapped ones, groups
-    are written side by side.
+    mapped from may be the one replaced.
 
     Parameters
     ----------

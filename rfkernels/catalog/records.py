@@ -72,8 +72,8 @@ class Estimate(NamedTuple):
     standard_error : array, shape (queries,)
         Standard error of Ẑ as a part of Ẑ, which to first order is that of its log; 0 where every item was taken. Too
         large, at most, where nearly all items of the groups that are drawn from are drawn: no item is drawn twice
-        before the others of its group, which the error does not know. Rounding of q·y, which is in
-        proportion to |q||y|, is not part of it.
+        before the others of its group, which the error does not know. Rounding of q·y, which is in proportion to
+        |q||y|, is not part of it.
     dots : array of int, shape (queries,)
         Dot products that each query took, codes among them as far as their bytes go.
     """
