@@ -93,25 +93,29 @@ def speed(settings: list[Setting]) -> Iterator[Line]:
     threads, catalogs = allowed_threads(), {id(x.held): x.held.catalog() for x in settings}
     for setting, counts in product(settings, (BATCH, 1)):
         catalog, count = catalogs[id(setting.held)], min(counts, len(setting.queries))
-        for budget in BUDGETS if setting is settings[1] else (_enough(setting, catalog),):
-            yield from _compared(setting, catalog, count, budget, threads, time.perf_counter)
+        for budget in BUDGETS if setting is settings[1] else (enough(setting, catalog),):
+            yield from compared(setting, catalog, count, budget, threads, time.perf_counter)
             with thread_count(1), threadpoolctl.threadpool_limits(1):
-                yield from _compared(setting, catalog, count, budget, 1, time.process_time)
+                yield from compared(setting, catalog, count, budget, 1, time.process_time)
 
 
-def _enough(setting: Setting, catalog: rfk.Catalog) -> int:
+def enough(setting: Setting, catalog: rfk.Catalog) -> int:
     """Return the least multiple of STEP at which errors are what they are to be, or the largest."""
-    least = -(-fewest_dots(catalog.table) // STEP) * STEP
-    for budget in range(least, BUDGET + 1, STEP):
-        found = catalog.log_normalizer(setting.queries, budget=budget, rng=0)
-        reached = np.quantile(errors(found, setting.exact), (0.5, 0.95)).tolist()
-        targets = MEDIAN, HIGH.get(setting.name, OTHERWISE)
+    return least_budget(setting, catalog, lambda budget: catalog.log_normalizer(setting.queries, budget=budget, rng=0))
+
+
+def least_budget(setting: Setting, catalog: rfk.Catalog, estimated: Callable[[int], Array]) -> int:
+    """Return the same of some way to estimate the first log-normalizers, as many as it returns."""
+    targets = MEDIAN, HIGH.get(setting.name, OTHERWISE)
+    for budget in range(-(-fewest_dots(catalog.table) // STEP) * STEP, BUDGET + 1, STEP):
+        found = estimated(budget)
+        reached = np.quantile(errors(found, setting.exact[: len(found)]), (0.5, 0.95)).tolist()
         if all(meets(Line("", value, "", target, "")) for value, target in zip(reached, targets, strict=True)):
             return budget
     return BUDGET
 
 
-def _compared(
+def compared(
     setting: Setting, catalog: rfk.Catalog, count: int, budget: int, threads: int, clock: Clock
 ) -> Iterator[Line]:
     queries = setting.queries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,29 +17,39 @@ from rfkernels.catalog.trust import trusted_error
 _BLOCK = 1 << 14
 
 
-def estimate(table: Table, queries: Any, budget: int, seed: int, coded: bool = True) -> Estimate:
+def estimate(
+    table: Table,
+    queries: Any,
+    budget: int,
+    seed: int,
+    coded: bool = True,
+    guessed: Callable[[Table, Any], Guess] = guess,
+) -> Estimate:
     """Estimate log Σ exp(q·y) for queries (queries, dim), at no more than `budget` dot products each.
 
     The sum over opened groups is exact; Σ over the others is the mean of draws of (exp(q·y) − s q·(y − mean)) / p,
     where p is the expected number of draws of y and s the slope of its cell: over a whole cell the subtracted part sums
-    to zero, so what of it fell to opened items is known. Unbiased for the sum. Where codes are of use, and
-    `coded`, these are read instead of items, as `scans.estimate_one` has it.
+    to zero, so what of it fell to opened items is known. Unbiased for the sum, whatever is `guessed`. Where codes are
+    of use, and `coded`, these are read instead of items, as `scans.estimate_one` has it.
     """
     spent: tuple[Shares | None, ...] = (None,)
     if coded and table.codes is not None:
         spent = *shares(table, budget, len(moved(table))), None
     found = []
     for i, query in enumerate(queries.astype(np.float64)):
-        own = spent[min(int(kinds(table, query)), len(spent) - 1)]
-        one = estimate_one(table, query, own, seed, i) if own is not None else None
-        found.append(one if one is not None and np.isfinite(one[0]) else from_rows(table, query, budget, seed, i))
+        own, known = spent[min(int(kinds(table, query)), len(spent) - 1)], guessed(table, query)
+        one = estimate_one(table, query, known, own, seed, i) if own is not None else None
+        if one is None or not np.isfinite(one[0]):
+            one = from_rows(table, query, known, budget, seed, i)
+        found.append(one)
     log, error, dots = zip(*found, strict=True) if found else ((), (), ())
     return Estimate(np.array(log, np.float64), np.array(error, np.float64), np.array(dots, np.int64))
 
 
-def from_rows(table: Table, query: Any, budget: int, seed: int, place: int) -> tuple[float, float, int]:
+def from_rows(
+    table: Table, query: Any, guessed: Guess, budget: int, seed: int, place: int
+) -> tuple[float, float, int]:
     """Return the same of one query from rows: log, standard error and dot products."""
-    guessed = guess(table, query)
     chosen = planned(table, query, guessed, budget)
     exact = table.rows[rows_of(table, chosen.opened)] @ query
     if not len(chosen.far):

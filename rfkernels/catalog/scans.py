@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfkernels.catalog.codes import BLOCK, cost, logits_of, moved, rounded, variances
-from rfkernels.catalog.plan import FEWEST_RUNS, Plan, draw_runs, guess, rows_of, sizes, uniforms
+from rfkernels.catalog.plan import FEWEST_RUNS, Guess, Plan, draw_runs, rows_of, sizes, uniforms
 from rfkernels.catalog.plan import rounded as rounded_sizes
 from rfkernels.catalog.rays import planned
 from rfkernels.catalog.records import Table
@@ -205,7 +205,9 @@ def scanned(given: Listed, cells: Any, logits: Any, variance: Any, untold: int =
     return Scanned(given.rows, cells, logits, given.log_weights, given.begins, boosts, untold)
 
 
-def estimate_one(table: Table, query: Any, spent: Shares, seed: int, place: int) -> tuple[float, float, int]:
+def estimate_one(
+    table: Table, query: Any, guessed: Guess, spent: Shares, seed: int, place: int
+) -> tuple[float, float, int]:
     """Return the estimate of log Σ exp(q·y), its relative standard error, and the dot products it is worth.
 
     With h = exp of what codes say, f = exp(q·y), w the weights of items and s the slopes of the control variate,
@@ -213,7 +215,6 @@ def estimate_one(table: Table, query: Any, spent: Shares, seed: int, place: int)
     to w (b h + s): large ones once, with their own weight, others from equal parts of the sum. Here b = exp(v), with v
     the largest variance that rounding may give logits of the block: f is h exp(v) in the root mean square.
     """
-    guessed = guess(table, query)
     chosen = planned(table, query, guessed, spent.scanned + sum(table.means.shape), BLOCK)
     seen = scan(table, query, seed, place, chosen, guessed.cell_logits)
     if seen.untold > spent.checked // 2:

@@ -20,7 +20,7 @@ from rfkernels.backends.numba.jit import machine
 from rfkernels.backends.numba.records import Held
 from rfkernels.catalog.estimates import from_rows
 from rfkernels.catalog.means import MILD, meant
-from rfkernels.catalog.plan import SHARED
+from rfkernels.catalog.plan import SHARED, guess
 from rfkernels.catalog.records import Estimate, Table
 from rfkernels.catalog.scans import Shares, limits, shares
 
@@ -130,7 +130,8 @@ def _estimate(call: Call, numbers: Any, queries: Any, wide: Any, sized: Any, out
     if step(_from_codes, _from_rows, call, (numbers, queries, wide, sized), (out,), out[:, 0]) == 0:
         return
     for i in np.flatnonzero(np.isnan(out[:, 0])):  # weights beside others, or squares of these, do not fit float64
-        out[i] = from_rows(call.table, wide[i], call.budget, int(call.seed), int(numbers[i]))
+        known = guess(call.table, wide[i])
+        out[i] = from_rows(call.table, wide[i], known, call.budget, int(call.seed), int(numbers[i]))
 
 
 def _from_codes(at: tuple[int, ...], spent: Shares, *given: Any) -> int:
