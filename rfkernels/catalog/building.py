@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rfkernels._checks import generator_of
+from rfkernels.catalog import aligned
 from rfkernels.catalog.cells import (
     LARGEST,
     MOST,
@@ -108,7 +109,7 @@ def place(rows: Any, count: int, dim: int, dtype: Any, items: Any) -> Any:
     if count > MOST:
         raise ValueError(f"a catalog holds at most {MOST} items, got {count}")
     if rows is None:
-        return np.empty((count, dim), dtype)
+        return aligned.empty((count, dim), dtype)
     if not isinstance(rows, np.ndarray) or rows.dtype != dtype or not rows.flags.writeable:
         raise TypeError(f"rows must be a NumPy array of {dtype} that may be written to, got {rows!r:.80}")
     if rows.ndim != 2 or len(rows) < count or rows.shape[1] != dim:
@@ -157,7 +158,7 @@ def build_chosen(
     sums, squares = np.empty((len(groups["start"]), rows.shape[1])), np.empty(len(groups["start"]))
     runs = tuple(groups[name] for name in ("start", "count", "cell"))
     compiled("catalog_store").sum_groups(rows, np.arange(len(squares)), runs, centres, sums, squares)
-    codes = np.zeros((blocks_of(len(rows)), block_bytes(rows.shape[1], rows.itemsize)), np.uint8)
+    codes = aligned.zeros((blocks_of(len(rows)), block_bytes(rows.shape[1], rows.itemsize)), np.uint8)
     end = int(groups["capacity"].sum())
     groups.update(sums=sums, squares=squares, slots=slots, centres=centres, shape=None, end=end)
     store = Store(rows, held, built=n, codes=codes, anchors=centres, scales=centres[0], metric=metric, **groups)

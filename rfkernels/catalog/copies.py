@@ -11,6 +11,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import numpy as np
 
+from rfkernels.catalog import aligned
 from rfkernels.catalog.layout import apart
 from rfkernels.catalog.locks import lock_of
 from rfkernels.catalog.records import Store, Table
@@ -101,7 +102,7 @@ class OfStore:
         """Return a catalog of a store whose arrays may be another's, as those of buffers out of band are."""
         for name, value in vars(held).items():
             if isinstance(value, np.ndarray):
-                setattr(held, name, value.copy())  # one after the other: no second copy of all is held
+                setattr(held, name, aligned.copied(value))  # one after the other: no second copy of all is held
         return cls.from_store(held)
 
     def _replace(self, make: Callable[[Store], Store]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from rfkernels._checks import check_flags
 from rfkernels._files import whole_file
+from rfkernels.catalog import aligned
 from rfkernels.catalog.copies import Unchanged
 from rfkernels.catalog.header import HEADER, Header, checked_info, header_bytes, read_header, size_of
 from rfkernels.catalog.invariants import (
@@ -232,7 +233,7 @@ def _read(file: BinaryIO, header: Header, mapped: bool, verify: bool) -> Store:
     for name in LAYOUT:
         shape, dtype = header.layout[name]
         in_file = mapped and name in MAPPED and size_of(shape, dtype) > 0
-        array = _map(file, offset, shape, dtype) if in_file else _fill(file, offset, shape, dtype)
+        array = _map(file, offset, shape, dtype) if in_file else _fill(file, offset, shape, dtype, name)
         if not in_file or verify:
             crc = 0
             for _, block in _blocks(array):
@@ -254,8 +255,9 @@ def _map(file: BinaryIO, offset: int, shape: tuple[int, ...], dtype: str) -> Any
     return np.asarray(np.memmap(file, np.dtype(dtype).newbyteorder("<"), "r", offset, shape))
 
 
-def _fill(file: BinaryIO, offset: int, shape: tuple[int, ...], dtype: str) -> Any:
-    array = np.empty(shape, np.dtype(dtype).newbyteorder("<"))
+def _fill(file: BinaryIO, offset: int, shape: tuple[int, ...], dtype: str, name: str) -> Any:
+    make = aligned.empty if name in MAPPED else np.empty
+    array = make(shape, np.dtype(dtype).newbyteorder("<"))
     file.seek(offset)
     for _, block in _blocks(array):
         if file.readinto(block) != block.nbytes:  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rfkernels.catalog import aligned
 from rfkernels.catalog.building import encode
 from rfkernels.catalog.cells import LARGEST, MOST, SHELLS, room_for, shell_sizes
 from rfkernels.catalog.codes import blocks_of
@@ -138,7 +139,7 @@ def repack(store: Store, total: Any) -> None:
     size = end + end // 4 + needed(total[~fits])
     if size > MOST:
         raise ValueError(f"a catalog holds at most {MOST} rows, got {size}")
-    made = _laid_out(store, capacity, np.empty((size, store.rows.shape[1]), store.rows.dtype))
+    made = _laid_out(store, capacity, aligned.empty((size, store.rows.shape[1]), store.rows.dtype))
     used = np.flatnonzero(made.ids >= 0)
     named, whole = made.ids[used], store.whole
     forget(store)
@@ -161,7 +162,7 @@ def apart(store: Store) -> Store:
     """Return a store of no file, without free rows if these are many; it may share arrays with this one."""
     alone = replace(trimmed(store), index=None, source=None)
     room = rows_of(alone), alone.rows.shape[1]
-    return side_by_side(alone, np.empty(room, alone.rows.dtype)) if sparse(alone) else alone
+    return side_by_side(alone, aligned.empty(room, alone.rows.dtype)) if sparse(alone) else alone
 
 
 def side_by_side(store: Store, rows: Any) -> Store:
@@ -174,7 +175,8 @@ def side_by_side(store: Store, rows: Any) -> Store:
 
 def _laid_out(store: Store, capacity: Any, rows: Any) -> Store:
     """Return a store whose groups lie side by side in other rows; slots do not name these yet."""
-    ids, codes = np.full(len(rows), -1, np.int32), np.zeros((blocks_of(len(rows)), store.codes.shape[1]), np.uint8)
+    ids = np.full(len(rows), -1, np.int32)
+    codes = aligned.zeros((blocks_of(len(rows)), store.codes.shape[1]), np.uint8)
     start = np.cumsum(capacity, dtype=np.int64) - capacity
     for old, new, count in zip(store.start.tolist(), start.tolist(), store.count.tolist(), strict=True):
         rows[new : new + count], ids[new : new + count] = (x[old : old + count] for x in (store.rows, store.ids))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rfkernels.catalog import aligned
 from rfkernels.catalog.building import build, build_chosen, encode, place
 from rfkernels.catalog.cells import MOST, default_cells
 from rfkernels.catalog.changes import add, remove, update
@@ -89,7 +90,7 @@ def _side_by_side(a: Store, b: Store) -> Store:
     given = {
         "slots": slots,
         "shape": _pooled(a, b),
-        "codes": np.zeros((blocks_of(len(rows)), a.codes.shape[1]), np.uint8),
+        "codes": aligned.zeros((blocks_of(len(rows)), a.codes.shape[1]), np.uint8),
         "scales": _pooled_scales(a, b),
         "metric": a.metric.copy(),
     }

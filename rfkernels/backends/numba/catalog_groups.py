@@ -12,6 +12,7 @@ import numpy as np
 from rfkernels.backends.numba import threads
 from rfkernels.backends.numba.catalog_kernels import AHEAD, TOGETHER
 from rfkernels.backends.numba.records import FloatRows, Floats, Held, Ints, Longs, Numbers
+from rfkernels.catalog import aligned
 from rfkernels.catalog.homes import ROUNDED
 from rfkernels.catalog.rays import known_rays
 from rfkernels.catalog.records import Table
@@ -100,7 +101,7 @@ def padded(count: int) -> int:
 
 def _with_room(x: Any, dtype: Any) -> Any:
     """Return numbers and zeros behind them, up to a whole vector and a vector more."""
-    out = np.zeros(padded(len(x)) + padded(1), dtype)
+    out = aligned.zeros(padded(len(x)) + padded(1), dtype)
     out[: len(x)] = x
     return out
 

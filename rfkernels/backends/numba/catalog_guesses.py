@@ -15,6 +15,7 @@ from rfkernels.backends.numba.catalog_groups import Groups, groups_of, padded
 from rfkernels.backends.numba.compiling import call, entry, jit_with
 from rfkernels.backends.numba.jit import Machine
 from rfkernels.backends.numba.records import FloatRows, Floats, Held, IntRows, view
+from rfkernels.catalog import aligned
 from rfkernels.catalog.codes import moved
 from rfkernels.catalog.known import OfTables
 from rfkernels.catalog.plan import STEPS, moments
@@ -148,11 +149,11 @@ def _sum_cells(first: Any, order: Any, sums: Any, noises: Any, ends: Any, mass_f
 def guess(g: Groups, sizes: list[int]) -> Guesses:
     """Return guesses for queries of these sizes, NaN where they are infinite."""
     groups, cells = len(g.start), padded(len(g.held))
-    wide = np.zeros((5, len(sizes), groups + 8))
+    wide = aligned.zeros((5, len(sizes), padded(groups) + 8))
     wide[2] = -np.inf
     order = np.empty((len(sizes), groups), np.int32)
     parts = np.zeros((2, len(sizes), groups + 1))
-    whole = np.zeros((5, len(sizes), cells))
+    whole = aligned.zeros((5, len(sizes), cells))
     whole[0] = whole[3] = -np.inf
     made = Guesses._make((np.exp2(np.array(sizes) / STEPS), *wide, order, *parts, *whole))
     for i in range(len(sizes)):

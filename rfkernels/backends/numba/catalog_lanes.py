@@ -184,6 +184,18 @@ def each_lane(e: Emitter, mask: Any) -> Iterator[Any]:
         left.set(b.and_(left.get(), b.sub(left.get(), e.integer(1))))
 
 
+def list_lanes(e: Emitter, mask: Any, first: Any, out: Any, many: Any) -> None:
+    """Write the numbers of lanes that a mask has, from `first` on, behind so many; there must be room for one more.
+
+    All lanes are written, each in the place of the last that is none: which there are cannot be foreseen.
+    """
+    b = e.builder
+    bits = b.zext(b.bitcast(mask, ir.IntType(e.lanes)), INT)
+    for lane in range(e.lanes):
+        e.store(b.trunc(e.add(first, lane), _I32), out, many.get())
+        many.set(e.add(many.get(), b.and_(b.lshr(bits, e.integer(lane)), e.integer(1))))
+
+
 class Differences:
     """Sums of second and fourth powers of differences of successive numbers, of which each pair counts once."""
 

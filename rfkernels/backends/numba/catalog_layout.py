@@ -28,7 +28,7 @@ from rfkernels.backends.numba.records import (
     NumberRows,
     view,
 )
-from rfkernels.catalog import plan, rays, trust
+from rfkernels.catalog import aligned, plan, rays, trust
 from rfkernels.catalog.codes import BLOCK
 from rfkernels.catalog.records import Table
 
@@ -254,32 +254,32 @@ def dots(budget: int, block: int, dtype: Any) -> Held[Dots]:
 
 def _scratch(g: Groups) -> Scratch:
     groups, cells = len(g.size) + 8, padded(len(g.held)) + 8
-    share, base, far, noise, score, reached, items = np.zeros((7, cells))
-    bucket, ends, turn, taken, touched, following = np.zeros((6, cells), np.int32)
-    offset, most, candidates, depths = np.zeros((4, groups), np.int32)
+    share, base, far, noise, score, reached, items = (aligned.zeros(cells) for _ in range(7))
+    bucket, ends, turn, taken, touched, following = (aligned.zeros(cells, np.int32) for _ in range(6))
+    offset, most, candidates, depths = (aligned.zeros(groups, np.int32) for _ in range(4))
     return Scratch(
         *(share, base, far, noise, score, reached, items, bucket, ends, turn, taken, touched, following),
-        first=np.empty(plan.BUCKETS, np.int32),
-        mass=np.zeros(groups),
-        opened=np.zeros(groups, np.bool_),
+        first=aligned.empty(plan.BUCKETS, np.int32),
+        mass=aligned.zeros(groups),
+        opened=aligned.zeros(groups, np.bool_),
         offset=offset,
         most=most,
         candidates=candidates,
         depths=depths,
-        sizes=np.empty(plan.BUCKETS, np.int64),
-        sums=np.empty((2, plan.BUCKETS)),
-        odds=np.zeros(groups),
-        stops=np.zeros(groups, np.int32),
-        passed=np.zeros(groups + 1),
-        tallies=np.zeros((plan.BUCKETS, 4)),
-        numbers=np.empty(8),
-        queues=np.empty((2, plan.SHARED), np.int64),
-        waiting=np.empty(plan.SHARED, np.int32),
-        own=np.empty(g.means.shape[1]),
-        near=np.empty(rays.NEAR, np.int64),
-        away=np.empty(rays.NEAR),
-        across=np.empty(rays.NEAR),
-        rays=np.empty(rays.LENGTHS, np.int64),
+        sizes=aligned.empty(plan.BUCKETS, np.int64),
+        sums=aligned.empty((2, plan.BUCKETS)),
+        odds=aligned.zeros(groups),
+        stops=aligned.zeros(groups, np.int32),
+        passed=aligned.zeros(groups + 1),
+        tallies=aligned.zeros((plan.BUCKETS, 4)),
+        numbers=aligned.empty(8),
+        queues=aligned.empty((2, plan.SHARED), np.int64),
+        waiting=aligned.empty(plan.SHARED, np.int32),
+        own=aligned.empty(g.means.shape[1]),
+        near=aligned.empty(rays.NEAR, np.int64),
+        away=aligned.empty(rays.NEAR),
+        across=aligned.empty(rays.NEAR),
+        rays=aligned.empty(rays.LENGTHS, np.int64),
     )
 
 
@@ -290,19 +290,19 @@ def halvings(groups: int, lanes: int) -> int:
 
 def _lists(g: Groups, runs: int, listed: int, block: int) -> Lists:
     return Lists(
-        places=np.empty((block, listed + TOGETHER * (AHEAD + 1) + 8), np.int32),
-        cells=np.empty((block, padded(len(g.held)) + 8)),
-        opened=np.empty((block, len(g.start)), np.uint32),
-        draw=np.empty((block, runs), np.uint32),
-        odds=np.empty((block, runs)),
-        slopes=np.zeros((block, padded(len(g.held)))),
-        sizes=np.empty((block, 4), np.int64),
-        measures=np.empty((block, 3)),
+        places=aligned.empty((block, listed + TOGETHER * (AHEAD + 1) + 8), np.int32),
+        cells=aligned.empty((block, padded(len(g.held)) + 8)),
+        opened=aligned.empty((block, len(g.start) + 1), np.uint32),
+        draw=aligned.empty((block, runs), np.uint32),
+        odds=aligned.empty((block, runs)),
+        slopes=aligned.zeros((block, padded(len(g.held)))),
+        sizes=aligned.empty((block, 4), np.int64),
+        measures=aligned.empty((block, 3)),
     )
 
 
 def _dots(budget: int, block: int, dtype: Any) -> Dots:
-    return Dots(np.empty((block, budget + 32), dtype), np.empty(budget + 32, dtype), np.empty(2, dtype))
+    return Dots(aligned.empty((block, budget + 32), dtype), aligned.empty(budget + 32, dtype), aligned.empty(2, dtype))
 
 
 @jit

@@ -7,9 +7,9 @@ from typing import Any
 from llvmlite import ir
 
 from rfkernels.backends.numba.catalog_lanes import (
-    each_lane,
     gathered,
     integers,
+    list_lanes,
     narrow,
     positive,
     splat,
@@ -130,9 +130,7 @@ def _list_runs(e: Emitter, bits: int) -> None:
         items.set(m.add(items.get(), m.where(within, size, m.constant(0.0))))
         same = b.and_(within, b.icmp_signed("==", own, b.shuffle_vector(before.get(), own, order)))
         before.set(own)
-        for lane in each_lane(e, same):
-            e.store(b.trunc(e.add(i, lane), _I32), repeated, many.get())
-            many.set(e.add(many.get(), 1))
+        list_lanes(e, same, i, repeated, many)
     e.store(m.reduce_add(items.get()), numbers, e.integer(1))
     e.finish(many.get())
 

@@ -15,6 +15,7 @@ from rfkernels.backends.numba.catalog_list_kernels import list_kernels
 from rfkernels.backends.numba.catalog_scan_kernels import products_added, scan_kernels
 from rfkernels.backends.numba.jit import Machine, machine
 from rfkernels.backends.numba.records import Bytes, Elements, FloatRows, Floats, Held, Ints, Longs
+from rfkernels.catalog import aligned
 from rfkernels.catalog.codes import BLOCK, cost
 from rfkernels.catalog.codes import TOGETHER as EIGHT
 from rfkernels.catalog.records import Table
@@ -33,6 +34,9 @@ class Codes(NamedTuple):
     list_opened: int
     large: int
     pick: int
+    check: int
+    unmet: int
+    replace: int
     compare: int
     codes: int
     cost: float
@@ -55,8 +59,7 @@ class Looks(NamedTuple):
 
     `query` is the query in whole numbers. `numbers` are its unit, the largest logit, what weights are relative to, the
     size from which on items are checked for sure, how much rounding lets logits vary where steps are 1, and the largest
-    boost; `totals`
-    and `addresses` pass numbers and arrays to kernels.
+    boost; `totals` and `addresses` pass numbers and arrays to kernels.
     """
 
     logits: Elements
@@ -112,6 +115,9 @@ def _codes(m: Machine, table: Table, moved: Any) -> tuple[Held[Codes], Any]:
         code[2].addresses["list_opened"],
         code[1].addresses["large"],
         code[1].addresses["pick"],
+        code[1].addresses["check"],
+        code[1].addresses["unmet"],
+        code[1].addresses["replace"],
         code[1].addresses["compare"],
         table.codes.ctypes.data,
         cost(table),
@@ -132,19 +138,19 @@ def _looks(g: Groups, scanned: int, checked: int, dtype: Any) -> Looks:
     # What a group has in blocks begins and ends within one. Rounding may make more items large than there are checks.
     blocks = scanned // BLOCK + 2 * min(len(g.start), scanned) + 2 * BLOCK
     checks = checked + (checked >> 14) + TOGETHER * (AHEAD + 1) + BLOCK
-    items, cells = np.zeros((2, BLOCK * blocks), dtype), len(g.held)
-    made = [
-        *items,
-        *np.zeros((6, blocks), dtype),
-        *np.zeros((2, checks), dtype),
-        np.zeros(6, dtype),
-        np.zeros(len(g.means) - cells + EIGHT, np.int8),
-        *np.zeros((2, cells)),
-        *np.zeros((4, blocks)),
-        np.zeros(2),
-        np.zeros(len(g.start) + EIGHT, np.int64),
-        np.zeros(7, np.int64),
-        *np.zeros((4, blocks), np.int32),
-        *np.zeros((2, checks), np.int32),
-    ]
-    return Looks._make(made)
+    cells = len(g.held)
+    sizes = (
+        *(2 * ((BLOCK * blocks, dtype),)),
+        *(6 * ((blocks, dtype),)),
+        *(2 * ((checks, dtype),)),
+        (6, dtype),
+        (len(g.means) - cells + EIGHT, np.int8),
+        *(2 * ((cells, np.float64),)),
+        *(4 * ((blocks, np.float64),)),
+        (4, np.float64),
+        (len(g.start) + EIGHT, np.int64),
+        (7, np.int64),
+        *(4 * ((blocks, np.int32),)),
+        *(2 * ((checks, np.int32),)),
+    )
+    return Looks._make(aligned.zeros(*size) for size in sizes)

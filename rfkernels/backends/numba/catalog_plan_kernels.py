@@ -10,10 +10,10 @@ from typing import Any
 from llvmlite import ir
 
 from rfkernels.backends.numba.catalog_lanes import (
-    each_lane,
     gathered,
     hidden,
     larger,
+    list_lanes,
     narrow,
     places_from,
     positive,
@@ -227,9 +227,7 @@ def _before(e: Emitter) -> None:
     with e.loop(0, count, e.lanes) as j:
         within = b.icmp_signed("<", b.add(e.splat_number(j), e.lane_numbers()), e.splat_number(count))
         near = b.and_(within, b.icmp_signed("<", e.load_vector(bucket, j, _I32), some))
-        for place in each_lane(e, near):
-            e.store(b.trunc(e.add(j, place), _I32), out, many.get())
-            many.set(e.add(many.get(), 1))
+        list_lanes(e, near, j, out, many)
     e.finish(many.get())
 
 

@@ -137,38 +137,28 @@ def check_dots(r: Rules, k: Looks, end: int, query: Any) -> None:
 
 
 @jit
-def _unmet(k: Looks, blocks: int, distance: float) -> float:
+def _unmet(c: Codes, k: Looks, blocks: int, distance: float) -> float:
     """Return what `rfkernels.catalog.scans.unmet` does, of items without a control variate."""
-    total, most = 0.0, 0.0
-    for m in range(blocks):
-        if k.slopes[m] == 0 and k.others[m] > 0:
-            square = (1 - 1 / float(k.boosts[m])) / 2
-            total, most = total + square * k.others[m], max(most, square)
-    return min(total, distance * most)
+    given = k.slopes.ctypes.data, k.boosts.ctypes.data, k.others.ctypes.data, up(blocks, BLOCK)
+    call(c.unmet, (*given, k.totals.ctypes.data))
+    return min(k.totals[0], distance * k.totals[1])
 
 
 @jit
-def _check(r: Rules, k: Looks, blocks: int, chosen: tuple[int, int, float], query: Any) -> tuple[float, float]:
+def _check(
+    r: Rules, c: Codes, k: Looks, blocks: int, chosen: tuple[int, int, float], query: Any
+) -> tuple[float, float]:
     """Look at items; return what others than large ones add to the sum, and its squared error."""
     large, others, distance = chosen
-    end = large + others
-    check_dots(r, k, end, query)
-    more, square, fourth, before = 0.0, 0.0, 0.0, 0.0
-    for j in range(large, end):
-        place = k.found[j]
-        m, near, logit, right = place // BLOCK, float(k.weights[place]), float(k.exact[j]), float(k.right[j])
-        off = right - near - k.slopes[m] * (logit - k.logits[place])
-        size = float(k.boosts[m]) * near + k.slopes[m]
-        own = distance * off / size if size > 0 else 0.0
-        more += own
-        if (j - large) % 2 == 1:
-            step = (own - before) ** 2
-            square, fourth = square + step, fourth + step**2
-        before = own
-    pairs = others // 2
+    check_dots(r, k, large + others, query)
+    k.totals[0] = distance
+    known = k.weights.ctypes.data, k.logits.ctypes.data, k.boosts.ctypes.data, k.slopes.ctypes.data
+    given = k.exact.ctypes.data, k.right.ctypes.data, k.found.ctypes.data, large, others
+    call(c.check, (*known, *given, k.totals.ctypes.data))
+    more, square, fourth, pairs = k.totals[1], k.totals[2], k.totals[3], others // 2
     square *= widening(square, fourth) if r.widened > 0 else 1.0
-    square = square * others / (2 * pairs) if pairs > 0 else before**2
-    return more, square + untold(square, distance * _unmet(k, blocks, distance))
+    square = square * others / (2 * pairs) if pairs > 0 else more**2
+    return more, square + untold(square, distance * _unmet(c, k, blocks, distance))
 
 
 @jit
@@ -181,20 +171,12 @@ def _only_zeros(k: Looks, end: int) -> bool:
 
 
 @jit
-def _replace(k: Looks, large: int) -> None:
+def _replace(c: Codes, k: Looks, large: int) -> None:
     """Sum up blocks with large items anew, where these count as they are."""
-    j = 0
-    while j < large:
-        m = k.found[j] // BLOCK
-        factor, slope, centre = float(k.factors[m]), float(k.slopes[m]), float(k.centres[m])
-        plain = linear = 0.0
-        for lane in range(BLOCK):
-            place = BLOCK * m + lane
-            if j < large and k.found[j] == place:
-                plain, linear, j = plain + k.right[j], linear + k.exact[j] - centre, j + 1
-            elif k.masks[m] >> lane & 1:
-                plain, linear = plain + k.weights[place], linear + k.logits[place] - centre
-        k.parts[m] = factor * (plain - slope * linear)
+    known = k.weights.ctypes.data, k.logits.ctypes.data, k.masks.ctypes.data
+    numbers = k.factors.ctypes.data, k.slopes.ctypes.data, k.centres.ctypes.data
+    given = k.exact.ctypes.data, k.right.ctypes.data, k.found.ctypes.data, large, k.parts.ctypes.data
+    call(c.replace, (*known, *numbers, *given))
 
 
 @jit
@@ -210,12 +192,12 @@ def sum_up(
     if not 0 < total < np.inf:
         return
     chosen = choose_checks(r, c, k, blocks, (checks, state, total))
-    more, square = _check(r, k, blocks, chosen, query)
+    more, square = _check(r, c, k, blocks, chosen, query)
     if _only_zeros(k, chosen[0] + chosen[1]):  # what codes say beside that is noise
         out[0], out[1] = -np.inf, np.inf
         out[2] = chosen[0] + chosen[1] + math.ceil(c.cost * items)
         return
-    _replace(k, chosen[0])
+    _replace(c, k, chosen[0])
     call(c.compare, (k.parts.ctypes.data, up(blocks, BLOCK), first, runs, s.numbers.ctypes.data))
     z = more + s.numbers[1]
     out[2] = chosen[0] + chosen[1] + math.ceil(c.cost * items)
