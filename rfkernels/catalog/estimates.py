@@ -46,9 +46,7 @@ def estimate(
     return Estimate(np.array(log, np.float64), np.array(error, np.float64), np.array(dots, np.int64))
 
 
-def from_rows(
-    table: Table, query: Any, guessed: Guess, budget: int, seed: int, place: int
-) -> tuple[float, float, int]:
+def from_rows(table: Table, query: Any, guessed: Guess, budget: int, seed: int, place: int) -> tuple[float, float, int]:
     """Return the same of one query from rows: log, standard error and dot products."""
     chosen = planned(table, query, guessed, budget)
     exact = table.rows[rows_of(table, chosen.opened)] @ query

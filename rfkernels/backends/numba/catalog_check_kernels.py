@@ -8,10 +8,10 @@ from llvmlite import ir
 
 from rfkernels.backends.numba.catalog_lanes import (
     Differences,
-    each_lane,
     gathered,
     hidden,
     larger,
+    list_lanes,
     places_from,
     positive,
     running,
@@ -31,19 +31,19 @@ def check_kernels(machine: Machine, bits: int) -> Code:
     """Compile ``large``, ``pick``, ``check``, ``unmet``, ``replace`` and ``compare``, for weights of `bits` bits.
 
     ``large``: lists the items that are checked for sure, and writes sums over the others of each block and, in the
-    first of `numbers`, of all; returns how many it lists. ``pick``: replaces the first place in each block, zeros
-    beside, by the items of places that lie one in each of equal parts, of some length, of the sum over the others.
-    ``check``: of items found from `first` on, each of which stands for the first of `numbers`, writes behind that by
-    how much codes are off in all, and sums of second and fourth powers of differences of neighbours. ``unmet``: what
-    `rfkernels.catalog.scans.unmet` takes the least of. ``replace``: sums up blocks with found items, where these count
-    as they are. ``compare``: writes the sum of all parts, and of those from `first` on that of second and fourth powers
-    of differences of neighbours.
+    first of `numbers`, of all; returns how many it lists, which are in the blocks `near`. ``pick``: replaces the first
+    place in each block, zeros beside, by the items of places that lie one in each of equal parts, of some length, of
+    the sum over the others. ``check``: of items found from `first` on, each of which stands for the first of `numbers`,
+    writes behind that by how much codes are off in all, and sums of second and fourth powers of differences of
+    neighbours. ``unmet``: what `rfkernels.catalog.scans.unmet` takes the least of. ``replace``: sums up blocks with
+    found items, where these count as they are. ``compare``: writes the sum of all parts, and of those from `first` on
+    that of second and fourth powers of differences of neighbours.
     """
     module = ir.Module(name=f"rfkernels_catalog_checks_{bits}")
     element = ir.FloatType() if bits == 32 else ir.DoubleType()
     items = "weights masks factors boosts slopes least"
     for emit, parameters in (
-        (_large, f"{items} sums count numbers others found"),
+        (_large, f"{items} sums count numbers others near found"),
         (_pick, f"{items} count state numbers reached places"),
         (_check, "weights logits boosts slopes exact right found first count numbers"),
         (_unmet, "slopes boosts others count numbers"),
@@ -91,18 +91,19 @@ def _sum(b: Any, x: Any) -> Any:
 
 
 def _large(e: Emitter, element: Any) -> None:
-    *items, sums, count, numbers, others, found = e.arguments
+    *items, sums, count, numbers, others, near, found = e.arguments
     m, b, zero = e.math, e.builder, e.math.constant(0.0)
     limit = m.splat(_wide(e, e.load(items[-1], e.integer(0), element)))
-    total, rest, at = e.variable(zero), e.variable(e.scalar(0.0)), e.variable(e.integer(0))
+    total, rest = e.variable(zero), e.variable(e.scalar(0.0))
+    blocks, at = (e.variable(e.integer(0)) for _ in range(2))
     with e.loop(0, count, e.lanes) as i:
         own = e.load_vector(sums, i)
         some = m.ge(own, limit)
         e.store_vector(own, others, i)
         total.set(m.add(total.get(), m.where(some, zero, own)))
-        for lane in each_lane(e, some):
-            block = e.add(i, lane)
-            _list_large(e, element, tuple(items), block, (found, others, at, rest))
+        list_lanes(e, some, i, near, blocks)
+    with e.loop(0, blocks.get()) as j:
+        _list_large(e, element, tuple(items), b.zext(e.load(near, j, _I32), INT), (found, others, at, rest))
     e.store(b.fadd(m.reduce_add(total.get()), rest.get()), numbers, e.integer(0))
     e.finish(at.get())
 
@@ -111,9 +112,7 @@ def _list_large(e: Emitter, element: Any, items: tuple[Any, ...], block: Any, gi
     """List the large items of a block, and write and add the sum over the others."""
     b, (found, others, at, rest) = e.builder, given
     sizes, there, large = _items(e, element, items, block)
-    for lane in each_lane(e, large):
-        e.store(b.trunc(e.add(e.mul(block, BLOCK), lane), _I32), found, at.get())
-        at.set(e.add(at.get(), 1))
+    list_lanes(e, large, e.mul(block, BLOCK), found, at)
     own = b.select(b.and_(there, b.not_(large)), sizes, ir.Constant(sizes.type, [0.0] * BLOCK))
     total = _wide(e, _sum(b, own))
     e.store(total, others, block)

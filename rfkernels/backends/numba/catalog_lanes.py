@@ -17,6 +17,9 @@ _GOLDEN, _FACTORS = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049
 _BITS_52, _BITS_84 = (1023 + 52) << 52, (1023 + 84) << 52
 """What 2^52 and 2^84 are as bits of float64."""
 
+_MOVED = 64
+"""Bytes of vectors for which there is an instruction that moves some lanes together."""
+
 _CONVERTED = 8
 """Lanes of float64 that there is an instruction for which converts 64-bit integers."""
 
@@ -185,13 +188,21 @@ def each_lane(e: Emitter, mask: Any) -> Iterator[Any]:
 
 
 def list_lanes(e: Emitter, mask: Any, first: Any, out: Any, many: Any) -> None:
-    """Write the numbers of lanes that a mask has, from `first` on, behind so many; there must be room for one more.
+    """Write the numbers of lanes that a mask has, from `first` on, behind so many; there must be room for a mask more.
 
-    All lanes are written, each in the place of the last that is none: which there are cannot be foreseen.
+    All lanes are written, as which of them there are cannot be foreseen: next to each other where an instruction moves
+    them, else each in the place of the last that was none.
     """
-    b = e.builder
-    bits = b.zext(b.bitcast(mask, ir.IntType(e.lanes)), INT)
-    for lane in range(e.lanes):
+    b, lanes = e.builder, mask.type.count
+    bits = b.zext(b.bitcast(mask, ir.IntType(lanes)), INT)
+    if e.lanes * e.align == _MOVED:
+        kind = ir.VectorType(_I32, lanes)
+        own = b.add(splat(b, b.trunc(first, _I32), lanes), ir.Constant(kind, list(range(lanes))))
+        given = own, mask, ir.Constant(kind, ir.Undefined)
+        e.store_vector(e.call(f"llvm.experimental.vector.compress.v{lanes}i32", kind, given), out, many.get())
+        many.set(e.add(many.get(), b.ctpop(bits)))
+        return
+    for lane in range(lanes):
         e.store(b.trunc(e.add(first, lane), _I32), out, many.get())
         many.set(e.add(many.get(), b.and_(b.lshr(bits, e.integer(lane)), e.integer(1))))
 

@@ -292,7 +292,7 @@ def _lists(g: Groups, runs: int, listed: int, block: int) -> Lists:
     return Lists(
         places=aligned.empty((block, listed + TOGETHER * (AHEAD + 1) + 8), np.int32),
         cells=aligned.empty((block, padded(len(g.held)) + 8)),
-        opened=aligned.empty((block, len(g.start) + 1), np.uint32),
+        opened=aligned.empty((block, len(g.start) + 8), np.uint32),
         draw=aligned.empty((block, runs), np.uint32),
         odds=aligned.empty((block, runs)),
         slopes=aligned.zeros((block, padded(len(g.held)))),

@@ -94,7 +94,7 @@ def _large(c: Codes, k: Looks, blocks: int, count: int, total: float) -> int:
     given = k.sums.ctypes.data, up(blocks, BLOCK), k.totals.ctypes.data
     for turn in range(ROUNDS + 1):
         k.numbers[3] = least
-        many = call(c.large, (*_arrays(k), *given, k.others.ctypes.data, k.found.ctypes.data))
+        many = call(c.large, (*_arrays(k), *given, k.others.ctypes.data, k.ends.ctypes.data, k.found.ctypes.data))
         if many == before or many >= count or k.totals[0] <= 0 or turn == ROUNDS:
             break
         before, least = many, max(k.totals[0] / (count - many), SMALLEST)
