@@ -20,6 +20,7 @@ from rfkernels.backends.numba import (
     catalog_groups,
     catalog_looks,
     catalog_scan_kernels,
+    jit,
 )
 from rfkernels.catalog import Catalog, codes, estimates, scans, trust
 from rfkernels.catalog.building import encode
@@ -518,20 +519,85 @@ def test_sums_that_rise_where_nothing_is() -> None:
     assert rises > 20
 
 
-def test_large_items_and_what_is_left() -> None:
+@pytest.mark.parametrize("width", [x for x in (16, 32, 64) if x <= jit.host_width()])
+def test_large_items_and_what_is_left(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("RFKERNELS_VECTOR_BYTES", str(width))
     rng = np.random.default_rng(0)
     weights, masks = rng.exponential(size=(24, BLOCK)), rng.integers(1, 1 << BLOCK, 24).astype(np.int32)
     factors, boosts, slopes = 1 + rng.random((3, 24))
     there = (masks[:, None] >> np.arange(BLOCK) & 1).astype(bool)
     sizes = np.where(there, factors[:, None] * (boosts[:, None] * weights + slopes[:, None]), 0)
-    found, others, left, least = np.full(400, -1, np.int32), np.zeros(24), np.zeros(1), np.array([8.0])
+    near, found = np.full(64, -1, np.int32), np.full(400, -1, np.int32)
+    others, left, least = np.zeros(24), np.zeros(1), np.array([8.0])
     given = weights, masks, factors, boosts, slopes, least, sizes.sum(1)
-    many = kernel("large", 11)(*map(address, given), 24, *map(address, (left, others, found)))
+    many = kernel("large", 12)(*map(address, given), 24, *map(address, (left, others, near, found)))
     large = sizes >= least
     assert 10 < many < 300
-    np.testing.assert_array_equal(found[: many + 1], [*np.flatnonzero(large), -1])
+    np.testing.assert_array_equal(found[:many], np.flatnonzero(large))
+    assert (found[many + BLOCK :] == -1).all()  # as much is there room for
+    blocks = np.flatnonzero(sizes.sum(1) >= least)
+    np.testing.assert_array_equal(near[: len(blocks)], blocks)
+    assert (near[len(blocks) + 8 :] == -1).all()
     np.testing.assert_allclose(others, np.where(large, 0, sizes).sum(1), rtol=1e-12)
     np.testing.assert_allclose(left[0], others.sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize(("first", "count"), [(0, 24), (5, 13), (3, 1), (2, 0)])
+def test_what_checks_add(first: int, count: int, bits: int) -> None:
+    rng, kind = np.random.default_rng(0), np.float32 if bits == 32 else np.float64
+    weights, logits = rng.normal(size=(2, 4 * BLOCK)).astype(kind)
+    weights = np.exp(weights)
+    boosts, slopes = 1 + rng.random((2, 4)).astype(kind)
+    weights[7] = slopes[0] = slopes[1] = 0  # of size 0: it stands for nothing
+    exact, right = rng.normal(size=(2, 48)).astype(kind)
+    found, numbers = np.full(48, -(1 << 30), np.int32), np.array([3.0, np.nan, np.nan, np.nan])
+    found[first : first + count] = own = rng.permutation(4 * BLOCK)[:count]
+    found[first : first + min(count, 1)] = own[:1] = 7
+    given = weights, logits, boosts, slopes, exact, right, found
+    kernel("check", 10, bits)(*map(address, given), first, count, address(numbers))
+    wide = [np.asarray(x, np.float64) for x in (weights, logits, boosts, slopes)]
+    near, told, boost, slope = wide[0][own], wide[1][own], wide[2][own // BLOCK], wide[3][own // BLOCK]
+    looked = slice(first, first + count)
+    off = right[looked] - near - slope * (exact[looked].astype(np.float64) - told)
+    size = boost * near + slope
+    off = np.divide(3 * off, size, out=np.zeros(count), where=size > 0)
+    square = (off[: count // 2 * 2].reshape(-1, 2) @ [1, -1]) ** 2
+    np.testing.assert_allclose(numbers, [3, off.sum(), square.sum(), (square**2).sum()], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_what_no_check_may_have_met(bits: int) -> None:
+    rng, kind = np.random.default_rng(0), np.float32 if bits == 32 else np.float64
+    boosts, others, numbers = 1 + rng.random(24).astype(kind), rng.random(24), np.zeros(2)
+    slopes = (rng.random(24) < 0.3).astype(kind)
+    others[4:7] = boosts[5:9] = 0  # where there is no block any more boosts are 0
+    others[7:9] = 0
+    kernel("unmet", 5, bits)(*map(address, (slopes, boosts, others)), 24, address(numbers))
+    left = (slopes == 0) & (others > 0)
+    square = (1 - 1 / boosts[left].astype(np.float64)) / 2
+    np.testing.assert_allclose(numbers, [square @ others[left], square.max()], rtol=1e-13)
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_blocks_with_items_found_are_summed_anew(bits: int) -> None:
+    rng, kind = np.random.default_rng(0), np.float32 if bits == 32 else np.float64
+    weights, logits = rng.normal(size=(2, 6, BLOCK)).astype(kind)
+    masks = rng.integers(1, 1 << BLOCK, 6).astype(np.int32)
+    there = (masks[:, None] >> np.arange(BLOCK) & 1).astype(bool)
+    weights, logits[~there] = np.exp(weights), -np.inf
+    factors, slopes, centres = rng.normal(size=(3, 6)).astype(kind)
+    slopes[1] = 0
+    found = np.flatnonzero(there & (np.arange(6)[:, None] != 4))[::3].astype(np.int32)
+    exact, right = rng.normal(size=(2, len(found))).astype(kind)
+    wide = [x.astype(np.float64) for x in (weights, logits)]
+    wide[0].ravel()[found], wide[1].ravel()[found] = right, exact
+    parts = np.full(6, np.nan)
+    given = weights, logits, masks, factors, slopes, centres, exact, right, found
+    kernel("replace", 11, bits)(*map(address, given), len(found), address(parts))
+    off = np.where(there, wide[0] - slopes[:, None] * np.where(there, wide[1] - centres[:, None], 0), 0)
+    expected = np.where(np.arange(6) == 4, np.nan, factors * off.sum(1))
+    np.testing.assert_allclose(parts, expected, rtol=1e-12 if bits == 64 else 1e-6)
 
 
 @pytest.mark.parametrize(("first", "runs"), [(0, 24), (5, 13), (3, 1), (24, 0)])
