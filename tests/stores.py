@@ -12,6 +12,13 @@ from rfkernels.catalog.invariants import LAYOUT
 from rfkernels.catalog.records import Store
 
 
+def in_memory(x: Any) -> bool:
+    """Return whether an array lies in memory of its own, rather than in a file."""
+    while isinstance(x.base, np.ndarray):
+        x = x.base
+    return x.base is None
+
+
 def some_store(
     items: int = 300, dim: int = 8, *, seed: int = 0, dtype: str = "float32", slack: int = 3, rows: Any = None
 ) -> Store:
