@@ -566,6 +566,8 @@ MUTANTS = [
     Mutant("codes: logits far above the guess overflow", "backends/numba/catalog_scans.py", "_BELOW, _ABOVE = 40.0, 10.0", "_BELOW, _ABOVE = 40.0, np.inf", (CODES, "-k", "far_above")),
     Mutant("codes: logits far below the guess are nothing", "backends/numba/catalog_scans.py", "_BELOW, _ABOVE = 40.0, 10.0", "_BELOW, _ABOVE = np.inf, 10.0", (CODES, "-k", "far_below")),
     Mutant("codes: queries of two shares read rows together", "backends/numba/catalog.py", "np.flatnonzero(np.diff(numbers[places] // SHARED)) + 1", "[]", (CODES, "-k", "two_shares")),
+    Mutant("aligned: arrays begin where memory does", "catalog/aligned.py", "first = -memory.ctypes.data % LINE", "first = 0", ("tests/test_aligned.py",)),
+    Mutant("aligned: loaded codes begin where memory does", "catalog/files.py", "make = aligned.empty if name in MAPPED else np.empty", "make = np.empty", ("tests/test_aligned.py",)),
     Mutant("codes: checks of items of no size", "backends/numba/catalog_check_kernels.py", "b.and_(there, m.gt(size, zero))", "there", (CODES, "-k", "checks_add")),
     Mutant("codes: checks behind the last", "backends/numba/catalog_check_kernels.py", "b.and_(there, m.gt(size, zero))", "m.gt(size, zero)", (CODES, "-k", "checks_add")),
     Mutant("codes: checks without the control variate", "backends/numba/catalog_check_kernels.py", "m.sub(m.sub(weight, near), m.mul(slope, m.sub(logit, told)))", "m.sub(weight, near)", (CODES, "-k", "checks_add")),
