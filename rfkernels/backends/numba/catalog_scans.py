@@ -141,7 +141,7 @@ def _unmet(c: Codes, k: Looks, blocks: int, distance: float) -> float:
     """Return what `rfkernels.catalog.scans.unmet` does, of items without a control variate."""
     given = k.slopes.ctypes.data, k.boosts.ctypes.data, k.others.ctypes.data, up(blocks, BLOCK)
     call(c.unmet, (*given, k.totals.ctypes.data))
-    return min(k.totals[0], distance * k.totals[1])
+    return float(min(k.totals[0], distance * k.totals[1]))
 
 
 @jit
