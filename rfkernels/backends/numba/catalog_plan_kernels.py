@@ -123,17 +123,18 @@ def _draw(e: Emitter) -> None:
     ends, before = e.variable(zero), e.variable(none)
     e.store(e.scalar(0.0), reached, e.integer(0))
     with e.loop(0, count, e.lanes) as i:
-        own = e.load_vector(mass, i)
-        ends.set(running(e, own, no_mass, ends.get(), m.add))
-        end = m.mul(ends.get(), scale)
-        e.store_vector(end, reached, e.add(i, 1))
+        ends.set(running(e, e.load_vector(mass, i), no_mass, ends.get(), m.add))
+        e.store_vector(m.mul(ends.get(), scale), reached, e.add(i, 1))
+    with e.loop(0, count, e.lanes) as i:
+        own, end = e.load_vector(mass, i), e.load_vector(reached, e.add(i, 1))
         near = narrow(e, end)
         within = m.lt(uniform(e, given, b.zext(near, m.integer)), m.sub(end, b.sitofp(near, m.vector)))
         number = b.add(near, b.zext(within, kind))
         number = b.select(b.icmp_signed("<", number, most), number, most)
         # Rounding may have put ends out of order, or a cell of no mass beyond the one before it.
-        number = b.select(m.gt(own, zero), number, none)
-        number = running(e, number, no_runs, before.get(), larger(e))
+        e.store_vector(b.select(m.gt(own, zero), number, none), out, i)
+    with e.loop(0, count, e.lanes) as i:
+        number = running(e, e.load_vector(out, i, _I32), no_runs, before.get(), larger(e))
         e.store_vector(number, out, i)
         before.set(number)
     e.finish()
