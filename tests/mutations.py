@@ -443,6 +443,8 @@ MUTANTS = [
     Mutant("moments merged without their distance", "fitting/statistics.py", "weight = (first.count * share)[..., None, None]", "weight = (0 * first.count * share)[..., None, None]", FITTING),
     Mutant("signs of monomials", "materialized/monomials.py", "matmul(xp, (t < 0).astype(dtype)", "matmul(xp, (t > 0).astype(dtype)", (*MATERIALIZED, "-k", "definition")),
     Mutant("geometric exponents from one on", "materialized/monomials.py", ".geometric(probability, (*batch, count, dim)) - 1", ".geometric(probability, (*batch, count, dim))", (*MATERIALIZED, "-k", "moments_stated")),
+    Mutant("geometric variances that cancel", "materialized/monomials.py", "near = root < _NEAR", "near = root < 0", (*MATERIALIZED, "-k", "geometric_features_have")),
+    Mutant("geometric variances without a rest of I₀", "materialized/monomials.py", "_log1p_rest(square + rest) + rest", "_log1p_rest(square + rest)", (*MATERIALIZED, "-k", "geometric_features_have")),
     Mutant("hybrid weights exchanged", "materialized/hybrid.py", "features.hyperbolic.count, -base_sign, base_sign)", "features.hyperbolic.count, base_sign, -base_sign)", (*MATERIALIZED, "-k", "mixes")),
     Mutant("Maclaurin variance of signs", "materialized/maclaurin.py", "spread - 2 * np.sum((x * y) ** 2, -1)", "spread - np.sum((x * y) ** 2, -1)", (*MATERIALIZED, "-k", "products_of_signs")),
     # Assertions for users

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import mpmath as mp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -152,6 +153,28 @@ def test_the_bias_of_taylor_features_has_no_cancellation() -> None:
         ),
         0,
     )
+
+
+@given(
+    norm=st.floats(-7, 1).map(lambda power: 10.0**power),
+    near=st.floats(-1, 1),
+    opposed=st.booleans(),
+    dim=st.integers(1, 3),
+)
+def test_geometric_features_have_variances_without_cancellation(
+    norm: float, near: float, opposed: bool, dim: int
+) -> None:
+    """About the best probability, 1 − |x_l y_l| of small products, where parts of the first order cancel."""
+    x = np.full(dim, norm)
+    y = -x if opposed else x
+    probability = 1 / (1 + norm**2 * 2**near)
+    features = materialized.draw_geometric(dim, 1, probability=probability, scale=1.0, rng=0)
+    with mp.workdps(80):
+        p, term = mp.mpf(float(features.parameter[0])), mp.mpf(norm * norm) * (-1 if opposed else 1)
+        each = mp.besseli(0, 2 * abs(term) / mp.sqrt(1 - p)) * mp.exp(-2 * term) / p
+        exact = mp.log(each**dim - 1)
+    found = float(materialized.relative_error(x, y, features, log=True))
+    assert abs(found - exact) <= 1e-13 * max(1, abs(exact))
 
 
 @pytest.mark.parametrize("degree", [2, 12, 40])
