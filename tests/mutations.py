@@ -12,6 +12,7 @@ MOMENTS = ("tests/test_moments.py",)
 VARIANCE = ("tests/test_variance.py",)
 FITTING = ("tests/test_fitting.py", "-k", "not jax")
 MATERIALIZED = ("tests/test_materialized.py",)
+CLAIMS = ("tests/test_claims.py",)
 TESTING = ("tests/test_testing.py",)
 NUMPY = ("tests/test_conformance.py", "-k", "test_conformance and numpy or cover or exact or linear")
 HADAMARD = ("tests/test_hadamard.py", "-x")
@@ -445,6 +446,11 @@ MUTANTS = [
     Mutant("geometric exponents from one on", "materialized/monomials.py", ".geometric(probability, (*batch, count, dim)) - 1", ".geometric(probability, (*batch, count, dim))", (*MATERIALIZED, "-k", "moments_stated")),
     Mutant("geometric variances that cancel", "materialized/monomials.py", "near = root < _NEAR", "near = root < 0", (*MATERIALIZED, "-k", "geometric_features_have")),
     Mutant("geometric variances without a rest of I₀", "materialized/monomials.py", "_log1p_rest(square + rest) + rest", "_log1p_rest(square + rest)", (*MATERIALIZED, "-k", "geometric_features_have")),
+    Mutant("theory: lower tails by another power", "../theory/tails.py", "return math.exp(-m * error**2 / (2 * second))", "return math.exp(-m * error / (2 * second))", CLAIMS),
+    Mutant("theory: Bernstein of one tail", "../theory/tails.py", "return 2 * math.exp(-m", "return math.exp(-m", CLAIMS),
+    Mutant("theory: theorem 3 with a smaller gap", "../theory/tails.py", "(4 * (dim + 2)) * factor**count", "(16 * (dim + 2)) * factor**count", CLAIMS),
+    Mutant("theory: rows on another sphere", "../theory/tails.py", "terms(root * several.rows)", "terms(several.rows)", ("tests/test_theory.py", "-k", "result_holds and tails")),
+    Mutant("theory: errors to one side", "../theory/regularized.py", "error = greatest(error, abs(stated / float(wanted) - 1))", "error = greatest(error, stated / float(wanted) - 1)", CLAIMS),
     Mutant("hybrid weights exchanged", "materialized/hybrid.py", "features.hyperbolic.count, -base_sign, base_sign)", "features.hyperbolic.count, base_sign, -base_sign)", (*MATERIALIZED, "-k", "mixes")),
     Mutant("Maclaurin variance of signs", "materialized/maclaurin.py", "spread - 2 * np.sum((x * y) ** 2, -1)", "spread - np.sum((x * y) ** 2, -1)", (*MATERIALIZED, "-k", "products_of_signs")),
     # Assertions for users
