@@ -455,6 +455,7 @@ MUTANTS = [
     Mutant("theory: rows on another sphere", "../theory/tails.py", "terms(root * several.rows)", "terms(several.rows)", ("tests/test_theory.py", "-k", "result_holds and tails")),
     Mutant("theory: errors to one side", "../theory/regularized.py", "error = greatest(error, abs(stated / float(wanted) - 1))", "error = greatest(error, stated / float(wanted) - 1)", CLAIMS),
     Mutant("the best degree for signs, of other moments", "materialized/rates.py", "np.sum(np.diag(first) * np.diag(second))", "np.sum(np.diag(second))", (*MATERIALIZED, "-k", "optima")),
+    Mutant("columns of one degree alone", "materialized/polynomial.py", "math.comb(dim + degree, few) > MOST", "math.comb(dim, few) > MOST", (*MATERIALIZED, "-k", "what_is_refused")),
     Mutant("hybrid weights exchanged", "materialized/hybrid.py", "features.hyperbolic.count, -base_sign, base_sign)", "features.hyperbolic.count, base_sign, -base_sign)", (*MATERIALIZED, "-k", "mixes")),
     Mutant("Maclaurin variance of signs", "materialized/maclaurin.py", "spread - 2 * np.sum((x * y) ** 2, -1)", "spread - np.sum((x * y) ** 2, -1)", (*MATERIALIZED, "-k", "products_of_signs")),
     # Assertions for users

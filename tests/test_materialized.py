@@ -596,6 +596,11 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "dim": (lambda: materialized.taylor(0, 2), ValueError, "dim must be a positive integer, got 0"),
     "degree": (lambda: materialized.taylor(2, -1), ValueError, "degree must be an integer of at least 0, got -1"),
     "columns": (lambda: materialized.taylor(64, 6), ValueError, "degree must leave 4,194,304 columns or fewer, got 6"),
+    "more columns": (
+        lambda: materialized.taylor(16, 10),
+        ValueError,
+        "degree must leave .* or fewer, got 10 for dim 16",
+    ),
     "degree huge": (lambda: materialized.taylor(8, 2**70), ValueError, "degree must leave 4,194,304 columns or fewer"),
     "degree bool": (lambda: materialized.taylor(2, True), ValueError, "degree"),
     "count": (lambda: materialized.draw_poisson(2, 0, rate=1, rng=0), ValueError, "count must be a positive"),
