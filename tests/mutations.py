@@ -12,6 +12,7 @@ MOMENTS = ("tests/test_moments.py",)
 VARIANCE = ("tests/test_variance.py",)
 FITTING = ("tests/test_fitting.py", "-k", "not jax")
 MATERIALIZED = ("tests/test_materialized.py",)
+CLAIMS = ("tests/test_claims.py",)
 TESTING = ("tests/test_testing.py",)
 NUMPY = ("tests/test_conformance.py", "-k", "test_conformance and numpy or cover or exact or linear")
 HADAMARD = ("tests/test_hadamard.py", "-x")
@@ -435,6 +436,9 @@ MUTANTS = [
     Mutant("no bias of regularized rows", "variance/_sphere.py", "bias**2", "0 * bias", (*VARIANCE, "-k", "regularized or sphere or grid")),
     Mutant("output errors about zero", "variance/_attention.py", "apart = v - output[:, None]", "apart = v", (*VARIANCE, "-k", "attention")),
     Mutant("Bennett's bound by another series", "variance/_terms.py", "series = 1 / ((j + 1) * (j + 2)) - series * near", "series = 1 / ((j + 1) * (j + 2)) + series * near", (*VARIANCE, "-k", "bounds or inequalit")),
+    Mutant("Bennett's bound where u is no number of float32", "variance/_terms.py", "beyond = log_u > _FAR", "beyond = log_u > 600", ("tests/test_variance_extremes.py", "-k", "in_float32")),
+    Mutant("Bennett's bound far out by another power", "variance/_terms.py", "xp.where(beyond, log_u, 2) - 1) - log_u", "xp.where(beyond, log_u, 2) - 1)", ("tests/test_variance_extremes.py", "-k", "of_bennett")),
+    Mutant("rates of bounds that are no numbers of float32", "variance/_terms.py", "return math.log(float(xp.finfo(dtype).max)) - _FAR", "return 700.0", ("tests/test_variance_extremes.py", "-k", "in_float32")),
     # Fitted and materialized features
     Mutant("spread of the rows", "variance/_proposal.py", "1 + 8 * (phi / double) / double", "1 + 4 * (phi / double) / double", FITTING),
     Mutant("balance turned round", "fitting/algebra.py", "xp.sqrt(common)[..., :, None]", "(1 / xp.sqrt(common))[..., :, None]", FITTING),
@@ -443,6 +447,15 @@ MUTANTS = [
     Mutant("moments merged without their distance", "fitting/statistics.py", "weight = (first.count * share)[..., None, None]", "weight = (0 * first.count * share)[..., None, None]", FITTING),
     Mutant("signs of monomials", "materialized/monomials.py", "matmul(xp, (t < 0).astype(dtype)", "matmul(xp, (t > 0).astype(dtype)", (*MATERIALIZED, "-k", "definition")),
     Mutant("geometric exponents from one on", "materialized/monomials.py", ".geometric(probability, (*batch, count, dim)) - 1", ".geometric(probability, (*batch, count, dim))", (*MATERIALIZED, "-k", "moments_stated")),
+    Mutant("geometric variances that cancel", "materialized/monomials.py", "near = root < _NEAR", "near = root < 0", (*MATERIALIZED, "-k", "geometric_features_have")),
+    Mutant("geometric variances without a rest of I₀", "materialized/monomials.py", "_log1p_rest(square + rest) + rest", "_log1p_rest(square + rest)", (*MATERIALIZED, "-k", "geometric_features_have")),
+    Mutant("theory: lower tails by another power", "../theory/tails.py", "return math.exp(-m * error**2 / (2 * second))", "return math.exp(-m * error / (2 * second))", CLAIMS),
+    Mutant("theory: Bernstein of one tail", "../theory/tails.py", "return 2 * math.exp(-m", "return math.exp(-m", CLAIMS),
+    Mutant("theory: theorem 3 with a smaller gap", "../theory/tails.py", "(4 * (dim + 2)) * factor**count", "(16 * (dim + 2)) * factor**count", CLAIMS),
+    Mutant("theory: rows on another sphere", "../theory/tails.py", "terms(root * several.rows)", "terms(several.rows)", ("tests/test_theory.py", "-k", "result_holds and tails")),
+    Mutant("theory: errors to one side", "../theory/regularized.py", "error = greatest(error, abs(stated / float(wanted) - 1))", "error = greatest(error, stated / float(wanted) - 1)", CLAIMS),
+    Mutant("the best degree for signs, of other moments", "materialized/rates.py", "np.sum(np.diag(first) * np.diag(second))", "np.sum(np.diag(second))", (*MATERIALIZED, "-k", "optima")),
+    Mutant("columns of one degree alone", "materialized/polynomial.py", "math.comb(dim + degree, few) > MOST", "math.comb(dim, few) > MOST", (*MATERIALIZED, "-k", "what_is_refused")),
     Mutant("hybrid weights exchanged", "materialized/hybrid.py", "features.hyperbolic.count, -base_sign, base_sign)", "features.hyperbolic.count, base_sign, -base_sign)", (*MATERIALIZED, "-k", "mixes")),
     Mutant("Maclaurin variance of signs", "materialized/maclaurin.py", "spread - 2 * np.sum((x * y) ** 2, -1)", "spread - np.sum((x * y) ** 2, -1)", (*MATERIALIZED, "-k", "products_of_signs")),
     # Assertions for users

@@ -338,6 +338,10 @@ def test_nothing_to_err_on() -> None:
         assert variance.relative("positive", x, -x, count=8, sampler=sampler) == 0
         assert variance.relative("positive", x, -x, count=8, sampler=sampler, log=True) == -np.inf
     assert variance.relative("positive", x, x, count=8, sampler="iid", proposal=proposals.Gaussian(0.7)) == np.inf
+    tiny = np.array(
+        [1e-13, 0.0], np.float32
+    )  # whose square is in the range of float32, and not the error, its fourth power
+    assert variance.relative("positive", tiny, 0 * tiny, count=8, sampler="antithetic", log=True) == -np.inf
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rfkernels import proposals, samplers, variance
+from rfkernels.variance._terms import bennett, log_most
 
 
 @pytest.mark.parametrize("dim", [2, 3, 16, 63])
@@ -129,6 +130,41 @@ def test_means_over_directions_in_many_dimensions(dim: int) -> None:
     terms = [math.exp(rising(dim, k) - rising(half, k) - math.lgamma(k + 1) - s) * (s / 2) ** k for k in range(60)]
     expected = sum(a * b for a, b in zip(terms, powers, strict=True))
     assert variance.coupling_moment(c, s, dim) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("error", [1e-6, 0.3, 1e3])
+def test_rates_of_bennett_against_mpmath(dtype: Any, error: float) -> None:
+    """RV/b² · h(b ε/RV), h(u) = (1 + u) log(1 + u) − u, whose u may be near to 0 or beyond any number."""
+    mp = pytest.importorskip("mpmath").mp
+    log_variance, log_reach = (a.reshape(-1).astype(dtype) for a in np.meshgrid(np.r_[-30:80:7], np.r_[-30:300:11]))
+    found, info = bennett(np, log_variance, log_reach, error), np.finfo(dtype)
+    with mp.workdps(400):
+        for rate, v, b in zip(found, log_variance, log_reach, strict=True):
+            u = mp.exp(mp.mpf(float(b)) - float(v)) * error
+            exact = mp.mpf(error) ** 2 / mp.exp(float(v)) * ((1 + u) * mp.log(1 + u) - u) / u**2
+            expected = min(float(exact), math.exp(log_most(np, dtype)))
+            assert float(rate) == pytest.approx(expected, rel=float(500 * info.eps), abs=float(info.tiny))
+
+
+@pytest.mark.parametrize("side", ["two", "lower", "upper"])
+@pytest.mark.parametrize("proposal", [None, proposals.isotropic(1.1)], ids=["none", "wide"])
+@pytest.mark.parametrize("name", ["positive", "hyperbolic", "trigonometric"])
+@pytest.mark.parametrize("s", [0.0, 1e-12, 1e-3, 1.0, 12.0, 20.0, 30.0, 60.0, 400.0])
+def test_bounds_in_float32_are_those_in_float64(name: str, proposal: Any, side: Any, s: float) -> None:
+    """Where u of Bennett's inequality, or a rate, is beyond the range of float32, or nothing varies at all."""
+    jnp = pytest.importorskip("jax.numpy")
+    x = np.array([math.sqrt(s) / 2, 0, 0, 0], np.float32)
+    y = -x if name == "trigonometric" else x
+    options: dict[str, Any] = {"sampler": "iid", "proposal": proposal, "side": side}
+    exact = x.astype(float), y.astype(float)
+    for error in (1e-3, 0.5, 3.0):
+        expected = variance.tail_bound(name, *exact, error, count=64, **options)
+        assert variance.tail_bound(name, x, y, error, count=64, **options) == pytest.approx(expected, rel=1e-3)
+    traced = variance.tail_bound(name, jnp.asarray(x), jnp.asarray(y), 3.0, count=64, **options)
+    assert float(traced) == pytest.approx(expected, rel=1e-3)
+    counts = [variance.features_needed(3.0, 0.9, name, *pair, **options) for pair in ((x, y), exact)]
+    assert counts[0] == pytest.approx(counts[1], rel=1e-3)
 
 
 @pytest.mark.parametrize("size", [1e80, 1e140, 1e160])

@@ -98,9 +98,11 @@ def theorem_3(theta: float, dim: int, count: int, factor: float, square: float) 
 def by_quadrature(feature_map: FeatureMap, gap: Gap) -> list[Measured]:
     """Compare moment generating functions of orthogonal rows, integrated over the sphere, with the bounds."""
     stated = sharper = -math.inf
+    mean = 0.0
     for dim, count in SPHERES:
         for x, y in NUMBERS:
             here = case(feature_map, x, y, dim, count)
+            mean = greatest(mean, abs(float(here.weights @ here.together) / (count * here.regularised) - 1))
             for theta in THETAS:
                 orthogonal = float(here.weights @ np.exp(theta * here.together))
                 independent = float(here.alone_weights @ np.exp(theta * here.alone)) ** count
@@ -111,6 +113,7 @@ def by_quadrature(feature_map: FeatureMap, gap: Gap) -> list[Measured]:
     return [
         Measured("quadrature", "theorem 3 exceeded by", max(stated, 0.0), ROUNDING),
         Measured("quadrature", "the gap of second order exceeded by", max(sharper, 0.0), ROUNDING),
+        Measured("quadrature", "mean of orthogonal rows", mean, ROUNDING),
     ]
 
 

@@ -28,6 +28,9 @@ from rfkernels.materialized._records import (
 
 Law = Literal["poisson", "geometric", "taylor"]
 
+_NEAR = 0.5
+"""Below this |t|/√(1 − p), t = x_l y_l, the second moment of geometric features is computed without cancellation."""
+
 
 @dataclass(frozen=True, eq=False)
 class Monomials:
@@ -210,6 +213,31 @@ def pair_log_moment(x: Any, y: Any, features: Monomials) -> Any:
         return np.sum((features.parameter - terms) ** 2 / features.parameter, -1)
     from scipy.special import i0e
 
-    bessel = 2 * np.abs(terms) / np.sqrt(1 - features.parameter)
-    each = np.log(i0e(bessel)) + bessel - 2 * terms - np.log(features.parameter)
+    stop = 1 - features.parameter
+    root = np.abs(terms) / np.sqrt(stop)
+    near = root < _NEAR
+    close = _near_moment(terms, stop, np.where(near, root, 0) ** 2)
+    each = np.where(near, close, np.log(i0e(2 * root)) + 2 * (root - terms) - np.log(features.parameter))
     return np.maximum(np.sum(each, -1), 0.0)  # at least 0 but for rounding
+
+
+def _near_moment(terms: Any, stop: Any, square: Any) -> Any:
+    """Return log(I₀(2|t|/√q) e^(−2t) / (1 − q)) for small t²/q, where its parts may cancel to a quarter of q².
+
+    It is (q − t)²/q − (log(1 − q) + q) + (log I₀ − t²/q), of which only the last is negative, and the smaller part.
+    """
+    rest = np.zeros_like(square)
+    for k in range(12, 1, -1):
+        rest = (1 + rest) * square / k**2
+    rest = rest * square  # I₀ − 1 − t²/q
+    return (stop - terms) ** 2 / stop - _log1p_rest(-stop) + _log1p_rest(square + rest) + rest
+
+
+def _log1p_rest(u: Any) -> Any:
+    """Return log(1 + u) − u."""
+    small = np.abs(u) < 0.1
+    inside = np.where(small, u, 0)
+    series = np.zeros_like(inside)
+    for k in range(18, 1, -1):
+        series = 1 / k - series * inside
+    return np.where(small, -series * inside * inside, np.log1p(np.where(small, 0, u)) - u)

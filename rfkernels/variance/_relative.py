@@ -78,8 +78,8 @@ def relative(
     Returns
     -------
     array, shape (*batch)
-        0 (log: −inf) where estimates are exact, as where nothing varies, and where squares of scaled points are below
-        the range of their type; inf where their variance is infinite, the kernel is 0 and estimates are not, or the
+        0 (log: −inf too) where estimates are exact, as where nothing varies, and where the error is below the range of
+        the type of the points; inf where their variance is infinite, the kernel is 0 and estimates are not, or the
         number overflows.
 
     Raises

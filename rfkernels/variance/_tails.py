@@ -25,7 +25,7 @@ from rfkernels.variance._rows import (
     resolve,
     scaled_pair,
 )
-from rfkernels.variance._terms import bennett, log_term_bound
+from rfkernels.variance._terms import bennett, log_most, log_term_bound
 
 Side = Literal["two", "lower", "upper"]
 
@@ -196,7 +196,8 @@ def _bound(xp: Any, log_error: Any, rates: _Rates, draws: Any, error: float, sid
     if side == "two":
         by_variance = xp.exp(xp.minimum(log_ratio, 0))
         return xp.minimum(by_variance, lower + upper)
-    one_sided = 1 / (1 + xp.exp(-xp.clip(log_ratio, -700, 700)))
+    most = log_most(xp, log_ratio.dtype)
+    one_sided = 1 / (1 + xp.exp(-xp.clip(log_ratio, -most, most)))
     return xp.minimum(xp.where(log_ratio == -xp.inf, 0, one_sided), lower if side == "lower" else upper)
 
 

@@ -13,22 +13,31 @@ from rfkernels.maps import FeatureMap
 from rfkernels.proposals import Proposal
 from rfkernels.variance._rows import Form, Pair, check_proposed, directions, form_of, resolve, scaled_pair, spread_of
 
+_FAR = 40.0
+"""Beyond the log of 2⁵³, the most draws there are."""
+
 
 def bennett(xp: Any, log_variance: Any, log_reach: Any, error: float) -> Any:
     """Return RV/b² · h(b error/RV) = error²/RV · H(b error/RV), H(u) = h(u)/u²; 0 where b is infinite."""
-    exists = (log_reach < xp.inf) & (log_variance < xp.inf)
+    exists = (log_reach < xp.inf) & (log_variance < xp.inf) & (log_variance > -xp.inf)
     log_variance = xp.where(exists, log_variance, 0)
-    log_u = xp.where(exists, log_reach, xp.inf) + math.log(error) - log_variance
-    bounded = log_u < 600
-    u = xp.exp(xp.where(bounded, log_u, 0))
+    log_u = xp.where(exists, log_reach, 0) + math.log(error) - log_variance
+    beyond = log_u > _FAR  # where u² H(u) is u (log u − 1) to the last bit, and u itself may be no number
+    u = xp.exp(xp.where(beyond, 0, log_u))
     small = u < 0.1
     near, far = xp.where(small, u, 0), xp.where(small, 1, u)
     series = xp.zeros_like(u)
     for j in range(16, -1, -1):
         series = 1 / ((j + 1) * (j + 2)) - series * near
-    shape = xp.where(small, series, ((1 + far) * xp.log1p(far) - far) / far / far)
-    log_rate = xp.minimum(2 * math.log(error) - log_variance, 700) + xp.log(shape)
-    return xp.where(bounded, xp.exp(xp.minimum(log_rate, 700)), 0)
+    log_shape = xp.log(xp.where(small, series, ((1 + 1 / far) * xp.log1p(far) - 1) / far))
+    log_shape = xp.where(beyond, xp.log(xp.where(beyond, log_u, 2) - 1) - log_u, log_shape)
+    log_rate = 2 * math.log(error) - log_variance + log_shape
+    return xp.where(exists, xp.exp(xp.minimum(log_rate, log_most(xp, log_rate.dtype))), 0)
+
+
+def log_most(xp: Any, dtype: Any) -> float:
+    """Return the log of a number that counts of draws can be multiplied with, and whose inverse is normal."""
+    return math.log(float(xp.finfo(dtype).max)) - _FAR
 
 
 @broadcasting
