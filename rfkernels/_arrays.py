@@ -209,6 +209,13 @@ def differing(xp: Any, x: Any, tail: int, *sources: tuple[Any, int]) -> Any:
     return x
 
 
+def is_placed(*arrays: Any) -> bool:
+    """Whether shapes of arrays of JAX say more than numbers: they hold symbols, or lie on explicit axes of a mesh."""
+    typeof = sys.modules["jax"].typeof
+    symbolic = any(not isinstance(n, int | np.integer) for x in arrays for n in x.shape)
+    return symbolic or any(axis is not None for x in arrays for axis in typeof(x).sharding.spec)
+
+
 def pooled_sum(xp: Any, x: Any, shape: tuple[int, ...]) -> Any:
     """Sum over axes that an array of this shape lacks or has of size 1: those of query heads that share keys."""
     x = xp.sum(x, tuple(range(x.ndim - len(shape)))) if x.ndim > len(shape) else x

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
 
 from rfkernels import core, uncertainty
-from rfkernels._arrays import accumulator, broadcasting, namespace, over_rows
+from rfkernels._arrays import accumulator, broadcasting, in_one, is_placed, namespace, over_rows
 from rfkernels._checks import check_array, check_finite_arrays, check_flags, check_known, check_qk, check_untraced
 from rfkernels.attention import attention
 from rfkernels.backends import choose
@@ -117,12 +118,22 @@ def log_kernel(x: Any, y: Any, features: Features, *, return_sign: bool = False,
 _TERMS = 1 << 17
 """Terms of sums that NumPy takes at a time, so that they stay in the cache and take no more memory."""
 
+_TERMS_OF_JAX = 1 << 22
+"""Those that JAX takes at a time: enough to keep a device busy."""
+
 
 def _in_turns(xp: Any, x: Any, y: Any, features: Features) -> tuple[Any, Any]:
-    """Do what `core.log_kernel` does, some pairs at a time where two arrays of NumPy hold as many points."""
+    """Do what `core.log_kernel` does, some pairs at a time where two arrays hold as many points."""
     batch = x.shape[:-1]
-    if xp is not np or features.batch or not batch or batch != y.shape[:-1]:
+    if features.batch or not batch or batch != y.shape[:-1]:
         return core.log_kernel(xp, x, y, features)
+    if xp is not np:
+        if is_placed(x, y) or math.prod(batch) * features.count <= _TERMS_OF_JAX:
+            return core.log_kernel(xp, x, y, features)
+        turns = 1 << (math.prod(batch) * features.count // _TERMS_OF_JAX).bit_length()  # sizes are often its multiples
+        run = in_one(xp, _interleaved, "turns", "programs")
+        found: tuple[Any, Any] = run(xp, x, y, features, turns=turns, programs=features.map.programs())
+        return found
 
     def step(_: None, start: int, rows: tuple[Any, Any]) -> Any:
         log, sign = core.log_kernel(xp, *rows, features)
@@ -131,6 +142,25 @@ def _in_turns(xp: Any, x: Any, y: Any, features: Features) -> tuple[Any, Any]:
     points = tuple(z.reshape(math.prod(batch), z.shape[-1]) for z in (x, y))
     _, (log, sign) = over_rows(xp, step, None, points, max(_TERMS // features.count, 1))
     return log.reshape(batch), sign.reshape(batch)
+
+
+def _interleaved(xp: Any, x: Any, y: Any, features: Features, turns: int, programs: Any) -> tuple[Any, Any]:
+    """Take one of so many neighbours at every turn: pairs that are spread over devices stay where they are.
+
+    Those that are left over are taken at once, and derivatives compute each turn anew.
+    """
+    batch, jax = x.shape[:-1], sys.modules["jax"]
+    x, y = (z.reshape(math.prod(batch), z.shape[-1]) for z in (x, y))
+    whole = len(x) // turns * turns
+
+    def one(pairs: tuple[Any, Any]) -> tuple[Any, Any]:
+        return core.log_kernel(xp, *pairs, features)
+
+    parts = tuple(xp.moveaxis(z[:whole].reshape(-1, turns, z.shape[-1]), 1, 0) for z in (x, y))
+    found = jax.lax.map(jax.checkpoint(one, prevent_cse=False), parts)
+    both = zip(found, one((x[whole:], y[whole:])), strict=True)
+    log, sign = (xp.concatenate([z.T.reshape(whole), rest]).reshape(batch) for z, rest in both)
+    return log, sign
 
 
 @broadcasting

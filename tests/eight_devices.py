@@ -546,6 +546,23 @@ def batches_and_heads_on_a_grid_with_explicit_axes() -> None:
     for error in (False, True):
         done = jax.eval_shape(functools.partial(rfk.log_normalizer, error=error), *placed[:2], f)
         assert jax.tree.leaves(done)[0].sharding.spec[:2] == ("data", "heads")
+    grid = jax.make_mesh((3,), ("data",), (jax.sharding.AxisType.Explicit,), devices=jax.devices()[:3])
+    many = jax.ShapeDtypeStruct(((3 << 20) - 3, DIM), "float32", sharding=NamedSharding(grid, PartitionSpec("data")))
+    assert jax.eval_shape(rfk.log_kernel, many, many, f).sharding.spec[:1] == ("data",)
+
+
+@check()
+def pairs_of_points_stay_on_their_devices() -> None:
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    import rfkernels as rfk
+
+    grid = jax.make_mesh((DEVICES,), ("data",), (jax.sharding.AxisType.Auto,))
+    points = jax.ShapeDtypeStruct((1 << 20, DIM), "float32", sharding=NamedSharding(grid, PartitionSpec("data")))
+    run = compiled(rfk.log_kernel, points, points, rfk.draw("positive", DIM, 16, rng=0))
+    assert " while(" in run.as_text()  # in turns
+    assert communicated(run) == {}
 
 
 # What is refused

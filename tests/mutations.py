@@ -903,4 +903,7 @@ MUTANTS = [
     Mutant("any number of items is loose", "catalog/building.py", "kind=\"stable\")[:most]])", "kind=\"stable\")])", (OUTLIERS, "-k", "loose")),
     Mutant("code is compiled by each thread", "backends/numba/jit.py", "            with _lock:\n                if key not in known:\n", "            if True:\n                if True:\n", ("tests/test_concurrency.py", "-k", "same_code")),
     Mutant("scales at which no distance is a number", "catalog/spheres.py", "at = xp.where(at == at, at, LEVELS - 1)", "at = at + 0", (PROFILES, "-k", "no_distance and numpy")),
+    Mutant("kernels of pairs on JAX: what is left over is lost", "estimates.py", "one((x[whole:], y[whole:]))", "one((x[:len(x) - whole], y[:len(x) - whole]))", ("tests/test_jax_scans.py", "-k", "turns")),
+    Mutant("kernels of pairs on JAX: derivatives keep all terms", "estimates.py", "jax.checkpoint(one, prevent_cse=False)", "one", ("tests/test_jax_scans.py", "-k", "pairs_take")),
+    Mutant("kernels of pairs on JAX: neighbours together", "estimates.py", "xp.moveaxis(z[:whole].reshape(-1, turns, z.shape[-1]), 1, 0)", "z[:whole].reshape(turns, -1, z.shape[-1])", ("tests/test_jax_scans.py", "-k", "turns")),
 ]  # fmt: skip

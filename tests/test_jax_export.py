@@ -104,6 +104,9 @@ def test_a_batch_of_any_size_is_exported_with_masks_heads_and_more_than_one_chun
     given = ((batch, 2, 70, 4), jnp.float32), ((batch, 1, 70), bool)
     saved = export.export(jax.jit(run), platforms=("cpu", "tpu"))(*(jax.ShapeDtypeStruct(*x) for x in given))
     assert [x.shape for x in saved.out_avals] == [(batch, 2, 70, 4)]
+    pairs, own = jax.ShapeDtypeStruct((batch, 4), jnp.float32), rfk.draw("positive", dim=4, count=8, rng=0)
+    saved = export.export(jax.jit(lambda x: rfk.log_kernel(x, x, own)))(pairs)
+    assert [x.shape for x in saved.out_avals] == [(batch,)]
 
 
 PASSES: dict[str, Any] = {

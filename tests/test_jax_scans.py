@@ -13,6 +13,7 @@ import pytest
 import xla
 
 import rfkernels as rfk
+from rfkernels import estimates
 
 BATCH, DIM, WIDTH = 2, 4, 3
 SHAPES = [(5, 3), (300, 300), (300, 140), (140, 300)]
@@ -95,3 +96,42 @@ def test_programs_and_temporaries_do_not_grow_with_the_length(name: str) -> None
         assert long < 1.1 * short
     memory = {n: x.compile().memory_analysis().temp_size_in_bytes for n, x in programs.items()}
     assert memory[65536] < 10 * memory[8192]
+
+
+@pytest.mark.parametrize("name", ["positive", "trigonometric", "relu"])
+@pytest.mark.parametrize("shape", [(53,), (3, 8)], ids=str)
+def test_kernels_in_turns_are_those_of_all_pairs_at_once(
+    name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is left over, in eager and compiled code, with derivatives of points and features."""
+    rng = np.random.default_rng(0)
+    features = rfk.draw(name, DIM, 8, rng=0)
+
+    def run(x: Any, y: Any, features: Any) -> Any:
+        return rfk.log_kernel(x, y, features, return_sign=True)
+
+    def gradient(*given: Any) -> Any:
+        return jax.grad(lambda *given: jnp.sum(run(*given)[0] * weights), (0, 1, 2))(*given)
+
+    with jax.enable_x64(True):
+        given = *(jnp.asarray(rng.standard_normal((*shape, DIM))) for _ in range(2)), features
+        weights = rng.standard_normal(shape)
+        once = jax.jit(lambda *given: gradient(*given))  # JAX keeps what it compiled of a function that it knows
+        expected = run(*given), once(*given)
+        monkeypatch.setattr(estimates, "_TERMS_OF_JAX", 8 * 6)
+        seen = jax.make_jaxpr(run)(*given)
+        assert "length=16" in str(seen) if shape == (53,) else "length=8" in str(seen)
+        for found in ((run(*given), jax.jit(gradient)(*given)), (jax.jit(run)(*given), gradient(*given))):
+            jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12), found, expected)
+
+
+@pytest.mark.parametrize("name", ["positive", "relu"])
+def test_kernels_of_many_pairs_take_no_memory_for_all_their_terms(name: str) -> None:
+    features, pairs = rfk.draw(name, DIM, 256, rng=0), jax.ShapeDtypeStruct((200_000, DIM), jnp.float32)
+
+    def total(x: Any, y: Any) -> Any:
+        return jnp.sum(rfk.log_kernel(x, y, features))
+
+    for run in (total, jax.grad(total, (0, 1))):
+        needed = xla.jit(run).lower(pairs, pairs).compile().memory_analysis().temp_size_in_bytes
+        assert needed < 4 * (8 * estimates._TERMS_OF_JAX + 4 * 2 * 200_000 * DIM)
