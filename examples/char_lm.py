@@ -26,6 +26,7 @@ import optax
 from char_model import Attention, Shape
 from char_training import Corpus, Run, batches, read_corpus, train, training_step, ways_of
 from matplotlib.figure import Figure
+from refusals import refuse_less, refuse_missing, refuse_short
 from rich.console import Console
 from rich.progress import Progress
 
@@ -152,9 +153,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if early.quick:
         parser.set_defaults(**quick)
     given = parser.parse_args(arguments)
-    for name in ("length", "batch", "steps", "every", "layers", "heads", "dim", "features"):
-        if getattr(given, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(given, name)}")
+    names = ("length", "batch", "steps", "every", "layers", "heads", "dim", "features", "sample", "tokens", "rounds")
+    refuse_less(parser, given, dict.fromkeys(names, 1) | {"window": 0, "redraw": 0, "seed": 0})
+    if not given.temperature > 0:
+        parser.error(f"--temperature must be more than 0, got {given.temperature}")
+    refuse_missing(parser, "text", given.text)
     return given
 
 
@@ -164,6 +167,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         return {"bench": bench(given, console)}
     given.out.mkdir(parents=True, exist_ok=True)  # or what was trained could not be written
     corpus = read_corpus(given.text)
+    counts = {"characters to train on": len(corpus.train), "held out": len(corpus.held_out)}
+    refuse_short(given.text, counts, given.length)
     shape = Shape(len(corpus.characters), given.layers, given.heads, given.dim)
     ways = ways_of(given)
     console.print(

@@ -24,6 +24,7 @@ import packages
 from matplotlib.figure import Figure
 from recommender_data import Parts, read_ratings, read_words
 from recommender_training import WAYS, Check, Settings, train
+from refusals import refuse_less, refuse_missing
 from rich.console import Console
 from rich.progress import Progress
 
@@ -140,9 +141,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if parser.parse_known_args(arguments)[0].quick:
         parser.set_defaults(rates=[0.1], tune=10, checks=4, steps=30, seeds=1, scored=2_000)
     given = parser.parse_args(arguments)
-    for name, number in vars(given).items():
-        if type(number) is int and number < 1:
-            parser.error(f"--{name} must be at least 1, got {number}")
+    refuse_less(parser, given, {name: 1 for name, number in vars(given).items() if type(number) is int})
+    if given.words:
+        refuse_missing(parser, "words", given.words)
     return given
 
 

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import rotary_model
+from refusals import refuse_less, refuse_missing, refuse_short, refuse_target
 from rich.console import Console
 from rich.progress import Progress
 from rotary_model import Parameters, Shape
@@ -28,6 +29,8 @@ from rotary_swap import Way, captured, fitted, streamed_logits, swapped, way_los
 from rotary_training import batches, read_words, train
 
 HERE = Path(__file__).resolve().parent
+SHORTEST = 25
+"""Words of a sequence in which passages can come again."""
 
 
 def ways_of(window: int, groups: int, features: int) -> list[Way]:
@@ -86,16 +89,30 @@ def load_or_train(given: argparse.Namespace, tokens: np.ndarray, shape: Shape, c
     """Read the model from --weights if it is there; train it, and keep it there if that was given, if not."""
     like = rotary_model.initial(shape, given.seed)
     if given.weights and given.weights.exists():
-        stored = np.load(given.weights)
-        read: Parameters = jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(stored[x]) for x in stored.files])
-        return read
+        return read_weights(given.weights, like)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("training", total=given.steps)
         sizes = {"steps": given.steps, "batch": given.batch, "length": given.length, "copies": given.copies}
         parameters = train(tokens, shape, **sizes, seed=given.seed, advance=lambda loss: progress.advance(task))
     if given.weights:
-        np.savez(given.weights, *(np.asarray(x, np.float16) for x in jax.tree.leaves(parameters)))
+        partial_file = given.weights.with_suffix(".part.npz")
+        np.savez(partial_file, *(np.asarray(x, np.float16) for x in jax.tree.leaves(parameters)))
+        partial_file.replace(given.weights)
     return parameters
+
+
+def read_weights(file: Path, like: Parameters) -> Parameters:
+    """Read a model, which must be of the shapes that are asked for."""
+    with np.load(file) as stored:
+        leaves = [jnp.asarray(stored[name]) for name in stored.files]
+    wanted = jax.tree.leaves(like)
+    if [x.shape for x in leaves] != [x.shape for x in wanted]:
+        raise SystemExit(
+            f"--weights must hold a model of the --vocabulary, --layers and --dim that are asked for, got {file} of "
+            "other shapes: name another file, or remove it"
+        )
+    read: Parameters = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return read
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -114,13 +131,22 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     quick |= {"window": 32, "groups": 32, "features": 64}
     if parser.parse_args(arguments).quick:
         parser.set_defaults(**quick)
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    least = dict.fromkeys(("tests", "steps", "batch", "layers", "dim", "window", "groups", "features"), 1)
+    refuse_less(parser, given, least | {"vocabulary": 2, "length": SHORTEST, "seed": 0})
+    if not 0 <= given.copies <= 1:
+        parser.error(f"--copies must be a share from 0 to 1, got {given.copies}")
+    refuse_missing(parser, "text", given.text)
+    refuse_target(parser, "weights", given.weights, ".npz")
+    refuse_target(parser, "out", given.out, ".json")
+    return given
 
 
 def prepare(given: argparse.Namespace, console: Console) -> Ready:
     """Read the text, train the model or read it, and choose sequences."""
     shape = Shape(given.vocabulary, given.layers, dim=given.dim)
     tokens, held_out = read_words(given.text, given.vocabulary)
+    refuse_short(given.text, {"words to train on": len(tokens), "held out": len(held_out)}, given.length)
     parameters = load_or_train(given, tokens, shape, console)
 
     def drawn(source: np.ndarray, share: float, count: int, seed: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 from rfkernels import blocked, uncertainty
 from rfkernels._arrays import broadcasting, namespace, unmasked
@@ -28,6 +28,66 @@ from rfkernels.state import DecodeState, State
 from rfkernels.streaming import AttentionResult, advance, batch_of, begin, extend, resume
 
 
+@overload
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    features: Features | None = None,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    heavy: Any = None,
+    groups: Any = None,
+    scale: float | None = None,
+    mask: Any = None,
+    segment_ids: Any = None,
+    state: State | DecodeState | BlockState | None = None,
+    full: Literal[False] = False,
+    error: bool = False,
+    backend: str | None = None,
+    check_finite: bool = True,
+) -> Any: ...
+@overload
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    features: Features | None = None,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    heavy: Any = None,
+    groups: Any = None,
+    scale: float | None = None,
+    mask: Any = None,
+    segment_ids: Any = None,
+    state: State | DecodeState | BlockState | None = None,
+    full: Literal[True],
+    error: bool = False,
+    backend: str | None = None,
+    check_finite: bool = True,
+) -> AttentionResult: ...
+@overload
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    features: Features | None = None,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    heavy: Any = None,
+    groups: Any = None,
+    scale: float | None = None,
+    mask: Any = None,
+    segment_ids: Any = None,
+    state: State | DecodeState | BlockState | None = None,
+    full: bool,
+    error: bool = False,
+    backend: str | None = None,
+    check_finite: bool = True,
+) -> Any: ...
 @broadcasting
 def attention(
     q: Any,

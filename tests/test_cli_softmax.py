@@ -316,6 +316,37 @@ def test_an_estimate_that_vanished_is_far_off() -> None:
     assert (found.covered, found.median_error) == (0, 1.0)
 
 
+def test_sums_of_nothing_that_are_estimated_so_are_right() -> None:
+    nothing = np.full(4, -np.inf)
+    assert compare(nothing, np.full(4, np.inf), nothing) == Checked(4, 0.0, 0.0, 4, False)
+    missed = compare(np.zeros(4), np.zeros(4), nothing)
+    assert (missed.covered, missed.median_error) == (0, np.inf)
+
+
+def test_logs_too_large_for_their_exponentials_are_compared() -> None:
+    exact = np.full(4, 1e12)
+    far = exact + [0, 1e5, 1e6, 1e9]  # the last is more than rounding
+    assert compare(far, np.zeros(4), exact) == Checked(4, np.inf, np.inf, 3, False)
+
+
+def test_who_stops_it_halfway_is_told_what_is_lost(
+    arrays: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = softmax._batch
+
+    def stopped(catalog: Any, queries: Any, settings: Any, seed: int) -> Any:
+        if seed >> 32 == 20:
+            raise KeyboardInterrupt
+        return given(catalog, queries, settings, seed)
+
+    monkeypatch.setattr(softmax, "_batch", stopped)
+    before = listing(tmp_path)
+    result = invoke(tmp_path, "--batch", 10, "-o", tmp_path / "out.csv")
+    assert result.exit_code == 1
+    assert "stopped after 20 of 45 queries: nothing is written until all are done" in result.stderr
+    assert listing(tmp_path) == before
+
+
 def test_it_says_when_intervals_do_not_hold(arrays: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "too small" not in invoke(tmp_path, *ALL, "--check", 20).stdout
     monkeypatch.setattr(softmax, "check_rows", lambda *_: Checked(20, 0.3, 0.9, 12, True))

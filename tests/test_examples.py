@@ -168,17 +168,53 @@ def test_char_lm_bench(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert "softmax features" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "number"), [("char_lm", "batch"), ("recommender", "seeds")])
-def test_what_cannot_be_trained_is_refused_before_it_is(
-    load: Any, name: str, number: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "option", "value", "said"),
+    [
+        ("char_lm", "batch", "0", "must be at least 1, got 0"),
+        ("char_lm", "sample", "-5", "must be at least 1, got -5"),
+        ("char_lm", "window", "-3", "must be at least 0, got -3"),
+        ("char_lm", "seed", "-1", "must be at least 0, got -1"),
+        ("char_lm", "temperature", "0", "must be more than 0, got 0.0"),
+        ("char_lm", "text", "nosuch", "must be a text or a folder of texts, got nosuch, which is not there"),
+        ("recommender", "seeds", "0", "must be at least 1, got 0"),
+        (
+            "recommender",
+            "words",
+            str(EXAMPLES),
+            f"must hold texts, files that end in .txt, got {EXAMPLES}, which has none",
+        ),
+        ("rotary_lm", "tests", "0", "must be at least 1, got 0"),
+        ("rotary_lm", "length", "24", "must be at least 25, got 24"),
+        ("rotary_lm", "copies", "2", "must be a share from 0 to 1, got 2.0"),
+        ("rotary_lm", "text", "nosuch", "must be a text or a folder of texts, got nosuch, which is not there"),
+        ("rotary_lm", "weights", "model", "must end in .npz, got model"),
+        ("rotary_lm", "weights", "nosuch/model.npz", "must be a file in a folder that is there, got nosuch/model.npz"),
+        ("rotary_lm", "out", "nosuch/x.json", "must be a file in a folder that is there, got nosuch/x.json"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_it_is_begun(
+    load: Any, name: str, option: str, value: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    example = load(name)
-    with pytest.raises(SystemExit):
-        example.main(["--quick", f"--{number}", "0"])
-    assert f"--{number} must be at least 1, got 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        load(name).parse(["--quick", f"--{option}", value])
+    assert f"error: --{option} {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["char_lm", "recommender"])
+def test_a_folder_that_cannot_be_made_is_refused_before_training(load: Any, name: str, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(FileExistsError, match="taken"):
-        example.main(["--quick", "--out", str(tmp_path / "taken")])
+        load(name).main(["--quick", "--out", str(tmp_path / "taken")])
+
+
+@pytest.mark.parametrize("name", ["char_lm", "rotary_lm"])
+@pytest.mark.parametrize("text", ["", "word " * 200])
+def test_texts_that_are_too_short_are_refused(load: Any, name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text(text)
+    short = ["--quick", "--text", str(tmp_path / "short.txt")]
+    with pytest.raises(SystemExit, match=r"--text must be longer for --length (64|254): .*short.txt has \d+ "):
+        load(name).main(short if name == "rotary_lm" else [*short, "--out", str(tmp_path)])
 
 
 def test_the_text_is_the_one_that_its_page_names() -> None:

@@ -236,6 +236,21 @@ def test_the_example_runs(load: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert all(stored[name].dtype == np.float16 for name in stored.files)
 
 
+def test_a_model_of_other_shapes_is_refused(load: Any, tmp_path: Path) -> None:
+    import jax
+
+    example, model = load("rotary_lm"), load("rotary_model")
+    kept, asked = (model.initial(model.Shape(words, layers=1, dim=8), 0) for words in (64, 32))
+    leaves = [np.asarray(leaf, np.float16) for leaf in jax.tree.leaves(kept)]
+    np.savez(tmp_path / "model.npz", *leaves)
+    for read, leaf in zip(jax.tree.leaves(example.read_weights(tmp_path / "model.npz", kept)), leaves, strict=True):
+        np.testing.assert_array_equal(read, leaf)
+    with pytest.raises(
+        SystemExit, match=r"--weights must hold a model of the --vocabulary.*got .*model.npz of other shapes"
+    ):
+        example.read_weights(tmp_path / "model.npz", asked)
+
+
 def test_the_benchmark_compares_each_way_once(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLES.parent / "benchmarks")
     ways = load("causal_swap").ways_of(32, [8, 16], 64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -102,6 +102,30 @@ class Catalog(OfStore):
         """Return the items of some ids, (ids, dim)."""
         return np.array(self._store.rows[rows_of_ids(self._store, ids)])
 
+    @overload
+    def log_normalizer(
+        self,
+        /,
+        queries: Any,
+        *,
+        budget: int | None = None,
+        error: float | None = None,
+        full: Literal[True],
+        rng: int = 0,
+        backend: str = "numba",
+    ) -> Estimate: ...
+    @overload
+    def log_normalizer(
+        self,
+        /,
+        queries: Any,
+        *,
+        budget: int | None = None,
+        error: float | None = None,
+        full: bool = False,
+        rng: int = 0,
+        backend: str = "numba",
+    ) -> Any: ...
     @reading
     def log_normalizer(
         self,
@@ -189,6 +213,32 @@ class Catalog(OfStore):
         found = probabilities.of_items(self.table, given, slots, log, spent)
         return found.reshape(*queries.shape[:-1], slots.shape[-1])
 
+    @overload
+    def expectation(
+        self,
+        /,
+        queries: Any,
+        values: Any,
+        *,
+        budget: int | None = None,
+        error: float | None = None,
+        full: Literal[True],
+        rng: int = 0,
+        backend: str = "numba",
+    ) -> Expectation: ...
+    @overload
+    def expectation(
+        self,
+        /,
+        queries: Any,
+        values: Any,
+        *,
+        budget: int | None = None,
+        error: float | None = None,
+        full: bool = False,
+        rng: int = 0,
+        backend: str = "numba",
+    ) -> Any: ...
     @reading
     def expectation(
         self,
@@ -313,6 +363,34 @@ class Catalog(OfStore):
         check_fit(found.logits + found.log_probability, self.table.rows.dtype)
         return Draws(*(part.reshape(*queries.shape[:-1], n) for part in found))
 
+    @overload
+    def kernel_sum(
+        self,
+        /,
+        queries: Any,
+        kernel: str | Kernel = "gaussian",
+        *,
+        scale: float = 1.0,
+        budget: int | None = None,
+        error: float | None = None,
+        full: Literal[True],
+        rng: int = 0,
+        backend: str = "numba",
+    ) -> Estimate: ...
+    @overload
+    def kernel_sum(
+        self,
+        /,
+        queries: Any,
+        kernel: str | Kernel = "gaussian",
+        *,
+        scale: float = 1.0,
+        budget: int | None = None,
+        error: float | None = None,
+        full: bool = False,
+        rng: int = 0,
+        backend: str = "numba",
+    ) -> Any: ...
     @reading
     def kernel_sum(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -57,12 +57,19 @@ def check_rows(
 
 
 def compare(estimate: Any, standard_error: Any, exact: Any) -> Checked:
-    """Compare estimated with exact log-normalizers, which are finite; the interval is Ẑ ± 1.96 standard errors."""
-    with np.errstate(over="ignore"):  # Z may be any number of times an estimate that all but vanished
-        off = np.abs(np.expm1(exact - estimate))
-    rounding = _ROUNDING * np.maximum(1, np.abs(exact))
-    covered, count = int(np.sum(off <= _NORMAL * standard_error + rounding)), len(exact)
-    median, high = np.quantile(np.abs(np.expm1(estimate - exact)), [0.5, 0.95])
+    """Compare estimated with exact log-normalizers; the interval is Ẑ ± 1.96 standard errors.
+
+    Sums of nothing but zeros, whose log is −inf, may be estimated right as well.
+    """
+    apart = np.subtract(estimate, exact, out=np.zeros(len(exact)), where=estimate != exact)
+    rounding = _ROUNDING * np.maximum(1, np.where(np.isfinite(exact), np.abs(exact), 0))
+    beyond = np.sign(apart) * np.maximum(np.abs(apart) - rounding, 0)
+    with np.errstate(over="ignore"):  # Z may be any number of times an estimate that all but vanished, or a part of it
+        errors, off = np.abs(np.expm1(apart)), np.abs(np.expm1(-beyond))
+    covered, count = int(np.sum(off <= _NORMAL * standard_error)), len(exact)
+    # Between a number and infinity lies nothing.
+    between: Literal["linear", "higher"] = "linear" if np.isfinite(errors).all() else "higher"
+    median, high = np.quantile(errors, [0.5, 0.95], method=between)
     return Checked(count, float(median), float(high), covered, _at_most(covered, count) < _RARE)
 
 

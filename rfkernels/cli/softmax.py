@@ -183,12 +183,7 @@ def _results(inputs: Inputs, settings: Settings, advance: Advance) -> Results:
     require_finite("queries", queries)
     catalog = _catalog(inputs, settings)
     grouped = time.perf_counter()
-    parts = []
-    for first in range(0, max(len(queries), 1), settings.batch):
-        advance("estimating", first, len(queries))
-        parts.append(_batch(catalog, queries[first : first + settings.batch], settings, settings.seed + (first << 32)))
-    columns = {"query": np.arange(len(queries))}
-    columns |= {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    columns = _estimated(catalog, queries, settings, advance)
     estimated = time.perf_counter()
     checked = None
     if settings.check is not None and len(queries) and len(catalog):
@@ -197,6 +192,22 @@ def _results(inputs: Inputs, settings: Settings, advance: Advance) -> Results:
         items = Items(lambda part: catalog.items(ids[part]), len(ids))
         checked = check_rows(columns, chosen, queries, items, _kernel(settings), settings.scale, advance)
     return Results(columns, checked, len(catalog), grouped - start, estimated - grouped)
+
+
+def _estimated(catalog: rfk.Catalog, queries: Any, settings: Settings, advance: Advance) -> Columns:
+    """Return a row for each query, batch by batch; who stops it halfway is told that nothing is kept."""
+    parts: list[dict[str, Any]] = []
+    first, total = 0, len(queries)
+    try:
+        for first in range(0, max(total, 1), settings.batch):
+            advance("estimating", first, total)
+            batch = queries[first : first + settings.batch]
+            parts.append(_batch(catalog, batch, settings, settings.seed + (first << 32)))
+    except (KeyboardInterrupt, SystemExit):
+        click.echo(f"stopped after {first:,} of {total:,} queries: nothing is written until all are done", err=True)
+        raise
+    columns = {"query": np.arange(total)}
+    return columns | {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _asked(queries: Any, settings: Settings) -> Any:
