@@ -61,6 +61,7 @@ JAX_DRAWS = "tests/test_catalog_jax_draws.py"
 JAX_RAYS = "tests/test_catalog_jax_rays.py"
 JAX_CATALOG = "tests/test_catalog_jax.py"
 FAULTS = "tests/test_catalog_faults.py"
+INTERRUPTS = "tests/test_catalog_interrupts.py"
 TOPS = "tests/test_catalog_tops.py"
 SAMPLING = "tests/test_catalog_sampling.py"
 MEANS = "tests/test_catalog_means.py"
@@ -768,8 +769,14 @@ MUTANTS = [
     Mutant("catalog compiled: draws relative to guesses alone", "backends/numba/catalog_sampling.py", "if total < TINY:", "if total < 0:", (CATALOG_NUMBA, "-k", "sharp_draws")),
     Mutant("catalog compiled: queries of all blocks share places", "backends/numba/catalog_plans.py", "2 * (number // r.shared) + 1", "1", (CATALOG_NUMBA, "-k", "blocks")),
     Mutant("catalog: changes that readers do not see", "catalog/copies.py", "self._table = None  # whatever", "pass  # whatever", (CATALOG, FAULTS, "-k", "whoever_reads or failed_change")),
-    Mutant("catalog: room is found while items are out", "catalog/changes.py", "        _reserve(store, after[~stay])\n", "", (FAULTS, "-k", "without_room")),
+    Mutant("catalog: room is found while items are out", "catalog/changes.py", "    _reserve(store, after[~stay])\n", "", (FAULTS, "-k", "without_room")),
     Mutant("catalog: groups of no items are left", "catalog/changes.py", "            drop(store, np.flatnonzero(store.count == 0))  #", "            pass  #", (FAULTS, "-k", "without_room")),
+    Mutant("catalog: room of groups is found while items move", "catalog/changes.py", "    _reserve(store, group)\n", "    _moving(store)\n    _reserve(store, group)\n", (INTERRUPTS, "-k", "until_items")),
+    Mutant("catalog: who is interrupted leaves groups of no items", "catalog/changes.py", "        except BaseException:\n", "        except Exception:\n", (INTERRUPTS, "-k", "vacant")),
+    Mutant("catalog: groups that close up keep their rows", "catalog/layout.py", "    forget(store)\n    store.changes += 1\n    for group", "    store.changes += 1\n    for group", (INTERRUPTS, "-k", "one_by_one or leaves_what_was")),
+    Mutant("catalog: locks are given back by whoever is interrupted", "catalog/facade.py", "        with self._lock:\n            store.remove(self._to_change(), ids)\n", "        self._lock.acquire()\n        store.remove(self._to_change(), ids)\n        self._lock.release()\n", (INTERRUPTS, "-k", "leaves_what_was and remove")),
+    Mutant("kernels: on lines as elsewhere", "catalog/spheres.py", "xp.where(dim < LINE, xp.ones(ON_LINES, dtype), 0)", "xp.zeros(ON_LINES, dtype)", (RADIAL, "-k", "on_lines")),
+    Mutant("kernels: between distances on lines there is nothing", "catalog/spheres.py", "    squares = xp.maximum(xp.sqrt(squares) - nearer, 0) ** 2\n", "", (RADIAL, "-k", "on_lines")),
     Mutant("catalog: changes broken off halfway are read", "catalog/changes.py", "    store.whole = False\n", "", (FAULTS, "-k", "halfway")),
     Mutant("catalog: rows are named before they are laid out", "catalog/layout.py", "    made = _laid_out(store, capacity, al", "    store.slots[store.slots >= 0] = 0\n    made = _laid_out(store, capacity, al", (FAULTS, "-k", "laid_out")),
     Mutant("catalog compiled: opened groups are drawn from too", "backends/numba/catalog_plans.py", "s.mass[j] = 0.0 if s.opened[j] else s.share[c]", "s.mass[j] = s.share[c]", (CATALOG_NUMBA, "-k", "as_specified")),
@@ -812,20 +819,20 @@ MUTANTS = [
     Mutant("store: items are put last", "backends/numba/catalog_store.py", "start[g] + int(chance[j] * (count[g] + 1))", "start[g] + count[g]", (STORE, "-k", "places_are_random")),
     Mutant("store: sums without what joined", "backends/numba/catalog_store.py", "sums[g, k] += apart", "sums[g, k] += 0", (STORE, "-k", "hundred_thousand")),
     Mutant("store: groups found where they were", "catalog/lookup.py", "stay = ~leave[known.owner]", "stay = ~leave", (STORE, "-k", "hundred_thousand")),
-    Mutant("store: groups without a centre", "catalog/lookup.py", "    store.edge[innermost] = 0", "    pass", (STORE, "-k", "hundred_thousand")),
+    Mutant("store: groups without a centre", "catalog/lookup.py", "    left[\"edge\"][innermost] = 0", "    pass", (STORE, "-k", "hundred_thousand")),
     Mutant("store: merged slots", "catalog/store.py", "slots[held] = b.slots[held] + a.end", "slots[held] = b.slots[held] + len(a.rows)", (STORE, "-k", "merged")),
     Mutant("store: cells of the smaller are kept", "catalog/store.py", "(a, b) if a.count.sum() >= b.count.sum() else (b, a)", "(a, b)", (STORE, "-k", "merge")),
     Mutant("store: another file of the same name", "catalog/mapping.py", "_identity(file) != source.identity", "False", (CATALOG_MAPPING, "-k", "same")),
     Mutant("store: pages that groups leave are kept", "catalog/layout.py", "            store.source.release(left, left + int(store.capacity[one.group]))\n", "            pass\n", (CATALOG_MAPPING, "-k", "groups_that")),
     Mutant("store: pages behind groups are kept", "catalog/layout.py", "    private.release(end, held)\n", "", (CATALOG_MAPPING, "-k", "groups_that")),
-    Mutant("store: slots of groups that closed up", "catalog/layout.py", "        store.slots[ids] = np.arange(b, b + n)\n", "", (CATALOG_MAPPING, "-k", "groups_that")),
-    Mutant("store: codes of groups that closed up", "catalog/layout.py", "    forget(store)\n    encode(store, groups)\n", "    forget(store)\n", (CATALOG_MAPPING, "-k", "groups_that")),
+    Mutant("store: slots of groups that closed up", "backends/numba/catalog_store.py", "ids[to], slots[held] = held, to", "ids[to] = held", (CATALOG_MAPPING, "-k", "groups_that")),
+    Mutant("store: codes of groups that closed up", "backends/numba/catalog_store.py", "            copy_code(codes, to, row)\n", "", (CATALOG_MAPPING, "-k", "groups_that")),
     Mutant("store: free rows are written", "catalog/files.py", "if sparse(held):", "if False:", (CATALOG_MAPPING, "-k", "groups_that")),
     Mutant("store: a file without rows", "catalog/files.py", "max(1, rows_of(held))", "rows_of(held)", (CATALOG_MAPPING, "-k", "lose_all")),
     Mutant("store: groups of a created catalog are full", "catalog/facade.py", ', "growing": True}', "}", (CATALOG_MAPPING, "-k", "created")),
     Mutant("store: room is left as it was", "catalog/building.py", "    if capacity.sum() <= min(len(rows), MOST):\n", "    if False:\n", (CATALOG_MAPPING, "-k", "created")),
     Mutant("store: rows behind the last group are kept", "catalog/building.py", "    return rows[: groups[\"capacity\"].sum()]\n", "    return rows\n", (CATALOG_MAPPING, "-k", "created")),
-    Mutant("store: groups never close up", "catalog/changes.py", "            close_up(store, private)\n", "            pass\n", (CATALOG_MAPPING, "-k", "groups_that")),
+    Mutant("store: groups never close up", "catalog/changes.py", "        close_up(store, private)\n", "        pass\n", (CATALOG_MAPPING, "-k", "groups_that")),
     Mutant("store: a mapping that ends a page early", "catalog/mapping.py", "skipped + array.nbytes, file", "array.nbytes, file", (CATALOG_MAPPING, "-k", "offset")),
     Mutant("store: of centres equally near the last", "backends/numba/catalog_nearest.py", "place[i, lane] < at", "place[i, lane] > at", (STORE, "-k", "nearest")),
     Mutant("store: spread about the mean", "catalog/tables.py", "2 * cross", "cross", (STORE, "-k", "built")),
@@ -838,7 +845,7 @@ MUTANTS = [
     Mutant("sampled softmax: draws of the target", "integrations/sampled_softmax.py", "jnp.where(drawn == own[..., None], -jnp.inf, others)", "others", (SAMPLED, "-k", "formula or normalizer")),
     Mutant("sampled softmax: times the probability", "integrations/sampled_softmax.py", "logit[..., None] - log_p", "logit[..., None] + log_p", (SAMPLED, "-k", "formula")),
     Mutant("catalog on JAX: what fell to opened items is forgotten", "backends/jax/catalog_sums.py", "total = head + jnp.sum(bent) - known", "total = head + jnp.sum(bent)", (CATALOG_JAX, "-k", "unbiased")),
-    Mutant("metric: items that are added are compared as they are", "catalog/changes.py", "        group = joined(store, label, square)", "        label, square = nearest(items, index(store).packed)\n        group = joined(store, label, square)", (METRIC, "-k", "changes")),
+    Mutant("metric: items that are added are compared as they are", "catalog/changes.py", "    group = joined(store, label, square)", "    label, square = nearest(items, index(store).packed)\n    group = joined(store, label, square)", (METRIC, "-k", "changes")),
     Mutant("metric: centres of changes are compared as they are", "catalog/lookup.py", "pack(compared(store.metric, store.centres))", "pack(store.centres)", (METRIC, "-k", "changes")),
     Mutant("metric: groups are cut as items are", "catalog/layout.py", "compared(store.metric, items.astype(np.float64) - store.centres[cell])", "items.astype(np.float64) - store.centres[cell]", (METRIC, "-k", "are_cut")),
     Mutant("metric: merged side by side all the same", "catalog/store.py", "alike(a.metric, b.metric) and ", "", (METRIC, "-k", "merged")),

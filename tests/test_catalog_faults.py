@@ -84,7 +84,7 @@ def test_rows_that_cannot_be_laid_out_anew_stay_where_they_are(monkeypatch: pyte
     np.testing.assert_array_equal(catalog.items(catalog.ids), items[2_000:])
 
 
-@pytest.mark.parametrize("step", ["joined", "_take", "_place", "_settle"])
+@pytest.mark.parametrize("step", ["_take", "_place", "_settle"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 def test_a_change_that_is_broken_off_halfway_is_not_read(
     step: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
@@ -243,7 +243,7 @@ def test_who_asks_waits_for_a_change_that_is_under_way(tmp_path: Any) -> None:
         lambda: catalog.regroup(cells=4),
     )
     with ThreadPoolExecutor(len(asked)) as pool:
-        with catalog._changing():
+        with catalog._lock:
             catalog._held.whole = False
             waiting = [pool.submit(call) for call in asked]
             assert not wait(waiting, 0.05).done

@@ -351,3 +351,24 @@ def test_guesses_between_nodes_are_of_no_negative_variance() -> None:
     given = radial.points_of(table, np.array([[-2.408, 0.729, -4.969]]), -0.5, 0.3)
     assert (radial.guess(table, given.points[0], given, -1).variance > 0).all()
     assert_as_specified(table, given, 900, 2, 1e-10)
+
+
+@pytest.mark.parametrize("width", [0.01, 0.002, 0.001])
+@pytest.mark.parametrize("dim", [1, 4])
+def test_narrow_kernels_on_lines_are_seen(dim: int, width: float) -> None:
+    """Where a sphere has two ends, a group may have items near a point between all distances that are tried of it."""
+    rng = np.random.default_rng(dim)
+    items, points = ((rng.normal(size=(n, 1)) * np.ones(dim)).astype(np.float32) for n in (10_000, 200))
+    held, scale = rfk.Catalog(items), dim**-1.0 / width**2
+    wanted, beyond = exact_near(items, points, scale), 0
+    for seed in range(3):
+        found = held.kernel_sum(points, scale=scale, budget=600, full=True, rng=seed)
+        off = np.abs(np.expm1(np.clip(found.log_normalizer - wanted, -700, 700)))
+        beyond += np.count_nonzero(off > 2 * found.standard_error + 1e-4)
+    assert beyond <= 0.02 * 3 * len(points)
+
+
+def exact_near(items: Any, points: Any, scale: float) -> Any:
+    """Return exact logs of Gaussian sums from distances, which keep their digits."""
+    apart = points.astype(np.float64)[:, None] - items.astype(np.float64)
+    return logsumexp(-scale / 2 * (apart**2).sum(-1), axis=1)

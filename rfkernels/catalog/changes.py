@@ -12,8 +12,7 @@ are those that a fresh build would take, to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -61,11 +60,15 @@ def add(store: Store, items: Any, ids: Any, *, rng: np.random.Generator | None =
         raise ValueError(f"ids must not be in use, but the catalog holds {taken[0]}; update() replaces items")
     label, square = nearest(compared(store.metric, items), index(store).packed)
     check_found(items, square, store.metric)
-    _begin(store, ids)
-    with _moving(store):
-        group = joined(store, label, square)
-        _reserve(store, group)
-        _settle(store, _place(store, items, ids, group, rng))
+    _begin(store)
+    group = joined(store, label, square)
+    _reserve(store, group)
+    size = max(len(store.slots), int(ids.max(initial=-1)) + 1)
+    store.slots = _longer(store.slots, size)[: len(store.slots)]  # what is refused for want of memory leaves no ids
+    _moving(store)
+    store.slots = _longer(store.slots, size)
+    _settle(store, _place(store, items, ids, group, rng))
+    store.whole = True
     _tidy(store)
 
 
@@ -84,11 +87,12 @@ def remove(store: Store, ids: Any) -> None:
         For ids that the store does not hold; as after every error, nothing is changed.
     """
     ids = _held(store, ids)
-    _begin(store, ids)
+    _begin(store)
     group = group_of(store, store.slots[ids])
-    with _moving(store):
-        _take(store, ids, group)
-        _settle(store, group)
+    _moving(store)
+    _take(store, ids, group)
+    _settle(store, group)
+    store.whole = True
     _tidy(store)
 
 
@@ -103,26 +107,24 @@ def update(store: Store, ids: Any, items: Any, *, rng: np.random.Generator | Non
         raise ValueError(f"ids and items must agree in length, got {len(ids)} and {len(items)}")
     label, square = nearest(compared(store.metric, items), index(store).packed)
     check_found(items, square, store.metric)
-    _begin(store, ids)
+    _begin(store)
     before = group_of(store, store.slots[ids])
-    with _moving(store):
-        after = joined(store, label, square)
-        stay = before == after
-        _reserve(store, after[~stay])
-        _replace(store, store.slots[ids[stay]], items[stay], store.cell[before[stay]])
-        _take(store, ids[~stay], before[~stay])
-        placed = _place(store, items[~stay], ids[~stay], after[~stay], rng)
-        _settle(store, np.concatenate([before, placed]))
+    after = joined(store, label, square)
+    stay = before == after
+    _reserve(store, after[~stay])
+    _moving(store)
+    _replace(store, store.slots[ids[stay]], items[stay], store.cell[before[stay]])
+    _take(store, ids[~stay], before[~stay])
+    placed = _place(store, items[~stay], ids[~stay], after[~stay], rng)
+    _settle(store, np.concatenate([before, placed]))
+    store.whole = True
     _tidy(store)
 
 
-@contextmanager
-def _moving(store: Store) -> Iterator[None]:
+def _moving(store: Store) -> None:
     """Have a store know that items are being moved: what breaks this off leaves it so."""
-    store.whole = False
     store.changes += 1
-    yield
-    store.whole = True
+    store.whole = False
 
 
 def _replace(store: Store, rows: Any, items: Any, cells: Any) -> None:
@@ -143,8 +145,8 @@ def _held(store: Store, ids: Any) -> Any:
     return ids
 
 
-def _begin(store: Store, ids: Any) -> None:
-    """See to it that arrays may be written to, and that there is a slot for every id."""
+def _begin(store: Store) -> None:
+    """See to it that arrays may be written to."""
     if not store.rows.flags.writeable:
         made = privately(store.source, store.rows, store.codes, store.end)
         if made is None:
@@ -154,9 +156,6 @@ def _begin(store: Store, ids: Any) -> None:
     for name, value in vars(store).items():
         if isinstance(value, np.ndarray) and not value.flags.writeable:
             setattr(store, name, np.array(value))
-    size = int(ids.max(initial=-1)) + 1
-    if size > len(store.slots):
-        store.slots = _longer(store.slots, size)
 
 
 def _longer(slots: Any, size: int) -> Any:
@@ -179,7 +178,7 @@ def _reserve(store: Store, group: Any) -> None:
     if store.end + more > len(store.rows):
         try:
             make_room(store, total, more)
-        except Exception:
+        except BaseException:
             drop(store, np.flatnonzero(store.count == 0))  # groups that were given to vacant cells
             store.whole = True
             raise
@@ -226,8 +225,7 @@ def _tidy(store: Store) -> None:
     if not sparse(store, private.first if private else 0):
         return
     if private:
-        with _moving(store):
-            close_up(store, private)
+        close_up(store, private)
     else:
         with suppress(MemoryError):  # the change is done, and free rows can be taken back later
             repack(store, store.count)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import wraps
 from threading import Lock
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
@@ -84,11 +83,10 @@ class OfStore:
         with self._lock:
             return Unchanged(self._store, doing)
 
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        with self._lock:
-            self._table = None  # whatever becomes of the change: it holds arrays of the store
-            yield
+    def _to_change(self) -> Store:
+        """Return what is held to who has the lock."""
+        self._table = None  # whatever becomes of the change: it holds arrays of the store
+        return self._store
 
     @classmethod
     def from_store(cls, held: Store) -> Self:
@@ -110,7 +108,8 @@ class OfStore:
         unchanged = self._unchanged("grouped anew: it stays in the groups that it had")
         with unchanged:
             made = make(unchanged.held)
-        with self._changing():
+        with self._lock:
+            self._table = None
             unchanged.check()
             unchanged.held.changes += 1  # who reads may have taken something of either
             self._held = made

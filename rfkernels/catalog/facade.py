@@ -459,21 +459,21 @@ class Catalog(OfStore):
         TypeError, ValueError
             If arguments do not fit together, an id is there already or an item is not finite; nothing is changed then.
         """
-        with self._changing():
+        with self._lock:
             items, largest = check_items(items, self.dim, self._store.rows.dtype), len(self._store.slots)
             ids = np.arange(largest, largest + len(items)) if ids is None else ids
-            store.add(self._store, items, ids)
+            store.add(self._to_change(), items, ids)
         return np.asarray(ids)
 
     def remove(self, ids: Any) -> None:
         """Remove the items of some ids, each once; nothing is changed if one is unknown (KeyError)."""
-        with self._changing():
-            store.remove(self._store, ids)
+        with self._lock:
+            store.remove(self._to_change(), ids)
 
     def update(self, ids: Any, items: Any) -> None:
         """Replace the items of some ids, each once; nothing is changed if one is unknown (KeyError) or does not fit."""
-        with self._changing():
-            store.update(self._store, ids, items)
+        with self._lock:
+            store.update(self._to_change(), ids, items)
 
     @reading
     def merge(self, other: Catalog) -> Catalog:

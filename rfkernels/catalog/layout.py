@@ -109,23 +109,22 @@ def sparse(store: Store, first: int = 0) -> bool:
 
 
 def close_up(store: Store, private: Private) -> None:
-    """Lay the groups behind those of a file out side by side, none farther from it than it was."""
+    """Lay the groups behind those of a file out side by side, none farther from it than it was.
+
+    Each is moved in one piece, which no interrupt divides: between them the store is whole.
+    """
     groups = np.flatnonzero(store.start >= private.first)
     groups = groups[np.argsort(store.start[groups])]
-    old, count = store.start[groups], store.count[groups]
-    store.capacity[groups] = np.minimum(store.capacity[groups], room_for(count))
-    ends = private.first + np.cumsum(store.capacity[groups], dtype=np.int64)
-    store.start[groups] = ends - store.capacity[groups]
+    capacity = np.minimum(store.capacity[groups], room_for(store.count[groups]))
+    ends = private.first + np.cumsum(capacity, dtype=np.int64)
     held, end = store.end, int(ends[-1]) if len(ends) else private.first
-    for a, b, n in zip(old.tolist(), store.start[groups].tolist(), count.tolist(), strict=True):
-        ids = store.ids[a : a + n].copy()
-        store.ids[a : a + n] = -1
-        store.rows[b : b + n], store.ids[b : b + n] = store.rows[a : a + n], ids
-        store.slots[ids] = np.arange(b, b + n)
+    arrays = np.asarray(store.rows), store.codes, store.ids, store.slots, (store.start, store.count, store.capacity)
+    forget(store)
+    store.changes += 1
+    for group, first, room in zip(groups.tolist(), (ends - capacity).tolist(), capacity.tolist(), strict=True):
+        compiled("catalog_store").shift(*arrays, group, first, room)
     store.end = end
     private.release(end, held)
-    forget(store)
-    encode(store, groups)
 
 
 def repack(store: Store, total: Any) -> None:
@@ -140,16 +139,13 @@ def repack(store: Store, total: Any) -> None:
     if size > MOST:
         raise ValueError(f"a catalog holds at most {MOST} rows, got {size}")
     made = _laid_out(store, capacity, aligned.empty((size, store.rows.shape[1]), store.rows.dtype))
-    used = np.flatnonzero(made.ids >= 0)
-    named, whole = made.ids[used], store.whole
-    forget(store)
-    if not store.slots.flags.writeable:
-        store.slots = np.array(store.slots)
-    store.whole = False
-    store.changes += 1
-    store.slots[named] = used
+    used, slots = np.flatnonzero(made.ids >= 0), np.array(store.slots)
+    slots[made.ids[used]] = used
     names = "rows", "codes", "ids", "start", "capacity", "end", "source"
-    vars(store).update({name: getattr(made, name) for name in names}, whole=whole)
+    own = {name: getattr(made, name) for name in names}
+    forget(store)
+    store.changes += 1
+    vars(store).update(own, slots=slots)  # all at once: an interrupt finds the one or the other
 
 
 def trimmed(store: Store) -> Store:

@@ -32,11 +32,12 @@ def group_of(store: Store, rows: Any) -> Any:
 
 
 def joined(store: Store, label: Any, square: Any) -> Any:
-    """Return the group that each item joins; cells without any are given one of no rows yet."""
+    """Return the group that each item joins; cells without any are given one of no rows yet, which is not whole."""
     known = index(store)
     group = compiled("catalog_store").joined(known.first, known.order, store.edge, label, square)
     if (group < 0).any():
         vacant = np.unique(label[group < 0])
+        store.whole = False
         append(store, np.full(len(vacant), store.end), cell=vacant)
         return joined(store, label, square)
     return group
@@ -56,11 +57,12 @@ def append(store: Store, start: Any, **given: Any) -> None:
 
 def drop(store: Store, groups: Any) -> None:
     """End groups without items; the innermost of those left in their cells begin at the centre from now on."""
-    vars(store).update({name: np.delete(getattr(store, name), groups, 0) for name in GROUPS})
-    order = np.lexsort((store.edge, store.cell))
-    innermost = order[np.diff(store.cell[order], prepend=-1) > 0]
-    store.edge[innermost] = 0  # every item of a cell has a group to join
+    left = {name: np.delete(getattr(store, name), groups, 0) for name in GROUPS}
+    order = np.lexsort((left["edge"], left["cell"]))
+    innermost = order[np.diff(left["cell"][order], prepend=-1) > 0]
+    left["edge"][innermost] = 0  # every item of a cell has a group to join
     forget(store)
+    vars(store).update(left)
 
 
 def relocate(store: Store, groups: Any, start: Any) -> None:

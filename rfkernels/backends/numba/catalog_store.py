@@ -142,6 +142,22 @@ def take(rows: Any, codes: Any, ids: Any, slots: Any, place: tuple[Any, Any], gi
 
 
 @_jit
+def shift(
+    rows: Any, codes: Any, ids: Any, slots: Any, place: tuple[Any, Any, Any], group: int, first: int, room: int
+) -> None:
+    """Let a group begin at an earlier row, with another capacity, and move its items there, in their order."""
+    start, count, capacity = place
+    if first < start[group]:
+        for i in range(count[group]):
+            row, to = start[group] + i, first + i
+            _copy_row(rows, to, rows, row)
+            copy_code(codes, to, row)
+            held, ids[row] = ids[row], -1
+            ids[to], slots[held] = held, to
+    start[group], capacity[group] = first, room
+
+
+@_jit
 def put(
     rows: Any,
     ids: Any,
