@@ -28,7 +28,8 @@ def with_rows(table: DeviceTable | Sharded, ids: Any, vectors: Any) -> DeviceTab
 
     Items stay in their groups, and what is guessed of these stays as it was until `refreshed` or `regrouped`: the
     farther items move meanwhile, the more weights differ. That is variance and never bias: probabilities stay exact,
-    and estimates leave out the control variate of cells that an item of was replaced.
+    and estimates leave out the control variate of cells that an item of was replaced. Standard errors are too small
+    where no draw has met an item that moved beyond what is guessed of its group.
 
     May be called under `jax.jit`.
 
