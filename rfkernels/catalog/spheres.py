@@ -177,7 +177,7 @@ def means(
     wide = 2 * xp.sqrt(x[:, None]) * xp.sqrt(own / dim)
     squares = xp.maximum(x[:, None] + own + wide * coordinates[:, None, None], 0)
     nearer = near[:, None, None, None] * (xp.sqrt(x[:, None] / 2) / GUESSED + APART_ON_LINES / 2 * xp.sqrt(spread))
-    squares = xp.maximum(xp.sqrt(squares) - nearer, 0) ** 2
+    squares = xp.where(nearer > 0, xp.maximum(xp.sqrt(squares) - nearer, 0) ** 2, squares)
     found = log(squares).reshape(-1, len(x), len(spread))
     share = xp.outer(shares, weights / weights.sum()).ravel()
     top = found.max(0)
