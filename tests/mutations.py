@@ -582,6 +582,7 @@ MUTANTS = [
     Mutant("codes: queries of two shares read rows together", "backends/numba/catalog.py", "np.flatnonzero(np.diff(numbers[places] // SHARED)) + 1", "[]", (CODES, "-k", "two_shares")),
     Mutant("aligned: arrays begin where memory does", "catalog/aligned.py", "first = -memory.ctypes.data % LINE", "first = 0", ("tests/test_aligned.py",)),
     Mutant("aligned: loaded codes begin where memory does", "catalog/files.py", "make = aligned.empty if name in MAPPED else np.empty", "make = np.empty", ("tests/test_aligned.py",)),
+    Mutant("codes: a single check is sure", "backends/numba/catalog_scans.py", "if pairs > 0 else more**2", "if pairs > 0 else 0.0", (CODES, "-k", "single_check")),
     Mutant("codes: no room behind what is listed of checks", "backends/numba/catalog_looks.py", "checked + (checked >> 14) + TOGETHER * (AHEAD + 1) + BLOCK", "checked + (checked >> 14)", ("tests/test_aligned.py", "-k", "behind")),
     Mutant("catalog compiled: no room behind opened groups", "backends/numba/catalog_layout.py", "(block, len(g.start) + 8), np.uint32", "(block, len(g.start)), np.uint32", ("tests/test_aligned.py", "-k", "behind")),
     Mutant("codes: checks of items of no size", "backends/numba/catalog_check_kernels.py", "b.and_(there, m.gt(size, zero))", "there", (CODES, "-k", "checks_add")),
