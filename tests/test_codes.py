@@ -626,3 +626,12 @@ def test_few_differences_are_judged_as_student_has_it() -> None:
         assert trust.widening(float(n), float(n)) == pytest.approx(expected, rel=0.07)
     assert trust.widening(0.0, 0.0) == trust.widening(1.0, 1.0) == trust.widening(1e-200, 0.0) > 20
     assert trust.widening(4.0, 1e-30) == pytest.approx(1)
+
+
+def test_of_a_single_check_the_squared_error_is_what_it_says() -> None:
+    items = 0.1 * np.random.default_rng(0).normal(size=(2_000, 16)).astype(np.float32)
+    items[:66, 0] += 9
+    table, q, budget = Catalog(items, cells=4).table, np.eye(1, 16, dtype=np.float32), 400
+    assert scans.shares(table, budget, 0)[0] == (len(items), 67)  # large items, and one of all others
+    expected, found = (x.estimate(table, q, budget, 0).standard_error for x in (estimates, compiled))
+    np.testing.assert_allclose(found, expected, rtol=0.05)

@@ -61,10 +61,8 @@ def add(store: Store, items: Any, ids: Any, *, rng: np.random.Generator | None =
     label, square = nearest(compared(store.metric, items), index(store).packed)
     check_found(items, square, store.metric)
     _begin(store)
-    group = joined(store, label, square)
-    _reserve(store, group)
     size = max(len(store.slots), int(ids.max(initial=-1)) + 1)
-    store.slots = _longer(store.slots, size)[: len(store.slots)]  # what is refused for want of memory leaves no ids
+    group = _groups(store, label, square, size)
     _moving(store)
     store.slots = _longer(store.slots, size)
     _settle(store, _place(store, items, ids, group, rng))
@@ -109,9 +107,8 @@ def update(store: Store, ids: Any, items: Any, *, rng: np.random.Generator | Non
     check_found(items, square, store.metric)
     _begin(store)
     before = group_of(store, store.slots[ids])
-    after = joined(store, label, square)
+    after = _groups(store, label, square, len(store.slots), before)
     stay = before == after
-    _reserve(store, after[~stay])
     _moving(store)
     _replace(store, store.slots[ids[stay]], items[stay], store.cell[before[stay]])
     _take(store, ids[~stay], before[~stay])
@@ -168,20 +165,31 @@ def _longer(slots: Any, size: int) -> Any:
     return whole[:size]
 
 
+def _groups(store: Store, label: Any, square: Any, size: int, before: Any = -1) -> Any:
+    """Return the groups that items join, with rows for those that were in others and memory for so many slots.
+
+    Nothing is moved yet: what is refused for want of memory, or interrupted, leaves all as it was.
+    """
+    try:
+        group = joined(store, label, square)
+        _reserve(store, group[group != before])
+        store.slots = _longer(store.slots, size)[: len(store.slots)]  # none in use yet
+    except BaseException:
+        drop(store, np.flatnonzero(store.count == 0))  # groups that were given to vacant cells
+        store.whole = True
+        raise
+    return group
+
+
 def _reserve(store: Store, group: Any) -> None:
-    """See to it, before anything is moved, that there are rows for the items that join groups."""
+    """See to it that there are rows for the items that join groups."""
     over = compiled("catalog_store").crowded(store.count, store.capacity, group)
     if not over.any():
         return
     total = store.count + np.bincount(group, minlength=len(store.count)).astype(np.int32)
     more = needed(total[np.unique(group[over])])
     if store.end + more > len(store.rows):
-        try:
-            make_room(store, total, more)
-        except BaseException:
-            drop(store, np.flatnonzero(store.count == 0))  # groups that were given to vacant cells
-            store.whole = True
-            raise
+        make_room(store, total, more)
 
 
 def _place(store: Store, items: Any, ids: Any, group: Any, rng: np.random.Generator | None) -> Any:
