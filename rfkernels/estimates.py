@@ -130,9 +130,8 @@ def _in_turns(xp: Any, x: Any, y: Any, features: Features) -> tuple[Any, Any]:
     if xp is not np:
         if is_placed(x, y) or math.prod(batch) * features.count <= _TERMS_OF_JAX:
             return core.log_kernel(xp, x, y, features)
-        turns = 1 << (math.prod(batch) * features.count // _TERMS_OF_JAX).bit_length()  # sizes are often its multiples
-        run = in_one(xp, _interleaved, "turns", "programs")
-        found: tuple[Any, Any] = run(xp, x, y, features, turns=turns, programs=features.map.programs())
+        run = in_one(xp, _interleaved, "most", "programs")
+        found: tuple[Any, Any] = run(xp, x, y, features, most=_TERMS_OF_JAX, programs=features.map.programs())
         return found
 
     def step(_: None, start: int, rows: tuple[Any, Any]) -> Any:
@@ -144,21 +143,26 @@ def _in_turns(xp: Any, x: Any, y: Any, features: Features) -> tuple[Any, Any]:
     return log.reshape(batch), sign.reshape(batch)
 
 
-def _interleaved(xp: Any, x: Any, y: Any, features: Features, turns: int, programs: Any) -> tuple[Any, Any]:
+def _interleaved(xp: Any, x: Any, y: Any, features: Features, most: int, programs: Any) -> tuple[Any, Any]:
     """Take one of so many neighbours at every turn: pairs that are spread over devices stay where they are.
 
-    Those that are left over are taken at once, and derivatives compute each turn anew.
+    Those that are left over are taken in turns, too, if their terms are more than `most`; derivatives compute each turn
+    anew.
     """
     batch, jax = x.shape[:-1], sys.modules["jax"]
-    x, y = (z.reshape(math.prod(batch), z.shape[-1]) for z in (x, y))
-    whole = len(x) // turns * turns
+    count = math.prod(batch)
+    if count < 2 or count * features.count <= most:
+        return core.log_kernel(xp, x, y, features)
+    x, y = (z.reshape(count, z.shape[-1]) for z in (x, y))
+    turns = 1 << min(count * features.count // most, count // 2).bit_length()  # sizes are often its multiples
+    whole = count // turns * turns
 
     def one(pairs: tuple[Any, Any]) -> tuple[Any, Any]:
         return core.log_kernel(xp, *pairs, features)
 
     parts = tuple(xp.moveaxis(z[:whole].reshape(-1, turns, z.shape[-1]), 1, 0) for z in (x, y))
     found = jax.lax.map(jax.checkpoint(one, prevent_cse=False), parts)
-    both = zip(found, one((x[whole:], y[whole:])), strict=True)
+    both = zip(found, _interleaved(xp, x[whole:], y[whole:], features, most, programs), strict=True)
     log, sign = (xp.concatenate([z.T.reshape(whole), rest]).reshape(batch) for z, rest in both)
     return log, sign
 
