@@ -144,26 +144,30 @@ def _in_turns(xp: Any, x: Any, y: Any, features: Features) -> tuple[Any, Any]:
 
 
 def _interleaved(xp: Any, x: Any, y: Any, features: Features, most: int, programs: Any) -> tuple[Any, Any]:
-    """Take one of so many neighbours at every turn: pairs that are spread over devices stay where they are.
+    """Take some pairs of every block of the longest axis at every turn: those spread over devices stay where they are.
 
-    Those that are left over are taken in turns, too, if their terms are more than `most`; derivatives compute each turn
-    anew.
+    Blocks are so many, by powers of two and three, that each lies on one device of as many. What is left over of them,
+    and turns of still more terms than `most`, are taken in turns, too; derivatives compute each turn anew.
     """
     batch, jax = x.shape[:-1], sys.modules["jax"]
-    count = math.prod(batch)
-    if count < 2 or count * features.count <= most:
+    longest, terms = max(batch), math.prod(batch) * features.count
+    if longest < 2 or terms <= most:
         return core.log_kernel(xp, x, y, features)
-    x, y = (z.reshape(count, z.shape[-1]) for z in (x, y))
-    turns = 1 << min(count * features.count // most, count // 2).bit_length()  # sizes are often its multiples
-    whole = count // turns * turns
+    turns = 1 << min(terms // most, longest // 2).bit_length()
+    fit = 1 << (longest // turns).bit_length() - 1
+    blocks = math.gcd(longest, max(3 * fit // 4, 1))
+    axis, length = batch.index(longest), longest // blocks
+    cut, whole = (*batch[:axis], blocks, length, *batch[axis + 1 :]), length // turns * turns
+    points = tuple(xp.moveaxis(z.reshape(*cut, z.shape[-1]), axis + 1, 0) for z in (x, y))
 
-    def one(pairs: tuple[Any, Any]) -> tuple[Any, Any]:
-        return core.log_kernel(xp, *pairs, features)
+    def some(pairs: tuple[Any, Any]) -> tuple[Any, Any]:
+        return _interleaved(xp, *pairs, features, most, programs)
 
-    parts = tuple(xp.moveaxis(z[:whole].reshape(-1, turns, z.shape[-1]), 1, 0) for z in (x, y))
-    found = jax.lax.map(jax.checkpoint(one, prevent_cse=False), parts)
-    both = zip(found, _interleaved(xp, x[whole:], y[whole:], features, most, programs), strict=True)
-    log, sign = (xp.concatenate([z.T.reshape(whole), rest]).reshape(batch) for z, rest in both)
+    parts = tuple(z[:whole].reshape(turns, whole // turns, *z.shape[1:]) for z in points)
+    found = jax.lax.map(jax.checkpoint(some, prevent_cse=False), parts)
+    left = some((points[0][whole:], points[1][whole:]))
+    joined = (xp.concatenate([z.reshape(whole, *z.shape[2:]), rest]) for z, rest in zip(found, left, strict=True))
+    log, sign = (xp.moveaxis(z, 0, axis + 1).reshape(batch) for z in joined)
     return log, sign
 
 

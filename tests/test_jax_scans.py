@@ -102,7 +102,7 @@ def test_programs_and_temporaries_do_not_grow_with_the_length(name: str) -> None
 @pytest.mark.parametrize("name", ["positive", "trigonometric", "relu"])
 @pytest.mark.parametrize(
     ("shape", "most", "turns"),
-    [((53,), 6, (16,)), ((3, 8), 6, (8,)), ((53,), 2, (32, 16, 4)), ((2,), 0.5, (2,))],
+    [((53,), 6, (16,)), ((3, 8), 6, (8,)), ((53,), 2, (32, 16, 4)), ((2,), 0.5, (2,)), ((3, 5, 2), 4, (4, 2, 2))],
     ids=str,
 )
 def test_kernels_in_turns_are_those_of_all_pairs_at_once(
