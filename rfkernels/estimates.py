@@ -130,9 +130,8 @@ def _in_turns(xp: Any, x: Any, y: Any, features: Features) -> tuple[Any, Any]:
     if xp is not np:
         if is_placed(x, y) or math.prod(batch) * features.count <= _TERMS_OF_JAX:
             return core.log_kernel(xp, x, y, features)
-        turns = 1 << (math.prod(batch) * features.count // _TERMS_OF_JAX).bit_length()  # sizes are often its multiples
-        run = in_one(xp, _interleaved, "turns", "programs")
-        found: tuple[Any, Any] = run(xp, x, y, features, turns=turns, programs=features.map.programs())
+        run = in_one(xp, _interleaved, "most", "programs")
+        found: tuple[Any, Any] = run(xp, x, y, features, most=_TERMS_OF_JAX, programs=features.map.programs())
         return found
 
     def step(_: None, start: int, rows: tuple[Any, Any]) -> Any:
@@ -144,22 +143,31 @@ def _in_turns(xp: Any, x: Any, y: Any, features: Features) -> tuple[Any, Any]:
     return log.reshape(batch), sign.reshape(batch)
 
 
-def _interleaved(xp: Any, x: Any, y: Any, features: Features, turns: int, programs: Any) -> tuple[Any, Any]:
-    """Take one of so many neighbours at every turn: pairs that are spread over devices stay where they are.
+def _interleaved(xp: Any, x: Any, y: Any, features: Features, most: int, programs: Any) -> tuple[Any, Any]:
+    """Take some pairs of every block of the longest axis at every turn: those spread over devices stay where they are.
 
-    Those that are left over are taken at once, and derivatives compute each turn anew.
+    Blocks are so many, by powers of two and three, that each lies on one device of as many. What is left over of them,
+    and turns of still more terms than `most`, are taken in turns, too; derivatives compute each turn anew.
     """
     batch, jax = x.shape[:-1], sys.modules["jax"]
-    x, y = (z.reshape(math.prod(batch), z.shape[-1]) for z in (x, y))
-    whole = len(x) // turns * turns
+    longest, terms = max(batch), math.prod(batch) * features.count
+    if longest < 2 or terms <= most:
+        return core.log_kernel(xp, x, y, features)
+    turns = 1 << min(terms // most, longest // 2).bit_length()
+    fit = 1 << (longest // turns).bit_length() - 1
+    blocks = math.gcd(longest, max(3 * fit // 4, 1))
+    axis, length = batch.index(longest), longest // blocks
+    cut, whole = (*batch[:axis], blocks, length, *batch[axis + 1 :]), length // turns * turns
+    points = tuple(xp.moveaxis(z.reshape(*cut, z.shape[-1]), axis + 1, 0) for z in (x, y))
 
-    def one(pairs: tuple[Any, Any]) -> tuple[Any, Any]:
-        return core.log_kernel(xp, *pairs, features)
+    def some(pairs: tuple[Any, Any]) -> tuple[Any, Any]:
+        return _interleaved(xp, *pairs, features, most, programs)
 
-    parts = tuple(xp.moveaxis(z[:whole].reshape(-1, turns, z.shape[-1]), 1, 0) for z in (x, y))
-    found = jax.lax.map(jax.checkpoint(one, prevent_cse=False), parts)
-    both = zip(found, one((x[whole:], y[whole:])), strict=True)
-    log, sign = (xp.concatenate([z.T.reshape(whole), rest]).reshape(batch) for z, rest in both)
+    parts = tuple(z[:whole].reshape(turns, whole // turns, *z.shape[1:]) for z in points)
+    found = jax.lax.map(jax.checkpoint(some, prevent_cse=False), parts)
+    left = some((points[0][whole:], points[1][whole:]))
+    joined = (xp.concatenate([z.reshape(whole, *z.shape[2:]), rest]) for z, rest in zip(found, left, strict=True))
+    log, sign = (xp.moveaxis(z, 0, axis + 1).reshape(batch) for z in joined)
     return log, sign
 
 

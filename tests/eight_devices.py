@@ -558,11 +558,13 @@ def pairs_of_points_stay_on_their_devices() -> None:
 
     import rfkernels as rfk
 
-    grid = jax.make_mesh((DEVICES,), ("data",), (jax.sharding.AxisType.Auto,))
-    points = jax.ShapeDtypeStruct((1 << 20, DIM), "float32", sharding=NamedSharding(grid, PartitionSpec("data")))
-    run = compiled(rfk.log_kernel, points, points, rfk.draw("positive", DIM, 16, rng=0))
-    assert " while(" in run.as_text()  # in turns
-    assert communicated(run) == {}
+    for devices, shape, axis in (8, (1 << 20,), 0), (8, (1_000_000,), 0), (8, (8, 131_073), 0), (3, (2, 3 << 18), 1):
+        grid = jax.make_mesh((devices,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
+        spec = NamedSharding(grid, PartitionSpec(*[None] * axis, "data"))
+        points = jax.ShapeDtypeStruct((*shape, DIM), "float32", sharding=spec)
+        run = compiled(rfk.log_kernel, points, points, rfk.draw("positive", DIM, 256, rng=0))
+        assert " while(" in run.as_text()  # in turns
+        assert communicated(run) == {}, shape
 
 
 # What is refused

@@ -329,20 +329,21 @@ def test_logs_too_large_for_their_exponentials_are_compared() -> None:
     assert compare(far, np.zeros(4), exact) == Checked(4, np.inf, np.inf, 3, False)
 
 
+@pytest.mark.parametrize(("by", "status"), [(KeyboardInterrupt(), 1), (SystemExit(143), 143)], ids=["key", "signal"])
 def test_who_stops_it_halfway_is_told_what_is_lost(
-    arrays: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arrays: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: BaseException, status: int
 ) -> None:
     given = softmax._batch
 
     def stopped(catalog: Any, queries: Any, settings: Any, seed: int) -> Any:
         if seed >> 32 == 20:
-            raise KeyboardInterrupt
+            raise by
         return given(catalog, queries, settings, seed)
 
     monkeypatch.setattr(softmax, "_batch", stopped)
     before = listing(tmp_path)
     result = invoke(tmp_path, "--batch", 10, "-o", tmp_path / "out.csv")
-    assert result.exit_code == 1
+    assert result.exit_code == status
     assert "stopped after 20 of 45 queries: nothing is written until all are done" in result.stderr
     assert listing(tmp_path) == before
 

@@ -185,6 +185,7 @@ def test_char_lm_bench(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
             f"must hold texts, files that end in .txt, got {EXAMPLES}, which has none",
         ),
         ("rotary_lm", "tests", "0", "must be at least 1, got 0"),
+        ("rotary_lm", "vocabulary", "1", "must be at least 2, got 1"),
         ("rotary_lm", "length", "24", "must be at least 25, got 24"),
         ("rotary_lm", "copies", "2", "must be a share from 0 to 1, got 2.0"),
         ("rotary_lm", "text", "nosuch", "must be a text or a folder of texts, got nosuch, which is not there"),
@@ -208,8 +209,25 @@ def test_a_folder_that_cannot_be_made_is_refused_before_training(load: Any, name
         load(name).main(["--quick", "--out", str(tmp_path / "taken")])
 
 
-@pytest.mark.parametrize("name", ["char_lm", "rotary_lm"])
-@pytest.mark.parametrize("text", ["", "word " * 200])
+def test_folders_are_refused_as_files_to_write(load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.npz").mkdir()
+    with pytest.raises(SystemExit, match="2"):
+        load("rotary_lm").parse(["--weights", str(tmp_path / "model.npz")])
+    assert "--weights must be a file in a folder that is there, got" in capsys.readouterr().err
+
+
+def test_texts_as_long_as_sequences_are_refused(load: Any) -> None:
+    refuse_short = load("refusals").refuse_short
+    refuse_short(Path("a.txt"), {"words held out": 65}, 64)
+    with pytest.raises(SystemExit, match=r"--text must be longer for --length 64: a\.txt has 64 words held out"):
+        refuse_short(Path("a.txt"), {"words held out": 64}, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("char_lm", ""), ("char_lm", "word " * 200), ("rotary_lm", ""), ("rotary_lm", "word " * 2000)],
+    ids=["char_lm, none", "char_lm, little held out", "rotary_lm, none", "rotary_lm, little held out"],
+)
 def test_texts_that_are_too_short_are_refused(load: Any, name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text(text)
     short = ["--quick", "--text", str(tmp_path / "short.txt")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -99,11 +100,15 @@ def test_programs_and_temporaries_do_not_grow_with_the_length(name: str) -> None
 
 
 @pytest.mark.parametrize("name", ["positive", "trigonometric", "relu"])
-@pytest.mark.parametrize("shape", [(53,), (3, 8)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "most", "turns"),
+    [((53,), 6, (16,)), ((3, 8), 6, (8,)), ((53,), 2, (32, 16, 4)), ((2,), 0.5, (2,)), ((3, 5, 2), 4, (4, 2, 2))],
+    ids=str,
+)
 def test_kernels_in_turns_are_those_of_all_pairs_at_once(
-    name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    name: str, shape: tuple[int, ...], most: float, turns: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever is left over, in eager and compiled code, with derivatives of points and features."""
+    """Whatever is left over, in turns too, in eager and compiled code, with derivatives of points and features."""
     rng = np.random.default_rng(0)
     features = rfk.draw(name, DIM, 8, rng=0)
 
@@ -118,20 +123,22 @@ def test_kernels_in_turns_are_those_of_all_pairs_at_once(
         weights = rng.standard_normal(shape)
         once = jax.jit(lambda *given: gradient(*given))  # JAX keeps what it compiled of a function that it knows
         expected = run(*given), once(*given)
-        monkeypatch.setattr(estimates, "_TERMS_OF_JAX", 8 * 6)
+        monkeypatch.setattr(estimates, "_TERMS_OF_JAX", int(8 * most))
         seen = jax.make_jaxpr(run)(*given)
-        assert "length=16" in str(seen) if shape == (53,) else "length=8" in str(seen)
+        assert re.findall(r"length=(\d+)", str(seen)) == [str(n) for n in turns]
         for found in ((run(*given), jax.jit(gradient)(*given)), (jax.jit(run)(*given), gradient(*given))):
             jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12), found, expected)
 
 
 @pytest.mark.parametrize("name", ["positive", "relu"])
-def test_kernels_of_many_pairs_take_no_memory_for_all_their_terms(name: str) -> None:
-    features, pairs = rfk.draw(name, DIM, 256, rng=0), jax.ShapeDtypeStruct((200_000, DIM), jnp.float32)
+@pytest.mark.parametrize(("count", "of_pairs"), [(256, 200_000), (1 << 15, (1 << 16) - 1)])
+def test_kernels_of_many_pairs_take_no_memory_for_all_their_terms(name: str, count: int, of_pairs: int) -> None:
+    """Nor for those that are left over, which may be hundreds of pairs."""
+    features, pairs = rfk.draw(name, DIM, count, rng=0), jax.ShapeDtypeStruct((of_pairs, DIM), jnp.float32)
 
     def total(x: Any, y: Any) -> Any:
         return jnp.sum(rfk.log_kernel(x, y, features))
 
     for run in (total, jax.grad(total, (0, 1))):
         needed = xla.jit(run).lower(pairs, pairs).compile().memory_analysis().temp_size_in_bytes
-        assert needed < 4 * (8 * estimates._TERMS_OF_JAX + 4 * 2 * 200_000 * DIM)
+        assert needed < 4 * (8 * estimates._TERMS_OF_JAX + 4 * 2 * of_pairs * DIM)

@@ -165,9 +165,24 @@ def test_geometric_features_have_variances_without_cancellation(
     norm: float, near: float, opposed: bool, dim: int
 ) -> None:
     """About the best probability, 1 − |x_l y_l| of small products, where parts of the first order cancel."""
+    check_geometric_variance(norm, opposed, 1 / (1 + norm**2 * 2**near), dim)
+
+
+@pytest.mark.parametrize("opposed", [False, True])
+@pytest.mark.parametrize("norm", [0.0, 1e-3, 0.5, 0.69])
+@pytest.mark.parametrize("probability", [1e-300, 1e-16, 1e-8, 0.3, 0.5, 0.9, 1 - 1e-12])
+def test_geometric_features_of_small_probability_have_variances(probability: float, norm: float, opposed: bool) -> None:
+    """Where 1 − p has lost p."""
+    check_geometric_variance(norm, opposed, probability, 1)
+
+
+def test_geometric_features_have_variances_where_squares_of_terms_are_no_numbers() -> None:
+    check_geometric_variance(1e100, False, 0.9, 1)
+
+
+def check_geometric_variance(norm: float, opposed: bool, probability: float, dim: int) -> None:
     x = np.full(dim, norm)
     y = -x if opposed else x
-    probability = 1 / (1 + norm**2 * 2**near)
     features = materialized.draw_geometric(dim, 1, probability=probability, scale=1.0, rng=0)
     with mp.workdps(80):
         p, term = mp.mpf(float(features.parameter[0])), mp.mpf(norm * norm) * (-1 if opposed else 1)

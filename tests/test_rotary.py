@@ -251,6 +251,26 @@ def test_a_model_of_other_shapes_is_refused(load: Any, tmp_path: Path) -> None:
         example.read_weights(tmp_path / "model.npz", asked)
 
 
+def test_a_model_is_kept_and_not_trained_anew(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import jax
+    from rich.console import Console
+
+    example, model = load("rotary_lm"), load("rotary_model")
+    shape = model.Shape(64, layers=1, dim=8)
+    given, trained = example.parse(["--weights", str(tmp_path / "model.npz")]), []
+
+    def train(*_: Any, seed: int, **__: Any) -> Any:
+        trained.append(seed)
+        return model.initial(shape, 7)
+
+    monkeypatch.setattr(example, "train", train)
+    made, read = (jax.tree.leaves(example.load_or_train(given, np.zeros(0), shape, Console())) for _ in range(2))
+    assert trained == [0]
+    assert [file.name for file in tmp_path.iterdir()] == ["model.npz"]
+    for one, other in zip(made, read, strict=True):
+        np.testing.assert_array_equal(np.asarray(one, np.float16), other)
+
+
 def test_the_benchmark_compares_each_way_once(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLES.parent / "benchmarks")
     ways = load("causal_swap").ways_of(32, [8, 16], 64)

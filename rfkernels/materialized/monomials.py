@@ -215,8 +215,8 @@ def pair_log_moment(x: Any, y: Any, features: Monomials) -> Any:
 
     stop = 1 - features.parameter
     root = np.abs(terms) / np.sqrt(stop)
-    near = root < _NEAR
-    close = _near_moment(terms, stop, np.where(near, root, 0) ** 2)
+    near = (root < _NEAR) & (stop < 0.5)  # p is not known from 1 − p where it is small, and nothing cancels then
+    close = _near_moment(np.where(near, terms, 0), np.where(near, stop, 0.5), np.where(near, root, 0) ** 2)
     each = np.where(near, close, np.log(i0e(2 * root)) + 2 * (root - terms) - np.log(features.parameter))
     return np.maximum(np.sum(each, -1), 0.0)  # at least 0 but for rounding
 
