@@ -780,7 +780,7 @@ MUTANTS = [
     Mutant("catalog: groups that close up keep their rows", "catalog/layout.py", "    forget(store)\n    store.changes += 1\n    for group", "    store.changes += 1\n    for group", (INTERRUPTS, "-k", "one_by_one or leaves_what_was")),
     Mutant("catalog: locks are given back by whoever is interrupted", "catalog/facade.py", "        with self._lock:\n            store.remove(self._to_change(), ids)\n", "        self._lock.acquire()\n        store.remove(self._to_change(), ids)\n        self._lock.release()\n", (INTERRUPTS, "-k", "leaves_what_was and remove")),
     Mutant("kernels: on lines as elsewhere", "catalog/spheres.py", "xp.where(dim < LINE, xp.ones(ON_LINES, dtype), 0)", "xp.zeros(ON_LINES, dtype)", (RADIAL, "-k", "on_lines")),
-    Mutant("kernels: between distances on lines there is nothing", "catalog/spheres.py", "    squares = xp.maximum(xp.sqrt(squares) - nearer, 0) ** 2\n", "", (RADIAL, "-k", "on_lines")),
+    Mutant("kernels: between distances on lines there is nothing", "catalog/spheres.py", "    squares = xp.where(nearer > 0, xp.maximum(xp.sqrt(squares) - nearer, 0) ** 2, squares)\n", "", (RADIAL, "-k", "on_lines")),
     Mutant("catalog: changes broken off halfway are read", "catalog/changes.py", "    store.whole = False\n", "", (FAULTS, "-k", "halfway")),
     Mutant("catalog: rows are named before they are laid out", "catalog/layout.py", "    made = _laid_out(store, capacity, al", "    store.slots[store.slots >= 0] = 0\n    made = _laid_out(store, capacity, al", (FAULTS, "-k", "laid_out")),
     Mutant("catalog compiled: opened groups are drawn from too", "backends/numba/catalog_plans.py", "s.mass[j] = 0.0 if s.opened[j] else s.share[c]", "s.mass[j] = s.share[c]", (CATALOG_NUMBA, "-k", "as_specified")),
