@@ -16,7 +16,7 @@ import pytest
 from scipy.special import logsumexp
 
 import rfkernels as rfk
-from rfkernels.catalog import changes, engines, expectations, facade, invariants, layout, pilots, store
+from rfkernels.catalog import changes, copies, engines, expectations, facade, invariants, layout, pilots, store
 from rfkernels.catalog.records import Store
 
 DIM = 6
@@ -249,6 +249,20 @@ def test_of_two_that_group_anew_at_once_one_is_refused(monkeypatch: pytest.Monke
     with pytest.raises(RuntimeError, match="while it was grouped anew: it stays in the groups that it had"):
         catalog.regroup(cells=6)
     assert (len(catalog), len(catalog.table.means)) == (299, 5)
+
+
+def test_what_changes_before_new_groups_take_their_place_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog, leave = rfk.Catalog(data(300), cells=4), copies.Unchanged.__exit__
+
+    def beside(unchanged: Any, *given: Any) -> None:
+        leave(unchanged, *given)
+        monkeypatch.undo()
+        catalog.remove([7])
+
+    monkeypatch.setattr(copies.Unchanged, "__exit__", beside)
+    with pytest.raises(RuntimeError, match="while it was grouped anew: it stays in the groups that it had"):
+        catalog.regroup(cells=6)
+    assert (len(catalog), len(catalog.table.means)) == (299, 4)
 
 
 def test_who_asks_waits_for_a_change_that_is_under_way(tmp_path: Any) -> None:
