@@ -1,4 +1,4 @@
-"""What no better guess of groups could exceed: the speed if their sums were known beforehand, for nothing."""
+"""What a perfect guess of groups would give: the speed if their sums were known beforehand, for nothing."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ CHUNK = 25
 def bounds(settings: list[Setting]) -> Iterator[Line]:
     """Time, in the setting that takes most dot products, as many as suffice where sums of groups are known.
 
-    A plan guesses of each group the mean and the variance of its weights. The specification is given both as they are;
-    what is timed guesses them, and spends as many dot products.
+    A plan guesses of each group the mean and the variance of its weights, less what a control variate takes. The
+    specification is given both as they are, whatever that takes; what is timed guesses them, and spends as many dot
+    products.
     """
     (setting,) = (x for x in settings if x.name == HARDEST)
     catalog = setting.held.catalog()
